@@ -1,0 +1,126 @@
+"""Read a config: defaults < YAML (with `base:` inheritance) < key=value; unknown keys and wrong types are refused by name."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from cola_train.config.settings import UserError, nearest
+
+T = TypeVar("T")
+
+
+def load_config(config_class: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
+    """Build `config_class` from its defaults, then the YAML file at `path`, then `key.sub=value` overrides.
+
+    Raises:
+        UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing required value,
+            or whatever the config's own validation refuses.
+    """
+    layers = [] if path is None else [(str(path), values) for values in [_read_with_bases(path, ())]]
+    layers += [(f"the override '{text}'", _parse_override(text)) for text in overrides]
+    config = OmegaConf.structured(config_class)
+    OmegaConf.set_readonly(config, False)
+    for origin, values in layers:
+        _refuse_unknown_keys(values, config_class, origin, prefix="")
+        config = _merge(config, values, origin)
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise UserError(f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the YAML file.")
+    try:
+        return OmegaConf.to_object(config)  # type: ignore[return-value]  # omegaconf types it as a container
+    except Exception as error:  # omegaconf re-raises what a __post_init__ raised, with lines of its own added
+        raise UserError(_first_line(error)) from error
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config as YAML, as saved beside a run; `load_config` reads it back to an equal object."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Every setting of a config class as (dotted key, field), sections flattened, in declaration order."""
+    for field in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(field.type):
+            yield from leaves(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]  # a class, checked above
+        else:
+            yield prefix + field.name, field
+
+
+def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
+    resolved = path.resolve()
+    if resolved in chain:
+        raise UserError(f"Config inheritance goes in a circle: {' -> '.join(str(p) for p in (*chain, resolved))}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        hint = nearest(path.name, near) if near else f"the folder {path.parent} has no .yaml file"
+        raise UserError(f"There is no config file {path}; {hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give a .yaml config file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    # OmegaConf's loader reads 1e-4 as a number, which plain YAML 1.1 does not.
+    values = OmegaConf.to_container(OmegaConf.load(path)) if isinstance(values, Mapping) else values
+    if values is None:
+        values = {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold keys and values at the top level, not a {type(values).__name__}.")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: `base` must be the name of another YAML file, not {base!r}.")
+    return _deep_update(_read_with_bases(path.parent / base, (*chain, resolved)), values)
+
+
+def _deep_update(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
+        merged[key] = _deep_update(merged[key], value) if both else value
+    return merged
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"'{text}' is not an override; write key=value, for example trainer.max_steps=100.")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))  # type: ignore[return-value]  # a dict
+    except Exception as error:  # omegaconf lets several parsers' errors through here
+        raise UserError(f"The override '{text}' cannot be read: {_first_line(error)}") from error
+
+
+def _refuse_unknown_keys(values: Mapping[str, Any], config_class: type, origin: str, prefix: str) -> None:
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    for key, value in values.items():
+        if key not in fields:
+            everything = [prefix + name for name in fields]
+            raise UserError(f"Unknown config key '{prefix}{key}' in {origin}; {nearest(f'{prefix}{key}', everything)}")
+        inner = fields[key].type
+        if dataclasses.is_dataclass(inner):
+            if not isinstance(value, Mapping):
+                raise UserError(f"Config key '{prefix}{key}' in {origin} is a section of keys, not the value {value!r}.")
+            _refuse_unknown_keys(value, inner, origin, f"{prefix}{key}.")  # type: ignore[arg-type]  # a class
+
+
+def _merge(config: Any, values: Mapping[str, Any], origin: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(config, values)  # type: ignore[return-value]  # merging into a DictConfig gives one
+    except ConfigKeyError as error:
+        raise UserError(f"{origin}: {_first_line(error)}") from error
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"Config key '{key}' in {origin} has a value it cannot take: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,39 @@
+"""What a setting is: a frozen dataclass field with one sentence that gives its meaning and unit."""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+    """Something the user gave is wrong. The command line prints the message alone, without a traceback.
+
+    The message names the rule, the value that was given, what is allowed and the next step.
+    """
+
+
+def setting(default: Any = dataclasses.MISSING, *, help: str) -> Any:
+    """A dataclass field of a config; `help` is one sentence shown by `--help` and in docs/config.md."""
+    if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
+        value = default
+        return dataclasses.field(default_factory=lambda: value, metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def section(config_class: type, *, help: str) -> Any:
+    """A nested config, built from its own defaults."""
+    return dataclasses.field(default_factory=config_class, metadata={"help": help})
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of an error message about an unknown name: the closest allowed one, or all of them."""
+    names = sorted(allowed)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(names)}"
+
+
+def require(condition: bool, message: str) -> None:
+    """Refuse a user's value with one clear message."""
+    if not condition:
+        raise UserError(message)

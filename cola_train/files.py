@@ -1,0 +1,86 @@
+"""Writing so that a crash leaves the old thing or the new one, never half of one. Nothing existing is overwritten unasked."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cola_train.config.settings import UserError
+
+
+def sync(path: Path) -> None:
+    """Make a file or a folder's entries durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Put `content` at `path` in one step, replacing what was there."""
+    data = content.encode() if isinstance(content, str) else content
+    with _clear_os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `final` to fill; it takes `final`'s name when the block succeeds, and vanishes if it fails.
+
+    Raises:
+        UserError: `final` exists and `replace` is False; or the disk refuses (full, read-only).
+    """
+    if not replace and final.exists():
+        raise UserError(f"{final} exists and is not overwritten; choose another name or remove it yourself.")
+    with _clear_os_errors(final):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        working = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+        try:
+            yield working
+            working.chmod(0o755)
+            for path in sorted(working.rglob("*")):
+                sync(path)
+            sync(working)
+            _swap_in(working, final)
+            sync(final.parent)
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
+
+
+def _swap_in(working: Path, final: Path) -> None:
+    if not final.exists():
+        working.rename(final)
+        return
+    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
+    final.rename(old / "content")
+    try:
+        working.rename(final)
+    except BaseException:
+        (old / "content").rename(final)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _clear_os_errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose another place.") from error

@@ -1,0 +1,170 @@
+"""The Text VAE: tokens -> posterior over latents -> token logits. Parameter names and arithmetic are the released format's."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cola_train.config.models import TextVAEConfig
+from cola_train.models.attention import Attention, KVCache, RowAttention
+from cola_train.models.layers import Rotation, rotary_frequencies, rotate_half, rotation
+from cola_train.models.masks import clean_places, document_positions
+from cola_train.models.posterior import LOG_VARIANCE_RANGE, Posterior
+
+
+class TextVAEBlock(nn.Module):
+    """A transformer block with the released residual arrangement: x = norm_attn(x) + a; x = x + norm_ffn(ffn(x))."""
+
+    def __init__(self, config: TextVAEConfig) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.layer_norm_eps
+        self.config = config
+        self.norm_attn = nn.LayerNorm(dim, eps=eps, elementwise_affine=config.layer_norm_affine)
+        self.norm_ffn = nn.LayerNorm(dim, eps=eps)
+        self.qkv_proj = nn.Linear(dim, 3 * dim, bias=config.qk_bias)
+        if config.qk_norm:
+            self.q_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=config.qk_norm_affine)
+            self.k_norm = nn.LayerNorm(dim, eps=eps, elementwise_affine=config.qk_norm_affine)
+        self.attn_out_proj = nn.Linear(dim, dim, bias=config.bias)
+        self.ffn_proj = nn.Linear(dim, config.ffn_dim, bias=config.bias)
+        self.ffn_out = nn.Linear(config.ffn_dim // 2, dim, bias=config.bias)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: Attention, layer: int
+    ) -> Float[Tensor, "batch seq dim"]:
+        """One block; `turn` rotates q and k, `attention` says what `layer` attends over."""
+        if self.config.post_norm:
+            # The first norm is on the residual stream itself, not on what the attention reads or gives: a released quirk.
+            x = self.norm_attn(x) + self._attend(x, turn, attention, layer)
+            return x + self.norm_ffn(self._feed_forward(x))
+        x = x + self._attend(self.norm_attn(x), turn, attention, layer)
+        return x + self._feed_forward(self.norm_ffn(x))
+
+    def _attend(self, x: Tensor, turn: Rotation, attention: Attention, layer: int) -> Tensor:
+        qkv = self.qkv_proj(x)
+        if self.config.clip_qkv is not None:
+            qkv = qkv.clamp(-self.config.clip_qkv, self.config.clip_qkv)
+        q, k, v = qkv.chunk(3, dim=-1)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
+        q, k = rotate_half(q, turn).to(v.dtype), rotate_half(k, turn).to(v.dtype)
+        return self.attn_out_proj(attention(layer, q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        value, gate = self.ffn_proj(x).chunk(2, dim=-1)
+        return self.ffn_out(F.silu(gate) * value)  # type: ignore[no-any-return]
+
+
+class TextVAEEncoder(nn.Module):
+    """q_phi: tokens -> diagonal Gaussian per latent, in the DiT's normalised latent space."""
+
+    def __init__(self, config: TextVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size + 1, config.dim)
+        self.patch_embedder = nn.Conv1d(config.dim, config.dim, kernel_size=config.patch_size, stride=config.patch_size)
+        self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.encoder_num_blocks))
+        self.final_layer = nn.Linear(config.dim, 2 * config.latent_dim, bias=config.bias)
+
+    def forward(self, tokens: Int[Tensor, "batch seq"], document: Int[Tensor, "batch latents"] | None = None) -> Posterior:
+        """Encode rows whose length is a multiple of patch_size; `document` (of each latent) keeps documents apart."""
+        config = self.config
+        x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
+        turn, attention = _row_context(config, x, document)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, turn, attention, layer)
+        mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
+        mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
+        logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
+        return Posterior(
+            (mean - config.shifting_factor) * config.scaling_factor, logvar + 2 * math.log(abs(config.scaling_factor))
+        )
+
+
+class TextVAEDecoder(nn.Module):
+    """p_theta: normalised latents -> hidden states per token (`forward`) -> logits (`head`)."""
+
+    def __init__(self, config: TextVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.in_layer = nn.Linear(config.latent_dim, config.dim, bias=config.bias)
+        self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.decoder_num_blocks))
+        self.unpatch_layer = nn.Linear(config.dim, config.patch_size * config.dim)
+        self.final_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
+        self.final_layer = nn.Linear(config.dim, config.vocab_size, bias=config.bias)
+
+    def forward(
+        self,
+        z_0: Float[Tensor, "batch latents channels"],
+        document: Int[Tensor, "batch latents"] | None = None,
+        positions: Int[Tensor, "#batch latents"] | None = None,
+        attention: Attention | None = None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Hidden states before the vocabulary head, patch_size per latent.
+
+        `positions` and `attention` are given together, by a sampler that decodes block by block over a cache.
+        """
+        config = self.config
+        x = self.in_layer(z_0 / config.scaling_factor + config.shifting_factor)
+        if attention is None:
+            turn, attention = _row_context(config, x, document)
+        else:
+            assert positions is not None
+            turn = _rotation(config, positions)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, turn, attention, layer)
+        # The patch index runs fastest in the unpatched width.
+        x = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size)).transpose(2, 3).flatten(1, 2)
+        return self.final_norm(x)  # type: ignore[no-any-return]
+
+    def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
+        """Logits of hidden states."""
+        return self.final_layer(hidden)  # type: ignore[no-any-return]
+
+
+class TextVAE(nn.Module):
+    """Encoder and decoder. Latents outside this module are always the normalised ones."""
+
+    def __init__(self, config: TextVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = TextVAEEncoder(config)
+        self.decoder = TextVAEDecoder(config)
+
+    @property
+    def mask_token_id(self) -> int:
+        """The [mask] id of the BERT loss: the embedding's extra row."""
+        return self.config.vocab_size
+
+    def encode(self, tokens: Int[Tensor, "batch seq"], document: Int[Tensor, "batch latents"] | None = None) -> Posterior:
+        """q_phi(z0 | x)."""
+        return self.encoder(tokens, document)  # type: ignore[no-any-return]
+
+    def decode(
+        self, z_0: Float[Tensor, "batch latents channels"], document: Int[Tensor, "batch latents"] | None = None
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """Logits of p_theta(x | z0), all positions in parallel."""
+        return self.decoder.head(self.decoder(z_0, document))
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for decoding `capacity` latents a row block by block."""
+        weight = self.decoder.in_layer.weight
+        head_dim = self.config.dim // self.config.num_heads
+        layers = self.config.decoder_num_blocks
+        return KVCache(layers, batch, capacity, self.config.num_heads, head_dim, weight.device, weight.dtype)
+
+
+def _rotation(config: TextVAEConfig, positions: Int[Tensor, "#batch seq"]) -> Rotation:
+    frequencies = rotary_frequencies(config.dim // config.num_heads, config.rope_theta).to(positions.device)
+    return rotation(positions, frequencies)
+
+
+def _row_context(config: TextVAEConfig, x: Tensor, document: Tensor | None) -> tuple[Rotation, RowAttention]:
+    seq = x.shape[1]
+    positions = torch.arange(seq, device=x.device)[None] if document is None else document_positions(document)
+    if config.block_size == 1 and document is None:
+        return _rotation(config, positions), RowAttention(None)
+    return _rotation(config, positions), RowAttention.from_places(clean_places(seq, config.block_size, document, x.device))

@@ -1,0 +1,45 @@
+"""Stage 1, Text VAE pretraining: L = reconstruction + beta KL(q || N(0, I)) + lambda_mask L_mask (method, section 2)."""
+
+from torch import Tensor, nn
+
+from cola_train.config.objectives import Stage1Config
+from cola_train.data.datamodule import Batch
+from cola_train.models.text_vae import TextVAE
+from cola_train.objectives.losses import Counts, Losses, latent_mask, per, vae_counts, vae_pass
+
+
+class Stage1Objective(nn.Module):
+    """From a batch to its share of the step's losses; holds the VAE it trains."""
+
+    def __init__(self, vae: TextVAE, config: Stage1Config, seed: int) -> None:
+        super().__init__()
+        self.vae, self.config, self.seed = vae, config, seed
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """What this batch adds to each mean's denominator; the caller adds over micro-batches and processes."""
+        config = self.config
+        return vae_counts(batch, self.vae.config.patch_size, config.mask_ratio, config.mask_weight, self.seed)
+
+    def forward(self, batch: Batch, counts: Counts) -> Losses:
+        """The losses of `batch`, each a sum over it divided by the step's `counts`.
+
+        Terms: reconstruction (nats per token), kl (nats per token: summed over channels, divided by real tokens), mask (nats per
+        masked token), reconstruction accuracy (share), and the two moments of the VAE logSNR.
+        """
+        config = self.config
+        out = vae_pass(
+            self.vae,
+            batch,
+            counts,
+            seed=self.seed,
+            mask_ratio=config.mask_ratio,
+            mask_weight=config.mask_weight,
+            fixed_log_snr=config.fixed_log_snr,
+            mask_documents=config.mask_documents,
+        )
+        real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
+        kl = per((out.posterior.kl_to_standard_normal() * real).sum(), counts, "tokens")
+        total = out.reconstruction + config.kl_weight * kl
+        if out.mask is not None:
+            total = total + config.mask_weight * out.mask
+        return Losses(total, {**out.terms, "kl_nats_per_token": kl.detach()})

@@ -1,0 +1,40 @@
+"""From logits to token ids: repetition penalty, then greedy, or temperature, top-k and top-p with addressed draws."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cola_train.config.sampling import SamplerConfig
+
+
+def penalise_repetition(
+    logits: Float[Tensor, "batch seq vocab"], seen: Bool[Tensor, "batch vocab"], penalty: float
+) -> Float[Tensor, "batch seq vocab"]:
+    """Logits of `seen` ids: above 0 divided by the penalty, below 0 multiplied (method, section 6.3)."""
+    if penalty == 1.0:
+        return logits
+    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen[:, None, :], penalised, logits)
+
+
+def choose_tokens(
+    logits: Float[Tensor, "batch seq vocab"], config: SamplerConfig, draws: Float[Tensor, "batch seq"] | None
+) -> Int[Tensor, "batch seq"]:
+    """One id per position. Temperature 0 takes the likeliest; else `draws`, uniform in [0, 1), pick by inverse CDF.
+
+    top_k keeps the k likeliest; top_p then keeps the smallest set of likeliest ids whose probabilities, renormalised after
+    top_k, reach it.
+    """
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    assert draws is not None
+    k = min(config.top_k or logits.shape[-1], logits.shape[-1])
+    top = (logits.double() / config.temperature).topk(k, dim=-1)
+    probabilities = top.values.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities
+    # The likeliest id always stays: nothing comes before it.
+    kept = torch.where(before < config.top_p, probabilities, 0.0)
+    cumulative = kept.cumsum(-1)
+    target = draws.double()[..., None] * cumulative[..., -1:]
+    rank = torch.searchsorted(cumulative, target, right=True).clamp(max=k - 1)
+    return top.indices.gather(-1, rank).squeeze(-1)
