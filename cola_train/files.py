@@ -83,4 +83,6 @@ def _clear_os_errors(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UserError(f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose another place.") from error
+        raise UserError(
+            f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose another place."
+        ) from error

@@ -29,9 +29,7 @@ def schedule(num_steps: int) -> list[float]:
     return [1 - step / num_steps for step in range(num_steps + 1)]
 
 
-def euler_step(
-    z_t: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], t: float, t_next: float
-) -> Float[Tensor, "*shape"]:
+def euler_step(z_t: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], t: float, t_next: float) -> Float[Tensor, "*shape"]:
     """One Euler step from t to t_next < t."""
     return z_t - (t - t_next) * velocity
 
@@ -43,7 +41,7 @@ def guide(
     return unconditional + scale * (conditional - unconditional)
 
 
-def mean_variance_bound(variance: Float[Tensor, "channels"], t: Float[Tensor, "draws"]) -> float:
+def mean_variance_bound(variance: Float[Tensor, " channels"], t: Float[Tensor, " draws"]) -> float:
     """The flow-matching loss of the best predictor that knows only each channel's mean and variance s^2.
 
     For independent z_0 of variance s^2 and z_1 of variance 1, the best linear prediction of u = z_1 - z_0 from z_t leaves
@@ -52,4 +50,3 @@ def mean_variance_bound(variance: Float[Tensor, "channels"], t: Float[Tensor, "d
     """
     s2, t = variance.double()[None, :], t.double()[:, None]
     return float((s2 / ((1 - t) ** 2 * s2 + t**2)).mean())
-

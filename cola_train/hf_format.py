@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -41,7 +41,7 @@ class Checkpoint:
         return seq_len if isinstance(seq_len, int) else None
 
     @classmethod
-    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> Self:
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Checkpoint":
         """Read a folder in the released layout, ours or the released one; a run folder stands for its `hf` export.
 
         Raises:
@@ -72,9 +72,7 @@ class Checkpoint:
         """Write the released layout, atomically; `replace` allows an existing folder to be swapped for the new one."""
         dit = None if self.dit is None else (self.dit.config, self.dit.state_dict())
         vae = (self.vae.config, self.vae.state_dict())
-        write_checkpoint(
-            Path(folder), vae, dit, self.tokenizer, self.training, replace=replace, max_shard_bytes=max_shard_bytes
-        )
+        write_checkpoint(Path(folder), vae, dit, self.tokenizer, self.training, replace=replace, max_shard_bytes=max_shard_bytes)
 
 
 def find_root(folder: str | Path) -> Path:
@@ -100,18 +98,28 @@ def read_dit_config(root: Path) -> DiTConfig:
     return DiTConfig.from_json(*_read_json(_network_folder(root, _DIT_FOLDER) / "config.json"))
 
 
+def check_vae_fits(folder: str | Path, config: TextVAEConfig) -> None:
+    """Refuse a checkpoint whose VAE has another configuration than `config`."""
+    root = find_root(folder)
+    _same_config(read_vae_config(root), config, root, "vae")
+
+
+def check_dit_fits(folder: str | Path, config: DiTConfig) -> None:
+    """Refuse a checkpoint whose DiT is absent or has another configuration than `config`."""
+    root = find_root(folder)
+    _same_config(read_dit_config(root), config, root, "dit")
+
+
 def load_vae(folder: str | Path, vae: TextVAE) -> None:
     """Fill `vae` from a checkpoint, refusing one of another configuration."""
-    root = find_root(folder)
-    _same_config(read_vae_config(root), vae.config, root, "vae")
-    _load_weights(vae, _network_folder(root, _VAE_FOLDER))
+    check_vae_fits(folder, vae.config)
+    _load_weights(vae, _network_folder(find_root(folder), _VAE_FOLDER))
 
 
 def load_dit(folder: str | Path, dit: BlockCausalDiT) -> None:
     """Fill `dit` from a checkpoint, refusing one of another configuration."""
-    root = find_root(folder)
-    _same_config(read_dit_config(root), dit.config, root, "dit")
-    _load_weights(dit, _network_folder(root, _DIT_FOLDER))
+    check_dit_fits(folder, dit.config)
+    _load_weights(dit, _network_folder(find_root(folder), _DIT_FOLDER))
 
 
 def write_checkpoint(
@@ -151,7 +159,7 @@ def _write_network(
     if len(shards) == 1:
         save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
@@ -201,7 +209,9 @@ def _same_config(given: TextVAEConfig | DiTConfig, wanted: TextVAEConfig | DiTCo
     differing = [name for name in ours if ours[name] != theirs[name] and not name.startswith("init_")]
     if differing:
         listed = ", ".join(f"{section}.{name}: checkpoint {theirs[name]!r}, config {ours[name]!r}" for name in differing)
-        raise UserError(f"The checkpoint {root} does not fit this run's config ({listed}). Set the config's values to the checkpoint's.")
+        raise UserError(
+            f"The checkpoint {root} does not fit this run's config ({listed}). Set the config's values to the checkpoint's."
+        )
 
 
 def _load_weights(network: nn.Module, folder: Path) -> None:
@@ -233,7 +243,9 @@ def _weight_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder} has neither {_SINGLE} nor {_INDEX}; the checkpoint is incomplete, copy or export it again.")
     index, origin = _read_json(folder / _INDEX)
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) and Path(name).name == name for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
         raise UserError(f"{origin} has no usable weight_map; copy or export the checkpoint again.")
     files = [folder / name for name in sorted(set(weight_map.values()))]
     for path in files:

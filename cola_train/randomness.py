@@ -36,7 +36,7 @@ class Purpose(enum.IntEnum):
 
 
 def uniform(
-    seed: int, purpose: Purpose, sample_index: Int[Tensor, "batch"], count: int, start: int = 0
+    seed: int, purpose: Purpose, sample_index: Int[Tensor, " batch"], count: int, start: int = 0
 ) -> Float[Tensor, "batch count"]:
     """`count` float32 draws in [0, 1) for each sample, on `sample_index`'s device; `start` skips that many (a multiple of 4)."""
     bits = _bits(seed, purpose, sample_index, -(-count // 4), start)
@@ -45,7 +45,7 @@ def uniform(
 
 
 def normal(
-    seed: int, purpose: Purpose, sample_index: Int[Tensor, "batch"], count: int, start: int = 0
+    seed: int, purpose: Purpose, sample_index: Int[Tensor, " batch"], count: int, start: int = 0
 ) -> Float[Tensor, "batch count"]:
     """`count` float32 draws from N(0, 1) for each sample (Box-Muller); `start` as in `uniform`."""
     bits = _bits(seed, purpose, sample_index, -(-count // 4), start).double()

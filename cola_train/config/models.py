@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from cola_train.config.settings import UserError, nearest, require, setting
+
+Network = TypeVar("Network", bound="_NetworkConfig")
 
 # Written by the libraries that saved a checkpoint, of no consequence to the arithmetic.
 _IGNORED_JSON_FIELDS = frozenset({"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"})
@@ -15,7 +17,7 @@ class _NetworkConfig:
     """What both configs share: reading and writing config.json."""
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any], origin: str) -> Self:
+    def from_json(cls: type[Network], fields: Mapping[str, Any], origin: str) -> Network:
         """Build from a config.json's fields; absent ones take the format's defaults."""
         known = {field.name: field for field in dataclasses.fields(cls)}
         given = {name: value for name, value in fields.items() if name not in _IGNORED_JSON_FIELDS}
@@ -82,7 +84,7 @@ class TextVAEConfig(_NetworkConfig):
             value = getattr(self, name)
             require(value >= 1, f"TextVAEConfig.{name} must be at least 1, not {value}.")
         require(self.dim % (2 * self.num_heads) == 0,
-                f"TextVAEConfig.dim ({self.dim}) must be a multiple of 2 x num_heads ({self.num_heads}), for rotary pairs.")  # fmt: skip
+                f"TextVAEConfig.dim ({self.dim}) must be a multiple of 2 x num_heads ({self.num_heads}) for RoPE.")  # fmt: skip
         require(self.ffn_dim % 2 == 0, f"TextVAEConfig.ffn_dim must be even (gate and value), not {self.ffn_dim}.")
         require(self.scaling_factor != 0, "TextVAEConfig.scaling_factor must not be 0.")
         self._supports("shared_heads_kv", 1, "the released code cannot run grouped keys")

@@ -45,7 +45,7 @@ class VAEStrategyConfig:
     def __post_init__(self) -> None:
         _positive_or_zero(self, "learning_rate_factor")
         require(self.joint_steps >= 1 and self.frozen_steps >= 1,
-                f"interval needs joint_steps and frozen_steps of at least 1, not {self.joint_steps} and {self.frozen_steps}.")  # fmt: skip
+                f"joint_steps and frozen_steps must be at least 1, not {self.joint_steps} and {self.frozen_steps}.")  # fmt: skip
 
     def trains_vae(self, step: int) -> bool:
         """Whether the VAE takes part in optimizer step `step`, counted from 0."""

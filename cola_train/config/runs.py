@@ -26,7 +26,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         require(0 <= self.warmup_steps < self.decay_steps,
-                f"optim.warmup_steps ({self.warmup_steps}) must be 0 or more and below decay_steps ({self.decay_steps}).")  # fmt: skip
+                f"optim.warmup_steps ({self.warmup_steps}) must be in 0..decay_steps - 1 ({self.decay_steps}).")  # fmt: skip
         require(self.learning_rate > 0, f"optim.learning_rate must be above 0, not {self.learning_rate}.")
         require(self.gradient_clip > 0, f"optim.gradient_clip must be above 0, not {self.gradient_clip}.")
         require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
@@ -48,7 +48,7 @@ class TrainerConfig:
     log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
     checkpoint_every_steps: int = setting(1000, help="Steps between checkpoints; the last step always makes one.")
     keep_checkpoints: int = setting(3, help="Checkpoints kept, the newest.")
-    sample_every_steps: int = setting(0, help="Stage 2: steps between sample texts; 0 samples at the end only.")
+    sample_every_steps: int = setting(0, help="Stage 2: steps between sample texts, written to the run folder; 0 is never.")
     sample_prompts: list[str] = setting([""], help="Stage 2: prompts of the sample texts; empty generates from nothing.")
 
     def __post_init__(self) -> None:
@@ -100,6 +100,7 @@ class RunConfig:
 class VAERunConfig(RunConfig):
     """`cola-train vae`: stage 1."""
 
+    stage: Literal["vae"] = setting("vae", help="Which stage a saved config is of.")
     objective: Stage1Config = section(Stage1Config, help="Stage 1's losses.")
 
     def __post_init__(self) -> None:
@@ -112,6 +113,7 @@ class VAERunConfig(RunConfig):
 class JointRunConfig(RunConfig):
     """`cola-train joint`: stage 2."""
 
+    stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
     dit: DiTConfig = section(DiTConfig, help="The DiT.")
     objective: Stage2Config = section(Stage2Config, help="Stage 2's losses.")
     init_vae_from: str | None = setting(None, help="Checkpoint folder whose VAE to start from; null starts from scratch.")

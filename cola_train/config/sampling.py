@@ -15,12 +15,16 @@ class SamplerConfig:
     temperature: float = setting(0.0, help="Softmax temperature of token choice; 0 takes the likeliest.")
     top_k: int = setting(50, help="Choose among this many likeliest tokens; 0 is off.")
     top_p: float = setting(0.9, help="Choose among the likeliest tokens whose probabilities reach this; 1 is off.")
-    repetition_penalty: float = setting(1.1, help="Divides positive and multiplies negative logits of earlier blocks' ids; 1 is off.")
+    repetition_penalty: float = setting(
+        1.1, help="Divides positive and multiplies negative logits of earlier blocks' ids; 1 is off."
+    )
     eos_token_ids: tuple[int, ...] | None = setting(None, help="Ids that end the text; null takes the tokenizer's eos and im_end.")
     pad_token_id: int | None = setting(None, help="Id that fills the prompt's last block; null takes the tokenizer's.")
     seed: int = setting(0, help="Seed of the initial noise and of token draws.")
     batch_size: int = setting(32, help="Prompts that are generated together.")
-    released_rounding: bool = setting(False, help="Round times and latents to bf16 on their way into the DiT, as the released code does.")
+    released_rounding: bool = setting(
+        False, help="Round times and latents to bf16 on their way into the DiT, as the released code does."
+    )
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "max_new_tokens", "batch_size"):

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 from cola_train.models.masks import Places, visible_set_mask
 
 
+@runtime_checkable
 class Attention(Protocol):
     """Softmax attention of layer `layer` with scale 1/sqrt(head_dim); q, k already normed and rotated."""
 

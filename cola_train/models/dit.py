@@ -24,7 +24,7 @@ class Times:
     The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per distinct time.
     """
 
-    distinct: Float[Tensor, "times"]
+    distinct: Float[Tensor, " times"]
     index: Int[Tensor, "batch seq"]
 
     def gather(self, per_time: Float[Tensor, "times width"]) -> Float[Tensor, "batch seq width"]:
@@ -68,7 +68,7 @@ class DiTAttention(nn.Module):
         q, k, v = self.proj_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         q = rotate_interleaved(self.norm_q(q), turn).to(v.dtype)
         k = rotate_interleaved(self.norm_k(k), turn).to(v.dtype)
-        return self.proj_out(attention(layer, q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.proj_out(attention(layer, q, k, v).transpose(1, 2).flatten(2))
 
 
 class DiTMLP(nn.Module):
@@ -82,7 +82,7 @@ class DiTMLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
         """Position-wise."""
-        return self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
 
 
 def _ada(dim: int, width: int) -> nn.Sequential:
@@ -151,9 +151,9 @@ class _TimeEmbedding(nn.Module):
         self.proj_hid = nn.Linear(config.txt_dim, config.txt_dim)
         self.proj_out = nn.Linear(config.txt_dim, config.emb_dim)
 
-    def forward(self, t: Float[Tensor, "times"]) -> Float[Tensor, "times dim"]:
+    def forward(self, t: Float[Tensor, " times"]) -> Float[Tensor, "times dim"]:
         x = sinusoidal_time(DIT_TIME_SCALE * t, _TIME_FREQUENCIES)
-        return self.proj_out(F.silu(self.proj_hid(F.silu(self.proj_in(x)))))  # type: ignore[no-any-return]
+        return self.proj_out(F.silu(self.proj_hid(F.silu(self.proj_in(x)))))
 
 
 class _OutModulation(nn.Module):
@@ -196,7 +196,7 @@ class BlockCausalDiT(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, embedding, times, turn, attention, layer)
         x = _modulate(self.txt_out_norm(x), self.txt_out_ada.out_in(embedding), times)
-        return self.txt_out.proj(x).float()  # type: ignore[no-any-return]
+        return self.txt_out.proj(x).float()
 
     def velocity(
         self,

@@ -9,12 +9,12 @@ from torch import Tensor
 Rotation = tuple[Float[Tensor, "#batch seq half"], Float[Tensor, "#batch seq half"]]
 
 
-def rotary_frequencies(dim: int, base: float) -> Float[Tensor, "half"]:
+def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:
     """base^(-2i/dim) for i < dim/2, radians per position."""
     return base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def rotation(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, "half"]) -> Rotation:
+def rotation(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]) -> Rotation:
     """Cosine and sine of position times frequency, once for all layers."""
     angle = positions[..., None].float() * frequencies.float()
     return angle.cos(), angle.sin()
@@ -37,7 +37,7 @@ def rotate_interleaved(x: Float[Tensor, "batch heads seq dim"], turn: Rotation) 
     return torch.cat([turned, rest], dim=-1)
 
 
-def sinusoidal_time(t: Float[Tensor, "times"], num_frequencies: int = 128) -> Float[Tensor, "times embedding"]:
+def sinusoidal_time(t: Float[Tensor, " times"], num_frequencies: int = 128) -> Float[Tensor, "times embedding"]:
     """[sin(t w), cos(t w)] with w_i = exp(-ln(10000) i / num_frequencies); t in [0, 1000], embedding = 2 x num_frequencies."""
     steps = torch.arange(num_frequencies, dtype=torch.float32, device=t.device)
     angle = t.float()[:, None] * torch.exp(-math.log(10000.0) / num_frequencies * steps)

@@ -51,11 +51,11 @@ class TextVAEBlock(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
         q, k = rotate_half(q, turn).to(v.dtype), rotate_half(k, turn).to(v.dtype)
-        return self.attn_out_proj(attention(layer, q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.attn_out_proj(attention(layer, q, k, v).transpose(1, 2).flatten(2))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         value, gate = self.ffn_proj(x).chunk(2, dim=-1)
-        return self.ffn_out(F.silu(gate) * value)  # type: ignore[no-any-return]
+        return self.ffn_out(F.silu(gate) * value)
 
 
 class TextVAEEncoder(nn.Module):
@@ -79,9 +79,7 @@ class TextVAEEncoder(nn.Module):
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
-        return Posterior(
-            (mean - config.shifting_factor) * config.scaling_factor, logvar + 2 * math.log(abs(config.scaling_factor))
-        )
+        return Posterior((mean - config.shifting_factor) * config.scaling_factor, logvar + 2 * math.log(abs(config.scaling_factor)))
 
 
 class TextVAEDecoder(nn.Module):
@@ -118,11 +116,11 @@ class TextVAEDecoder(nn.Module):
             x = block(x, turn, attention, layer)
         # The patch index runs fastest in the unpatched width.
         x = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size)).transpose(2, 3).flatten(1, 2)
-        return self.final_norm(x)  # type: ignore[no-any-return]
+        return self.final_norm(x)
 
     def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
         """Logits of hidden states."""
-        return self.final_layer(hidden)  # type: ignore[no-any-return]
+        return self.final_layer(hidden)
 
 
 class TextVAE(nn.Module):
@@ -141,7 +139,7 @@ class TextVAE(nn.Module):
 
     def encode(self, tokens: Int[Tensor, "batch seq"], document: Int[Tensor, "batch latents"] | None = None) -> Posterior:
         """q_phi(z0 | x)."""
-        return self.encoder(tokens, document)  # type: ignore[no-any-return]
+        return self.encoder(tokens, document)
 
     def decode(
         self, z_0: Float[Tensor, "batch latents channels"], document: Int[Tensor, "batch latents"] | None = None

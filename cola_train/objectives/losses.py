@@ -21,24 +21,51 @@ from cola_train.randomness import Purpose, normal, uniform
 Counts = Mapping[str, Tensor]
 
 
+# The count that each figure is a mean over.
+DENOMINATORS = {
+    "reconstruction_nats_per_token": "tokens",
+    "reconstruction_accuracy": "tokens",
+    "mask_nats_per_masked_token": "masked_tokens",
+    "kl_nats_per_token": "tokens",
+    "negative_entropy_nats_per_token": "tokens",
+    "reference_kl_nats_per_token": "tokens",
+    "flow_mse": "flow_latents",
+    "posterior_mean_square": "latents",
+    "posterior_variance": "latents",
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Losses:
-    """The weighted total to minimise, and every term and metric by name (unweighted, detached; the name ends in its unit)."""
+    """The terms to minimise, by names that end in their unit, with their weights; and metrics, without gradient."""
 
-    total: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
+    weights: dict[str, float]
+    metrics: dict[str, Float[Tensor, ""]]
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """The weighted sum, to minimise."""
+        return torch.stack([self.weights[name] * value for name, value in self.terms.items()]).sum()
+
+    def figures(self) -> dict[str, Float[Tensor, ""]]:
+        """Terms and metrics, detached."""
+        return {name: value.detach() for name, value in (self.terms | self.metrics).items()}
 
 
-def derived_metrics(terms: Mapping[str, float]) -> dict[str, float]:
-    """Metrics that are not sums, from a step's added-up terms: the VAE logSNR log(mean(mu^2) / mean(sigma^2))."""
-    if "posterior_mean_square" not in terms:
-        return {}
-    return {"vae_log_snr": math.log(max(terms["posterior_mean_square"], 1e-30) / max(terms["posterior_variance"], 1e-30))}
+def summarise(figures: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    """A step's added-up figures with what follows from them: the total loss, and the VAE logSNR log(mean(mu^2) / mean(sigma^2))."""
+    loss = sum(weights[name] * figures[name] for name in weights)
+    if "posterior_mean_square" not in figures:
+        return {"loss": loss, **figures}
+    square, variance = figures["posterior_mean_square"], figures["posterior_variance"]
+    ratio = square / variance if square > 0 and variance > 0 else math.nan
+    return {"loss": loss, **figures, "vae_log_snr": math.log(ratio)}
 
 
-def per(total: Float[Tensor, ""], counts: Counts, name: str) -> Float[Tensor, ""]:
-    """A sum over this batch as its share of the step's mean; a count of 0 gives 0."""
-    return total / counts[name].clamp(min=1)
+def mean_share(name: str, total: Float[Tensor, ""], counts: Counts) -> Float[Tensor, ""]:
+    """A figure's sum over this batch as its share of the step's mean; a count of 0 gives 0."""
+    return total / counts[DENOMINATORS[name]].clamp(min=1)
 
 
 def latent_mask(loss_mask: Bool[Tensor, "batch seq"], patch_size: int) -> Bool[Tensor, "batch latents"]:
@@ -73,9 +100,8 @@ class VAEPass:
 
     posterior: Posterior  # of the clean copy
     z_0: Float[Tensor, "batch latents channels"]  # the one posterior sample that feeds decoder and flow
-    reconstruction: Float[Tensor, ""]
-    mask: Float[Tensor, ""] | None  # None without mask loss
-    terms: dict[str, Tensor]
+    terms: dict[str, Tensor]  # reconstruction and, where it has a weight, mask loss
+    metrics: dict[str, Tensor]
 
 
 def vae_counts(batch: Batch, patch_size: int, mask_ratio: float, mask_weight: float, seed: int) -> dict[str, Tensor]:
@@ -123,24 +149,25 @@ def vae_pass(
     clean = Posterior(posterior.mean[:rows], posterior.logvar[:rows])
 
     logits = vae.decoder.head(hidden[:rows])
-    reconstruction = per(_cross_entropy_sum(logits, batch.tokens, batch.loss_mask), counts, "tokens")
-    with torch.no_grad():
-        right = ((logits.argmax(-1) == batch.tokens) & batch.loss_mask).sum()
-        real = latent_mask(batch.loss_mask, patch_size)[..., None]
-    terms = {
-        "reconstruction_nats_per_token": reconstruction.detach(),
-        "reconstruction_accuracy": per(right.float(), counts, "tokens"),
-        "posterior_mean_square": per((clean.mean.detach().square() * real).mean(-1).sum(), counts, "latents"),
-        "posterior_variance": per((clean.logvar.detach().exp() * real).mean(-1).sum(), counts, "latents"),
-    }
-    mask = None
+    sums = {"reconstruction_nats_per_token": _cross_entropy_sum(logits, batch.tokens, batch.loss_mask)}
     if mask_weight > 0:
         # The vocabulary head is the dearest layer: it runs at the masked positions alone.
         hidden_masked = hidden[rows:].gather(1, masked_at[..., None].expand(-1, -1, hidden.shape[-1]))
         targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
-        mask = per(_cross_entropy_sum(vae.decoder.head(hidden_masked), targets, counted), counts, "masked_tokens")
-        terms["mask_nats_per_masked_token"] = mask.detach()
-    return VAEPass(clean, z_0[:rows], reconstruction, mask, terms)
+        sums["mask_nats_per_masked_token"] = _cross_entropy_sum(vae.decoder.head(hidden_masked), targets, counted)
+    with torch.no_grad():
+        real = latent_mask(batch.loss_mask, patch_size)[..., None]
+        metric_sums = {
+            "reconstruction_accuracy": ((logits.argmax(-1) == batch.tokens) & batch.loss_mask).sum().float(),
+            "posterior_mean_square": (clean.mean.square() * real).mean(-1).sum(),
+            "posterior_variance": (clean.logvar.exp() * real).mean(-1).sum(),
+        }
+    return VAEPass(
+        clean,
+        z_0[:rows],
+        terms={name: mean_share(name, total, counts) for name, total in sums.items()},
+        metrics={name: mean_share(name, total, counts) for name, total in metric_sums.items()},
+    )
 
 
 def _cross_entropy_sum(

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from cola_train.config.objectives import Stage1Config
 from cola_train.data.datamodule import Batch
 from cola_train.models.text_vae import TextVAE
-from cola_train.objectives.losses import Counts, Losses, latent_mask, per, vae_counts, vae_pass
+from cola_train.objectives.losses import Counts, Losses, latent_mask, mean_share, vae_counts, vae_pass
 
 
 class Stage1Objective(nn.Module):
@@ -38,8 +38,13 @@ class Stage1Objective(nn.Module):
             mask_documents=config.mask_documents,
         )
         real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
-        kl = per((out.posterior.kl_to_standard_normal() * real).sum(), counts, "tokens")
-        total = out.reconstruction + config.kl_weight * kl
-        if out.mask is not None:
-            total = total + config.mask_weight * out.mask
-        return Losses(total, {**out.terms, "kl_nats_per_token": kl.detach()})
+        kl = (out.posterior.kl_to_standard_normal() * real).sum()
+        terms = {**out.terms, "kl_nats_per_token": mean_share("kl_nats_per_token", kl, counts)}
+        return Losses(terms, self.weights(), out.metrics)
+
+    def weights(self) -> dict[str, float]:
+        """The weight of each term in the total."""
+        weights = {"reconstruction_nats_per_token": 1.0, "kl_nats_per_token": self.config.kl_weight}
+        if self.config.mask_weight > 0:
+            weights["mask_nats_per_masked_token"] = self.config.mask_weight
+        return weights

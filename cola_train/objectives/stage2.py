@@ -21,7 +21,7 @@ from cola_train.objectives.losses import (
     Losses,
     latent_documents,
     latent_mask,
-    per,
+    mean_share,
     standard_normal_latents,
     vae_counts,
     vae_pass,
@@ -131,8 +131,7 @@ class Stage2Objective(nn.Module):
                 posterior = posterior.with_log_snr(config.fixed_log_snr)
             latents, channels = posterior.mean.shape[1:]
             z_0 = posterior.sample(standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels))
-        flow = self._flow_loss(batch, z_0, counts)
-        return Losses(config.flow_weight * flow, {"flow_mse": flow.detach()})
+        return Losses({"flow_mse": self._flow_loss(batch, z_0, counts)}, self.weights(train_vae=False), {})
 
     def _joint(self, batch: Batch, counts: Counts) -> Losses:
         config, patch_size = self.config, self.vae.config.patch_size
@@ -147,18 +146,26 @@ class Stage2Objective(nn.Module):
             mask_documents=config.mask_documents,
         )
         real = latent_mask(batch.loss_mask, patch_size)
-        negative_entropy = per((out.posterior.negative_entropy() * real).sum(), counts, "tokens")
-        flow = self._flow_loss(batch, out.z_0, counts)
-        vae_loss = out.reconstruction + config.entropy_weight * negative_entropy
-        if out.mask is not None:
-            vae_loss = vae_loss + config.mask_weight * out.mask
-        total = config.vae_weight * vae_loss + config.flow_weight * flow
-        terms = {**out.terms, "negative_entropy_nats_per_token": negative_entropy.detach(), "flow_mse": flow.detach()}
+        sums = {"negative_entropy_nats_per_token": (out.posterior.negative_entropy() * real).sum()}
         if self.reference_encoder is not None:
-            reference_kl = per((out.posterior.kl_to(self._reference(batch)) * real).sum(), counts, "tokens")
-            total = total + config.reference_weight * reference_kl
-            terms["reference_kl_nats_per_token"] = reference_kl.detach()
-        return Losses(total, terms)
+            sums["reference_kl_nats_per_token"] = (out.posterior.kl_to(self._reference(batch)) * real).sum()
+        terms = {**out.terms, **{name: mean_share(name, total, counts) for name, total in sums.items()}}
+        terms["flow_mse"] = self._flow_loss(batch, out.z_0, counts)
+        return Losses(terms, self.weights(train_vae=True), out.metrics)
+
+    def weights(self, train_vae: bool = True) -> dict[str, float]:
+        """The weight of each term in the total."""
+        config = self.config
+        weights = {"flow_mse": config.flow_weight}
+        if not train_vae:
+            return weights
+        weights["reconstruction_nats_per_token"] = config.vae_weight
+        weights["negative_entropy_nats_per_token"] = config.vae_weight * config.entropy_weight
+        if config.mask_weight > 0:
+            weights["mask_nats_per_masked_token"] = config.vae_weight * config.mask_weight
+        if self.reference_encoder is not None:
+            weights["reference_kl_nats_per_token"] = config.reference_weight
+        return weights
 
     def _reference(self, batch: Batch) -> Posterior:
         assert self.reference_encoder is not None
@@ -181,4 +188,4 @@ class Stage2Objective(nn.Module):
         z_t = torch.where(pinned, detached, interpolate(path_start, z_1, times.distinct[times.index][..., None]))
         velocity = self.dit.velocity(z_t, detached, times, document, draws.sees_history)
         error = (velocity - velocity_target(detached, z_1)).square().mean(-1)
-        return per((error * self._counted(batch, draws)).sum(), counts, "flow_latents")
+        return mean_share("flow_mse", (error * self._counted(batch, draws)).sum(), counts)

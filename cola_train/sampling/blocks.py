@@ -4,6 +4,7 @@ All state is in the object, none on the networks, so any number of generations c
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -131,8 +132,8 @@ class BlockGeneration:
         known, pinned = self.known, self.pinned
         scale = torch.tensor([self.config.guidance_scale if n else 1.0 for n in self.dit_cache.lengths], device=self.device)
         guided = bool((scale != 1.0).any())
-        z, times = z_1, schedule(self.config.num_steps)
-        for t, t_next in zip(times[:-1], times[1:], strict=True):
+        z = z_1
+        for t, t_next in itertools.pairwise(schedule(self.config.num_steps)):
             z = torch.where(pinned[..., None], known, z)
             velocity = self._velocity(z, pinned, t, guided)
             if guided:

@@ -80,9 +80,7 @@ def generate_stream(
     for start in range(0, len(ids), config.batch_size):
         rows = range(start, min(start + config.batch_size, len(ids)))
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            generation = BlockGeneration(
-                checkpoint.vae, checkpoint.dit, [ids[row] for row in rows], list(rows), config, pad, noise
-            )
+            generation = BlockGeneration(checkpoint.vae, checkpoint.dit, [ids[row] for row in rows], list(rows), config, pad, noise)
             yield from _run(generation, [ids[row] for row in rows], config, stops, tokenizer)
 
 

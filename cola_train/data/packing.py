@@ -1,0 +1,135 @@
+"""Documents to one stream of ids a split: the held-out choice, the separator, the alignment, and the files of a split."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt, UInt64
+
+from cola_train.config.settings import UserError
+from cola_train.data.tokenizer import Tokenizer
+
+TRAIN = "train"
+VALIDATION = "validation"
+
+
+def token_dtype(vocab_size: int) -> str:
+    """How an id is stored: little-endian, two bytes where they suffice."""
+    return "<u2" if vocab_size <= 1 << 16 else "<u4"
+
+
+def tokens_file(split: str) -> str:
+    """The file of a split's rows, one after the other."""
+    return f"{split}.tokens.bin"
+
+
+def documents_file(split: str) -> str:
+    """The file of the positions, in the split's rows laid end to end, where documents start: ascending "<u8"."""
+    return f"{split}.documents.bin"
+
+
+def is_held_out(text: str, share: float) -> bool:
+    """Whether a document belongs to validation: by its text alone, so adding files moves no document across."""
+    digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") < share * 2.0**64
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedDocuments:
+    """The documents of one split out of one batch, in order."""
+
+    tokens: UInt[np.ndarray, " tokens"]
+    lengths: UInt64[np.ndarray, " documents"]  # separator and padding included
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """Texts to ids and splits; holds bytes only, so that it travels to other processes."""
+
+    tokenizer_content: bytes
+    held_out_share: float
+    document_alignment: int
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """Built once in each process."""
+        return Tokenizer(self.tokenizer_content)
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, EncodedDocuments]:
+        """Each document as its ids, then eos, then padding to the alignment; by split.
+
+        Raises:
+            UserError: the tokenizer makes its own separator or padding out of plain text.
+        """
+        eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
+        flat: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
+        lengths: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
+        num_padding = 0
+        for text, ids in zip(texts, self.tokenizer.encode_documents(texts), strict=True):
+            split = VALIDATION if is_held_out(text, self.held_out_share) else TRAIN
+            padding = -(len(ids) + 1) % self.document_alignment
+            num_padding += padding
+            flat[split] += [*ids, eos, *[pad] * padding]
+            lengths[split].append(len(ids) + 1 + padding)
+        dtype = token_dtype(self.tokenizer.vocab_size)
+        arrays = {split: np.array(ids, dtype=dtype) for split, ids in flat.items()}
+        if (sum(int((a == eos).sum()) for a in arrays.values()) != len(texts)
+                or sum(int((a == pad).sum()) for a in arrays.values()) != num_padding):  # fmt: skip
+            raise UserError(
+                f"The tokenizer turns plain text of a document into its separator (id {eos}) or padding (id {pad}); "
+                "use one that encodes special tokens written in text as text, for example of `cola-train tokenizer olmo2`."
+            )
+        return {split: EncodedDocuments(arrays[split], np.array(lengths[split], dtype=np.uint64)) for split in arrays}
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitCounts:
+    """What a split holds."""
+
+    num_rows: int
+    num_documents: int  # that start within the rows
+    num_tokens: int  # num_rows x seq_len, separators and padding included
+    num_dropped_tokens: int  # the tail that fills no row
+
+
+class SplitWriter:
+    """Appends one split's documents to its two files, in bounded memory."""
+
+    def __init__(self, folder: Path, split: str, seq_len: int, vocab_size: int) -> None:
+        """Open the files of `split` in `folder` for writing."""
+        self._seq_len = seq_len
+        self._dtype = np.dtype(token_dtype(vocab_size))
+        self._tokens = (folder / tokens_file(split)).open("wb")
+        self._documents = (folder / documents_file(split)).open("wb")
+        self.num_tokens = 0
+        self.num_documents = 0
+
+    def append(self, encoded: EncodedDocuments) -> None:
+        """Add documents at the end of the stream."""
+        ends = np.cumsum(encoded.lengths, dtype=np.uint64) + np.uint64(self.num_tokens)
+        self._tokens.write(encoded.tokens.astype(self._dtype, copy=False).tobytes())
+        self._documents.write((ends - encoded.lengths).astype("<u8", copy=False).tobytes())
+        self.num_tokens += len(encoded.tokens)
+        self.num_documents += len(encoded.lengths)
+
+    def finish(self) -> SplitCounts:
+        """Cut what fills no row, and close."""
+        num_rows = self.num_tokens // self._seq_len
+        kept = num_rows * self._seq_len
+        with self._tokens as file:
+            file.truncate(kept * self._dtype.itemsize)
+        with self._documents as file:
+            file.flush()
+            starts = np.memmap(file.name, dtype="<u8", mode="r") if self.num_documents else np.zeros(0, dtype="<u8")
+            # The key must have the array's own type, or numpy converts the whole array to floating point first.
+            num_documents = int(np.searchsorted(starts, np.uint64(kept)))
+            file.truncate(num_documents * starts.itemsize)
+        return SplitCounts(num_rows, num_documents, kept, self.num_tokens - kept)
+
+    def close(self) -> None:
+        """Close the files as they are; harmless after `finish`."""
+        self._tokens.close()
+        self._documents.close()

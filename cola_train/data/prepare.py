@@ -1,0 +1,226 @@
+"""`cola-train prepare`: a corpus and a tokenizer to a prepared folder, complete or not at all."""
+
+import collections
+import concurrent.futures
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+from cola_train.config.data import PrepareConfig
+from cola_train.config.settings import UserError, require
+from cola_train.data.packing import (
+    TRAIN,
+    VALIDATION,
+    EncodedDocuments,
+    Encoder,
+    SplitCounts,
+    SplitWriter,
+    documents_file,
+    token_dtype,
+    tokens_file,
+)
+from cola_train.data.prepared import FORMAT_VERSION, MANIFEST_FILE, TOKENIZER_FILE, Manifest, PreparedData
+from cola_train.data.progress import progress_bar, say
+from cola_train.data.sources import SourceHash, read_documents, source_hashes
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.files import atomic_folder
+
+_BATCH_CHARACTERS = 1 << 18
+_BATCH_DOCUMENTS = 4096
+
+
+def prepare(config: PrepareConfig) -> PreparedData:
+    """Write the prepared folder `config.out`; if it holds exactly that already, say so and do nothing.
+
+    The bytes written depend on the corpus, the tokenizer and the settings, not on `num_processes`.
+
+    Raises:
+        UserError: a source or the tokenizer cannot be read, the corpus fills no row of a split,
+            `config.out` holds something else, or it cannot be written. Nothing is left behind.
+    """
+    out = Path(config.out)
+    tokenizer = Tokenizer.load(config.tokenizer)
+    recipe = _recipe(config, tokenizer)
+    if out.exists():
+        return _already_there(out, config, recipe)
+    sources = source_hashes(config.corpus)
+    started = time.monotonic()
+    with atomic_folder(out) as folder:
+        splits, num_empty = _write_splits(folder, config, tokenizer)
+        (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
+        names = [name(split) for split in splits for name in (tokens_file, documents_file)]
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            vocab_size=tokenizer.vocab_size,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            token_dtype=token_dtype(tokenizer.vocab_size),
+            num_empty_documents=num_empty,
+            splits=splits,
+            sources=tuple(sources),
+            files={name: (folder / name).stat().st_size for name in [*names, TOKENIZER_FILE]},
+            **recipe,
+        )
+        (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    prepared = PreparedData.open(out)
+    seconds = time.monotonic() - started
+    num_tokens = sum(counts.num_tokens + counts.num_dropped_tokens for counts in splits.values())
+    say(f"Prepared {prepared.summary}; {num_empty} empty documents skipped; "
+        f"{num_tokens:,} tokens in {seconds:.1f} s ({num_tokens / seconds:,.0f} tokens/s).")  # fmt: skip
+    return prepared
+
+
+def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    # With the content of the sources, everything that the bytes depend on; names as in Manifest.
+    return {
+        "seq_len": config.seq_len,
+        "document_alignment": config.document_alignment,
+        "held_out_share": config.held_out_share,
+        "text_column": config.corpus.text_column,
+        "documents": config.corpus.documents,
+        "dataset_config": config.corpus.dataset_config,
+        "dataset_split": config.corpus.dataset_split,
+        "tokenizer_sha256": tokenizer.sha256,
+    }
+
+
+def _already_there(out: Path, config: PrepareConfig, recipe: dict[str, Any]) -> PreparedData:
+    require((out / MANIFEST_FILE).is_file(),
+            f"{out} already exists and is not prepared data; it is never overwritten. Give another out=.")  # fmt: skip
+    existing = PreparedData.open(out)
+    differences = [
+        f"{name} is {getattr(existing.manifest, name)} there, {value} here"
+        for name, value in recipe.items()
+        if getattr(existing.manifest, name) != value
+    ]
+    if not differences:
+        here, there = _contents(source_hashes(config.corpus)), _contents(existing.manifest.sources)
+        if here != there:
+            differences.append(f"the sources differ: {len(there)} files there, {len(here)} here, "
+                               f"{len(set(here) & set(there))} in common")  # fmt: skip
+    require(not differences, f"{out} already exists with something else in it, and is never overwritten "
+                             f"({'; '.join(differences)}); give another out=, or delete it first.")  # fmt: skip
+    say(f"Already prepared, nothing to do: {existing.summary}.")
+    return existing
+
+
+def _contents(sources: Iterable[SourceHash]) -> list[tuple[str, str]]:
+    # Without the names: the same files in another place give the same data.
+    return [(source.kind, source.sha256) for source in sources]
+
+
+def _write_splits(folder: Path, config: PrepareConfig, tokenizer: Tokenizer) -> tuple[dict[str, SplitCounts], int]:
+    splits = [TRAIN, VALIDATION] if config.held_out_share > 0 else [TRAIN]
+    encoder = Encoder(tokenizer.content, config.held_out_share, config.document_alignment)
+    num_empty = num_documents = 0
+
+    def documents() -> Iterator[str]:
+        nonlocal num_empty
+        for text in read_documents(config.corpus):
+            if text:
+                yield text
+            else:
+                num_empty += 1
+
+    with contextlib.ExitStack() as stack:
+        writers = {split: SplitWriter(folder, split, config.seq_len, tokenizer.vocab_size) for split in splits}
+        for writer in writers.values():
+            stack.callback(writer.close)
+        bar = stack.enter_context(progress_bar("preparing", "tok"))
+        encoded = stack.enter_context(contextlib.closing(_encode(_batches(documents()), encoder, config.num_processes)))
+        started = time.monotonic()
+        for batch in encoded:
+            for split, writer in writers.items():
+                writer.append(batch[split])
+                bar.update(len(batch[split].tokens))
+                num_documents += len(batch[split].lengths)
+            rate = num_documents / (time.monotonic() - started)
+            bar.set_postfix_str(f"{num_documents:,} documents, {rate:,.0f} documents/s", refresh=False)
+        require(num_documents > 0, f"The corpus has no text: {num_empty} documents, all empty. "
+                                   "Check corpus.inputs (or corpus.dataset) and corpus.text_column.")  # fmt: skip
+        counts = {split: writer.finish() for split, writer in writers.items()}
+    _require_rows(counts, config)
+    return counts, num_empty
+
+
+def _require_rows(counts: dict[str, SplitCounts], config: PrepareConfig) -> None:
+    require(counts[TRAIN].num_rows > 0,
+            f"The corpus must fill at least one row of the training split: it has {counts[TRAIN].num_dropped_tokens} tokens, "
+            f"seq_len is {config.seq_len}. Give more text or a smaller seq_len.")  # fmt: skip
+    if VALIDATION in counts:
+        require(counts[VALIDATION].num_rows > 0,
+                f"The held-out documents must fill at least one row: held_out_share={config.held_out_share} chose "
+                f"{counts[VALIDATION].num_dropped_tokens} tokens, seq_len is {config.seq_len}. Raise held_out_share, "
+                "use a shorter seq_len, or set held_out_share=0 for no validation split.")  # fmt: skip
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    num_characters = 0
+    for text in documents:
+        batch.append(text)
+        num_characters += len(text)
+        if num_characters >= _BATCH_CHARACTERS or len(batch) >= _BATCH_DOCUMENTS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(
+    batches: Iterator[list[str]], encoder: Encoder, num_processes: int
+) -> Generator[dict[str, EncodedDocuments], None, None]:
+    """Encode batches in order, a bounded number of them in memory."""
+    if num_processes == 1:
+        yield from map(encoder, batches)
+        return
+    executor = concurrent.futures.ProcessPoolExecutor(
+        num_processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
+    )
+    pending: collections.deque[concurrent.futures.Future[dict[str, EncodedDocuments]]] = collections.deque()
+    try:
+        for batch in batches:
+            pending.append(executor.submit(_encode_in_worker, batch))
+            if len(pending) > 3 * num_processes:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A tokenizing process died, perhaps for lack of memory: use a smaller num_processes. "
+            "(A script that calls `prepare` needs the guard `if __name__ == '__main__':`.)"
+        ) from error
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+_worker_encoder: Encoder | None = None
+
+
+def _start_worker(encoder: Encoder) -> None:
+    global _worker_encoder
+    _worker_encoder = encoder
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it, then ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent killed outright tells nobody; its workers would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _encode_in_worker(texts: list[str]) -> dict[str, EncodedDocuments]:
+    assert _worker_encoder is not None
+    return _worker_encoder(texts)

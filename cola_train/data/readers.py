@@ -1,0 +1,159 @@
+"""One file to its documents, in order, holding one document (parquet: one batch of rows) in memory at a time."""
+
+import contextlib
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from cola_train.config.settings import UserError, nearest, require
+from cola_train.data.progress import read_errors_explained
+
+SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_PARQUET_BATCH_ROWS = 256
+
+
+def suffix_of(path: Path) -> str | None:
+    """Which of `SUFFIXES` a file name ends in, upper case tolerated; None if in none."""
+    matches = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
+    return matches[0] if matches else None
+
+
+def read_file(path: Path, text_column: str, documents: Literal["paragraph", "file"]) -> Iterator[str]:
+    """The documents of one file; an empty string stands for a document without text, so that the caller can count it.
+
+    Raises:
+        UserError: unreadable or damaged file, invalid UTF-8, bad JSON, or no such column; with the place in the file.
+    """
+    suffix = suffix_of(path)
+    with read_errors_explained(path), _damage_explained(path):
+        if suffix == ".parquet":
+            yield from _parquet(path, text_column)
+        elif suffix is not None and suffix.startswith(".jsonl"):
+            yield from _jsonl(path, text_column)
+        else:
+            yield from _paragraphs(path) if documents == "paragraph" else _whole_file(path)
+
+
+def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
+    """The text of a record: its `column`; null and blank count as empty.
+
+    Raises:
+        UserError: no such column, not a string, or text that UTF-8 cannot write (a lone surrogate).
+    """
+    if column not in record:
+        raise UserError(missing_column(column, record, place))
+    value = record[column]
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{place}: corpus.text_column '{column}' must hold strings, not {type(value).__name__}.")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place}: the text has a lone surrogate at character {error.start}, which is no Unicode text; "
+                        "repair or remove this record.") from None  # fmt: skip
+    return value if value.strip() else ""
+
+
+def missing_column(column: str, columns: Mapping[str, Any] | list[str], place: str) -> str:
+    """The message about a text column that does not exist."""
+    hint = nearest(column, columns) if columns else "it has no columns at all"
+    return f"{place}: there is no column '{column}' (corpus.text_column); {hint}"
+
+
+def _open(path: Path) -> contextlib.AbstractContextManager[Iterable[bytes]]:
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return gzip.open(path, "rb")
+    if name.endswith(".xz"):
+        return lzma.open(path, "rb")
+    return path.open("rb")
+
+
+@contextlib.contextmanager
+def _damage_explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} cannot be decompressed ({error}): truncated or damaged; fetch or make it again.") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting bytes at "\n" never cuts a UTF-8 character."""
+    offset = 0
+    with _open(path) as file:
+        for raw in file:
+            start = offset
+            offset += len(raw)
+            if start == 0 and raw.startswith(_BYTE_ORDER_MARK):
+                raw = raw.removeprefix(_BYTE_ORDER_MARK)
+                start = len(_BYTE_ORDER_MARK)
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                unpacked = " of the unpacked text" if path.suffix.lower() in (".gz", ".xz") else ""
+                raise UserError(
+                    f"{path} is not valid UTF-8 at byte {start + error.start}{unpacked} ({error.reason}); "
+                    "convert the file to UTF-8, for example with iconv."
+                ) from None
+            yield line[:-2] + "\n" if line.endswith("\r\n") else line
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    lines: list[str] = []
+    for line in _lines(path):
+        if line.strip():
+            lines.append(line)
+        elif lines:
+            yield "".join(lines).rstrip()
+            lines = []
+    if lines:
+        yield "".join(lines).rstrip()
+
+
+def _whole_file(path: Path) -> Iterator[str]:
+    lines = list(_lines(path))
+    first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+    yield "".join(lines[first:]).rstrip()
+
+
+def _jsonl(path: Path, column: str) -> Iterator[str]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{place} is not valid JSON: {error}; every line must be one JSON object.") from None
+        require(isinstance(record, dict), f"{place} must be one JSON object, not a {type(record).__name__}.")
+        yield text_of(record, column, place)
+
+
+def _parquet(path: Path, column: str) -> Iterator[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            if column not in file.schema_arrow.names:
+                raise UserError(missing_column(column, file.schema_arrow.names, str(path)))
+            row = 0
+            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=[column]):
+                for value in batch.column(0):
+                    yield text_of({column: _string(value, path, row)}, column, f"{path}, row {row}")
+                    row += 1
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not a readable parquet file ({error}); fetch or make it again.") from error
+
+
+def _string(value: Any, path: Path, row: int) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}, row {row} is not valid UTF-8 at byte {error.start} of its text ({error.reason}).") from None

@@ -1,0 +1,184 @@
+"""Text to token ids and back: one `tokenizer.json` file, and the training of a byte-level BPE of one's own."""
+
+import functools
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from cola_train.config.data import TokenizerTrainConfig
+from cola_train.config.settings import UserError, require
+from cola_train.data.progress import read_errors_explained, say
+from cola_train.data.sources import read_documents
+from cola_train.files import write_atomically
+
+EOS_TOKEN = "<|endoftext|>"
+IM_START_TOKEN = "<|im_start|>"
+IM_END_TOKEN = "<|im_end|>"
+PAD_TOKEN = "<|pad|>"
+TRAINED_SPECIAL_TOKENS = (EOS_TOKEN, IM_START_TOKEN, IM_END_TOKEN, PAD_TOKEN)
+
+DOLMA2_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class Tokenizer:
+    """A `tokenizer.json` of the `tokenizers` library that has an end-of-text and a padding token."""
+
+    def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
+        """Read the bytes of a tokenizer.json; `origin` names them in errors.
+
+        Raises:
+            UserError: not a tokenizers file, or without `<|endoftext|>` or `<|pad|>`.
+        """
+        self._content = content
+        try:
+            self._prompt_tokenizer = _parse(content)
+        except Exception as error:  # the library raises bare Exception on anything it cannot read
+            raise UserError(
+                f"{origin} is not a tokenizer.json of the `tokenizers` library ({error}); "
+                "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
+            ) from error
+        missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if self._prompt_tokenizer.token_to_id(token) is None]
+        require(not missing, f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
+                             "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`.")  # fmt: skip
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Load a tokenizer.json file, or the one in a folder.
+
+        Raises:
+            UserError: missing, unreadable, not a tokenizers file, or without `<|endoftext|>` or `<|pad|>`.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        require(file.is_file(), f"There is no tokenizer file {file}; give a tokenizer.json or a folder that holds one, "
+                                "or make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`.")  # fmt: skip
+        with read_errors_explained(file):
+            content = file.read_bytes()
+        return cls(content, str(file))
+
+    @property
+    def content(self) -> bytes:
+        """The bytes of the file."""
+        return self._content
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes, in hexadecimal."""
+        return hashlib.sha256(self._content).hexdigest()
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """The largest id + 1: rows an embedding needs, gaps in the ids included."""
+        return 1 + max(self._prompt_tokenizer.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def eos_token_id(self) -> int:
+        """Ends every document."""
+        return self._id(EOS_TOKEN)
+
+    @property
+    def pad_token_id(self) -> int:
+        """Fills; carries no loss."""
+        return self._id(PAD_TOKEN)
+
+    @property
+    def im_end_token_id(self) -> int | None:
+        """Ends a chat turn; None if the tokenizer has no such token."""
+        return None if self._prompt_tokenizer.token_to_id(IM_END_TOKEN) is None else self._id(IM_END_TOKEN)
+
+    def _id(self, token: str) -> int:
+        token_id = self._prompt_tokenizer.token_to_id(token)
+        assert token_id is not None
+        return int(token_id)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a prompt: special tokens written in the text are recognised; none are added."""
+        return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of corpus documents: special tokens written in the text are plain text, so a corpus cannot forge a separator."""
+        # One text a call: the library spreads a batch of several over all cores, whatever number of processes was asked for.
+        return [self._document_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens left out."""
+        return str(self._prompt_tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def save(self, path: str | Path) -> bool:
+        """Write a byte-identical copy atomically; False if the same content is there already.
+
+        Raises:
+            UserError: other content is there, or it cannot be written.
+        """
+        path = Path(path)
+        if path.is_dir():
+            raise UserError(f"{path} is a folder; name the file to write, for example {path / 'tokenizer.json'}.")
+        if path.exists():
+            with read_errors_explained(path):
+                same = path.read_bytes() == self._content
+            require(same, f"{path} already exists with other content, and is never overwritten; give another path or delete it.")
+            return False
+        write_atomically(path, self._content)
+        return True
+
+    @functools.cached_property
+    def _document_tokenizer(self) -> tokenizers.Tokenizer:
+        # A second object, since the library keeps this switch on the tokenizer and prompts need it off.
+        tokenizer = _parse(self._content)
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+def _parse(content: bytes) -> tokenizers.Tokenizer:
+    tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    # A file may carry these from its own use, and would then cut or fill documents silently.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
+    """Learn a byte-level BPE and write it to `config.out`. The same corpus gives the same bytes.
+
+    Fewer than `config.vocab_size` ids result if the corpus has no more pairs to merge; the message says so.
+
+    Raises:
+        UserError: an empty corpus, a source that cannot be read, or an output that exists with other content.
+    """
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(tokenizers.Regex(DOLMA2_PATTERN), behavior="removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        special_tokens=list(TRAINED_SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    documents = (text for text in read_documents(config.corpus) if text)
+    first = next(documents, None)
+    require(first is not None, "The corpus has no text to learn merges from: every document is empty; check corpus.inputs.")
+    num_documents = 1
+
+    def counted() -> Iterator[str]:
+        nonlocal num_documents
+        yield first  # type: ignore[misc]  # not None, required above
+        for text in documents:
+            num_documents += 1
+            yield text
+
+    tokenizer.train_from_iterator(counted(), trainer)
+    result = Tokenizer(tokenizer.to_str().encode("utf-8"), config.out)
+    written = result.save(config.out)
+    complete = result.vocab_size == config.vocab_size
+    short = "" if complete else f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
+    say(f"{'Wrote' if written else 'Already there, nothing to do:'} {config.out}: {result.vocab_size} ids{short}, "
+        f"learnt from {num_documents} documents, sha256 {result.sha256}.")  # fmt: skip
+    return result

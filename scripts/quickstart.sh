@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# From a book to generated text on a small machine: tokenizer, prepared rows, stage 1, stage 2, export, samples, one page of results.
+#   bash scripts/quickstart.sh           about 15 minutes on 2 cores
+#   bash scripts/quickstart.sh --smoke   the same path in under 2 minutes; its text means nothing
+set -euo pipefail
+size=quickstart
+[ "${1:-}" = "--smoke" ] && size=smoke
+source "$(dirname "$0")/setup.sh"
+
+run=$size-$(date +%Y%m%d-%H%M%S)
+book=cola_train/data/austen.txt.xz
+
+cola-train tokenizer train out=data/austen-1024.json "corpus.inputs=[$book]" vocab_size=1024
+cola-train prepare out=data/austen-64 tokenizer=data/austen-1024.json "corpus.inputs=[$book]" seq_len=64 held_out_share=0.02
+cola-train vae "configs/vae_$size.yaml" "name=$run-vae"
+cola-train joint "configs/joint_$size.yaml" "name=$run" "init_vae_from=checkpoints/$run-vae"
+cola-train report "checkpoints/$run-vae" "checkpoints/$run" "configs/report_$size.yaml"

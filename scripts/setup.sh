@@ -1,0 +1,12 @@
+# Sourced by the other scripts: makes .venv and installs the project and the extras named in $1 (none by default), from nothing.
+# PYTHON chooses the interpreter (3.11 or newer).
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+if [ ! -x .venv/bin/python ]; then
+    "${PYTHON:-python3}" -m venv .venv
+fi
+# torch first and by its exact version: asked for as a range by another package, pip may choose another build.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' constraints.txt)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${1:-}"
+PATH="$PWD/.venv/bin:$PATH"
+# Idle threads sleep rather than spin: with anything else on the machine, spinning ones slow each other down many times over.
+export OMP_WAIT_POLICY=PASSIVE

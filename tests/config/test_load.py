@@ -1,0 +1,95 @@
+"""Defaults < YAML with bases < key=value, strictly."""
+
+from pathlib import Path
+
+import pytest
+
+from cola_train.config.load import leaves, load_config, to_yaml
+from cola_train.config.runs import JointRunConfig, OptimConfig, VAERunConfig
+from cola_train.config.settings import UserError
+
+REQUIRED = ["name=run", "data.path=data/somewhere"]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_overrides_win_over_yaml_which_wins_over_its_base_which_wins_over_defaults(tmp_path: Path) -> None:
+    write(tmp_path / "base.yaml", "name: base\ndata: {path: d}\noptim: {learning_rate: 1e-3, warmup_steps: 7}\n")
+    path = write(tmp_path / "child.yaml", "base: base.yaml\nname: child\noptim: {learning_rate: 2e-3}\n")
+    config = load_config(VAERunConfig, path, ["optim.beta2=0.9"])
+    assert (config.name, config.optim.learning_rate, config.optim.warmup_steps, config.optim.beta2) == ("child", 2e-3, 7, 0.9)
+    assert config.optim.weight_decay == OptimConfig().weight_decay
+
+
+def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(JointRunConfig, None, [*REQUIRED, "objective.reference_weight=0", "vae.block_size=1"])
+    assert load_config(JointRunConfig, write(tmp_path / "saved.yaml", to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("optim.learning_rat=1", "Unknown config key 'optim.learning_rat'.*did you mean 'optim.learning_rate'"),
+        ("optimiser.learning_rate=1", "Unknown config key 'optimiser'.*did you mean 'optim'"),
+        ("trainer.max_steps=many", "'trainer.max_steps'.*many"),
+        ("trainer.max_steps=1.5", "'trainer.max_steps'.*1.5.*Integer"),
+        ("trainer.precision=fp8", "'trainer.precision'.*fp8.*bf16"),
+        ("optim=3", "'optim'.*is a section of keys, not the value 3"),
+        ("trainer.max_steps", "is not an override; write key=value"),
+        ("trainer.max_steps=0", "trainer.max_steps must be at least 1, not 0"),
+        ("name=a/b", "plain folder name, not 'a/b'"),
+        ("data.seq_len=500", r"data.seq_len \(500\) must be a multiple of patch_size x block_size \(1 x 16 = 16\).*496 or 512"),
+        ("vae.block_size=3", r"vae.block_size \(3\) must divide dit.block_size \(16\)"),
+        ("vae.shared_heads_kv=2", "shared_heads_kv = 2 is not supported"),
+        ("dit.txt_in_channels=8", "txt_out_channels = 16 is not supported"),
+        ("objective.reference_weight=0.1", "needs a stage-1 encoder.*init_vae_from"),
+        ("objective.vae_strategy.mode=fix", "needs a trained VAE"),
+        ("objective.mask_ratio=1.5", r"mask_ratio must be in \[0, 1\], not 1.5"),
+        ("trainer.global_batch_size=10", r"multiple of micro_batch_size x num_processes \(8 x 1 = 8\)"),
+        ("optim.warmup_steps=2000000", "warmup_steps"),
+    ],
+)
+def test_a_wrong_key_or_value_gets_one_clear_message(override: str, message: str) -> None:
+    scratch = [*REQUIRED, "objective.reference_weight=0", "dit.block_size=16", "vae.block_size=1"]
+    with pytest.raises(UserError, match=message):
+        load_config(JointRunConfig, None, [*scratch, override])
+
+
+def test_missing_required_values_are_named() -> None:
+    with pytest.raises(UserError, match=r"lacks a value for: data.path, name"):
+        load_config(VAERunConfig, None, [])
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a: [1", "is not valid YAML"),
+        ("- 1\n", "must hold keys and values at the top level"),
+        ("base: 3\n", "`base` must be the name of another YAML file"),
+        ("base: self.yaml\n", "goes in a circle"),
+        ("nmae: x\n", "Unknown config key 'nmae' in .*did you mean 'name'"),
+    ],
+)
+def test_a_bad_file_gets_one_clear_message(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(VAERunConfig, write(tmp_path / "self.yaml", text), REQUIRED)
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "vae_paper.yaml", "")
+    with pytest.raises(UserError, match=r"There is no config file .*vae_papr.yaml; did you mean 'vae_paper.yaml'"):
+        load_config(VAERunConfig, tmp_path / "vae_papr.yaml")
+    with pytest.raises(UserError, match="is a folder; give a .yaml"):
+        load_config(VAERunConfig, tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(UserError, match=r"not UTF-8 text \(byte 9\)"):
+        load_config(VAERunConfig, tmp_path / "latin.yaml")
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for config_class in (VAERunConfig, JointRunConfig):
+        for key, field in leaves(config_class):
+            assert field.metadata["help"].endswith("."), key

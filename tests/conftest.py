@@ -1,0 +1,46 @@
+"""Fixtures that every folder of tests may use."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from cola_train.data.datamodule import Batch
+from cola_train.hf_format import Checkpoint
+from tests.helpers.golden import NAMES, Golden
+from tests.helpers.tiny import make_batch, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
+
+# No deadline: a busy machine is not a bug. The same examples every time: neither is an unlucky draw.
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
+
+# The networks here are so small that threads only get in each other's way.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of reference material that lies beside the repository, where there is one."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("no folder `shared` beside the repository")
+    return folder
+
+
+@pytest.fixture(scope="session", params=NAMES)
+def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
+    """Each of the three reference checkpoints; read only."""
+    return Golden.load(shared / "golden" / request.param)
+
+
+@pytest.fixture
+def checkpoint() -> Checkpoint:
+    """A VAE with one token a latent, a DiT with blocks of 4 latents and a tokenizer of 29 words, ready to sample from."""
+    return tiny_checkpoint(tiny_vae(), tiny_dit())
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Three rows of 16 tokens; the second ends in 5 of padding."""
+    return make_batch(random_tokens(3, 16, seed=3), num_padding=[0, 5, 0])

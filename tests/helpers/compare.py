@@ -1,0 +1,15 @@
+"""The one way tests compare tensors."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def assert_near(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float = 1e-5) -> None:
+    """Equal shapes, and absolute differences within `tolerance`."""
+    expected = torch.as_tensor(expected)
+    torch.testing.assert_close(actual.detach().double(), expected.detach().double(), rtol=0, atol=tolerance)
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    return float((one.detach() - other.detach()).abs().max())

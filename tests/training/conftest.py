@@ -1,0 +1,65 @@
+"""A small prepared corpus and small configs, so that whole trainings take seconds."""
+
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
+from cola_train.config.load import load_config
+from cola_train.config.runs import JointRunConfig, VAERunConfig
+from cola_train.data.prepare import prepare
+from cola_train.data.tokenizer import train_tokenizer
+
+BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt.xz"
+
+SMALL = [
+    "data.seq_len=32", "vae.vocab_size=320", "vae.dim=16", "vae.ffn_dim=32", "vae.num_heads=2", "vae.latent_dim=8",
+    "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1", "vae.block_size=1", "optim.learning_rate=3e-3", "optim.warmup_steps=2",
+    "optim.decay_steps=20", "trainer.precision=fp32", "trainer.accelerator=cpu", "trainer.global_batch_size=4",
+    "trainer.micro_batch_size=4", "trainer.validation_rows=5", "trainer.log_every_steps=1", "trainer.max_steps=6",
+    "trainer.checkpoint_every_steps=3", "trainer.validate_every_steps=3",
+]  # fmt: skip
+SMALL_DIT = [
+    "dit.txt_dim=16", "dit.emb_dim=16", "dit.heads=2", "dit.head_dim=8", "dit.rope_dim=4", "dit.num_layers=1", "dit.block_size=4",
+    "dit.txt_in_channels=8", "dit.txt_out_channels=8",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first pages of a real novel, as rows of 32 tokens of a BPE of its own."""
+    folder = tmp_path_factory.mktemp("data")
+    book = folder / "book.txt"
+    book.write_bytes(lzma.decompress(BOOK.read_bytes())[:60_000].rsplit(b"\n", 1)[0])
+    corpus = CorpusConfig(inputs=[str(book)])
+    train_tokenizer(TokenizerTrainConfig(out=str(folder / "tokenizer.json"), corpus=corpus, vocab_size=320))
+    prepare(
+        PrepareConfig(
+            out=str(folder / "rows"), tokenizer=str(folder / "tokenizer.json"), corpus=corpus, seq_len=32, held_out_share=0.1
+        )
+    )
+    return folder / "rows"
+
+
+@pytest.fixture
+def vae_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., VAERunConfig]:
+    """Make a small stage-1 config with overrides."""
+
+    def make(name: str, *overrides: str) -> VAERunConfig:
+        places = [f"name={name}", f"data.path={prepared_folder}", f"runs_folder={tmp_path}"]
+        return load_config(VAERunConfig, None, [*SMALL, *places, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def joint_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., JointRunConfig]:
+    """Make a small stage-2 config, All Scratch unless overridden."""
+
+    def make(name: str, *overrides: str) -> JointRunConfig:
+        places = [f"name={name}", f"data.path={prepared_folder}", f"runs_folder={tmp_path}", "objective.reference_weight=0"]
+        return load_config(JointRunConfig, None, [*SMALL, *SMALL_DIT, *places, *overrides])
+
+    return make
