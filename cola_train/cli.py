@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,13 @@ _CONFIG_METAVAR = "CONFIG.yaml | key=value"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status: 0 done, 2 something the user gave is wrong, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse gives a `*` positional only what stands together: settings may also follow the options.
+    if any(argument.startswith("-") for argument in rest) or (rest and not hasattr(options, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings += rest
     try:
         options.run(options)
     except UserError as error:
@@ -69,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     sample = _add_verb(
         verbs, "sample", _sample, "generate text from a checkpoint", SamplerConfig,
         example="cola-train sample checkpoints/NAME --prompt 'It is a truth' max_new_tokens=64",
+        positionals={"checkpoint": "a folder in the released layout, or a run folder"},
     )  # fmt: skip
     sample.add_argument("--prompt", action="append", help="a text to continue; may be given more than once; '' is from nothing")
     sample.add_argument(
@@ -77,15 +84,22 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--out", type=Path, metavar="FILE.jsonl", help="write results there as JSON lines instead of printing text")
     sample.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
 
-    report = verbs.add_parser("report", help="one page on what a joint run has learned, from its export and held-out data")
-    report.add_argument("vae_run", type=Path, metavar="VAE_RUN", help="the stage-1 run folder")
-    report.add_argument("joint_run", type=Path, metavar="JOINT_RUN", help="the stage-2 run folder; the page goes there, report.md")
-    report.set_defaults(run=_report)
+    _add_verb(
+        verbs, "report", _report, "one page on what a joint run has learned, from its export and held-out data", SamplerConfig,
+        example="cola-train report checkpoints/NAME-vae checkpoints/NAME guidance_scale=3",
+        positionals={"vae_run": "the stage-1 run folder", "joint_run": "the stage-2 run folder; the page goes there, report.md"},
+    )  # fmt: skip
     return parser
 
 
 def _add_verb(
-    verbs: Any, name: str, run: Callable[[argparse.Namespace], None], summary: str, config_class: type, example: str
+    verbs: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    summary: str,
+    config_class: type,
+    example: str,
+    positionals: Mapping[str, str] | None = None,
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
@@ -94,8 +108,8 @@ def _add_verb(
         epilog=f"example:\n  {example}\n\nsettings (key=value, after any YAML file):\n{_settings_table(config_class)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    if run is _sample:
-        parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a folder in the released layout, or a run folder")
+    for positional, meaning in (positionals or {}).items():
+        parser.add_argument(positional, type=Path, metavar=positional.upper(), help=meaning)
     parser.add_argument("settings", nargs="*", metavar=_CONFIG_METAVAR, help="a config file, then overrides")
     parser.set_defaults(run=run, config_class=config_class)
     return parser
@@ -167,15 +181,16 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _sample(options: argparse.Namespace) -> None:
-    config = _load(options)
     if (options.prompt is None) == (options.prompts is None):
         raise UserError("Give either --prompt TEXT (as often as you like) or --prompts FILE.jsonl.")
+    config = _load(options)
     from cola_train.sampling.prompts import sample
 
     sample(options.checkpoint, options.prompt, options.prompts, options.out, options.device, config)
 
 
 def _report(options: argparse.Namespace) -> None:
+    config = _load(options)
     from cola_train.evaluation.report import write_report
 
-    print(write_report(options.vae_run, options.joint_run))
+    print(write_report(options.vae_run, options.joint_run, config))

@@ -204,6 +204,13 @@ class PreparedDataModule(pl.LightningDataModule):
         return self.trainer
 
 
+def validation_batches(prepared: PreparedData, num_rows: int, batch_size: int = 64) -> Iterator[Batch]:
+    """The first `num_rows` validation rows in one process, as a validation of a run would see them."""
+    rows = ValidationRows(prepared, num_rows)
+    for first in range(0, num_rows, batch_size):
+        yield rows[list(range(first, min(first + batch_size, num_rows)))]
+
+
 def _read(
     prepared: PreparedData,
     split: str,

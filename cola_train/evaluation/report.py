@@ -5,8 +5,6 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from cola_train.config.load import load_config
 from cola_train.config.runs import JointRunConfig
 from cola_train.config.sampling import SamplerConfig
@@ -50,9 +48,10 @@ def write_report(vae_run: Path, joint_run: Path, sampler: SamplerConfig) -> str:
     openings, endings = held_out_openings(data, _NUM_OPENINGS, sampler.max_new_tokens)
     vocabulary = frozenset(word for text in training_texts(data) for word in words(text, whole=True))
     results = generate(after, openings, sampler)
+    noise = generate(_with_untrained_prior(before, config), openings, sampler)
     spelling = Spelling(
         trained=known_word_share((result.text for result in results), vocabulary),
-        untrained_prior=known_word_share((r.text for r in generate(_with_untrained_prior(before, config), openings, sampler)), vocabulary),
+        untrained_prior=known_word_share((result.text for result in noise), vocabulary),
         held_out=known_word_share(endings, vocabulary),
     )
     page = _page(vae_run, joint_run, accuracy, flow, spelling, openings, results, after)
@@ -102,8 +101,8 @@ def _page(
         "    bring back.",
         "",
         f"Flow-matching loss: {flow.loss:.4f}; a predictor that knows only mean and variance: {flow.bound:.4f}; ratio {ratio:.3f}",
-        "    The DiT's squared error in predicting the velocity z_1 - z_0, beside mean of s^2 / ((1 - t)^2 s^2 + t^2) over times t and",
-        "    channels of variance s^2, the best that two moments allow. Below 1 it has learned structure; lower is better.",
+        "    The DiT's squared error in predicting the velocity z_1 - z_0, beside the mean of s^2 / ((1 - t)^2 s^2 + t^2) over",
+        "    times t and channels of variance s^2, the best that two moments allow. Below 1 it has learned structure; lower is better.",
         "",
         f"Known words: {spelling.trained[0]:.3f} of {spelling.trained[1]} generated words are in the training text; "
         f"untrained prior {spelling.untrained_prior[0]:.3f} of {spelling.untrained_prior[1]}, "

@@ -127,7 +127,7 @@ class StageModule(pl.LightningModule):
         bad = [f"{name} = {value}" for name, value in figures.items() if not math.isfinite(value)]
         if bad:
             raise UserError(
-                f"Optimizer step {step} is not finite ({', '.join(bad)}); the step was not taken and the last checkpoint is intact. "
+                f"Optimizer step {step} is not finite ({', '.join(bad)}); the step was not taken, the last checkpoint is intact. "
                 "Look at the metrics before it; a lower optim.learning_rate or trainer.precision=fp32 are the usual remedies."
             )
 

@@ -55,7 +55,7 @@ def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content, message",
     [
         (gzip.compress(b"IQ== 0\n"), "has other cl100k_base ranks than OLMo 2 was made from: sha256 .*, expected 223921b7"),
         (b"not gzip", "has no readable cl100k_base ranks .*; reinstall it"),

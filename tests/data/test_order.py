@@ -60,13 +60,11 @@ def test_a_billion_rows_need_no_table() -> None:
     tracemalloc.stop()
     assert peak < 2_000_000
     assert len(set(rows.tolist())) == 4096  # all of one epoch
-    assert 0 <= rows.min()
+    assert rows.min() >= 0
     assert rows.max() < 10**9
 
 
-@pytest.mark.parametrize(
-    ("num_rows", "vary", "trials"), [(2, "epoch", 6000), (3, "epoch", 6000), (4, "epoch", 6000), (3, "seed", 200)]
-)
+@pytest.mark.parametrize("num_rows, vary, trials", [(2, "epoch", 6000), (3, "epoch", 6000), (4, "epoch", 6000), (3, "seed", 200)])
 def test_every_order_of_a_few_rows_is_as_likely(num_rows: int, vary: str, trials: int) -> None:
     if vary == "epoch":
         orders = row_index(np.arange(num_rows * trials), num_rows, 5).reshape(trials, num_rows)
@@ -92,7 +90,7 @@ def test_where_a_position_leads_is_uniform(num_rows: int) -> None:
         assert chi_square < 53.0  # the 99.99 % point for 19 degrees of freedom is 50.8
 
 
-@pytest.mark.parametrize(("position", "num_rows"), [(-1, 5), (0, 0), (np.array([3, -2]), 5)])
+@pytest.mark.parametrize("position, num_rows", [(-1, 5), (0, 0), (np.array([3, -2]), 5)])
 def test_refuses_what_is_no_position(position: int | np.ndarray, num_rows: int) -> None:
     with pytest.raises(ValueError, match="row_index needs num_rows >= 1 and position >= 0"):
         row_index(position, num_rows, 0)

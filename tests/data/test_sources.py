@@ -153,7 +153,9 @@ def test_a_hosted_dataset_is_known_by_its_builder(monkeypatch: pytest.MonkeyPatc
         hash = "revision1"
 
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda name, config: Builder())
-    hashes = [source_hashes(CorpusConfig(dataset="owner/name", dataset_split=split))[0].sha256 for split in ("train", "test", "test")]
+    hashes = [
+        source_hashes(CorpusConfig(dataset="owner/name", dataset_split=split))[0].sha256 for split in ("train", "test", "test")
+    ]
     Builder.hash = "revision2"
     hashes.append(source_hashes(CorpusConfig(dataset="owner/name"))[0].sha256)
     assert len(set(hashes)) == 3
@@ -165,7 +167,7 @@ def test_bad_datasets(saved_dataset: Path, tmp_path: Path) -> None:
         dataset_documents(saved_dataset, text_column="txt")
     with pytest.raises(UserError, match=r"has no split 'trian' \(corpus.dataset_split\); did you mean 'train'\?"):
         dataset_documents(saved_dataset, dataset_split="trian")
-    with pytest.raises(UserError, match="row 0: corpus.text_column 'id' must hold strings, not int"):
+    with pytest.raises(UserError, match=r"row 0: corpus\.text_column 'id' must hold strings, not int"):
         dataset_documents(saved_dataset, text_column="id")
     with pytest.raises(UserError, match=r"The dataset .*/nowhere \(split train\) cannot be read: .* Check corpus.dataset, corpus."):
         dataset_documents(tmp_path / "nowhere")
@@ -192,7 +194,9 @@ def refused(message: str, *inputs: Path | str, **settings: Any) -> None:
 
 def test_missing_inputs(tmp_path: Path) -> None:
     (tmp_path / "novels.txt").touch()
-    refused(r"The corpus input .*/novel\.txt does not exist and matches no file; did you mean 'novels\.txt'\?", tmp_path / "novel.txt")
+    refused(
+        r"The corpus input .*/novel\.txt does not exist and matches no file; did you mean 'novels\.txt'\?", tmp_path / "novel.txt"
+    )
     refused(r"/\*\.parquet does not exist and matches no file; allowed: novels\.txt", tmp_path / "*.parquet")
     refused(r"/no/where/a\.txt does not exist and matches no file; look at what is in /no/where", "/no/where/a.txt")
 
@@ -206,7 +210,7 @@ def test_inputs_of_unknown_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    "name, content, message",
     [
         ("a.txt", b"fine\n\nsm\xf6rg\xe5s", r"a\.txt is not valid UTF-8 at byte 8 \(invalid"),
         ("a.txt", b"\xef\xbb\xbffi\xff", r"a\.txt is not valid UTF-8 at byte 5 \("),
@@ -215,7 +219,11 @@ def test_inputs_of_unknown_kinds(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"a\.jsonl is not valid UTF-8 at byte 24 "),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl, line 3 is not valid JSON: .*; every line must be one JSON object"),
         ("a.jsonl", b'["text"]', r"a\.jsonl, line 1 must be one JSON object, not a list"),
-        ("a.jsonl", b'{"txet": "a"}', r"a\.jsonl, line 1: there is no column 'text' \(corpus\.text_column\); did you mean 'txet'\?"),
+        (
+            "a.jsonl",
+            b'{"txet": "a"}',
+            r"a\.jsonl, line 1: there is no column 'text' \(corpus\.text_column\); did you mean 'txet'\?",
+        ),
         ("a.jsonl", b"{}", r"a\.jsonl, line 1: there is no column 'text' \(corpus\.text_column\); it has no columns at all"),
         ("a.jsonl", b'{"text": 5}', r"a\.jsonl, line 1: corpus\.text_column 'text' must hold strings, not int"),
         ("a.jsonl", b'{"text": "a\\ud800"}', r"a\.jsonl, line 1: the text has a lone surrogate at character 1"),

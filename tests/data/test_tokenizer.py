@@ -47,9 +47,9 @@ def test_a_prompt_may_write_special_tokens_and_a_document_may_not(tokenizer: Tok
 
 def test_training_gives_the_same_bytes_in_another_process(tokenizer: Tokenizer, prose_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "tokenizer.json"
+    config = TokenizerTrainConfig(out=str(out), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600)
     script = (
-        "from cola_train.config.data import *; from cola_train.data.tokenizer import train_tokenizer; "
-        f"train_tokenizer(TokenizerTrainConfig(out={str(out)!r}, corpus=CorpusConfig(inputs=[{str(prose_file)!r}]), vocab_size=600))"
+        f"from cola_train.config.data import *; from cola_train.data.tokenizer import train_tokenizer; train_tokenizer({config!r})"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "3"})
     assert out.read_bytes() == tokenizer.content
@@ -68,7 +68,9 @@ def test_training_again_does_nothing_and_says_so(
 def test_training_never_replaces_another_file(tokenizer_file: Path, prose_file: Path) -> None:
     before = tokenizer_file.read_bytes()
     config = TokenizerTrainConfig(out=str(tokenizer_file), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=500)
-    with pytest.raises(UserError, match=r"tokenizer\.json already exists with other content, and is never overwritten; give another"):
+    with pytest.raises(
+        UserError, match=r"tokenizer\.json already exists with other content, and is never overwritten; give another"
+    ):
         train_tokenizer(config)
     assert tokenizer_file.read_bytes() == before
 
@@ -115,6 +117,16 @@ def test_truncation_and_padding_kept_in_a_file_are_ignored(tokenizer_file: Path,
     assert tokenizer.encode(text) == tokenizer.encode_documents([text])[0] == expected
 
 
+def test_the_size_covers_the_largest_id(tokenizer_file: Path, tmp_path: Path) -> None:
+    values = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    # An id taken out of the middle: there are fewer tokens, the embedding needs as many rows.
+    token = next(token for token, token_id in values["model"]["vocab"].items() if token_id == 100)
+    del values["model"]["vocab"][token]
+    values["model"]["merges"] = [merge for merge in values["model"]["merges"] if token not in "".join(merge)]
+    (tmp_path / "t.json").write_text(json.dumps(values), encoding="utf-8")
+    assert Tokenizer.load(tmp_path / "t.json").vocab_size == 600
+
+
 def test_a_tokenizer_without_chat_tokens_is_accepted(tokenizer_file: Path, tmp_path: Path) -> None:
     content = tokenizer_file.read_text(encoding="utf-8").replace("<|im_end|>", "<|other|>")
     (tmp_path / "t.json").write_text(content, encoding="utf-8")
@@ -122,7 +134,7 @@ def test_a_tokenizer_without_chat_tokens_is_accepted(tokenizer_file: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content, message",
     [
         (None, r"There is no tokenizer file .*t\.json; give a tokenizer\.json or a folder that holds one, or make one with"),
         (b"{}", r"t\.json is not a tokenizer\.json of the `tokenizers` library \(.*\); make one with `cola-train tokenizer"),

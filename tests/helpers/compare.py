@@ -13,3 +13,7 @@ def assert_near(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:
     return float((one.detach() - other.detach()).abs().max())
+
+
+def number(scalar: Tensor) -> float:
+    return float(scalar.detach())

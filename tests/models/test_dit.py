@@ -1,0 +1,117 @@
+"""The DiT against loops over positions, and what must be computed once."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cola_train.config.models import DiTConfig
+from cola_train.models.attention import RowAttention
+from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.masks import clean_places
+from tests.helpers import naive
+from tests.helpers.compare import assert_near, largest_difference
+from tests.helpers.tiny import random_latents, tiny_dit
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"rope_dim": 8},
+    {"rope_dim": 2},
+    {"qk_bias": True},
+    {"block_size": 1},
+    {"block_size": 2, "expand_ratio": 3},
+    {"norm_eps": 0.1},
+    {"heads": 4, "head_dim": 6, "rope_dim": 4},
+]
+LENGTH = 8
+# Two rows: times that change within a row, repeat, and reach both ends.
+PER_POSITION = torch.tensor([[0.0, 0.3, 0.3, 0.3, 0.999, 0.999, 1.0, 0.5], [0.25, 0.25, 0.0, 0.0, 0.1, 0.7, 0.7, 0.0]])
+
+
+def times_of(per_position: Tensor) -> Times:
+    """Distinct times with 0 last."""
+    distinct = torch.cat([per_position[per_position > 0].unique(), torch.zeros(1)])
+    return Times(distinct, (per_position[..., None] == distinct).int().argmax(-1))
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_packed_pass_equals_the_loops(changes: dict[str, Any]) -> None:
+    dit = tiny_dit(**changes)
+    weights = naive.weights_of(dit)
+    z_t, history = random_latents(2, LENGTH, 4, seed=20), random_latents(2, LENGTH, 4, seed=21)
+    velocity = dit.velocity(z_t, history, times_of(PER_POSITION))
+    for row in range(2):
+        expected = naive.packed_velocity(dit.config, weights, z_t[row], history[row], PER_POSITION[row].tolist())
+        assert_near(velocity[row], expected)
+
+
+def test_packed_pass_with_documents_and_hidden_history_equals_the_loops() -> None:
+    dit = tiny_dit(block_size=2)
+    weights = naive.weights_of(dit)
+    z_t, history = random_latents(2, LENGTH, 4, seed=22), random_latents(2, LENGTH, 4, seed=23)
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]])
+    shown = torch.tensor([[True, True, False, False, True, True, True, True], [True] * 6 + [False] * 2])
+    velocity = dit.velocity(z_t, history, times_of(PER_POSITION), documents, shown)
+    for row in range(2):
+        expected = naive.packed_velocity(
+            dit.config, weights, z_t[row], history[row], PER_POSITION[row].tolist(), documents[row].tolist(), shown[row].tolist()
+        )
+        assert_near(velocity[row], expected)
+    without_hiding = dit.velocity(z_t, history, times_of(PER_POSITION), documents)
+    without_documents = dit.velocity(z_t, history, times_of(PER_POSITION), None, shown)
+    assert largest_difference(velocity, without_hiding) > 1e-3
+    assert largest_difference(velocity, without_documents) > 1e-3
+
+
+def test_forward_over_a_clean_row_equals_the_loops() -> None:
+    dit = tiny_dit()
+    latents, per_position = random_latents(1, LENGTH, 4, seed=24), PER_POSITION[1:]
+    positions = torch.arange(LENGTH)[None] + 5
+    attention = RowAttention.from_places(clean_places(LENGTH, 4))
+    velocity = dit(latents, times_of(per_position), positions, attention)
+    places = naive.clean_row(LENGTH, 4)
+    expected = naive.velocity(dit.config, naive.weights_of(dit), latents[0].double().numpy(), per_position[0].tolist(), places)
+    # RoPE is relative: positions from 5 give what positions from 0 give.
+    assert_near(velocity[0], expected)
+
+
+def test_times_lays_values_out_by_position() -> None:
+    per_time = random_latents(times_of(PER_POSITION).distinct.numel(), 3, seed=25)
+    times = times_of(PER_POSITION)
+    assert_near(times.distinct[times.index], PER_POSITION, 0)
+    laid_out = times.gather(per_time)
+    for row in range(2):
+        for position in range(LENGTH):
+            assert_near(laid_out[row, position], per_time[times.distinct.tolist().index(PER_POSITION[row, position])], 0)
+
+
+def test_time_layers_run_once_per_distinct_time() -> None:
+    dit, rows_read = tiny_dit(), {}
+
+    def count(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            assert name not in rows_read, f"{name} ran twice"
+            rows_read[name] = inputs[0].shape[0]
+
+        return hook
+
+    on_time = [name for name, _ in dit.named_modules() if name.startswith("emb_in.") or name.endswith((".1", ".out_in")) and "ada" in name]
+    for name in on_time:
+        dit.get_submodule(name).register_forward_hook(count(name))
+    z_t = random_latents(2, LENGTH, 4, seed=26)
+    times = times_of(PER_POSITION)
+    dit.velocity(z_t, z_t, times)
+
+    num_ada = 4 * dit.config.num_layers + 1
+    assert sum(name.endswith(".1") for name in rows_read) == num_ada
+    assert {"emb_in.proj_in", "emb_in.proj_hid", "emb_in.proj_out"} <= set(rows_read)
+    assert set(rows_read.values()) == {len(set(PER_POSITION.flatten().tolist()))}
+    assert len(times.distinct) < PER_POSITION.numel()
+
+
+def test_the_paper_size() -> None:
+    with torch.device("meta"):
+        dit = BlockCausalDiT(DiTConfig(block_size=16))
+    assert sum(parameter.numel() for parameter in dit.parameters()) == 1_829_875_728
+    assert {sum(parameter.numel() for parameter in block.parameters()) for block in dit.blocks} == {75_520_512}

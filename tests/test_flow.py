@@ -1,0 +1,94 @@
+"""The straight path against derivatives, quadrature and least squares on draws."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cola_train.flow import euler_step, guide, interpolate, logit_normal_time, mean_variance_bound, schedule, velocity_target
+from tests.helpers.compare import assert_near
+from tests.helpers.tiny import random_latents
+
+Z_0, Z_1 = random_latents(2, 3, 4, seed=80), random_latents(2, 3, 4, seed=81)
+
+
+def test_the_path_runs_from_data_to_noise() -> None:
+    assert torch.equal(interpolate(Z_0, Z_1, torch.zeros(1, 1, 1)), Z_0)
+    assert torch.equal(interpolate(Z_0, Z_1, torch.ones(1, 1, 1)), Z_1)
+    per_position = torch.rand(2, 3, 1, generator=torch.Generator().manual_seed(1))
+    z_t = interpolate(Z_0, Z_1, per_position)
+    for row in range(2):
+        for position in range(3):
+            t = float(per_position[row, position])
+            assert_near(z_t[row, position], (1 - t) * Z_0[row, position] + t * Z_1[row, position], 1e-6)
+
+
+def test_the_target_is_the_derivative_of_the_path() -> None:
+    t = torch.full(Z_0.shape, 0.3, requires_grad=True)
+    (derivative,) = torch.autograd.grad(interpolate(Z_0, Z_1, t).sum(), t)
+    assert_near(velocity_target(Z_0, Z_1), derivative, 1e-6)
+
+
+@given(st.integers(1, 64))
+def test_the_schedule_is_even_from_noise_to_data(num_steps: int) -> None:
+    times = schedule(num_steps)
+    assert (times[0], times[-1], len(times)) == (1.0, 0.0, num_steps + 1)
+    assert_near(torch.tensor(times, dtype=torch.float64), torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), 1e-12)
+
+
+@given(st.integers(1, 20))
+def test_euler_follows_a_straight_path_to_its_end(num_steps: int) -> None:
+    z, times = Z_1, schedule(num_steps)
+    for t, t_next in zip(times, times[1:], strict=False):
+        z = euler_step(z, velocity_target(Z_0, Z_1), t, t_next)
+        assert_near(z, interpolate(Z_0, Z_1, torch.full((1, 1, 1), t_next)))
+    assert_near(z, Z_0)
+
+
+def test_guidance_extrapolates_by_row() -> None:
+    scale = torch.tensor([0.0, 1.0, 7.0])[:, None, None]
+    conditional, unconditional = random_latents(3, 2, 4, seed=82), random_latents(3, 2, 4, seed=83)
+    guided = guide(conditional, unconditional, scale)
+    assert_near(guided[0], unconditional[0], 1e-6)
+    assert_near(guided[1], conditional[1], 1e-6)
+    assert_near(guided[2], 7 * conditional[2] - 6 * unconditional[2])
+
+
+@pytest.mark.parametrize(("loc", "scale"), [(1.0, 1.0), (0.0, 1.0), (-2.0, 0.5)])
+def test_logit_normal_times_have_the_logit_of_a_normal(loc: float, scale: float) -> None:
+    normal = random_latents(1000, seed=84)
+    t = logit_normal_time(normal, loc, scale)
+    assert ((t > 0) & (t < 1)).all()
+    assert_near(torch.logit(t.double()), loc + scale * normal.double(), 1e-4)
+
+
+def least_squares_residual(z_0: torch.Tensor, z_1: torch.Tensor, t: float) -> float:
+    """What the best linear prediction of z_1 - z_0 from z_t leaves, found from the draws themselves."""
+    z_t, u = (1 - t) * z_0 + t * z_1, z_1 - z_0
+    features = torch.stack([z_t, torch.ones_like(z_t)], dim=1)
+    solution = torch.linalg.lstsq(features, u[:, None]).solution
+    return float((features @ solution - u[:, None]).square().mean())
+
+
+def test_the_mean_variance_bound_is_what_least_squares_leaves() -> None:
+    draws = 200_000
+    generator = torch.Generator().manual_seed(85)
+    variance, t = torch.tensor([0.1, 1.0, 4.0]), torch.tensor([0.05, 0.5, 0.9])
+    # Whatever z_0's distribution, two moments decide; a skewed one with a mean shows it.
+    skewed = torch.rand(draws, generator=generator, dtype=torch.float64).log().neg() + 2
+    z_1 = torch.randn(draws, generator=generator, dtype=torch.float64)
+    residuals = [[least_squares_residual(s2.sqrt() * skewed, z_1, float(time)) for s2 in variance] for time in t]
+    for time, row in zip(t, residuals, strict=True):
+        for s2, residual in zip(variance, row, strict=True):
+            assert abs(residual / mean_variance_bound(s2[None], time[None]) - 1) < 0.02
+    assert abs(mean_variance_bound(variance, t) / float(torch.tensor(residuals).mean()) - 1) < 0.02
+
+
+@given(st.floats(0, 1), st.floats(1e-3, 10))
+def test_the_bound_at_the_ends_of_the_path(t: float, variance: float) -> None:
+    bound = mean_variance_bound(torch.tensor([variance]), torch.tensor([t]))
+    # Knowing z_t never leaves more than not knowing it: Var(z_1 - z_0) = 1 + s^2.
+    assert 0 < bound <= (1 + variance) * (1 + 1e-6)
+    # z_t is z_0 at t = 0, and z_1 at t = 1: the other's variance is left.
+    assert mean_variance_bound(torch.tensor([variance]), torch.zeros(1)) == pytest.approx(1.0)
+    assert mean_variance_bound(torch.tensor([variance]), torch.ones(1)) == pytest.approx(variance)
