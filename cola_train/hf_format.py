@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,16 @@ def write_checkpoint(
 ) -> None:
     """Write configs and state dicts in the released layout, fp32, atomically: the folder is old, new or absent, never half.
 
-    `training` (stage, step, seq_len) goes to a file of its own, which the released code does not read.
+    `training` (stage, step, seq_len) goes to a file of its own, which the released code does not read. Warns where the VAE scales
+    its latents.
     """
+    scale, shift = vae[0].scaling_factor, vae[0].shifting_factor
+    if (scale, shift) != (1.0, 0.0):
+        warnings.warn(
+            f"The VAE has scaling_factor {scale} and shifting_factor {shift}. The released sampler does not undo them before it "
+            "decodes, so it will generate wrong text from this checkpoint; only 1 and 0 give the same there as here.",
+            stacklevel=2,
+        )
     with atomic_folder(folder, replace=replace) as working:
         _write_network(working, _VAE_FOLDER, "ColaTextVAEModel", "cola_text_vae", vae, max_shard_bytes)
         if dit is not None:

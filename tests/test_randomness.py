@@ -95,7 +95,10 @@ def test_uniform_draws_are_uniform() -> None:
     assert 0.999 < draws.max() < 1
     assert_distribution(draws, draws)
     # One draw of many samples, and many draws of one sample, are as good.
-    across, along = uniform(66, Purpose.FLOW_TIME, torch.arange(20_000), 1), uniform(66, Purpose.FLOW_TIME, torch.tensor([3]), 20_000)
+    across, along = (
+        uniform(66, Purpose.FLOW_TIME, torch.arange(20_000), 1),
+        uniform(66, Purpose.FLOW_TIME, torch.tensor([3]), 20_000),
+    )
     assert_distribution(across, across)
     assert_distribution(along, along)
 

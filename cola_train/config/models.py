@@ -12,6 +12,13 @@ Network = TypeVar("Network", bound="_NetworkConfig")
 _IGNORED_JSON_FIELDS = frozenset({"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"})
 
 
+def _fits(value: Any, allowed: Any) -> bool:
+    """Whether a JSON value is of a field's type: true is no number, though Python's is an int; 5 is a float as well."""
+    if isinstance(value, bool):
+        return allowed is bool
+    return isinstance(value, allowed) or (isinstance(value, int) and isinstance(0.0, allowed))
+
+
 @dataclasses.dataclass(frozen=True)
 class _NetworkConfig:
     """What both configs share: reading and writing config.json."""
@@ -25,8 +32,7 @@ class _NetworkConfig:
             if name not in known:
                 raise UserError(f"{origin}: unknown field '{name}'; {nearest(name, known)}")
             allowed = known[name].type
-            as_float = allowed is float and isinstance(value, int) and not isinstance(value, bool)
-            if not as_float and not isinstance(value, allowed):  # type: ignore[arg-type]  # classes and unions of them
+            if not _fits(value, allowed):
                 raise UserError(f"{origin}: field '{name}' must be of type {allowed}, not {value!r}.")
         return cls(**given)
 

@@ -96,7 +96,7 @@ def test_time_layers_run_once_per_distinct_time() -> None:
 
         return hook
 
-    on_time = [name for name, _ in dit.named_modules() if name.startswith("emb_in.") or name.endswith((".1", ".out_in")) and "ada" in name]
+    on_time = [name for name, _ in dit.named_modules() if name.startswith("emb_in.") or (name.endswith((".1", ".out_in")) and "ada" in name)]
     for name in on_time:
         dit.get_submodule(name).register_forward_hook(count(name))
     z_t = random_latents(2, LENGTH, 4, seed=26)

@@ -1,0 +1,82 @@
+"""The command line: help that reads well, errors without tracebacks, imports that wait."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cola_train.cli import main
+
+VERBS = ["tokenizer", "tokenizer train", "tokenizer olmo2", "prepare", "vae", "joint", "export", "sample", "report"]
+
+
+def run(*arguments: str) -> int:
+    try:
+        return main(list(arguments))
+    except SystemExit as end:
+        assert isinstance(end.code, int)
+        return end.code
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*verb.split(), "--help") == 0
+    out = capsys.readouterr().out
+    assert f"usage: cola-train {verb}" in out
+    assert "positional arguments" in out or "kinds" in out
+
+
+def test_the_top_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    out = capsys.readouterr().out
+    assert all(verb.split()[0] in out for verb in VERBS)
+
+
+def test_a_verbs_help_lists_settings_with_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("joint", "--help") == 0
+    out = capsys.readouterr().out
+    assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0]" in out
+    assert "  name\n      The run's name: its folder under runs_folder. [required]" in out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["vae", "name=x", "data.path=nowhere", "vae.block_size=1"], "cola-train: error: There is no prepared data folder nowhere"),
+        (["vae", "trainer.max_step=3"], "cola-train: error: Unknown config key 'trainer.max_step'"),
+        (["vae", "configs/none.yaml"], "cola-train: error: There is no config file configs/none.yaml"),
+        (["sample", "nowhere", "--prompt", "x"], "cola-train: error: nowhere does not exist, so it has no cola_dlm/cola_vae"),
+        (["sample", "nowhere"], "cola-train: error: Give either --prompt TEXT"),
+        (["export", "nowhere"], "cola-train: error: nowhere is not a run folder"),
+        (["vae", "--resume", "nowhere"], "cola-train: error: nowhere is not a run folder"),
+        (["tokenizer", "train", "out=x.json"], "cola-train: error: Give exactly one of corpus.inputs"),
+        (["sample", "nowhere", "--prompt", "x", "top_p=2"], r"cola-train: error: top_p must be in (0, 1], not 2"),
+        (["prepare", "--fast"], "cola-train: error: unrecognized arguments: --fast"),
+        (["export", "nowhere", "extra=1"], "cola-train: error: unrecognized arguments: extra=1"),
+    ],
+)
+def test_a_mistake_gets_a_message_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_config_is_refused_before_torch_is_imported() -> None:
+    script = (
+        "import sys\n"
+        "from cola_train.cli import main\n"
+        "status = main(['joint', 'dit.layers=3'])\n"
+        "sys.exit(10 + status if 'torch' not in sys.modules else 1)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 12, done.stderr
+    assert "Unknown config key 'dit.layers'" in done.stderr
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "cola_train", "--help"], capture_output=True, text=True, check=True)
+    assert "usage: cola-train" in done.stdout

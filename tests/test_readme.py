@@ -1,0 +1,61 @@
+"""Every command of the README runs, the long ones in their smoke form; so does its Python."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines() if line.strip()
+]
+SCRIPTS = [command for command in COMMANDS if command.startswith("bash ")]
+VERBS = [command for command in COMMANDS if command.startswith("cola-train ")]
+SHORT = ["trainer.max_steps=2", "trainer.micro_batch_size=4", "trainer.global_batch_size=4", "trainer.validation_rows=4"]
+
+
+def test_every_command_is_known_to_this_test() -> None:
+    assert sorted(SCRIPTS + VERBS) == sorted(COMMANDS)
+    # test.sh is what runs this; the quick start is run below.
+    assert SCRIPTS == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
+    assert {shlex.split(command)[1] for command in VERBS} == {"tokenizer", "prepare", "vae", "joint", "export", "sample", "report"}
+
+
+@pytest.mark.slow
+def test_the_quick_start_runs_in_its_smoke_form() -> None:
+    done = subprocess.run(["bash", "scripts/quickstart.sh", "--smoke"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for figure in ("Reconstruction accuracy: ", "Flow-matching loss: ", "Known words: ", " | ", "What to try next:"):
+        assert figure in done.stdout
+
+
+@pytest.mark.slow
+def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    texts = tmp_path / "my_texts"
+    texts.mkdir()
+    paragraphs = [f"Mrs. Bennet the {n}th was of a mean understanding, and had {n * n} daughters to marry." for n in range(200)]
+    (texts / "a.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    (texts / "b.jsonl").write_text("".join(json.dumps({"text": f"Document {n}: {p}"}) + "\n" for n, p in enumerate(paragraphs)))
+    (tmp_path / "my_prompts.jsonl").write_text('{"id": 7, "prompt": "Mrs. Bennet"}\n{"prompt": ""}\n', encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    for command in VERBS:
+        words = shlex.split(command)
+        if words[1] in ("vae", "joint"):
+            words += SHORT if "--resume" not in words else ["trainer.max_steps=3"]
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [answer.get("id") for answer in answers] == [7, None]
+    assert all(len(answer["token_ids"]) <= 32 for answer in answers)
+    (script,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
