@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o644)
+            Path(name).chmod(0o666 & ~_umask())
             Path(name).replace(path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -52,7 +52,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         working = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
         try:
             yield working
-            working.chmod(0o755)
+            working.chmod(0o777 & ~_umask())
             for path in sorted(working.rglob("*")):
                 sync(path)
             sync(working)
@@ -60,6 +60,13 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
             sync(final.parent)
         finally:
             shutil.rmtree(working, ignore_errors=True)
+
+
+def _umask() -> int:
+    # The temporary names that tempfile makes are for their owner only; what is left behind gets the user's own permissions.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _swap_in(working: Path, final: Path) -> None:

@@ -44,6 +44,9 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture
-def batch() -> Batch:
-    """Three rows of 16 tokens; the second ends in 5 of padding."""
-    return make_batch(random_tokens(3, 16, seed=3), num_padding=[0, 5, 0])
+def six_rows() -> Batch:
+    """Rows of 24 tokens with padding of several lengths, one of padding alone; documents that start on multiples of 8."""
+    seq_len = 24
+    starts = torch.tensor([[0, 0, 1], [0, 1, 1], [0, 0, 0], [0, 1, 2], [0, 1, 2], [0, 0, 1]])
+    documents = starts.repeat_interleave(seq_len // 3, dim=1)
+    return make_batch(random_tokens(6, seq_len, seed=90), [0, 3, seq_len, 10, 0, 1], documents)

@@ -1,5 +1,7 @@
 """The straight path against derivatives, quadrature and least squares on draws."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,7 +41,7 @@ def test_the_schedule_is_even_from_noise_to_data(num_steps: int) -> None:
 @given(st.integers(1, 20))
 def test_euler_follows_a_straight_path_to_its_end(num_steps: int) -> None:
     z, times = Z_1, schedule(num_steps)
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in itertools.pairwise(times):
         z = euler_step(z, velocity_target(Z_0, Z_1), t, t_next)
         assert_near(z, interpolate(Z_0, Z_1, torch.full((1, 1, 1), t_next)))
     assert_near(z, Z_0)

@@ -1,6 +1,7 @@
 """The generator against its published vectors and a scalar re-implementation; the draws against their distributions."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -60,9 +61,14 @@ def test_philox_equals_unbounded_integers(counter: list[int], low: int, high: in
 def test_a_draw_is_the_generator_at_its_address(seed: int, purpose: Purpose, index: int, place: int) -> None:
     block, word = divmod(place, 4)
     counter = [block, int(purpose), index % 2**32, index >> 32]
-    bits = scalar_philox(counter, [seed % 2**32, seed >> 32])[word]
+    bits = scalar_philox(counter, [seed % 2**32, seed >> 32])
     draws = uniform(seed, purpose, torch.tensor([index]), place + 1)
-    assert float(draws[0, place]) == (bits >> 8) / 2**24
+    assert float(draws[0, place]) == (bits[word] >> 8) / 2**24
+    # Box and Muller: two words make the two normals in their places.
+    radius, angle = ((bits[word // 2 * 2 + k] + 0.5) / 2**32 for k in range(2))
+    expected = math.sqrt(-2 * math.log(radius)) * (math.sin if word % 2 else math.cos)(2 * math.pi * angle)
+    normals = normal(seed, purpose, torch.tensor([index]), place + 1)
+    assert float(normals[0, place]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize("draw", [uniform, normal])

@@ -40,7 +40,9 @@ class TrainerConfig:
     max_steps: int = setting(1_000_000, help="Optimizer steps in all.")
     global_batch_size: int = setting(1408, help="Rows per optimizer step, over all processes (paper: 1,408).")
     micro_batch_size: int = setting(8, help="Rows per forward and backward on one process.")
-    precision: Literal["fp32", "bf16"] = setting("bf16", help="Forward precision; weights and optimizer state stay fp32.")
+    precision: Literal["fp32", "bf16", "auto"] = setting(
+        "bf16", help="Forward precision; weights and optimizer state stay fp32. auto is bf16 where the device computes it fast."
+    )
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", help="Where to run.")
     num_processes: int = setting(1, help="Processes, one a device, on each node.")
     validate_every_steps: int = setting(1000, help="Steps between validations, always on the same noise; 0 never validates.")

@@ -102,7 +102,7 @@ def _page(
         "",
         f"Flow-matching loss: {flow.loss:.4f}; a predictor that knows only mean and variance: {flow.bound:.4f}; ratio {ratio:.3f}",
         "    The DiT's squared error in predicting the velocity z_1 - z_0, beside the mean of s^2 / ((1 - t)^2 s^2 + t^2) over",
-        "    times t and channels of variance s^2, the best that two moments allow. Below 1 it has learned structure; lower is better.",
+        "    times t and channels of variance s^2, the best that two moments allow. Below 1 it has learned structure.",
         "",
         f"Known words: {spelling.trained[0]:.3f} of {spelling.trained[1]} generated words are in the training text; "
         f"untrained prior {spelling.untrained_prior[0]:.3f} of {spelling.untrained_prior[1]}, "

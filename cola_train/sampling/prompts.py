@@ -26,7 +26,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[dict[str, Any]]]:
         UserError: no such file, not UTF-8, a bad line (its number is given), or no line at all.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").splitlines()
+        lines = path.read_bytes().decode("utf-8").split("\n")  # other separators may stand in a JSON string
     except OSError as error:
         raise UserError(f"Cannot read the prompts {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:

@@ -1,11 +1,14 @@
 """From a config to a finished run: data, stage, Trainer; start or resume. A run's folder is its own, never overwritten."""
 
+import dataclasses
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import lightning.pytorch as pl
+import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -24,6 +27,7 @@ from cola_train.training.samples import Samples
 from cola_train.training.strategy import ShardedStrategy
 
 _CONFIG = "config.yaml"
+RunT = TypeVar("RunT", bound=RunConfig)
 
 
 def start(config: RunConfig) -> Path:
@@ -40,6 +44,7 @@ def start(config: RunConfig) -> Path:
             f"The run folder {run_folder} exists and is not overwritten. Continue that run with --resume {run_folder}, "
             "or choose another name=..."
         )
+    config = _with_precision(config)
     datamodule, tokenizer = _open_data(config)
     if first:
         run_folder.mkdir(parents=True)
@@ -99,6 +104,19 @@ def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_b
 
 def _stage_name(config: RunConfig) -> str:
     return "joint" if isinstance(config, JointRunConfig) else "vae"
+
+
+def _with_precision(config: RunT) -> RunT:
+    """`auto` made definite, so that the saved config says what the run computes in, wherever it is resumed."""
+    if config.trainer.precision != "auto":
+        return config
+    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Processors without these instructions emulate bf16, far slower than fp32.
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32"))
 
 
 def _is_first_process() -> bool:

@@ -152,9 +152,8 @@ def encode(
     patch = config.patch_size
     embedded = weights["encoder.wte.weight"][list(tokens)]
     kernel, bias = weights["encoder.patch_embedder.weight"], weights["encoder.patch_embedder.bias"]
-    row = []
-    for start in range(0, len(tokens), patch):
-        row.append(bias + sum(kernel[:, :, k] @ embedded[start + k] for k in range(patch)))
+    starts = range(0, len(tokens), patch)
+    row = [bias + sum(kernel[:, :, k] @ embedded[start + k] for k in range(patch)) for start in starts]
     places = clean_row(len(row), config.block_size, documents)
     for layer in range(config.encoder_num_blocks):
         row = _vae_block(config, weights, f"encoder.blocks.{layer}", row, places)

@@ -12,9 +12,7 @@ from tests.helpers.tiny import rows_of
 Step = Callable[[Batch, dict[str, Tensor]], Losses]
 
 
-def added_up(
-    objective: nn.Module, step: Step, batch: Batch, rows_each: int
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def added_up(objective: nn.Module, step: Step, batch: Batch, rows_each: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Figures and gradients of `batch` in micro-batches of `rows_each`, with counts over all of them."""
     objective.zero_grad()
     parts = [rows_of(batch, slice(start, start + rows_each)) for start in range(0, len(batch.tokens), rows_each)]
@@ -34,4 +32,6 @@ def assert_same_step(one: tuple[dict[str, Tensor], dict[str, Tensor]], other: tu
     for actual, expected in zip(one, other, strict=True):
         assert actual.keys() == expected.keys()
         for name in expected:
-            torch.testing.assert_close(actual[name], expected[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                actual[name], expected[name], rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+            )

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cola_train.models.attention import CachedAttention, KVCache
@@ -82,7 +84,9 @@ def test_dit_blocks_over_a_cache_equal_the_packed_pass(dit: BlockCausalDiT, clea
 
 def test_uncommitted_passes_leave_committed_keys_alone(dit: BlockCausalDiT, clean: Tensor, noised: Tensor) -> None:
     cache = committed_cache(dit, clean)
-    kept = [(cache.keys[:, row, :length].clone(), cache.values[:, row, :length].clone()) for row, length in enumerate(cache.lengths)]
+    kept = [
+        (cache.keys[:, row, :length].clone(), cache.values[:, row, :length].clone()) for row, length in enumerate(cache.lengths)
+    ]
     dit_pass(dit, cache, block_of_each_row(noised, HISTORY_BLOCKS), torch.full((ROWS,), 0.7))
     assert cache.lengths == [4, 12, 0]
     for row, (keys, values) in enumerate(kept):
@@ -132,6 +136,37 @@ def test_decoder_blocks_over_a_cache_equal_one_pass(clean: Tensor, vae_block_siz
         logits = decoder_pass(vae, cache, z)
         assert_near(logits.unflatten(1, (-1, patch_size)), block_of_each_row(whole, blocks))
         cache.commit([BLOCK_SIZE] * ROWS)
+
+
+@settings(max_examples=30)
+@given(
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    seq=st.integers(1, 4),
+    alone=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_each_query_attends_over_its_rows_history_and_what_it_may_see_inside(
+    lengths: list[int], seq: int, alone: bool, seed: int
+) -> None:
+    """One layer's attention against one query at a time, under any mask that lets a position see itself."""
+    rows, heads, head_dim = len(lengths), 2, 4
+    history = random_latents(2, rows, heads, max(lengths), head_dim, seed=seed)
+    q, k, v = random_latents(3, rows * (2 if alone else 1), heads, seq, head_dim, seed=seed + 1)
+    inside_mask = (random_latents(seq, seq, seed=seed + 2) > 0) | torch.eye(seq, dtype=torch.bool)
+    cache = KVCache(1, rows, max(lengths) + seq, heads, head_dim, torch.device("cpu"), torch.float32)
+    if max(lengths):
+        CachedAttention(cache, torch.ones(max(lengths), max(lengths), dtype=torch.bool))(0, history[0], history[0], history[1])
+        cache.commit(lengths)
+    out = CachedAttention(cache, inside_mask)(0, q, k, v)
+    for row in range(len(q)):
+        kept = lengths[row] if row < rows else 0
+        for head in range(heads):
+            for place in range(seq):
+                seen = inside_mask[place].nonzero().flatten()
+                keys = torch.cat([history[0, row % rows, head, :kept], k[row, head, seen]])
+                values = torch.cat([history[1, row % rows, head, :kept], v[row, head, seen]])
+                shares = (keys @ q[row, head, place] / head_dim**0.5).softmax(0)
+                assert_near(out[row, head, place], shares @ values)
 
 
 def test_a_full_cache_is_refused(dit: BlockCausalDiT, clean: Tensor) -> None:

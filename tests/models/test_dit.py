@@ -96,9 +96,9 @@ def test_time_layers_run_once_per_distinct_time() -> None:
 
         return hook
 
-    on_time = [name for name, _ in dit.named_modules() if name.startswith("emb_in.") or (name.endswith((".1", ".out_in")) and "ada" in name)]
-    for name in on_time:
-        dit.get_submodule(name).register_forward_hook(count(name))
+    for name, module in dit.named_modules():
+        if isinstance(module, nn.Linear) and ("ada." in name or "emb_in." in name):
+            module.register_forward_hook(count(name))
     z_t = random_latents(2, LENGTH, 4, seed=26)
     times = times_of(PER_POSITION)
     dit.velocity(z_t, z_t, times)
@@ -108,6 +108,30 @@ def test_time_layers_run_once_per_distinct_time() -> None:
     assert {"emb_in.proj_in", "emb_in.proj_hid", "emb_in.proj_out"} <= set(rows_read)
     assert set(rows_read.values()) == {len(set(PER_POSITION.flatten().tolist()))}
     assert len(times.distinct) < PER_POSITION.numel()
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_tensors_are_the_formats(changes: dict[str, Any]) -> None:
+    """Names and shapes from the format's table."""
+    dit = tiny_dit(**changes)
+    config = dit.config
+    d, inner, hidden = config.txt_dim, config.heads * config.head_dim, config.txt_dim * config.expand_ratio
+    linear = {"txt_in.proj": (d, 4), "txt_out.proj": (4, d), "txt_out_ada.out_in.1": (2 * d, d)}
+    linear |= {"emb_in.proj_in": (d, 256), "emb_in.proj_hid": (d, d), "emb_in.proj_out": (d, d)}
+    shapes: dict[str, tuple[int, ...]] = {"txt_out_norm.weight": (d,), "txt_out_norm.bias": (d,)}
+    for n in range(config.num_layers):
+        block = f"blocks.{n}"
+        linear |= {f"{block}.mlp.proj_in": (hidden, d), f"{block}.mlp.proj_out": (d, hidden)}
+        linear |= {f"{block}.ada.{part}_in.1": (2 * d, d) for part in ("msa", "mlp")}
+        linear |= {f"{block}.ada.{part}_out.1": (d, d) for part in ("msa", "mlp")}
+        shapes |= {f"{block}.msa.proj_qkv.weight": (3 * inner, d), f"{block}.msa.proj_out.weight": (d, inner)}
+        if config.qk_bias:
+            shapes |= {f"{block}.msa.proj_qkv.bias": (3 * inner,), f"{block}.msa.proj_out.bias": (d,)}
+        shapes |= {f"{block}.msa.{norm}.{kind}": (config.head_dim,) for norm in ("norm_q", "norm_k") for kind in ("weight", "bias")}
+        shapes[f"{block}.msa.rope.rope.freqs"] = (config.rope_dim // 2,)
+    shapes |= {f"{name}.weight": shape for name, shape in linear.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
+    assert {name: tuple(tensor.shape) for name, tensor in dit.state_dict().items()} == shapes
 
 
 def test_the_paper_size() -> None:

@@ -55,9 +55,10 @@ def test_seeds_and_names_differ() -> None:
         drawn = [name for name, value in first.items() if value.any()]
         assert drawn
         assert all(not torch.equal(first[name], second[name]) for name in drawn)
-    blocks = matrices(initialised_vae(7))
-    assert not torch.equal(blocks["encoder.blocks.0.qkv_proj.weight"], blocks["encoder.blocks.1.qkv_proj.weight"])
-    assert not torch.equal(blocks["encoder.blocks.0.qkv_proj.weight"], blocks["decoder.blocks.0.qkv_proj.weight"])
+    vae, dit = matrices(initialised_vae(7)), matrices(initialised_dit(7))
+    assert not torch.equal(vae["encoder.blocks.0.qkv_proj.weight"], vae["encoder.blocks.1.qkv_proj.weight"])
+    assert not torch.equal(vae["encoder.blocks.0.qkv_proj.weight"], vae["decoder.blocks.0.qkv_proj.weight"])
+    assert not torch.equal(dit["blocks.0.mlp.proj_in.weight"], dit["blocks.1.mlp.proj_in.weight"])
 
 
 def test_vae_weights_are_a_truncated_normal() -> None:
@@ -72,7 +73,9 @@ def test_vae_weights_are_a_truncated_normal() -> None:
     assert abs(float(drawn.std()) / (0.98658 * std) - 1) < 0.01
     for name, parameter in vae.named_parameters():
         if parameter.ndim == 1:
-            assert torch.equal(parameter, torch.ones_like(parameter) if name.endswith("weight") else torch.zeros_like(parameter)), name
+            assert torch.equal(parameter, torch.ones_like(parameter) if name.endswith("weight") else torch.zeros_like(parameter)), (
+                name
+            )
 
 
 def test_dit_weights_are_xavier_and_its_velocity_exactly_zero() -> None:

@@ -112,7 +112,9 @@ def test_hidden_history_is_not_read() -> None:
     after = velocities(dit, z_t, bump(history, 1), shown=shown)
     assert changed_blocks(before, after) == [1, 3]
     # Without history, a block is as the first of a row: positions are relative.
-    alone = tiny_dit().velocity(z_t[:, 8:12], history[:, 8:12], Times(torch.tensor([0.4, 0.0]), torch.zeros(1, 4, dtype=torch.long)))
+    alone = tiny_dit().velocity(
+        z_t[:, 8:12], history[:, 8:12], Times(torch.tensor([0.4, 0.0]), torch.zeros(1, 4, dtype=torch.long))
+    )
     assert_near(before[:, 8:12], alone)
 
 

@@ -52,7 +52,7 @@ def test_encoder_and_decoder_equal_the_loops(changes: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("changes", [changes for changes in VARIANTS[1:] if "patch_size" not in changes], ids=str)
 def test_every_variant_matters(changes: dict[str, Any]) -> None:
-    """So that the comparison above cannot pass for want of a difference: the setting alone, on the same weights, moves the result."""
+    """Else the comparison above could pass for want of a difference: here the setting alone moves the result."""
     vae, plain = tiny_vae(**changes), tiny_vae()
     weights = naive.weights_of(vae)
     plain.load_state_dict({name: torch.tensor(weights[name]) for name in plain.state_dict() if name in weights}, strict=False)
@@ -98,6 +98,42 @@ def test_posterior_mean_is_normed_and_logvar_clamped() -> None:
     assert (posterior.logvar[..., 1] == 20).all()
     inside = posterior.logvar[..., 2:]
     assert ((inside > -30) & (inside < 20)).any()
+
+
+def shapes_by_the_format(config: TextVAEConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor's name and shape, from the format's table."""
+    d, v, c, p = config.dim, config.vocab_size, config.latent_dim, config.patch_size
+    shapes: dict[str, tuple[int, ...]] = {"encoder.wte.weight": (v + 1, d)}
+
+    def add(name: str, weight: tuple[int, ...], bias: bool) -> None:
+        shapes[f"{name}.weight"] = weight
+        if bias:
+            shapes[f"{name}.bias"] = weight[:1]
+
+    add("encoder.patch_embedder", (d, d, p), True)
+    add("decoder.unpatch_layer", (p * d, d), True)
+    add("decoder.final_norm", (d,), True)
+    add("encoder.final_layer", (2 * c, d), config.bias)
+    add("decoder.in_layer", (d, c), config.bias)
+    add("decoder.final_layer", (v, d), config.bias)
+    blocks = [f"encoder.blocks.{n}" for n in range(config.encoder_num_blocks)]
+    blocks += [f"decoder.blocks.{n}" for n in range(config.decoder_num_blocks)]
+    for block in blocks:
+        for norm in ["norm_ffn"] + ["norm_attn"] * config.layer_norm_affine:
+            add(f"{block}.{norm}", (d,), True)
+        for norm in ["q_norm", "k_norm"] * (config.qk_norm and config.qk_norm_affine):
+            add(f"{block}.{norm}", (d,), True)
+        add(f"{block}.qkv_proj", (3 * d, d), config.qk_bias)
+        add(f"{block}.attn_out_proj", (d, d), config.bias)
+        add(f"{block}.ffn_proj", (config.ffn_dim, d), config.bias)
+        add(f"{block}.ffn_out", (d, config.ffn_dim // 2), config.bias)
+    return shapes
+
+
+@pytest.mark.parametrize("changes", [*VARIANTS, {"encoder_num_blocks": 1, "decoder_num_blocks": 3}], ids=str)
+def test_tensors_are_the_formats(changes: dict[str, Any]) -> None:
+    vae = tiny_vae(**changes)
+    assert {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()} == shapes_by_the_format(vae.config)
 
 
 def test_the_paper_size() -> None:

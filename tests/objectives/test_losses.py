@@ -93,7 +93,9 @@ def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_docume
         copy[row, places] = vae.mask_token_id
     # Of a row with too few real tokens, padding is masked as well; that is behind them, and carries no loss.
     masked_logits = vae.decode(vae.encode(copy, documents).sample(draw(Purpose.MASKED_POSTERIOR_EPS)), documents)
-    losses = [nats(masked_logits[row, place], int(batch.tokens[row, place])) for row, places in enumerate(masked) for place in places]
+    losses = [
+        nats(masked_logits[row, place], int(batch.tokens[row, place])) for row, places in enumerate(masked) for place in places
+    ]
     assert 0 < len(losses) < len(real)
     assert_near(out.terms["mask_nats_per_masked_token"], torch.tensor(sum(losses) / len(losses)))
 

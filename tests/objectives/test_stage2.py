@@ -95,7 +95,13 @@ def flow_by_hand(objective: Stage2Objective, batch: Batch) -> float:
 @pytest.mark.parametrize("timestep_per", ["sample", "block"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"mask_documents": True}, {"fixed_log_snr": 1.5}, {"flow": {"history_dropout": 0.5}}, {"flow": {"time_distribution": "uniform"}}],
+    [
+        {},
+        {"mask_documents": True},
+        {"fixed_log_snr": 1.5},
+        {"flow": {"history_dropout": 0.5}},
+        {"flow": {"time_distribution": "uniform"}},
+    ],
     ids=str,
 )
 def test_flow_term_by_hand(six_rows: Batch, patch_size: int, timestep_per: str, changes: dict[str, Any]) -> None:
@@ -220,7 +226,9 @@ def test_the_flow_term_reaches_the_encoder_only_where_asked(six_rows: Batch, gra
     flow = gradients_of(objective, losses_of(objective, six_rows).terms["flow_mse"])
     reached = {name.split(".")[0] + "." + name.split(".")[1] for name in flow if name.startswith(("vae", "reference"))}
     assert reached == ({"vae.encoder"} if grad_to_encoder else set())
-    assert {name for name, _ in objective.named_parameters() if name.startswith("dit.")} == {n for n in flow if n.startswith("dit.")}
+    assert {name for name, _ in objective.named_parameters() if name.startswith("dit.")} == {
+        n for n in flow if n.startswith("dit.")
+    }
 
 
 def test_only_the_noised_path_carries_the_flow_gradient(six_rows: Batch) -> None:
@@ -286,7 +294,9 @@ def test_each_term_reaches_what_it_should(six_rows: Batch) -> None:
     reached = {}
     for name in objective.weights():
         terms = losses_of(objective, six_rows).terms
-        reached[name] = {".".join(parameter.split(".")[:2]) for parameter in gradients_of(objective, terms[name]) if "vae" in parameter}
+        reached[name] = {
+            ".".join(parameter.split(".")[:2]) for parameter in gradients_of(objective, terms[name]) if "vae" in parameter
+        }
         assert any(p.grad is not None for p in objective.dit.parameters()) == (name == "flow_mse")
     both, encoder = {"vae.encoder", "vae.decoder"}, {"vae.encoder"}
     assert reached == {
@@ -389,7 +399,15 @@ def test_interval_trains_first_and_then_rests() -> None:
     interval = VAEStrategyConfig(mode="interval", joint_steps=2, frozen_steps=3)
     assert [interval.trains_vae(step) for step in range(11)] == [True, True, False, False, False] * 2 + [True]
     paper = VAEStrategyConfig(mode="interval")
-    assert [paper.trains_vae(step) for step in (0, 1999, 2000, 4999, 5000, 6999, 7000)] == [True, True, False, False, True, True, False]
+    assert [paper.trains_vae(step) for step in (0, 1999, 2000, 4999, 5000, 6999, 7000)] == [
+        True,
+        True,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
     for mode, trains in (("joint", True), ("fix", False)):
         assert {VAEStrategyConfig(mode=mode).trains_vae(step) for step in range(6000)} == {trains}  # type: ignore[arg-type]
 

@@ -1,0 +1,69 @@
+"""The sampler once more, for one prompt, without caches or batches: every pass reads the whole row again."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from cola_train.config.sampling import SamplerConfig
+from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.text_vae import TextVAE
+
+BlockResult = tuple[Tensor, Tensor, list[int]]
+
+
+def generate_alone(
+    vae: TextVAE,
+    dit: BlockCausalDiT,
+    prompt: Sequence[int],
+    config: SamplerConfig,
+    pad: int,
+    num_blocks: int,
+    noise: Callable[[int], Tensor],
+) -> list[BlockResult]:
+    """Latents, logits and greedy ids of each generated block; `noise` gives a block's initial noise."""
+    patch, size = vae.config.patch_size, dit.config.block_size
+    width = max(1, -(-len(prompt) // (patch * size))) * patch * size
+    latents = vae.encode(torch.tensor([[*prompt, *[pad] * (width - len(prompt))]])).mean[0]
+    num_latents = -(-len(prompt) // patch)
+    clean = latents[: num_latents // size * size]
+    known = latents[len(clean) : num_latents]
+    seen: set[int] = set()
+    results = []
+    for number in range(num_blocks):
+        z = _transport(dit, clean, known, noise(number), config)
+        clean, known = torch.cat([clean, z]), z[:0]
+        logits = vae.decode(clean[None])[0, -size * patch :]
+        ids = [int(_penalised(row, seen, config.repetition_penalty).argmax()) for row in logits]
+        seen |= set(ids)
+        results.append((z, logits, ids))
+    return results
+
+
+def _transport(dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, config: SamplerConfig) -> Tensor:
+    size = len(z)
+    for step in range(config.num_steps):
+        z = torch.cat([known, z[len(known) :]])
+        t = torch.full((size,), 1 - step / config.num_steps)
+        t[: len(known)] = 0.0
+        velocity = _velocity(dit, clean, z, t)
+        if len(clean):
+            alone = _velocity(dit, clean[:0], z, t)
+            velocity = alone + config.guidance_scale * (velocity - alone)
+        z = z - velocity / config.num_steps
+    return torch.cat([known, z[len(known) :]])
+
+
+def _velocity(dit: BlockCausalDiT, clean: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """Of the last block of a row whose earlier blocks are `clean`."""
+    row = torch.cat([clean, z])[None]
+    index = torch.arange(row.shape[1])[None]
+    times = torch.cat([torch.zeros(len(clean)), t, torch.zeros(1)])
+    return dit.velocity(row, row, Times(times, index))[0, len(clean) :]
+
+
+def _penalised(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
+    logits = logits.clone()
+    for token in seen:
+        logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
+    return logits
