@@ -18,6 +18,10 @@ def _share(config: object, *names: str) -> None:
         require(0 <= value <= 1, f"{type(config).__name__}.{name} must be in [0, 1], not {value}.")
 
 
+def _mask_ratio(ratio: float) -> None:
+    require(0 < ratio <= 1, f"mask_ratio must be in (0, 1], not {ratio}; to leave the mask loss out, set mask_weight=0.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage1Config:
     """Text VAE pretraining: reconstruction + kl_weight KL + mask_weight mask loss."""
@@ -30,7 +34,7 @@ class Stage1Config:
 
     def __post_init__(self) -> None:
         _positive_or_zero(self, "kl_weight", "mask_weight")
-        _share(self, "mask_ratio")
+        _mask_ratio(self.mask_ratio)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,4 +95,4 @@ class Stage2Config:
 
     def __post_init__(self) -> None:
         _positive_or_zero(self, "vae_weight", "entropy_weight", "mask_weight", "flow_weight", "reference_weight")
-        _share(self, "mask_ratio")
+        _mask_ratio(self.mask_ratio)

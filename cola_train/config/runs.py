@@ -96,6 +96,9 @@ class RunConfig:
     def _check_log_snr(self, fixed_log_snr: float | None) -> None:
         require(fixed_log_snr is None or self.vae.bias,
                 "objective.fixed_log_snr needs vae.bias=true: the export states the constant variance in a bias.")  # fmt: skip
+        plain = (self.vae.scaling_factor, self.vae.shifting_factor) == (1.0, 0.0)
+        require(fixed_log_snr is None or plain,
+                "objective.fixed_log_snr needs vae.scaling_factor=1 and shifting_factor=0: only there E[mu^2] is 1.")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

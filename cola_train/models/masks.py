@@ -33,7 +33,7 @@ def visible_set_mask(query: Places, key: Places) -> Bool[Tensor, "batch query ke
     noised_q, noised_k = query.noised[:, :, None], key.noised[:, None, :]
     history = ~noised_k & (block_k < block_q)
     if query.sees_history is not None:
-        history = history & (query.sees_history[:, :, None] | ~noised_q)
+        history = history & query.sees_history[:, :, None]
     visible = history | ((noised_q == noised_k) & (block_k == block_q))
     if query.document is not None:
         assert key.document is not None

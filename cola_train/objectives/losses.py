@@ -13,12 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cola_train.config.objectives import Stage1Config, Stage2Config
 from cola_train.data.datamodule import Batch
 from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose, normal, uniform
 
 Counts = Mapping[str, Tensor]
+VAELossConfig = Stage1Config | Stage2Config
 
 
 # The count that each figure is a mean over.
@@ -104,53 +106,43 @@ class VAEPass:
     metrics: dict[str, Tensor]
 
 
-def vae_counts(batch: Batch, patch_size: int, mask_ratio: float, mask_weight: float, seed: int) -> dict[str, Tensor]:
+def vae_counts(batch: Batch, patch_size: int, config: VAELossConfig, seed: int) -> dict[str, Tensor]:
     """Real tokens, latents and masked tokens of a batch, to be added over the step."""
     counts = {
         "tokens": batch.loss_mask.sum(),
         "latents": latent_mask(batch.loss_mask, patch_size).sum(),
     }
-    if mask_weight > 0:
-        counts["masked_tokens"] = batch.loss_mask.gather(1, mask_positions(batch, mask_ratio, seed)).sum()
+    if config.mask_weight > 0:
+        counts["masked_tokens"] = batch.loss_mask.gather(1, mask_positions(batch, config.mask_ratio, seed)).sum()
     return counts
 
 
-def vae_pass(
-    vae: TextVAE,
-    batch: Batch,
-    counts: Counts,
-    *,
-    seed: int,
-    mask_ratio: float,
-    mask_weight: float,
-    fixed_log_snr: float | None,
-    mask_documents: bool,
-) -> VAEPass:
+def vae_pass(vae: TextVAE, batch: Batch, counts: Counts, config: VAELossConfig, seed: int) -> VAEPass:
     """Encode clean and masked copies as one batch, sample, decode; cross-entropies in nats per (masked) token.
 
     Reconstruction: mean over real tokens of -log p(x | z_0), z_0 a posterior sample (method, section 2).
     Mask loss: mean over masked real tokens of -log p(x | z_0 of the masked copy).
     """
     patch_size, channels = vae.config.patch_size, vae.config.latent_dim
-    document = latent_documents(batch, patch_size, mask_documents)
+    document = latent_documents(batch, patch_size, config.mask_documents)
     rows, num_latents = batch.tokens.shape[0], batch.tokens.shape[1] // patch_size
     tokens, documents = batch.tokens, document
     eps = standard_normal_latents(seed, Purpose.POSTERIOR_EPS, batch, num_latents, channels)
-    if mask_weight > 0:
-        masked_at = mask_positions(batch, mask_ratio, seed)
+    if config.mask_weight > 0:
+        masked_at = mask_positions(batch, config.mask_ratio, seed)
         tokens = torch.cat([tokens, tokens.scatter(1, masked_at, vae.mask_token_id)])
         documents = None if document is None else torch.cat([document, document])
         eps = torch.cat([eps, standard_normal_latents(seed, Purpose.MASKED_POSTERIOR_EPS, batch, num_latents, channels)])
     posterior = vae.encode(tokens, documents)
-    if fixed_log_snr is not None:
-        posterior = posterior.with_log_snr(fixed_log_snr)
+    if config.fixed_log_snr is not None:
+        posterior = posterior.with_log_snr(config.fixed_log_snr)
     z_0 = posterior.sample(eps)
     hidden = vae.decoder(z_0, documents)
     clean = Posterior(posterior.mean[:rows], posterior.logvar[:rows])
 
     logits = vae.decoder.head(hidden[:rows])
     sums = {"reconstruction_nats_per_token": _cross_entropy_sum(logits, batch.tokens, batch.loss_mask)}
-    if mask_weight > 0:
+    if config.mask_weight > 0:
         # The vocabulary head is the dearest layer: it runs at the masked positions alone.
         hidden_masked = hidden[rows:].gather(1, masked_at[..., None].expand(-1, -1, hidden.shape[-1]))
         targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)

@@ -17,8 +17,7 @@ class Stage1Objective(nn.Module):
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What this batch adds to each mean's denominator; the caller adds over micro-batches and processes."""
-        config = self.config
-        return vae_counts(batch, self.vae.config.patch_size, config.mask_ratio, config.mask_weight, self.seed)
+        return vae_counts(batch, self.vae.config.patch_size, self.config, self.seed)
 
     def forward(self, batch: Batch, counts: Counts) -> Losses:
         """The losses of `batch`, each a sum over it divided by the step's `counts`.
@@ -26,17 +25,7 @@ class Stage1Objective(nn.Module):
         Terms: reconstruction (nats per token), kl (nats per token: summed over channels, divided by real tokens), mask (nats per
         masked token), reconstruction accuracy (share), and the two moments of the VAE logSNR.
         """
-        config = self.config
-        out = vae_pass(
-            self.vae,
-            batch,
-            counts,
-            seed=self.seed,
-            mask_ratio=config.mask_ratio,
-            mask_weight=config.mask_weight,
-            fixed_log_snr=config.fixed_log_snr,
-            mask_documents=config.mask_documents,
-        )
+        out = vae_pass(self.vae, batch, counts, self.config, self.seed)
         real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
         kl = (out.posterior.kl_to_standard_normal() * real).sum()
         terms = {**out.terms, "kl_nats_per_token": mean_share("kl_nats_per_token", kl, counts)}

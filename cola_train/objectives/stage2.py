@@ -107,7 +107,7 @@ class Stage2Objective(nn.Module):
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What this batch adds to each mean's denominator; the caller adds over micro-batches and processes."""
         config = self.config
-        counts = vae_counts(batch, self.vae.config.patch_size, config.mask_ratio, config.mask_weight, self.seed)
+        counts = vae_counts(batch, self.vae.config.patch_size, config, self.seed)
         counts["flow_latents"] = self._counted(batch, self._draws(batch)).sum()
         return counts
 
@@ -135,16 +135,7 @@ class Stage2Objective(nn.Module):
 
     def _joint(self, batch: Batch, counts: Counts) -> Losses:
         config, patch_size = self.config, self.vae.config.patch_size
-        out = vae_pass(
-            self.vae,
-            batch,
-            counts,
-            seed=self.seed,
-            mask_ratio=config.mask_ratio,
-            mask_weight=config.mask_weight,
-            fixed_log_snr=config.fixed_log_snr,
-            mask_documents=config.mask_documents,
-        )
+        out = vae_pass(self.vae, batch, counts, config, self.seed)
         real = latent_mask(batch.loss_mask, patch_size)
         sums = {"negative_entropy_nats_per_token": (out.posterior.negative_entropy() * real).sum()}
         if self.reference_encoder is not None:

@@ -114,7 +114,7 @@ def _with_precision(config: RunT) -> RunT:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Processors without these instructions emulate bf16, far slower than fp32.
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         fast = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
     return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32"))
 

@@ -47,7 +47,7 @@ def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
         ("dit.txt_in_channels=8", "txt_out_channels = 16 is not supported"),
         ("objective.reference_weight=0.1", "needs a stage-1 encoder.*init_vae_from"),
         ("objective.vae_strategy.mode=fix", "needs a trained VAE"),
-        ("objective.mask_ratio=1.5", r"mask_ratio must be in \[0, 1\], not 1.5"),
+        ("objective.mask_ratio=1.5", r"mask_ratio must be in \(0, 1\], not 1.5"),
         ("trainer.global_batch_size=10", r"multiple of micro_batch_size x num_processes \(8 x 1 = 8\)"),
         ("optim.warmup_steps=2000000", "warmup_steps"),
     ],
@@ -82,7 +82,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "vae_paper.yaml", "")
     with pytest.raises(UserError, match=r"There is no config file .*vae_papr.yaml; did you mean 'vae_paper.yaml'"):
         load_config(VAERunConfig, tmp_path / "vae_papr.yaml")
-    with pytest.raises(UserError, match="is a folder; give a .yaml"):
+    with pytest.raises(UserError, match=r"is a folder; give a .yaml"):
         load_config(VAERunConfig, tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
     with pytest.raises(UserError, match=r"not UTF-8 text \(byte 9\)"):

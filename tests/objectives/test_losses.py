@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cola_train.config.objectives import Stage1Config
 from cola_train.data.datamodule import Batch
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.losses import (
@@ -34,17 +35,8 @@ RATIO = 0.25
 def run_pass(
     vae: TextVAE, batch: Batch, mask_weight: float = 1.0, log_snr: float | None = None, mask_documents: bool = False
 ) -> VAEPass:
-    counts = vae_counts(batch, vae.config.patch_size, RATIO, mask_weight, SEED)
-    return vae_pass(
-        vae,
-        batch,
-        counts,
-        seed=SEED,
-        mask_ratio=RATIO,
-        mask_weight=mask_weight,
-        fixed_log_snr=log_snr,
-        mask_documents=mask_documents,
-    )
+    config = Stage1Config(mask_ratio=RATIO, mask_weight=mask_weight, fixed_log_snr=log_snr, mask_documents=mask_documents)
+    return vae_pass(vae, batch, vae_counts(batch, vae.config.patch_size, config, SEED), config, SEED)
 
 
 def masked_by_hand(batch: Batch) -> list[list[int]]:
@@ -114,7 +106,7 @@ def test_masking_uses_real_tokens_alone_and_exactly_as_many_as_asked(six_rows: B
     for row, places in enumerate(positions.tolist()):
         assert len(set(places)) == len(places)
         assert sorted(place for place in places if six_rows.loss_mask[row, place]) == by_hand[row]
-    counts = vae_counts(six_rows, 1, RATIO, 1.0, SEED)
+    counts = vae_counts(six_rows, 1, Stage1Config(mask_ratio=RATIO), SEED)
     assert int(counts["masked_tokens"]) == sum(map(len, by_hand)) < 6 * round(RATIO * seq)
     assert int(counts["tokens"]) == int(six_rows.loss_mask.sum())
 
@@ -158,7 +150,7 @@ def test_no_mask_weight_no_masked_copy(six_rows: Batch) -> None:
     with_mask, without = run_pass(vae, six_rows), run_pass(vae, six_rows, mask_weight=0.0)
     assert rows == [12, 6]
     assert set(with_mask.terms) - set(without.terms) == {"mask_nats_per_masked_token"}
-    assert "masked_tokens" not in vae_counts(six_rows, 1, RATIO, 0.0, SEED)
+    assert "masked_tokens" not in vae_counts(six_rows, 1, Stage1Config(mask_weight=0.0), SEED)
     assert_near(with_mask.terms["reconstruction_nats_per_token"], without.terms["reconstruction_nats_per_token"])
 
 
