@@ -123,7 +123,7 @@ def _page(
         "",
         "What to try next:",
         "",
-        f"    cola-train sample {joint_run} --prompt 'It was' max_new_tokens=48 guidance_scale=3",
+        f"    cola-train sample {joint_run} --prompt 'It was' max_new_tokens=48",
         f"    cola-train joint --resume {joint_run} trainer.max_steps=<more steps>",
         "",
     ]
