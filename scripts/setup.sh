@@ -1,4 +1,4 @@
-# Sourced by the other scripts: makes .venv and installs the project and the extras named in $1 (none by default), from nothing.
+# Sourced by the other scripts: makes .venv and installs the project with the extras in EXTRAS (none by default), from nothing.
 # PYTHON chooses the interpreter (3.11 or newer).
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ ! -x .venv/bin/python ]; then
@@ -6,7 +6,7 @@ if [ ! -x .venv/bin/python ]; then
 fi
 # torch first and by its exact version: asked for as a range by another package, pip may choose another build.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "$(grep '^torch==' constraints.txt)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${1:-}"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${EXTRAS:-}"
 PATH="$PWD/.venv/bin:$PATH"
 # Idle threads sleep rather than spin: with anything else on the machine, spinning ones slow each other down many times over.
 export OMP_WAIT_POLICY=PASSIVE

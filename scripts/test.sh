@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything CI runs, from nothing: style, types, the import contract, all tests.
 set -euo pipefail
-source "$(dirname "$0")/setup.sh" "[dev]"
+EXTRAS="[dev]"
+source "$(dirname "$0")/setup.sh"
 
 ruff check .
 ruff format --check .
