@@ -1,7 +1,6 @@
 """Every command of the README runs, the long ones in their smoke form; so does its Python."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -10,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers.programs import clean_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +31,8 @@ def test_every_command_is_known_to_this_test() -> None:
 
 @pytest.mark.slow
 def test_the_quick_start_runs_in_its_smoke_form() -> None:
-    done = subprocess.run(["bash", "scripts/quickstart.sh", "--smoke"], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = ["bash", "scripts/quickstart.sh", "--smoke"]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     for figure in ("Reconstruction accuracy: ", "Flow-matching loss: ", "Known words: ", " | ", "What to try next:"):
         assert figure in done.stdout
@@ -45,17 +47,18 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
     (texts / "a.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
     (texts / "b.jsonl").write_text("".join(json.dumps({"text": f"Document {n}: {p}"}) + "\n" for n, p in enumerate(paragraphs)))
     (tmp_path / "my_prompts.jsonl").write_text('{"id": 7, "prompt": "Mrs. Bennet"}\n{"prompt": ""}\n', encoding="utf-8")
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in VERBS:
         words = shlex.split(command)
         if words[1] in ("vae", "joint"):
             words += SHORT if "--resume" not in words else ["trainer.max_steps=3"]
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [answer.get("id") for answer in answers] == [7, None]
     assert all(len(answer["token_ids"]) <= 32 for answer in answers)
     (script,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()

@@ -1,7 +1,6 @@
 """Two processes over gloo train to the numbers of one."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 from cola_train.config.load import to_yaml
 from cola_train.config.runs import JointRunConfig
 from cola_train.hf_format import Checkpoint
+from tests.helpers.programs import clean_environment
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def test_two_processes_give_the_numbers_of_one(joint_config: Callable[..., Joint
         (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "cola_train", "joint", str(tmp_path / "config.yaml")],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env=clean_environment(),
             capture_output=True,
             text=True,
             timeout=240,
