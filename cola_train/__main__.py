@@ -1,7 +1,5 @@
 """`python -m cola_train`."""
 
-import sys
+from cola_train.cli import run
 
-from cola_train.cli import main
-
-sys.exit(main())
+run()

@@ -4,9 +4,10 @@ import argparse
 import dataclasses
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import leaves, load_config
@@ -14,11 +15,17 @@ from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 
+# A run that a signal stopped, saved and fit to go on: the status that means "try again" (EX_TEMPFAIL).
+_INTERRUPTED = 75
 _CONFIG_METAVAR = "CONFIG.yaml | key=value"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status: 0 done, 2 something the user gave is wrong, 130 interrupted."""
+    """Run one verb; returns the exit status.
+
+    0 done, 1 something failed, 2 something the user gave is wrong, 75 stopped by a signal and saved, 130 interrupted at once.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse gives a `*` positional only what stands together: settings may also follow the options.
@@ -26,15 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         options.settings += rest
+    options.arguments = arguments
     try:
-        options.run(options)
+        return options.run(options) or 0
     except UserError as error:
         print(f"cola-train: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("cola-train: interrupted", file=sys.stderr)
         return 130
-    return 0
+
+
+def run() -> NoReturn:
+    """The program: `main`, and an end that fits how the process was started."""
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if "torch" in sys.modules:
+        from cola_train.training.processes import end_process, launched_by_torchrun
+
+        if launched_by_torchrun():
+            end_process(status)
+    sys.exit(status)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,11 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     _add_training_verb(verbs, "vae", "stage 1: train the Text VAE", VAERunConfig)
     _add_training_verb(verbs, "joint", "stage 2: train VAE and DiT jointly", JointRunConfig)
+    warm = verbs.add_parser("warm-start", help="train a new run that begins with the weights of another, and nothing else of it")
+    warm.add_argument("source", type=Path, metavar="RUN", help="the run folder whose latest weights to take")
+    warm.add_argument("settings", nargs="+", metavar=_CONFIG_METAVAR, help="the new run's config, then overrides")
+    warm.set_defaults(run=_warm_start)
 
     export = verbs.add_parser("export", help="write a run's checkpoint in the released layout")
     export.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME")
     export.add_argument("--step", type=int, help="which saved step; the latest without it")
     export.add_argument("--out", type=Path, help="the folder to write, which must not exist; RUN/hf without it, replaced")
+    export.add_argument("--average", action="store_true", help="the moving average of the weights (ema.decay) instead of them")
     export.add_argument(
         "--max-shard-gb", type=float, default=5.0, help="split weights into files of at most this many GB (%(default)s)"
     )
@@ -89,13 +116,23 @@ def _parser() -> argparse.ArgumentParser:
         example="cola-train report checkpoints/NAME-vae checkpoints/NAME guidance_scale=3",
         positionals={"vae_run": "the stage-1 run folder", "joint_run": "the stage-2 run folder; the page goes there, report.md"},
     )  # fmt: skip
+    doctor = verbs.add_parser(
+        "doctor", help="what this machine or job offers a training, how fast it is, and what is wrong with it"
+    )
+    doctor.add_argument("--folder", type=Path, default=Path("checkpoints"), help="where runs lie or will lie (%(default)s)")
+    doctor.add_argument(
+        "--processes", type=int, default=1, metavar="N",
+        help="measure bandwidth between this many processes (%(default)s); torchrun overrules it",
+    )  # fmt: skip
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _add_verb(
     verbs: Any,
     name: str,
-    run: Callable[[argparse.Namespace], None],
+    run: Callable[[argparse.Namespace], int | None],
     summary: str,
     config_class: type,
     example: str,
@@ -117,7 +154,7 @@ def _add_verb(
 
 def _add_training_verb(verbs: Any, name: str, summary: str, config_class: type[RunConfig]) -> None:
     parser = _add_verb(verbs, name, _train, summary, config_class, example=f"cola-train {name} configs/{name}_quickstart.yaml")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on from the latest checkpoint of this run folder")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run, by its own config and the overrides")
 
 
 def _settings_table(config_class: type) -> str:
@@ -162,22 +199,57 @@ def _prepare(options: argparse.Namespace) -> None:
     prepare(config)
 
 
-def _train(options: argparse.Namespace) -> None:
+def _train(options: argparse.Namespace) -> int:
     if options.resume is None:
         config = _load(options)
-        from cola_train.training.run import start
+    else:
+        from cola_train.training.run import resume
 
-        start(config)
-        return
-    from cola_train.training.run import resume
+        config = resume(options.resume, options.config_class, options.settings)
+    from cola_train.training.run_folder import saved_config
 
-    resume(options.resume, options.config_class, options.settings)
+    if config.warm_start_from is not None and saved_config(config) is None:
+        raise UserError(
+            f"warm_start_from={config.warm_start_from} is not set by hand, so that no run begins from another by accident: use "
+            f"`cola-train warm-start {config.warm_start_from} ...`, or leave the key out."
+        )
+    return _run_processes(options, config)
+
+
+def _warm_start(options: argparse.Namespace) -> int:
+    from cola_train.training.run import warm_started
+    from cola_train.training.run_folder import read_run_config, saved_config
+
+    options.config_class = type(read_run_config(options.source))
+    config = _load(options)
+    again = dataclasses.replace(config, warm_start_from=str(options.source))
+    return _run_processes(options, again if saved_config(again) else warm_started(config, options.source))
+
+
+def _run_processes(options: argparse.Namespace, config: RunConfig) -> int:
+    """Train in this process; or, where several are asked for and torchrun has not started this one, start them."""
+    from cola_train.training.processes import launched_by_torchrun
+    from cola_train.training.run_folder import folder_of, read_status
+
+    if config.parallel.num_processes == 1 or launched_by_torchrun():
+        from cola_train.training.run import train
+
+        interrupted = train(config).state == "interrupted"
+        # To torchrun only 0 is an end and not a failure; status.json says which.
+        return _INTERRUPTED if interrupted and not launched_by_torchrun() else 0
+    from cola_train.operations.launch import launch
+    from cola_train.training.preflight import refuse
+
+    refuse(config)
+    status = launch(options.arguments, config.parallel.num_processes, folder_of(config) / "logs")
+    now = read_status(folder_of(config))
+    return _INTERRUPTED if status == 0 and now is not None and now.state == "interrupted" else status
 
 
 def _export(options: argparse.Namespace) -> None:
     from cola_train.training.run import export_run
 
-    print(export_run(options.run_folder, options.step, options.out, int(options.max_shard_gb * 1e9)))
+    print(export_run(options.run_folder, options.step, options.out, int(options.max_shard_gb * 1e9), options.average))
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -194,3 +266,9 @@ def _report(options: argparse.Namespace) -> None:
     from cola_train.evaluation.report import write_report
 
     print(write_report(options.vae_run, options.joint_run, config))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from cola_train.operations.doctor import doctor
+
+    return doctor(options.folder, options.processes, options.json)

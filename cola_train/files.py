@@ -1,11 +1,14 @@
 """Writing so that a crash leaves the old thing or the new one, never half of one. Nothing existing is overwritten unasked."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cola_train.config.settings import UserError
 
@@ -36,6 +39,44 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+class Lines:
+    """A file of JSON lines, only ever appended to. A full disk costs no line: what cannot be written yet is kept for later."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting = b""
+        self._warned = False
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one line, after those that could not be written before."""
+        self._waiting += json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        try:
+            self._write(self._waiting)
+        except OSError as error:
+            if not self._warned:
+                warnings.warn(f"Cannot write {self.path} now ({error.strerror}); its lines are kept until it can be.", stacklevel=2)
+            self._warned = True
+            return
+        self._waiting, self._warned = b"", False
+
+    def _write(self, data: bytes) -> None:
+        with self.path.open("a+b", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                data = b"\n" + data  # a crash cut the last line short: what follows must not be joined to it
+            try:
+                while data:
+                    data = data[file.write(data) :]
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+        with contextlib.suppress(OSError):
+            sync(self.path)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
 """The released checkpoint layout, both ways: <root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json."""
 
+import contextlib
 import dataclasses
 import json
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,16 +113,16 @@ def check_dit_fits(folder: str | Path, config: DiTConfig) -> None:
     _same_config(read_dit_config(root), config, root, "dit")
 
 
-def load_vae(folder: str | Path, vae: TextVAE) -> None:
-    """Fill `vae` from a checkpoint, refusing one of another configuration."""
-    check_vae_fits(folder, vae.config)
-    _load_weights(vae, _network_folder(find_root(folder), _VAE_FOLDER))
+def vae_tensors(folder: str | Path, config: TextVAEConfig) -> Iterator[tuple[str, Tensor]]:
+    """The VAE's tensors by name, one at a time, refusing a checkpoint of another configuration than `config`."""
+    check_vae_fits(folder, config)
+    return _tensors(_shapes(TextVAE, config), _network_folder(find_root(folder), _VAE_FOLDER))
 
 
-def load_dit(folder: str | Path, dit: BlockCausalDiT) -> None:
-    """Fill `dit` from a checkpoint, refusing one of another configuration."""
-    check_dit_fits(folder, dit.config)
-    _load_weights(dit, _network_folder(find_root(folder), _DIT_FOLDER))
+def dit_tensors(folder: str | Path, config: DiTConfig) -> Iterator[tuple[str, Tensor]]:
+    """The DiT's tensors by name, one at a time, refusing a checkpoint of another configuration than `config`."""
+    check_dit_fits(folder, config)
+    return _tensors(_shapes(BlockCausalDiT, config), _network_folder(find_root(folder), _DIT_FOLDER))
 
 
 def write_checkpoint(
@@ -135,6 +137,7 @@ def write_checkpoint(
 ) -> None:
     """Write configs and state dicts in the released layout, fp32, atomically: the folder is old, new or absent, never half.
 
+    Of a state dict one file's tensors are asked for at a time, at most max_shard_bytes of them (or a single larger one).
     `training` (stage, step, seq_len) goes to a file of its own, which the released code does not read. Warns where the VAE scales
     its latents.
     """
@@ -163,33 +166,30 @@ def _write_network(
     fields = {**config.to_json(), "architectures": [architecture], "model_type": model_type}
     fields |= {"dtype": "float32", "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    tensors = {key: value.detach().to("cpu", torch.float32).contiguous() for key, value in state.items()}
-    shards = _split(tensors, max_shard_bytes)
-    if len(shards) == 1:
-        save_file(tensors, folder / _SINGLE, metadata={"format": "pt"})
-        return
+    network_class = TextVAE if name == _VAE_FOLDER else BlockCausalDiT
+    sizes = {key: 4 * math.prod(shape) for key, shape in _shapes(network_class, config).items()}
+    shards = _split(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": sum(_num_bytes(t) for t in tensors.values())}, "weight_map": weight_map}
-    (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for number, names in enumerate(shards, start=1):
+        file = _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # Only now are this file's tensors asked for: a state that reads them from disk is never whole in memory.
+        tensors = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _num_bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _split(tensors: Mapping[str, Tensor], max_shard_bytes: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
+def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
     used = 0
-    for name, tensor in tensors.items():
-        if shards[-1] and used + _num_bytes(tensor) > max_shard_bytes:
-            shards.append({})
+    for name, size in sizes.items():
+        if shards[-1] and used + size > max_shard_bytes:
+            shards.append([])
             used = 0
-        shards[-1][name] = tensor
-        used += _num_bytes(tensor)
+        shards[-1].append(name)
+        used += size
     return shards
 
 
@@ -225,24 +225,47 @@ def _same_config(given: TextVAEConfig | DiTConfig, wanted: TextVAEConfig | DiTCo
 
 def _load_weights(network: nn.Module, folder: Path) -> None:
     wanted = network.state_dict()
+    for name, tensor in _tensors({name: tuple(value.shape) for name, value in wanted.items()}, folder):
+        wanted[name].copy_(tensor)
+
+
+def _shapes(network: type[nn.Module], config: TextVAEConfig | DiTConfig) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in network(config).state_dict().items()}
+
+
+def _tensors(wanted: Mapping[str, tuple[int, ...]], folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a network's folder, once all names and shapes are known to be the wanted ones."""
     files = _weight_files(folder)
     problems, seen = [], set()
     for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a mapping
-                    seen.add(name)
-                    if name not in wanted:
-                        problems.append(f"{name}: unexpected")
-                    elif (shape := tuple(file.get_slice(name).get_shape())) != tuple(wanted[name].shape):
-                        problems.append(f"{name}: shape {shape}, the config needs {tuple(wanted[name].shape)}")
-                    else:
-                        wanted[name].copy_(file.get_tensor(name))
-        except SafetensorError as error:
-            raise UserError(f"{path} is corrupt or truncated ({error}); copy or export the checkpoint again.") from None
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                seen.add(name)
+                if name not in wanted:
+                    problems.append(f"{name}: unexpected")
+                elif (shape := tuple(file.get_slice(name).get_shape())) != wanted[name]:
+                    problems.append(f"{name}: shape {shape}, the config needs {wanted[name]}")
     problems += [f"{name}: missing" for name in wanted if name not in seen]
     if problems:
         raise UserError(f"The tensors in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+    return _read_in_turn(files)
+
+
+def _read_in_turn(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                yield name, file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path} is corrupt or truncated ({error}); copy or export the checkpoint again.") from None
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -8,7 +8,19 @@ import pytest
 
 from cola_train.cli import main
 
-VERBS = ["tokenizer", "tokenizer train", "tokenizer olmo2", "prepare", "vae", "joint", "export", "sample", "report"]
+VERBS = [
+    "tokenizer",
+    "tokenizer train",
+    "tokenizer olmo2",
+    "prepare",
+    "vae",
+    "joint",
+    "export",
+    "sample",
+    "report",
+    "warm-start",
+    "doctor",
+]
 
 
 def run(*arguments: str) -> int:
@@ -23,7 +35,7 @@ def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str
     assert run(*verb.split(), "--help") == 0
     out = capsys.readouterr().out
     assert f"usage: cola-train {verb}" in out
-    assert "positional arguments" in out or "kinds" in out
+    assert len(out.splitlines()) > 4
 
 
 def test_the_top_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:

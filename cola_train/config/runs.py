@@ -1,78 +1,29 @@
-"""Settings of a run: optimisation, the loop, logging, and the two stages' whole configs."""
+"""The two stages' whole configs, and which of their settings make a run what it is."""
 
 import dataclasses
 from typing import Literal
 
 from cola_train.config.data import DataConfig
+from cola_train.config.load import leaves
+from cola_train.config.loop import (
+    CheckpointConfig,
+    EMAConfig,
+    GuardConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainerConfig,
+    WandbConfig,
+)
 from cola_train.config.models import DiTConfig, TextVAEConfig, check_pair, check_seq_len
 from cola_train.config.objectives import Stage1Config, Stage2Config
 from cola_train.config.settings import require, section, setting
 
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10)."""
-
-    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached at warmup_steps.")
-    start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.")
-    final_learning_rate: float = setting(1e-5, help="Learning rate from decay_steps on.")
-    warmup_steps: int = setting(5000, help="Optimizer steps of linear warm-up.")
-    decay_steps: int = setting(1_000_000, help="Optimizer step at which the cosine ends.")
-    beta1: float = setting(0.9, help="AdamW's first moment decay.")
-    beta2: float = setting(0.95, help="AdamW's second moment decay.")
-    eps: float = setting(1e-8, help="AdamW's epsilon; not stated in the paper.")
-    weight_decay: float = setting(0.01, help="Decoupled weight decay of every parameter, times the learning rate.")
-    gradient_clip: float = setting(1.0, help="Largest global norm of the gradient.")
-
-    def __post_init__(self) -> None:
-        require(0 <= self.warmup_steps < self.decay_steps,
-                f"optim.warmup_steps ({self.warmup_steps}) must be in 0..decay_steps - 1 ({self.decay_steps}).")  # fmt: skip
-        require(self.learning_rate > 0, f"optim.learning_rate must be above 0, not {self.learning_rate}.")
-        require(self.gradient_clip > 0, f"optim.gradient_clip must be above 0, not {self.gradient_clip}.")
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
-                f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainerConfig:
-    """The loop."""
-
-    max_steps: int = setting(1_000_000, help="Optimizer steps in all.")
-    global_batch_size: int = setting(1408, help="Rows per optimizer step, over all processes (paper: 1,408).")
-    micro_batch_size: int = setting(8, help="Rows per forward and backward on one process.")
-    precision: Literal["fp32", "bf16", "auto"] = setting(
-        "bf16", help="Forward precision; weights and optimizer state stay fp32. auto is bf16 where the device computes it fast."
-    )
-    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", help="Where to run.")
-    num_processes: int = setting(1, help="Processes, one a device, on each node.")
-    validate_every_steps: int = setting(1000, help="Steps between validations, always on the same noise; 0 never validates.")
-    validation_rows: int = setting(1024, help="Rows of the held-out split in a validation, at most.")
-    log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
-    checkpoint_every_steps: int = setting(1000, help="Steps between checkpoints; the last step always makes one.")
-    keep_checkpoints: int = setting(3, help="Checkpoints kept, the newest.")
-    sample_every_steps: int = setting(0, help="Stage 2: steps between sample texts, written to the run folder; 0 is never.")
-    sample_prompts: list[str] = setting([""], help="Stage 2: prompts of the sample texts; empty generates from nothing.")
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "global_batch_size", "micro_batch_size", "num_processes", "log_every_steps",
-                     "checkpoint_every_steps", "keep_checkpoints"):  # fmt: skip
-            value = getattr(self, name)
-            require(value >= 1, f"trainer.{name} must be at least 1, not {value}.")
-        for name in ("validate_every_steps", "validation_rows", "sample_every_steps"):
-            require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, not {getattr(self, name)}.")
-        share = self.micro_batch_size * self.num_processes
-        require(self.global_batch_size % share == 0,
-                f"trainer.global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size x num_processes "
-                f"({self.micro_batch_size} x {self.num_processes} = {share}).")  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class WandbConfig:
-    """Weights & Biases, off unless asked for."""
-
-    enabled: bool = setting(False, help="Also log to wandb (pip install 'cola-train[wandb]').")
-    online: bool = setting(False, help="Use the network; false writes files only, to be synced by hand.")
-    project: str = setting("cola-train", help="The wandb project.")
+# What may change when a run goes on: who computes, what is kept and shown, and how long. All else makes it another run.
+_MAY_CHANGE = (
+    "parallel.", "checkpoint.", "guard.", "wandb.", "runs_folder", "data.path", "data.num_workers", "ema.evaluate", "ema.export",
+    "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.validate_every_steps",
+    "trainer.validation_rows", "trainer.log_every_steps", "trainer.sample_every_steps", "trainer.sample_prompts",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,15 +34,37 @@ class RunConfig:
     data: DataConfig = section(DataConfig, help="The prepared data.")
     vae: TextVAEConfig = section(TextVAEConfig, help="The Text VAE.")
     optim: OptimConfig = section(OptimConfig, help="Optimisation.")
+    ema: EMAConfig = section(EMAConfig, help="A moving average of the weights.")
     trainer: TrainerConfig = section(TrainerConfig, help="The loop.")
+    parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
+    checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
+    guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
     seed: int = setting(66, help="Seed of weights, noise, times and masks (paper: 66).")
     data_seed: int = setting(6198, help="Seed of the order of rows (paper: 6198).")
+    warm_start_from: str | None = setting(
+        None, help="The run whose weights this one started from; `cola-train warm-start` sets it."
+    )
 
     def __post_init__(self) -> None:
         require(self.name not in ("", ".", "..") and "/" not in self.name, f"name must be a plain folder name, not {self.name!r}.")
         require(0 <= self.seed < 2**63 and 0 <= self.data_seed < 2**63, "seed and data_seed must be in [0, 2^63).")
+        rows, micro, processes = self.trainer.global_batch_size, self.trainer.micro_batch_size, self.parallel.num_processes
+        require(rows % (micro * processes) == 0,
+                f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x parallel.num_processes "
+                f"({micro} x {processes} = {micro * processes}).")  # fmt: skip
+
+    def differences(self, other: "RunConfig") -> list[str]:
+        """The settings that make `other` another run than this, as "key: ours, theirs"; empty if it can go on with it."""
+        listed = []
+        for key, _ in leaves(type(self)):
+            ours, theirs = _value(self, key), _value(other, key)
+            # `auto` is what it was decided to be when the run began.
+            decided = key == "trainer.precision" and theirs == "auto"
+            if ours != theirs and not decided and not key.startswith(_MAY_CHANGE):
+                listed.append(f"{key}: {ours!r}, now {theirs!r}")
+        return listed
 
     def _check_log_snr(self, fixed_log_snr: float | None) -> None:
         require(fixed_log_snr is None or self.vae.bias,
@@ -135,3 +108,9 @@ class JointRunConfig(RunConfig):
                 "objective.reference_weight=0 (All Scratch).")  # fmt: skip
         require(not (scratch and self.objective.vae_strategy.mode == "fix"),
                 "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use mode 'joint'.")  # fmt: skip
+
+
+def _value(config: object, key: str) -> object:
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config

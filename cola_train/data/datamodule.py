@@ -27,6 +27,7 @@ class Batch(NamedTuple):
     loss_mask: Bool[Tensor, "batch seq"]  # False at padding, and everywhere in rows that only fill a validation batch
     document_ids: Int[Tensor, "batch seq"]  # number of the token's document, from 0 in each row
     sample_index: Int[Tensor, " batch"]  # global: stream position in training, VALIDATION_SAMPLE_OFFSET + row in validation
+    row_index: Int[Tensor, " batch"]  # of the split, as read
 
 
 class PackedRows(Dataset[Batch]):
@@ -111,9 +112,11 @@ class PreparedDataModule(pl.LightningDataModule):
     """A prepared folder as training and validation batches of one process.
 
     A training batch is all the rows of this process for one optimizer step; the loop cuts it into micro-batches.
-    The first batch belongs to the optimizer step `trainer.global_step`, so a resumed run goes on where it stopped: that needs
-    `global_step` to count optimizer steps (one optimizer stepped once a batch), and `Trainer(use_distributed_sampler=False)`,
-    for Lightning would otherwise deal each process' rows out again.
+    The first batch is that of optimizer step `start_step`, to be set before training starts. Needs
+    `Trainer(use_distributed_sampler=False)`: Lightning would otherwise deal each process' rows out again.
+
+    Attributes:
+        start_step: optimizer steps that are done already.
     """
 
     def __init__(
@@ -138,6 +141,7 @@ class PreparedDataModule(pl.LightningDataModule):
             UserError: no or damaged prepared data, or another seq_len than it was prepared with.
         """
         super().__init__()
+        self.start_step = 0
         self.prepared = PreparedData.open(data.path)
         self.prepared.check_run(data, tokenizer_sha256=None)
         require(micro_batch_size >= 1, f"micro_batch_size must be at least 1 row, not {micro_batch_size}.")
@@ -166,20 +170,18 @@ class PreparedDataModule(pl.LightningDataModule):
                 f"{self._micro_batch_size}, not {self._global_batch_size}; nearest allowed: {allowed}.")  # fmt: skip
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Endless; its first batch is that of the optimizer step `trainer.global_step`."""
+        """Endless; its first batch is that of optimizer step `start_step`."""
         trainer = self._trainer()
         sampler = StepBatchSampler(
             global_batch_size=self._global_batch_size,
-            start_step=trainer.global_step,
+            start_step=self.start_step,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
         return self._loader(PackedRows(self.prepared, self._data_seed), sampler)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """The same rows each time, `micro_batch_size` a batch; no loader at all if there are no rows."""
-        if self.num_validation_rows == 0:
-            return []
+    def validation_loader(self) -> DataLoader[Batch]:
+        """The same rows each time, `micro_batch_size` a batch, as many batches for every process."""
         trainer = self._trainer()
         sampler = ValidationBatchSampler(
             num_rows=self.num_validation_rows,
@@ -219,6 +221,13 @@ def _read(
     *,
     real: Bool[np.ndarray, " batch"],
 ) -> Batch:
-    tokens, document_ids = (np.stack(arrays) for arrays in zip(*(prepared.row(split, int(row)) for row in rows), strict=True))
+    read = []
+    for row, sample in zip(rows.tolist(), samples.tolist(), strict=True):
+        try:
+            read.append(prepared.row(split, row))
+        except Exception as error:  # whatever it is, it is reported with the sample
+            error.add_note(f"while reading row {row} of the split '{split}' of {prepared.folder}, sample {sample}")
+            raise
+    tokens, document_ids = (np.stack(arrays) for arrays in zip(*read, strict=True))
     loss_mask = (tokens != prepared.manifest.pad_token_id) & real[:, None]
-    return Batch(*(torch.from_numpy(array) for array in (tokens, loss_mask, document_ids, samples)))
+    return Batch(*(torch.from_numpy(array) for array in (tokens, loss_mask, document_ids, samples, rows)))

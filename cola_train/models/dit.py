@@ -40,7 +40,11 @@ class _Rope(nn.Module):
 
     def __init__(self, rope_dim: int) -> None:
         super().__init__()
+        self.rope_dim = rope_dim
         self.register_buffer("freqs", rotary_frequencies(rope_dim, 10000.0))
+
+    def reset_buffers(self) -> None:
+        self.freqs.copy_(rotary_frequencies(self.rope_dim, 10000.0))
 
 
 class _AttentionRope(nn.Module):
@@ -227,6 +231,11 @@ class BlockCausalDiT(nn.Module):
             RowAttention.from_places(places),
         )
         return out[:, num_clean:]
+
+    def reset_buffers(self) -> None:
+        """Compute all buffers again, for a network built on the meta device."""
+        for block in self.blocks:
+            cast(DiTBlock, block).msa.rope.rope.reset_buffers()
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `capacity` latents a row."""

@@ -12,13 +12,13 @@ from cola_train.randomness import named_generator
 def initialise_text_vae(vae: TextVAE, seed: int) -> None:
     """Truncated normal weights (init_std, cut at init_cutoff_factor deviations), zero biases, unit norms."""
     for name, parameter in vae.named_parameters():
-        _fill(parameter, _text_vae_value(f"vae.{name}", parameter.shape, vae.config, seed))
+        _fill(parameter, text_vae_value(name, parameter.shape, vae.config, seed))
 
 
 def initialise_dit(dit: BlockCausalDiT, seed: int) -> None:
     """Xavier-uniform weights, zero biases, unit norms; every adaLN layer and the output projection zero (adaLN-Zero)."""
     for name, parameter in dit.named_parameters():
-        _fill(parameter, _dit_value(f"dit.{name}", parameter.shape, seed))
+        _fill(parameter, dit_value(name, parameter.shape, seed))
 
 
 def _fill(parameter: nn.Parameter, value: Tensor) -> None:
@@ -26,20 +26,22 @@ def _fill(parameter: nn.Parameter, value: Tensor) -> None:
         parameter.copy_(value)
 
 
-def _text_vae_value(name: str, shape: torch.Size, config: TextVAEConfig, seed: int) -> Tensor:
+def text_vae_value(name: str, shape: torch.Size, config: TextVAEConfig, seed: int) -> Tensor:
+    """The whole initial tensor of the VAE's parameter `name`, of `shape`."""
     if len(shape) == 1:
         return _vector(name, shape)
     cut = config.init_std * config.init_cutoff_factor
     empty = torch.empty(shape)
-    return nn.init.trunc_normal_(empty, std=config.init_std, a=-cut, b=cut, generator=named_generator(seed, name))
+    return nn.init.trunc_normal_(empty, std=config.init_std, a=-cut, b=cut, generator=named_generator(seed, f"vae.{name}"))
 
 
-def _dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
-    if ".ada." in name or ".txt_out_ada." in name or ".txt_out.proj." in name:
+def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
+    """The whole initial tensor of the DiT's parameter `name`, of `shape`."""
+    if ".ada." in name or name.startswith(("txt_out_ada.", "txt_out.proj.")):
         return torch.zeros(shape)
     if len(shape) == 1:
         return _vector(name, shape)
-    return nn.init.xavier_uniform_(torch.empty(shape), generator=named_generator(seed, name))
+    return nn.init.xavier_uniform_(torch.empty(shape), generator=named_generator(seed, f"dit.{name}"))
 
 
 def _vector(name: str, shape: torch.Size) -> Tensor:

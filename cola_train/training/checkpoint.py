@@ -1,21 +1,71 @@
-"""What a run saves, when, and how it is found again: lightning/step-N, whole or absent, and the `latest` pointer."""
+"""A run's checkpoints on disk: lightning/step-N, whole or absent, each with a manifest; and the `latest` pointer.
 
+A checkpoint is a folder of safetensors files, one of each process, with the parts of every tensor that it saved, and manifest.json:
+the step, the run's counters, every file's size and checksum.
+"""
+
+import dataclasses
+import json
 import re
 import shutil
-import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import lightning.pytorch as pl
-import torch
-from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+import xxhash
 
 from cola_train.config.settings import UserError
-from cola_train.files import write_atomically
+from cola_train.files import sync, write_atomically
+from cola_train.training.state import RunState
 
-_FOLDER, _LATEST = "lightning", "latest"
+_FOLDER, _LATEST, _MANIFEST = "lightning", "latest", "manifest.json"
+FORMAT_VERSION = 2
+_SAVING, _REMOVING = ".saving-", ".removing-"
+_READ_BYTES = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFact:
+    """A file as it was written."""
+
+    bytes: int
+    xxh3: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint is."""
+
+    step: int
+    state: RunState
+    data_sha256: str  # of the prepared data's manifest
+    world_size: int  # of the processes that wrote it; any number can read it
+    shapes: dict[str, tuple[int, ...]]  # of every saved tensor
+    files: dict[str, FileFact]
+    good: bool  # weights finite and, where the run validates, validated at this step
+    mark: bool  # never to be removed
+
+    def to_json(self) -> str:
+        """As manifest.json holds it, with a checksum of its own."""
+        values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
+        return json.dumps({**values, "xxh3": _checksum(values)}, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
+        values = json.loads(text)
+        if values.pop("xxh3") != _checksum(values):
+            raise ValueError("its own checksum does not fit")
+        version = values.pop("format_version")
+        if version != FORMAT_VERSION:
+            raise ValueError(f"format_version {version}, this version of cola-train reads {FORMAT_VERSION}")
+        values["state"] = RunState(**values["state"])
+        values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
+        values["files"] = {name: FileFact(**fact) for name, fact in values["files"].items()}
+        return cls(**values)
+
+
+def _checksum(values: Mapping[str, object]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def step_folder(run_folder: Path, step: int) -> Path:
@@ -34,55 +84,154 @@ def saved_steps(run_folder: Path) -> list[int]:
     return sorted(int(match[1]) for folder in folders if (match := re.fullmatch(r"step-(\d+)", folder.name)))
 
 
-def latest_checkpoint(run_folder: Path) -> Path:
-    """The checkpoint that `latest` names.
+def latest_checkpoint(run_folder: Path) -> Path | None:
+    """The checkpoint that `latest` names; None in a run that has saved nothing yet.
 
     Raises:
-        UserError: the run has no checkpoint, or the pointer names one that is not there.
+        UserError: there are checkpoints but no pointer, or the pointer names one that is not there.
     """
     pointer = run_folder / _FOLDER / _LATEST
     steps = saved_steps(run_folder)
     if not pointer.is_file():
-        listed = f"it has steps {steps} but no `latest` file naming one" if steps else "it has no checkpoint yet"
-        raise UserError(f"Cannot resume {run_folder}: {listed}. Start a new run under another name.")
+        if not steps:
+            return None
+        raise UserError(
+            f"Cannot go on with {run_folder}: it has checkpoints of steps {steps} but no `{_LATEST}` naming one. Write the name "
+            f"of one of them into {pointer}, for example step-{steps[-1]:08d}."
+        )
     folder = run_folder / _FOLDER / pointer.read_text(encoding="utf-8").strip()
     if not folder.is_dir():
-        raise UserError(f"Cannot resume {run_folder}: {pointer} names {folder.name}, which is not there; steps present: {steps}.")
+        raise UserError(
+            f"Cannot go on with {run_folder}: {pointer} names {folder.name}, which is not there; steps present: {steps}. "
+            "Go on from the newest of these with checkpoint.if_damaged=previous."
+        )
     return folder
 
 
-class Checkpoints(pl.Callback):
-    """Saves every `every_steps` and at the last step, keeps the newest `keep`."""
-
-    def __init__(self, run_folder: Path, every_steps: int, keep: int, max_steps: int) -> None:
-        self.run_folder, self.every_steps, self.keep, self.max_steps = run_folder, every_steps, keep, max_steps
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save where it is time; a batch is an optimizer step."""
-        step = trainer.global_step
-        if step % self.every_steps and step != self.max_steps:
-            return
-        folder = step_folder(self.run_folder, step)
-        if not folder.exists():
-            trainer.save_checkpoint(folder)
-        if trainer.is_global_zero:
-            write_atomically(folder.parent / _LATEST, folder.name + "\n")
-            for old in saved_steps(self.run_folder)[: -self.keep]:
-                shutil.rmtree(step_folder(self.run_folder, old), ignore_errors=True)
-
-
-def read_weights(folder: Path, wanted: dict[str, Tensor]) -> None:
-    """Fill `wanted` (full tensors by their name in the stage module) from a sharded checkpoint, in one process.
+def read_manifest(folder: Path) -> Manifest:
+    """A checkpoint's manifest.
 
     Raises:
-        UserError: the checkpoint is damaged or of another model.
+        UserError: it is missing or damaged.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
-            state_dict_loader.load({"state_dict": wanted}, storage_reader=FileSystemReader(folder), no_dist=True)
-    except Exception as error:  # the reader lets many kinds through: unpickling, missing keys, sizes, files
-        reason = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"The checkpoint {folder} is damaged or of another model: {reason}. Use another step's.") from error
+        return Manifest.from_json((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        reason = "is missing"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"is damaged ({error})"
+    raise UserError(f"{folder / _MANIFEST} {reason}, so the checkpoint cannot be used. {what_to_do(folder)}")
+
+
+def what_to_do(folder: Path) -> str:
+    """The end of a message about a checkpoint that cannot be used."""
+    others = [step for step in saved_steps(folder.parent.parent) if step_folder(folder.parent.parent, step) != folder]
+    if not others:
+        return "The run has no other checkpoint: copy this one again from a backup, or start the run again under another name."
+    return f"Go on from the newest intact one with checkpoint.if_damaged=previous; the others are of steps {others}."
+
+
+def file_fact(path: Path) -> FileFact:
+    """Size and checksum of a file, read from disk."""
+    digest, size = xxhash.xxh3_128(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_READ_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return FileFact(size, digest.hexdigest())
+
+
+def damage(folder: Path, files: Mapping[str, FileFact]) -> list[str]:
+    """What is wrong with these files of a checkpoint, one line each."""
+    found = []
+    for name, expected in files.items():
+        path = folder / name
+        try:
+            size = path.stat().st_size
+            if size != expected.bytes:
+                found.append(f"{name} has {size} bytes, the manifest says {expected.bytes}: truncated or half-copied")
+            elif file_fact(path) != expected:
+                found.append(f"{name} has been altered: its checksum is not the manifest's")
+        except FileNotFoundError:
+            found.append(f"{name} is missing")
+        except OSError as error:
+            found.append(f"{name} cannot be read ({error.strerror})")
+    return found
+
+
+def intact_manifest(folder: Path) -> Manifest:
+    """A checkpoint's manifest, once all its files are known to be as they were written.
+
+    Raises:
+        UserError: each file that is not.
+    """
+    manifest = read_manifest(folder)
+    refuse_damage(folder, damage(folder, manifest.files))
+    return manifest
+
+
+def refuse_damage(folder: Path, problems: Sequence[str]) -> None:
+    """Raise a UserError of all `problems`, if there are any."""
+    if problems:
+        raise UserError(f"The checkpoint {folder} is damaged:\n  " + "\n  ".join(problems) + f"\n{what_to_do(folder)}")
+
+
+def begin(run_folder: Path, step: int) -> Path:
+    """An empty folder to save into; it counts for nothing until `finish`."""
+    working = run_folder / _FOLDER / f"{_SAVING}step-{step:08d}"
+    shutil.rmtree(working, ignore_errors=True)
+    working.mkdir(parents=True)
+    return working
+
+
+def finish(run_folder: Path, working: Path, manifest: Manifest) -> None:
+    """Give a folder whose files are written and synced its manifest, its name, and the pointer."""
+    (working / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    sync(working / _MANIFEST)
+    sync(working)
+    final = step_folder(run_folder, manifest.step)
+    working.rename(final)
+    sync(final.parent)
+    point_to(final)
+
+
+def point_to(folder: Path) -> None:
+    """Make `latest` name this checkpoint."""
+    write_atomically(folder.parent / _LATEST, folder.name + "\n")
+
+
+def set_aside(folder: Path) -> Path:
+    """Take a damaged checkpoint out of the way under a name of its own, for whoever wants to look at it."""
+    number = 0
+    while (aside := folder.with_name(f"damaged-{folder.name}" + (f".{number}" if number else ""))).exists():
+        number += 1
+    folder.rename(aside)
+    return aside
+
+
+def remove_old(run_folder: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, the newest good one, and marks."""
+    steps = saved_steps(run_folder)
+    kept = set(steps[-keep:])
+    manifests = {}
+    for step in steps:
+        try:
+            manifests[step] = read_manifest(step_folder(run_folder, step))
+        except UserError:
+            kept.add(step)  # damaged: not ours to throw away
+    kept |= {step for step, manifest in manifests.items() if manifest.mark}
+    kept |= set([step for step, manifest in manifests.items() if manifest.good][-1:])
+    for step in steps:
+        if step not in kept:
+            folder = step_folder(run_folder, step)
+            # Renamed first: a removal cut short must not leave half a checkpoint under a checkpoint's name.
+            leaving = folder.with_name(f"{_REMOVING}{folder.name}")
+            folder.rename(leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
+
+
+def clean(run_folder: Path) -> None:
+    """Remove what saves and removals that were cut short have left. Only while no other process saves into this run."""
+    leftovers: Iterable[Path] = (run_folder / _FOLDER).glob(".*-step-*") if (run_folder / _FOLDER).is_dir() else []
+    for folder in list(leftovers):
+        shutil.rmtree(folder, ignore_errors=True)

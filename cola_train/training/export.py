@@ -1,39 +1,70 @@
-"""From a run to the released layout: at the end of training, or from a saved checkpoint."""
+"""From a run's checkpoint to the released layout, tensor by tensor: on one process, whatever number saved it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import lightning.pytorch as pl
+import torch
 from torch import Tensor
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from cola_train.config.runs import JointRunConfig, RunConfig
+from cola_train.config.settings import require
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.hf_format import DEFAULT_MAX_SHARD_BYTES, Checkpoint, write_checkpoint
-from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
-from cola_train.training.checkpoint import read_weights
-from cola_train.training.module import StageModule
+from cola_train.hf_format import DEFAULT_MAX_SHARD_BYTES, write_checkpoint
+from cola_train.training.checkpoint import Manifest, read_manifest
+from cola_train.training.checkpoint_io import CheckpointReader
+from cola_train.training.state import AVERAGE, MODEL
 
 
-def full_weights(module: StageModule) -> dict[str, Tensor]:
-    """The objective's full tensors on process 0's CPU, by name; a collective call, empty on the others."""
-    state = get_model_state_dict(module.objective, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+class SavedWeights(Mapping[str, Tensor]):
+    """A network's weights in a checkpoint, each read when it is asked for."""
+
+    def __init__(self, folder: Path, manifest: Manifest, network: str, use_average: bool) -> None:
+        """`network`: "vae" or "dit". With `use_average` the moving average of those that have one (frozen weights have none)."""
+        self._shapes, self._reader = manifest.shapes, CheckpointReader(folder, manifest, one_process=True)
+        self._saved_as = {}
+        for saved in manifest.shapes:
+            kind, _, name = saved.partition(".")
+            if kind == MODEL and name.startswith(f"{network}."):
+                average = f"{AVERAGE}.{name}"
+                self._saved_as[name.removeprefix(f"{network}.")] = average if use_average and average in manifest.shapes else saved
+
+    def __getitem__(self, name: str) -> Tensor:
+        saved = self._saved_as[name]
+        tensors = {saved: torch.empty(self._shapes[saved])}
+        self._reader.load(tensors)
+        return tensors[saved]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._saved_as)
+
+    def __len__(self) -> int:
+        return len(self._saved_as)
 
 
-def checkpoint_of(config: RunConfig, weights: Mapping[str, Tensor], step: int, tokenizer: Tokenizer) -> Checkpoint:
-    """Plain networks from an objective's full tensors."""
-    vae = TextVAE(config.vae)
-    vae.load_state_dict(_state_of_fixed_log_snr(config, _below(weights, "vae.")))
-    dit = None
-    if isinstance(config, JointRunConfig):
-        dit = BlockCausalDiT(config.dit)
-        dit.load_state_dict(_below(weights, "dit."))
-    for network in (vae, dit):
-        if network is not None:
-            network.eval().requires_grad_(False)
-    return Checkpoint(vae, dit, tokenizer, training_facts(config, step))
+class FixedLogSNR(Mapping[str, Tensor]):
+    """A VAE's weights where the logSNR was fixed: the log-variance half of the encoder's final layer, not used, says so."""
+
+    def __init__(self, weights: Mapping[str, Tensor], log_snr: float, channels: int) -> None:
+        self._weights, self._log_snr, self._channels = weights, log_snr, channels
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._weights[name]
+        if name.startswith("encoder.final_layer."):
+            value = value.clone()
+            value[self._channels :] = 0.0 if name.endswith(".weight") else -self._log_snr
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def vae_weights(config: RunConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A run's VAE as it is exported."""
+    fixed = config.objective.fixed_log_snr  # type: ignore[attr-defined]  # both stages' objectives have it
+    return weights if fixed is None else FixedLogSNR(weights, fixed, config.vae.latent_dim)
 
 
 def training_facts(config: RunConfig, step: int) -> dict[str, int | str]:
@@ -42,53 +73,32 @@ def training_facts(config: RunConfig, step: int) -> dict[str, int | str]:
     return {"stage": stage, "step": step, "seq_len": config.data.seq_len, "run": config.name}
 
 
-def export_step(
+def export_checkpoint(
     config: RunConfig,
-    checkpoint_folder: Path,
-    step: int,
+    folder: Path,
     tokenizer: Tokenizer,
     target: Path,
     *,
+    use_average: bool,
     replace: bool,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
 ) -> None:
-    """Write a saved checkpoint of a run in the released layout."""
-    networks: dict[str, TextVAE | BlockCausalDiT] = {"vae": TextVAE(config.vae)}
-    if isinstance(config, JointRunConfig):
-        networks["dit"] = BlockCausalDiT(config.dit)
-    wanted = {f"objective.{part}.{name}": t for part, network in networks.items() for name, t in network.state_dict().items()}
-    read_weights(checkpoint_folder, wanted)
-    weights = {name.removeprefix("objective."): tensor for name, tensor in wanted.items()}
-    checkpoint_of(config, weights, step, tokenizer).save(target, replace=replace, max_shard_bytes=max_shard_bytes)
+    """Write a run's checkpoint `folder` in the released layout; memory holds one file of it at a time.
 
-
-class ExportAtEnd(pl.Callback):
-    """Leaves the trained networks in RUN/hf."""
-
-    def __init__(self, config: RunConfig, run_folder: Path, tokenizer: Tokenizer) -> None:
-        self.config, self.run_folder, self.tokenizer = config, run_folder, tokenizer
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gather on every process, write on one."""
-        assert isinstance(pl_module, StageModule)
-        weights = full_weights(pl_module)
-        if trainer.is_global_zero:
-            vae = (self.config.vae, _state_of_fixed_log_snr(self.config, _below(weights, "vae.")))
-            dit = (self.config.dit, _below(weights, "dit.")) if isinstance(self.config, JointRunConfig) else None
-            facts = training_facts(self.config, trainer.global_step)
-            write_checkpoint(self.run_folder / "hf", vae, dit, self.tokenizer, facts, replace=True)
-
-
-def _below(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-
-
-def _state_of_fixed_log_snr(config: RunConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With a fixed logSNR the log-variance half of the encoder's final layer was never used: make it say the constant."""
-    fixed = config.objective.fixed_log_snr  # type: ignore[attr-defined]  # both stages' objectives have it
-    if fixed is None:
-        return state
-    channels = config.vae.latent_dim
-    weight, bias = state["encoder.final_layer.weight"].clone(), state["encoder.final_layer.bias"].clone()
-    weight[channels:], bias[channels:] = 0.0, -fixed
-    return {**state, "encoder.final_layer.weight": weight, "encoder.final_layer.bias": bias}
+    Raises:
+        UserError: a damaged checkpoint, no average where one is asked for, or a `target` that exists and is not to be replaced.
+    """
+    manifest = read_manifest(folder)
+    require(not use_average or any(name.startswith(f"{AVERAGE}.") for name in manifest.shapes),
+            f"{folder} has no moving average of the weights; only a run with ema.decay above 0 has one.")  # fmt: skip
+    vae = SavedWeights(folder, manifest, "vae", use_average)
+    dit = SavedWeights(folder, manifest, "dit", use_average)
+    write_checkpoint(
+        target,
+        (config.vae, vae_weights(config, vae)),
+        (config.dit, dit) if isinstance(config, JointRunConfig) else None,
+        tokenizer,
+        training_facts(config, manifest.step),
+        replace=replace,
+        max_shard_bytes=max_shard_bytes,
+    )

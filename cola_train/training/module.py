@@ -1,46 +1,69 @@
 """The two stages as Lightning modules: step = objective(batch), clip, optimise, log. No maths here.
 
 Optimisation is by hand, so that one `training_step` is one optimizer step: its micro-batches share their means' denominators
-(objectives/losses.py), a checkpoint never falls between micro-batches, and a bad loss is caught before it reaches the weights.
+(objectives/losses.py), a checkpoint never falls between micro-batches, and a bad step is seen before it reaches the weights.
 """
 
-import math
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
-from cola_train.config.settings import UserError
 from cola_train.data.datamodule import Batch
-from cola_train.hf_format import load_dit, load_vae
+from cola_train.data.progress import say
+from cola_train.files import Lines
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialise import initialise_dit, initialise_text_vae
 from cola_train.models.text_vae import TextVAE
-from cola_train.objectives.losses import DENOMINATORS, Losses, summarise
+from cola_train.objectives.losses import Losses, summarise
 from cola_train.objectives.stage1 import Stage1Objective
 from cola_train.objectives.stage2 import Stage2Objective
+from cola_train.training import guard
+from cola_train.training.activations import checkpoint_activations
+from cola_train.training.average import Average
+from cola_train.training.interrupts import StopRequest
 from cola_train.training.optim import build_optimizer, set_learning_rate
-from cola_train.training.strategy import shard, sync_gradients_only_if
+from cola_train.training.processes import Processes
+from cola_train.training.state import RunState, materialise, saved_tensors
+from cola_train.training.step_log import Step, StepLog, digest_text, sample_digest
+from cola_train.training.strategy import build_mesh, shard, sync_gradients_only_if
+from cola_train.training.watchdog import Watchdog
 
 
 class StageModule(pl.LightningModule):
-    """What both stages share. `last_metrics` holds the latest step's figures, for callbacks."""
+    """What both stages share.
+
+    Attributes:
+        state: the run's counters; `state.step` says which optimizer step comes next.
+        average: of the weights, where the config asks for one.
+        last_metrics: the latest step's figures, for callbacks.
+        stop_requested: some process was asked to stop; known to all from the start of a step on.
+        all_have_written: the save under way is on disk on every process; as above.
+        written: whether this process' part of the save under way is on disk.
+        logs: what this process appends to; made durable before each checkpoint.
+    """
 
     objective: nn.Module
+    average: Average
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.config = config
+        self.config, self.processes, self.stop, self.watchdog = config, processes, stop, watchdog
+        self.state = RunState()
+        self.step_log: StepLog | None = None
         self.last_metrics: dict[str, float] = {}
-        self._validation_terms: list[Tensor] = []
-        self._validation_names: list[str] = []
-        self._validation_weights: dict[str, float] = {}
+        self.stop_requested = self.all_have_written = False
+        self.written: Callable[[], bool] = lambda: False
+        self.logs: list[Lines] = []
 
     def build_objective(self) -> nn.Module:
-        """The objective with its networks, initialised or loaded."""
+        """The objective with its networks, without values; called on the meta device."""
         raise NotImplementedError
 
     def losses(self, batch: Batch, counts: dict[str, Tensor], step: int) -> Losses:
@@ -53,83 +76,102 @@ class StageModule(pl.LightningModule):
         return 1.0
 
     def configure_model(self) -> None:
-        """Build and shard, once (Lightning calls this again on resume)."""
+        """Build on the meta device and shard, once; each process then has memory for its part alone, still without values."""
         if hasattr(self, "objective"):
             return
-        objective = self.build_objective().to(self.device)
-        assert self.device_mesh is not None
-        shard(objective, self.device_mesh["data_parallel"])
+        parallel = self.config.parallel
+        with torch.device("meta"):
+            objective = self.build_objective()
+        checkpoint_activations(objective, parallel.activation_checkpointing)
+        mesh = build_mesh(parallel, self.processes, self.device.type)
+        shard(objective, mesh, self.config.trainer.precision == "bf16", parallel.cpu_offload)
+        materialise(objective, "cpu" if parallel.cpu_offload else self.device)
         self.objective = objective
+        self.average = Average(objective, self.config.ema.decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW; the learning rate is set at each step."""
         return build_optimizer(self.objective, self.config.optim, self.vae_learning_rate_factor)
 
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds, live."""
+        return saved_tensors(self.objective, self._optimizer(), self.average.tensors)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """The forward's precision: bf16 under autocast, which keeps norms, softmax and residuals in fp32, or fp32."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16"):
+            yield
+
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step over all of this process' rows."""
-        step, optimizer = self.global_step, self.optimizers()
-        assert not isinstance(optimizer, list)
+        step, optimizer = self.state.step, self._optimizer()
+        self.watchdog.beat(f"in the forward or backward of step {step + 1}")
         micro_batches = _split(batch, self.config.trainer.micro_batch_size)
-        counts = self._global_counts(micro_batches)
+        counts, used = self._agree(micro_batches, batch)
         sums: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(micro_batches, start=1):
             sync_gradients_only_if(self.objective, number == len(micro_batches))
-            losses = self.losses(micro_batch, counts, step)
+            with self.computing():
+                losses = self.losses(micro_batch, counts, step)
             # Gradients are averaged over processes; the losses are shares of one global mean, to be added.
-            self.manual_backward(losses.total * self.trainer.world_size)
+            self.manual_backward(losses.total * self.processes.world_size)
             for name, value in losses.figures().items():
                 sums[name] = sums[name] + value if name in sums else value
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.gradient_clip)
         figures = summarise(self._global_sums(sums), losses.weights)
         figures["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        self._refuse_non_finite(figures, step)
-        figures["learning_rate"] = set_learning_rate(optimizer.optimizer, self.config.optim, step)
-        optimizer.step()
+        skipped = guard.reason_to_skip(self.config.guard, figures, self.state)
+        figures["learning_rate"] = set_learning_rate(optimizer, self.config.optim, step)
+        if skipped is None:
+            self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
+            self.average.update()
+            guard.count_taken(self.config.guard, self.state, figures["loss"])
+        else:
+            if self.processes.is_first:
+                say(f"cola-train: warning: optimizer step {step + 1} is not taken, on any process ({skipped}).")
+            guard.count_skipped(self.config.guard, self.state, skipped)
         optimizer.zero_grad()
+        self.state.step = step + 1
+        figures["skipped_steps"] = self.state.skipped_steps
         self.last_metrics = figures
+        if self.step_log is not None:
+            self.step_log.write(Step(self.state.step, used[0], digest_text(used[1]), skipped))
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last validation."""
-        self._validation_terms, self._validation_names = [], []
+    def asked_to_stop(self) -> bool:
+        """Ask all processes, between steps, whether one was asked to stop; a collective call."""
+        asked = torch.tensor(int(self.stop.made), device=self.device)
+        dist.all_reduce(asked)
+        self.stop_requested = self.stop_requested or bool(asked)
+        return self.stop_requested
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add up a batch's terms and counts; means are taken over the whole validation set at the end."""
-        counts = self.objective.counts(batch)  # type: ignore[operator]  # both objectives have it
-        ones = {name: torch.ones_like(value, dtype=torch.float32) for name, value in counts.items()}
-        losses: Losses = self.objective(batch, ones)
-        sums = {**losses.figures(), **{f"count/{name}": value.float() for name, value in counts.items()}}
-        self._validation_weights = losses.weights
-        self._validation_names = list(sums)
-        self._validation_terms.append(torch.stack([value.float() for value in sums.values()]))
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
 
-    def validation_metrics(self) -> dict[str, float]:
-        """The means of the validation that just ended."""
-        if not self._validation_terms:
-            return {}
-        total = torch.stack(self._validation_terms).double().sum(0)
-        sums = dict(zip(self._validation_names, self.trainer.strategy.reduce(total, reduce_op="sum").tolist(), strict=True))
-        counts = {name: max(sums[f"count/{count}"], 1) for name, count in DENOMINATORS.items() if name in sums}
-        means = {name: sums[name] / count for name, count in counts.items()}
-        return summarise(means, self._validation_weights)
+    def _agree(self, micro_batches: list[Batch], batch: Batch) -> tuple[dict[str, Tensor], tuple[int, int]]:
+        """What all processes must know of each other before a step, in one exchange.
 
-    def _global_counts(self, micro_batches: list[Batch]) -> dict[str, Tensor]:
-        per_batch = [self.objective.counts(batch) for batch in micro_batches]  # type: ignore[operator]  # as above
+        Returns:
+            The step's counts, over all processes and micro-batches; and how many rows it uses with their digest.
+        """
+        per_batch = [self.objective.counts(part) for part in micro_batches]  # type: ignore[operator]  # both objectives have it
         names = list(per_batch[0])
-        total = torch.stack([torch.stack([counts[name] for name in names]) for counts in per_batch]).sum(0)
-        total = self.trainer.strategy.reduce(total, reduce_op="sum")
-        return dict(zip(names, total.float(), strict=True))
+        counts = torch.stack([torch.stack([part[name] for name in names]) for part in per_batch]).sum(0)
+        digest = sample_digest(self.config.seed, batch.sample_index, batch.row_index)
+        flags = counts.new_tensor([len(batch.sample_index), self.stop.made, self.written()])
+        total = torch.cat([counts, digest[None], flags])
+        dist.all_reduce(total)
+        used_digest, rows, stopping, written = total[len(names) :].tolist()
+        self.stop_requested = stopping > 0
+        self.all_have_written = written == self.processes.world_size
+        return dict(zip(names, total.float(), strict=False)), (rows, used_digest)
 
     def _global_sums(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        total = self.trainer.strategy.reduce(torch.stack([value.float() for value in terms.values()]), reduce_op="sum")
+        total = torch.stack([value.float() for value in terms.values()])
+        dist.all_reduce(total)
         return dict(zip(terms, total.tolist(), strict=True))
-
-    def _refuse_non_finite(self, figures: dict[str, float], step: int) -> None:
-        bad = [f"{name} = {value}" for name, value in figures.items() if not math.isfinite(value)]
-        if bad:
-            raise UserError(
-                f"Optimizer step {step} is not finite ({', '.join(bad)}); the step was not taken, the last checkpoint is intact. "
-                "Look at the metrics before it; a lower optim.learning_rate or trainer.precision=fp32 are the usual remedies."
-            )
 
 
 def _split(batch: Batch, rows: int) -> list[Batch]:
@@ -142,10 +184,8 @@ class TextVAEStage(StageModule):
     config: VAERunConfig
 
     def build_objective(self) -> nn.Module:
-        """A new VAE."""
-        vae = TextVAE(self.config.vae)
-        initialise_text_vae(vae, self.config.seed)
-        return Stage1Objective(vae, self.config.objective, self.config.seed)
+        """The VAE alone."""
+        return Stage1Objective(TextVAE(self.config.vae), self.config.objective, self.config.seed)
 
     def losses(self, batch: Batch, counts: dict[str, Tensor], step: int) -> Losses:
         """Stage 1's losses."""
@@ -159,18 +199,9 @@ class JointStage(StageModule):
     config: JointRunConfig
 
     def build_objective(self) -> nn.Module:
-        """VAE and DiT, from checkpoints where the config names them, else new."""
+        """VAE, DiT and reference encoder."""
         config = self.config
-        vae, dit = TextVAE(config.vae), BlockCausalDiT(config.dit)
-        if config.init_vae_from is None:
-            initialise_text_vae(vae, config.seed)
-        else:
-            load_vae(config.init_vae_from, vae)
-        if config.init_dit_from is None:
-            initialise_dit(dit, config.seed)
-        else:
-            load_dit(config.init_dit_from, dit)
-        return Stage2Objective(vae, dit, config.objective, config.seed)
+        return Stage2Objective(TextVAE(config.vae), BlockCausalDiT(config.dit), config.objective, config.seed)
 
     def losses(self, batch: Batch, counts: dict[str, Tensor], step: int) -> Losses:
         """Stage 2's losses; the VAE strategy says whether the VAE takes part."""
@@ -181,3 +212,8 @@ class JointStage(StageModule):
     def vae_learning_rate_factor(self) -> float:
         """See VAEStrategyConfig."""
         return self.config.objective.vae_strategy.learning_rate_factor
+
+
+def build_stage(config: RunConfig, **parts: Any) -> StageModule:
+    """The stage that a config is of."""
+    return JointStage(config, **parts) if isinstance(config, JointRunConfig) else TextVAEStage(config, **parts)

@@ -3,9 +3,9 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from cola_train.config.runs import OptimConfig
+from cola_train.config.loop import OptimConfig
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
@@ -45,3 +45,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, ste
     for group in optimizer.param_groups:
         group["lr"] = rate * group["learning_rate_factor"]
     return rate
+
+
+def ensure_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
+    """AdamW's moments and step count of each parameter, made now where it would make them at its first step."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                optimizer.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+    return dict(optimizer.state)

@@ -1,200 +1,261 @@
-"""From a config to a finished run: data, stage, Trainer; start or resume. A run's folder is its own, never overwritten."""
+"""From a config to a finished run: start it, or go on with it where it stopped. A run's folder is its own, never overwritten."""
 
+import contextlib
 import dataclasses
+import hashlib
 import logging
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
-import torch
-import yaml
-from lightning.pytorch.utilities import rank_zero_only
 
-from cola_train.config.load import load_config, to_yaml
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.load import load_config
+from cola_train.config.runs import JointRunConfig, RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.datamodule import PreparedDataModule
+from cola_train.data.packing import TRAIN
+from cola_train.data.prepared import MANIFEST_FILE
+from cola_train.data.progress import say
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.files import write_atomically
-from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
-from cola_train.training.checkpoint import Checkpoints, latest_checkpoint, saved_steps, step_folder, step_of
-from cola_train.training.export import ExportAtEnd, export_step
-from cola_train.training.metrics import Metrics, Progress, wandb_logger
-from cola_train.training.module import JointStage, StageModule, TextVAEStage
+from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
+from cola_train.training.export import export_checkpoint
+from cola_train.training.guard import RunStoppedError
+from cola_train.training.interrupts import StopRequest, silence_lightning
+from cola_train.training.metrics import Metrics, Progress, wandb_loggers
+from cola_train.training.module import StageModule, build_stage
+from cola_train.training.preflight import open_data, take_over
+from cola_train.training.processes import LaunchedEnvironment, Processes, connected, uses_gpu
+from cola_train.training.run_folder import (
+    CONFIG,
+    TOKENIZER,
+    Status,
+    folder_of,
+    read_run_config,
+    read_status,
+    stage_name,
+    write_status,
+)
 from cola_train.training.samples import Samples
-from cola_train.training.strategy import ShardedStrategy
+from cola_train.training.saver import Saver
+from cola_train.training.start import Saved, Start, intact_checkpoint
+from cola_train.training.step_log import Attempt, StepLog
+from cola_train.training.strategy import ShardedStrategy, check_mesh
+from cola_train.training.validation import Validation
+from cola_train.training.watchdog import Watchdog
 
-_CONFIG = "config.yaml"
 RunT = TypeVar("RunT", bound=RunConfig)
 
 
-def start(config: RunConfig) -> Path:
-    """Train a new run from its first step; returns its folder.
+def train(config: RunConfig) -> Status:
+    """Train a run to its last step: from its first, or from its last checkpoint if its folder exists; returns how it stands.
+
+    Every process of the run calls this. A run that a signal stopped is "interrupted": the same call goes on with it.
 
     Raises:
-        UserError: the run's folder exists, or anything in data, tokenizer or initial checkpoint does not fit the config.
+        UserError: the run's folder holds another run, or anything in data, tokenizer or checkpoint does not fit the config.
+        RunStoppedError: too many steps in a row had to be skipped.
     """
-    run_folder = Path(config.runs_folder) / config.name
-    # Later processes of the same run find the folder that the first one made.
-    first = _is_first_process()
-    if first and run_folder.exists():
-        raise UserError(
-            f"The run folder {run_folder} exists and is not overwritten. Continue that run with --resume {run_folder}, "
-            "or choose another name=..."
-        )
-    config = _with_precision(config)
-    datamodule, tokenizer = _open_data(config)
-    if first:
-        run_folder.mkdir(parents=True)
-        write_atomically(run_folder / _CONFIG, to_yaml(config))
-        tokenizer.save(run_folder / "tokenizer.json")
-    _fit(config, run_folder, datamodule, tokenizer, None)
-    return run_folder
+    stop = StopRequest()
+    with contextlib.ExitStack() as held:
+        held.enter_context(stop.listening())
+        processes = held.enter_context(connected(config.trainer.accelerator, config.parallel.timeout_seconds))
+        check_mesh(config.parallel, processes)
+        config = processes.agree(lambda: take_over(config, held))
+        run_folder = folder_of(config)
+        datamodule, tokenizer = open_data(config)
+        data_sha256 = hashlib.sha256((datamodule.prepared.folder / MANIFEST_FILE).read_bytes()).hexdigest()
+        own = intact_checkpoint(run_folder, processes, config.checkpoint.if_damaged)
+        if own is not None and own[1].data_sha256 != data_sha256:
+            raise UserError(
+                f"The data in {config.data.path} is not what {run_folder} was trained on so far (its manifest.json differs); the "
+                "order of its samples would change. Put back that data, or start another run: cola-train warm-start."
+            )
+        done = 0 if own is None else own[1].step
+        if done < config.trainer.max_steps:
+            status = _fit(config, processes, stop, datamodule, tokenizer, data_sha256, own)
+        else:
+            status = Status("finished", done)
+        if processes.is_first:
+            before = read_status(run_folder)
+            if status.state == "finished" and (before is None or before.state != "finished" or before.step != status.step):
+                folder = step_folder(run_folder, status.step)
+                export_checkpoint(config, folder, tokenizer, run_folder / "hf", use_average=config.ema.export, replace=True)
+            elif status.step == done:
+                say(f"{run_folder} is finished at step {done}; a larger trainer.max_steps goes on with it.")
+            write_status(run_folder, status)
+        processes.barrier()
+        return status
 
 
-def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> Path:
-    """Go on from the run's latest checkpoint; only `trainer.` and `wandb.` keys may be overridden.
+def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> RunConfig:
+    """The config with which to go on with a run, given its folder alone.
 
     Raises:
-        UserError: not a run of this stage, no checkpoint, or an override that would make it another run.
+        UserError: not a run of this stage.
     """
     config = read_run_config(run_folder)
     if not isinstance(config, stage):
-        raise UserError(f"{run_folder} is a run of `cola-train {_stage_name(config)}`; resume it with that verb.")
-    for override in overrides:
-        require(override.startswith(("trainer.", "wandb.")),
-                f"'{override}' would make this another run; on resume only trainer.* and wandb.* may change.")  # fmt: skip
-    checkpoint = latest_checkpoint(run_folder)
-    if overrides:
-        config = load_config(type(config), run_folder / _CONFIG, overrides)
-    datamodule, tokenizer = _open_data(config)
-    if overrides and _is_first_process():
-        write_atomically(run_folder / f"config.before-{checkpoint.name}.yaml", (run_folder / _CONFIG).read_bytes())
-        write_atomically(run_folder / _CONFIG, to_yaml(config))
-    _fit(config, run_folder, datamodule, tokenizer, checkpoint)
-    return run_folder
+        raise UserError(f"{run_folder} is a run of `cola-train {stage_name(config)}`; resume it with that verb.")
+    given = load_config(type(config), run_folder / CONFIG, overrides)
+    # The folder may have been moved or named from elsewhere: it is where the user says.
+    return dataclasses.replace(given, runs_folder=str(run_folder.parent), name=run_folder.resolve().name)
 
 
-def read_run_config(run_folder: Path) -> VAERunConfig | JointRunConfig:
-    """The resolved config that a run was started with."""
-    path = run_folder / _CONFIG
-    if not path.is_file():
-        raise UserError(f"{run_folder} is not a run folder: it has no {_CONFIG}. Runs lie in checkpoints/NAME.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    joint = isinstance(values, dict) and values.get("stage") == "joint"
-    return load_config(JointRunConfig if joint else VAERunConfig, path)  # type: ignore[return-value]  # one of the two
+def warm_started(config: RunT, source: Path) -> RunT:
+    """The config of a new run that begins with the weights of the run in `source`, and with nothing else of it.
+
+    Raises:
+        UserError: `source` is no run of this stage with a checkpoint, or the new run exists already.
+    """
+    other = read_run_config(source)
+    require(type(other) is type(config), f"{source} is a run of `cola-train {stage_name(other)}`; its weights fit no other.")
+    require(latest_checkpoint(source) is not None, f"{source} has no checkpoint yet to take weights from.")
+    require(not folder_of(config).exists(), f"{folder_of(config)} exists and is not overwritten; choose another name=...")
+    return dataclasses.replace(config, warm_start_from=str(source))
 
 
-def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_bytes: int) -> Path:
+def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_bytes: int, use_average: bool = False) -> Path:
     """Write a saved checkpoint of a run (the latest without `step`) in the released layout; returns the folder.
 
     Without `out` it replaces RUN/hf; another folder must not exist yet.
     """
     config = read_run_config(run_folder)
-    checkpoint = latest_checkpoint(run_folder) if step is None else step_folder(run_folder, step)
-    if not checkpoint.is_dir():
-        raise UserError(f"{run_folder} has no checkpoint of step {step}; it has {saved_steps(run_folder)}.")
-    tokenizer = Tokenizer.load(run_folder / "tokenizer.json")
+    folder = latest_checkpoint(run_folder) if step is None else step_folder(run_folder, step)
+    if folder is None or not folder.is_dir():
+        which = "yet" if step is None else f"of step {step}; it has {saved_steps(run_folder)}"
+        raise UserError(f"{run_folder} has no checkpoint {which}.")
+    intact_manifest(folder)
+    tokenizer = Tokenizer.load(run_folder / TOKENIZER)
     target = out or run_folder / "hf"
-    export_step(config, checkpoint, step_of(checkpoint), tokenizer, target, replace=out is None, max_shard_bytes=max_shard_bytes)
+    export_checkpoint(
+        config, folder, tokenizer, target, use_average=use_average, replace=out is None, max_shard_bytes=max_shard_bytes
+    )
     return target
 
 
-def _stage_name(config: RunConfig) -> str:
-    return "joint" if isinstance(config, JointRunConfig) else "vae"
-
-
-def _with_precision(config: RunT) -> RunT:
-    """`auto` made definite, so that the saved config says what the run computes in, wherever it is resumed."""
-    if config.trainer.precision != "auto":
-        return config
-    if config.trainer.accelerator != "cpu" and torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Processors without these instructions emulate bf16, far slower than fp32.
-        capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        fast = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
-    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32"))
-
-
-def _is_first_process() -> bool:
-    # Lightning reads the rank from the launcher's environment variables when it is imported.
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def _open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
-    """Everything that can be refused before the run exists is refused here."""
-    trainer = config.trainer
-    datamodule = PreparedDataModule(
-        config.data,
-        global_batch_size=trainer.global_batch_size,
-        micro_batch_size=trainer.micro_batch_size,
-        validation_rows=trainer.validation_rows,
-        data_seed=config.data_seed,
-    )
-    tokenizer = datamodule.prepared.tokenizer
-    require(tokenizer.vocab_size <= config.vae.vocab_size,
-            f"vae.vocab_size ({config.vae.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
-            f"set vae.vocab_size={tokenizer.vocab_size}.")  # fmt: skip
-    objective = config.objective  # type: ignore[attr-defined]  # both stages have one
-    if objective.mask_documents:
-        blocks = config.dit if isinstance(config, JointRunConfig) else config.vae
-        multiple = config.vae.patch_size * blocks.block_size
-        alignment = datamodule.prepared.manifest.document_alignment
-        require(
-            alignment % multiple == 0,
-            f"objective.mask_documents needs documents that start on block boundaries: the data was prepared with "
-            f"document_alignment={alignment}, this model needs a multiple of {multiple}. Prepare it again so.",
-        )
-    if isinstance(config, JointRunConfig):
-        for folder in (config.init_vae_from, config.init_dit_from):
-            if folder is not None:
-                theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
-                datamodule.prepared.check_run(config.data, theirs.sha256)
-        if config.init_vae_from is not None:
-            check_vae_fits(config.init_vae_from, config.vae)
-        if config.init_dit_from is not None:
-            check_dit_fits(config.init_dit_from, config.dit)
-    return datamodule, tokenizer
-
-
 def _fit(
-    config: RunConfig, run_folder: Path, datamodule: PreparedDataModule, tokenizer: Tokenizer, checkpoint: Path | None
-) -> None:
-    trainer_config = config.trainer
+    config: RunConfig,
+    processes: Processes,
+    stop: StopRequest,
+    datamodule: PreparedDataModule,
+    tokenizer: Tokenizer,
+    data_sha256: str,
+    own: Saved | None,
+) -> Status:
+    run_folder, first = folder_of(config), processes.is_first
     _quiet_lightning()
-    callbacks: list[pl.Callback] = [
-        Metrics(config, run_folder),
-        Progress(trainer_config.max_steps),
-        Checkpoints(run_folder, trainer_config.checkpoint_every_steps, trainer_config.keep_checkpoints, trainer_config.max_steps),
-        ExportAtEnd(config, run_folder, tokenizer),
-    ]
+    datamodule.start_step = done = 0 if own is None else own[1].step
+    warm = None
+    if own is None and config.warm_start_from is not None:
+        warm = intact_checkpoint(Path(config.warm_start_from), processes, "stop")
+    watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
+    stage = build_stage(config, processes=processes, stop=stop, watchdog=watchdog)
+    metrics = Metrics(config, run_folder, first, wandb_loggers(config, run_folder) if first else [])
+    logs = [metrics.lines]
+    callbacks: list[pl.Callback] = [Start(config, own, warm), metrics, Progress(config.trainer.max_steps, first)]
     if isinstance(config, JointRunConfig):
-        callbacks.append(Samples(config, run_folder, tokenizer))
-    validates = trainer_config.validate_every_steps > 0 and datamodule.num_validation_rows > 0
+        samples = Samples(config, run_folder, tokenizer)
+        logs.append(samples.lines)
+        callbacks.append(samples)
+    validates = config.trainer.validate_every_steps > 0 and datamodule.num_validation_rows > 0
+    if validates:
+        callbacks.append(Validation(config, datamodule, metrics.log_validation))
+    callbacks += [Saver(config, run_folder, processes, data_sha256, validates), _End(config)]
+    if first:
+        write_status(run_folder, Status("running", done))
+        attempt = Attempt(
+            from_step=done,
+            world_size=processes.world_size,
+            strategy=config.parallel.strategy,
+            micro_batch_size=config.trainer.micro_batch_size,
+            global_batch_size=config.trainer.global_batch_size,
+            num_rows=datamodule.prepared.num_rows(TRAIN),
+            seed=config.seed,
+            data_seed=config.data_seed,
+            data_sha256=data_sha256,
+        )
+        stage.step_log = StepLog(run_folder, attempt)
+        stage.logs = [*logs, stage.step_log.lines]
+    trainer = _trainer(config, processes, callbacks)
+    try:
+        with watchdog:
+            trainer.fit(stage, datamodule=datamodule)
+    except Exception as error:
+        problem = _explained(error, processes, stage, watchdog.doing, config)
+        if first:
+            write_status(
+                run_folder, Status("stopped" if isinstance(error, RunStoppedError) else "failed", stage.state.step, str(problem))
+            )
+        if problem is error:
+            raise
+        raise problem from error
+    if stage.state.step == config.trainer.max_steps:
+        return Status("finished", stage.state.step)
+    return Status("interrupted", stage.state.step, f"{stop.signal_name or 'a signal to another process'}")
+
+
+class _End(pl.Callback):
+    """Ends the loop after the last step, or when asked to; comes last, when the step has been saved."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+        """A batch is an optimizer step."""
+        assert isinstance(pl_module, StageModule)
+        trainer.should_stop = pl_module.stop_requested or pl_module.state.step == self.config.trainer.max_steps
+        pl_module.watchdog.beat(f"reading the rows of step {pl_module.state.step + 1}")
+
+
+def _trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Callback]) -> pl.Trainer:
     trainer = pl.Trainer(
-        accelerator=trainer_config.accelerator,
-        devices=trainer_config.num_processes,
-        strategy=ShardedStrategy(trainer_config.num_processes),
-        precision="bf16-mixed" if trainer_config.precision == "bf16" else "32-true",
-        max_steps=trainer_config.max_steps,
+        accelerator="gpu" if uses_gpu(config.trainer.accelerator) else "cpu",
+        devices=processes.local_world_size,
+        num_nodes=processes.world_size // processes.local_world_size,
+        strategy=ShardedStrategy(processes),
+        plugins=[LaunchedEnvironment(processes)],
+        # The stage says what is computed in bf16 (StageModule.computing); to Lightning all is fp32.
+        precision="32-true",
+        # The loop ends when _End says so: a resumed run counts on from where it was, which Lightning's counters do not.
+        max_steps=-1,
         max_epochs=-1,
-        # A batch is an optimizer step, so this interval is in steps.
-        val_check_interval=trainer_config.validate_every_steps if validates else None,
-        check_val_every_n_epoch=None,
-        limit_val_batches=None if validates else 0,
+        limit_val_batches=0,
         num_sanity_val_steps=0,
         callbacks=callbacks,
-        logger=wandb_logger(config, run_folder),
+        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    stage: StageModule = JointStage(config) if isinstance(config, JointRunConfig) else TextVAEStage(config)
-    trainer.fit(stage, datamodule=datamodule, ckpt_path=checkpoint)
+    silence_lightning(trainer)
+    return trainer
+
+
+def _explained(error: Exception, processes: Processes, stage: StageModule, doing: str, config: RunConfig) -> Exception:
+    """What ended a run, as one message where it was not our doing: a lost process, a dead data worker. Else the error itself."""
+    if isinstance(error, UserError):
+        return error
+    text, rank, step = str(error), processes.rank, stage.state.step + 1
+    going_on = "The last checkpoint is intact; run the same command again to go on from it."
+    if "DataLoader worker" in text:
+        rows = config.trainer.global_batch_size
+        first = (step - 1) * rows + rank * rows // processes.world_size
+        return UserError(
+            f"Rank {rank}: a process that reads data died or failed while step {step} waited for its rows, samples {first} to "
+            f"{first + rows // processes.world_size - 1} (and those read ahead): {text.strip()}\n"
+            f"Its own message may stand above; lack of memory and a file that vanished are usual causes. {going_on}"
+        )
+    if re.search(r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|Broken pipe", text):
+        return UserError(
+            f"Rank {rank} lost another process of the run while {doing} (step {step}): {text.strip().splitlines()[0]}. The other "
+            f"ranks' messages say which ended first and why. {going_on}"
+        )
+    error.add_note(f"on rank {rank}, while {doing} (step {step})")
+    return error
 
 
 def _quiet_lightning() -> None:

@@ -1,45 +1,90 @@
-"""How a run is spread over processes: one strategy for any number of them, with checkpoints that a crash cannot spoil."""
+"""How a run is spread over processes: one strategy, FSDP2, whose mesh makes it single, DDP, sharded or hybrid."""
 
-from pathlib import Path
-from typing import Any
+import warnings
 
+import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from cola_train.files import atomic_folder
+from cola_train.config.loop import ParallelConfig
+from cola_train.config.settings import require
 from cola_train.models.dit import DiTBlock
-from cola_train.models.text_vae import TextVAEBlock
+from cola_train.models.text_vae import TextVAEBlock, TextVAEDecoder, TextVAEEncoder
+from cola_train.training.processes import Processes
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """FSDP2 over all processes, one included, with sharded checkpoints that appear whole or not at all."""
+    """Lightning's, but that the stage places its own tensors (stage.configure_model) and saves its own checkpoints."""
 
-    def __init__(self, num_processes: int) -> None:
-        """`num_processes`: all of them, over all nodes."""
-        super().__init__(data_parallel_size=num_processes, tensor_parallel_size=1)
+    def __init__(self, processes: Processes) -> None:
+        super().__init__(data_parallel_size=processes.world_size, tensor_parallel_size=1)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None) -> None:
-        """Save beside `filepath`, make it durable, then rename: a folder of that name is always complete."""
-        final = Path(self.broadcast(str(filepath)))
-        if self.global_rank != 0:
-            working = Path(self.broadcast(""))
-            super().save_checkpoint(checkpoint, working, storage_options)
-            self.barrier()
-            return
-        with atomic_folder(final) as working:
-            self.broadcast(str(working))
-            super().save_checkpoint(checkpoint, working, storage_options)
-        self.barrier()
+    def model_to_device(self) -> None:
+        """Nothing: weights that are offloaded must not be moved."""
 
 
-def shard(objective: nn.Module, mesh: DeviceMesh) -> None:
-    """Make every transformer block a sharding unit and the objective the root: all goes through its forward, where hooks fire."""
+def check_mesh(config: ParallelConfig, processes: Processes) -> None:
+    """Refuse a strategy that does not fit the number of processes.
+
+    Raises:
+        UserError: `single` with several processes, or a shard_size that does not divide them.
+    """
+    world_size = processes.world_size
+    require(config.strategy != "single" or world_size == 1,
+            f"parallel.strategy=single is for one process, not {world_size}; use ddp, fsdp2 or hsdp.")  # fmt: skip
+    shard_size = _shard_size(config, processes)
+    require(world_size % shard_size == 0,
+            f"parallel.shard_size ({shard_size}) must divide the number of processes ({world_size}).")  # fmt: skip
+
+
+def _shard_size(config: ParallelConfig, processes: Processes) -> int:
+    if config.strategy == "ddp":
+        return 1
+    if config.strategy == "hsdp":
+        return config.shard_size or processes.local_world_size
+    return processes.world_size
+
+
+def build_mesh(config: ParallelConfig, processes: Processes, device_type: str) -> DeviceMesh:
+    """(shard,) for fsdp2 and one process; (replicate, shard) for hsdp and ddp, whose shards are of one process."""
+    shard_size = _shard_size(config, processes)
+    if shard_size == processes.world_size:
+        return init_device_mesh(device_type, (shard_size,), mesh_dim_names=("shard",))
+    shape = (processes.world_size // shard_size, shard_size)
+    return init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def sharding_units(objective: nn.Module) -> list[nn.Module]:
+    """What is gathered and freed as a whole: each block, each token embedding, each vocabulary head. The rest is the root's."""
+    units: list[nn.Module] = []
     for module in objective.modules():
         if isinstance(module, (TextVAEBlock, DiTBlock)):
-            fully_shard(module, mesh=mesh)
-    fully_shard(objective, mesh=mesh)
+            units.append(module)
+        elif isinstance(module, TextVAEEncoder):
+            units.append(module.wte)
+        elif isinstance(module, TextVAEDecoder):
+            units.append(module.final_layer)
+    return units
+
+
+def shard(objective: nn.Module, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
+    """FSDP2 over the units and the objective as root, through whose forward everything goes: hooks fire there.
+
+    With `bf16` weights are gathered in bf16 while their masters, and the sums of gradients, stay fp32; the forward itself
+    runs under autocast (module.py), which keeps norms, softmax and residuals in fp32.
+    """
+    precision = MixedPrecisionPolicy()
+    if bf16:
+        # Inputs are not cast: among them are counts, which bf16 would round.
+        precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    on_gpu = mesh.device_type == "cuda"
+    offload = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
+    for module in (*sharding_units(objective), objective):
+        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+    # A linear layer of rows gives a view; nothing here writes into its output.
+    warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor")
 
 
 def sync_gradients_only_if(objective: nn.Module, last: bool) -> None:

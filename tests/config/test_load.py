@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cola_train.config.load import leaves, load_config, to_yaml
-from cola_train.config.runs import JointRunConfig, OptimConfig, VAERunConfig
+from cola_train.config.loop import OptimConfig
+from cola_train.config.runs import JointRunConfig, VAERunConfig
 from cola_train.config.settings import UserError
 
 REQUIRED = ["name=run", "data.path=data/somewhere"]
@@ -48,7 +49,7 @@ def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
         ("objective.reference_weight=0.1", "needs a stage-1 encoder.*init_vae_from"),
         ("objective.vae_strategy.mode=fix", "needs a trained VAE"),
         ("objective.mask_ratio=1.5", r"mask_ratio must be in \(0, 1\], not 1.5"),
-        ("trainer.global_batch_size=10", r"multiple of micro_batch_size x num_processes \(8 x 1 = 8\)"),
+        ("trainer.global_batch_size=10", r"multiple of trainer.micro_batch_size x parallel.num_processes \(8 x 1 = 8\)"),
         ("optim.warmup_steps=2000000", "warmup_steps"),
     ],
 )

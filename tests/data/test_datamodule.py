@@ -49,7 +49,8 @@ def data_module(
         validation_rows=validation_rows,
         data_seed=5,
     )
-    module.trainer = Mock(spec=pl.Trainer, global_step=step, global_rank=rank, world_size=world_size)
+    module.start_step = step
+    module.trainer = Mock(spec=pl.Trainer, global_rank=rank, world_size=world_size)
     module.setup("fit")
     return module
 
@@ -147,7 +148,7 @@ def test_validation_counts_each_row_once(prepared: PreparedData, validation_rows
         data_module(prepared, validation_rows=validation_rows, rank=rank, world_size=world_size, global_batch_size=24)
         for rank in range(world_size)
     ]
-    loaders: list[Any] = [module.val_dataloader() for module in modules]
+    loaders: list[Any] = [module.validation_loader() for module in modules]
     assert len({len(loader) for loader in loaders}) == 1
     batch = joined(batch for loader in loaders for batch in loader)
     real = batch.loss_mask.any(dim=1)
@@ -162,21 +163,21 @@ def test_validation_counts_each_row_once(prepared: PreparedData, validation_rows
 
 @pytest.mark.parametrize("num_rows", [1, 64, 100])
 def test_validation_in_one_go_is_what_the_loader_gives(prepared: PreparedData, num_rows: int) -> None:
-    loader: Any = data_module(prepared, validation_rows=num_rows).val_dataloader()
+    loader: Any = data_module(prepared, validation_rows=num_rows).validation_loader()
     batch = joined(loader)
     kept = batch.loss_mask.any(dim=1)
     assert_same(joined(validation_batches(prepared, num_rows)), Batch(*(part[kept] for part in batch)))
 
 
-def test_no_validation_rows_is_no_loader(prepared: PreparedData, tokenizer_file: Path, prose_file: Path, tmp_path: Path) -> None:
-    assert data_module(prepared, validation_rows=0).val_dataloader() == []
+def test_without_held_out_documents_there_are_no_validation_rows(
+    prepared: PreparedData, tokenizer_file: Path, prose_file: Path, tmp_path: Path
+) -> None:
+    assert data_module(prepared, validation_rows=0).num_validation_rows == 0
     corpus = CorpusConfig(inputs=[str(prose_file)])
     none = prepare(
         PrepareConfig(out=str(tmp_path / "o"), tokenizer=str(tokenizer_file), seq_len=64, corpus=corpus, held_out_share=0.0)
     )
-    module = data_module(none)
-    assert module.num_validation_rows == 0
-    assert module.val_dataloader() == []
+    assert data_module(none).num_validation_rows == 0
 
 
 # With Lightning.
@@ -189,48 +190,46 @@ class Recorder(pl.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.trained: list[Batch] = []
-        self.validated: list[Batch] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         assert isinstance(batch, Batch)
         self.trained.append(batch)
         return self.weight**2
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validated.append(batch)
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def train(prepared: PreparedData, folder: Path, max_steps: int, checkpoint: Path | None = None) -> tuple[Recorder, pl.Trainer]:
-    module = data_module(prepared, num_workers=1, validation_rows=5)
+def train(prepared: PreparedData, max_steps: int, start_step: int = 0) -> list[Batch]:
+    module = data_module(prepared, num_workers=1, step=start_step)
     module.trainer = None
     trainer = pl.Trainer(
-        default_root_dir=folder, accelerator="cpu", max_steps=max_steps, max_epochs=-1, use_distributed_sampler=False, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, val_check_interval=4,
-        check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        accelerator="cpu", max_steps=max_steps, max_epochs=-1, use_distributed_sampler=False, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     recorder = Recorder()
-    trainer.fit(recorder, datamodule=module, ckpt_path=checkpoint)
-    return recorder, trainer
+    trainer.fit(recorder, datamodule=module)
+    return recorder.trained
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec")
-def test_a_resumed_run_sees_the_rows_of_an_uninterrupted_one(prepared: PreparedData, tmp_path: Path) -> None:
-    whole, _ = train(prepared, tmp_path, 9)
-    assert [batch.sample_index[0].item() for batch in whole.trained] == list(range(0, 9 * 12, 12))
-    assert len(whole.validated) == 2 * 3
+def test_a_run_that_goes_on_sees_the_rows_of_an_uninterrupted_one(prepared: PreparedData) -> None:
+    whole = train(prepared, 9)
+    assert [batch.sample_index[0].item() for batch in whole] == list(range(0, 9 * 12, 12))
+    for one, other in zip(whole, train(prepared, 5) + train(prepared, 4, start_step=5), strict=True):
+        assert_same(one, other)
 
-    first, trainer = train(prepared, tmp_path, 5)
-    trainer.save_checkpoint(tmp_path / "five.ckpt")
-    second, _ = train(prepared, tmp_path, 9, tmp_path / "five.ckpt")
-    assert len(second.trained) == 4
-    for one, other in zip(whole.trained, first.trained + second.trained, strict=True):
-        assert_same(one, other)
-    for one, other in zip(whole.validated[3:], second.validated, strict=True):
-        assert_same(one, other)
+
+def test_what_cannot_be_read_is_reported_with_its_sample(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(split: str, index: int) -> None:
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(prepared, "row", fail)
+    with pytest.raises(OSError, match="the disk is gone") as caught:
+        PackedRows(prepared, 5)[[7]]
+    row = row_index(7, prepared.num_rows("train"), 5)
+    assert caught.value.__notes__ == [f"while reading row {row} of the split 'train' of {prepared.folder}, sample 7"]
 
 
 # Bad settings.

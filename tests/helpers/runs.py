@@ -19,7 +19,7 @@ SMALL = [
     "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1", "vae.block_size=1", "optim.learning_rate=3e-3", "optim.warmup_steps=2",
     "optim.decay_steps=20", "trainer.precision=fp32", "trainer.accelerator=cpu", "trainer.global_batch_size=4",
     "trainer.micro_batch_size=4", "trainer.validation_rows=5", "trainer.log_every_steps=1", "trainer.max_steps=6",
-    "trainer.checkpoint_every_steps=3", "trainer.validate_every_steps=3",
+    "checkpoint.every_steps=3", "trainer.validate_every_steps=3",
 ]  # fmt: skip
 SMALL_DIT = [
     "dit.txt_dim=16", "dit.emb_dim=16", "dit.heads=2", "dit.head_dim=8", "dit.rope_dim=4", "dit.num_layers=1", "dit.block_size=4",

@@ -98,6 +98,7 @@ def make_batch(tokens: Tensor, num_padding: list[int], documents: Tensor | None 
         loss_mask=real,
         document_ids=torch.zeros_like(tokens) if documents is None else documents,
         sample_index=first_index + torch.arange(tokens.shape[0]),
+        row_index=torch.arange(tokens.shape[0]),
     )
 
 

@@ -66,7 +66,13 @@ def test_flow_loss_and_its_gradients(golden: Golden, mode: str, monkeypatch: pyt
     config = Stage2Config(mask_weight=0.0, flow=FlowConfig(), vae_strategy=VAEStrategyConfig(mode=mode))  # type: ignore[arg-type]
     objective = Stage2Objective(vae, dit.requires_grad_(True), config, seed=0)
     tokens = train["tokens"]
-    batch = Batch(tokens, torch.ones_like(tokens, dtype=torch.bool), torch.zeros_like(tokens), torch.arange(len(tokens)))
+    batch = Batch(
+        tokens,
+        torch.ones_like(tokens, dtype=torch.bool),
+        torch.zeros_like(tokens),
+        torch.arange(len(tokens)),
+        torch.arange(len(tokens)),
+    )
 
     flow_mse = objective(batch, objective.counts(batch), train_vae=mode == "joint").terms["flow_mse"]
     flow_mse.backward()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.config.runs import OptimConfig
+from cola_train.config.loop import OptimConfig
 from cola_train.training.optim import learning_rate
 
 PAPER = OptimConfig()

@@ -26,7 +26,7 @@ def test_two_processes_give_the_numbers_of_one(joint_config: Callable[..., Joint
     shared = ["trainer.micro_batch_size=2", "objective.flow.prompt_block_prob=0.5"]
     runs = []
     for processes in (1, 2):
-        config = joint_config(f"run{processes}", *shared, f"trainer.num_processes={processes}")
+        config = joint_config(f"run{processes}", *shared, f"parallel.num_processes={processes}")
         (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         done = subprocess.run(
             [sys.executable, "-m", "cola_train", "joint", str(tmp_path / "config.yaml")],

@@ -1,0 +1,135 @@
+"""Settings of the training loop: optimisation, steps, processes, checkpoints, guards and logging."""
+
+import dataclasses
+from typing import Literal
+
+from cola_train.config.settings import require, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10)."""
+
+    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached at warmup_steps.")
+    start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.")
+    final_learning_rate: float = setting(1e-5, help="Learning rate from decay_steps on.")
+    warmup_steps: int = setting(5000, help="Optimizer steps of linear warm-up.")
+    decay_steps: int = setting(1_000_000, help="Optimizer step at which the cosine ends.")
+    beta1: float = setting(0.9, help="AdamW's first moment decay.")
+    beta2: float = setting(0.95, help="AdamW's second moment decay.")
+    eps: float = setting(1e-8, help="AdamW's epsilon; not stated in the paper.")
+    weight_decay: float = setting(0.01, help="Decoupled weight decay of every parameter, times the learning rate.")
+    gradient_clip: float = setting(1.0, help="Largest global norm of the gradient.")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.warmup_steps < self.decay_steps,
+                f"optim.warmup_steps ({self.warmup_steps}) must be in 0..decay_steps - 1 ({self.decay_steps}).")  # fmt: skip
+        require(self.learning_rate > 0, f"optim.learning_rate must be above 0, not {self.learning_rate}.")
+        require(self.gradient_clip > 0, f"optim.gradient_clip must be above 0, not {self.gradient_clip}.")
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
+                f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class EMAConfig:
+    """An exponential moving average of the weights, kept beside them; off in the headline run."""
+
+    decay: float = setting(0.0, help="Share of the average kept at each step, such as 0.999; 0 keeps no average.")
+    evaluate: bool = setting(False, help="Validate and write sample texts with the average instead of the weights.")
+    export: bool = setting(False, help="Export the average instead of the weights when the run ends.")
+
+    def __post_init__(self) -> None:
+        require(0 <= self.decay < 1, f"ema.decay must be in [0, 1), not {self.decay}.")
+        require(self.decay > 0 or not (self.evaluate or self.export),
+                "ema.evaluate and ema.export need an average: set ema.decay, for example 0.999.")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainerConfig:
+    """The loop."""
+
+    max_steps: int = setting(1_000_000, help="Optimizer steps in all.")
+    global_batch_size: int = setting(1408, help="Rows per optimizer step, over all processes (paper: 1,408).")
+    micro_batch_size: int = setting(8, help="Rows per forward and backward on one process.")
+    precision: Literal["fp32", "bf16", "auto"] = setting(
+        "bf16", help="Forward precision; weights and optimizer state stay fp32. auto is bf16 where the device computes it fast."
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", help="Where to run.")
+    validate_every_steps: int = setting(1000, help="Steps between validations, always on the same noise; 0 never validates.")
+    validation_rows: int = setting(1024, help="Rows of the held-out split in a validation, at most.")
+    log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
+    sample_every_steps: int = setting(0, help="Stage 2: steps between sample texts, written to the run folder; 0 is never.")
+    sample_prompts: list[str] = setting([""], help="Stage 2: prompts of the sample texts; empty generates from nothing.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
+            require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("validate_every_steps", "validation_rows", "sample_every_steps"):
+            require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, not {getattr(self, name)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParallelConfig:
+    """How a run is spread over processes. None of it changes the numbers, and all of it may change on resume."""
+
+    num_processes: int = setting(1, help="Processes to start on this machine, one a device; torchrun overrules it.")
+    strategy: Literal["single", "ddp", "fsdp2", "hsdp"] = setting(
+        "fsdp2",
+        help="fsdp2 shards weights, gradients and optimizer over all processes; ddp copies them to each; hsdp shards inside groups "
+        "of shard_size and copies between them; single is one process.",
+    )
+    shard_size: int | None = setting(None, help="hsdp: processes that share one copy of the weights; null is those of one node.")
+    activation_checkpointing: Literal["none", "selective", "full"] = setting(
+        "none", help="What the backward pass computes again: nothing, all but matrix products and attention, or whole blocks."
+    )
+    cpu_offload: bool = setting(False, help="Keep sharded weights, gradients and optimizer state in the host's memory.")
+    timeout_seconds: int = setting(1800, help="A step or collective that takes longer than this ends the run with an error.")
+
+    def __post_init__(self) -> None:
+        require(self.num_processes >= 1, f"parallel.num_processes must be at least 1, not {self.num_processes}.")
+        require(self.timeout_seconds >= 1, f"parallel.timeout_seconds must be at least 1, not {self.timeout_seconds}.")
+        require(self.shard_size is None or self.shard_size >= 1,
+                f"parallel.shard_size must be at least 1 or null, not {self.shard_size}.")  # fmt: skip
+        require(self.shard_size is None or self.strategy == "hsdp",
+                f"parallel.shard_size is for parallel.strategy=hsdp, not {self.strategy}; leave one of them out.")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """What a run saves to go on from."""
+
+    every_steps: int = setting(1000, help="Steps between checkpoints; the last step always makes one.")
+    keep: int = setting(3, help="Checkpoints kept: the newest, and always the last known good (weights finite, validation run).")
+    marks: list[int] = setting([], help="Steps at which a checkpoint is made and never removed.")
+    asynchronous: bool = setting(False, help="Write in the background while training goes on, from a copy in host memory.")
+    if_damaged: Literal["stop", "previous"] = setting(
+        "stop", help="On resume from a damaged checkpoint: stop with what is wrong, or go on from the newest intact one."
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "keep"):
+            require(getattr(self, name) >= 1, f"checkpoint.{name} must be at least 1, not {getattr(self, name)}.")
+        require(all(mark >= 1 for mark in self.marks), f"checkpoint.marks must be steps of at least 1, not {self.marks}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """When a step is not taken. A skipped step uses up its rows and its number; weights and optimizer stay as they were."""
+
+    max_skipped_in_a_row: int = setting(5, help="After this many skipped steps in a row the run stops; the last checkpoint stays.")
+    spike_sigmas: float = setting(0.0, help="Also skip a step whose loss is this many deviations above recent ones; 0 is off.")
+    spike_window: int = setting(128, help="Number of taken steps whose losses say what is usual; no spike is seen before that.")
+
+    def __post_init__(self) -> None:
+        require(self.max_skipped_in_a_row >= 1, f"guard.max_skipped_in_a_row must be at least 1, not {self.max_skipped_in_a_row}.")
+        require(self.spike_sigmas >= 0, f"guard.spike_sigmas must be 0 (off) or more, not {self.spike_sigmas}.")
+        require(self.spike_window >= 2, f"guard.spike_window must be at least 2, not {self.spike_window}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases, off unless asked for."""
+
+    enabled: bool = setting(False, help="Also log to wandb (pip install 'cola-train[wandb]').")
+    online: bool = setting(False, help="Use the network; false writes files only, to be synced by hand.")
+    project: str = setting("cola-train", help="The wandb project.")

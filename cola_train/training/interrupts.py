@@ -1,0 +1,52 @@
+"""Signals: SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask for the run to be saved and stopped at the next optimizer step."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+
+# SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Set by a signal to this process. The processes learn of each other's with the step's counts (module.py) and stop together:
+
+    a handler that communicated would do so amid another collective, and hang.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name: str | None = None
+
+    @property
+    def made(self) -> bool:
+        """Whether this process was asked to stop."""
+        return self.signal_name is not None
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals while the block runs. A second SIGINT interrupts at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if number == signal.SIGINT and self.signal_name == "SIGINT":
+                raise KeyboardInterrupt
+            self.signal_name = signal.Signals(number).name
+
+        before = {number: signal.signal(number, handle) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def silence_lightning(trainer: pl.Trainer) -> None:
+    """Keep Lightning from handling signals: it broadcasts inside its handler, amid whatever collective is going on."""
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

@@ -1,0 +1,92 @@
+"""Before a run computes anything: what can be refused is refused, and its folder is made or taken over."""
+
+import contextlib
+import dataclasses
+from typing import TypeVar
+
+import torch
+
+from cola_train.config.runs import JointRunConfig, RunConfig
+from cola_train.config.settings import require
+from cola_train.data.datamodule import PreparedDataModule
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
+from cola_train.training.checkpoint import clean
+from cola_train.training.processes import cpu_bf16_is_fast, uses_gpu
+from cola_train.training.run_folder import TOKENIZER, folder_of, locked, saved_config, write_config
+
+RunT = TypeVar("RunT", bound=RunConfig)
+
+
+def refuse(config: RunConfig) -> None:
+    """Raise what `take_over` would, without touching anything; before processes are started."""
+    saved_config(config)
+    open_data(config)
+
+
+def take_over(config: RunT, held: contextlib.ExitStack) -> RunT:
+    """Make the run's folder, or take over the one of the same run; on process 0. The run's lock is held until `held` ends.
+
+    Returns:
+        The config as it is saved, with nothing left to be decided by the machine.
+
+    Raises:
+        UserError: the folder is another run's or in use, or data, tokenizer or initial checkpoints do not fit the config.
+    """
+    config = _with_precision(config, saved_config(config))
+    _, tokenizer = open_data(config)
+    run_folder = folder_of(config)
+    run_folder.mkdir(parents=True, exist_ok=True)
+    held.enter_context(locked(run_folder))
+    clean(run_folder)
+    write_config(run_folder, config)
+    if not (run_folder / TOKENIZER).exists():
+        tokenizer.save(run_folder / TOKENIZER)
+    return config
+
+
+def _with_precision(config: RunT, saved: RunConfig | None) -> RunT:
+    """`auto` made definite, so that the saved config says what the run computes in, wherever it goes on."""
+    if config.trainer.precision != "auto":
+        return config
+    if saved is not None:
+        return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision=saved.trainer.precision))
+    on_gpu = uses_gpu(config.trainer.accelerator)
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_bf16_is_fast()
+    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32"))
+
+
+def open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
+    """The data of a run; everything that can be refused before the run exists is refused here."""
+    trainer = config.trainer
+    datamodule = PreparedDataModule(
+        config.data,
+        global_batch_size=trainer.global_batch_size,
+        micro_batch_size=trainer.micro_batch_size,
+        validation_rows=trainer.validation_rows,
+        data_seed=config.data_seed,
+    )
+    tokenizer = datamodule.prepared.tokenizer
+    require(tokenizer.vocab_size <= config.vae.vocab_size,
+            f"vae.vocab_size ({config.vae.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
+            f"set vae.vocab_size={tokenizer.vocab_size}.")  # fmt: skip
+    objective = config.objective  # type: ignore[attr-defined]  # both stages have one
+    if objective.mask_documents:
+        blocks = config.dit if isinstance(config, JointRunConfig) else config.vae
+        multiple = config.vae.patch_size * blocks.block_size
+        alignment = datamodule.prepared.manifest.document_alignment
+        require(
+            alignment % multiple == 0,
+            f"objective.mask_documents needs documents that start on block boundaries: the data was prepared with "
+            f"document_alignment={alignment}, this model needs a multiple of {multiple}. Prepare it again so.",
+        )
+    if isinstance(config, JointRunConfig):
+        for folder in (config.init_vae_from, config.init_dit_from):
+            if folder is not None:
+                theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
+                datamodule.prepared.check_run(config.data, theirs.sha256)
+        if config.init_vae_from is not None:
+            check_vae_fits(config.init_vae_from, config.vae)
+        if config.init_dit_from is not None:
+            check_dit_fits(config.init_dit_from, config.dit)
+    return datamodule, tokenizer

@@ -1,0 +1,161 @@
+"""The processes of a run: who they are, how they connect, and how they come to one decision."""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from torch._C._distributed_c10d import HashStore
+
+from cola_train.config.settings import UserError
+
+T = TypeVar("T")
+# The watchdog (watchdog.py) speaks first: it can say what its process was doing.
+_GRACE_SECONDS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """This process among those of the run, one a device."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self.rank == 0
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What process 0 decides, on all of them; a UserError of process 0 is raised on all of them."""
+        outcome: list[tuple[T | None, str | None]] = [(None, None)]
+        if self.is_first:
+            try:
+                outcome = [(decide(), None)]
+            except UserError as error:
+                outcome = [(None, str(error))]
+        dist.broadcast_object_list(outcome, src=0)
+        result, problem = outcome[0]
+        if problem is not None:
+            raise UserError(problem)
+        return result  # type: ignore[return-value]  # T may itself be None
+
+    def barrier(self) -> None:
+        """Wait until all are here."""
+        dist.barrier()
+
+
+def launched_by_torchrun() -> bool:
+    """Whether this process is one of torchrun's."""
+    return dist.is_torchelastic_launched()
+
+
+def launched_rank() -> int:
+    """This process' number before it is connected; 0 where torchrun did not start it."""
+    return int(os.environ["RANK"]) if launched_by_torchrun() else 0
+
+
+def uses_gpu(accelerator: str) -> bool:
+    """Whether trainer.accelerator means a GPU on this machine."""
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
+def cpu_bf16_is_fast() -> bool:
+    """Whether the processor multiplies in bf16; one without these instructions emulates it, far slower than fp32."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+
+
+@contextlib.contextmanager
+def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
+    """The processes that torchrun started, or this one alone, as torch.distributed's default group while the block runs."""
+    timeout = datetime.timedelta(seconds=timeout_seconds + _GRACE_SECONDS)
+    if uses_gpu(accelerator):
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if launched_by_torchrun() else 0)
+        # Gloo beside NCCL: checkpoints written in the background and offloaded weights communicate from host memory.
+        backend = "cpu:gloo,cuda:nccl"
+    else:
+        backend = "gloo"
+    if launched_by_torchrun():
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        processes = Processes(*(int(os.environ[name]) for name in names))
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        processes = Processes(0, 1, 0, 1)
+        # A store in memory: no port is opened, no address left in the environment.
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+    try:
+        yield processes
+    finally:
+        # Of several processes each ends by `end_process`: tearing gloo down aborts one time in ten.
+        if not launched_by_torchrun():
+            dist.destroy_process_group()
+
+
+def end_process(status: int) -> NoReturn:
+    """End a process that torchrun started, with its exit status."""
+    if status and launched_rank():
+        # At the first failure torchrun ends all: process 0, which fails alike, must have said why by then.
+        time.sleep(2)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class LaunchedEnvironment(ClusterEnvironment):
+    """Tells Lightning about `Processes`, so that it neither starts any nor guesses from SLURM's variables."""
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__()
+        self._processes = processes
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning starts none."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Not used: the group is connected already."""
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """Not used: the group is connected already."""
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        """Never chosen by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self._processes.world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Fixed."""
+
+    def global_rank(self) -> int:
+        """This process among all."""
+        return self._processes.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Fixed."""
+
+    def local_rank(self) -> int:
+        """This process on its machine."""
+        return self._processes.local_rank
+
+    def node_rank(self) -> int:
+        """This process' machine; machines have equally many processes."""
+        return self._processes.rank // self._processes.local_world_size

@@ -1,0 +1,56 @@
+"""A process that hangs says so, with its rank, its step and what it was doing, and ends."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+
+
+class Watchdog:
+    """Ends this process if `beat` is not called for `timeout_seconds`; a context manager.
+
+    A hung collective cannot be left any other way: the thread waits inside the communication library. Every process times out,
+    those that wait and the one they wait for, and each says where it was.
+    """
+
+    def __init__(self, rank: int, timeout_seconds: float) -> None:
+        self._rank, self._timeout = rank, timeout_seconds
+        self._doing, self._since = "starting", time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
+
+    @property
+    def doing(self) -> str:
+        """What the process said last."""
+        return self._doing
+
+    def beat(self, doing: str) -> None:
+        """The process lives, and goes on to do this."""
+        self._doing, self._since = doing, time.monotonic()
+
+    def __enter__(self) -> "Watchdog":
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(min(1.0, self._timeout / 4)):
+            waited = time.monotonic() - self._since
+            if waited > self._timeout:
+                self._end(waited)
+
+    def _end(self, waited: float) -> None:
+        sys.stderr.write(
+            f"\ncola-train: error: rank {self._rank} has been {self._doing} for {waited:.0f} s, longer than "
+            f"parallel.timeout_seconds ({self._timeout:g}). Some process hangs: compare what each rank says, the one that is not "
+            "in the forward, backward or a checkpoint of the others is the one they wait for. The last checkpoint is intact; run "
+            "the same command again to go on from it. Where each thread was:\n"
+        )
+        faulthandler.dump_traceback(file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(1)
