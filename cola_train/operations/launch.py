@@ -11,7 +11,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 # Forwarded to every process, which save at an agreed step and end; torchrun kills what has not ended after this long.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-_SECONDS_TO_SAVE = 600
+_SECONDS_TO_SAVE = 300
 _TAIL_LINES = 30
 
 

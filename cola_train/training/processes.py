@@ -88,7 +88,8 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
     if launched_by_torchrun():
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         processes = Processes(*(int(os.environ[name]) for name in names))
-        dist.init_process_group(backend, timeout=timeout)
+        if not dist.is_initialized():  # by an earlier run of these processes
+            dist.init_process_group(backend, timeout=timeout)
     else:
         processes = Processes(0, 1, 0, 1)
         # A store in memory: no port is opened, no address left in the environment.

@@ -86,6 +86,8 @@ def train(config: RunConfig) -> Status:
             elif status.step == done:
                 say(f"{run_folder} is finished at step {done}; a larger trainer.max_steps goes on with it.")
             write_status(run_folder, status)
+            if status.state == "interrupted":
+                say(f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes on from there.")
         processes.barrier()
         return status
 
@@ -244,10 +246,11 @@ def _explained(error: Exception, processes: Processes, stage: StageModule, doing
     if "DataLoader worker" in text:
         rows = config.trainer.global_batch_size
         first = (step - 1) * rows + rank * rows // processes.world_size
+        # Of a failure in the reader its traceback is quoted: the error and its note come last.
+        cause = "; ".join(text.strip().splitlines()[-2:])
         return UserError(
             f"Rank {rank}: a process that reads data died or failed while step {step} waited for its rows, samples {first} to "
-            f"{first + rows // processes.world_size - 1} (and those read ahead): {text.strip()}\n"
-            f"Its own message may stand above; lack of memory and a file that vanished are usual causes. {going_on}"
+            f"{first + rows // processes.world_size - 1} (and those read ahead): {cause}. Lack of memory and a file that vanished are usual causes. {going_on}"
         )
     if re.search(r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|Broken pipe", text):
         return UserError(

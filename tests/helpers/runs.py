@@ -1,6 +1,9 @@
-"""A small prepared corpus and small configs, so that whole trainings take seconds."""
+"""A small prepared corpus and small configs, so that whole trainings take seconds; and what a run left, to compare."""
 
+import json
 import lzma
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from cola_train.config.load import load_config
 from cola_train.config.runs import JointRunConfig, VAERunConfig
 from cola_train.data.prepare import prepare
 from cola_train.data.tokenizer import train_tokenizer
+from tests.helpers.programs import clean_environment
 
 BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt.xz"
 
@@ -63,3 +67,27 @@ def joint_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., JointRu
         return load_config(JointRunConfig, None, [*SMALL, *SMALL_DIT, *places, *overrides])
 
     return make
+
+
+@pytest.fixture
+def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `cola-train` as a user would, in an empty folder."""
+
+    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "cola_train", *arguments]
+        return subprocess.run(
+            command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=timeout, check=False
+        )
+
+    return run
+
+
+def figures(run: Path) -> dict[tuple[int, str], float | None]:
+    """Every figure of metrics.jsonl but clock readings, by step and name; of a step that was done again, the last."""
+    found = {}
+    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        for name, value in row.items():
+            if name not in ("step", "seconds", "tokens_per_second"):
+                found[row["step"], name] = value
+    return found
