@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import mmap
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,8 @@ class PreparedData:
         self._tokens = {}
         self._document_starts = {}
         for split in manifest.splits:
-            self._tokens[split] = np.memmap(folder / tokens_file(split), dtype=manifest.token_dtype, mode="r")
-            self._document_starts[split] = np.memmap(folder / documents_file(split), dtype="<u8", mode="r")
+            self._tokens[split] = _mapped(folder / tokens_file(split), manifest.token_dtype)
+            self._document_starts[split] = _mapped(folder / documents_file(split), "<u8")
 
     @classmethod
     def open(cls, folder: str | Path) -> "PreparedData":
@@ -169,3 +170,11 @@ class PreparedData:
                 f"The tokenizer of the run and of the data must be the same file: {self.folder} was prepared with "
                 f"sha256 {prepared.tokenizer_sha256}, the run has {tokenizer_sha256}. "
                 "Prepare the data again with the run's tokenizer.")  # fmt: skip
+
+
+def _mapped(path: Path, dtype: str) -> np.ndarray:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    # Rows are read in no order: reading ahead of each, which the system does unless told, costs a thousand times the row itself.
+    mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, dtype=dtype)

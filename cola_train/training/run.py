@@ -250,7 +250,8 @@ def _explained(error: Exception, processes: Processes, stage: StageModule, doing
         cause = "; ".join(text.strip().splitlines()[-2:])
         return UserError(
             f"Rank {rank}: a process that reads data died or failed while step {step} waited for its rows, samples {first} to "
-            f"{first + rows // processes.world_size - 1} (and those read ahead): {cause}. Lack of memory and a file that vanished are usual causes. {going_on}"
+            f"{first + rows // processes.world_size - 1} (and those read ahead): {cause}. Lack of memory and a file that vanished "
+            f"are usual causes. {going_on}"
         )
     if re.search(r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|Broken pipe", text):
         return UserError(
