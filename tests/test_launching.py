@@ -1,4 +1,4 @@
-"""The launch scripts say what torchrun must do, the guide's commands are ones they take, and two hosts train as one process does."""
+"""The launch scripts say what torchrun is to do, the guide's commands are ones they take, two hosts train as one process does."""
 
 import argparse
 import contextlib
@@ -76,7 +76,7 @@ def test_the_scripts_are_sound_bash(script: str) -> None:
 
 
 def test_one_machine_by_default() -> None:
-    arguments = ["joint", "configs/a b.yaml", "corpus=['x', \"y\"]", "name=$HOME\\é"]
+    arguments = ["joint", "configs/a b.yaml", "corpus=['x', \"y\"]", "name=$HOME\\x"]
     done = shell("bash", LAUNCH, "--dry-run", *arguments)
     environment, options = parsed(done.stdout)
     assert environment == {
@@ -182,7 +182,7 @@ def wait_until(condition: Callable[[], bool], *programs: subprocess.Popen[str], 
 
 @dataclasses.dataclass(frozen=True)
 class FakeSlurm:
-    """`srun` that runs its command once a node, writes what it was called with, and leaves a status.json; a `scontrol` beside it."""
+    """A `srun` that runs its command once a node, notes its arguments and leaves a status.json, and a `scontrol`."""
 
     folder: Path
 
@@ -290,9 +290,9 @@ def test_the_pytorchjob_runs_the_script_with_settings_that_it_reads() -> None:
         assert container["name"] == "pytorch"
         settings = {entry["name"]: entry["value"] for entry in container["env"]}
         assert set(settings) <= SETTINGS
-        # Kubernetes puts variables of the container into its command; these are the operator's.
+        # What the operator adds to the container's variables; Kubernetes puts them into its command.
         operator = {"RANK": str(rank), "MASTER_ADDR": "cola-joint-master-0", "MASTER_PORT": "23456", "WORLD_SIZE": str(machines)}
-        command = [re.sub(r"\$\((\w+)\)", lambda found: operator[found[1]], word) for word in container["command"]]
+        command = [word.replace("$(RANK)", operator["RANK"]) for word in container["command"]]
         command.insert(command.index(LAUNCH) + 1, "--dry-run")
         done = shell(*command, **operator, **settings)
         environment, options = parsed(done.stdout)
@@ -375,7 +375,7 @@ def ip(*arguments: str) -> str:
 
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
-    """Two hosts that reach each other and nothing else. Both have this machine's host name, and it resolves to neither's address."""
+    """Two hosts that reach each other and nothing else. This machine's host name is that of both and resolves to neither."""
     if shutil.which("ip") is None:
         pytest.skip("no program `ip` (package iproute2) to make network namespaces with")
     pair = [Host(f"cola-{os.getpid()}-{n}", f"cola{os.getpid()}{'ab'[n]}", f"10.213.7.{n + 1}") for n in range(2)]
@@ -427,7 +427,7 @@ def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_proc
         programs = []
         for rank, host in enumerate(hosts):
             settings = {"NNODES": "2", "NODE_RANK": str(rank), "NPROC_PER_NODE": "1", "MASTER_ADDR": hosts[0].address}
-            places = {"GLOO_SOCKET_IFNAME": host.interface, "LOG_DIR": str(tmp_path / f"logs{attempt}")}
+            places = {"LOCAL_ADDR": host.address, "GLOO_SOCKET_IFNAME": host.interface, "LOG_DIR": str(tmp_path / f"logs{attempt}")}
             command = ["ip", "netns", "exec", host.name, "bash", str(ROOT / LAUNCH), "vae", "two.yaml"]
             with (tmp_path / f"console{attempt}-{rank}").open("w") as console:
                 environment = {**clean_environment(), **settings, **places}

@@ -201,7 +201,8 @@ class _Epochs:
     def _note(self, kind: str, epochs: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]) -> None:
         bad, texts = np.flatnonzero(rows), self._examples[kind]
         self._numbers[kind] += len(bad)
-        texts += [f"epoch {epochs[at]}: {rows[at]:,} of {self._num_rows:,} rows, by the steps that fit" for at in bad[:_LISTED]]
+        bad = bad[: max(0, _LISTED - len(texts))]
+        texts += [f"epoch {epochs[at]}: {rows[at]:,} of {self._num_rows:,} rows, by the steps that fit" for at in bad]
 
 
 def _digests(
@@ -245,7 +246,7 @@ def _order_findings(history: History) -> Iterator[Finding]:
     before = np.concatenate([[0], after])[: len(after)]
     gaps, back = np.flatnonzero(after > before + 1), np.flatnonzero(after <= before)
     texts = [f"steps {before[at] + 1} to {after[at] - 1}" for at in gaps[:_LISTED]]
-    yield from _finding("steps missing", texts, int((after - before - 1)[gaps].sum()))
+    yield from _finding("gaps, where steps are missing", texts, len(gaps))
     texts = [f"step {after[at]} comes after step {before[at]}" for at in back[:_LISTED]]
     yield from _finding("steps out of turn", texts, len(back))
 
@@ -276,13 +277,10 @@ def _sample_findings(history: History, promised: Promised) -> Iterator[Finding]:
     ):
         texts = []
         for at in lines[:_LISTED]:
-            used = (
-                f"{samples(steps[whose[at]])}, those of step {steps[whose[at]]}"
-                if known[at]
-                else f"digest {history.digest[at]:016x}"
-            )
+            step, theirs = int(history.step[at]), int(steps[whose[at]])
             lost = "" if history.counts[at] else " (lost)"
-            texts.append(f"step {history.step[at]}{lost}: {used}; expected {samples(history.step[at])}, {digests[own[at]]:016x}")
+            used = f"{samples(theirs)}, those of step {theirs}" if known[at] else f"digest {history.digest[at]:016x}"
+            texts.append(f"step {step}{lost}: {used}; expected {samples(step)}, digest {digests[own[at]]:016x}")
         yield from _finding(kind, texts, len(lines))
     _, first_line = np.unique(history.step, return_index=True)
     lines = np.flatnonzero(history.digest != history.digest[first_line[own]])

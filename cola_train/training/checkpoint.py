@@ -185,7 +185,18 @@ def begin(run_folder: Path, step: int) -> Path:
 
 
 def finish(run_folder: Path, working: Path, manifest: Manifest) -> None:
-    """Give a folder whose files are written and synced its manifest, its name, and the pointer."""
+    """Give a folder whose files are written and synced its manifest, its name, and the pointer.
+
+    Raises:
+        UserError: files that other processes wrote are not to be seen from here.
+        OSError: the disk refuses.
+    """
+    unseen = [name for name, fact in manifest.files.items() if not _has_size(working / name, fact.bytes)]
+    if unseen:
+        raise UserError(
+            f"{len(unseen)} of {len(manifest.files)} files, such as {unseen[0]}, are not to be seen by process 0: runs_folder must "
+            "lie on a file system that all machines share"
+        )
     (working / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     sync(working / _MANIFEST)
     sync(working)
@@ -193,6 +204,10 @@ def finish(run_folder: Path, working: Path, manifest: Manifest) -> None:
     working.rename(final)
     sync(final.parent)
     point_to(final)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
 
 
 def point_to(folder: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import Logger
 from tqdm import tqdm
 
 from cola_train.config.runs import RunConfig
@@ -29,7 +28,7 @@ class Metrics(pl.Callback):
     run that was killed had done beyond its last checkpoint is done and logged again: of a step's lines the last one counts.
     """
 
-    def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Logger]) -> None:
+    def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Any]) -> None:
         self.config, self.is_first, self.loggers = config, is_first, loggers
         self.lines, self.plot_path = Lines(run_folder / METRICS), run_folder / "losses.png"
         self.started = self.last_logged = time.monotonic()
@@ -71,6 +70,8 @@ class Metrics(pl.Callback):
         assert isinstance(pl_module, StageModule)
         if not pl_module.stop_requested:
             self._draw()
+        for logger in self.loggers:
+            logger.experiment.finish()  # wandb's: what it has not written yet
 
     def _draw(self) -> None:
         if not self.is_first:
@@ -132,7 +133,7 @@ class Progress(pl.Callback):
             self.bar.close()
 
 
-def wandb_loggers(config: RunConfig, run_folder: Path) -> list[Logger]:
+def wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:
     """The wandb logger where it is on. Offline unless `wandb.online`: files only, for `wandb sync`."""
     if not config.wandb.enabled:
         return []

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from torch._C._distributed_c10d import HashStore
 
-from cola_train.config.settings import UserError
+from cola_train.config.settings import UserError, require
 
 T = TypeVar("T")
 # The watchdog (watchdog.py) speaks first: it can say what its process was doing.
@@ -80,7 +80,9 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
     """The processes that torchrun started, or this one alone, as torch.distributed's default group while the block runs."""
     timeout = datetime.timedelta(seconds=timeout_seconds + _GRACE_SECONDS)
     if uses_gpu(accelerator):
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) if launched_by_torchrun() else 0)
+        device, available = int(os.environ["LOCAL_RANK"]) if launched_by_torchrun() else 0, torch.cuda.device_count()
+        require(device < available, f"Process {device} of this machine has no GPU: there are {available}. Start at most as many.")
+        torch.cuda.set_device(device)
         # Gloo beside NCCL: checkpoints written in the background and offloaded weights communicate from host memory.
         backend = "cpu:gloo,cuda:nccl"
     else:

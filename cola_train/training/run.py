@@ -79,17 +79,22 @@ def train(config: RunConfig) -> Status:
         else:
             status = Status("finished", done)
         if processes.is_first:
-            before = read_status(run_folder)
-            if status.state == "finished" and (before is None or before.state != "finished" or before.step != status.step):
-                folder = step_folder(run_folder, status.step)
-                export_checkpoint(config, folder, tokenizer, run_folder / "hf", use_average=config.ema.export, replace=True)
-            elif status.step == done:
-                say(f"{run_folder} is finished at step {done}; a larger trainer.max_steps goes on with it.")
-            write_status(run_folder, status)
-            if status.state == "interrupted":
-                say(f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes on from there.")
+            _conclude(config, status, tokenizer)
         processes.barrier()
         return status
+
+
+def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
+    """Export a finished run, once; say and note how it stands."""
+    run_folder = folder_of(config)
+    if status.state == "interrupted":
+        say(f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes on from there.")
+    elif read_status(run_folder) == status:
+        say(f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps goes on with it.")
+    else:
+        folder = step_folder(run_folder, status.step)
+        export_checkpoint(config, folder, tokenizer, run_folder / "hf", use_average=config.ema.export, replace=True)
+    write_status(run_folder, status)
 
 
 def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> RunConfig:

@@ -13,9 +13,12 @@ from torch import Tensor
 from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
 from cola_train.config.settings import UserError
 from cola_train.hf_format import Checkpoint
-from cola_train.training.checkpoint import latest_checkpoint, saved_steps
+from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
+from cola_train.training.module import StageModule
 from cola_train.training.run import export_run, resume, train
 from cola_train.training.run_folder import Status, folder_of
+from cola_train.training.validation import Validation
+from tests.helpers.runs import figures
 
 
 def start(config: RunConfig) -> Path:
@@ -221,3 +224,21 @@ def test_data_tokenizer_and_checkpoint_must_fit(
     with pytest.raises(UserError, match="tokenizer"):
         start(joint_config("other", f"init_vae_from={vae_run}"))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_validation_cut_short_is_done_when_the_run_goes_on(joint_config: JointConfigs, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(joint_config("whole"))
+    means = Validation._means
+
+    def asked(validation: Validation, module: StageModule) -> dict[str, float] | None:
+        module.stop.signal_name = "SIGTERM"
+        return means(validation, module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "_means", asked)
+        assert train(joint_config("part")) == Status("interrupted", 3, "SIGTERM")
+    part = folder_of(joint_config("part"))
+    assert not intact_manifest(step_folder(part, 3)).good
+    assert rows(part, "validation") == []
+    assert train(joint_config("part")) == Status("finished", 6)
+    assert figures(part) == figures(folder_of(joint_config("whole")))
