@@ -13,10 +13,8 @@ from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import leaves, load_config
 from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
 from cola_train.config.sampling import SamplerConfig
-from cola_train.config.settings import UserError
+from cola_train.config.settings import INTERRUPTED, UserError
 
-# A run that a signal stopped, saved and fit to go on: the status that means "try again" (EX_TEMPFAIL).
-_INTERRUPTED = 75
 _CONFIG_METAVAR = "CONFIG.yaml | key=value"
 
 
@@ -234,16 +232,14 @@ def _run_processes(options: argparse.Namespace, config: RunConfig) -> int:
     if config.parallel.num_processes == 1 or launched_by_torchrun():
         from cola_train.training.run import train
 
-        interrupted = train(config).state == "interrupted"
-        # To torchrun only 0 is an end and not a failure; status.json says which.
-        return _INTERRUPTED if interrupted and not launched_by_torchrun() else 0
+        return INTERRUPTED if train(config).state == "interrupted" else 0
     from cola_train.operations.launch import launch
     from cola_train.training.preflight import refuse
 
     refuse(config)
     status = launch(options.arguments, config.parallel.num_processes, folder_of(config) / "logs")
     now = read_status(folder_of(config))
-    return _INTERRUPTED if status == 0 and now is not None and now.state == "interrupted" else status
+    return INTERRUPTED if status == 0 and now is not None and now.state == "interrupted" else status
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -175,6 +175,7 @@ def _write_network(
         # Only now are this file's tensors asked for: a state that reads them from disk is never whole in memory.
         tensors = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
+        del tensors  # or two files' would be in memory while the next one's are read
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}

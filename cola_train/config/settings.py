@@ -5,6 +5,9 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+# The exit status of a run that a signal stopped, saved and fit to go on: "try again" (EX_TEMPFAIL).
+INTERRUPTED = 75
+
 
 class UserError(ValueError):
     """Something the user gave is wrong. The command line prints the message alone, without a traceback.

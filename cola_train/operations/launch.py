@@ -9,6 +9,8 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from cola_train.config.settings import INTERRUPTED
+
 # Forwarded to every process, which save at an agreed step and end; torchrun kills what has not ended after this long.
 _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 _SECONDS_TO_SAVE = 300
@@ -34,6 +36,8 @@ def launch(arguments: Sequence[str], num_processes: int, log_folder: Path) -> in
         torchrun.run(options)
     except ChildFailedError as error:
         rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
+        if failure.exitcode == INTERRUPTED:
+            return INTERRUPTED
         _show_log(log_folder, rank)
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:

@@ -1,4 +1,4 @@
-"""Signals: SIGTERM, SIGINT, SIGUSR1 and SIGUSR2 ask for the run to be saved and stopped at the next optimizer step."""
+"""Signals: SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask for the run to be saved and stopped at the next optimizer step."""
 
 import contextlib
 import signal
@@ -8,8 +8,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-# SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit.
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+from cola_train.training.processes import launched_by_torchrun
+
+# SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit; SIGHUP is a terminal that closes.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
@@ -28,13 +30,14 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the block runs. A second SIGINT interrupts at once."""
+        """Take the signals while the block runs. A second SIGINT of a terminal interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def handle(number: int, frame: Any) -> None:
-            if number == signal.SIGINT and self.signal_name == "SIGINT":
+            # Under torchrun one Ctrl-C may arrive twice: from the terminal and passed on.
+            if number == signal.SIGINT and self.signal_name == "SIGINT" and not launched_by_torchrun():
                 raise KeyboardInterrupt
             self.signal_name = signal.Signals(number).name
 

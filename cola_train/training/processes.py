@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from torch._C._distributed_c10d import HashStore
 
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import INTERRUPTED, UserError, require
 
 T = TypeVar("T")
 # The watchdog (watchdog.py) speaks first: it can say what its process was doing.
@@ -106,7 +106,7 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
 
 def end_process(status: int) -> NoReturn:
     """End a process that torchrun started, with its exit status."""
-    if status and launched_rank():
+    if status not in (0, INTERRUPTED) and launched_rank():
         # At the first failure torchrun ends all: process 0, which fails alike, must have said why by then.
         time.sleep(2)
     sys.stdout.flush()

@@ -246,7 +246,7 @@ TWO = ["parallel.num_processes=2", "trainer.micro_batch_size=2", "trainer.max_st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_one_process_saves_all_at_one_step(
     joint_config: Callable[..., JointRunConfig], tmp_path: Path, number: int
 ) -> None:

@@ -1,0 +1,69 @@
+"""Which settings make a run what it is, and which may change when it goes on."""
+
+from pathlib import Path
+
+import pytest
+
+from cola_train.config.load import load_config
+from cola_train.config.runs import JointRunConfig, VAERunConfig
+
+BASE = ["name=x", "data.path=here", "vae.block_size=1", "trainer.global_batch_size=16", "objective.reference_weight=0"]
+
+
+def joint(*overrides: str) -> JointRunConfig:
+    return load_config(JointRunConfig, None, [*BASE, *overrides])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "parallel.strategy=ddp", "parallel.num_processes=2", "parallel.timeout_seconds=5", "parallel.activation_checkpointing=full",
+        "checkpoint.every_steps=7", "checkpoint.marks=[3]", "checkpoint.if_damaged=previous", "guard.max_skipped_in_a_row=9",
+        "wandb.enabled=true", "runs_folder=elsewhere", "data.path=there", "data.num_workers=2", "trainer.max_steps=3",
+        "trainer.micro_batch_size=4", "trainer.accelerator=cpu", "trainer.validate_every_steps=5", "trainer.log_every_steps=2",
+        "trainer.sample_every_steps=2", "trainer.precision=auto",
+    ],
+)  # fmt: skip
+def test_what_may_change(override: str) -> None:
+    assert joint().differences(joint(override)) == []
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("seed=1", "seed: 66, now 1"),
+        ("data_seed=1", "data_seed: 6198, now 1"),
+        ("trainer.global_batch_size=32", "trainer.global_batch_size: 16, now 32"),
+        ("trainer.precision=fp32", "trainer.precision: 'bf16', now 'fp32'"),
+        ("optim.learning_rate=1e-3", "optim.learning_rate: 0.00015, now 0.001"),
+        ("dit.num_layers=3", "dit.num_layers: 24, now 3"),
+        ("objective.flow.time_loc=0.5", "objective.flow.time_loc: 1.0, now 0.5"),
+        ("init_vae_from=there", "init_vae_from: None, now 'there'"),
+    ],
+)
+def test_what_makes_another_run(override: str, named: str) -> None:
+    assert joint().differences(joint(override)) == [named]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("parallel.num_processes=0", "parallel.num_processes must be at least 1, not 0"),
+        ("parallel.timeout_seconds=0", "parallel.timeout_seconds must be at least 1, not 0"),
+        ("parallel.num_processes=3", r"\(8 x 3 = 24\)"),
+        ("checkpoint.keep=0", "checkpoint.keep must be at least 1, not 0"),
+        ("checkpoint.marks=[0]", r"checkpoint.marks must be steps of at least 1, not \[0\]"),
+        ("guard.spike_sigmas=-1", "guard.spike_sigmas must be 0 .off. or more, not -1"),
+        ("guard.spike_window=1", "guard.spike_window must be at least 2, not 1"),
+        ("guard.max_skipped_in_a_row=0", "guard.max_skipped_in_a_row must be at least 1, not 0"),
+    ],
+)
+def test_what_is_refused(override: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        joint(override)
+
+
+def test_every_config_in_the_folder_can_go_on_with_itself() -> None:
+    for path in (Path(__file__).parents[2] / "configs").glob("*_paper.yaml"):
+        config = load_config(JointRunConfig if path.name.startswith("joint") else VAERunConfig, path)
+        assert config.differences(config) == []

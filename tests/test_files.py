@@ -1,0 +1,53 @@
+"""Lines that are only ever appended: none is lost to a full disk, none is joined to one that a crash cut short."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cola_train.files import Lines
+
+Rows = st.lists(st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False) | st.text(max_size=8), max_size=3), max_size=8)
+
+
+@given(rows=Rows, refused=st.sets(st.integers(0, 7)))
+def test_what_the_disk_refuses_is_written_when_it_can_be(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, float | str]], refused: set[int]
+) -> None:
+    lines = Lines(tmp_path_factory.mktemp("lines") / "log.jsonl")
+    write = lines._write
+    for number, row in enumerate(rows):
+        if number in refused:
+
+            def full(data: bytes) -> None:
+                raise OSError(28, "No space left on device")
+
+            lines._write = full  # type: ignore[method-assign]
+        else:
+            lines._write = write  # type: ignore[method-assign]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            lines.append(row)
+    lines._write = write  # type: ignore[method-assign]
+    lines.append({"end": 1.0})
+    assert [json.loads(line) for line in lines.path.read_text(encoding="utf-8").split("\n")[:-1]] == [*rows, {"end": 1.0}]
+
+
+def test_a_full_disk_warns_once_until_there_is_room(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "gone" / "log.jsonl")
+    with pytest.warns(UserWarning, match=r"Cannot write .*log.jsonl now \(No such file or directory\); its lines are kept"):
+        lines.append({"a": 1})
+    lines.append({"a": 2})
+    (tmp_path / "gone").mkdir()
+    lines.append({"a": 3})
+    assert lines.path.read_text() == '{"a": 1}\n{"a": 2}\n{"a": 3}\n'
+
+
+def test_a_line_cut_short_stays_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    Lines(path).append({"a": 2})
+    assert path.read_text() == '{"a": 1}\n{"a": \n{"a": 2}\n'
