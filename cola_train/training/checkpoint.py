@@ -4,6 +4,7 @@ A checkpoint is a folder of safetensors files, one of each process, with the par
 the step, the run's counters, every file's size and checksum.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -96,8 +97,8 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
         if not steps:
             return None
         raise UserError(
-            f"Cannot go on with {run_folder}: it has checkpoints of steps {steps} but no `{_LATEST}` naming one. Write the name "
-            f"of one of them into {pointer}, for example step-{steps[-1]:08d}."
+            f"Cannot go on with {run_folder}: it has checkpoints of steps {steps} but no `{_LATEST}` naming one, and the newest "
+            "has no manifest that can be read. Go on from the newest intact one with checkpoint.if_damaged=previous."
         )
     folder = run_folder / _FOLDER / pointer.read_text(encoding="utf-8").strip()
     if not folder.is_dir():
@@ -213,6 +214,19 @@ def _has_size(path: Path, size: int) -> bool:
 def point_to(folder: Path) -> None:
     """Make `latest` name this checkpoint."""
     write_atomically(folder.parent / _LATEST, folder.name + "\n")
+
+
+def mend_pointer(run_folder: Path) -> None:
+    """Make `latest` name the newest checkpoint where a crash came between its being named and its being pointed to."""
+    steps = saved_steps(run_folder)
+    if not steps:
+        return
+    newest, pointer = step_folder(run_folder, steps[-1]), run_folder / _FOLDER / _LATEST
+    named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    if named < newest.name:
+        with contextlib.suppress(UserError):  # without a manifest it is none of ours
+            read_manifest(newest)
+            point_to(newest)
 
 
 def set_aside(folder: Path) -> Path:

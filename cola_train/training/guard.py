@@ -13,27 +13,29 @@ class RunStoppedError(UserError):
     """The guards gave up on a run."""
 
 
-def reason_to_skip(config: GuardConfig, figures: Mapping[str, float], state: RunState) -> str | None:
+def reason_to_skip(config: GuardConfig, figures: Mapping[str, float], terms: str, state: RunState) -> str | None:
     """Why the step that gave `figures` (of all processes together, so that all decide alike) is not to be taken; None to take it.
 
-    A spike is a loss above mean + spike_sigmas x standard deviation of the last spike_window taken steps' losses.
+    A spike is a loss above mean + spike_sigmas x standard deviation of the losses of the last spike_window taken steps that had the
+    same `terms`.
     """
     bad = [f"{name} = {value}" for name, value in figures.items() if not math.isfinite(value)]
     if bad:
         return f"not finite: {', '.join(bad)}"
-    if config.spike_sigmas == 0 or len(state.recent_losses) < config.spike_window:
+    recent = state.recent_losses.get(terms, [])
+    if config.spike_sigmas == 0 or len(recent) < config.spike_window:
         return None
-    mean, deviation = statistics.fmean(state.recent_losses), statistics.stdev(state.recent_losses)
+    mean, deviation = statistics.fmean(recent), statistics.stdev(recent)
     if figures["loss"] > mean + config.spike_sigmas * deviation:
         return f"loss spike: {figures['loss']:.6g} above {mean:.6g} + {config.spike_sigmas:g} x {deviation:.3g}"
     return None
 
 
-def count_taken(config: GuardConfig, state: RunState, loss: float) -> None:
+def count_taken(config: GuardConfig, state: RunState, terms: str, loss: float) -> None:
     """Record a step that was taken."""
     state.skipped_in_a_row = 0
     if config.spike_sigmas > 0:
-        state.recent_losses = [*state.recent_losses, loss][-config.spike_window :]
+        state.recent_losses[terms] = [*state.recent_losses.get(terms, []), loss][-config.spike_window :]
 
 
 def count_skipped(config: GuardConfig, state: RunState, reason: str) -> None:

@@ -83,9 +83,9 @@ class StageModule(pl.LightningModule):
         with torch.device("meta"):
             objective = self.build_objective()
         checkpoint_activations(objective, parallel.activation_checkpointing)
-        mesh = build_mesh(parallel, self.processes, self.device.type)
+        mesh = build_mesh(parallel, self.processes, self.processes.device.type)
         shard(objective, mesh, self.config.trainer.precision == "bf16", parallel.cpu_offload)
-        materialise(objective, "cpu" if parallel.cpu_offload else self.device)
+        materialise(objective, "cpu" if parallel.cpu_offload else self.processes.device)
         self.objective = objective
         self.average = Average(objective, self.config.ema.decay)
 
@@ -100,7 +100,7 @@ class StageModule(pl.LightningModule):
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """The forward's precision: bf16 under autocast, which keeps norms, softmax and residuals in fp32, or fp32."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16"):
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16"):
             yield
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -121,12 +121,13 @@ class StageModule(pl.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.gradient_clip)
         figures = summarise(self._global_sums(sums), losses.weights)
         figures["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        skipped = guard.reason_to_skip(self.config.guard, figures, self.state)
+        terms = " ".join(sorted(losses.weights))
+        skipped = guard.reason_to_skip(self.config.guard, figures, terms, self.state)
         figures["learning_rate"] = set_learning_rate(optimizer, self.config.optim, step)
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
             self.average.update()
-            guard.count_taken(self.config.guard, self.state, figures["loss"])
+            guard.count_taken(self.config.guard, self.state, terms, figures["loss"])
         else:
             if self.processes.is_first:
                 say(f"cola-train: warning: optimizer step {step + 1} is not taken, on any process ({skipped}).")
@@ -140,7 +141,7 @@ class StageModule(pl.LightningModule):
 
     def asked_to_stop(self) -> bool:
         """Ask all processes, between steps, whether one was asked to stop; a collective call."""
-        asked = torch.tensor(int(self.stop.made), device=self.device)
+        asked = torch.tensor(int(self.stop.made), device=self.processes.device)
         dist.all_reduce(asked)
         self.stop_requested = self.stop_requested or bool(asked)
         return self.stop_requested

@@ -11,7 +11,7 @@ from cola_train.config.settings import require
 from cola_train.data.datamodule import PreparedDataModule
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
-from cola_train.training.checkpoint import clean
+from cola_train.training.checkpoint import clean, mend_pointer
 from cola_train.training.processes import cpu_bf16_is_fast, uses_gpu
 from cola_train.training.run_folder import TOKENIZER, folder_of, locked, saved_config, write_config
 
@@ -39,6 +39,7 @@ def take_over(config: RunT, held: contextlib.ExitStack) -> RunT:
     run_folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(run_folder))
     clean(run_folder)
+    mend_pointer(run_folder)
     write_config(run_folder, config)
     if not (run_folder / TOKENIZER).exists():
         tokenizer.save(run_folder / TOKENIZER)

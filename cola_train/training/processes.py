@@ -29,6 +29,7 @@ class Processes:
     world_size: int
     local_rank: int
     local_world_size: int
+    device: torch.device = torch.device("cpu")
 
     @property
     def is_first(self) -> bool:
@@ -79,25 +80,27 @@ def cpu_bf16_is_fast() -> bool:
 def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
     """The processes that torchrun started, or this one alone, as torch.distributed's default group while the block runs."""
     timeout = datetime.timedelta(seconds=timeout_seconds + _GRACE_SECONDS)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, world_size, local_rank, local_world_size = (int(os.environ[n]) for n in names) if launched_by_torchrun() else (0, 1, 0, 1)
+    device = torch.device("cpu")
     if uses_gpu(accelerator):
-        device, available = int(os.environ["LOCAL_RANK"]) if launched_by_torchrun() else 0, torch.cuda.device_count()
-        require(device < available, f"Process {device} of this machine has no GPU: there are {available}. Start at most as many.")
+        available = torch.cuda.device_count()
+        require(local_rank < available,
+                f"Process {local_rank} of this machine has no GPU: there are {available}. Start at most as many.")  # fmt: skip
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         # Gloo beside NCCL: checkpoints written in the background and offloaded weights communicate from host memory.
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
     if launched_by_torchrun():
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        processes = Processes(*(int(os.environ[name]) for name in names))
         if not dist.is_initialized():  # by an earlier run of these processes
             dist.init_process_group(backend, timeout=timeout)
     else:
-        processes = Processes(0, 1, 0, 1)
         # A store in memory: no port is opened, no address left in the environment.
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     try:
-        yield processes
+        yield Processes(rank, world_size, local_rank, local_world_size, device)
     finally:
         # Of several processes each ends by `end_process`: tearing gloo down aborts one time in ten.
         if not launched_by_torchrun():

@@ -41,7 +41,7 @@ class Samples(pl.Callback):
         checkpoint = plain_copy(self.config, weights, step, self.tokenizer)
         for network in (checkpoint.vae, checkpoint.dit):
             assert network is not None
-            network.to(pl_module.device)
+            network.to(pl_module.processes.device)
         prompts = self.config.trainer.sample_prompts
         results = generate(checkpoint, prompts, SamplerConfig(max_new_tokens=max(1, self.config.data.seq_len // 2)))
         for prompt, result in zip(prompts, results, strict=True):

@@ -63,7 +63,7 @@ class Saver(pl.Callback):
             self._conclude()
         state = module.state
         if step_folder(self.run_folder, state.step).exists():
-            return None  # the run was resumed at this step
+            return None  # the run went on from this very step
         module.objective.reshard()  # type: ignore[operator]  # FSDP's: no gathered copies are saved
         tensors = module.saved_tensors()
         if not self._all(all_finite(tensors)):

@@ -22,7 +22,8 @@ class RunState:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran
-    recent_losses: list[float] = dataclasses.field(default_factory=list)  # of taken steps, for the spike guard
+    # Of taken steps, for the spike guard, by the names of the loss's terms: an Interval run's phases have different ones.
+    recent_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line; floats survive exactly."""

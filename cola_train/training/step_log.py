@@ -88,7 +88,10 @@ def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
                 values: dict[str, Any] = json.loads(line)
             except ValueError:
                 continue
-            yield Attempt(**values["attempt"]) if "attempt" in values else Step(**values)
+            try:
+                yield Attempt(**values["attempt"]) if "attempt" in values else Step(**values)
+            except TypeError as error:
+                raise ValueError(f"{line.strip()[:80]}: {error}") from error
 
 
 def digest_of(seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]) -> str:

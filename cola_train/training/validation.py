@@ -52,6 +52,8 @@ class Validation(pl.Callback):
     @torch.no_grad()
     def _means(self, module: StageModule) -> dict[str, float] | None:
         """The means, the same on every process; None if a process was asked to stop meanwhile."""
+        device = module.processes.device
+        nothing = torch.zeros((), dtype=torch.float64, device=device)
         totals: dict[str, torch.Tensor] = {}
         weights: dict[str, float] = {}
         module.eval()
@@ -60,18 +62,19 @@ class Validation(pl.Callback):
                 module.watchdog.beat(f"validating after step {module.state.step}")
                 if number % _BATCHES_BETWEEN_LOOKS == 0 and module.asked_to_stop():
                     return None
-                batch = Batch(*(tensor.to(module.device) for tensor in batch))
+                batch = Batch(*(tensor.to(device) for tensor in batch))
                 counts = module.objective.counts(batch)  # type: ignore[operator]  # both objectives have it
                 ones = {name: torch.ones_like(value, dtype=torch.float32) for name, value in counts.items()}
                 with module.computing():
                     losses: Losses = module.objective(batch, ones)
                 weights = losses.weights
-                for name, value in {**losses.figures(), **{f"count/{name}": value for name, value in counts.items()}}.items():
-                    totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64, device=module.device)) + value.double()
+                sums = {**losses.figures(), **{f"count/{name}": value for name, value in counts.items()}}
+                for name, value in sums.items():
+                    totals[name] = totals.get(name, nothing) + value.double()
         finally:
             module.train()
         total = torch.stack(list(totals.values()))
         dist.all_reduce(total)
-        sums = dict(zip(totals, total.tolist(), strict=True))
-        counts_of = {name: max(sums[f"count/{count}"], 1) for name, count in DENOMINATORS.items() if name in sums}
-        return summarise({name: sums[name] / count for name, count in counts_of.items()}, weights)
+        found = dict(zip(totals, total.tolist(), strict=True))
+        counts_of = {name: max(found[f"count/{count}"], 1) for name, count in DENOMINATORS.items() if name in found}
+        return summarise({name: found[name] / count for name, count in counts_of.items()}, weights)

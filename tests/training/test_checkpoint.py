@@ -26,6 +26,7 @@ from cola_train.data.packing import TRAIN, documents_file, tokens_file
 from cola_train.data.prepared import MANIFEST_FILE
 from cola_train.hf_format import Checkpoint
 from cola_train.sampling.generate import generate
+from cola_train.training import checkpoint
 from cola_train.training.checkpoint import (
     FileFact,
     begin,
@@ -45,6 +46,7 @@ from cola_train.training.run_folder import folder_of
 from cola_train.training.samples import plain_copy
 from cola_train.training.saver import Saver
 from cola_train.training.state import RunState
+from cola_train.training.step_log import Attempt, read_step_log
 from tests.helpers.runs import figures
 
 
@@ -80,9 +82,36 @@ def test_what_a_save_cut_short_leaves_is_cleaned_and_never_taken_for_a_checkpoin
     assert [path.name for path in (tmp_path / "lightning").iterdir()] == ["latest", "step-00000003"]
 
 
+@pytest.mark.parametrize("step", [3, 6, 8])
+def test_a_crash_between_a_checkpoints_name_and_the_pointer_costs_nothing(
+    vae_config: Callable[..., VAERunConfig], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    config = vae_config("run", "trainer.max_steps=8")
+    point = checkpoint.point_to
+
+    def dies(folder: Path) -> None:
+        if folder.name.endswith(str(step)):
+            raise KeyboardInterrupt
+        point(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "point_to", dies)
+        with pytest.raises(SystemExit):
+            train(config)
+    run = folder_of(config)
+    assert saved_steps(run)[-1] == step
+    train(config)
+    assert latest_checkpoint(run) == step_folder(run, 8)
+    attempts = [entry.from_step for entry in read_step_log(run) if isinstance(entry, Attempt)]
+    assert attempts == ([0, step] if step < 8 else [0])
+    train(vae_config("whole", "trainer.max_steps=8"))
+    assert figures(run) == figures(run.parent / "whole")
+    assert (run / "hf" / "cola_dlm").is_dir()
+
+
 @given(st.data())
 def test_a_manifest_reads_back_and_knows_a_changed_character(data: st.DataObject) -> None:
-    state = RunState(step=5, recent_losses=[0.1, 1e-9])
+    state = RunState(step=5, recent_losses={"a": [0.1, 1e-9]})
     manifest = CheckpointManifest(5, state, "ab", 2, {"model.a": (2, 3), "step.a": ()}, {"f": FileFact(7, "cd")}, True, False)
     text = manifest.to_json()
     assert CheckpointManifest.from_json(text) == manifest

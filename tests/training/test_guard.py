@@ -27,8 +27,8 @@ from tests.helpers.runs import figures
 
 def test_what_is_not_finite_is_named() -> None:
     figures = {"loss": 1.0, "flow_mse": math.inf, "gradient_norm": math.nan}
-    assert reason_to_skip(GuardConfig(), figures, RunState()) == "not finite: flow_mse = inf, gradient_norm = nan"
-    assert reason_to_skip(GuardConfig(), {"loss": 1e30, "gradient_norm": 0.0}, RunState()) is None
+    assert reason_to_skip(GuardConfig(), figures, "a", RunState()) == "not finite: flow_mse = inf, gradient_norm = nan"
+    assert reason_to_skip(GuardConfig(), {"loss": 1e30, "gradient_norm": 0.0}, "a", RunState()) is None
 
 
 @given(st.lists(st.floats(-10, 10), min_size=4, max_size=12), st.floats(0.5, 6), st.floats(-100, 100))
@@ -36,19 +36,20 @@ def test_a_spike_is_a_loss_beyond_the_sigmas_of_the_window(losses: list[float], 
     config, state = GuardConfig(spike_sigmas=sigmas, spike_window=4), RunState()
     for number, earlier in enumerate(losses):
         if number < 4:
-            assert reason_to_skip(config, {"loss": 1e9}, state) is None
-        count_taken(config, state, earlier)
+            assert reason_to_skip(config, {"loss": 1e9}, "a", state) is None
+        count_taken(config, state, "a", earlier)
+        count_taken(config, state, "a b", 1e6)
     window = torch.tensor(losses[-4:], dtype=torch.float64)
     limit = float(window.mean() + sigmas * window.std())
     if abs(loss - limit) > 1e-6:
-        assert (reason_to_skip(config, {"loss": loss}, state) is not None) == (loss > limit)
+        assert (reason_to_skip(config, {"loss": loss}, "a", state) is not None) == (loss > limit)
 
 
 def test_a_taken_step_ends_a_row_of_skipped_ones() -> None:
     config, state = GuardConfig(max_skipped_in_a_row=3), RunState(step=7)
     count_skipped(config, state, "x")
     count_skipped(config, state, "x")
-    count_taken(config, state, 1.0)
+    count_taken(config, state, "a", 1.0)
     count_skipped(config, state, "x")
     count_skipped(config, state, "x")
     with pytest.raises(RunStoppedError, match=r"step 7 was not taken \(x\), like the 2 before it; after 3 in a row"):
@@ -57,7 +58,7 @@ def test_a_taken_step_ends_a_row_of_skipped_ones() -> None:
 
 
 def test_the_counters_survive_being_saved_to_the_bit() -> None:
-    state = RunState(step=3, skipped_steps=1, recent_losses=[0.1 + 0.2, 1 / 3, 1e-300])
+    state = RunState(step=3, skipped_steps=1, recent_losses={"a": [0.1 + 0.2, 1 / 3, 1e-300]})
     assert RunState.from_json(state.to_json()) == state
 
 

@@ -150,6 +150,7 @@ def test_what_resume_refuses(vae_config: VAEConfigs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"names step-00000009, which is not there; steps present: \[1\]"):
         train(resume(run, VAERunConfig))
     (run / "lightning" / "latest").unlink()
+    (run / "lightning" / "step-00000001" / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"it has checkpoints of steps \[1\] but no `latest` naming one"):
         train(resume(run, VAERunConfig))
 
