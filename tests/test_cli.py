@@ -19,6 +19,8 @@ VERBS = [
     "sample",
     "report",
     "warm-start",
+    "audit",
+    "chaos",
     "doctor",
 ]
 

@@ -21,7 +21,7 @@ def load_config(config_class: type[T], path: Path | None = None, overrides: Sequ
         UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing required value,
             or whatever the config's own validation refuses.
     """
-    layers = [] if path is None else [(str(path), values) for values in [_read_with_bases(path, ())]]
+    layers = [] if path is None else [(str(path), read_values(path))]
     layers += [(f"the override '{text}'", _parse_override(text)) for text in overrides]
     config = OmegaConf.structured(config_class)
     OmegaConf.set_readonly(config, False)
@@ -35,6 +35,15 @@ def load_config(config_class: type[T], path: Path | None = None, overrides: Sequ
         return OmegaConf.to_object(config)  # type: ignore[return-value]  # omegaconf types it as a container
     except Exception as error:  # omegaconf re-raises what a __post_init__ raised, with lines of its own added
         raise UserError(_first_line(error)) from error
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, over those of the files that it names as `base`.
+
+    Raises:
+        UserError: a missing or malformed file, or bases in a circle.
+    """
+    return _read_with_bases(path, ())
 
 
 def to_yaml(config: Any) -> str:

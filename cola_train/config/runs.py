@@ -1,10 +1,12 @@
 """The two stages' whole configs, and which of their settings make a run what it is."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from cola_train.config.data import DataConfig
-from cola_train.config.load import leaves
+from cola_train.config.load import leaves, load_config, read_values
 from cola_train.config.loop import (
     CheckpointConfig,
     EMAConfig,
@@ -114,3 +116,14 @@ def _value(config: object, key: str) -> object:
     for name in key.split("."):
         config = getattr(config, name)
     return config
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> "VAERunConfig | JointRunConfig":
+    """A config file of either stage: it is stage 2's if it says so (as saved ones do) or speaks of a DiT.
+
+    Raises:
+        UserError: as `load_config`.
+    """
+    values = read_values(path)
+    joint = values.get("stage") == "joint" or "dit" in values
+    return load_config(JointRunConfig if joint else VAERunConfig, path, overrides)  # type: ignore[return-value]  # one of the two

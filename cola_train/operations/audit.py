@@ -21,7 +21,7 @@ from cola_train.training.step_log import STEP_LOG, Attempt, read_step_log, sampl
 _SAMPLES_AT_ONCE = 1 << 16  # arrays of so many stay in a processor's cache
 _SAMPLES_WORTH_A_BAR = 5_000_000
 _LARGEST_STEP = 1 << 32
-_LISTED = 10
+_LISTED, _SKIPS_SHOWN = 10, 3
 _SAME_IN_ALL = ("seed", "data_seed", "num_rows", "global_batch_size", "data_sha256")
 
 
@@ -301,7 +301,7 @@ def _facts(history: History, promised: Promised) -> list[tuple[str, str]]:
         ("attempts", f"{len(history.attempts):,}: {of_sizes}"),
         ("steps", f"{len(counting):,}, of {first.global_batch_size:,} samples each; the last is {counting.max(initial=0):,}"),
         ("lost", f"{len(lost):,} steps, {again:,} of them done again so far"),
-        ("skipped", f"{len(skipped):,} steps" + "".join(f"; {step}: {reason}" for step, reason in skipped[:_LISTED])),
+        ("skipped", f"{len(skipped):,} steps" + "".join(f"; step {step}: {reason}" for step, reason in skipped[:_SKIPS_SHOWN])),
         ("epochs", f"{promised.complete_epochs:,} complete; {promised.rows_of_the_last:,} of {first.num_rows:,} rows of the next"),
     ]
 

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import yaml
-
-from cola_train.config.load import load_config, to_yaml
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.load import to_yaml
+from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig, load_run_config
 from cola_train.config.settings import UserError
 from cola_train.files import write_atomically
 
@@ -41,9 +39,7 @@ def read_run_config(run_folder: Path) -> VAERunConfig | JointRunConfig:
     path = run_folder / CONFIG
     if not path.is_file():
         raise UserError(f"{run_folder} is not a run folder: it has no {CONFIG}. Runs lie in checkpoints/NAME.")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    joint = isinstance(values, dict) and values.get("stage") == "joint"
-    return load_config(JointRunConfig if joint else VAERunConfig, path)  # type: ignore[return-value]  # one of the two
+    return load_run_config(path)
 
 
 def saved_config(config: RunT) -> RunT | None:

@@ -111,7 +111,7 @@ def test_the_report_of_a_clean_log(tmp_path: Path, capsys: pytest.CaptureFixture
         "attempts  3: 1 with 1 process, 1 with 2 processes, 1 with 3 processes",
         "steps     6, of 4 samples each; the last is 6",
         "lost      3 steps, 2 of them done again so far",
-        "skipped   1 steps; 2: not finite: loss = nan",
+        "skipped   1 steps; step 2: not finite: loss = nan",
         "epochs    2 complete; 4 of 10 rows of the next",
         "CLEAN: every step used the samples it had to, in the order of seed 66 and data_seed 6198.",
     ]
@@ -264,7 +264,7 @@ def test_an_epoch_of_many_rows_is_counted_in_parts(tmp_path: Path, monkeypatch: 
         ("", r"is not a log of steps \(it has no attempt\)"),
         (json.dumps(asdict(done(1))) + "\n", r"is not a log of steps \(step 1 of attempt 0\)"),
         ('{"attempt": {"from_step": 0}}\n', r"is not a log of steps \(.*missing"),
-        ('{"loss": 1}\n', r"is not a log of steps \(missing a required argument|.*unexpected keyword)"),
+        ('{"loss": 1}\n', r"is not a log of steps"),
         ("3\n", r"is not a log of steps"),
     ],
 )

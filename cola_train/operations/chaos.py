@@ -1,0 +1,227 @@
+"""`cola-train chaos`: a small copy of a run, once left alone and once disturbed until it finishes; both must come to the same."""
+
+import dataclasses
+import math
+import random
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cola_train.config.load import to_yaml
+from cola_train.config.models import DiTConfig, TextVAEConfig
+from cola_train.config.objectives import VAEStrategyConfig
+from cola_train.config.runs import JointRunConfig, RunConfig
+from cola_train.config.settings import UserError, require
+from cola_train.files import write_atomically
+from cola_train.operations.audit import audit
+from cola_train.operations.mischief import Disturbance, draw, goes_on_from, harm, strike
+from cola_train.operations.sameness import Ending, compare
+from cola_train.operations.watched import Job, JobError, Rhythm, Watch
+from cola_train.training.preflight import refuse
+from cola_train.training.processes import Processes
+from cola_train.training.run_folder import stage_name
+from cola_train.training.strategy import check_mesh
+
+RunT = TypeVar("RunT", bound=RunConfig)
+_WIDTH = 32
+_ROWS = 4
+_CHECKPOINTS = 12
+
+
+def chaos(config: RunConfig, kills: int, processes: Sequence[int] | None, steps: int, seed: int) -> int:
+    """Train a small copy of `config` undisturbed and disturbed, compare, and report to stdout. All is kept, in one new folder.
+
+    Args:
+        config: the run to copy; its data must be there.
+        kills: how many disturbances.
+        processes: numbers of processes, gone round at each restart of the disturbed run; None stays with the config's.
+        steps: optimizer steps of each run.
+        seed: of kinds and moments of the disturbances.
+
+    Returns:
+        The exit status: 0 if the disturbed run came to the same, 1 if not. The same is: every sample and every bit; with changing
+        numbers of processes, which add in another order, every sample and losses within 1e-4 of each other.
+
+    Raises:
+        UserError: numbers that do not fit, no data, or whatever else a training refuses.
+    """
+    counts = tuple(processes or [config.parallel.num_processes])
+    small = shrink(config, counts, steps)
+    # After the last disturbance there is a save yet to come, and the run still has steps to do.
+    last = steps - small.checkpoint.every_steps - 3
+    require(1 <= kills <= last, f"--kills must be from 1 to {max(last, 1)} in {steps} steps, not {kills}; give more --steps.")
+    refuse(small)
+    folder = Path(config.runs_folder) / f"{config.name}-chaos-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder.mkdir(parents=True)
+    small = dataclasses.replace(small, runs_folder=str(folder))
+    write_atomically(folder / "config.yaml", to_yaml(small))
+    chance = random.Random(seed)
+    runs = _Runs(small, folder, counts)
+    _write(f"chaos of {config.name}: {kills} disturbances in {steps} steps, seed {seed}; all in {folder}")
+    _write("a small copy, config.yaml there; beside sizes and schedule it differs in: " + _differences(config, small))
+    try:
+        rhythm = runs.undisturbed()
+        runs.disturbed(draw(kills, last, chance), rhythm, chance)
+        same = compare(Ending.read(folder / "undisturbed"), Ending.read(folder / "disturbed"), exact=len(set(counts)) == 1)
+    except (JobError, UserError) as failure:
+        _write(f"FAILED: {failure}\nall in {folder}")
+        return 1
+    for line in same.lines:
+        _write(line)
+    _write("audit of the disturbed run")
+    clean = audit(folder / "disturbed") == 0
+    passed = same.passed and clean
+    _write(f"{'PASSED' if passed else 'FAILED'}: {kills} disturbances; all in {folder}")
+    return 0 if passed else 1
+
+
+def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
+    """A config of the same stage, objective, strategy, optimizer, data, precision, average and guards, small enough for minutes.
+
+    It starts from nothing: networks of other sizes fit no checkpoint. So nothing holds it to a first stage, and a VAE that would
+    be fixed trains.
+
+    Args:
+        config: what to copy.
+        counts: the numbers of processes that it must fit.
+        steps: optimizer steps; the schedule, checkpoints, validations and intervals are spread over them.
+
+    Raises:
+        UserError: a strategy that does not fit one of the counts.
+    """
+    require(all(count >= 1 for count in counts), f"--processes must be numbers of at least 1, not {list(counts)}.")
+    for count in counts:
+        check_mesh(config.parallel, Processes(0, count, 0, count))
+    trainer, common = config.trainer, math.lcm(*counts)
+    accumulates = trainer.global_batch_size > trainer.micro_batch_size * config.parallel.num_processes
+    rows = max(-(-_ROWS // common), 2 if accumulates else 1)  # of one process, where there are most
+    every = max(1, steps // _CHECKPOINTS)
+    warmup = min(config.optim.warmup_steps, steps // 10)
+    changes: dict[str, Any] = {
+        "name": "undisturbed",
+        "warm_start_from": None,
+        "vae": _small_vae(config.vae),
+        "optim": dataclasses.replace(config.optim, warmup_steps=warmup, decay_steps=max(warmup + 1, steps)),
+        "trainer": dataclasses.replace(
+            trainer,
+            max_steps=steps,
+            global_batch_size=rows * common,
+            micro_batch_size=rows // 2 if accumulates else rows,
+            # Some validations fall on steps that are saved, some do not.
+            validate_every_steps=max(1, every * 2 // 3) if trainer.validate_every_steps else 0,
+            validation_rows=min(trainer.validation_rows, 2 * rows * common + 1),
+            log_every_steps=1,
+            sample_every_steps=0,
+        ),
+        "parallel": dataclasses.replace(
+            config.parallel, num_processes=counts[0], timeout_seconds=min(config.parallel.timeout_seconds, 300)
+        ),
+        "checkpoint": dataclasses.replace(
+            config.checkpoint, every_steps=every, keep=max(2, config.checkpoint.keep), if_damaged="previous"
+        ),
+        "guard": dataclasses.replace(config.guard, spike_window=min(config.guard.spike_window, max(2, steps // 6))),
+        "wandb": dataclasses.replace(config.wandb, enabled=False),
+    }
+    if isinstance(config, JointRunConfig):
+        objective = config.objective
+        changes |= {
+            "dit": _small_dit(config.dit),
+            "init_vae_from": None,
+            "init_dit_from": None,
+            "objective": dataclasses.replace(
+                objective, reference_weight=0.0, vae_strategy=_short_strategy(objective.vae_strategy, steps)
+            ),
+        }
+    return dataclasses.replace(config, **changes)
+
+
+def _small_vae(vae: TextVAEConfig) -> TextVAEConfig:
+    width: dict[str, Any] = {} if vae.dim <= _WIDTH else {"dim": _WIDTH, "num_heads": 2}
+    return dataclasses.replace(vae, **width, ffn_dim=min(vae.ffn_dim, 2 * _WIDTH), encoder_num_blocks=1, decoder_num_blocks=1)
+
+
+def _small_dit(dit: DiTConfig) -> DiTConfig:
+    width: dict[str, Any] = (
+        {} if dit.txt_dim <= _WIDTH else {"txt_dim": _WIDTH, "emb_dim": _WIDTH, "heads": 2, "head_dim": 16, "rope_dim": 8}
+    )
+    return dataclasses.replace(dit, **width, num_layers=min(dit.num_layers, 2))
+
+
+def _short_strategy(strategy: VAEStrategyConfig, steps: int) -> VAEStrategyConfig:
+    cycle = max(2, steps // 6)
+    share = strategy.joint_steps / (strategy.joint_steps + strategy.frozen_steps)
+    joint = min(cycle - 1, max(1, round(cycle * share)))
+    mode = "joint" if strategy.mode == "fix" else strategy.mode
+    return dataclasses.replace(strategy, mode=mode, joint_steps=joint, frozen_steps=cycle - joint)
+
+
+def _differences(config: RunConfig, small: RunConfig) -> str:
+    kept = ("objective.", "init_", "ema.", "warm_start_from")
+    found = [line for line in config.differences(small) if line.startswith(kept)]
+    return "; ".join(found) or "nothing"
+
+
+class _Runs:
+    def __init__(self, config: RunConfig, folder: Path, counts: Sequence[int]) -> None:
+        self._config, self._folder, self._counts = config, folder, counts
+
+    def undisturbed(self) -> Rhythm:
+        """Train to the end; returns how long things take."""
+        since = time.monotonic()
+        with self._job("undisturbed", "undisturbed.log", self._counts[0]) as job:
+            watch = Watch(job, self._folder / "undisturbed")
+            watch.until(lambda: False)
+            self._must_have_finished(job)
+        rhythm = watch.rhythm()
+        _write(
+            f"undisturbed: {self._counts[0]} processes, {watch.step} steps in {time.monotonic() - since:.0f} s; a step "
+            f"{rhythm.step:.3f} s, a save {rhythm.save:.3f} s; SIGTERM has to end it within {rhythm.stop_within:.0f} s"
+        )
+        return rhythm
+
+    def disturbed(self, plan: Sequence[Disturbance], rhythm: Rhythm, chance: random.Random) -> None:
+        """Train, disturbed, until it finishes, with a line for each disturbance once the run has gone on."""
+        _write(f"  no.  {'disturbance':14}  {'step':>6}  processes  seconds until it went on  outcome")
+        run, begin = self._folder / "disturbed", 0
+        since = struck = time.monotonic()
+        line: tuple[str, str] | None = None
+        for number, disturbance in enumerate([*plan, None], start=1):
+            processes = self._counts[(number - 1) % len(self._counts)]
+            with self._job("disturbed", f"disturbed-{number:03}.log", processes) as job:
+                watch = Watch(job, run)
+                self._must_go_on(job, watch, begin, processes)
+                if line is not None:
+                    _write(f"{line[0]}  {time.monotonic() - struck:24.1f}  {line[1]}")
+                if disturbance is None:
+                    watch.until(lambda: False)
+                    self._must_have_finished(job)
+                    break
+                outcome = [strike(job, watch, disturbance, rhythm, chance)]
+                struck = time.monotonic()
+            if disturbance.harm is not None:
+                outcome += harm(run, disturbance.harm, chance)
+            begin = goes_on_from(run)
+            outcome.append(f"on from step {begin}")
+            line = f"{number:5}  {disturbance.kind:14}  {watch.step:6}  {processes:9}", "; ".join(outcome)
+        _write(f"disturbed: finished after {len(plan)} disturbances in {time.monotonic() - since:.0f} s")
+
+    def _job(self, name: str, output: str, processes: int) -> Job:
+        settings = [f"name={name}", f"parallel.num_processes={processes}"]
+        return Job([stage_name(self._config), str(self._folder / "config.yaml"), *settings], self._folder / output)
+
+    def _must_go_on(self, job: Job, watch: Watch, begin: int, processes: int) -> None:
+        watch.until(lambda: watch.step > 0)
+        found = watch.attempt
+        if found is None or (found.from_step, found.world_size) != (begin, processes):
+            raise job.failure(f"it had to go on from step {begin} with {processes} processes, but did not: {found}")
+
+    def _must_have_finished(self, job: Job) -> None:
+        if job.ended != 0:
+            raise job.failure(f"it ended with exit status {job.ended}")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

@@ -1,0 +1,201 @@
+"""A training as a user starts it, with all its processes; watched from outside, through what it leaves on disk."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from cola_train.training.step_log import STEP_LOG, Attempt
+
+_LOOK_SECONDS = 0.002
+_QUIET_SECONDS = 600.0
+_DEATH_SECONDS = 30.0
+_TAIL_LINES = 30
+
+
+class JobError(Exception):
+    """A job did not do what it had to; the message ends with its output's last lines."""
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How long a run takes for what it does again and again, in seconds."""
+
+    step: float
+    save: float
+
+    @property
+    def stop_within(self) -> float:
+        """How long a run that is asked to stop may take."""
+        return 60 + 5 * (self.step + self.save)
+
+
+class Job:
+    """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none of them behind."""
+
+    def __init__(self, arguments: Sequence[str], output: Path) -> None:
+        """Start it; what it says goes to the file `output`."""
+        self._output = output
+        with output.open("wb") as file:
+            self._process = psutil.Popen(
+                [sys.executable, "-m", "cola_train", *arguments],
+                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=_clean_environment(), start_new_session=True,
+            )  # fmt: skip
+        self._children: list[psutil.Process] = []  # as last seen, should the launcher end before them
+
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self.kill()
+
+    @property
+    def ended(self) -> int | None:
+        """The exit status; None while it runs."""
+        status: int | None = self._process.poll()
+        return status
+
+    def kill(self) -> int:
+        """SIGKILL to every process, the workers first; returns how many there were, once all are gone."""
+        if self._process.is_running():
+            self._children = list({*self._children, *self._process.children(recursive=True)})
+        processes = [process for process in (*self._children, self._process) if not _is_gone(process)]
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        deadline = time.monotonic() + _DEATH_SECONDS
+        while left := [process.pid for process in processes if not _is_gone(process)]:
+            if time.monotonic() > deadline:
+                raise self.failure(f"processes {left} survive SIGKILL")
+            time.sleep(_LOOK_SECONDS)
+        self._process.wait()
+        return len(processes)
+
+    def terminate_one(self, chance: random.Random) -> str:
+        """SIGTERM to one of the processes that train, or to the one that started them; returns which."""
+        self._children = self._process.children(recursive=True)
+        targets: dict[str, psutil.Process] = {}
+        for process in self._children:
+            with contextlib.suppress(psutil.Error, KeyError):
+                # Those that read data have their parent's environment.
+                targets.setdefault(f"rank {process.environ()['RANK']}", process)
+        targets["the launcher" if targets else "the process"] = self._process
+        name = chance.choice(sorted(targets))
+        targets[name].send_signal(signal.SIGTERM)
+        return name
+
+    def wait(self, seconds: float) -> int:
+        """The exit status.
+
+        Raises:
+            JobError: it runs for longer than that.
+        """
+        try:
+            return int(self._process.wait(timeout=seconds))
+        except psutil.TimeoutExpired:
+            raise self.failure(f"it still runs after {seconds:.0f} s") from None
+
+    def failure(self, what: str) -> JobError:
+        """An error that shows what the job said last."""
+        lines = self._output.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        return JobError(f"{what}; the end of {self._output}:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+class Watch:
+    """What can be seen of a job from its run's folder.
+
+    Attributes:
+        attempt: the job's own line in steps.jsonl, once it is there.
+        step: the last step that the job has done; 0 before its first.
+    """
+
+    def __init__(self, job: Job, run_folder: Path) -> None:
+        """The job has just been started."""
+        self._job, self.run_folder, self._log = job, run_folder, run_folder / STEP_LOG
+        self._read = self._log.stat().st_size if self._log.exists() else 0
+        self.attempt: Attempt | None = None
+        self.step = 0
+        self._step_times: list[float] = []
+        self._save_seconds: list[float] = []
+        self._saving_since: float | None = None
+
+    def until(self, reached: Callable[[], bool]) -> bool:
+        """Look until something is so; False if the job ends before.
+
+        Raises:
+            JobError: the job has done no step for ten minutes.
+        """
+        moved = time.monotonic()
+        while True:
+            ended = self._job.ended is not None
+            if self._look():
+                moved = time.monotonic()
+            if reached() or ended:
+                return reached()
+            if time.monotonic() - moved > _QUIET_SECONDS:
+                raise self._job.failure(f"no step has been done for {_QUIET_SECONDS:.0f} s")
+            time.sleep(_LOOK_SECONDS)
+
+    def saving(self) -> int | None:
+        """The step that is being saved."""
+        lightning = self.run_folder / "lightning"
+        try:
+            names = os.listdir(lightning)  # noqa: PTH208  # many times a second
+        except FileNotFoundError:
+            return None
+        return next((int(name.rpartition("-")[2]) for name in names if name.startswith(".saving-")), None)
+
+    def rhythm(self) -> Rhythm:
+        """Medians of what was seen."""
+        steps = [after - before for before, after in zip(self._step_times, self._step_times[1:])]
+        return Rhythm(statistics.median(steps or [0.0]), statistics.median(self._save_seconds or [0.0]))
+
+    def _look(self) -> bool:
+        now, saving = time.monotonic(), self.saving() is not None
+        if saving and self._saving_since is None:
+            self._saving_since = now
+        elif not saving and self._saving_since is not None:
+            self._save_seconds.append(now - self._saving_since)
+            self._saving_since = None
+        if not self._log.exists() or self._log.stat().st_size == self._read:
+            return False
+        with self._log.open("rb") as file:
+            file.seek(self._read)
+            whole, newline, _ = file.read().rpartition(b"\n")
+        self._read += len(whole + newline)
+        for line in whole.splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue  # the end of a line that an earlier job could not finish
+            if "attempt" in values:
+                self.attempt = Attempt(**values["attempt"])
+            elif "step" in values:
+                self.step = values["step"]
+                self._step_times.append(now)
+        return bool(whole)
+
+
+def _is_gone(process: psutil.Process) -> bool:
+    # What nobody waits for stays in the table, but holds nothing.
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _clean_environment() -> dict[str, str]:
+    """This process' environment without a place in any other job of processes."""
+    launcher = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    prefixes = ("TORCHELASTIC_", "GROUP_", "ROLE_")
+    return {name: value for name, value in os.environ.items() if name not in launcher and not name.startswith(prefixes)}
