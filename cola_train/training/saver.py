@@ -95,9 +95,8 @@ class Saver(pl.Callback):
         dist.all_gather_object(parts, self._writing.result(), group=self.group)
         self._writing = None
         problem = next((text for _, text in parts if text is not None), None)
-        files = {name: fact for facts, _ in parts for name, fact in facts.items()}
-        for name, fact in files.items():
-            self._manifest.files[name] = fact
+        for facts, _ in parts:
+            self._manifest.files.update(facts)
         if problem is None:
             manifest = self._manifest
             problem = self._on_first(lambda: finish(self.run_folder, self._working(), manifest))

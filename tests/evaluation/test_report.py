@@ -18,14 +18,18 @@ from cola_train.evaluation.report import held_out_openings, training_texts, writ
 from cola_train.flow import mean_variance_bound
 from cola_train.hf_format import Checkpoint
 from cola_train.models.initialise import initialise_dit
-from cola_train.training.run import start
+from cola_train.training.run import train
+from cola_train.training.run_folder import folder_of
 
 
 @pytest.fixture
 def runs(vae_config: Callable[..., VAERunConfig], joint_config: Callable[..., JointRunConfig]) -> tuple[Path, Path]:
-    vae_run = start(vae_config("vae", "trainer.max_steps=3"))
+    vae = vae_config("vae", "trainer.max_steps=3")
+    train(vae)
+    vae_run = folder_of(vae)
     joint = joint_config("joint", f"init_vae_from={vae_run}", "trainer.max_steps=3", "trainer.validation_rows=1000")
-    return vae_run, start(joint)
+    train(joint)
+    return vae_run, folder_of(joint)
 
 
 def test_figures_of_the_export_equal_those_that_training_logged(runs: tuple[Path, Path], prepared_folder: Path) -> None:
