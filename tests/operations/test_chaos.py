@@ -239,6 +239,17 @@ def test_one_changed_weight_fails_the_whole_thing(
     assert sum(line.endswith("<-- must not be") for line in lines) == 1
 
 
+def test_a_job_that_fails_fails_the_whole_thing(
+    joint_config: Callable[..., JointRunConfig], monkeypatch: pytest.MonkeyPatch, capsys: Report
+) -> None:
+    def undisturbed(runs: module._Runs) -> Rhythm:
+        raise JobError("it ended with exit status 1")
+
+    monkeypatch.setattr(module._Runs, "undisturbed", undisturbed)
+    assert chaos(joint_config("run"), 2, None, 12, 0) == 1
+    assert capsys.readouterr().out.splitlines()[-2] == "FAILED: it ended with exit status 1"
+
+
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
     with Job(["joint", str(tmp_path / "absent.yaml")], tmp_path / "output.log") as job:
         watch = Watch(job, tmp_path / "run")
