@@ -244,7 +244,7 @@ def _warm_start(options: argparse.Namespace) -> int:
 def _run_processes(options: argparse.Namespace, config: RunConfig) -> int:
     """Train in this process; or, where several are asked for and torchrun has not started this one, start them."""
     from cola_train.training.processes import launched_by_torchrun
-    from cola_train.training.run_folder import folder_of, read_status
+    from cola_train.training.run_folder import folder_of, read_status, status_time
 
     if config.parallel.num_processes == 1 or launched_by_torchrun():
         from cola_train.training.run import train
@@ -254,9 +254,13 @@ def _run_processes(options: argparse.Namespace, config: RunConfig) -> int:
     from cola_train.training.preflight import refuse
 
     refuse(config)
+    before = status_time(folder_of(config))
     status = launch(options.arguments, config.parallel.num_processes, folder_of(config) / "logs")
     now = read_status(folder_of(config))
-    return INTERRUPTED if status == 0 and now is not None and now.state == "interrupted" else status
+    if status <= 128 or now is None or status_time(folder_of(config)) == before:
+        return status
+    # A signal ended it: what the run came to is in the status that it wrote since.
+    return {"interrupted": INTERRUPTED, "finished": 0}.get(now.state, status)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Batches for the training loop: which rows each process gets at each optimizer step, whatever the processes and workers."""
 
+import signal
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from cola_train.data.prepared import PreparedData
 
 VALIDATION_SAMPLE_OFFSET = 1 << 62
 """Validation samples are numbered from here, so that they share no randomness with any training sample."""
+_SECONDS_TO_OUTLAST = 20
 
 
 class Batch(NamedTuple):
@@ -198,12 +200,21 @@ class PreparedDataModule(pl.LightningDataModule):
             sampler=sampler,
             batch_size=None,
             num_workers=self._num_workers,
+            worker_init_fn=_outlast_signals,
             pin_memory=torch.cuda.is_available(),
         )
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the data module must be given to a Trainer, which knows the processes and the step"
         return self.trainer
+
+
+def _outlast_signals(worker: int) -> None:
+    # A launcher's or scheduler's signal may go to every process; those that read must outlast the step that is then saved. SIGTERM
+    # is also how Python ends them, so it is heeded, but not at once.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_OUTLAST))
 
 
 def validation_batches(prepared: PreparedData, num_rows: int, batch_size: int = 64) -> Iterator[Batch]:

@@ -20,6 +20,8 @@ _TAIL_LINES = 30
 def launch(arguments: Sequence[str], num_processes: int, log_folder: Path) -> int:
     """Run `cola-train ARGUMENTS` in `num_processes` processes; returns the first failing one's exit status, or 0.
 
+    Ended by a signal it returns 128 + its number, as a shell does, whether or not the processes came to save: status.json says.
+
     Process 0 writes to this terminal, the others into `log_folder`; the end of the log of one that failed is shown.
     """
     log_folder.mkdir(parents=True, exist_ok=True)
@@ -42,6 +44,7 @@ def launch(arguments: Sequence[str], num_processes: int, log_folder: Path) -> in
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         sys.stderr.write(f"cola-train: {error.sigval.name} was passed on to all processes\n")
+        return 128 + error.sigval
     return 0
 
 

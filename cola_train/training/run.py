@@ -246,7 +246,12 @@ def _explained(error: Exception, processes: Processes, stage: StageModule, doing
     """What ended a run, as one message where it was not our doing: a lost process, a dead data worker. Else the error itself."""
     if isinstance(error, UserError):
         return error
-    text, rank, step = str(error), processes.rank, stage.state.step + 1
+    rank, step = processes.rank, stage.state.step + 1
+    # A reader's death interrupts the main thread wherever it is: others' errors may be wrapped around that one.
+    whole: BaseException = error
+    while "DataLoader worker" not in str(whole) and (inner := whole.__cause__ or whole.__context__) is not None:
+        whole = inner
+    text = str(whole) if "DataLoader worker" in str(whole) else str(error)
     going_on = "The last checkpoint is intact; run the same command again to go on from it."
     if "DataLoader worker" in text:
         rows = config.trainer.global_batch_size

@@ -107,6 +107,14 @@ def read_status(run_folder: Path) -> Status | None:
         return None
 
 
+def status_time(run_folder: Path) -> int:
+    """When status.json was last written, in nanoseconds; 0 without one."""
+    try:
+        return (run_folder / STATUS).stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 @contextlib.contextmanager
 def locked(run_folder: Path) -> Iterator[None]:
     """Keep other processes out of a run while the block runs; the system frees the lock when this process ends, however.

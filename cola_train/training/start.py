@@ -28,6 +28,7 @@ from cola_train.training.checkpoint_io import CheckpointReader
 from cola_train.training.module import StageModule
 from cola_train.training.processes import Processes
 from cola_train.training.state import MODEL, RunState, fill
+from cola_train.training.strategy import gather_each_once
 
 Saved = tuple[Path, Manifest]
 
@@ -47,7 +48,11 @@ class Start(pl.Callback):
             folder, manifest = self.own
             CheckpointReader(folder, manifest).load(pl_module.saved_tensors())
             pl_module.state = RunState.from_json(manifest.state.to_json())
-            return
+        else:
+            self._begin(pl_module)
+        gather_each_once(pl_module.objective)
+
+    def _begin(self, pl_module: StageModule) -> None:
         if self.warm is not None:
             names = {f"{MODEL}.{name}": value for name, value in pl_module.objective.state_dict().items()}
             CheckpointReader(*self.warm).load(names)

@@ -87,6 +87,18 @@ def shard(objective: nn.Module, mesh: DeviceMesh, bf16: bool, cpu_offload: bool)
     warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor")
 
 
+def gather_each_once(objective: nn.Module) -> None:
+    """Gather and free every unit, one at a time; before the first step.
+
+    FSDP2 fails over a unit that has never been gathered when it accumulates gradients in another type than the weights': what a run
+    that begins or goes on with a frozen VAE does not use (its decoder).
+    """
+    for module in objective.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+            module.reshard()
+
+
 def sync_gradients_only_if(objective: nn.Module, last: bool) -> None:
     """Reduce gradients over processes in a step's last micro-batch alone."""
     assert isinstance(objective, FSDPModule)

@@ -176,3 +176,27 @@ def test_what_an_average_needs_is_said(vae_config: Callable[..., VAERunConfig]) 
         vae_config("x", "ema.export=true")
     with pytest.raises(UserError, match=r"ema.decay must be in \[0, 1\), not 1"):
         vae_config("x", "ema.decay=1.0")
+
+
+@pytest.mark.parametrize("phase", ["fix", "frozen"])
+def test_bf16_accumulates_over_a_vae_that_only_encodes(
+    joint_config: JointConfigs, vae_config: Callable[..., VAERunConfig], phase: str
+) -> None:
+    bf16 = ["trainer.precision=bf16", "trainer.micro_batch_size=2"]
+    if phase == "fix":
+        vae = vae_config("vae", "trainer.max_steps=1")
+        train(vae)
+        config = joint_config("run", *bf16, f"init_vae_from={folder_of(vae)}", "objective.vae_strategy.mode=fix")
+        assert train(config).state == "finished"
+        return
+    interval = [
+        "objective.vae_strategy.mode=interval",
+        "objective.vae_strategy.joint_steps=2",
+        "objective.vae_strategy.frozen_steps=2",
+    ]
+    # Going on after step 3, a process begins in the frozen phase.
+    train(joint_config("part", *bf16, *interval, "trainer.max_steps=3"))
+    train(joint_config("part", *bf16, *interval))
+    whole = joint_config("whole", *bf16, *interval)
+    train(whole)
+    assert figures(folder_of(whole)) == figures(folder_of(joint_config("part")))
