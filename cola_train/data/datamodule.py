@@ -180,7 +180,7 @@ class PreparedDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        return self._loader(PackedRows(self.prepared, self._data_seed), sampler)
+        return self._loader(PackedRows(self.prepared, self._data_seed), sampler, self._num_workers)
 
     def validation_loader(self) -> DataLoader[Batch]:
         """The same rows each time, `micro_batch_size` a batch, as many batches for every process."""
@@ -191,15 +191,16 @@ class PreparedDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        return self._loader(ValidationRows(self.prepared, self.num_validation_rows), sampler)
+        # In this process: there are few, and starting others each time costs more than reading them.
+        return self._loader(ValidationRows(self.prepared, self.num_validation_rows), sampler, 0)
 
-    def _loader(self, rows: Dataset[Batch], sampler: Sampler[list[int]]) -> DataLoader[Batch]:
+    def _loader(self, rows: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int) -> DataLoader[Batch]:
         # The sampler's items are whole batches: with batch_size=None the dataset is asked for each in one call.
         return DataLoader(
             rows,
             sampler=sampler,
             batch_size=None,
-            num_workers=self._num_workers,
+            num_workers=num_workers,
             worker_init_fn=_outlast_signals,
             pin_memory=torch.cuda.is_available(),
         )

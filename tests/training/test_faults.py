@@ -267,6 +267,39 @@ def test_a_signal_to_one_process_saves_all_at_one_step(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_to_every_process_finds_those_that_read_still_there(
+    vae_config: VAEConfigs, tmp_path: Path, processes: int
+) -> None:
+    config = vae_config("run", *TWO, "data.num_workers=1", f"parallel.num_processes={processes}")
+    with running(config, tmp_path) as job:
+        everyone = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+        # One that reads for each that trains, and with several the launcher.
+        assert len(everyone) >= 2 * processes + (processes > 1)
+        for process in everyone:
+            process.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 75, (tmp_path / "log.txt").read_text()
+    status = read_status(folder_of(config))
+    assert status is not None
+    assert latest_checkpoint(folder_of(config)) == step_folder(folder_of(config), status.step)
+
+
+@pytest.mark.slow
+def test_a_launcher_stopped_before_any_step_does_not_end_as_if_done(vae_config: VAEConfigs, tmp_path: Path) -> None:
+    config = vae_config("run", *TWO)
+    with (tmp_path / "log.txt").open("w") as log:
+        command = [sys.executable, "-m", "cola_train", "vae", write(config, tmp_path)]
+        job = subprocess.Popen(command, env=clean_environment(), stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while not list((folder_of(config) / "logs").rglob("stderr.log")):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        job.send_signal(signal.SIGTERM)
+        assert job.wait(60) == 128 + signal.SIGTERM
+    assert read_status(folder_of(config)) is None
+
+
+@pytest.mark.slow
 def test_a_process_that_hangs_is_named_with_its_step(vae_config: VAEConfigs, tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     config = vae_config("run", "trainer.micro_batch_size=2", "parallel.timeout_seconds=4")
