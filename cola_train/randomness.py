@@ -33,6 +33,8 @@ class Purpose(enum.IntEnum):
     SAMPLER_NOISE = 9
     SAMPLER_TOKEN = 10
     WEIGHTS = 11
+    DIFFUSION_TIME = 12
+    DIFFUSION_MASK = 13
 
 
 def uniform(

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from cola_train import files, hf_format
+from cola_train import files, hf_format, tensor_files
 from cola_train.config.settings import UserError
 from cola_train.hf_format import Checkpoint, dit_tensors, find_root, vae_tensors
 from tests.helpers.golden import Golden
@@ -64,7 +64,7 @@ def assert_refused(folder: Path, *reasons: str) -> str:
 # Both ways
 
 
-@pytest.mark.parametrize("max_shard_bytes", [hf_format.DEFAULT_MAX_SHARD_BYTES, 200_000])
+@pytest.mark.parametrize("max_shard_bytes", [tensor_files.DEFAULT_MAX_SHARD_BYTES, 200_000])
 def test_golden_checkpoints_go_out_as_they_came_in(golden: Golden, tmp_path: Path, max_shard_bytes: int) -> None:
     golden.checkpoint.save(tmp_path / "out", max_shard_bytes=max_shard_bytes)
     for network in (VAE, DIT):
@@ -387,7 +387,7 @@ def test_an_interrupted_write_changes_nothing(saved: Path, checkpoint: Checkpoin
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hf_format, "save_file", interrupt)
+    monkeypatch.setattr(tensor_files, "save_file", interrupt)
     before = contents(saved.parent)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(saved, replace=True)

@@ -416,7 +416,7 @@ def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_proc
     hosts: list[Host], vae_config: Callable[..., VAERunConfig], run_program: Callable[..., Any], tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        changes = ["trainer.max_steps=40", "optim.decay_steps=100", "trainer.micro_batch_size=2", "checkpoint.every_steps=1000"]
+        changes = ["trainer.max_steps=40", "optim.decay=100", "trainer.micro_batch_size=2", "checkpoint.every_steps=1000"]
         (tmp_path / f"{name}.yaml").write_text(to_yaml(vae_config(name, *changes)), encoding="utf-8")
     done = run_program("vae", "one.yaml")
     assert done.returncode == 0, done.stderr

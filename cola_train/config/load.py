@@ -60,6 +60,19 @@ def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclas
             yield prefix + field.name, field
 
 
+def value_at(config: object, key: str) -> Any:
+    """The value of a dotted key."""
+    for name in key.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def changed_values(config: Any) -> dict[str, Any]:
+    """The settings, by dotted key, that are not their class' defaults; all of these must have some."""
+    default = type(config)()
+    return {key: value_at(config, key) for key, _ in leaves(type(config)) if value_at(config, key) != value_at(default, key)}
+
+
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in chain:

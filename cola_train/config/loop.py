@@ -3,18 +3,26 @@
 import dataclasses
 from typing import Literal
 
+from cola_train.config.amounts import Amount, Mark
 from cola_train.config.settings import require, setting
+
+Convention = Literal["paper", "model", "executed"]
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10)."""
+    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10). Horizons may be steps, tokens or EFLOPs."""
 
-    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached at warmup_steps.")
+    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached when warm-up ends.")
     start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.")
-    final_learning_rate: float = setting(1e-5, help="Learning rate from decay_steps on.")
-    warmup_steps: int = setting(5000, help="Optimizer steps of linear warm-up.")
-    decay_steps: int = setting(1_000_000, help="Optimizer step at which the cosine ends.")
+    final_learning_rate: float = setting(1e-5, help="Learning rate from the end of decay on.")
+    schedule: Literal["cosine", "wsd"] = setting(
+        "cosine",
+        help="After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak rate, then a linear anneal.",
+    )
+    warmup: str = setting("5000", help="How long the linear warm-up takes: '5000 steps', '3.6e9 tokens', '38.9 EFLOPs'.")
+    decay: str = setting("1000000", help="Where the final learning rate is reached, from the run's start; an amount like warmup.")
+    anneal: str = setting("0", help="wsd: how long the anneal before the end of decay takes; an amount like warmup.")
     beta1: float = setting(0.9, help="AdamW's first moment decay.")
     beta2: float = setting(0.95, help="AdamW's second moment decay.")
     eps: float = setting(1e-8, help="AdamW's epsilon; not stated in the paper.")
@@ -22,12 +30,40 @@ class OptimConfig:
     gradient_clip: float = setting(1.0, help="Largest global norm of the gradient.")
 
     def __post_init__(self) -> None:
-        require(0 <= self.warmup_steps < self.decay_steps,
-                f"optim.warmup_steps ({self.warmup_steps}) must be in 0..decay_steps - 1 ({self.decay_steps}).")  # fmt: skip
+        for name in ("warmup", "decay", "anneal"):
+            Amount.parse(getattr(self, name), f"optim.{name}")
+        anneals = Amount.parse(self.anneal, "optim.anneal").count > 0
+        require(anneals == (self.schedule == "wsd"),
+                f"optim.anneal is the last part of optim.schedule=wsd and needs it, as it needs an anneal above 0; got "
+                f"schedule={self.schedule}, anneal={self.anneal!r}.")  # fmt: skip
         require(self.learning_rate > 0, f"optim.learning_rate must be above 0, not {self.learning_rate}.")
         require(self.gradient_clip > 0, f"optim.gradient_clip must be above 0, not {self.gradient_clip}.")
         require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
                 f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetConfig:
+    """How much compute a run may spend, and how it is counted (cola_train/flops/)."""
+
+    eflops: float | None = setting(None, help="EFLOPs (10^18) at which the run ends, after the first step that reaches them.")
+    convention: Convention = setting(
+        "model", help="What counts: paper (6 N D), model (useful work), executed (what the hardware does, recomputation included)."
+    )
+    nominal_parameters: int | None = setting(
+        None, help="N of the paper's convention; null counts the DiT, or a baseline without embeddings, or the VAE without them."
+    )
+    marks: list[str] = setting(
+        [],
+        help="Where a checkpoint is made, kept for good, exported and validated: '20 EFLOPs', '1e9 tokens', 'every 10000 steps'.",
+    )
+
+    def __post_init__(self) -> None:
+        require(self.eflops is None or self.eflops > 0, f"budget.eflops must be above 0 or null, not {self.eflops}.")
+        require(self.nominal_parameters is None or self.nominal_parameters > 0,
+                f"budget.nominal_parameters must be above 0 or null, not {self.nominal_parameters}.")  # fmt: skip
+        for mark in self.marks:
+            Mark.parse(mark, "budget.marks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +84,7 @@ class EMAConfig:
 class TrainerConfig:
     """The loop."""
 
-    max_steps: int = setting(1_000_000, help="Optimizer steps in all.")
+    max_steps: int = setting(1_000_000, help="Optimizer steps in all; budget.eflops may end the run before.")
     global_batch_size: int = setting(1408, help="Rows per optimizer step, over all processes (paper: 1,408).")
     micro_batch_size: int = setting(8, help="Rows per forward and backward on one process.")
     precision: Literal["fp32", "bf16", "auto"] = setting(
@@ -58,8 +94,8 @@ class TrainerConfig:
     validate_every_steps: int = setting(1000, help="Steps between validations, always on the same noise; 0 never validates.")
     validation_rows: int = setting(1024, help="Rows of the held-out split in a validation, at most.")
     log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
-    sample_every_steps: int = setting(0, help="Stage 2: steps between sample texts, written to the run folder; 0 is never.")
-    sample_prompts: list[str] = setting([""], help="Stage 2: prompts of the sample texts; empty generates from nothing.")
+    sample_every_steps: int = setting(0, help="Steps between sample texts (not in stage 1), written to the run folder; 0 is never.")
+    sample_prompts: list[str] = setting([""], help="Prompts of the sample texts; empty generates from nothing.")
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
@@ -100,7 +136,6 @@ class CheckpointConfig:
 
     every_steps: int = setting(1000, help="Steps between checkpoints; the last step always makes one.")
     keep: int = setting(3, help="Checkpoints kept: the newest, and always the last known good (weights finite, validation run).")
-    marks: list[int] = setting([], help="Steps at which a checkpoint is made and never removed.")
     asynchronous: bool = setting(False, help="Write in the background while training goes on, from a copy in host memory.")
     if_damaged: Literal["stop", "previous"] = setting(
         "stop", help="On resume from a damaged checkpoint: stop with what is wrong, or go on from the newest intact one."
@@ -109,7 +144,6 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         for name in ("every_steps", "keep"):
             require(getattr(self, name) >= 1, f"checkpoint.{name} must be at least 1, not {getattr(self, name)}.")
-        require(all(mark >= 1 for mark in self.marks), f"checkpoint.marks must be steps of at least 1, not {self.marks}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from cola_train.config.settings import UserError, nearest, require, setting
 
-Network = TypeVar("Network", bound="_NetworkConfig")
+Network = TypeVar("Network", bound="NetworkConfig")
 
 # Written by the libraries that saved a checkpoint, of no consequence to the arithmetic.
 _IGNORED_JSON_FIELDS = frozenset({"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"})
@@ -20,7 +20,7 @@ def _fits(value: Any, allowed: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class _NetworkConfig:
+class NetworkConfig:
     """What both configs share: reading and writing config.json."""
 
     @classmethod
@@ -46,7 +46,7 @@ class _NetworkConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextVAEConfig(_NetworkConfig):
+class TextVAEConfig(NetworkConfig):
     """The Text VAE, fields and defaults of the released `cola_vae/config.json`."""
 
     vocab_size: int = setting(100278, help="Number of token ids; the encoder adds one row for [mask].")
@@ -106,7 +106,7 @@ class TextVAEConfig(_NetworkConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class DiTConfig(_NetworkConfig):
+class DiTConfig(NetworkConfig):
     """The block-causal DiT, fields and defaults of the released `cola_dit/config.json`."""
 
     txt_in_channels: int = setting(16, help="Latent channels read; the VAE's latent_dim.")

@@ -1,13 +1,16 @@
-"""The two stages' whole configs, and which of their settings make a run what it is."""
+"""The whole config of a run, of either stage or of a baseline, and which of its settings make a run what it is."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from cola_train.config.amounts import Amount
+from cola_train.config.baselines import AutoregressiveConfig, MaskedDiffusionConfig, TransformerConfig
 from cola_train.config.data import DataConfig
-from cola_train.config.load import leaves, load_config, read_values
+from cola_train.config.load import leaves, load_config, read_values, value_at
 from cola_train.config.loop import (
+    BudgetConfig,
     CheckpointConfig,
     EMAConfig,
     GuardConfig,
@@ -18,11 +21,11 @@ from cola_train.config.loop import (
 )
 from cola_train.config.models import DiTConfig, TextVAEConfig, check_pair, check_seq_len
 from cola_train.config.objectives import Stage1Config, Stage2Config
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import UserError, require, section, setting
 
 # What may change when a run goes on: who computes, what is kept and shown, and how long. All else makes it another run.
 _MAY_CHANGE = (
-    "parallel.", "checkpoint.", "guard.", "wandb.", "runs_folder", "data.path", "data.num_workers", "ema.evaluate", "ema.export",
+    "parallel.", "checkpoint.", "guard.", "wandb.", "budget.eflops", "budget.marks", "runs_folder", "data.path", "data.num_workers", "ema.evaluate", "ema.export",
     "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.validate_every_steps",
     "trainer.validation_rows", "trainer.log_every_steps", "trainer.sample_every_steps", "trainer.sample_prompts",
 )  # fmt: skip
@@ -30,12 +33,12 @@ _MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """What both stages share."""
+    """What all runs share."""
 
     name: str = setting(help="The run's name: its folder under runs_folder.")
     data: DataConfig = section(DataConfig, help="The prepared data.")
-    vae: TextVAEConfig = section(TextVAEConfig, help="The Text VAE.")
     optim: OptimConfig = section(OptimConfig, help="Optimisation.")
+    budget: BudgetConfig = section(BudgetConfig, help="Compute.")
     ema: EMAConfig = section(EMAConfig, help="A moving average of the weights.")
     trainer: TrainerConfig = section(TrainerConfig, help="The loop.")
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
@@ -48,6 +51,7 @@ class RunConfig:
     warm_start_from: str | None = setting(
         None, help="The run whose weights this one started from; `cola-train warm-start` sets it."
     )
+    branched_from: str | None = setting(None, help="The run and step that this one goes on from; `cola-train branch` sets it.")
 
     def __post_init__(self) -> None:
         require(self.name not in ("", ".", "..") and "/" not in self.name, f"name must be a plain folder name, not {self.name!r}.")
@@ -57,16 +61,39 @@ class RunConfig:
                 f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x parallel.num_processes "
                 f"({micro} x {processes} = {micro * processes}).")  # fmt: skip
 
+        horizons = (self.optim.warmup, self.optim.decay, self.optim.anneal)
+        in_flops = any(Amount.parse(text, "optim").unit == "EFLOPs" for text in horizons)
+        require(not (in_flops and self.budget.convention == "executed"),
+                "optim.warmup, decay and anneal cannot be EFLOPs with budget.convention=executed: what is executed depends on how a "
+                "run is spread over devices, and the learning rate must not. Use paper or model.")  # fmt: skip
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the networks know."""
+        raise NotImplementedError
+
     def differences(self, other: "RunConfig") -> list[str]:
         """The settings that make `other` another run than this, as "key: ours, theirs"; empty if it can go on with it."""
         listed = []
         for key, _ in leaves(type(self)):
-            ours, theirs = _value(self, key), _value(other, key)
+            ours, theirs = value_at(self, key), value_at(other, key)
             # `auto` is what it was decided to be when the run began.
             decided = key == "trainer.precision" and theirs == "auto"
             if ours != theirs and not decided and not key.startswith(_MAY_CHANGE):
                 listed.append(f"{key}: {ours!r}, now {theirs!r}")
         return listed
+
+
+@dataclasses.dataclass(frozen=True)
+class ColaRunConfig(RunConfig):
+    """What both stages of Cola DLM share."""
+
+    vae: TextVAEConfig = section(TextVAEConfig, help="The Text VAE.")
+
+    @property
+    def vocab_size(self) -> int:
+        """See RunConfig."""
+        return self.vae.vocab_size
 
     def _check_log_snr(self, fixed_log_snr: float | None) -> None:
         require(fixed_log_snr is None or self.vae.bias,
@@ -77,7 +104,7 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class VAERunConfig(RunConfig):
+class VAERunConfig(ColaRunConfig):
     """`cola-train vae`: stage 1."""
 
     stage: Literal["vae"] = setting("vae", help="Which stage a saved config is of.")
@@ -90,7 +117,7 @@ class VAERunConfig(RunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class JointRunConfig(RunConfig):
+class JointRunConfig(ColaRunConfig):
     """`cola-train joint`: stage 2."""
 
     stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
@@ -112,18 +139,49 @@ class JointRunConfig(RunConfig):
                 "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use mode 'joint'.")  # fmt: skip
 
 
-def _value(config: object, key: str) -> object:
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
+@dataclasses.dataclass(frozen=True)
+class BaselineRunConfig(RunConfig):
+    """What both baselines share."""
+
+    transformer: TransformerConfig = section(TransformerConfig, help="The network.")
+
+    @property
+    def vocab_size(self) -> int:
+        """See RunConfig."""
+        return self.transformer.vocab_size
 
 
-def load_run_config(path: Path, overrides: Sequence[str] = ()) -> "VAERunConfig | JointRunConfig":
-    """A config file of either stage: it is stage 2's if it says so (as saved ones do) or speaks of a DiT.
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveRunConfig(BaselineRunConfig):
+    """`cola-train ar`: the autoregressive baseline."""
+
+    stage: Literal["ar"] = setting("ar", help="Which stage a saved config is of.")
+    objective: AutoregressiveConfig = section(AutoregressiveConfig, help="The loss.")
+
+
+@dataclasses.dataclass(frozen=True)
+class LLaDARunConfig(BaselineRunConfig):
+    """`cola-train llada`: the masked diffusion baseline."""
+
+    stage: Literal["llada"] = setting("llada", help="Which stage a saved config is of.")
+    objective: MaskedDiffusionConfig = section(MaskedDiffusionConfig, help="The loss.")
+
+
+StageConfig = VAERunConfig | JointRunConfig | AutoregressiveRunConfig | LLaDARunConfig
+# By the verb that trains it, which is also what a config file may say as `stage`.
+STAGES: dict[str, type[RunConfig]] = {
+    "vae": VAERunConfig, "joint": JointRunConfig, "ar": AutoregressiveRunConfig, "llada": LLaDARunConfig,
+}  # fmt: skip
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> StageConfig:
+    """A config file of any stage: of the one that it names as `stage` (as saved ones do), else of stage 2 if it speaks of a DiT.
 
     Raises:
-        UserError: as `load_config`.
+        UserError: as `load_config`; an unknown stage, or a baseline's file that does not say which.
     """
     values = read_values(path)
-    joint = values.get("stage") == "joint" or "dit" in values
-    return load_config(JointRunConfig if joint else VAERunConfig, path, overrides)  # type: ignore[return-value]  # one of the two
+    stage = values.get("stage", "joint" if "dit" in values else "vae")
+    if stage not in STAGES or ("transformer" in values and "stage" not in values):
+        raise UserError(f"{path} must say what it is for as `stage:`, one of {', '.join(STAGES)}, not {values.get('stage')!r}.")
+    return load_config(STAGES[stage], path, overrides)  # type: ignore[return-value]  # one of these

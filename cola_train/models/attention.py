@@ -29,9 +29,10 @@ class Attention(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RowAttention:
-    """Attention inside each row, under a boolean mask (True is visible)."""
+    """Attention inside each row, under a boolean mask (True is visible), or without one: kernels are faster so."""
 
-    visible: Bool[Tensor, "#batch 1 seq seq"] | None  # None: strictly causal
+    visible: Bool[Tensor, "#batch 1 seq seq"] | None
+    causal: bool = False  # without a mask: each position sees those up to itself, or all
 
     @classmethod
     def from_places(cls, places: Places) -> "RowAttention":
@@ -43,11 +44,9 @@ class RowAttention:
         if q.device.type == "cpu":
             # The CPU's backward kernel is five times slower in bf16 than in fp32.
             with torch.autocast("cpu", enabled=False):
-                out = F.scaled_dot_product_attention(
-                    q.float(), k.float(), v.float(), attn_mask=self.visible, is_causal=self.visible is None
-                )
+                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=self.visible, is_causal=self.causal)
             return out.to(q.dtype)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible, is_causal=self.visible is None)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=self.visible, is_causal=self.causal)
 
 
 class KVCache:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from cola_train.config.baselines import TransformerConfig
 from cola_train.config.models import TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -33,6 +34,15 @@ def text_vae_value(name: str, shape: torch.Size, config: TextVAEConfig, seed: in
     cut = config.init_std * config.init_cutoff_factor
     empty = torch.empty(shape)
     return nn.init.trunc_normal_(empty, std=config.init_std, a=-cut, b=cut, generator=named_generator(seed, f"vae.{name}"))
+
+
+def transformer_value(name: str, shape: torch.Size, config: TransformerConfig, seed: int) -> Tensor:
+    """The whole initial tensor of a baseline's parameter `name`, of `shape`: truncated normal as the VAE's, unit norms."""
+    if len(shape) == 1:
+        return torch.ones(shape)
+    std = config.initializer_range
+    generator = named_generator(seed, f"transformer.{name}")
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-3 * std, b=3 * std, generator=generator)
 
 
 def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:

@@ -164,5 +164,5 @@ def _row_context(config: TextVAEConfig, x: Tensor, document: Tensor | None) -> t
     seq = x.shape[1]
     positions = torch.arange(seq, device=x.device)[None] if document is None else document_positions(document)
     if config.block_size == 1 and document is None:
-        return _rotation(config, positions), RowAttention(None)
+        return _rotation(config, positions), RowAttention(None, causal=True)
     return _rotation(config, positions), RowAttention.from_places(clean_places(seq, config.block_size, document, x.device))

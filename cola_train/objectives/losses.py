@@ -34,6 +34,10 @@ DENOMINATORS = {
     "flow_mse": "flow_latents",
     "posterior_mean_square": "latents",
     "posterior_variance": "latents",
+    "next_token_nats_per_token": "predicted_tokens",
+    "next_token_accuracy": "predicted_tokens",
+    "masked_diffusion_nats_per_token": "tokens",
+    "masked_token_accuracy": "masked_tokens",
 }
 
 
@@ -141,12 +145,12 @@ def vae_pass(vae: TextVAE, batch: Batch, counts: Counts, config: VAELossConfig, 
     clean = Posterior(posterior.mean[:rows], posterior.logvar[:rows])
 
     logits = vae.decoder.head(hidden[:rows])
-    sums = {"reconstruction_nats_per_token": _cross_entropy_sum(logits, batch.tokens, batch.loss_mask)}
+    sums = {"reconstruction_nats_per_token": cross_entropy_sum(logits, batch.tokens, batch.loss_mask)}
     if config.mask_weight > 0:
         # The vocabulary head is the dearest layer: it runs at the masked positions alone.
         hidden_masked = hidden[rows:].gather(1, masked_at[..., None].expand(-1, -1, hidden.shape[-1]))
         targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
-        sums["mask_nats_per_masked_token"] = _cross_entropy_sum(vae.decoder.head(hidden_masked), targets, counted)
+        sums["mask_nats_per_masked_token"] = cross_entropy_sum(vae.decoder.head(hidden_masked), targets, counted)
     with torch.no_grad():
         real = latent_mask(batch.loss_mask, patch_size)[..., None]
         metric_sums = {
@@ -162,8 +166,13 @@ def vae_pass(vae: TextVAE, batch: Batch, counts: Counts, config: VAELossConfig, 
     )
 
 
-def _cross_entropy_sum(
+def cross_entropy_sum(
     logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"], counted: Bool[Tensor, "batch seq"]
 ) -> Float[Tensor, ""]:
-    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-    return (nats * counted.flatten()).sum()
+    """-log p of the counted targets, added up, nats."""
+    return (token_nats(logits, targets) * counted).sum()
+
+
+def token_nats(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    """-log p of each target, nats, in fp32."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").unflatten(0, targets.shape)

@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cola_train.config.baselines import TransformerConfig
 from cola_train.config.load import to_yaml
 from cola_train.config.models import DiTConfig, TextVAEConfig
 from cola_train.config.objectives import VAEStrategyConfig
-from cola_train.config.runs import JointRunConfig, RunConfig
+from cola_train.config.runs import BaselineRunConfig, ColaRunConfig, JointRunConfig, RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.files import write_atomically
 from cola_train.operations.audit import audit
 from cola_train.operations.mischief import Disturbance, draw, goes_on_from, harm, strike
 from cola_train.operations.sameness import Ending, compare
 from cola_train.operations.watched import Job, JobError, Rhythm, Watch
+from cola_train.training.optim import Schedule
 from cola_train.training.preflight import refuse
 from cola_train.training.processes import Processes
 from cola_train.training.run_folder import stage_name
@@ -98,12 +100,14 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
     accumulates = trainer.global_batch_size > trainer.micro_batch_size * config.parallel.num_processes
     rows = max(-(-_ROWS // common), 2 if accumulates else 1)  # of one process, where there are most
     every = max(1, steps // _CHECKPOINTS)
-    warmup = min(config.optim.warmup_steps, steps // 10)
+    schedule = Schedule.of(config)
+    warmup = min(schedule.warmup_steps, steps // 10)
+    decay = max(warmup + 1, steps)
+    anneal = max(1, decay // 5) if schedule.anneal_steps else 0
     changes: dict[str, Any] = {
         "name": "undisturbed",
         "warm_start_from": None,
-        "vae": _small_vae(config.vae),
-        "optim": dataclasses.replace(config.optim, warmup_steps=warmup, decay_steps=max(warmup + 1, steps)),
+        "optim": dataclasses.replace(config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)),
         "trainer": dataclasses.replace(
             trainer,
             max_steps=steps,
@@ -123,7 +127,12 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
         ),
         "guard": dataclasses.replace(config.guard, spike_window=min(config.guard.spike_window, max(2, steps // 6))),
         "wandb": dataclasses.replace(config.wandb, enabled=False),
+        "budget": dataclasses.replace(config.budget, eflops=None, marks=[]),
     }
+    if isinstance(config, ColaRunConfig):
+        changes["vae"] = _small_vae(config.vae)
+    if isinstance(config, BaselineRunConfig):
+        changes["transformer"] = _small_transformer(config.transformer)
     if isinstance(config, JointRunConfig):
         objective = config.objective
         changes |= {
@@ -147,6 +156,14 @@ def _small_dit(dit: DiTConfig) -> DiTConfig:
         {} if dit.txt_dim <= _WIDTH else {"txt_dim": _WIDTH, "emb_dim": _WIDTH, "heads": 2, "head_dim": 16, "rope_dim": 8}
     )
     return dataclasses.replace(dit, **width, num_layers=min(dit.num_layers, 2))
+
+
+def _small_transformer(config: TransformerConfig) -> TransformerConfig:
+    width: dict[str, Any] = (
+        {} if config.hidden_size <= _WIDTH else {"hidden_size": _WIDTH, "num_attention_heads": 2, "head_dim": 16}
+    )
+    layers, ffn = min(config.num_hidden_layers, 2), min(config.intermediate_size, 2 * _WIDTH)
+    return dataclasses.replace(config, **width, num_hidden_layers=layers, intermediate_size=ffn)
 
 
 def _short_strategy(strategy: VAEStrategyConfig, steps: int) -> VAEStrategyConfig:

@@ -12,11 +12,12 @@ from torch import Tensor
 from cola_train.training.checkpoint import intact_manifest, latest_checkpoint
 from cola_train.training.checkpoint_io import CheckpointReader
 from cola_train.training.metrics import METRICS
+from cola_train.training.pace import CLOCKS
 from cola_train.training.state import MODEL, RunState
 from cola_train.training.step_log import Step, read_step_log
 
 _LARGEST_LOSS_DIFFERENCE = 1e-4
-_CLOCKS = ("step", "seconds", "tokens_per_second")
+_NOT_COMPARED = CLOCKS | {"step"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Ending:
                 row = json.loads(line)
             except ValueError:
                 continue  # cut short by a kill
-            figures |= {(row["step"], name): value for name, value in row.items() if name not in _CLOCKS}
+            figures |= {(row["step"], name): value for name, value in row.items() if name not in _NOT_COMPARED}
         steps = {entry.step: entry for entry in read_step_log(run) if isinstance(entry, Step)}
         return cls(tensors, manifest.state, figures, steps)
 

@@ -1,19 +1,27 @@
 """Text from a checkpoint: the public `generate`."""
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cola_train.baseline_format import BaselineCheckpoint
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.hf_format import Checkpoint
-from cola_train.sampling.blocks import BlockGeneration, Noise
+from cola_train.sampling.autoregressive import AutoregressiveGeneration
+from cola_train.sampling.blocks import BlockGeneration, Noise, Prefix
+from cola_train.sampling.masked_diffusion import generate_masked
+
+AnyCheckpoint = Checkpoint | BaselineCheckpoint
+Generated = tuple[list[int], Callable[[int], Tensor] | None]  # ids; and the latents of the first so many of them
+Runner = Callable[[list[list[int]], Sequence[int]], list[Generated]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +32,20 @@ class GenerationResult:
         text: the generated text alone, without the prompt and without the token that ended it.
         token_ids: its ids, max_new_tokens at most.
         prompt_ids: the prompt's ids.
-        latents: (generated positions, latent_dim), clean, normalised; the prompt's own latents are not among them.
+        latents: (generated positions, latent_dim), clean, normalised, without the prompt's own; None of a baseline.
         finish_reason: "stop" at one of eos_token_ids, "length" at max_new_tokens.
     """
 
     text: str
     token_ids: list[int]
     prompt_ids: list[int]
-    latents: Float[Tensor, "generated channels"]
+    latents: Float[Tensor, "generated channels"] | None
     finish_reason: Literal["stop", "length"]
 
 
 @torch.inference_mode()
 def generate(
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     prompts: Sequence[str | Sequence[int]],
     config: SamplerConfig | None = None,
     noise: Noise | None = None,
@@ -45,10 +53,10 @@ def generate(
     """Continue each prompt (text, or token ids; empty generates from nothing).
 
     Args:
-        checkpoint: VAE, DiT and tokenizer.
+        checkpoint: of Cola DLM, with its DiT, or of a baseline.
         prompts: any number, of any lengths; `config.batch_size` of them run together.
         config: the sampler's settings; its defaults when absent.
-        noise: initial noise of (prompt_index, block_index) as (block_size, latent_dim), in place of the seeded draws.
+        noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size, latent_dim), in place of the seeded draws.
 
     Returns:
         One result per prompt, in order. The same seed gives the same result in any batch.
@@ -61,34 +69,62 @@ def generate(
 
 @torch.inference_mode()
 def generate_stream(
-    checkpoint: Checkpoint,
+    checkpoint: AnyCheckpoint,
     prompts: Sequence[str | Sequence[int]],
     config: SamplerConfig | None = None,
     noise: Noise | None = None,
 ) -> Iterator[GenerationResult]:
     """`generate`, giving each batch's results as soon as they are there."""
     config = config or SamplerConfig()
-    if checkpoint.dit is None:
-        raise UserError("This checkpoint holds a VAE only; sampling needs the DiT of stage 2 (cola-train joint).")
-    tokenizer = checkpoint.tokenizer
-    pad = tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
+    tokenizer, device = checkpoint.tokenizer, _device_of(checkpoint)
     stops = frozenset(_default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids)
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
-    _check_ids([pad], checkpoint.vae.config.vocab_size, "pad_token_id")
+    run = _runner(checkpoint, config, stops, noise)
     _warn_if_long(ids, config, checkpoint.trained_seq_len)
-    device = checkpoint.vae.decoder.in_layer.weight.device
     for start in range(0, len(ids), config.batch_size):
         rows = range(start, min(start + config.batch_size, len(ids)))
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            generation = BlockGeneration(checkpoint.vae, checkpoint.dit, [ids[row] for row in rows], list(rows), config, pad, noise)
-            yield from _run(generation, [ids[row] for row in rows], config, stops, tokenizer)
+            batch = run([ids[row] for row in rows], rows)
+        for row, (tokens, latents) in zip(rows, batch, strict=True):
+            end = next((place for place, token in enumerate(tokens) if token in stops), None)
+            kept = tokens if end is None else tokens[:end]
+            yield GenerationResult(
+                text=tokenizer.decode(kept),
+                token_ids=kept,
+                prompt_ids=ids[row],
+                latents=None if latents is None else latents(len(kept)),
+                finish_reason="length" if end is None else "stop",
+            )
 
 
-def _run(
-    generation: BlockGeneration, ids: list[list[int]], config: SamplerConfig, stops: frozenset[int], tokenizer: Tokenizer
-) -> list[GenerationResult]:
+def _runner(checkpoint: AnyCheckpoint, config: SamplerConfig, stops: frozenset[int], noise: Noise | None) -> Runner:
+    """What generates a batch: max_new_tokens ids a prompt, or fewer after a stop."""
+    if isinstance(checkpoint, Checkpoint):
+        if checkpoint.dit is None:
+            raise UserError("This checkpoint holds a VAE only; sampling needs the DiT of stage 2 (cola-train joint).")
+        vae, dit = checkpoint.vae, checkpoint.dit
+        pad = checkpoint.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
+        _check_ids([pad], vae.config.vocab_size, "pad_token_id")
+
+        def run_blocks(prompts: list[list[int]], indices: Sequence[int]) -> list[Generated]:
+            return _blocks(BlockGeneration(vae, dit, prompts, indices, config, pad, noise), config, stops)
+
+        return run_blocks
+    transformer, eos = checkpoint.transformer, checkpoint.tokenizer.eos_token_id
+
+    def run_tokens(prompts: list[list[int]], indices: Sequence[int]) -> list[Generated]:
+        if transformer.causal:
+            tokens = _one_by_one(AutoregressiveGeneration(transformer, prompts, indices, config, eos), config, stops)
+        else:
+            tokens = generate_masked(transformer, prompts, indices, config)
+        return [(row, None) for row in tokens.tolist()]
+
+    return run_tokens
+
+
+def _blocks(generation: BlockGeneration, config: SamplerConfig, stops: frozenset[int]) -> list[Generated]:
     latents, tokens = [], []
-    finished = [False] * len(ids)
+    finished = [False] * len(generation.prefixes)
     while generation.blocks_done < generation.num_blocks and not all(finished):
         block = generation.next_block()
         latents.append(block.latents)
@@ -98,33 +134,41 @@ def _run(
             new = so_far[row][prefix.known_tokens :]
             finished[row] = len(new) >= config.max_new_tokens or not stops.isdisjoint(new)
     all_latents, all_tokens = torch.cat(latents, dim=1), torch.cat(tokens, dim=1).tolist()
-    results = []
-    for row, prefix in enumerate(generation.prefixes):
-        new = all_tokens[row][prefix.known_tokens :][: config.max_new_tokens]
-        end = next((place for place, token in enumerate(new) if token in stops), None)
-        kept = new if end is None else new[:end]
-        last_latent = -(-(prefix.known_tokens + len(kept)) // generation.patch_size)
-        results.append(
-            GenerationResult(
-                text=tokenizer.decode(kept),
-                token_ids=kept,
-                prompt_ids=ids[row],
-                latents=all_latents[row, prefix.known_latents : max(last_latent, prefix.known_latents)].cpu(),
-                finish_reason="length" if end is None else "stop",
-            )
-        )
-    return results
+
+    def latents_of(row: int, prefix: Prefix, num_kept: int) -> Tensor:
+        last = -(-(prefix.known_tokens + num_kept) // generation.patch_size)
+        return all_latents[row, prefix.known_latents : max(last, prefix.known_latents)].cpu()
+
+    return [
+        (all_tokens[row][prefix.known_tokens :][: config.max_new_tokens], functools.partial(latents_of, row, prefix))
+        for row, prefix in enumerate(generation.prefixes)
+    ]
+
+
+def _one_by_one(generation: AutoregressiveGeneration, config: SamplerConfig, stops: frozenset[int]) -> Tensor:
+    tokens: list[Tensor] = []
+    finished: set[int] = set()
+    while len(tokens) < config.max_new_tokens and len(finished) < len(generation.prompt_indices):
+        tokens.append(generation.next_token())
+        finished |= {row for row, token in enumerate(tokens[-1].tolist()) if token in stops}
+    return torch.stack(tokens, dim=1)
+
+
+def _device_of(checkpoint: AnyCheckpoint) -> torch.device:
+    network = checkpoint.vae if isinstance(checkpoint, Checkpoint) else checkpoint.transformer
+    return next(network.parameters()).device
 
 
 def _default_stops(tokenizer: Tokenizer) -> list[int]:
     return [token for token in (tokenizer.eos_token_id, tokenizer.im_end_token_id) if token is not None]
 
 
-def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint) -> list[int]:
+def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: AnyCheckpoint) -> list[int]:
     if isinstance(prompt, str):
         return checkpoint.tokenizer.encode(prompt)
     ids = [int(token) for token in prompt]
-    _check_ids(ids, checkpoint.vae.config.vocab_size, f"prompt {index}")
+    network = checkpoint.vae if isinstance(checkpoint, Checkpoint) else checkpoint.transformer
+    _check_ids(ids, network.config.vocab_size, f"prompt {index}")
     return ids
 
 

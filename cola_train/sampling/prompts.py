@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from cola_train.baseline_format import load_checkpoint
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
 from cola_train.files import write_atomically
-from cola_train.hf_format import Checkpoint
 from cola_train.sampling.generate import GenerationResult, generate_stream
 
 Prompt = str | list[int]
@@ -61,7 +61,7 @@ def sample(
         prompts = list(texts or [])
         records = [{"prompt": text} for text in prompts]
     require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
-    checkpoint = Checkpoint.load(checkpoint_folder, _device(device))
+    checkpoint = load_checkpoint(checkpoint_folder, _device(device))
     results = []
     with tqdm(total=len(prompts), desc="sampling", unit="prompt", disable=not sys.stderr.isatty()) as bar:
         for result in generate_stream(checkpoint, prompts, config):

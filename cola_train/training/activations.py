@@ -10,7 +10,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from cola_train.models.dit import DiTBlock
 from cola_train.models.text_vae import TextVAEBlock
+from cola_train.models.transformer import TransformerBlock
 
+# What networks repeat: computed again, gathered and freed as a whole.
+BLOCKS = (TextVAEBlock, DiTBlock, TransformerBlock)
 _aten = torch.ops.aten
 # The dear operations, whose results `selective` keeps: matrix products and attention.
 _KEPT = {
@@ -25,7 +28,7 @@ _KEPT = {
 
 
 def checkpoint_activations(objective: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
-    """Make every VAE and DiT block compute again in the backward pass what `mode` does not keep. Before sharding."""
+    """Make every block compute again in the backward pass what `mode` does not keep. Before sharding."""
     if mode == "none":
         return
     # Nothing draws random numbers in a block (dropout is refused), so there is no state to restore.
@@ -33,7 +36,7 @@ def checkpoint_activations(objective: nn.Module, mode: Literal["none", "selectiv
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for module in objective.modules():
-        if isinstance(module, (TextVAEBlock, DiTBlock)):
+        if isinstance(module, BLOCKS):
             module.forward = _checkpointed(module.forward, options)  # type: ignore[method-assign]  # keeps the module's name
 
 

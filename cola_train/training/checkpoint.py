@@ -18,7 +18,7 @@ from cola_train.config.settings import UserError
 from cola_train.files import sync, write_atomically
 from cola_train.training.state import RunState
 
-_FOLDER, _LATEST, _MANIFEST = "lightning", "latest", "manifest.json"
+_FOLDER, _LATEST, MANIFEST = "lightning", "latest", "manifest.json"
 FORMAT_VERSION = 2
 _SAVING, _REMOVING = ".saving-", ".removing-"
 _READ_BYTES = 1 << 24
@@ -116,12 +116,12 @@ def read_manifest(folder: Path) -> Manifest:
         UserError: it is missing or damaged.
     """
     try:
-        return Manifest.from_json((folder / _MANIFEST).read_text(encoding="utf-8"))
+        return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         reason = "is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"is damaged ({error})"
-    raise UserError(f"{folder / _MANIFEST} {reason}, so the checkpoint cannot be used. {what_to_do(folder)}")
+    raise UserError(f"{folder / MANIFEST} {reason}, so the checkpoint cannot be used. {what_to_do(folder)}")
 
 
 def what_to_do(folder: Path) -> str:
@@ -198,8 +198,8 @@ def finish(run_folder: Path, working: Path, manifest: Manifest) -> None:
             f"{len(unseen)} of {len(manifest.files)} files, such as {unseen[0]}, are not to be seen by process 0: runs_folder must "
             "lie on a file system that all machines share"
         )
-    (working / _MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-    sync(working / _MANIFEST)
+    (working / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
+    sync(working / MANIFEST)
     sync(working)
     final = step_folder(run_folder, manifest.step)
     working.rename(final)

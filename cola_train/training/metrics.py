@@ -1,5 +1,8 @@
 """Where a run's figures go: metrics.jsonl always, a progress bar, wandb when asked, and a plot."""
 
+import contextlib
+import dataclasses
+import json
 import math
 import sys
 import time
@@ -13,9 +16,14 @@ from tqdm import tqdm
 from cola_train.config.runs import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.progress import say
-from cola_train.files import Lines
+from cola_train.files import Lines, write_atomically
+from cola_train.training.budget import eflops
+from cola_train.training.device_peak import device_peak
 from cola_train.training.module import StageModule
+from cola_train.training.pace import Pace, summarise_cost
 from cola_train.training.plot import draw_losses
+from cola_train.training.run_folder import SUMMARY
+from cola_train.training.state import RunState
 
 METRICS = "metrics.jsonl"
 _SECONDS_BETWEEN_PICTURES = 60.0
@@ -29,47 +37,53 @@ class Metrics(pl.Callback):
     """
 
     def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Any]) -> None:
-        self.config, self.is_first, self.loggers = config, is_first, loggers
+        self.config, self.run_folder, self.is_first, self.loggers = config, run_folder, is_first, loggers
         self.lines, self.plot_path = Lines(run_folder / METRICS), run_folder / "losses.png"
-        self.started = self.last_logged = time.monotonic()
-        self.last_step = 0
-        self.last_drawn = time.monotonic()
+        self.started = self.last_drawn = self.last_ended = time.monotonic()
+        self.pace = Pace(self.started, RunState(), 1, None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks."""
         assert isinstance(pl_module, StageModule)
-        self.started = self.last_logged = time.monotonic()
-        self.last_step = pl_module.state.step
+        peak = device_peak(pl_module.processes.device, self.config.trainer.precision) if self.is_first else None
+        self.started = self.last_ended = time.monotonic()
+        self.pace = Pace(self.started, RunState(), pl_module.processes.world_size, peak).since(self.started, pl_module.state)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the step that was just taken."""
         assert isinstance(pl_module, StageModule)
-        step = pl_module.state.step
-        if step % self.config.trainer.log_every_steps and step != self.config.trainer.max_steps:
+        state, now = pl_module.state, time.monotonic()
+        state.seconds += now - self.last_ended
+        state.device_seconds += (now - self.last_ended) * pl_module.processes.world_size
+        self.last_ended = now
+        if state.step % self.config.trainer.log_every_steps and not pl_module.is_done:
             return
-        now = time.monotonic()
-        tokens = (step - self.last_step) * self.config.trainer.global_batch_size * self.config.data.seq_len
-        rate = tokens / max(now - self.last_logged, 1e-9)
-        self.last_logged, self.last_step = now, step
         figures = {f"train/{name}": value for name, value in pl_module.last_metrics.items()}
-        self._write({"step": step, **figures, "tokens_per_second": rate})
+        spent = {f"eflops_{convention}": value for convention, value in eflops(state).items()}
+        rates = self.pace.rates(now, state, pl_module.budget.last_step)
+        self.pace = self.pace.since(now, state)
+        self._write({"step": state.step, **figures, "tokens": state.tokens, **spent, **rates})
 
-    def log_validation(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log the means over the validation rows."""
+    def log_validation(self, step: int, figures: Mapping[str, float], began: float) -> None:
+        """Log the means over the validation rows; validating `began` at that reading of the clock."""
         self._write({"step": step, **{f"validation/{name}": value for name, value in figures.items()}})
         # All processes wait for the picture.
         if time.monotonic() - self.last_drawn > _SECONDS_BETWEEN_PICTURES:
             self._draw()
         # Validation is not training time.
-        self.last_logged, self.last_step = time.monotonic(), step
+        self.pace = dataclasses.replace(self.pace, paused=self.pace.paused + time.monotonic() - began)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The last picture, unless the run was asked to stop: then there may be little time."""
         assert isinstance(pl_module, StageModule)
         if not pl_module.stop_requested:
             self._draw()
+        if self.is_first:
+            summary = summarise_cost(pl_module.state, self.pace.peak)
+            with contextlib.suppress(UserError):  # a disk that refuses it is not worth a run
+                write_atomically(self.run_folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
         for logger in self.loggers:
             logger.experiment.finish()  # wandb's: what it has not written yet
 
@@ -95,8 +109,8 @@ class Metrics(pl.Callback):
 class Progress(pl.Callback):
     """A bar over optimizer steps with rate, time left and the latest loss; plain lines where there is no terminal."""
 
-    def __init__(self, max_steps: int, is_first: bool) -> None:
-        self.max_steps, self.is_first = max_steps, is_first
+    def __init__(self, is_first: bool) -> None:
+        self.is_first = is_first
         self.bar: tqdm[Any] | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,7 +119,7 @@ class Progress(pl.Callback):
         if self.is_first:
             interval = 0.5 if sys.stderr.isatty() else 30.0
             self.bar = tqdm(
-                total=self.max_steps,
+                total=pl_module.budget.last_step,
                 initial=pl_module.state.step,
                 desc="training",
                 unit="step",

@@ -1,4 +1,4 @@
-"""The two stages as Lightning modules: step = objective(batch), clip, optimise, log. No maths here.
+"""A stage as a Lightning module: step = objective(batch), clip, optimise, log. No maths here.
 
 Optimisation is by hand, so that one `training_step` is one optimizer step: its micro-batches share their means' denominators
 (objectives/losses.py), a checkpoint never falls between micro-batches, and a bad step is seen before it reaches the weights.
@@ -6,7 +6,6 @@ Optimisation is by hand, so that one `training_step` is one optimizer step: its 
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,20 +13,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.runs import RunConfig
 from cola_train.data.datamodule import Batch
 from cola_train.data.progress import say
 from cola_train.files import Lines
-from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.losses import Losses, summarise
-from cola_train.objectives.stage1 import Stage1Objective
-from cola_train.objectives.stage2 import Stage2Objective
 from cola_train.training import guard
 from cola_train.training.activations import checkpoint_activations
 from cola_train.training.average import Average
+from cola_train.training.budget import Budget
 from cola_train.training.interrupts import StopRequest
-from cola_train.training.optim import build_optimizer, set_learning_rate
+from cola_train.training.optim import Schedule, build_optimizer, set_learning_rate
 from cola_train.training.processes import Processes
 from cola_train.training.state import RunState, materialise, saved_tensors
 from cola_train.training.step_log import Step, StepLog, digest_text, sample_digest
@@ -36,10 +32,11 @@ from cola_train.training.watchdog import Watchdog
 
 
 class StageModule(pl.LightningModule):
-    """What both stages share.
+    """What all stages (stages.py) share.
 
     Attributes:
         state: the run's counters; `state.step` says which optimizer step comes next.
+        budget: what steps cost and where they end.
         average: of the weights, where the config asks for one.
         last_metrics: the latest step's figures, for callbacks.
         stop_requested: some process was asked to stop; known to all from the start of a step on.
@@ -55,7 +52,7 @@ class StageModule(pl.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.config, self.processes, self.stop, self.watchdog = config, processes, stop, watchdog
-        self.state = RunState()
+        self.state, self.budget, self.schedule = RunState(), Budget(config), Schedule.of(config)
         self.step_log: StepLog | None = None
         self.last_metrics: dict[str, float] = {}
         self.stop_requested = self.all_have_written = False
@@ -68,7 +65,13 @@ class StageModule(pl.LightningModule):
 
     def losses(self, batch: Batch, counts: dict[str, Tensor], step: int) -> Losses:
         """The objective's losses in optimizer step `step`."""
-        raise NotImplementedError
+        losses: Losses = self.objective(batch, counts)
+        return losses
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run's last step has been done, or it was asked to stop."""
+        return self.stop_requested or self.budget.is_spent(self.state)
 
     @property
     def vae_learning_rate_factor(self) -> float:
@@ -123,7 +126,8 @@ class StageModule(pl.LightningModule):
         figures["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         terms = " ".join(sorted(losses.weights))
         skipped = guard.reason_to_skip(self.config.guard, figures, terms, self.state)
-        figures["learning_rate"] = set_learning_rate(optimizer, self.config.optim, step)
+        figures["learning_rate"] = self.schedule.rate(step)
+        set_learning_rate(optimizer, figures["learning_rate"])
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
             self.average.update()
@@ -133,7 +137,7 @@ class StageModule(pl.LightningModule):
                 say(f"cola-train: warning: optimizer step {step + 1} is not taken, on any process ({skipped}).")
             guard.count_skipped(self.config.guard, self.state, skipped)
         optimizer.zero_grad()
-        self.state.step = step + 1
+        self.budget.spend(self.state)
         figures["skipped_steps"] = self.state.skipped_steps
         self.last_metrics = figures
         if self.step_log is not None:
@@ -177,44 +181,3 @@ class StageModule(pl.LightningModule):
 
 def _split(batch: Batch, rows: int) -> list[Batch]:
     return [Batch(*parts) for parts in zip(*(tensor.split(rows) for tensor in batch), strict=True)]
-
-
-class TextVAEStage(StageModule):
-    """Stage 1."""
-
-    config: VAERunConfig
-
-    def build_objective(self) -> nn.Module:
-        """The VAE alone."""
-        return Stage1Objective(TextVAE(self.config.vae), self.config.objective, self.config.seed)
-
-    def losses(self, batch: Batch, counts: dict[str, Tensor], step: int) -> Losses:
-        """Stage 1's losses."""
-        losses: Losses = self.objective(batch, counts)
-        return losses
-
-
-class JointStage(StageModule):
-    """Stage 2."""
-
-    config: JointRunConfig
-
-    def build_objective(self) -> nn.Module:
-        """VAE, DiT and reference encoder."""
-        config = self.config
-        return Stage2Objective(TextVAE(config.vae), BlockCausalDiT(config.dit), config.objective, config.seed)
-
-    def losses(self, batch: Batch, counts: dict[str, Tensor], step: int) -> Losses:
-        """Stage 2's losses; the VAE strategy says whether the VAE takes part."""
-        losses: Losses = self.objective(batch, counts, self.config.objective.vae_strategy.trains_vae(step))
-        return losses
-
-    @property
-    def vae_learning_rate_factor(self) -> float:
-        """See VAEStrategyConfig."""
-        return self.config.objective.vae_strategy.learning_rate_factor
-
-
-def build_stage(config: RunConfig, **parts: Any) -> StageModule:
-    """The stage that a config is of."""
-    return JointStage(config, **parts) if isinstance(config, JointRunConfig) else TextVAEStage(config, **parts)

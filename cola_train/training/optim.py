@@ -1,21 +1,57 @@
-"""AdamW over the VAE's and the DiT's parameters, and the learning rate as a pure function of the step."""
+"""AdamW over a run's networks, and the learning rate as a pure function of the step."""
 
+import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 
+from cola_train.config.amounts import Amount
 from cola_train.config.loop import OptimConfig
+from cola_train.config.runs import RunConfig
+from cola_train.config.settings import require
+from cola_train.flops.steps import steps_to
 
 
-def learning_rate(config: OptimConfig, step: int) -> float:
-    """The learning rate of optimizer step `step`, counted from 0: linear warm-up, cosine to decay_steps, then constant."""
-    if step < config.warmup_steps:
-        done = step / config.warmup_steps
-        return config.start_learning_rate + done * (config.learning_rate - config.start_learning_rate)
-    done = min(1.0, (step - config.warmup_steps) / (config.decay_steps - config.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * done))
-    return config.final_learning_rate + cosine * (config.learning_rate - config.final_learning_rate)
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rate of each step, its horizons in steps."""
+
+    config: OptimConfig
+    warmup_steps: int
+    decay_steps: int  # the final rate is reached after this many
+    anneal_steps: int  # wsd: the last of them
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Schedule":
+        """A run's, its horizons converted from tokens or EFLOPs by what its steps cost.
+
+        Raises:
+            UserError: horizons that do not fit into one another.
+        """
+        optim = config.optim
+        warmup, decay, anneal = (
+            steps_to(config, Amount.parse(getattr(optim, name), f"optim.{name}")) for name in ("warmup", "decay", "anneal")
+        )
+        require(warmup < decay and warmup + anneal <= decay,
+                f"optim.warmup ({optim.warmup!r}, {warmup} steps) must end before optim.decay ({optim.decay!r}, {decay} steps)"
+                + (f", and before the anneal ({optim.anneal!r}, {anneal} steps) begins." if anneal else "."))  # fmt: skip
+        return cls(optim, warmup, decay, anneal)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0.
+
+        Linear warm-up, then a cosine to `decay_steps`, or (wsd) the peak rate and a straight line over the last
+        `anneal_steps`; constant from there on.
+        """
+        config = self.config
+        if step < self.warmup_steps:
+            done = step / self.warmup_steps
+            return config.start_learning_rate + done * (config.learning_rate - config.start_learning_rate)
+        begin = self.warmup_steps if config.schedule == "cosine" else self.decay_steps - self.anneal_steps
+        done = min(1.0, max(0.0, (step - begin) / (self.decay_steps - begin)))
+        left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
+        return config.final_learning_rate + left * (config.learning_rate - config.final_learning_rate)
 
 
 def build_optimizer(objective: nn.Module, config: OptimConfig, vae_learning_rate_factor: float) -> torch.optim.AdamW:
@@ -23,7 +59,7 @@ def build_optimizer(objective: nn.Module, config: OptimConfig, vae_learning_rate
 
     Weight decay applies to every parameter: the paper names no exemption.
     """
-    factors = {"vae": vae_learning_rate_factor, "dit": 1.0}
+    factors = {"vae": vae_learning_rate_factor, "dit": 1.0, "transformer": 1.0}
     groups = []
     for network, factor in factors.items():
         parameters = [p for name, p in objective.named_parameters() if name.startswith(f"{network}.") and p.requires_grad]
@@ -39,12 +75,10 @@ def build_optimizer(objective: nn.Module, config: OptimConfig, vae_learning_rate
     )
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, config: OptimConfig, step: int) -> float:
-    """Set every group to its rate at `step`; returns the DiT's (factor 1)."""
-    rate = learning_rate(config, step)
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group to its factor on `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["learning_rate_factor"]
-    return rate
 
 
 def ensure_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:

@@ -6,12 +6,13 @@ from typing import TypeVar
 
 import torch
 
-from cola_train.config.runs import JointRunConfig, RunConfig
+from cola_train.config.runs import ColaRunConfig, JointRunConfig, RunConfig
 from cola_train.config.settings import require
 from cola_train.data.datamodule import PreparedDataModule
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
 from cola_train.training.checkpoint import clean, mend_pointer
+from cola_train.training.optim import Schedule
 from cola_train.training.processes import cpu_bf16_is_fast, uses_gpu
 from cola_train.training.run_folder import TOKENIZER, folder_of, locked, saved_config, write_config
 
@@ -68,11 +69,12 @@ def open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
         data_seed=config.data_seed,
     )
     tokenizer = datamodule.prepared.tokenizer
-    require(tokenizer.vocab_size <= config.vae.vocab_size,
-            f"vae.vocab_size ({config.vae.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
-            f"set vae.vocab_size={tokenizer.vocab_size}.")  # fmt: skip
-    objective = config.objective  # type: ignore[attr-defined]  # both stages have one
-    if objective.mask_documents:
+    key = "vae.vocab_size" if isinstance(config, ColaRunConfig) else "transformer.vocab_size"
+    require(tokenizer.vocab_size <= config.vocab_size,
+            f"{key} ({config.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
+            f"set {key}={tokenizer.vocab_size}.")  # fmt: skip
+    Schedule.of(config)
+    if isinstance(config, ColaRunConfig) and config.objective.mask_documents:  # type: ignore[attr-defined]  # both stages have one
         blocks = config.dit if isinstance(config, JointRunConfig) else config.vae
         multiple = config.vae.patch_size * blocks.block_size
         alignment = datamodule.prepared.manifest.document_alignment

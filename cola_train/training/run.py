@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import re
 import warnings
@@ -13,23 +14,26 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 
 from cola_train.config.load import load_config
-from cola_train.config.runs import JointRunConfig, RunConfig
+from cola_train.config.runs import BaselineRunConfig, JointRunConfig, RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.datamodule import PreparedDataModule
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import MANIFEST_FILE
 from cola_train.data.progress import say
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.training.budget import Budget
 from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
-from cola_train.training.export import export_checkpoint
+from cola_train.training.export import export_checkpoint, export_marks
 from cola_train.training.guard import RunStoppedError
 from cola_train.training.interrupts import StopRequest, silence_lightning
 from cola_train.training.metrics import Metrics, Progress, wandb_loggers
-from cola_train.training.module import StageModule, build_stage
+from cola_train.training.module import StageModule
+from cola_train.training.pace import cost_in_words
 from cola_train.training.preflight import open_data, take_over
 from cola_train.training.processes import LaunchedEnvironment, Processes, connected, uses_gpu
 from cola_train.training.run_folder import (
     CONFIG,
+    SUMMARY,
     TOKENIZER,
     Status,
     folder_of,
@@ -40,6 +44,7 @@ from cola_train.training.run_folder import (
 )
 from cola_train.training.samples import Samples
 from cola_train.training.saver import Saver
+from cola_train.training.stages import build_stage
 from cola_train.training.start import Saved, Start, intact_checkpoint
 from cola_train.training.step_log import Attempt, StepLog
 from cola_train.training.strategy import ShardedStrategy, check_mesh
@@ -50,9 +55,10 @@ RunT = TypeVar("RunT", bound=RunConfig)
 
 
 def train(config: RunConfig) -> Status:
-    """Train a run to its last step: from its first, or from its last checkpoint if its folder exists; returns how it stands.
+    """Train a run to its last step or the end of its budget; returns how it stands.
 
-    Every process of the run calls this. A run that a signal stopped is "interrupted": the same call goes on with it.
+    Every process of the run calls this. It begins at the first step, or where the run's last checkpoint is. A run that a signal
+    stopped is "interrupted": the same call goes on with it.
 
     Raises:
         UserError: the run's folder holds another run, or anything in data, tokenizer or checkpoint does not fit the config.
@@ -73,11 +79,10 @@ def train(config: RunConfig) -> Status:
                 f"The data in {config.data.path} is not what {run_folder} was trained on so far (its manifest.json differs); the "
                 "order of its samples would change. Put back that data, or start another run: cola-train warm-start."
             )
-        done = 0 if own is None else own[1].step
-        if done < config.trainer.max_steps:
+        if own is None or not Budget(config).is_spent(own[1].state):
             status = _fit(config, processes, stop, datamodule, tokenizer, data_sha256, own)
         else:
-            status = Status("finished", done)
+            status = Status("finished", own[1].step)
         if processes.is_first:
             _conclude(config, status, tokenizer)
         processes.barrier()
@@ -90,10 +95,13 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
     if status.state == "interrupted":
         say(f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes on from there.")
     elif read_status(run_folder) == status:
-        say(f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps goes on with it.")
+        say(f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget goes on with it.")
     else:
         folder = step_folder(run_folder, status.step)
         export_checkpoint(config, folder, tokenizer, run_folder / "hf", use_average=config.ema.export, replace=True)
+        export_marks(config, run_folder, tokenizer)
+        if (run_folder / SUMMARY).is_file():
+            say(f"{run_folder}: {cost_in_words(json.loads((run_folder / SUMMARY).read_text(encoding='utf-8')))}")
     write_status(run_folder, status)
 
 
@@ -162,15 +170,15 @@ def _fit(
     stage = build_stage(config, processes=processes, stop=stop, watchdog=watchdog)
     metrics = Metrics(config, run_folder, first, wandb_loggers(config, run_folder) if first else [])
     logs = [metrics.lines]
-    callbacks: list[pl.Callback] = [Start(config, own, warm), metrics, Progress(config.trainer.max_steps, first)]
-    if isinstance(config, JointRunConfig):
+    callbacks: list[pl.Callback] = [Start(config, own, warm), metrics, Progress(first)]
+    if isinstance(config, (JointRunConfig, BaselineRunConfig)):
         samples = Samples(config, run_folder, tokenizer)
         logs.append(samples.lines)
         callbacks.append(samples)
     validates = config.trainer.validate_every_steps > 0 and datamodule.num_validation_rows > 0
     if validates:
         callbacks.append(Validation(config, datamodule, metrics.log_validation))
-    callbacks += [Saver(config, run_folder, processes, data_sha256, validates), _End(config)]
+    callbacks += [Saver(config, run_folder, processes, tokenizer, data_sha256, validates), _End()]
     if first:
         write_status(run_folder, Status("running", done))
         attempt = Attempt(
@@ -199,7 +207,7 @@ def _fit(
         if problem is error:
             raise
         raise problem from error
-    if stage.state.step == config.trainer.max_steps:
+    if stage.budget.is_spent(stage.state):
         return Status("finished", stage.state.step)
     return Status("interrupted", stage.state.step, f"{stop.signal_name or 'a signal to another process'}")
 
@@ -207,13 +215,10 @@ def _fit(
 class _End(pl.Callback):
     """Ends the loop after the last step, or when asked to; comes last, when the step has been saved."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
         """A batch is an optimizer step."""
         assert isinstance(pl_module, StageModule)
-        trainer.should_stop = pl_module.stop_requested or pl_module.state.step == self.config.trainer.max_steps
+        trainer.should_stop = pl_module.is_done
         pl_module.watchdog.beat(f"reading the rows of step {pl_module.state.step + 1}")
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from cola_train.config.load import to_yaml
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig, load_run_config
+from cola_train.config.runs import STAGES, RunConfig, StageConfig, load_run_config
 from cola_train.config.settings import UserError
 from cola_train.files import write_atomically
 
-CONFIG, STATUS, TOKENIZER = "config.yaml", "status.json", "tokenizer.json"
+CONFIG, STATUS, TOKENIZER, SUMMARY, MARKS = "config.yaml", "status.json", "tokenizer.json", "summary.json", "marks"
 _LOCK = ".lock"
 _LOCK_WAIT_SECONDS = 10.0
 RunT = TypeVar("RunT", bound=RunConfig)
@@ -27,10 +27,10 @@ def folder_of(config: RunConfig) -> Path:
 
 def stage_name(config: RunConfig) -> str:
     """The verb that trains it."""
-    return "joint" if isinstance(config, JointRunConfig) else "vae"
+    return next(name for name, kind in STAGES.items() if isinstance(config, kind))
 
 
-def read_run_config(run_folder: Path) -> VAERunConfig | JointRunConfig:
+def read_run_config(run_folder: Path) -> StageConfig:
     """The resolved config that a run was last trained with.
 
     Raises:

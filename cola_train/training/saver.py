@@ -10,21 +10,31 @@ import torch.distributed as dist
 from cola_train.config.runs import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.progress import say
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.training.checkpoint import Manifest, begin, finish, remove_old, saved_steps, step_folder
 from cola_train.training.checkpoint_io import Writing
+from cola_train.training.export import export_marks
 from cola_train.training.module import StageModule
 from cola_train.training.processes import Processes
 from cola_train.training.state import RunState, all_finite
 
 
 class Saver(pl.Callback):
-    """Saves every `checkpoint.every_steps`, at `checkpoint.marks`, at the last step and when the run is asked to stop.
+    """Saves every `checkpoint.every_steps`, at `budget.marks`, at the last step and when the run is asked to stop; exports marks.
 
     Comes after the callback that validates: what is saved at a step has been validated at it.
     """
 
-    def __init__(self, config: RunConfig, run_folder: Path, processes: Processes, data_sha256: str, validates: bool) -> None:
-        self.config, self.run_folder, self.processes = config, run_folder, processes
+    def __init__(
+        self,
+        config: RunConfig,
+        run_folder: Path,
+        processes: Processes,
+        tokenizer: Tokenizer,
+        data_sha256: str,
+        validates: bool,
+    ) -> None:
+        self.config, self.run_folder, self.processes, self.tokenizer = config, run_folder, processes, tokenizer
         self.data_sha256, self.validates = data_sha256, validates
         # Background writing communicates at its own pace: it needs a group that nothing else uses.
         self.group = dist.new_group(backend="gloo")
@@ -39,11 +49,16 @@ class Saver(pl.Callback):
         config, step = self.config.checkpoint, pl_module.state.step
         if self._writing is not None and pl_module.all_have_written:
             self._conclude()
-        last = step == self.config.trainer.max_steps or pl_module.stop_requested
-        if not (last or step % config.every_steps == 0 or step in config.marks):
+        last, mark = pl_module.is_done, pl_module.budget.at_mark(pl_module.state)
+        if not (last or mark or step % config.every_steps == 0):
             return
         pl_module.watchdog.beat(f"saving the checkpoint of step {step}")
-        problem = self._save(pl_module, in_background=config.asynchronous and not last)
+        problem = self._save(pl_module, mark, in_background=config.asynchronous and not (last or mark))
+        if mark and problem is None:
+            pl_module.watchdog.beat(f"exporting the checkpoint of step {step}")
+            unwritten = self._on_first(lambda: export_marks(self.config, self.run_folder, self.tokenizer))
+            if unwritten is not None and self.processes.is_first:
+                say(f"cola-train: warning: the mark at step {step} was not exported: {unwritten}. It is tried again later.")
         if last and problem is not None:
             steps = saved_steps(self.run_folder)
             raise UserError(
@@ -57,7 +72,7 @@ class Saver(pl.Callback):
         if self._writing is not None and self._writing.done and self.processes.is_first:
             shutil.rmtree(self._working(), ignore_errors=True)
 
-    def _save(self, module: StageModule, in_background: bool) -> str | None:
+    def _save(self, module: StageModule, mark: bool, in_background: bool) -> str | None:
         """Save now, or start to; returns what went wrong, the same on every process."""
         if self._writing is not None:
             self._conclude()
@@ -76,7 +91,7 @@ class Saver(pl.Callback):
             shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             files={},
             good=not self.validates or state.validated_step == state.step,
-            mark=state.step in self.config.checkpoint.marks,
+            mark=mark,
         )
         problem = self._on_first(lambda: begin(self.run_folder, state.step))
         if problem is not None:

@@ -1,18 +1,19 @@
 """Where a run's tensors come from: drawn, an exported checkpoint, another run's weights, or its own last checkpoint."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cola_train.config.runs import JointRunConfig, RunConfig
+from cola_train.config.runs import BaselineRunConfig, ColaRunConfig, JointRunConfig, RunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.progress import say
 from cola_train.hf_format import dit_tensors, vae_tensors
-from cola_train.models.initialise import dit_value, text_vae_value
+from cola_train.models.initialise import dit_value, text_vae_value, transformer_value
 from cola_train.training.checkpoint import (
     Manifest,
     damage,
@@ -64,25 +65,30 @@ class Start(pl.Callback):
 def initial_values(config: RunConfig, objective: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a new run's objective, whole, one at a time: a function of the seed and the name, or read from an export."""
     shapes = {name: parameter.shape for name, parameter in objective.named_parameters()}
+    reads: dict[str, Iterator[tuple[str, Tensor]]] = {}
+    if isinstance(config, JointRunConfig):
+        if config.init_vae_from is not None:
+            reads["vae"] = vae_tensors(config.init_vae_from, config.vae)
+        if config.init_dit_from is not None:
+            reads["dit"] = dit_tensors(config.init_dit_from, config.dit)
+    for network in ("vae", "dit", "transformer"):
+        for name, value in reads.get(network) or _drawn(config, network, shapes):
+            yield f"{network}.{name}", value
+            reference = f"reference_{name}"  # of the VAE's encoder.X
+            if network == "vae" and reference in shapes:
+                yield reference, value
 
-    def drawn(network: str) -> Iterator[tuple[str, Tensor]]:
-        for full_name, shape in shapes.items():
-            if full_name.startswith(f"{network}."):
-                name = full_name.removeprefix(f"{network}.")
-                vae = network == "vae"
-                yield name, text_vae_value(name, shape, config.vae, config.seed) if vae else dit_value(name, shape, config.seed)
 
-    joint = config if isinstance(config, JointRunConfig) else None
-    read_vae = joint.init_vae_from if joint else None
-    for name, value in drawn("vae") if read_vae is None else vae_tensors(read_vae, config.vae):
-        yield f"vae.{name}", value
-        reference = f"reference_{name}"  # of encoder.X
-        if reference in shapes:
-            yield reference, value
-    if joint:
-        read_dit = joint.init_dit_from
-        for name, value in drawn("dit") if read_dit is None else dit_tensors(read_dit, joint.dit):
-            yield f"dit.{name}", value
+def _drawn(config: RunConfig, network: str, shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
+    for full_name, shape in shapes.items():
+        name = full_name.removeprefix(f"{network}.")
+        if name == full_name:
+            continue
+        if isinstance(config, ColaRunConfig):
+            vae = network == "vae"
+            yield name, text_vae_value(name, shape, config.vae, config.seed) if vae else dit_value(name, shape, config.seed)
+        elif isinstance(config, BaselineRunConfig):
+            yield name, transformer_value(name, shape, config.transformer, config.seed)
 
 
 def intact_checkpoint(run_folder: Path, processes: Processes, if_damaged: str) -> Saved | None:

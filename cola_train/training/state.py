@@ -19,6 +19,11 @@ class RunState:
     """The counters of a run, the same on every process."""
 
     step: int = 0  # optimizer steps done with, skipped ones included
+    tokens: int = 0  # in the rows of these steps, padding included
+    flops: dict[str, int] = dataclasses.field(default_factory=dict)  # by convention (cola_train/flops/)
+    # Clocks, which no two runs have alike.
+    seconds: float = dataclasses.field(default=0.0, compare=False)
+    device_seconds: float = dataclasses.field(default=0.0, compare=False)
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran

@@ -10,8 +10,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from cola_train.config.loop import ParallelConfig
 from cola_train.config.settings import require
-from cola_train.models.dit import DiTBlock
-from cola_train.models.text_vae import TextVAEBlock, TextVAEDecoder, TextVAEEncoder
+from cola_train.models.text_vae import TextVAEDecoder, TextVAEEncoder
+from cola_train.models.transformer import Transformer
+from cola_train.training.activations import BLOCKS
 from cola_train.training.processes import Processes
 
 
@@ -60,12 +61,14 @@ def sharding_units(objective: nn.Module) -> list[nn.Module]:
     """What is gathered and freed as a whole: each block, each token embedding, each vocabulary head. The rest is the root's."""
     units: list[nn.Module] = []
     for module in objective.modules():
-        if isinstance(module, (TextVAEBlock, DiTBlock)):
+        if isinstance(module, BLOCKS):
             units.append(module)
         elif isinstance(module, TextVAEEncoder):
             units.append(module.wte)
         elif isinstance(module, TextVAEDecoder):
             units.append(module.final_layer)
+        elif isinstance(module, Transformer):
+            units += [module.model.embed_tokens, module.lm_head]
     return units
 
 

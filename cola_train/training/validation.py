@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,13 +15,14 @@ from cola_train.data.datamodule import Batch, PreparedDataModule
 from cola_train.objectives.losses import DENOMINATORS, Losses, summarise
 from cola_train.training.module import StageModule
 
-Report = Callable[[int, Mapping[str, float]], None]
+Report = Callable[[int, Mapping[str, float], float], None]
 _BATCHES_BETWEEN_LOOKS = 16
 
 
 class Validation(pl.Callback):
-    """Validates every `trainer.validate_every_steps`, before the step is saved; first of all what a resumed run's last step lacks.
+    """Validates every `trainer.validate_every_steps` and at marks, before the step is saved.
 
+    First of all it does what a resumed run's last step lacks.
     A run that is asked to stop leaves a validation where it is; it is done again when the run goes on.
     """
 
@@ -40,12 +42,14 @@ class Validation(pl.Callback):
     def _validate_if_due(self, module: pl.LightningModule) -> None:
         assert isinstance(module, StageModule)
         state, every = module.state, self.config.trainer.validate_every_steps
-        if state.step == 0 or state.step % every or state.validated_step == state.step or module.stop_requested:
+        due = state.step > 0 and (state.step % every == 0 or module.budget.at_mark(state))
+        if not due or state.validated_step == state.step or module.stop_requested:
             return
+        began = time.monotonic()
         with module.average.in_place_of_the_weights() if self.config.ema.evaluate else contextlib.nullcontext():
             figures = self._means(module)
         if figures is not None:
-            self.report(state.step, figures)
+            self.report(state.step, figures, began)
             if math.isfinite(figures["loss"]):
                 state.validated_step = state.step
 

@@ -18,10 +18,10 @@ def write(path: Path, text: str) -> Path:
 
 
 def test_overrides_win_over_yaml_which_wins_over_its_base_which_wins_over_defaults(tmp_path: Path) -> None:
-    write(tmp_path / "base.yaml", "name: base\ndata: {path: d}\noptim: {learning_rate: 1e-3, warmup_steps: 7}\n")
+    write(tmp_path / "base.yaml", "name: base\ndata: {path: d}\noptim: {learning_rate: 1e-3, warmup: 7}\n")
     path = write(tmp_path / "child.yaml", "base: base.yaml\nname: child\noptim: {learning_rate: 2e-3}\n")
     config = load_config(VAERunConfig, path, ["optim.beta2=0.9"])
-    assert (config.name, config.optim.learning_rate, config.optim.warmup_steps, config.optim.beta2) == ("child", 2e-3, 7, 0.9)
+    assert (config.name, config.optim.learning_rate, config.optim.warmup, config.optim.beta2) == ("child", 2e-3, "7", 0.9)
     assert config.optim.weight_decay == OptimConfig().weight_decay
 
 
@@ -50,7 +50,7 @@ def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
         ("objective.vae_strategy.mode=fix", "needs a trained VAE"),
         ("objective.mask_ratio=1.5", r"mask_ratio must be in \(0, 1\], not 1.5"),
         ("trainer.global_batch_size=10", r"multiple of trainer.micro_batch_size x parallel.num_processes \(8 x 1 = 8\)"),
-        ("optim.warmup_steps=2000000", "warmup_steps"),
+        ("optim.warmup=2 weeks", "optim.warmup must be an amount such as '5000 steps'"),
     ],
 )
 def test_a_wrong_key_or_value_gets_one_clear_message(override: str, message: str) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cola_train.config.load import load_config
-from cola_train.config.runs import JointRunConfig, VAERunConfig
+from cola_train.config.runs import STAGES, JointRunConfig, load_run_config
+from cola_train.config.settings import UserError
 
 BASE = ["name=x", "data.path=here", "vae.block_size=1", "trainer.global_batch_size=16", "objective.reference_weight=0"]
 
@@ -18,7 +19,7 @@ def joint(*overrides: str) -> JointRunConfig:
     "override",
     [
         "parallel.strategy=ddp", "parallel.num_processes=2", "parallel.timeout_seconds=5", "parallel.activation_checkpointing=full",
-        "checkpoint.every_steps=7", "checkpoint.marks=[3]", "checkpoint.if_damaged=previous", "guard.max_skipped_in_a_row=9",
+        "checkpoint.every_steps=7", "budget.marks=[3]", "budget.eflops=3", "checkpoint.if_damaged=previous", "guard.max_skipped_in_a_row=9",
         "wandb.enabled=true", "runs_folder=elsewhere", "data.path=there", "data.num_workers=2", "trainer.max_steps=3",
         "trainer.micro_batch_size=4", "trainer.accelerator=cpu", "trainer.validate_every_steps=5", "trainer.log_every_steps=2",
         "trainer.sample_every_steps=2", "trainer.precision=auto",
@@ -52,7 +53,7 @@ def test_what_makes_another_run(override: str, named: str) -> None:
         ("parallel.timeout_seconds=0", "parallel.timeout_seconds must be at least 1, not 0"),
         ("parallel.num_processes=3", r"\(8 x 3 = 24\)"),
         ("checkpoint.keep=0", "checkpoint.keep must be at least 1, not 0"),
-        ("checkpoint.marks=[0]", r"checkpoint.marks must be steps of at least 1, not \[0\]"),
+        ("budget.marks=[0]", "budget.marks must be above 0, not '0'"),
         ("guard.spike_sigmas=-1", "guard.spike_sigmas must be 0 .off. or more, not -1"),
         ("guard.spike_window=1", "guard.spike_window must be at least 2, not 1"),
         ("guard.max_skipped_in_a_row=0", "guard.max_skipped_in_a_row must be at least 1, not 0"),
@@ -65,5 +66,16 @@ def test_what_is_refused(override: str, message: str) -> None:
 
 def test_every_config_in_the_folder_can_go_on_with_itself() -> None:
     for path in (Path(__file__).parents[2] / "configs").glob("*_paper.yaml"):
-        config = load_config(JointRunConfig if path.name.startswith("joint") else VAERunConfig, path)
+        config = load_run_config(path)
         assert config.differences(config) == []
+        assert STAGES[path.name.split("_")[0]] is type(config)
+
+
+def test_a_baselines_file_must_say_which(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("name: x\ntransformer: {hidden_size: 8}\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"x.yaml must say what it is for as `stage:`, one of vae, joint, ar, llada, not None"):
+        load_run_config(path)
+    path.write_text("name: x\nstage: gan\n", encoding="utf-8")
+    with pytest.raises(UserError, match="not 'gan'"):
+        load_run_config(path)

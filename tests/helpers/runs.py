@@ -20,8 +20,8 @@ BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt
 
 SMALL = [
     "data.seq_len=32", "vae.vocab_size=320", "vae.dim=16", "vae.ffn_dim=32", "vae.num_heads=2", "vae.latent_dim=8",
-    "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1", "vae.block_size=1", "optim.learning_rate=3e-3", "optim.warmup_steps=2",
-    "optim.decay_steps=20", "trainer.precision=fp32", "trainer.accelerator=cpu", "trainer.global_batch_size=4",
+    "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1", "vae.block_size=1", "optim.learning_rate=3e-3", "optim.warmup=2",
+    "optim.decay=20", "trainer.precision=fp32", "trainer.accelerator=cpu", "trainer.global_batch_size=4",
     "trainer.micro_batch_size=4", "trainer.validation_rows=5", "trainer.log_every_steps=1", "trainer.max_steps=6",
     "checkpoint.every_steps=3", "trainer.validate_every_steps=3",
 ]  # fmt: skip
@@ -84,10 +84,12 @@ def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
 
 def figures(run: Path) -> dict[tuple[int, str], float | None]:
     """Every figure of metrics.jsonl but clock readings, by step and name; of a step that was done again, the last."""
+    from cola_train.training.pace import CLOCKS
+
     found = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         for name, value in row.items():
-            if name not in ("step", "seconds", "tokens_per_second"):
+            if name not in CLOCKS | {"step"}:
                 found[row["step"], name] = value
     return found

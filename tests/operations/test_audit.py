@@ -279,7 +279,7 @@ def test_a_real_run_resumed_and_over_several_epochs(
     joint_config: Callable[..., JointRunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = 128
-    batch = [f"trainer.global_batch_size={size}", f"trainer.micro_batch_size={size}", "optim.decay_steps=40"]
+    batch = [f"trainer.global_batch_size={size}", f"trainer.micro_batch_size={size}", "optim.decay=40"]
     train(joint_config("run", *batch, "trainer.max_steps=3"))
     run = folder_of(joint_config("run"))
     train(resume(run, JointRunConfig, ["trainer.max_steps=6"]))

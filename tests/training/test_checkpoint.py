@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from cola_train import hf_format
+from cola_train import tensor_files
 from cola_train.cli import main
 from cola_train.config.load import to_yaml
 from cola_train.config.runs import JointRunConfig, VAERunConfig
@@ -124,7 +124,7 @@ def test_a_manifest_reads_back_and_knows_a_changed_character(data: st.DataObject
 
 
 def test_marks_are_made_and_kept(vae_config: Callable[..., VAERunConfig]) -> None:
-    marked = ["checkpoint.every_steps=5", "checkpoint.keep=1", "checkpoint.marks=[1,2]"]
+    marked = ["checkpoint.every_steps=5", "checkpoint.keep=1", "budget.marks=[1,2]"]
     config = vae_config("run", *marked, "trainer.validate_every_steps=0")
     train(config)
     assert saved_steps(folder_of(config)) == [1, 2, 6]
@@ -176,7 +176,7 @@ def test_an_export_holds_one_file_at_a_time(vae_config: Callable[..., VAERunConf
     exported = load_file(folder_of(config) / "hf" / "cola_dlm" / "cola_vae" / "model.safetensors")
     whole = sum(tensor.nbytes for tensor in exported.values())
     per_file = whole / 10
-    save, peak = hf_format.save_file, {}
+    save, peak = tensor_files.save_file, {}
     for name, limit in (("files", per_file), ("one", whole)):
         held: list[int] = []
 
@@ -185,7 +185,7 @@ def test_an_export_holds_one_file_at_a_time(vae_config: Callable[..., VAERunConf
             save(tensors, *rest, **more)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(hf_format, "save_file", measured)
+            patch.setattr(tensor_files, "save_file", measured)
             assert main(["export", str(folder_of(config)), "--out", str(tmp_path / name), "--max-shard-gb", str(limit / 1e9)]) == 0
         peak[name] = max(held)
     assert peak["files"] <= per_file

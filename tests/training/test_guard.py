@@ -131,7 +131,7 @@ def test_a_spike_is_skipped_and_the_window_survives_a_resume(joint_config: Calla
     ]
     whole = joint_config("whole", *guard, "trainer.max_steps=16")
     train(whole)
-    part = [*guard, "optim.decay_steps=20"]
+    part = [*guard, "optim.decay=20"]
     train(joint_config("part", *part, "trainer.max_steps=8"))
     train(joint_config("part", *part, "trainer.max_steps=16"))
     assert figures(folder_of(whole)) == figures(folder_of(joint_config("part")))

@@ -129,11 +129,11 @@ def test_a_run_is_never_overwritten(vae_config: VAEConfigs) -> None:
 def test_the_same_command_again_goes_on_and_a_finished_run_stays_as_it_is(
     vae_config: VAEConfigs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = start(vae_config("vae", "trainer.max_steps=3", "optim.decay_steps=20"))
-    start(vae_config("vae", "trainer.max_steps=5", "optim.decay_steps=20"))
+    run = start(vae_config("vae", "trainer.max_steps=3", "optim.decay=20"))
+    start(vae_config("vae", "trainer.max_steps=5", "optim.decay=20"))
     assert [row["step"] for row in rows(run, "train")] == [1, 2, 3, 4, 5]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert train(vae_config("vae", "trainer.max_steps=5", "optim.decay_steps=20")) == Status("finished", 5)
+    assert train(vae_config("vae", "trainer.max_steps=5", "optim.decay=20")) == Status("finished", 5)
     assert "is finished at step 5; a larger trainer.max_steps goes on with it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
@@ -175,7 +175,7 @@ def test_interval_trains_the_vae_in_its_joint_phase_only(joint_config: JointConf
         "objective.vae_strategy.frozen_steps=2",
     ]
     two, four, five = (
-        start(joint_config(f"run{n}", *strategy, f"trainer.max_steps={n}", "optim.decay_steps=20")) for n in (2, 4, 5)
+        start(joint_config(f"run{n}", *strategy, f"trainer.max_steps={n}", "optim.decay=20")) for n in (2, 4, 5)
     )
     assert same(weights(two, "cola_vae"), weights(four, "cola_vae"))
     assert not same(weights(two, "cola_dit"), weights(four, "cola_dit"))

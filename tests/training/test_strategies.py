@@ -33,7 +33,7 @@ def configs_of(make: Callable[..., RunConfig], stage: str, processes: int) -> di
         for accumulation in (1, 4):
             name = f"{stage}-{processes}-{strategy}-{accumulation}"
             configs[name] = make(
-                name, *UNEVEN[stage], f"trainer.global_batch_size={ROWS}", f"trainer.max_steps={STEPS}", "optim.decay_steps=100",
+                name, *UNEVEN[stage], f"trainer.global_batch_size={ROWS}", f"trainer.max_steps={STEPS}", "optim.decay=100",
                 f"trainer.micro_batch_size={ROWS // processes // accumulation}", f"parallel.strategy={strategy}",
                 f"parallel.shard_size={'null' if shard_size is None else shard_size}", "checkpoint.every_steps=1000",
                 "trainer.validate_every_steps=15",

@@ -1,0 +1,144 @@
+"""The baselines' checkpoints: Hugging Face's Llama folder for AR, and the same with a [mask] row for LLaDA (docs/baselines.md)."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cola_train.config.baselines import TransformerConfig
+from cola_train.config.settings import UserError, require
+from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from cola_train.files import atomic_folder
+from cola_train.hf_format import Checkpoint
+from cola_train.models.transformer import Transformer
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, load_tensors, read_json, write_json, write_tensors
+
+_TRAINING = "training.json"
+_AR, _LLADA = "llama", "cola_llada"
+_ARCHITECTURES = {_AR: "LlamaForCausalLM", _LLADA: "ColaLLaDAModel"}
+
+
+@dataclasses.dataclass
+class BaselineCheckpoint:
+    """A baseline's network and its tokenizer, in memory, in fp32, ready for inference."""
+
+    transformer: Transformer
+    tokenizer: Tokenizer
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run
+
+    @property
+    def trained_seq_len(self) -> int | None:
+        """Tokens in a row of training, where the checkpoint says."""
+        seq_len = self.training.get("seq_len")
+        return seq_len if isinstance(seq_len, int) else None
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "BaselineCheckpoint":
+        """Read a folder that `write_baseline` wrote; a run folder stands for its `hf` export.
+
+        Raises:
+            UserError: not such a folder, a field that is unknown or not supported, tensors that do not fit, or a tokenizer with more
+                ids than the network.
+        """
+        root = find_baseline(Path(folder))
+        if root is None:
+            raise UserError(f"{folder} is no baseline's checkpoint: it has no config.json (nor hf/config.json); export one first.")
+        config, causal = _read_config(root)
+        transformer = Transformer(config, causal)
+        load_tensors(transformer, root)
+        tokenizer = Tokenizer.load(root / "tokenizer.json")
+        require(tokenizer.vocab_size <= config.vocab_size,
+                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only {config.vocab_size}; put the tokenizer.json "
+                "there that the checkpoint was trained with.")  # fmt: skip
+        transformer.to(device).eval().requires_grad_(False)
+        return cls(transformer, tokenizer, read_json(root / _TRAINING)[0] if (root / _TRAINING).is_file() else {})
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint | BaselineCheckpoint:
+    """A checkpoint of any family; a run folder stands for its `hf` export.
+
+    Raises:
+        UserError: as the families' own `load`.
+    """
+    if find_baseline(Path(folder)) is None:
+        return Checkpoint.load(folder, device)
+    return BaselineCheckpoint.load(folder, device)
+
+
+def find_baseline(folder: Path) -> Path | None:
+    """The folder of a baseline's checkpoint: the given one, or its `hf` (a run folder); None if neither is one."""
+    return next((root for root in (folder, folder / "hf") if (root / "config.json").is_file()), None)
+
+
+def write_baseline(
+    folder: Path,
+    config: TransformerConfig,
+    state: Mapping[str, Tensor],
+    causal: bool,
+    tokenizer: Tokenizer,
+    training: Mapping[str, Any],
+    *,
+    replace: bool = False,
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+) -> None:
+    """Write a network, fp32, and its tokenizer, atomically; of `state` one file's tensors are asked for at a time.
+
+    `training` (stage, step, seq_len) goes to training.json, which no other program reads.
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in Transformer(config, causal).state_dict().items()}
+    with atomic_folder(folder, replace=replace) as working:
+        write_json(working / "config.json", _config_fields(config, causal, tokenizer, training))
+        write_tensors(working, shapes, state, max_shard_bytes)
+        tokenizer.save(working / "tokenizer.json")
+        write_json(
+            working / "tokenizer_config.json",
+            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN},
+        )
+        write_json(working / _TRAINING, training)
+
+
+def _fixed_fields(model_type: str) -> dict[str, Any]:
+    """What Hugging Face's Llama can be told but is always the same here."""
+    return {
+        "architectures": [_ARCHITECTURES[model_type]],
+        "model_type": model_type,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "rope_scaling": None,
+        "dtype": "float32",
+    }
+
+
+def _config_fields(config: TransformerConfig, causal: bool, tokenizer: Tokenizer, training: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {**config.to_json(), **_fixed_fields(_AR if causal else _LLADA)}
+    fields |= {
+        "num_key_value_heads": config.num_attention_heads,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "max_position_embeddings": training.get("seq_len", 2048),
+    }
+    return fields if causal else {**fields, "mask_token_id": config.vocab_size}
+
+
+def _read_config(root: Path) -> tuple[TransformerConfig, bool]:
+    fields, origin = read_json(root / "config.json")
+    model_type = fields.get("model_type")
+    if model_type not in _ARCHITECTURES:
+        raise UserError(f"{origin}: model_type must be one of {', '.join(_ARCHITECTURES)}, not {model_type!r}.")
+    fixed = {**_fixed_fields(model_type), "num_key_value_heads": fields.get("num_attention_heads")}
+    if model_type == _LLADA:
+        fixed["mask_token_id"] = fields.get("vocab_size")
+    for name, value in fixed.items():
+        given = fields.pop(name, value)
+        require(given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}.")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"):
+        fields.pop(name, None)
+    return TransformerConfig.from_json(fields, origin), model_type == _AR

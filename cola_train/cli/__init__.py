@@ -1,0 +1,62 @@
+"""The command line: parse, load the config, hand over. Heavy imports wait until the arguments are known to be right."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cola_train.cli import data, results, training, trust
+from cola_train.config.settings import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status.
+
+    0 done, 1 something failed, 2 something the user gave is wrong, 75 stopped by a signal and saved, 130 interrupted at once.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse gives a `*` positional only what stands together: settings may also follow the options.
+    if any(argument.startswith("-") for argument in rest) or (rest and not hasattr(options, "settings")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.settings += rest
+    options.arguments = arguments
+    try:
+        return options.run(options) or 0
+    except UserError as error:
+        print(f"cola-train: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cola-train: interrupted", file=sys.stderr)
+        return 130
+
+
+def run() -> NoReturn:
+    """The program: `main`, and an end that fits how the process was started."""
+    try:
+        status = main()
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if "torch" in sys.modules:
+        from cola_train.training.processes import end_process, launched_by_torchrun
+
+        if launched_by_torchrun():
+            end_process(status)
+    sys.exit(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cola-train",
+        description="Train Cola DLM, a continuous latent diffusion language model.",
+        epilog="The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. `cola-train VERB --help` lists a "
+        "verb's settings with their defaults.",
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for group in (data, training, results, trust):
+        group.add(verbs)
+    return parser

@@ -1,0 +1,99 @@
+"""Verbs about compute: plan, match, compare, curve."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from cola_train.cli.verb import CONFIG_METAVAR, add_verb, load_settings
+from cola_train.config.comparison import ComparisonConfig
+from cola_train.config.curve import CurveConfig
+from cola_train.config.load import load_config
+from cola_train.config.runs import load_run_config
+
+
+def add(verbs: Any) -> None:
+    """Add these verbs."""
+    plan = verbs.add_parser("plan", help="what a run is, costs and needs, before it is launched")
+    plan.add_argument("settings", nargs="+", metavar=CONFIG_METAVAR, help="the run's config, of any stage, then overrides")
+    plan.add_argument(
+        "--device", default="H100", help="what it shall run on (%(default)s): A100, H100, 'H100 PCIe', H200, B200, MI300X"
+    )
+    plan.add_argument("--devices", type=int, default=8, metavar="N", help="how many of them (%(default)s)")
+    plan.add_argument("--per-node", type=int, default=8, metavar="N", help="how many on one machine (%(default)s)")
+    plan.add_argument("--mfu", type=float, default=0.4, help="share of the devices' peak that useful work reaches (%(default)s)")
+    plan.add_argument("--price", type=float, help="of a device-hour")
+    plan.add_argument(
+        "--at", action="append", default=[], metavar="AMOUNT", help="also say the cost at '10000' steps, '2e9 tokens', '100 EFLOPs'"
+    )
+    plan.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    plan.set_defaults(run=_plan)
+
+    match = verbs.add_parser("match", help="sizes of the other families that are equal to a joint run's, and how fair that is")
+    match.add_argument("settings", nargs="+", metavar=CONFIG_METAVAR, help="the stage-2 run's config, then overrides")
+    match.add_argument("--equal", choices=("parameters", "flops", "tokens"), default="parameters", help="in what (%(default)s)")
+    match.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    match.set_defaults(run=_match)
+
+    add_verb(
+        verbs, "compare", _compare, "judge what a run's export writes, by metrics that are the same for all families",
+        ComparisonConfig, example="cola-train compare checkpoints/NAME num_openings=128",
+        positionals={"run_folder": "a run folder of any family; the figures go into its metrics.jsonl"},
+    )  # fmt: skip
+
+    curve = verbs.add_parser("curve", help="scaling curves: families x sizes x budgets")
+    kinds = curve.add_subparsers(title="kinds", metavar="KIND", required=True)
+    run = _add_curve_verb(kinds, "run", _curve_run, "train and measure every point of a ladder; goes on where it stopped")
+    run.add_argument("--retry", action="store_true", help="run again what has failed")
+    run.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
+    run.add_argument("--write-lines", type=Path, metavar="FOLDER", help="train nothing: write one launch line a run there instead")
+    run.add_argument("--launcher", default="cola-train", help="what the lines start a training with (%(default)s)")
+    _add_curve_verb(kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the measured points")
+    _add_curve_verb(kinds, "plot", _curve_plot, "draw quality over compute, with the fits")
+
+
+def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+    return add_verb(kinds, name, run, summary, CurveConfig, example=f"cola-train curve {name} configs/curve_austen.yaml")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    config = load_run_config(Path(options.settings[0]), options.settings[1:])
+    from cola_train.scaling.plan import Fleet, make_plan, show
+
+    fleet = Fleet(options.device, options.devices, options.per_node, options.mfu, options.price)
+    sys.stdout.write(show(make_plan(config, fleet, options.at), options.json))
+
+
+def _match(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _compare(options: argparse.Namespace) -> None:
+    config = load_settings(options)
+    from cola_train.evaluation.compare import compare_run
+
+    sys.stdout.write(compare_run(options.run_folder, config))
+
+
+def _curve_run(options: argparse.Namespace) -> int:
+    spec, folder = _spec(options)
+    from cola_train.scaling.curve import run_curve, write_launch_lines
+
+    if options.write_lines is not None:
+        for path in write_launch_lines(spec, folder, options.write_lines, options.launcher):
+            print(path)
+        return 0
+    return run_curve(spec, folder, retry=options.retry, parallel=options.parallel)
+
+
+def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
+    path = Path(options.settings[0])
+    return load_config(CurveConfig, path, options.settings[1:]), path.parent
+
+
+def _curve_fit(options: argparse.Namespace) -> None:
+    raise NotImplementedError
+
+
+def _curve_plot(options: argparse.Namespace) -> None:
+    raise NotImplementedError

@@ -1,0 +1,116 @@
+"""Verbs that train: the stages, a new start from a run, a branch of one; and export."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cola_train.cli.verb import CONFIG_METAVAR, add_verb, load_settings
+from cola_train.config.runs import STAGES, RunConfig
+from cola_train.config.settings import INTERRUPTED, UserError
+
+_SUMMARIES = {
+    "vae": "stage 1: train the Text VAE",
+    "joint": "stage 2: train VAE and DiT jointly",
+    "ar": "baseline: train an autoregressive transformer",
+    "llada": "baseline: train a masked diffusion transformer (LLaDA)",
+}
+_EXAMPLES = {"vae": "vae_quickstart", "joint": "joint_quickstart", "ar": "ar_paper", "llada": "llada_paper"}
+
+
+def add(verbs: Any) -> None:
+    """Add these verbs."""
+    for name, config_class in STAGES.items():
+        _add_training_verb(verbs, name, config_class)
+    warm = verbs.add_parser("warm-start", help="train a new run that begins with the weights of another, and nothing else of it")
+    warm.add_argument("source", type=Path, metavar="RUN", help="the run folder whose latest weights to take")
+    warm.add_argument("settings", nargs="+", metavar=CONFIG_METAVAR, help="the new run's config, then overrides")
+    warm.set_defaults(run=_warm_start)
+
+    branch = verbs.add_parser(
+        "branch", help="go on from a run's checkpoint with another end: the anneals of a constant-rate run (optim.schedule=wsd)"
+    )
+    branch.add_argument("source", type=Path, metavar="RUN", help="the run folder to branch off")
+    branch.add_argument("settings", nargs="+", metavar="key=value", help="the branch's name=... and what its end differs in")
+    branch.add_argument("--step", type=int, help="which saved step; the latest without it")
+    branch.set_defaults(run=_branch)
+
+    export = verbs.add_parser("export", help="write a run's checkpoint in the released layout")
+    export.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME")
+    export.add_argument("--step", type=int, help="which saved step; the latest without it")
+    export.add_argument("--out", type=Path, help="the folder to write, which must not exist; RUN/hf without it, replaced")
+    export.add_argument("--average", action="store_true", help="the moving average of the weights (ema.decay) instead of them")
+    export.add_argument(
+        "--max-shard-gb", type=float, default=5.0, help="split weights into files of at most this many GB (%(default)s)"
+    )
+    export.set_defaults(run=_export)
+
+
+def _add_training_verb(verbs: Any, name: str, config_class: type[RunConfig]) -> None:
+    example = f"cola-train {name} configs/{_EXAMPLES[name]}.yaml"
+    parser = add_verb(verbs, name, _train, _SUMMARIES[name], config_class, example=example)
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run, by its own config and the overrides")
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.resume is None:
+        config = load_settings(options)
+    else:
+        from cola_train.training.run import resume
+
+        config = resume(options.resume, options.config_class, options.settings)
+    from cola_train.training.run_folder import saved_config
+
+    if config.warm_start_from is not None and saved_config(config) is None:
+        raise UserError(
+            f"warm_start_from={config.warm_start_from} is not set by hand, so that no run begins from another by accident: use "
+            f"`cola-train warm-start {config.warm_start_from} ...`, or leave the key out."
+        )
+    return _run_processes(options.arguments, config)
+
+
+def _warm_start(options: argparse.Namespace) -> int:
+    from cola_train.training.run import warm_started
+    from cola_train.training.run_folder import read_run_config, saved_config
+
+    options.config_class = type(read_run_config(options.source))
+    config = load_settings(options)
+    again = dataclasses.replace(config, warm_start_from=str(options.source))
+    return _run_processes(options.arguments, again if saved_config(again) else warm_started(config, options.source))
+
+
+def _branch(options: argparse.Namespace) -> int:
+    from cola_train.training.branch import branch
+    from cola_train.training.run_folder import folder_of, stage_name
+
+    config = branch(options.source, options.step, options.settings)
+    return _run_processes([stage_name(config), "--resume", str(folder_of(config))], config)
+
+
+def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
+    """Train in this process; or, where several are asked for and torchrun has not started this one, start them by `arguments`."""
+    from cola_train.training.processes import launched_by_torchrun
+    from cola_train.training.run_folder import folder_of, read_status, status_time
+
+    if config.parallel.num_processes == 1 or launched_by_torchrun():
+        from cola_train.training.run import train
+
+        return INTERRUPTED if train(config).state == "interrupted" else 0
+    from cola_train.operations.launch import launch
+    from cola_train.training.preflight import refuse
+
+    refuse(config)
+    before = status_time(folder_of(config))
+    status = launch(arguments, config.parallel.num_processes, folder_of(config) / "logs")
+    now = read_status(folder_of(config))
+    if status <= 128 or now is None or status_time(folder_of(config)) == before:
+        return status
+    # A signal ended it: what the run came to is in the status that it wrote since.
+    return {"interrupted": INTERRUPTED, "finished": 0}.get(now.state, status)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from cola_train.training.run import export_run
+
+    print(export_run(options.run_folder, options.step, options.out, int(options.max_shard_gb * 1e9), options.average))

@@ -1,0 +1,70 @@
+"""How far a training has come or shall go: in optimizer steps, tokens or EFLOPs (1 EFLOP = 10^18 floating-point operations)."""
+
+import dataclasses
+import re
+from fractions import Fraction
+from typing import Literal
+
+from cola_train.config.settings import UserError
+
+FLOPS_PER_EFLOP = 10**18
+Unit = Literal["steps", "tokens", "EFLOPs"]
+_UNITS: dict[str, Unit] = {"": "steps", "step": "steps", "steps": "steps", "token": "tokens", "tokens": "tokens",
+                           "eflop": "EFLOPs", "eflops": "EFLOPs"}  # fmt: skip
+_AMOUNT = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """A whole number of steps, tokens or FLOPs, exactly as it was written."""
+
+    count: int  # EFLOPs are held as FLOPs
+    unit: Unit
+
+    @classmethod
+    def parse(cls, text: str, key: str) -> "Amount":
+        """From "5000", "5000 steps", "3.6e9 tokens" or "38.9 EFLOPs"; a bare number counts steps.
+
+        Raises:
+            UserError: anything else; steps or tokens that are not whole. `key` is named.
+        """
+        match = _AMOUNT.fullmatch(text)
+        unit = _UNITS.get(match[2].lower()) if match else None
+        if match is None or unit is None:
+            raise UserError(f"{key} must be an amount such as '5000 steps', '3.6e9 tokens' or '38.9 EFLOPs', not {text!r}.")
+        exact = Fraction(match[1]) * (FLOPS_PER_EFLOP if unit == "EFLOPs" else 1)
+        if exact.denominator != 1:
+            raise UserError(f"{key} must be a whole number of {unit if unit != 'EFLOPs' else 'FLOPs'}, not {text!r}.")
+        return cls(int(exact), unit)
+
+    def __str__(self) -> str:
+        value = f"{self.count:,}" if self.unit != "EFLOPs" else f"{self.count / FLOPS_PER_EFLOP:,.6g}"
+        return f"{value} {self.unit}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """A point of a training at which something is to happen: once, or each time as much has been done again."""
+
+    amount: Amount
+    repeats: bool
+
+    @classmethod
+    def parse(cls, text: str, key: str) -> "Mark":
+        """From an amount, or "every" and an amount.
+
+        Raises:
+            UserError: anything else, or nothing at all (0).
+        """
+        words = text.strip()
+        repeats = words.lower().startswith("every ")
+        amount = Amount.parse(words[len("every ") :] if repeats else words, key)
+        if amount.count == 0:
+            raise UserError(f"{key} must be above 0, not {text!r}.")
+        return cls(amount, repeats)
+
+    def passed(self, before: int, after: int) -> bool:
+        """Whether a step that took a counter of this mark's unit from `before` to `after` reached it."""
+        if self.repeats:
+            return after // self.amount.count > before // self.amount.count
+        return before < self.amount.count <= after

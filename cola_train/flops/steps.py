@@ -1,0 +1,155 @@
+"""What optimizer steps cost, by three conventions, from the run's config alone."""
+
+from cola_train.config.amounts import Amount
+from cola_train.config.loop import Convention
+from cola_train.config.runs import AutoregressiveRunConfig, BaselineRunConfig, JointRunConfig, RunConfig, VAERunConfig
+from cola_train.flops import networks
+from cola_train.flops.networks import Parts, Span, row_pairs, visible_pairs
+from cola_train.flops.parameters import backbone_parameters
+from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Work
+
+CONVENTIONS: dict[Convention, str] = {
+    "paper": "6 x N x D: N is budget.nominal_parameters or else the parameters of the backbone (the DiT; a baseline, or stage 1's VAE, "
+    "without token embedding and vocabulary head), D the tokens of the step, padding included.",
+    "model": "What this architecture needs: forward and backward of matrix products, the patch convolution and attention over visible "
+    "pairs, 2 per multiply-add. Nothing that is computed twice; not what nobody reads of the clean half in the DiT's last block and "
+    "output layer; adaLN once per distinct time of the step. What depends on the data (padding, documents kept apart, hidden "
+    "histories) is not subtracted.",
+    "executed": "What kernels compute, as torch's FlopCounterMode counts it: attention over whole rectangles of pairs (a kernel without "
+    "a mask leaves out nearly half of a causal one), every position that runs, adaLN once per distinct time of a micro-batch, "
+    "activation checkpointing's recomputation, and the fused attention backward's of its scores.",
+}  # fmt: skip
+
+
+def step_parts(config: RunConfig, trains_vae: bool = True) -> Parts:
+    """The work of one optimizer step over all its rows, by part of the networks.
+
+    `linear` are the projections and the patch convolution, `attention` its products, `head` the vocabulary head, `adaln` the time
+    embedding and what modulates by it.
+
+    Args:
+        config: of any stage.
+        trains_vae: whether the VAE takes part (stage 2, see VAEStrategyConfig).
+    """
+    backward = Backward(runs=True, recomputes_blocks=config.parallel.activation_checkpointing == "full")
+    if isinstance(config, BaselineRunConfig):
+        return networks.named("transformer", _transformer(config, backward))
+    if isinstance(config, VAERunConfig):
+        return _vae(config, backward)
+    assert isinstance(config, JointRunConfig)
+    return (_vae(config, backward) | _reference(config) if trains_vae else _frozen_encoder(config)) | networks.named(
+        "dit", _dit(config, backward, trains_vae)
+    )
+
+
+def step_flops(config: RunConfig, step: int) -> dict[Convention, int]:
+    """FLOPs of optimizer step `step`, counted from 0, over all processes, by convention."""
+    strategy = config.objective.vae_strategy if isinstance(config, JointRunConfig) else None
+    return _phase_flops(config, strategy is None or strategy.trains_vae(step))
+
+
+def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
+    """FLOPs of a run's first `steps` steps, by convention."""
+    return {convention: _after(_cycle(config, convention), steps) for convention in CONVENTIONS}
+
+
+def steps_to(config: RunConfig, amount: Amount) -> int:
+    """The fewest steps after which a run has come as far as `amount`; EFLOPs are counted by budget.convention."""
+    if amount.unit == "steps":
+        return amount.count
+    if amount.unit == "tokens":
+        return -(-amount.count // _tokens(config))
+    cycle = _cycle(config, config.budget.convention)
+    whole, rest = divmod(amount.count, sum(steps * flops for steps, flops in cycle))
+    reached = whole * sum(steps for steps, _ in cycle)
+    for steps, flops in cycle:
+        needed = min(steps, -(-rest // flops))
+        reached, rest = reached + needed, max(0, rest - needed * flops)
+    return reached
+
+
+def _cycle(config: RunConfig, convention: Convention) -> list[tuple[int, int]]:
+    """What steps repeat: phases as (number of steps, FLOPs of each)."""
+    if not isinstance(config, JointRunConfig) or config.objective.vae_strategy.mode != "interval":
+        return [(1, step_flops(config, 0)[convention])]
+    strategy = config.objective.vae_strategy
+    phases = ((strategy.joint_steps, True), (strategy.frozen_steps, False))
+    return [(steps, _phase_flops(config, trains_vae)[convention]) for steps, trains_vae in phases]
+
+
+def _after(cycle: list[tuple[int, int]], steps: int) -> int:
+    whole, rest = divmod(steps, sum(number for number, _ in cycle))
+    total = whole * sum(number * flops for number, flops in cycle)
+    for number, flops in cycle:
+        done = min(rest, number)
+        total, rest = total + done * flops, rest - done
+    return total
+
+
+def _phase_flops(config: RunConfig, trains_vae: bool) -> dict[Convention, int]:
+    total = sum(step_parts(config, trains_vae).values(), Work())
+    parameters = config.budget.nominal_parameters or backbone_parameters(config)
+    return {"paper": 6 * parameters * _tokens(config), "model": total.model, "executed": total.executed}
+
+
+def _tokens(config: RunConfig) -> int:
+    return config.trainer.global_batch_size * config.data.seq_len
+
+
+def _clean_rows(config: VAERunConfig | JointRunConfig, rows: int) -> Span:
+    """Rows of latents through the VAE."""
+    latents = config.data.seq_len // config.vae.patch_size
+    return Span.all_read(rows * latents, row_pairs(latents, config.vae.block_size) * rows)
+
+
+def _vae(config: VAERunConfig | JointRunConfig, backward: Backward) -> Parts:
+    """`vae_pass`: clean and masked copies through encoder and decoder, the head at clean tokens and at masked ones."""
+    rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
+    masks = objective.mask_weight > 0
+    # As many as objectives/losses.py's mask_positions replaces.
+    masked = max(1, round(objective.mask_ratio * seq)) if masks else 0
+    span = _clean_rows(config, 2 * rows if masks else rows)
+    encoder = networks.encoder_pass(config.vae, span, backward)
+    decoder = networks.decoder_pass(config.vae, span, Extent.of(rows * (seq + masked)), backward)
+    return networks.named("vae.encoder", encoder) | networks.named("vae.decoder", decoder)
+
+
+def _frozen_encoder(config: JointRunConfig) -> Parts:
+    span = _clean_rows(config, config.trainer.global_batch_size)
+    return networks.named("vae.encoder", networks.encoder_pass(config.vae, span, NO_BACKWARD))
+
+
+def _reference(config: JointRunConfig) -> Parts:
+    if config.objective.reference_weight == 0:
+        return {}
+    span = _clean_rows(config, config.trainer.global_batch_size)
+    return networks.named("reference_encoder", networks.encoder_pass(config.vae, span, NO_BACKWARD))
+
+
+def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
+    """`BlockCausalDiT.velocity`: a row's clean blocks but the last as history, then all its noised blocks."""
+    rows, flow, block_size = config.trainer.global_batch_size, config.objective.flow, config.dit.block_size
+    latents = config.data.seq_len // config.vae.patch_size
+    clean = latents - block_size
+    # A noised block sees itself and all clean blocks before it: as many pairs as if all were clean.
+    noised_pairs, clean_pairs = visible_pairs(latents, block_size), visible_pairs(clean, block_size)
+    packed_pairs = (clean + latents) ** 2
+    span = Span(
+        positions=Extent.of(clean + latents) * rows,
+        pairs=Extent(clean_pairs + noised_pairs, packed_pairs) * rows,
+        outputs=Extent(latents, clean + latents) * rows,
+        output_pairs=Extent(noised_pairs, packed_pairs) * rows,
+    )
+    drawn = rows * (latents // block_size if flow.timestep_per == "block" else 1)
+    # Beside the times that are drawn there is that of clean positions, 0.
+    distinct = Extent(drawn + 1, drawn + rows // config.trainer.micro_batch_size)
+    return networks.dit_pass(config.dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder)
+
+
+def _transformer(config: BaselineRunConfig, backward: Backward) -> Parts:
+    rows, seq = config.trainer.global_batch_size, config.data.seq_len
+    causal = isinstance(config, AutoregressiveRunConfig)
+    span = Span.all_read(rows * seq, row_pairs(seq, 1 if causal else seq) * rows)
+    # The last token of a row predicts nothing.
+    logits = Extent.of(rows * (seq - causal))
+    return networks.transformer_pass(config.transformer, span, logits, backward)

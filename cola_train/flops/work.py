@@ -1,0 +1,110 @@
+"""Floating-point operations, 2 per multiply-add, of what a network is made of: matrix products and attention.
+
+All else (elementwise work, norms, softmax, rotary embedding, biases, losses, the optimizer) is not counted.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Extent:
+    """How many positions, pairs of positions or times: those whose result someone reads, and those that are computed."""
+
+    useful: int
+    executed: int
+
+    @classmethod
+    def of(cls, count: int) -> "Extent":
+        """Where all that is computed is useful."""
+        return cls(count, count)
+
+    def __mul__(self, times: int) -> "Extent":
+        return Extent(self.useful * times, self.executed * times)
+
+    def __add__(self, other: "Extent") -> "Extent":
+        return Extent(self.useful + other.useful, self.executed + other.executed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A matrix that each position is multiplied with; a convolution whose patches do not overlap is one."""
+
+    inputs: int
+    outputs: int
+    bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Its weights and biases."""
+        return self.outputs * (self.inputs + self.bias)
+
+
+@dataclasses.dataclass(frozen=True)
+class Backward:
+    """What the backward pass does of a pass through a network: nothing, its gradients, or its blocks' forward again before them."""
+
+    runs: bool
+    recomputes_blocks: bool = False
+
+
+NO_BACKWARD = Backward(runs=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """FLOPs of some part, all exact.
+
+    Attributes:
+        model_forward: of the forward pass, those that someone reads the result of.
+        model_backward: of the gradients of these.
+        executed_forward: of the forward pass as kernels compute it: whole rectangles of pairs, unread results too.
+        executed_backward: of the gradients of these.
+        recomputation: of what the backward pass computes a second time, as it is executed.
+    """
+
+    model_forward: int = 0
+    model_backward: int = 0
+    executed_forward: int = 0
+    executed_backward: int = 0
+    recomputation: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Work(*(a + b for a, b in zip(ours, theirs, strict=True)))
+
+    def __mul__(self, times: int) -> "Work":
+        return Work(*(flops * times for flops in dataclasses.astuple(self)))
+
+    @property
+    def model(self) -> int:
+        """Useful FLOPs."""
+        return self.model_forward + self.model_backward
+
+    @property
+    def executed(self) -> int:
+        """FLOPs as executed, recomputation included."""
+        return self.executed_forward + self.executed_backward + self.recomputation
+
+    def computed_again(self) -> "Work":
+        """This, and its forward pass once more in the backward pass."""
+        return dataclasses.replace(self, recomputation=self.recomputation + self.executed_forward)
+
+
+def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool = True) -> Work:
+    """A linear layer at some positions; its backward has a product of the same size for the weights' gradient, and one for the input's."""
+    per_position = 2 * layer.inputs * layer.outputs
+    products = backward.runs * (1 + input_gradient)
+    useful, executed = per_position * at.useful, per_position * at.executed
+    return Work(useful, products * useful, executed, products * executed)
+
+
+def attention(pairs: Extent, width: int, backward: Backward) -> Work:
+    """Attention over pairs of query and key in all heads, whose channels come to `width`.
+
+    Forward: scores, and their product with the values. Backward: four products of that size (gradients of values, scores, queries and
+    keys), and a fifth by which fused kernels compute the scores again instead of keeping them.
+    """
+    useful, executed = 2 * width * pairs.useful, 2 * width * pairs.executed
+    if not backward.runs:
+        return Work(2 * useful, 0, 2 * executed, 0)
+    return Work(2 * useful, 4 * useful, 2 * executed, 4 * executed, recomputation=executed)

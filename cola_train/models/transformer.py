@@ -1,0 +1,141 @@
+"""The baselines' network, a LLaMA transformer (method, section 8); parameter names are those of Hugging Face's Llama."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cola_train.config.baselines import TransformerConfig
+from cola_train.models.attention import Attention, KVCache, RowAttention
+from cola_train.models.layers import Rotation, rotary_frequencies, rotate_half, rotation
+from cola_train.models.masks import clean_places, document_positions
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), in fp32 whatever the type of x, times a weight."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions dim"]:
+        """Position-wise."""
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.heads, inner = config.num_attention_heads, config.num_attention_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, turn: Rotation, attention: Attention, layer: int) -> Tensor:
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate_half(q, turn), rotate_half(k, turn)
+        return cast(Tensor, self.o_proj(attention(layer, q, k, v).transpose(1, 2).flatten(2)))
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class TransformerBlock(nn.Module):
+    """x = x + attention(norm(x)); x = x + mlp(norm(x))."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.self_attn = _SelfAttention(config)
+        self.mlp = _MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: Attention, layer: int
+    ) -> Float[Tensor, "batch seq dim"]:
+        """One block; `turn` rotates q and k, `attention` says what `layer` attends over."""
+        x = x + self.self_attn(self.input_layernorm(x), turn, attention, layer)
+        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+
+
+class _Body(nn.Module):
+    def __init__(self, config: TransformerConfig, rows: int) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(rows, config.hidden_size)
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """Tokens to hidden states (`forward`) to logits (`head`): causal for the AR baseline, or seeing whole rows for LLaDA.
+
+    LLaDA's embedding has a row more than there are token ids: [mask]'s.
+    """
+
+    def __init__(self, config: TransformerConfig, causal: bool) -> None:
+        super().__init__()
+        self.config, self.causal = config, causal
+        self.model = _Body(config, config.vocab_size + (not causal))
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def mask_token_id(self) -> int:
+        """The id of [mask], for LLaDA."""
+        assert not self.causal
+        return self.config.vocab_size
+
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        document: Int[Tensor, "batch seq"] | None = None,
+        positions: Int[Tensor, "#batch seq"] | None = None,
+        attention: Attention | None = None,
+    ) -> Float[Tensor, "batch seq dim"]:
+        """Hidden states before the vocabulary head.
+
+        Args:
+            tokens: ids; those of LLaDA may be [mask].
+            document: of each token; keeps documents apart and restarts positions.
+            positions: RoPE positions, given together with `attention` by a sampler.
+            attention: what each layer attends over, in place of the row.
+        """
+        x = self.model.embed_tokens(tokens)
+        if attention is None:
+            positions = torch.arange(tokens.shape[1], device=x.device)[None] if document is None else document_positions(document)
+            attention = self._row(tokens.shape[1], document)
+        assert positions is not None
+        frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta).to(x.device)
+        turn = rotation(positions, frequencies)
+        for layer, block in enumerate(self.model.layers):
+            x = block(x, turn, attention, layer)
+        return cast(Tensor, self.model.norm(x))
+
+    def _row(self, seq: int, document: Tensor | None) -> RowAttention:
+        if document is None:
+            return RowAttention(None, causal=self.causal)
+        return RowAttention.from_places(clean_places(seq, 1 if self.causal else seq, document, document.device))
+
+    def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
+        """Logits of hidden states."""
+        return cast(Tensor, self.lm_head(hidden))
+
+    def new_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for generating rows of `capacity` tokens."""
+        config, weight = self.config, self.lm_head.weight
+        return KVCache(
+            config.num_hidden_layers, batch, capacity, config.num_attention_heads, config.head_dim, weight.device, weight.dtype
+        )

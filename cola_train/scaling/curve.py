@@ -1,0 +1,174 @@
+"""`cola-train curve run`: train and measure every point of a ladder; what is finished is left alone, what failed is reported."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from cola_train.scaling.points import Point, write_points
+
+from cola_train.config.curve import CurveConfig
+from cola_train.config.load import changed_values
+from cola_train.config.settings import INTERRUPTED
+from cola_train.data.progress import say
+from cola_train.files import write_atomically
+from cola_train.flops.parameters import backbone_parameters
+from cola_train.scaling.ladder import Rung, ladder, stage1_flops
+from cola_train.training.metrics import METRICS
+from cola_train.training.run_folder import read_run_config, read_status
+
+POINTS = "points.csv"
+_COMPARISON = "comparison/"
+Outcome = Literal["finished", "failed", "waits"]
+
+
+def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: int) -> int:
+    """Run a ladder here, `parallel` runs at a time, and write its points.csv; returns the exit status, 1 if a run failed.
+
+    The same call goes on: finished runs are skipped, interrupted ones continue, failed ones are reported and, with `retry`, run
+    again from their last checkpoint.
+
+    Raises:
+        UserError: whatever the spec or a run's config gets wrong, before anything is trained.
+    """
+    rungs = ladder(spec, spec_folder)
+    outcomes: dict[str, Outcome] = {}
+    for level in levels(rungs):
+        with ThreadPoolExecutor(parallel) as pool:
+            for rung, outcome in zip(level, pool.map(lambda rung: _climb(spec, rung, outcomes, retry), level), strict=True):
+                outcomes[rung.name] = outcome
+        write_points(Path(spec.folder) / POINTS, measured(spec, rungs))
+    failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
+    points = measured(spec, rungs)
+    say(f"{len(points)} of {sum(rung.is_point for rung in rungs)} points are measured: {Path(spec.folder) / POINTS}")
+    if failed:
+        say(f"Not finished: {', '.join(failed)}. Their logs are {spec.folder}/NAME.log; --retry runs failed ones again.")
+    return 1 if failed else 0
+
+
+def levels(rungs: Sequence[Rung]) -> list[list[Rung]]:
+    """Runs that need nothing, then those that need these, and so on."""
+    depth: dict[str, int] = {}
+    for rung in rungs:
+        depth[rung.name] = 0 if rung.after is None else depth[rung.after] + 1
+    return [[rung for rung in rungs if depth[rung.name] == number] for number in range(max(depth.values()) + 1)]
+
+
+def write_launch_lines(spec: CurveConfig, spec_folder: Path, folder: Path, launcher: str) -> list[Path]:
+    """One shell line a run, in a file a level: level-N.sh may start when level N - 1 is done, its lines in any order.
+
+    Args:
+        spec: the ladder.
+        spec_folder: where the spec lies.
+        folder: where to write; a SLURM array runs line SLURM_ARRAY_TASK_ID of a file.
+        launcher: what starts a training, such as "cola-train" or "bash scripts/launch_torchrun.sh".
+    """
+    paths = []
+    for number, level in enumerate(levels(ladder(spec, spec_folder))):
+        lines = []
+        for rung in level:
+            line = f"{launcher} {shlex.join(rung.arguments)}"
+            if rung.is_point:
+                line += f" && {shlex.join(['cola-train', *_comparison_arguments(spec, rung)])}"
+            lines.append(line)
+        path = folder / f"level-{number}.sh"
+        write_atomically(path, "\n".join(lines) + "\n")
+        paths.append(path)
+    return paths
+
+
+def _climb(spec: CurveConfig, rung: Rung, outcomes: dict[str, Outcome], retry: bool) -> Outcome:
+    """Bring one run to its end, and measure it."""
+    run = Path(spec.folder) / rung.name
+    if rung.after is not None and outcomes[rung.after] != "finished":
+        return "waits"
+    if not _is_finished(run):
+        status = read_status(run)
+        if status is not None and status.state in ("failed", "stopped") and not retry:
+            say(f"{rung.name} had failed at step {status.step}: {status.reason} (--retry runs it again)")
+            return "failed"
+        say(f"{rung.name}: training, {rung.config.trainer.max_steps:,} steps")
+        if (code := _program(rung.arguments, run)) != 0:
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
+            return _report(rung, run)
+    if rung.is_point and comparison_of(run) is None:
+        say(f"{rung.name}: comparing")
+        if _program(_comparison_arguments(spec, rung), run) != 0:
+            return _report(rung, run)
+    return "finished"
+
+
+def _is_finished(run: Path) -> bool:
+    status = read_status(run)
+    return status is not None and status.state == "finished" and (run / "hf").is_dir()
+
+
+def _report(rung: Rung, run: Path) -> Outcome:
+    log = run.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    say(f"{rung.name} failed: {log[-1] if log else 'no output'}")
+    return "failed"
+
+
+def _comparison_arguments(spec: CurveConfig, rung: Rung) -> list[str]:
+    changed = changed_values(spec.comparison)
+    return ["compare", f"{spec.folder}/{rung.name}", *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
+
+
+def _program(arguments: Sequence[str], run: Path) -> int:
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with run.with_suffix(".log").open("a") as log:
+        return subprocess.run([sys.executable, "-m", "cola_train", *arguments], stdout=log, stderr=log, check=False).returncode
+
+
+def comparison_of(run: Path) -> dict[str, float] | None:
+    """What `cola-train compare` found of a run's last step, from its metrics.jsonl; None if it has not been compared."""
+    rows = _rows(run)
+    last = max((row["step"] for row in rows if "tokens" in row), default=None)
+    found = [row for row in rows if row["step"] == last and any(name.startswith(_COMPARISON) for name in row)]
+    if not found:
+        return None
+    return {name.removeprefix(_COMPARISON): value for name, value in found[-1].items() if name.startswith(_COMPARISON)}
+
+
+def measured(spec: CurveConfig, rungs: Sequence[Rung]) -> list[Point]:
+    """The points that have been trained and compared, from their metrics.jsonl."""
+    stage1 = {rung.name: rung for rung in rungs if rung.kind == "stage1"}
+    trunks = {rung.name: rung for rung in rungs if rung.kind == "trunk"}
+    points = []
+    for rung in rungs:
+        run = Path(spec.folder) / rung.name
+        metrics = comparison_of(run) if rung.is_point and _is_finished(run) else None
+        if metrics is None:
+            continue
+        spent = [row for row in _rows(run) if "tokens" in row][-1]
+        origin = trunks[rung.after].after if rung.after in trunks else rung.after
+        before = stage1_flops(stage1[origin]) if origin is not None else {}
+        flops = {name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0) for name in ("paper", "model", "executed")}
+        points.append(
+            Point(
+                family=rung.family,
+                size=rung.size,
+                parameters=backbone_parameters(read_run_config(run)),
+                tokens=spent["tokens"],
+                budget=rung.budget,
+                flops=flops,
+                kind=rung.kind,
+                metrics=metrics,
+            )
+        )
+    return points
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    rows = []
+    for line in (run / METRICS).read_text(encoding="utf-8").splitlines() if (run / METRICS).is_file() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue  # the line that a crash cut short
+    return rows

@@ -1,0 +1,190 @@
+"""`cola-train plan`: what a run is and costs, before anything is launched."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cola_train.flops.steps import CONVENTIONS, flops_after, step_flops, step_parts, steps_to
+from cola_train.scaling.memory import estimate, what_fits
+
+from cola_train.config.amounts import FLOPS_PER_EFLOP, Amount, Mark
+from cola_train.config.runs import RunConfig
+from cola_train.config.settings import UserError, require
+from cola_train.data.packing import TRAIN
+from cola_train.data.prepared import PreparedData
+from cola_train.flops.parameters import backbone_parameters, network_parameters, parameters_by_part
+from cola_train.flops.peaks import DEVICES, Device, device_named
+from cola_train.training.budget import Budget
+
+_LISTED_MARKS = 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Fleet:
+    """The devices that a run is planned for."""
+
+    device: str  # a name of flops/peaks.py
+    count: int
+    per_node: int
+    mfu: float  # the share of the peak that useful FLOPs (convention `model`) reach
+    price: float | None  # of a device-hour, in whatever currency
+
+    def __post_init__(self) -> None:
+        device_named(self.device)
+        require(
+            self.count >= 1 and self.per_node >= 1,
+            f"--devices and --per-node must be at least 1, not {self.count}, {self.per_node}.",
+        )
+        require(0 < self.mfu <= 1, f"--mfu must be in (0, 1], not {self.mfu}.")
+        require(self.price is None or self.price >= 0, f"--price must be 0 or more, not {self.price}.")
+
+    @property
+    def kind(self) -> Device:
+        """What one of them can do."""
+        return DEVICES[self.device]
+
+
+def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str, Any]:
+    """Everything that `plan` says, ready for JSON.
+
+    Args:
+        config: the run.
+        fleet: the devices it shall run on.
+        extra: amounts ("10000", "2e9 tokens", "100 EFLOPs") to give the cost at, beside the run's end and its marks.
+
+    Raises:
+        UserError: devices that the batch does not divide among, or an amount that cannot be read.
+    """
+    rows, end = _training_rows(config), Budget(config).last_step
+    moments = {*_mark_steps(config, end), *(steps_to(config, Amount.parse(text, "--at")) for text in extra), end}
+    parts = {name: dataclasses.asdict(work) for name, work in step_parts(config, _trains_vae(config)).items()}
+    memory = estimate(config, fleet.count, min(fleet.count, fleet.per_node), "cuda")
+    return {
+        "run": config.name,
+        "stage": config.stage,  # type: ignore[attr-defined]  # every stage has it
+        "parameters": {**parameters_by_part(config), **network_parameters(config), "backbone": backbone_parameters(config)},
+        "tokens_per_step": config.trainer.global_batch_size * config.data.seq_len,
+        "step_flops": step_flops(config, 0),
+        "step_flops_by_part": parts,
+        "conventions": CONVENTIONS,
+        "budget": {"eflops": config.budget.eflops, "convention": config.budget.convention, "steps": end},
+        "moments": [_moment(config, steps, rows, fleet) for steps in sorted(moments) if steps > 0],
+        "devices": {**dataclasses.asdict(fleet), "memory_bytes": fleet.kind.memory_bytes},
+        "memory": {"parts": memory.by_part, "peak": memory.peak, "fits": memory.peak <= fleet.kind.memory_bytes},
+        "what_fits": [dataclasses.asdict(option) for option in what_fits(config, fleet.count, fleet.kind.memory_bytes)],
+    }
+
+
+def _trains_vae(config: RunConfig) -> bool:
+    strategy = getattr(config.objective, "vae_strategy", None)  # type: ignore[attr-defined]  # every stage has one
+    return strategy is None or strategy.trains_vae(0)
+
+
+def _training_rows(config: RunConfig) -> int | None:
+    """Rows of the training split; None where the data is not prepared yet."""
+    try:
+        return PreparedData.open(config.data.path).num_rows(TRAIN)
+    except UserError:
+        return None
+
+
+def _mark_steps(config: RunConfig, end: int) -> set[int]:
+    """The first marks up to a run's end."""
+    steps = set()
+    for text in config.budget.marks:
+        mark = Mark.parse(text, "budget.marks")
+        for number in range(1, _LISTED_MARKS + 1 if mark.repeats else 2):
+            step = steps_to(config, dataclasses.replace(mark.amount, count=number * mark.amount.count))
+            if step <= end:
+                steps.add(step)
+    return steps
+
+
+def _moment(config: RunConfig, steps: int, rows: int | None, fleet: Fleet) -> dict[str, Any]:
+    trainer, flops = config.trainer, flops_after(config, steps)
+    seconds = flops["model"] / (fleet.mfu * fleet.kind.peak(trainer.precision) * fleet.count)
+    device_hours = seconds * fleet.count / 3600
+    return {
+        "steps": steps,
+        "tokens": steps * trainer.global_batch_size * config.data.seq_len,
+        "epochs": None if rows is None else steps * trainer.global_batch_size / rows,
+        "eflops": {convention: count / FLOPS_PER_EFLOP for convention, count in flops.items()},
+        "days": seconds / 86400,
+        "device_hours": device_hours,
+        "cost": None if fleet.price is None else device_hours * fleet.price,
+    }
+
+
+def show(plan: dict[str, Any], as_json: bool) -> str:
+    """A plan as one JSON object, or as pages to read."""
+    return json.dumps(plan, indent=1) + "\n" if as_json else "\n".join(_lines(plan)) + "\n"
+
+
+def _lines(plan: dict[str, Any]) -> list[str]:
+    fleet = plan["devices"]
+    lines = [f"{plan['run']} ({plan['stage']})", "", "Parameters"]
+    lines += [f"  {name:34}{count:>22,}" for name, count in plan["parameters"].items()]
+    lines += ["", f"A step of {plan['tokens_per_step']:,} tokens, FLOPs by convention"]
+    lines += [f"  {name:10}{flops:>28,}  {flops:.4e}" for name, flops in plan["step_flops"].items()]
+    lines += [f"  {name}: {words}" for name, words in plan["conventions"].items()]
+    lines += ["", "FLOPs of a step by part", *_table(_part_rows(plan))]
+    budget = plan["budget"]
+    if budget["eflops"] is not None:
+        lines += ["", f"Budget: {budget['eflops']:,} EFLOPs ({budget['convention']}), reached at step {budget['steps']:,}"]
+    lines += ["", f"In the course of training, at {fleet['mfu']:.0%} MFU on {fleet['count']} x {fleet['device']}"]
+    lines += _table(_moment_rows(plan))
+    peak, most = plan["memory"]["peak"], fleet["memory_bytes"]
+    lines += ["", f"Memory of a device ({_size(most)}), with the micro-batch and sharding of the config"]
+    lines += [f"  {name:34}{_size(size):>12}" for name, size in plan["memory"]["parts"].items()]
+    lines += [f"  {'peak':34}{_size(peak):>12}  {'fits' if peak <= most else 'does not fit'}"]
+    lines += ["", "What fits: the largest micro-batch by sharding and activation checkpointing", *_table(_fit_rows(plan))]
+    return lines
+
+
+def _part_rows(plan: dict[str, Any]) -> list[list[str]]:
+    parts = plan["step_flops_by_part"]
+    names = list(next(iter(parts.values())))
+    rows = [["part", *(name.replace("_", " ") for name in names)]]
+    rows += [[part, *(f"{work[name]:,}" for name in names)] for part, work in parts.items()]
+    return rows
+
+
+def _moment_rows(plan: dict[str, Any]) -> list[list[str]]:
+    rows = [["steps", "tokens", "epochs", *(f"EFLOPs {name}" for name in plan["step_flops"]), "days", "device-hours", "cost"]]
+    for moment in plan["moments"]:
+        epochs = "-" if moment["epochs"] is None else f"{moment['epochs']:,.2f}"
+        cost = "-" if moment["cost"] is None else f"{moment['cost']:,.0f}"
+        spent = [_eflops(moment["eflops"][name]) for name in plan["step_flops"]]
+        rows.append([f"{moment['steps']:,}", f"{moment['tokens']:,}", epochs, *spent, f"{moment['days']:,.2f}",
+                     f"{moment['device_hours']:,.1f}", cost])  # fmt: skip
+    return rows
+
+
+def _fit_rows(plan: dict[str, Any]) -> list[list[str]]:
+    rows = [["sharding", "checkpointing", "largest micro-batch", "peak"]]
+    for option in plan["what_fits"]:
+        largest = f"{option['micro_batch_size']:,}" if option["micro_batch_size"] else "none fits"
+        rows.append([option["strategy"], option["activation_checkpointing"], largest, _size(option["peak"])])
+    return rows
+
+
+def _eflops(value: float) -> str:
+    """Two decimals; what is smaller than these can show keeps four digits."""
+    return f"{value:,.2f}" if value >= 0.1 else f"{value:.4g}"
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e9:,.2f} GB"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Columns as wide as they need, names to the left, numbers to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]

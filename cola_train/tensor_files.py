@@ -1,0 +1,129 @@
+"""Networks' tensors in safetensors files, one or several with an index, as Hugging Face lays them out; and the JSON beside them."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from cola_train.config.settings import UserError
+
+DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], str]:
+    """The fields of a JSON file, and its name for messages.
+
+    Raises:
+        UserError: it is missing, or holds no object.
+    """
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; the checkpoint is incomplete, copy or export it again.") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); copy or export the checkpoint again.") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"{path} must hold an object of fields, not a {type(fields).__name__}.")
+    return fields, str(path)
+
+
+def write_json(path: Path, fields: Mapping[str, Any]) -> None:
+    """Sorted and indented, to be read by people too."""
+    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def load_tensors(network: nn.Module, folder: Path) -> None:
+    """Give a network its folder's values; as `read_tensors`."""
+    wanted = network.state_dict()
+    for name, tensor in read_tensors({name: tuple(value.shape) for name, value in wanted.items()}, folder):
+        wanted[name].copy_(tensor)
+
+
+def read_tensors(wanted: Mapping[str, tuple[int, ...]], folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a network's folder, once all names and shapes are known to be the wanted ones."""
+    files = _weight_files(folder)
+    problems, seen = [], set()
+    for path in files:
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                seen.add(name)
+                if name not in wanted:
+                    problems.append(f"{name}: unexpected")
+                elif (shape := tuple(file.get_slice(name).get_shape())) != wanted[name]:
+                    problems.append(f"{name}: shape {shape}, the config needs {wanted[name]}")
+    problems += [f"{name}: missing" for name in wanted if name not in seen]
+    if problems:
+        raise UserError(f"The tensors in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+    return _read_in_turn(files)
+
+
+def _read_in_turn(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        with _open_safetensors(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                yield name, file.get_tensor(name)
+
+
+@contextlib.contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        raise UserError(f"{path} is corrupt or truncated ({error}); copy or export the checkpoint again.") from None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
+        raise UserError(f"{folder} has neither {_SINGLE} nor {_INDEX}; the checkpoint is incomplete, copy or export it again.")
+    index, origin = read_json(folder / _INDEX)
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
+    ):
+        raise UserError(f"{origin} has no usable weight_map; copy or export the checkpoint again.")
+    files = [folder / name for name in sorted(set(weight_map.values()))]
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path} is missing though {_INDEX} names it; copy or export the checkpoint again.")
+    return files
+
+
+def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], max_shard_bytes: int) -> None:
+    """Write `state`, whose tensors are of `shapes`, in fp32: files of at most max_shard_bytes, or of a single larger tensor."""
+    sizes = {key: 4 * math.prod(shape) for key, shape in shapes.items()}
+    shards = _split(sizes, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # Only now are this file's tensors asked for: a state that reads them from disk is never whole in memory.
+        tensors = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        del tensors  # or two files' would be in memory while the next one's are read
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        write_json(folder / _INDEX, index)
+
+
+def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if shards[-1] and used + size > max_shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
+    return shards
