@@ -19,6 +19,13 @@ from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, load_tensors, read_
 _TRAINING = "training.json"
 _AR, _LLADA = "llama", "cola_llada"
 _ARCHITECTURES = {_AR: "LlamaForCausalLM", _LLADA: "ColaLLaDAModel"}
+# For transformers' AutoTokenizer; without the last, some versions take out spaces when decoding.
+_TOKENIZER_FIELDS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": EOS_TOKEN,
+    "pad_token": PAD_TOKEN,
+    "clean_up_tokenization_spaces": False,
+}
 
 
 @dataclasses.dataclass
@@ -56,21 +63,30 @@ class BaselineCheckpoint:
         transformer.to(device).eval().requires_grad_(False)
         return cls(transformer, tokenizer, read_json(root / _TRAINING)[0] if (root / _TRAINING).is_file() else {})
 
+    def save(self, folder: str | Path, *, replace: bool = False, max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES) -> None:
+        """Write the folder, atomically; `replace` allows an existing one to be swapped for the new one."""
+        network = self.transformer
+        write_baseline(
+            Path(folder), network.config, network.state_dict(), network.causal, self.tokenizer, self.training,
+            replace=replace, max_shard_bytes=max_shard_bytes,
+        )  # fmt: skip
+
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint | BaselineCheckpoint:
-    """A checkpoint of any family; a run folder stands for its `hf` export.
+    """A checkpoint of any family: with `cola_dlm/` Cola's, with a config.json a baseline's; a run folder stands for its `hf` export.
 
     Raises:
         UserError: as the families' own `load`.
     """
-    if find_baseline(Path(folder)) is None:
-        return Checkpoint.load(folder, device)
-    return BaselineCheckpoint.load(folder, device)
+    family = Checkpoint if find_baseline(Path(folder)) is None else BaselineCheckpoint
+    return family.load(folder, device)
 
 
 def find_baseline(folder: Path) -> Path | None:
     """The folder of a baseline's checkpoint: the given one, or its `hf` (a run folder); None if neither is one."""
-    return next((root for root in (folder, folder / "hf") if (root / "config.json").is_file()), None)
+    # A folder with `cola_dlm` is Cola's, whatever its hub put beside it.
+    roots = (root for root in (folder, folder / "hf") if not (root / "cola_dlm").is_dir())
+    return next((root for root in roots if (root / "config.json").is_file()), None)
 
 
 def write_baseline(
@@ -86,7 +102,8 @@ def write_baseline(
 ) -> None:
     """Write a network, fp32, and its tokenizer, atomically; of `state` one file's tensors are asked for at a time.
 
-    `training` (stage, step, seq_len) goes to training.json, which no other program reads.
+    `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len also to config.json, as
+    max_position_embeddings.
     """
     with torch.device("meta"):
         shapes = {name: tuple(value.shape) for name, value in Transformer(config, causal).state_dict().items()}
@@ -94,11 +111,9 @@ def write_baseline(
         write_json(working / "config.json", _config_fields(config, causal, tokenizer, training))
         write_tensors(working, shapes, state, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
-        write_json(
-            working / "tokenizer_config.json",
-            {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN},
-        )
-        write_json(working / _TRAINING, training)
+        write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
+        if training:
+            write_json(working / _TRAINING, training)
 
 
 def _fixed_fields(model_type: str) -> dict[str, Any]:
@@ -123,8 +138,9 @@ def _config_fields(config: TransformerConfig, causal: bool, tokenizer: Tokenizer
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "max_position_embeddings": training.get("seq_len", 2048),
     }
+    if "seq_len" in training:
+        fields["max_position_embeddings"] = training["seq_len"]
     return fields if causal else {**fields, "mask_token_id": config.vocab_size}
 
 

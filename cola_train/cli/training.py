@@ -67,6 +67,8 @@ def _train(options: argparse.Namespace) -> int:
             f"warm_start_from={config.warm_start_from} is not set by hand, so that no run begins from another by accident: use "
             f"`cola-train warm-start {config.warm_start_from} ...`, or leave the key out."
         )
+    if config.branched_from is not None and saved_config(config) is None:
+        raise UserError(f"branched_from={config.branched_from} is not set by hand: use `cola-train branch RUN`, or leave it out.")
     return _run_processes(options.arguments, config)
 
 

@@ -22,12 +22,20 @@ def parameters_by_part(config: RunConfig) -> dict[str, int]:
     return parts | _named("dit", _dit(config.dit)) if isinstance(config, JointRunConfig) else parts
 
 
+def network_parameters(config: RunConfig) -> dict[str, int]:
+    """The same by network: vae, dit, transformer."""
+    networks: dict[str, int] = {}
+    for part, count in parameters_by_part(config).items():
+        network = part.split(".")[0]
+        networks[network] = networks.get(network, 0) + count
+    return networks
+
+
 def backbone_parameters(config: RunConfig) -> int:
     """N of the paper's 6 N D: the DiT; a baseline, or stage 1's VAE, without token embedding and vocabulary head."""
-    parts = parameters_by_part(config)
     if isinstance(config, JointRunConfig):
-        return sum(count for name, count in parts.items() if name.startswith("dit."))
-    return sum(count for name, count in parts.items() if not name.endswith((".embedding", ".head")))
+        return network_parameters(config)["dit"]
+    return sum(count for part, count in parameters_by_part(config).items() if not part.endswith((".embedding", ".head")))
 
 
 def _named(network: str, parts: dict[str, int]) -> dict[str, int]:

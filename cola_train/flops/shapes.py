@@ -18,8 +18,8 @@ class Block:
         query, keys_values, out: the attention's projections.
         mlp: the feed-forward's, in order.
         norms: parameters of its norms.
-        ends_with_product: whether the block's output is its input plus the last projection's output as it is. Nobody needs that output
-            in the backward pass, so recomputing the block stops short of it.
+        ends_with_product: whether the block adds the last projection's output to its input as it is. No gradient needs that output,
+            so recomputing the block stops short of it.
     """
 
     query: Linear
@@ -98,7 +98,7 @@ def dit_time_in(config: DiTConfig) -> Linear:
 
 
 def dit_time(config: DiTConfig) -> tuple[Linear, ...]:
-    """The other layers that run once per time, outside blocks: the rest of the time embedding, and the last norm's shift and scale."""
+    """The other layers outside blocks that run once per time: the rest of the time embedding, the last norm's shift and scale."""
     dim, embedding = config.txt_dim, config.emb_dim
     return (Linear(dim, dim, True), Linear(dim, embedding, True), Linear(embedding, 2 * dim, True))
 

@@ -9,16 +9,16 @@ from cola_train.flops.parameters import backbone_parameters
 from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Work
 
 CONVENTIONS: dict[Convention, str] = {
-    "paper": "6 x N x D: N is budget.nominal_parameters or else the parameters of the backbone (the DiT; a baseline, or stage 1's VAE, "
-    "without token embedding and vocabulary head), D the tokens of the step, padding included.",
-    "model": "What this architecture needs: forward and backward of matrix products, the patch convolution and attention over visible "
-    "pairs, 2 per multiply-add. Nothing that is computed twice; not what nobody reads of the clean half in the DiT's last block and "
-    "output layer; adaLN once per distinct time of the step. What depends on the data (padding, documents kept apart, hidden "
-    "histories) is not subtracted.",
-    "executed": "What kernels compute, as torch's FlopCounterMode counts it: attention over whole rectangles of pairs (a kernel without "
-    "a mask leaves out nearly half of a causal one), every position that runs, adaLN once per distinct time of a micro-batch, "
-    "activation checkpointing's recomputation, and the fused attention backward's of its scores.",
-}  # fmt: skip
+    "paper": "6 x N x D: N is budget.nominal_parameters, or else the parameters of the backbone (the DiT; a baseline, or stage 1's "
+    "VAE, without token embedding and vocabulary head); D is the tokens of the step, padding included.",
+    "model": "What this architecture needs: matrix products, the patch convolution and attention over visible pairs, forward and "
+    "backward, 2 per multiply-add. Nothing that is computed twice, nothing of the clean half's last hidden states in the DiT, "
+    "which nobody reads; adaLN once per distinct time of the step. What depends on the data (padding, documents that are kept "
+    "apart, hidden histories) is not subtracted.",
+    "executed": "What kernels compute, as torch's FlopCounterMode counts it: attention over whole rectangles of pairs (a kernel "
+    "without a mask leaves out nearly half of a causal one), every position that runs, adaLN once per distinct time of a "
+    "micro-batch, what activation checkpointing computes again, and the scores that the fused attention backward computes again.",
+}
 
 
 def step_parts(config: RunConfig, trains_vae: bool = True) -> Parts:
@@ -37,9 +37,8 @@ def step_parts(config: RunConfig, trains_vae: bool = True) -> Parts:
     if isinstance(config, VAERunConfig):
         return _vae(config, backward)
     assert isinstance(config, JointRunConfig)
-    return (_vae(config, backward) | _reference(config) if trains_vae else _frozen_encoder(config)) | networks.named(
-        "dit", _dit(config, backward, trains_vae)
-    )
+    vae = _vae(config, backward) | _reference(config) if trains_vae else _encoder_alone(config, "vae.encoder")
+    return vae | networks.named("dit", _dit(config, backward, trains_vae))
 
 
 def step_flops(config: RunConfig, step: int) -> dict[Convention, int]:
@@ -114,16 +113,13 @@ def _vae(config: VAERunConfig | JointRunConfig, backward: Backward) -> Parts:
     return networks.named("vae.encoder", encoder) | networks.named("vae.decoder", decoder)
 
 
-def _frozen_encoder(config: JointRunConfig) -> Parts:
+def _encoder_alone(config: JointRunConfig, name: str) -> Parts:
     span = _clean_rows(config, config.trainer.global_batch_size)
-    return networks.named("vae.encoder", networks.encoder_pass(config.vae, span, NO_BACKWARD))
+    return networks.named(name, networks.encoder_pass(config.vae, span, NO_BACKWARD))
 
 
 def _reference(config: JointRunConfig) -> Parts:
-    if config.objective.reference_weight == 0:
-        return {}
-    span = _clean_rows(config, config.trainer.global_batch_size)
-    return networks.named("reference_encoder", networks.encoder_pass(config.vae, span, NO_BACKWARD))
+    return _encoder_alone(config, "reference_encoder") if config.objective.reference_weight > 0 else {}
 
 
 def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:

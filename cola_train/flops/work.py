@@ -21,9 +21,6 @@ class Extent:
     def __mul__(self, times: int) -> "Extent":
         return Extent(self.useful * times, self.executed * times)
 
-    def __add__(self, other: "Extent") -> "Extent":
-        return Extent(self.useful + other.useful, self.executed + other.executed)
-
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
@@ -91,7 +88,7 @@ class Work:
 
 
 def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool = True) -> Work:
-    """A linear layer at some positions; its backward has a product of the same size for the weights' gradient, and one for the input's."""
+    """A linear layer at some positions; its backward has a product of the same size for each of the two gradients."""
     per_position = 2 * layer.inputs * layer.outputs
     products = backward.runs * (1 + input_gradient)
     useful, executed = per_position * at.useful, per_position * at.executed
@@ -101,8 +98,8 @@ def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool 
 def attention(pairs: Extent, width: int, backward: Backward) -> Work:
     """Attention over pairs of query and key in all heads, whose channels come to `width`.
 
-    Forward: scores, and their product with the values. Backward: four products of that size (gradients of values, scores, queries and
-    keys), and a fifth by which fused kernels compute the scores again instead of keeping them.
+    Forward: scores, and their product with the values. Backward: four products of that size (gradients of values, scores, queries
+    and keys), and a fifth by which fused kernels compute the scores again instead of keeping them.
     """
     useful, executed = 2 * width * pairs.useful, 2 * width * pairs.executed
     if not backward.runs:

@@ -62,7 +62,7 @@ def generate(
         One result per prompt, in order. The same seed gives the same result in any batch.
 
     Raises:
-        UserError: a checkpoint without a DiT, or a prompt id that the VAE does not have.
+        UserError: a checkpoint without a DiT, or a prompt id outside the vocabulary.
     """
     return list(generate_stream(checkpoint, prompts, config, noise))
 

@@ -20,7 +20,8 @@ def generate_masked(
     """max_new_tokens after each prompt, all in one block (LLaDA, algorithm 5: low-confidence remasking).
 
     At every step each masked position predicts its token, and those predictions stay whose probability is largest; the others are
-    masked again. Step k of n leaves round(new k / n) tokens. Prompts may differ in length; `prompt_indices` address the draws.
+    masked again. Step k of n leaves floor(new k / n) tokens, so no step is idle; n is config.num_steps, or `new` if that is less.
+    Prompts may differ in length; `prompt_indices` address the draws. Guidance and repetition penalty (of earlier blocks) do not apply.
     """
     device, new, num_steps = transformer.lm_head.weight.device, config.max_new_tokens, min(config.num_steps, config.max_new_tokens)
     width = max(len(prompt) for prompt in prompts)
@@ -42,7 +43,7 @@ def generate_masked(
         confidence = logits.softmax(-1).gather(-1, found[..., None]).squeeze(-1)
         masked = block == mask
         confidence = torch.where(masked, confidence, torch.inf)  # what is committed stays
-        stay = confidence.argsort(dim=1, descending=True, stable=True)[:, : round(new * step / num_steps)]
+        stay = confidence.argsort(dim=1, descending=True, stable=True)[:, : new * step // num_steps]
         block = torch.where(masked, found, block)
         block = torch.full_like(block, mask).scatter(1, stay, block.gather(1, stay))
         tokens = torch.cat([tokens[:, :width], block], dim=1)

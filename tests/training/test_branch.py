@@ -48,7 +48,7 @@ def test_a_branch_is_the_run_that_had_its_schedule_all_along(vae_config: Configs
     assert audit(ours) == 0
     # The trunk's mark is the trunk's: the branch neither keeps nor exports it.
     assert not (ours / "marks").exists()
-    assert saved_steps(trunk) == [3, 5, 6, 7]
+    assert saved_steps(trunk) == [5, 6, 7]
 
 
 def test_the_same_call_goes_on_with_a_branch(trunk: Path) -> None:
@@ -60,8 +60,8 @@ def test_the_same_call_goes_on_with_a_branch(trunk: Path) -> None:
 @pytest.mark.parametrize(
     "step, overrides, message",
     [
-        (4, END, r"has no checkpoint of step 4; it has \[3, 5, 6, 7\]"),
-        (5, [*END, "optim.anneal=5"], r"learning rate is not that of the run it comes from at step 4, before it branches off at step 5"),
+        (4, END, r"has no checkpoint of step 4; it has \[5, 6, 7\]"),
+        (5, [*END, "optim.anneal=6"], r"learning rate is not that of the run it comes from at step 4, before it branches off at step 5"),
         (5, [*END, "seed=3"], "cannot differ from it in seed: 66, now 3"),
         (5, [*END, "optim.learning_rate=1"], "cannot differ from it in optim.learning_rate"),
     ],

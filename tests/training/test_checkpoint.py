@@ -161,7 +161,7 @@ def test_an_export_is_the_live_weights_to_the_bit_and_samples_like_them(
             if name.startswith("encoder.final_layer"):
                 continue  # says the fixed logSNR
             assert torch.equal(value, live[f"{part}.{name}"]), name
-    copy = plain_copy(config, live, 6, exported.tokenizer)
+    copy = plain_copy(config, live, 6, exported.tokenizer, torch.device("cpu"))
     sampler = SamplerConfig(max_new_tokens=8, num_steps=3)
     ours, theirs = generate(exported, ["She was", ""], sampler), generate(copy, ["She was", ""], sampler)
     for one, other in zip(ours, theirs, strict=True):

@@ -1,0 +1,162 @@
+"""How much memory a run needs on each device, and what fits there, before it is launched.
+
+The figures are of an optimizer step's highest moment, as a dry run of the step finds it (dry_run.py). Kernels' own scratch space
+and an allocator's gaps come on top. So does what happens beside steps: sample texts compute with a whole copy of the weights.
+"""
+
+import dataclasses
+from typing import Literal
+
+from cola_train.config.runs import RunConfig
+from cola_train.config.settings import require
+from cola_train.scaling.dry_run import SHARDED, Part, Timeline, record
+from cola_train.training.processes import cpu_bf16_is_fast
+
+DeviceType = Literal["cpu", "cuda"]
+# CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured for this project.
+_GPU_RUNTIME = 2 * 10**9
+_NAMES = {
+    Part.WEIGHTS: "weights",
+    Part.GRADIENTS: "gradients",
+    Part.OPTIMIZER: "optimizer state",
+    Part.AVERAGE: "average of the weights",
+    Part.GATHERED: "gathered weights",
+    Part.UNREDUCED: "gradients before reduction",
+    Part.REDUCING: "gradients before reduction",
+    Part.ACTIVATIONS: "activations",
+    Part.LOGITS: "vocabulary logits",
+    Part.TEMPORARIES: "temporaries",
+}
+# A recording takes seconds, and a plan asks for the same one more than once.
+_recorded: dict[str, Timeline] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one device at the highest moment of a step."""
+
+    by_part: dict[str, int]  # adds up to the peak
+    peak: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """A way to spread a run, and what it can do within a device's memory."""
+
+    strategy: str
+    activation_checkpointing: str
+    micro_batch_size: int  # the largest that fits; 0 if one row does not
+    peak: int  # bytes with that micro-batch, or with one row
+
+
+def estimate(
+    config: RunConfig, world_size: int, local_world_size: int | None = None, device_type: DeviceType = "cpu"
+) -> MemoryEstimate:
+    """The memory that a step of the run needs on each of `world_size` devices, with the config's micro-batch and sharding.
+
+    Args:
+        config: the run; trainer.precision=auto is taken as bf16 on a GPU, and on a CPU as what this one would choose.
+        world_size: processes, one a device.
+        local_world_size: those of one machine, for hsdp; all by default.
+        device_type: on "cuda", attention keeps what a GPU's kernels keep, an allowance for the runtime is added, and what
+            parallel.cpu_offload moves to the host is left out. On "cpu" everything is the host's.
+
+    Raises:
+        UserError: a batch or strategy that does not fit the number of devices.
+    """
+    micro, local_rows = config.trainer.micro_batch_size, _local_rows(config, world_size)
+    require(local_rows % micro == 0,
+            f"trainer.global_batch_size ({config.trainer.global_batch_size}) must be a multiple of trainer.micro_batch_size x "
+            f"devices ({micro} x {world_size} = {micro * world_size}); choose a micro-batch that divides {local_rows}.")  # fmt: skip
+    timeline = _timeline(config, world_size, local_world_size or world_size, device_type)
+    live = _of_step(timeline, micro, local_rows).at(micro)
+    highest = live[live.sum(axis=1).argmax()]
+    by_part = dict.fromkeys(_NAMES.values(), 0)
+    for part, name in _NAMES.items():
+        by_part[name] += int(highest[part])
+    by_part["device runtime"] = _runtime(device_type)
+    return MemoryEstimate(by_part, sum(by_part.values()))
+
+
+def largest_micro_batch(
+    config: RunConfig,
+    world_size: int,
+    device_bytes: int,
+    local_world_size: int | None = None,
+    device_type: DeviceType = "cuda",
+) -> int:
+    """The largest trainer.micro_batch_size that a device of `device_bytes` has memory for; 0 if one row is too much.
+
+    It divides a device's rows of a step, as training demands. Arguments and errors as `estimate`'s.
+    """
+    local_rows = _local_rows(config, world_size)
+    timeline = _timeline(config, world_size, local_world_size or world_size, device_type)
+    return _largest(timeline, local_rows, device_bytes - _runtime(device_type))
+
+
+def what_fits(
+    config: RunConfig,
+    world_size: int,
+    device_bytes: int,
+    local_world_size: int | None = None,
+    device_type: DeviceType = "cuda",
+) -> list[Option]:
+    """For each sharding, from the most to the least sharded, and each activation checkpointing: the largest micro-batch.
+
+    One recording a kind of checkpointing: from fsdp2 to the others the sharded parts scale as the shards do. That leaves out how
+    shards are rounded up and that ddp gathers without a buffer, together some percent of a small model and less of a large one.
+    Arguments and errors as `estimate`'s.
+    """
+    local_world_size = local_world_size or world_size
+    local_rows = _local_rows(config, world_size)
+    shard_sizes = {"fsdp2": world_size}
+    if local_world_size < world_size:
+        shard_sizes["hsdp"] = config.parallel.shard_size or local_world_size
+    if world_size > 1:
+        shard_sizes["ddp"] = 1
+    options = []
+    for strategy, shard_size in shard_sizes.items():
+        for checkpointing in ("none", "selective", "full"):
+            parallel = dataclasses.replace(
+                config.parallel, strategy="fsdp2", shard_size=None, activation_checkpointing=checkpointing
+            )
+            sharded = _timeline(dataclasses.replace(config, parallel=parallel), world_size, local_world_size, device_type)
+            timeline = sharded.resharded(world_size // shard_size)
+            micro = _largest(timeline, local_rows, device_bytes - _runtime(device_type))
+            peak = _of_step(timeline, micro or 1, local_rows).peak(micro or 1) + _runtime(device_type)
+            options.append(Option(strategy, checkpointing, micro, peak))
+    return options
+
+
+def _local_rows(config: RunConfig, world_size: int) -> int:
+    rows = config.trainer.global_batch_size
+    require(rows % world_size == 0,
+            f"trainer.global_batch_size ({rows}) must be a multiple of the number of devices ({world_size}).")  # fmt: skip
+    return rows // world_size
+
+
+def _runtime(device_type: DeviceType) -> int:
+    return _GPU_RUNTIME if device_type == "cuda" else 0
+
+
+def _timeline(config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType) -> Timeline:
+    if config.trainer.precision == "auto":
+        bf16 = device_type == "cuda" or cpu_bf16_is_fast()
+        config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if bf16 else "fp32"))
+    key = repr((config, world_size, local_world_size, device_type))
+    if key not in _recorded:
+        _recorded[key] = record(config, world_size, local_world_size, device_type)
+    timeline = _recorded[key]
+    return timeline.without(SHARDED) if config.parallel.cpu_offload and device_type == "cuda" else timeline
+
+
+def _of_step(timeline: Timeline, micro: int, local_rows: int) -> Timeline:
+    return timeline if micro == local_rows else timeline.accumulating()
+
+
+def _largest(timeline: Timeline, local_rows: int, device_bytes: int) -> int:
+    """The largest divisor of `local_rows` that fits; with all rows at once no gradients are added up."""
+    if timeline.most_rows(device_bytes) >= local_rows:
+        return local_rows
+    most = timeline.accumulating().most_rows(device_bytes)
+    return max((rows for rows in range(1, local_rows) if local_rows % rows == 0 and rows <= most), default=0)

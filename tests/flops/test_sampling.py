@@ -1,0 +1,108 @@
+"""What generation costs, against torch's counter around real generations, and against sums over the masks."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError
+from cola_train.flops.sampling import generation_parts
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.masks import clean_places, packed_places, visible_set_mask
+from cola_train.models.text_vae import TextVAE
+from cola_train.models.transformer import Transformer
+from cola_train.sampling.autoregressive import AutoregressiveGeneration
+from cola_train.sampling.generate import generate
+from cola_train.sampling.masked_diffusion import generate_masked
+from tests.flops.counting import changed, counter, run_config, total
+from tests.helpers.tiny import random_tokens, tiny_checkpoint
+
+
+def prompts(length: int, batch: int) -> list[list[int]]:
+    return random_tokens(batch, length, seed=3).tolist()
+
+
+def sampler(**changes: Any) -> SamplerConfig:
+    return SamplerConfig(**{"num_steps": 3, "max_new_tokens": 7, "eos_token_ids": ()} | changes)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.0])
+@pytest.mark.parametrize("length", [0, 1, 3, 4, 9, 16, 17])
+@pytest.mark.parametrize("overrides", [[], ["vae.patch_size=2"], ["vae.block_size=2", "dit.num_layers=2"]], ids=" ".join)
+def test_blocks_are_what_torch_counts(overrides: list[str], length: int, guidance: float) -> None:
+    config, settings_ = run_config("joint", *overrides), sampler(guidance_scale=guidance)
+    checkpoint = tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit))
+    with counter() as counted:
+        generate(checkpoint, prompts(length, 2), settings_)
+    work = total(generation_parts(config, settings_, length, 2))
+    assert work.executed == work.executed_forward == counted.get_total_flops()
+
+
+@pytest.mark.parametrize("length, new", [(0, 1), (0, 5), (1, 1), (6, 5)])
+def test_token_by_token_is_what_torch_counts(length: int, new: int) -> None:
+    config, settings_ = run_config("ar"), sampler(max_new_tokens=new)
+    network = Transformer(config.transformer, causal=True)
+    with counter() as counted, torch.inference_mode():
+        generation = AutoregressiveGeneration(network, prompts(length, 3), range(3), settings_, start_token_id=1)
+        for _ in range(new):
+            generation.next_token()
+    assert total(generation_parts(config, settings_, length, 3)).executed == counted.get_total_flops()
+
+
+@pytest.mark.parametrize("length, new, num_steps", [(0, 5, 3), (6, 5, 3), (6, 3, 9)])
+def test_masked_diffusion_is_what_torch_counts(length: int, new: int, num_steps: int) -> None:
+    config, settings_ = run_config("llada"), sampler(max_new_tokens=new, num_steps=num_steps)
+    network = Transformer(config.transformer, causal=False)
+    with counter() as counted, torch.inference_mode():
+        generate_masked(network, prompts(length, 3), range(3), settings_)
+    assert total(generation_parts(config, settings_, length, 3)).executed == counted.get_total_flops()
+
+
+@settings(max_examples=30)
+@given(length=st.integers(0, 20), new=st.integers(1, 12), num_steps=st.integers(1, 4), layers=st.integers(1, 3))
+def test_useful_attention_of_the_dit(length: int, new: int, num_steps: int, layers: int) -> None:
+    """Over the training mask: a step at a block is its noised rows, committing it its clean ones, in all layers but the last."""
+    size = 4
+    config = changed(run_config("joint"), {"dit.num_layers": layers})
+    history, all_blocks = length // size, -(-(length + new) // size)
+    places = packed_places((all_blocks + 1) * size, size)
+    seen = visible_set_mask(places, places)[0].sum(1)
+    pairs = 0
+    for block in range(all_blocks):
+        clean = (~places.noised & (places.block == block))[0]
+        if block < all_blocks - 1:
+            pairs += (layers - 1) * int(seen[clean].sum())
+        if block >= history:
+            noised = (places.noised & (places.block == block))[0]
+            unconditional = size**2 if block else 0
+            pairs += layers * num_steps * (int(seen[noised].sum()) + unconditional)
+    parts = generation_parts(config, sampler(max_new_tokens=new, num_steps=num_steps), length, 2)
+    assert parts["dit.attention"].model == 2 * pairs * 2 * 2 * 16
+
+
+@settings(max_examples=30)
+@given(length=st.integers(0, 20), new=st.integers(1, 12))
+def test_useful_work_token_by_token(length: int, new: int) -> None:
+    """Each token but the last passes once; in the last block, only those pass whose next token is generated."""
+    config = run_config("ar", "transformer.num_hidden_layers=1")
+    prompt = max(1, length)
+    places = clean_places(prompt + new - 1, 1)
+    seen = visible_set_mask(places, places)[0].sum(1)[prompt - 1 :]
+    network = Transformer(config.transformer, causal=True)
+    attention, mlp = network.model.layers[0].self_attn, network.model.layers[0].mlp  # type: ignore[union-attr]
+    kept = sum(layer.weight.numel() for layer in (attention.k_proj, attention.v_proj))  # type: ignore[union-attr]
+    read = sum(layer.weight.numel() for layer in (attention.q_proj, attention.o_proj, *mlp.children()))  # type: ignore[union-attr]
+    parts = generation_parts(config, sampler(max_new_tokens=new), length, 1)
+    assert parts["transformer.linear"].model == 2 * ((prompt + new - 1) * kept + new * read)
+    assert parts["transformer.attention"].model == 2 * 2 * 32 * int(seen.sum())
+    assert parts["transformer.head"].model == 2 * new * network.lm_head.weight.numel()
+
+
+def test_a_vae_alone_generates_nothing() -> None:
+    with pytest.raises(
+        UserError, match="small trains a Text VAE, which writes no text by itself; give a joint, ar or llada run's config"
+    ):
+        generation_parts(run_config("vae"), sampler(), 1, 1)

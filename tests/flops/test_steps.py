@@ -1,0 +1,103 @@
+"""The ledger of a training step against torch's own counter, to the last FLOP."""
+
+import itertools
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cola_train.flops.steps import step_flops, step_parts
+from tests.flops.counting import build_objective, count_step, counter, run_config, total, training_batch
+
+WITH_MASKS = "objective.mask_documents=true"
+STAGE1 = {
+    "plain": [],
+    "no masked copies": ["objective.mask_weight=0"],
+    "documents": [WITH_MASKS],
+    "patches": ["vae.patch_size=2", "objective.mask_ratio=0.3"],
+    "blocks": ["vae.block_size=4"],
+    "deep": ["vae.encoder_num_blocks=3", "vae.decoder_num_blocks=2", "vae.dim=24", "vae.ffn_dim=20"],
+    "pre-norm": ["vae.post_norm=false", "vae.decoder_num_blocks=2"],
+    "fixed variance": ["objective.fixed_log_snr=1.0"],
+    "micro-batches": ["trainer.micro_batch_size=1"],
+}
+STAGE2 = {
+    "joint": [],
+    "x0.01": ["objective.vae_strategy.learning_rate_factor=0.01"],
+    "fix": ["objective.vae_strategy.mode=fix"],
+    "all scratch": ["init_vae_from=null", "objective.reference_weight=0"],
+    "interval": ["objective.vae_strategy.mode=interval", "objective.vae_strategy.joint_steps=2"],
+    "documents": [WITH_MASKS],
+    "no reference": ["objective.reference_weight=0"],
+    "no masked copies": ["objective.mask_weight=0"],
+    "no encoder gradient": ["objective.flow.grad_to_encoder=false"],
+    "a time a block": ["objective.flow.timestep_per=block", "trainer.micro_batch_size=2"],
+    "history dropout": ["objective.flow.history_dropout=0.5"],
+    "patches": ["vae.patch_size=2", "trainer.micro_batch_size=1"],
+    "vae blocks": ["vae.block_size=2"],
+    "one block a row": ["dit.block_size=32"],
+    "deep": ["dit.num_layers=3", "dit.txt_dim=24", "dit.emb_dim=24", "dit.expand_ratio=3", "vae.encoder_num_blocks=2"],
+}  # fmt: skip
+BASELINES = {"plain": [], "documents": [WITH_MASKS], "micro-batches": ["trainer.micro_batch_size=1"]}
+CASES = [
+    pytest.param(stage, overrides, checkpointing, id=f"{stage}, {name}, {checkpointing}")
+    for stage, cases in {"vae": STAGE1, "joint": STAGE2, "ar": BASELINES, "llada": BASELINES}.items()
+    for (name, overrides), checkpointing in itertools.product(cases.items(), ("none", "selective", "full"))
+]
+
+
+@pytest.mark.parametrize("stage, overrides, checkpointing", CASES)
+def test_executed_is_what_torch_counts(stage: str, overrides: list[str], checkpointing: str) -> None:
+    config = run_config(stage, *overrides, f"parallel.activation_checkpointing={checkpointing}")
+    for step in (0, 2) if "objective.vae_strategy.mode=interval" in overrides else (0,):
+        assert step_flops(config, step)["executed"] == count_step(config, step).get_total_flops()
+
+
+@pytest.mark.parametrize("stage", ["vae", "joint", "ar", "llada"])
+def test_without_fused_kernels_no_scores_are_computed_again(stage: str) -> None:
+    config = run_config(stage, WITH_MASKS)
+    with sdpa_kernel(SDPBackend.MATH):
+        counted = count_step(config).get_total_flops()
+    work = total(step_parts(config))
+    assert work.recomputation > 0
+    assert work.executed - work.recomputation == counted
+
+
+def test_each_part_is_what_its_modules_compute() -> None:
+    """Forward, where torch's counter knows which module runs."""
+    config = run_config("joint", "dit.num_layers=2", "vae.patch_size=2")
+    parts, objective, batch = step_parts(config), build_objective(config), training_batch(config)
+    counts = objective.counts(batch)
+    with counter() as counted:
+        objective(batch, counts)
+
+    def flops(network: str, *modules: str) -> int:
+        by_module = {name.removeprefix("Stage2Objective."): ops for name, ops in counted.get_flop_counts().items()}
+        return sum(sum(ops.values()) for name, ops in by_module.items() if name.startswith(network) and name.endswith(modules))
+
+    block = ("qkv_proj", "attn_out_proj", "ffn_proj", "ffn_out")
+    for part, modules in {
+        "vae.encoder": ("vae.encoder",),
+        "vae.encoder.linear": (*block, "patch_embedder", "final_layer"),
+        "vae.decoder.linear": (*block, "in_layer", "unpatch_layer"),
+        "vae.decoder.head": ("decoder.final_layer",),
+        "reference_encoder": ("reference_encoder",),
+        "reference_encoder.linear": (*block, "patch_embedder", "final_layer"),
+        "dit": ("dit",),
+        "dit.adaln": ("emb_in", "out_in", "msa_in", "msa_out", "mlp_in", "mlp_out"),
+        "dit.linear": ("proj_qkv", "msa.proj_out", ".mlp", "txt_in.proj", "txt_out.proj"),
+    }.items():
+        network = part if len(modules) == 1 and "head" not in part else part.rpartition(".")[0]
+        assert total(parts, part).executed_forward == flops(network, *modules), part
+
+
+def test_forward_and_backward_apart() -> None:
+    config = run_config("ar")
+    work = total(step_parts(config))
+    objective, batch = build_objective(config), training_batch(config)
+    counts = objective.counts(batch)
+    with counter() as forward:
+        loss = objective(batch, counts).total
+    with counter() as backward:
+        loss.backward()
+    assert forward.get_total_flops() == work.executed_forward
+    assert backward.get_total_flops() == work.executed_backward + work.recomputation
