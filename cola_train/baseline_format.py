@@ -19,6 +19,8 @@ from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, load_tensors, read_
 _TRAINING = "training.json"
 _AR, _LLADA = "llama", "cola_llada"
 _ARCHITECTURES = {_AR: "LlamaForCausalLM", _LLADA: "ColaLLaDAModel"}
+# For other programs: here the tokenizer and training.json say it.
+_NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 # For transformers' AutoTokenizer; without the last, some versions take out spaces when decoding.
 _TOKENIZER_FIELDS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
@@ -47,8 +49,8 @@ class BaselineCheckpoint:
         """Read a folder that `write_baseline` wrote; a run folder stands for its `hf` export.
 
         Raises:
-            UserError: not such a folder, a field that is unknown or not supported, tensors that do not fit, or a tokenizer with more
-                ids than the network.
+            UserError: not such a folder; a config field that is unknown or unsupported; any tensor missing, unexpected or of the
+                wrong shape (all are named); a truncated file; a tokenizer with more ids than the network.
         """
         root = find_baseline(Path(folder))
         if root is None:
@@ -58,8 +60,8 @@ class BaselineCheckpoint:
         load_tensors(transformer, root)
         tokenizer = Tokenizer.load(root / "tokenizer.json")
         require(tokenizer.vocab_size <= config.vocab_size,
-                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only {config.vocab_size}; put the tokenizer.json "
-                "there that the checkpoint was trained with.")  # fmt: skip
+                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only {config.vocab_size}; "
+                "put the tokenizer.json there that the checkpoint was trained with.")  # fmt: skip
         transformer.to(device).eval().requires_grad_(False)
         return cls(transformer, tokenizer, read_json(root / _TRAINING)[0] if (root / _TRAINING).is_file() else {})
 
@@ -73,7 +75,7 @@ class BaselineCheckpoint:
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> Checkpoint | BaselineCheckpoint:
-    """A checkpoint of any family: with `cola_dlm/` Cola's, with a config.json a baseline's; a run folder stands for its `hf` export.
+    """A checkpoint of any family: `cola_dlm/` is Cola's, a config.json a baseline's. A run folder stands for its `hf` export.
 
     Raises:
         UserError: as the families' own `load`.
@@ -116,45 +118,41 @@ def write_baseline(
             write_json(working / _TRAINING, training)
 
 
-def _fixed_fields(model_type: str) -> dict[str, Any]:
-    """What Hugging Face's Llama can be told but is always the same here."""
-    return {
+def _fixed_fields(config: TransformerConfig, causal: bool) -> dict[str, Any]:
+    """What Hugging Face's Llama can be told but follows from the rest here."""
+    model_type = _AR if causal else _LLADA
+    fields = {
         "architectures": [_ARCHITECTURES[model_type]],
         "model_type": model_type,
         "hidden_act": "silu",
         "attention_bias": False,
         "attention_dropout": 0.0,
         "mlp_bias": False,
+        "num_key_value_heads": config.num_attention_heads,
         "tie_word_embeddings": False,
-        "rope_scaling": None,
         "dtype": "float32",
     }
+    return fields if causal else {**fields, "mask_token_id": config.vocab_size}
 
 
 def _config_fields(config: TransformerConfig, causal: bool, tokenizer: Tokenizer, training: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {**config.to_json(), **_fixed_fields(_AR if causal else _LLADA)}
-    fields |= {
-        "num_key_value_heads": config.num_attention_heads,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
+    fields = {**config.to_json(), **_fixed_fields(config, causal)}
+    fields |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if "seq_len" in training:
         fields["max_position_embeddings"] = training["seq_len"]
-    return fields if causal else {**fields, "mask_token_id": config.vocab_size}
+    return fields
 
 
 def _read_config(root: Path) -> tuple[TransformerConfig, bool]:
     fields, origin = read_json(root / "config.json")
     model_type = fields.get("model_type")
-    if model_type not in _ARCHITECTURES:
+    if model_type not in tuple(_ARCHITECTURES):
         raise UserError(f"{origin}: model_type must be one of {', '.join(_ARCHITECTURES)}, not {model_type!r}.")
-    fixed = {**_fixed_fields(model_type), "num_key_value_heads": fields.get("num_attention_heads")}
-    if model_type == _LLADA:
-        fixed["mask_token_id"] = fields.get("vocab_size")
-    for name, value in fixed.items():
-        given = fields.pop(name, value)
+    causal = model_type == _AR
+    fixed_names = _fixed_fields(TransformerConfig(), causal)
+    own = {name: value for name, value in fields.items() if name not in fixed_names and name not in _NOT_READ}
+    config = TransformerConfig.from_json(own, origin)
+    for name, value in _fixed_fields(config, causal).items():
+        given = fields.get(name, value)
         require(given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}.")
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings"):
-        fields.pop(name, None)
-    return TransformerConfig.from_json(fields, origin), model_type == _AR
+    return config, causal

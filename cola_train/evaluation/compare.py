@@ -32,8 +32,7 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
     data = PreparedData.open(run.data.path)
     if data.tokenizer.sha256 != checkpoint.tokenizer.sha256:
         raise UserError(f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what it was trained on.")
-    greedy = dataclasses.replace(config.sampler, temperature=0.0)
-    figures = compare(_generator(checkpoint, greedy), _generator(checkpoint, config.sampler), data, config)
+    figures = compare(_generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config)
     values = {f"comparison/{name}": estimate.value for name, estimate in figures.estimates.items()}
     errors = {f"comparison/{name}_standard_error": estimate.standard_error for name, estimate in figures.estimates.items()}
     Lines(run_folder / _METRICS).append({"step": checkpoint.training["step"], **values, **errors})

@@ -19,7 +19,7 @@ def generation_parts(config: RunConfig, sampler: SamplerConfig, prompt_tokens: i
     if isinstance(config, JointRunConfig):
         return _blocks(config, sampler, prompt_tokens, batch)
     require(isinstance(config, BaselineRunConfig),
-            f"{config.name} trains a Text VAE, which writes no text by itself; give a joint, ar or llada run's config.")  # fmt: skip
+            f"{config.name} trains a Text VAE, which writes no text by itself; give a joint, ar or llada config.")  # fmt: skip
     assert isinstance(config, BaselineRunConfig)
     generate = _one_by_one if isinstance(config, AutoregressiveRunConfig) else _all_at_once
     return networks.named("transformer", generate(config, sampler, prompt_tokens, batch))

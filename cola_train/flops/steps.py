@@ -49,7 +49,15 @@ def step_flops(config: RunConfig, step: int) -> dict[Convention, int]:
 
 def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
     """FLOPs of a run's first `steps` steps, by convention."""
-    return {convention: _after(_cycle(config, convention), steps) for convention in CONVENTIONS}
+    cycle = _cycle(config)
+    whole, rest = divmod(steps, sum(number for number, _ in cycle))
+    total = dict.fromkeys(CONVENTIONS, 0)
+    for number, flops in cycle:
+        done = min(rest, number)
+        rest -= done
+        for convention in total:
+            total[convention] += (whole * number + done) * flops[convention]
+    return total
 
 
 def steps_to(config: RunConfig, amount: Amount) -> int:
@@ -58,31 +66,24 @@ def steps_to(config: RunConfig, amount: Amount) -> int:
         return amount.count
     if amount.unit == "tokens":
         return -(-amount.count // _tokens(config))
-    cycle = _cycle(config, config.budget.convention)
-    whole, rest = divmod(amount.count, sum(steps * flops for steps, flops in cycle))
-    reached = whole * sum(steps for steps, _ in cycle)
-    for steps, flops in cycle:
-        needed = min(steps, -(-rest // flops))
-        reached, rest = reached + needed, max(0, rest - needed * flops)
-    return reached
+    phases = [(number, flops[config.budget.convention]) for number, flops in _cycle(config)]
+    whole, rest = divmod(amount.count, sum(number * flops for number, flops in phases))
+    steps = whole * sum(number for number, _ in phases)
+    for number, flops in phases:
+        needed = min(number, -(-rest // flops))
+        steps, rest = steps + needed, max(0, rest - needed * flops)
+    return steps
 
 
-def _cycle(config: RunConfig, convention: Convention) -> list[tuple[int, int]]:
-    """What steps repeat: phases as (number of steps, FLOPs of each)."""
+def _cycle(config: RunConfig) -> list[tuple[int, dict[Convention, int]]]:
+    """What steps repeat: phases as their number of steps and the FLOPs of each."""
     if not isinstance(config, JointRunConfig) or config.objective.vae_strategy.mode != "interval":
-        return [(1, step_flops(config, 0)[convention])]
+        return [(1, step_flops(config, 0))]
     strategy = config.objective.vae_strategy
-    phases = ((strategy.joint_steps, True), (strategy.frozen_steps, False))
-    return [(steps, _phase_flops(config, trains_vae)[convention]) for steps, trains_vae in phases]
-
-
-def _after(cycle: list[tuple[int, int]], steps: int) -> int:
-    whole, rest = divmod(steps, sum(number for number, _ in cycle))
-    total = whole * sum(number * flops for number, flops in cycle)
-    for number, flops in cycle:
-        done = min(rest, number)
-        total, rest = total + done * flops, rest - done
-    return total
+    return [
+        (strategy.joint_steps, _phase_flops(config, trains_vae=True)),
+        (strategy.frozen_steps, _phase_flops(config, trains_vae=False)),
+    ]
 
 
 def _phase_flops(config: RunConfig, trains_vae: bool) -> dict[Convention, int]:

@@ -66,11 +66,22 @@ class Work:
     recomputation: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        ours, theirs = dataclasses.astuple(self), dataclasses.astuple(other)
-        return Work(*(a + b for a, b in zip(ours, theirs, strict=True)))
+        return Work(
+            self.model_forward + other.model_forward,
+            self.model_backward + other.model_backward,
+            self.executed_forward + other.executed_forward,
+            self.executed_backward + other.executed_backward,
+            self.recomputation + other.recomputation,
+        )
 
     def __mul__(self, times: int) -> "Work":
-        return Work(*(flops * times for flops in dataclasses.astuple(self)))
+        return Work(
+            self.model_forward * times,
+            self.model_backward * times,
+            self.executed_forward * times,
+            self.executed_backward * times,
+            self.recomputation * times,
+        )
 
     @property
     def model(self) -> int:

@@ -25,7 +25,7 @@ class AutoregressiveObjective(nn.Module):
     def forward(self, batch: Batch, counts: Counts) -> Losses:
         """The loss of `batch`, a sum over it divided by the step's `counts`.
 
-        Terms: next_token (nats per predicted token: real ones, but a row's first; with mask_documents not a document's first either).
+        Terms: next_token (nats per predicted token: real ones but a row's first, with mask_documents but each document's first).
         Metrics: accuracy of the likeliest next token.
         """
         hidden = self.transformer(batch.tokens, latent_documents(batch, 1, self.config.mask_documents))

@@ -33,9 +33,11 @@ class MaskedDiffusionObjective(nn.Module):
     def forward(self, batch: Batch, counts: Counts) -> Losses:
         """The loss of `batch`, a sum over it divided by the step's `counts`.
 
-        Terms: masked_diffusion (nats per real token): the sum over masked tokens of -log p(x_i | x_t) / t, whose mean over t and masks
-        bounds -log p(x) from above (LLaDA, equation 4). Metrics: accuracy at masked tokens. The head runs at all positions: how many
-        are masked differs from row to row, and shapes that change cost more than they save.
+        Terms: masked_diffusion (nats per real token): the sum over masked tokens of -log p(x_i | x_t) / t. Its mean over masks and
+        over t in (0, 1] bounds -log p(x) from above (LLaDA, equation 4); min_mask_prob leaves out a little of that range.
+        Metrics: accuracy at masked tokens.
+
+        The head runs at all positions: how many are masked differs by row, and shapes that change cost more than they save.
         """
         t, masked = self.draw_mask(batch)
         tokens = torch.where(masked, self.transformer.mask_token_id, batch.tokens)

@@ -116,7 +116,8 @@ def _runner(checkpoint: AnyCheckpoint, config: SamplerConfig, stops: frozenset[i
         if transformer.causal:
             tokens = _one_by_one(AutoregressiveGeneration(transformer, prompts, indices, config, eos), config, stops)
         else:
-            tokens = generate_masked(transformer, prompts, indices, config)
+            # After nothing, all positions would look the same and none be the most confident one.
+            tokens = generate_masked(transformer, [prompt or [eos] for prompt in prompts], indices, config)
         return [(row, None) for row in tokens.tolist()]
 
     return run_tokens

@@ -9,7 +9,8 @@ from typing import Literal
 
 from cola_train.config.runs import RunConfig
 from cola_train.config.settings import require
-from cola_train.scaling.dry_run import SHARDED, Part, Timeline, record
+from cola_train.scaling.allocations import SHARDED, Part, Timeline
+from cola_train.scaling.dry_run import record
 from cola_train.training.processes import cpu_bf16_is_fast
 
 DeviceType = Literal["cpu", "cuda"]
@@ -67,7 +68,7 @@ def estimate(
     micro, local_rows = config.trainer.micro_batch_size, _local_rows(config, world_size)
     require(local_rows % micro == 0,
             f"trainer.global_batch_size ({config.trainer.global_batch_size}) must be a multiple of trainer.micro_batch_size x "
-            f"devices ({micro} x {world_size} = {micro * world_size}); choose a micro-batch that divides {local_rows}.")  # fmt: skip
+            f"devices ({micro} x {world_size} = {micro * world_size}): choose one that divides {local_rows}.")  # fmt: skip
     timeline = _timeline(config, world_size, local_world_size or world_size, device_type)
     live = _of_step(timeline, micro, local_rows).at(micro)
     highest = live[live.sum(axis=1).argmax()]

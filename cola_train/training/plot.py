@@ -26,7 +26,10 @@ def draw_losses(metrics_path: Path, plot_path: Path) -> None:
     from matplotlib.figure import Figure
 
     series = read_metrics(metrics_path)
-    names = sorted({name.split("/", 1)[1] for name in series if name.startswith(("train/", "validation/"))}, key=lambda name: (name != "loss", name))
+    names = sorted(
+        {name.split("/", 1)[1] for name in series if name.startswith(("train/", "validation/"))},
+        key=lambda name: (name != "loss", name),
+    )
     if not names:
         return
     columns = min(3, len(names))

@@ -26,8 +26,8 @@ def interval(joint: int, frozen: int, convention: str = "model") -> Any:
 @given(joint=st.integers(1, 4), frozen=st.integers(1, 4), steps=st.integers(0, 20))
 def test_flops_after_adds_up_every_step(joint: int, frozen: int, steps: int) -> None:
     config = interval(joint, frozen)
-    for convention in CONVENTIONS:
-        assert flops_after(config, steps)[convention] == sum(step_flops(config, step)[convention] for step in range(steps))
+    each = [step_flops(config, step) for step in range(steps)]
+    assert flops_after(config, steps) == {convention: sum(flops[convention] for flops in each) for convention in CONVENTIONS}
 
 
 @settings(max_examples=15)

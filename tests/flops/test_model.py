@@ -72,9 +72,9 @@ def naive_dit(config: Any, rows: int) -> dict[str, int]:
        per=st.sampled_from(["sample", "block"]), grad=st.booleans(), rows=st.integers(1, 3))  # fmt: skip
 def test_the_dits_useful_work(block_size: int, blocks: int, layers: int, patch: int, per: str, grad: bool, rows: int) -> None:
     values = {
-        "dit.block_size": block_size, "data.seq_len": block_size * blocks * patch, "dit.num_layers": layers, "vae.patch_size": patch,
-        "objective.flow.timestep_per": per, "objective.flow.grad_to_encoder": grad, "trainer.global_batch_size": rows,
-        "trainer.micro_batch_size": 1, "dit.head_dim": 12,
+        "dit.block_size": block_size, "data.seq_len": block_size * blocks * patch, "dit.num_layers": layers,
+        "vae.patch_size": patch, "objective.flow.timestep_per": per, "objective.flow.grad_to_encoder": grad,
+        "trainer.global_batch_size": rows, "trainer.micro_batch_size": 1, "dit.head_dim": 12,
     }  # fmt: skip
     config = changed(run_config("joint"), values)
     parts = step_parts(config)

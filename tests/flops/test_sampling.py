@@ -103,6 +103,6 @@ def test_useful_work_token_by_token(length: int, new: int) -> None:
 
 def test_a_vae_alone_generates_nothing() -> None:
     with pytest.raises(
-        UserError, match="small trains a Text VAE, which writes no text by itself; give a joint, ar or llada run's config"
+        UserError, match="small trains a Text VAE, which writes no text by itself; give a joint, ar or llada config"
     ):
         generation_parts(run_config("vae"), sampler(), 1, 1)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cola_train.models.attention import CachedAttention, KVCache
+from cola_train.models.attention import CachedAttention, KVCache, RowAttention
 from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.masks import clean_places, visible_set_mask
 from cola_train.models.text_vae import TextVAE
@@ -167,6 +167,16 @@ def test_each_query_attends_over_its_rows_history_and_what_it_may_see_inside(
                 values = torch.cat([history[1, row % rows, head, :kept], v[row, head, seen]])
                 shares = (keys @ q[row, head, place] / head_dim**0.5).softmax(0)
                 assert_near(out[row, head, place], shares @ values)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_row_without_a_mask_is_causal_or_all_visible(causal: bool) -> None:
+    q, k, v = random_latents(3, 2, 2, 5, 4, seed=60)
+    out = RowAttention(None, causal)(0, q, k, v)
+    for place in range(5):
+        seen = place + 1 if causal else 5
+        shares = (q[:, :, place : place + 1] @ k[:, :, :seen].transpose(2, 3) / 2).softmax(-1)
+        assert_near(out[:, :, place : place + 1], shares @ v[:, :, :seen])
 
 
 def test_a_full_cache_is_refused(dit: BlockCausalDiT, clean: Tensor) -> None:

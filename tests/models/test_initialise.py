@@ -1,6 +1,7 @@
 """Initial weights: a function of seed and name, cut where they should be, and silent where adaLN-Zero wants it."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 from torch import nn
 
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.initialise import initialise_dit, initialise_text_vae
+from cola_train.models.initialise import initialise_dit, initialise_text_vae, transformer_value
 from cola_train.models.text_vae import TextVAE
+from cola_train.models.transformer import Transformer
+from tests.helpers.llama import TRANSFORMER_CONFIG
 from tests.helpers.tiny import random_latents, tiny_dit, tiny_vae
 
 
@@ -110,3 +113,31 @@ def test_initialising_touches_no_buffer() -> None:
     assert all(torch.equal(value, before[name]) for name, value in dit.named_buffers())
     freqs = before["blocks.0.msa.rope.rope.freqs"]
     assert torch.allclose(freqs, torch.tensor([10000.0 ** (-2 * i / dit.config.rope_dim) for i in range(len(freqs))]))
+
+
+def transformer_values(seed: int, **changes: int) -> dict[str, torch.Tensor]:
+    config = dataclasses.replace(TRANSFORMER_CONFIG, hidden_size=64, initializer_range=0.05, **changes)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Transformer(config, causal=False).named_parameters()}
+    return {name: transformer_value(name, shape, config, seed) for name, shape in shapes.items()}
+
+
+def test_a_baselines_weights_are_a_truncated_normal_and_its_norms_one() -> None:
+    values = transformer_values(7, intermediate_size=200)
+    drawn = torch.cat([value.flatten() for value in values.values() if value.ndim > 1])
+    assert drawn.numel() > 50_000
+    assert 2.9 * 0.05 < drawn.abs().max() <= 3 * 0.05
+    assert abs(float(drawn.std()) / (0.98658 * 0.05) - 1) < 0.01
+    norms = [value for name, value in values.items() if "norm" in name]
+    assert len(norms) == 5
+    assert all(torch.equal(value, torch.ones(64)) for value in norms)
+
+
+def test_a_baselines_weights_follow_from_seed_and_name_alone() -> None:
+    values, again, other = transformer_values(7), transformer_values(7, num_hidden_layers=3), transformer_values(8)
+    assert len(again) == len(values) + 9
+    matrices = {name: value for name, value in values.items() if value.ndim > 1}
+    for name, value in matrices.items():
+        assert torch.equal(value, again[name])
+        assert not torch.equal(value, other[name])
+    assert len({float(value.flatten()[0]) for value in matrices.values()}) == len(matrices) == 16
