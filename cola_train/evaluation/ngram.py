@@ -114,4 +114,5 @@ def _discounts(counts: Int64[np.ndarray, " ngrams"]) -> Float64[np.ndarray, "4"]
     k = np.arange(1, 4)
     share = of_count[0] / (of_count[0] + 2 * of_count[1])
     discounts = k - (k + 1) * share * of_count[1:] / of_count[:-1]
-    return np.array([0.0, *discounts]) if (discounts >= 0).all() else np.array(_DEFAULT_DISCOUNTS)
+    # A discount of 0 would leave nothing to what a context was never followed by.
+    return np.array([0.0, *discounts]) if (discounts > 0).all() else np.array(_DEFAULT_DISCOUNTS)

@@ -21,8 +21,8 @@ def generate_masked(
 
     At every step each masked position predicts its token, and those predictions stay whose probability is largest; the others are
     masked again. Step k of n leaves floor(new k / n) tokens, so no step is idle; n is config.num_steps, or `new` if that is less.
-    Prompts, none empty, may differ in length; `prompt_indices` address the draws. Neither guidance nor the repetition penalty, which
-    is on earlier blocks, applies.
+    Prompts, none empty, may differ in length; `prompt_indices` address the draws. Guidance does not apply; nor does the repetition
+    penalty, which is on earlier blocks.
     """
     device, new, num_steps = transformer.lm_head.weight.device, config.max_new_tokens, min(config.num_steps, config.max_new_tokens)
     width = max(len(prompt) for prompt in prompts)

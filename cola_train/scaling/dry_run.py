@@ -105,7 +105,7 @@ def _configure(stage: StageModule, mode: RecordingMode) -> dict[Part, list[Tenso
         materialise(objective, "cpu")
         stage.objective = objective
         stage.average = Average(objective, stage.config.ema.decay)
-        moments = ensure_state(torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad]))
+        moments = ensure_state(stage.configure_optimizers())
         # As when a run starts: then each unit has the storage that it is gathered into, empty.
         gather_each_once(objective)
     return {

@@ -1,7 +1,8 @@
 """How much memory a run needs on each device, and what fits there, before it is launched.
 
 The figures are of an optimizer step's highest moment, as a dry run of the step finds it (dry_run.py). Kernels' own scratch space
-and an allocator's gaps come on top. So does what happens beside steps: sample texts compute with a whole copy of the weights.
+and an allocator's gaps come on top: on a CPU, glibc keeps up to half as much again of what was released, unless the environment
+has MALLOC_MMAP_THRESHOLD_=65536. So does what happens beside steps: sample texts compute with a whole copy of the weights.
 """
 
 import dataclasses
@@ -111,7 +112,7 @@ def what_fits(
     local_world_size = local_world_size or world_size
     local_rows = _local_rows(config, world_size)
     shard_sizes = {"fsdp2": world_size}
-    if local_world_size < world_size:
+    if local_world_size < world_size and world_size % local_world_size == 0:
         shard_sizes["hsdp"] = config.parallel.shard_size or local_world_size
     if world_size > 1:
         shard_sizes["ddp"] = 1
@@ -141,9 +142,11 @@ def _runtime(device_type: DeviceType) -> int:
 
 
 def _timeline(config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType) -> Timeline:
-    if config.trainer.precision == "auto":
-        bf16 = device_type == "cuda" or cpu_bf16_is_fast()
-        config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if bf16 else "fp32"))
+    precision = config.trainer.precision
+    if precision == "auto":
+        precision = "bf16" if device_type == "cuda" or cpu_bf16_is_fast() else "fp32"
+    # Whatever the micro-batch, its timeline is the same.
+    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision=precision, micro_batch_size=1))
     key = repr((config, world_size, local_world_size, device_type))
     if key not in _recorded:
         _recorded[key] = record(config, world_size, local_world_size, device_type)

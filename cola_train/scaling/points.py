@@ -1,17 +1,36 @@
-"""Points of a scaling curve: what was trained, what it cost, what it can do."""
+"""Points of a scaling curve: what was trained, what it cost, what it can do; and their file, points.csv."""
 
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cola_train.config.loop import Convention
+from cola_train.config.settings import UserError, require
 from cola_train.files import write_atomically
+
+_CONVENTIONS: tuple[Convention, ...] = ("paper", "model", "executed")
+_COLUMNS = ("family", "size", "parameters", "tokens", "budget_eflops", "kind", *(f"flops_{name}" for name in _CONVENTIONS))
+_KINDS = ("run", "anneal")
+_NEXT = "Correct it, or let `cola-train curve run` write it again."
+# One optimizer step more or less is all that points of a budget should differ by.
+_MOST_DIFFERENCE = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One model, trained and measured."""
+    """One model, trained and measured.
+
+    Attributes:
+        parameters: of the backbone.
+        tokens: seen in training, padding included.
+        budget: EFLOPs it was trained for. Points of the same budget belong together.
+        flops: what it cost, by convention ("paper", "model", "executed").
+        kind: "run", trained from its first step for this budget; "anneal", branched off a run at a constant learning rate.
+        metrics: by name; the standard error of NAME is NAME_standard_error, and held_out_NAME is the same figure of real text.
+    """
 
     family: str
     size: str
@@ -24,35 +43,100 @@ class Point:
 
 
 def write_points(path: Path, points: Sequence[Point]) -> None:
-    """As CSV."""
-    metrics = sorted({name for point in points for name in point.metrics})
+    """Write a CSV file with a header, a line a point and a column a metric; numbers come back exactly."""
+    metrics = list(points[0].metrics) if points else []
+    assert all(point.metrics.keys() == set(metrics) for point in points)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "family",
-            "size",
-            "parameters",
-            "tokens",
-            "budget_eflops",
-            "kind",
-            "flops_paper",
-            "flops_model",
-            "flops_executed",
-            *metrics,
-        ]
-    )
-    for p in points:
-        writer.writerow(
-            [
-                p.family,
-                p.size,
-                p.parameters,
-                p.tokens,
-                repr(p.budget),
-                p.kind,
-                *(p.flops[n] for n in ("paper", "model", "executed")),
-                *(repr(p.metrics[m]) for m in metrics),
-            ]
-        )
+    writer.writerow([*_COLUMNS, *metrics])
+    for point in points:
+        counts = [point.family, point.size, point.parameters, point.tokens, repr(point.budget), point.kind]
+        flops = [point.flops[name] for name in _CONVENTIONS]
+        writer.writerow([*counts, *flops, *(repr(point.metrics[name]) for name in metrics)])
     write_atomically(path, text.getvalue())
+
+
+def read_points(path: Path) -> list[Point]:
+    """Read what `write_points` wrote, or a table made by hand: columns in any order; what is no column of a point is a metric.
+
+    Raises:
+        UserError: no such file, missing or repeated columns, a line that is cut short, what is no number or none that can be, a
+            kind that there is not, or two lines for one point.
+    """
+    require(path.is_file(), f"There are no measured points at {path}. `cola-train curve run` writes them.")
+    try:
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not a table of points: it must be CSV in UTF-8 with a header. {_NEXT}") from error
+    missing = [name for name in _COLUMNS if name not in header]
+    require(not missing, f"{path} must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}. {_NEXT}")
+    require(len(set(header)) == len(header), f"Each column of {path} must have its own name, but its header is {header}. {_NEXT}")
+    points: list[Point] = []
+    lines: dict[tuple[str, str, float, str], int] = {}
+    for line, row in enumerate(rows, start=2):
+        require(len(row) == len(header), f"{path}, line {line}: {len(header)} columns are needed, not {len(row)}. {_NEXT}")
+        point = _point(dict(zip(header, row, strict=True)), f"{path}, line {line}")
+        key = (point.family, point.size, point.budget, point.kind)
+        require(key not in lines, f"{path}: lines {lines.get(key)} and {line} are the same point: family {point.family}, size "
+                                  f"{point.size}, {point.budget:g} EFLOPs, kind {point.kind}. Remove one of them.")  # fmt: skip
+        lines[key] = line
+        points.append(point)
+    return points
+
+
+def _point(row: dict[str, str], where: str) -> Point:
+    def check(is_right: bool, name: str, rule: str) -> None:
+        require(is_right, f"{where}: {name} must be {rule}, not {row[name]!r}. {_NEXT}")
+
+    def whole(name: str) -> int:
+        check(row[name].isdecimal() and int(row[name]) > 0, name, "a whole number above 0")
+        return int(row[name])
+
+    def real(name: str) -> float:
+        try:
+            value = float(row[name])
+        except ValueError:
+            value = math.nan
+        check(math.isfinite(value), name, "a finite number")
+        return value
+
+    check(row["family"] != "", "family", "a name")
+    check(row["size"] != "", "size", "a name")
+    check(row["kind"] in _KINDS, "kind", " or ".join(_KINDS))
+    check(real("budget_eflops") > 0, "budget_eflops", "above 0")
+    return Point(
+        family=row["family"],
+        size=row["size"],
+        parameters=whole("parameters"),
+        tokens=whole("tokens"),
+        budget=real("budget_eflops"),
+        flops={name: whole(f"flops_{name}") for name in _CONVENTIONS},
+        kind=row["kind"],
+        metrics={name: real(name) for name in row if name not in _COLUMNS},
+    )
+
+
+def by_family(points: Iterable[Point]) -> dict[str, list[Point]]:
+    """Each family's points, families as they come."""
+    families: dict[str, list[Point]] = {}
+    for point in points:
+        families.setdefault(point.family, []).append(point)
+    return families
+
+
+def by_budget(points: Iterable[Point], convention: Convention) -> dict[float, list[Point]]:
+    """One family's points of each budget (EFLOPs), budgets rising, points by rising parameters.
+
+    Raises:
+        UserError: points of a budget whose FLOPs by `convention` differ by more than 5%.
+    """
+    budgets: dict[float, list[Point]] = {}
+    for point in sorted(points, key=lambda point: (point.budget, point.parameters)):
+        budgets.setdefault(point.budget, []).append(point)
+    for budget, members in budgets.items():
+        flops = [member.flops[convention] for member in members]
+        require(max(flops) <= (1 + _MOST_DIFFERENCE) * min(flops),
+                f"Points of one budget must have spent the same FLOPs within {_MOST_DIFFERENCE:.0%}, but those of "
+                f"{members[0].family} at {budget:g} EFLOPs spent {min(flops):.4g} to {max(flops):.4g} by the convention "
+                f"{convention!r}. Set the convention that the budgets were counted by, or train by smaller steps.")  # fmt: skip
+    return budgets

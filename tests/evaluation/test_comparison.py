@@ -190,7 +190,7 @@ def divergence(p: Counter, q: Counter) -> float:
 def test_words_that_only_a_separator_parts_are_two_words(prepare_again: Callable[..., PreparedData]) -> None:
     generator = random.Random(6)
     documents = [" ".join(generator.choices(["we", "were", "her"], k=generator.randint(3, 20))) for _ in range(400)]
-    data = prepare_again("\n\n".join(documents), held_out_share=0.3, seq_len=32)
+    data = prepare_again("\n\n".join(documents), held_out_share=0.3, seq_len=64)
     joined = data.tokenizer.encode(" wewere werewe herwe werewere.")
     config = ComparisonConfig(num_openings=20, num_new_tokens=len(joined))
     found = compare(writes([joined] * 20), writes([joined] * 20), data, config).estimates

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from cola_train.data.packing import TRAIN, VALIDATION
@@ -50,7 +50,7 @@ class Textbook:
             return [0.5, 1.0, 1.5]
         y = n1 / (n1 + 2 * n2)
         found = [1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3]
-        return found if min(found) >= 0 else [0.5, 1.0, 1.5]
+        return found if min(found) > 0 else [0.5, 1.0, 1.5]
 
     def probability(self, token: int, context: tuple[int, ...]) -> float:
         context = context[max(0, len(context) - self.order + 1) :]
@@ -73,14 +73,13 @@ def test_it_is_the_textbooks(rows: np.ndarray, order: int, context: list[int], c
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 2**32 - 1), orders)
+@given(st.integers(0, 2**32 - 1), st.integers(3, 4))
 def test_it_is_the_textbooks_with_discounts_that_can_be_estimated(seed: int, order: int) -> None:
     generator = np.random.default_rng(seed)
     # Steep enough that there are n-grams of every small count; padding is the rarest.
-    rows = np.array([0, 1, 3, 4, 5, PAD])[np.minimum(generator.geometric(0.6, size=(30, 12)), VOCAB) - 1]
+    rows = np.array([0, 1, 3, 4, 5, PAD])[np.minimum(generator.geometric(0.4, size=(60, 12)), VOCAB) - 1]
     textbook, judge = Textbook(rows.tolist(), order), train(rows, order)
-    if order == 4:
-        assert textbook.discounts[4] != [0.5, 1.0, 1.5]
+    assume(textbook.discounts[order] != [0.5, 1.0, 1.5])
     text = rows[0].tolist()
     expected = [-math.log(textbook.probability(text[k], tuple(text[:k]))) for k in range(len(text))]
     assert judge.nats([], text) == pytest.approx(expected, rel=1e-9)

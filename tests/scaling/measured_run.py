@@ -1,4 +1,4 @@
-"""`python -m tests.scaling.measured_run CONFIG WARM_UP_CONFIG`: train, and print by how many bytes the steps made the process grow."""
+"""`python -m tests.scaling.measured_run CONFIG WARM_UP_CONFIG`: train, and print by how many bytes the process grew."""
 
 import sys
 from pathlib import Path

@@ -1,0 +1,157 @@
+"""The compute-optimal size: at each budget a parabola of the metric over log parameters, whose end is the best size N.
+
+Over budgets, N = N0 (C / C0)^a (Hoffmann et al. 2022, approach 2); N0 is the best size at C0, the least budget that counts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from cola_train.config.amounts import FLOPS_PER_EFLOP
+from cola_train.config.loop import Convention
+from cola_train.scaling.bootstrap import Interval, interval, resample
+from cola_train.scaling.points import Point, by_budget
+from cola_train.scaling.power_law import Direction, NotFitted
+
+_PARABOLA, _LINE = 3, 2  # parameters
+Problem = Literal["", "outside the measured sizes", "opens the wrong way"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parabola:
+    """One budget of one family.
+
+    Attributes:
+        flops: mean of the points'.
+        parameters: measured sizes, rising.
+        values: of the metric.
+        coefficients: of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
+        best: parameters at the parabola's end; infinite, or 0, if it opens the wrong way.
+        best_interval: an end may be infinite or 0 too; None with three sizes, through which a parabola goes exactly.
+        problem: why `best` is not to be used; empty if it may be.
+    """
+
+    budget: float
+    flops: float
+    parameters: Float64[np.ndarray, " points"]
+    values: Float64[np.ndarray, " points"]
+    coefficients: Float64[np.ndarray, "3"]
+    best: float
+    best_interval: Interval | None
+    problem: Problem
+
+    def at(self, parameters: Float64[np.ndarray, " sizes"]) -> Float64[np.ndarray, " sizes"]:
+        """The metric at any size."""
+        return np.polyval(self.coefficients, np.log(parameters) - np.log(self.parameters).mean())
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the coefficients."""
+        best = None if self.problem == "opens the wrong way" else self.best
+        found = None if self.best_interval is None else self.best_interval.to_json()
+        return {
+            "eflops": self.flops / FLOPS_PER_EFLOP,
+            "parameters": self.parameters.tolist(),
+            "values": self.values.tolist(),
+            "best_parameters": best,
+            "best_parameters_interval": found,
+            "problem": self.problem,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Growth:
+    """The best size over compute; `exponent_interval` is None with two budgets, through which a line goes exactly."""
+
+    exponent: float
+    exponent_interval: Interval | None
+    c0_flops: float
+    parameters_at_c0: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Flat."""
+        return {
+            "formula": "parameters_at_c0 (C / C0)^exponent",
+            "c0_eflops": self.c0_flops / FLOPS_PER_EFLOP,
+            "parameters_at_c0": self.parameters_at_c0,
+            "exponent": self.exponent,
+            "exponent_interval": None if self.exponent_interval is None else self.exponent_interval.to_json(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class IsoFLOP:
+    """One family: its parabolas, budgets rising, and how their ends grow."""
+
+    parabolas: dict[float, Parabola | NotFitted]
+    growth: Growth | NotFitted
+
+    @property
+    def fitted(self) -> list[Parabola]:
+        """The budgets that have a parabola."""
+        return [parabola for parabola in self.parabolas.values() if isinstance(parabola, Parabola)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Budgets as a list, in EFLOPs."""
+        budgets = [{"budget_eflops": budget, **parabola.to_json()} for budget, parabola in self.parabolas.items()]
+        return {"budgets": budgets, "growth": self.growth.to_json()}
+
+
+def fit_isoflop(points: Sequence[Point], metric: str, direction: Direction, convention: Convention) -> IsoFLOP:
+    """Parabolas of one family's points, and the growth of the best size over those budgets whose parabola shows one.
+
+    Raises:
+        UserError: see `by_budget`.
+    """
+    budgets = by_budget(points, convention)
+    parabolas = {budget: _fit_budget(budget, members, metric, direction, convention) for budget, members in budgets.items()}
+    return IsoFLOP(parabolas, _grow([found for found in parabolas.values() if isinstance(found, Parabola) and not found.problem]))
+
+
+def _fit_budget(
+    budget: float, members: Sequence[Point], metric: str, direction: Direction, convention: Convention
+) -> Parabola | NotFitted:
+    sizes = np.array([member.parameters for member in members], dtype=np.float64)
+    num_sizes = len(np.unique(sizes))
+    if num_sizes < _PARABOLA:
+        return NotFitted(f"a parabola needs {_PARABOLA} sizes, and there are {num_sizes}")
+    values = np.array([member.metrics[metric] for member in members])
+    middle = np.log(sizes).mean()
+    design = np.vander(np.log(sizes) - middle, _PARABOLA)
+    solve = np.linalg.pinv(design)
+    coefficients = solve @ values
+
+    def best(coefficients: Float64[np.ndarray, "fits 3"]) -> Float64[np.ndarray, " fits"]:
+        curvature, slope = coefficients[:, 0], coefficients[:, 1]
+        upwards = curvature if direction == "falls" else -curvature
+        # Where a parabola opens the wrong way, the best lies at one end or the other: where its slope leads.
+        downhill = np.sign(-slope if direction == "falls" else slope)
+        end = np.where(upwards > 0, -slope / np.where(curvature == 0, 1, 2 * curvature), downhill * np.inf)
+        with np.errstate(over="ignore"):  # an end far outside is as good as infinite
+            return np.exp(middle + end)
+
+    at = float(best(coefficients[None])[0])
+    uncertainty = None
+    if len(sizes) > _PARABOLA:
+        uncertainty = interval(best(resample(values, design @ coefficients, _PARABOLA) @ solve.T))
+    opens_right = (coefficients[0] > 0) == (direction == "falls") and coefficients[0] != 0
+    inside = sizes.min() <= at <= sizes.max()
+    problem: Problem = "opens the wrong way" if not opens_right else "" if inside else "outside the measured sizes"
+    flops = float(np.mean([member.flops[convention] for member in members]))
+    return Parabola(budget, flops, sizes, values, coefficients, at, uncertainty, problem)
+
+
+def _grow(parabolas: Sequence[Parabola]) -> Growth | NotFitted:
+    if len(parabolas) < _LINE:
+        return NotFitted(f"growth needs {_LINE} budgets whose best size lies inside the measured ones; there are {len(parabolas)}")
+    flops = np.array([parabola.flops for parabola in parabolas])
+    best = np.log([parabola.best for parabola in parabolas])
+    design = np.vander(np.log(flops / flops[0]), _LINE)
+    solve = np.linalg.pinv(design)
+    exponent, start = solve @ best
+    uncertainty = None
+    if len(parabolas) > _LINE:
+        uncertainty = interval(resample(best, design @ np.array([exponent, start]), _LINE) @ solve[0])
+    return Growth(float(exponent), uncertainty, float(flops[0]), float(np.exp(start)))

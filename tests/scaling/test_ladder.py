@@ -1,0 +1,146 @@
+"""From a spec to runs: every point ends at the first step that reaches its budget, on the same data, each after what it needs."""
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from cola_train.config.curve import CurveConfig
+from cola_train.config.load import load_config
+from cola_train.config.settings import UserError
+from cola_train.flops.steps import flops_after
+from cola_train.scaling.curve import levels, write_launch_lines
+from cola_train.scaling.ladder import Rung, ladder
+from cola_train.training.optim import Schedule
+from tests.helpers.runs import SMALL, SMALL_DIT
+
+TRANSFORMER = [
+    "transformer.vocab_size=320", "transformer.hidden_size=16", "transformer.intermediate_size=32",
+    "transformer.num_attention_heads=2", "transformer.head_dim=8", "transformer.num_hidden_layers=1",
+]  # fmt: skip
+
+
+def write_config(path: Path, stage: str, settings: list[str], **more: object) -> None:
+    nested: dict[str, object] = {"stage": stage, "name": "x", **more}
+    for setting in settings:
+        key, value = setting.split("=")
+        inner = nested
+        *sections, leaf = key.split(".")
+        for section in sections:
+            inner = inner.setdefault(section, {})  # type: ignore[assignment]
+        inner[leaf] = json.loads(value) if value[0].isdigit() else value
+    path.write_text(json.dumps(nested), encoding="utf-8")  # JSON is YAML
+
+
+def write_spec(folder: Path, data: Path | str, **changes: object) -> Path:
+    shared = [setting for setting in SMALL if not setting.startswith(("vae.", "optim.decay", "trainer.max_steps"))]
+    vae = [setting for setting in SMALL if setting.startswith("vae.")]
+    write_config(folder / "vae.yaml", "vae", [*shared, *vae, "trainer.max_steps=4", "optim.decay=9"])
+    frozen = {"objective": {"reference_weight": 0, "mask_weight": 0, "vae_strategy": {"mode": "fix"}}, "init_vae_from": "set later"}
+    write_config(folder / "joint.yaml", "joint", [*shared, *vae, *SMALL_DIT], **frozen)
+    for stage in ("ar", "llada"):
+        write_config(folder / f"{stage}.yaml", stage, [*shared, *TRANSFORMER])
+    sizes = {"one": ["transformer.num_hidden_layers=1"], "two": ["transformer.num_hidden_layers=2"]}
+    spec = {
+        "folder": str(folder / "curve"),
+        "budgets": [3e-10, 6e-10],
+        "settings": [f"data.path={data}", "trainer.validate_every_steps=0", "checkpoint.every_steps=1000"],
+        "families": {
+            "cola": {"config": "joint.yaml", "stage1": "vae.yaml", "sizes": {"one": ["dit.num_layers=1"]}},
+            "ar": {"config": "ar.yaml", "sizes": sizes},
+        },
+        "comparison": {"num_openings": 8, "num_new_tokens": 8},
+        **changes,
+    }
+    (folder / "spec.yaml").write_text(json.dumps(spec), encoding="utf-8")
+    return folder / "spec.yaml"
+
+
+def read(path: Path) -> tuple[CurveConfig, list[Rung]]:
+    spec = load_config(CurveConfig, path)
+    return spec, ladder(spec, path.parent)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_a_point_ends_at_the_first_step_that_reaches_its_budget(tmp_path: Path, schedule: str) -> None:
+    _, rungs = read(write_spec(tmp_path, "data", schedule=schedule))
+    points = [rung for rung in rungs if rung.is_point]
+    assert len(points) == 6
+    stage1 = flops_after(rungs[0].config, 4)["model"]
+    for rung in points:
+        before, steps = (stage1 if rung.family == "cola" else 0), rung.config.trainer.max_steps
+        budget = round(rung.budget * 1e18)
+        assert before + flops_after(rung.config, steps - 1)["model"] < budget <= before + flops_after(rung.config, steps)["model"]
+        assert Schedule.of(rung.config).rate(steps) == rung.config.optim.final_learning_rate
+
+
+def test_anneals_branch_off_at_the_marks_of_a_constant_rate_run(tmp_path: Path) -> None:
+    _, rungs = read(write_spec(tmp_path, "data"))
+    assert [(rung.name, rung.kind, rung.after) for rung in rungs if rung.family == "cola"] == [
+        ("cola-stage1", "stage1", None),
+        ("cola-one-trunk", "trunk", "cola-stage1"),
+        ("cola-one-3e-10", "anneal", "cola-one-trunk"),
+        ("cola-one-6e-10", "anneal", "cola-one-trunk"),
+    ]
+    for trunk in (rung for rung in rungs if rung.kind == "trunk"):
+        constant = Schedule.of(trunk.config)
+        anneals = [rung for rung in rungs if rung.after == trunk.name]
+        begins = [int(rung.arguments[rung.arguments.index("--step") + 1]) for rung in anneals]
+        assert trunk.config.budget.marks == [f"{begin} steps" for begin in begins]
+        assert trunk.config.trainer.max_steps == begins[-1]
+        for rung, begin in zip(anneals, begins, strict=True):
+            own, steps = Schedule.of(rung.config), rung.config.trainer.max_steps
+            assert all(own.rate(step) == constant.rate(step) for step in range(begin + 1))
+            assert own.rate(begin + 1) < constant.rate(begin + 1)
+            assert steps - begin == max(1, round(0.2 * steps))
+
+
+def test_all_families_read_the_same_samples(tmp_path: Path) -> None:
+    spec, rungs = read(write_spec(tmp_path, "data"))
+    assert {(rung.config.data.path, rung.config.data_seed, rung.config.seed) for rung in rungs} == {("data", 6198, 66)}
+    assert all(rung.config.runs_folder == spec.folder for rung in rungs)
+    assert {rung.config.init_vae_from for rung in rungs if rung.config.stage == "joint"} == {f"{spec.folder}/cola-stage1"}  # type: ignore[attr-defined]
+
+
+def test_launch_lines_are_a_level_a_file_and_each_is_a_run(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, "data")
+    spec, rungs = read(path)
+    written = write_launch_lines(spec, tmp_path, tmp_path / "lines", "bash launch.sh")
+    # Stage 1 and the baselines' trunks; then their anneals and Cola's trunk; then its anneals.
+    assert [len(file.read_text().splitlines()) for file in written] == [3, 5, 2]
+    lines = [line for file in written for line in file.read_text().splitlines()]
+    assert len(lines) == len(rungs)
+    for level, file in zip(levels(rungs), written, strict=True):
+        for rung, line in zip(level, file.read_text().splitlines(), strict=True):
+            training, *comparison = line.split(" && ")
+            assert shlex.split(training) == ["bash", "launch.sh", *rung.arguments]
+            assert bool(comparison) == rung.is_point
+            if comparison:
+                assert shlex.split(comparison[0])[:3] == ["cola-train", "compare", f"{spec.folder}/{rung.name}"]
+                assert "num_openings=8" in comparison[0]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"budgets": [1e-11]}, r"budget of 1e-11 EFLOPs is used up by stage 1 \(cola-stage1\), which costs 5.2"),
+        ({"budgets": [6e-11, 6.1e-11]}, r"too small or too close for cola one: its anneals would begin at steps"),
+        ({"budgets": []}, "budgets must be different numbers of EFLOPs above 0"),
+        ({"budgets": [1e-9, 1e-9]}, "budgets must be different"),
+        ({"anneal_share": 1.5}, r"anneal_share must be in \(0, 1\), not 1.5"),
+        ({"families": {}}, "A curve needs families"),
+        ({"families": {"a/b": {"config": "ar.yaml", "sizes": {"x": []}}}}, "become folders.*not 'a/b'"),
+        ({"families": {"ar": {"config": "ar.yaml", "sizes": {}}}}, "A family needs at least one size"),
+        ({"families": {"ar": {"config": "none.yaml", "sizes": {"x": []}}}}, "There is no config file"),
+        ({"families": {"ar": {"config": "ar.yaml", "sizes": {"x": [], "y": ["data_seed=3"]}}}}, "data_seed is 6198 in .* and 3 in"),
+        (
+            {"families": {"cola": {"config": "joint.yaml", "sizes": {"x": []}}}},
+            "whose cost no budget counts; give its config as `stage1`",
+        ),
+        ({"budget": [1]}, "Unknown config key 'budget'"),
+    ],
+)
+def test_a_spec_that_cannot_be_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(write_spec(tmp_path, "data", **changes))
