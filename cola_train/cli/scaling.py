@@ -65,7 +65,10 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _match(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    config = load_run_config(Path(options.settings[0]), options.settings[1:])
+    from cola_train.scaling.match import fairness, show
+
+    sys.stdout.write(show(fairness(config, options.equal), options.json))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -92,8 +95,15 @@ def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
 
 
 def _curve_fit(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    spec, _ = _spec(options)
+    from cola_train.scaling.results import write_fit
+
+    sys.stdout.write(write_fit(spec))
 
 
 def _curve_plot(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    spec, _ = _spec(options)
+    from cola_train.scaling.results import draw
+
+    for path in draw(spec):
+        print(path)

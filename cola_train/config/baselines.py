@@ -8,7 +8,7 @@ from cola_train.config.settings import require, setting
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(NetworkConfig):
-    """A LLaMA transformer: RMSNorm, rotary embedding, SwiGLU, untied embeddings, no biases. Fields as in Hugging Face's config.json."""
+    """A LLaMA transformer: RMSNorm, rotary embedding, SwiGLU, untied embeddings, no biases. Fields are Hugging Face's."""
 
     vocab_size: int = setting(100278, help="Number of token ids; LLaDA's input embedding adds one row for [mask].")
     hidden_size: int = setting(2048, help="Width.")

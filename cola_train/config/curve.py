@@ -39,9 +39,10 @@ class CurveConfig:
 
     def __post_init__(self) -> None:
         require(len(self.families) > 0, "A curve needs families, each with its config and sizes.")
-        require(len(self.budgets) > 0 and all(budget > 0 for budget in self.budgets) and len(set(self.budgets)) == len(self.budgets),
+        different = len(set(self.budgets)) == len(self.budgets)
+        require(len(self.budgets) > 0 and different and all(budget > 0 for budget in self.budgets),
                 f"budgets must be different numbers of EFLOPs above 0, not {self.budgets}.")  # fmt: skip
         require(0 < self.anneal_share < 1, f"anneal_share must be in (0, 1), not {self.anneal_share}.")
         for name in (*self.families, *(size for family in self.families.values() for size in family.sizes)):
             require(name.replace("_", "").replace("-", "").replace(".", "").isalnum(),
-                    f"Names of families and sizes become folders: letters, digits, '.', '_' and '-' only, not {name!r}.")  # fmt: skip
+                    f"Names of families and sizes become folders: letters, digits, '.', '_' and '-', not {name!r}.")  # fmt: skip

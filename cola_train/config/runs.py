@@ -25,7 +25,8 @@ from cola_train.config.settings import UserError, require, section, setting
 
 # What may change when a run goes on: who computes, what is kept and shown, and how long. All else makes it another run.
 _MAY_CHANGE = (
-    "parallel.", "checkpoint.", "guard.", "wandb.", "budget.eflops", "budget.marks", "runs_folder", "data.path", "data.num_workers", "ema.evaluate", "ema.export",
+    "parallel.", "checkpoint.", "guard.", "wandb.", "budget.eflops", "budget.marks", "runs_folder", "data.path", "data.num_workers",
+    "ema.evaluate", "ema.export",
     "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.validate_every_steps",
     "trainer.validation_rows", "trainer.log_every_steps", "trainer.sample_every_steps", "trainer.sample_prompts",
 )  # fmt: skip
@@ -64,8 +65,8 @@ class RunConfig:
         horizons = (self.optim.warmup, self.optim.decay, self.optim.anneal)
         in_flops = any(Amount.parse(text, "optim").unit == "EFLOPs" for text in horizons)
         require(not (in_flops and self.budget.convention == "executed"),
-                "optim.warmup, decay and anneal cannot be EFLOPs with budget.convention=executed: what is executed depends on how a "
-                "run is spread over devices, and the learning rate must not. Use paper or model.")  # fmt: skip
+                "optim.warmup, decay and anneal cannot be EFLOPs with budget.convention=executed: what is executed depends on how "
+                "a run is spread over devices, and the learning rate must not. Use paper or model.")  # fmt: skip
 
     @property
     def vocab_size(self) -> int:

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from cola_train.scaling.points import Point, write_points
-
 from cola_train.config.curve import CurveConfig
 from cola_train.config.load import changed_values
 from cola_train.config.settings import INTERRUPTED
+from cola_train.data.prepared import PreparedData
 from cola_train.data.progress import say
 from cola_train.files import write_atomically
 from cola_train.flops.parameters import backbone_parameters
 from cola_train.scaling.ladder import Rung, ladder, stage1_flops
+from cola_train.scaling.points import Point, write_points
 from cola_train.training.metrics import METRICS
 from cola_train.training.run_folder import read_run_config, read_status
 
@@ -36,6 +36,7 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
         UserError: whatever the spec or a run's config gets wrong, before anything is trained.
     """
     rungs = ladder(spec, spec_folder)
+    PreparedData.open(rungs[0].config.data.path)
     outcomes: dict[str, Outcome] = {}
     for level in levels(rungs):
         with ThreadPoolExecutor(parallel) as pool:
@@ -154,7 +155,7 @@ def measured(spec: CurveConfig, rungs: Sequence[Rung]) -> list[Point]:
                 family=rung.family,
                 size=rung.size,
                 parameters=backbone_parameters(read_run_config(run)),
-                tokens=spent["tokens"],
+                tokens=int(spent["tokens"]),
                 budget=rung.budget,
                 flops=flops,
                 kind=rung.kind,

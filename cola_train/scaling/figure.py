@@ -76,12 +76,12 @@ def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> Non
             linestyle="none",
             label="not the best size of its budget",
         ),
-        Line2D([], [], color=_GREY, label="power law through the best sizes"),
-        Line2D([], [], color=_GREY, linestyle="--", label="extrapolation"),
+        _entry(label="power law through the best sizes"),
+        _entry(linestyle="--", label="extrapolation"),
         Patch(color=_GREY, alpha=0.2, linewidth=0, label=f"{LEVEL:.0%} interval of the curve"),
     ]
     if any(f"held_out_{metric}" in points[0].metrics for metric in fits.metrics):
-        entries.append(Line2D([], [], color=_GREY, linestyle=":", label="real text"))
+        entries.append(_entry(linestyle=":", label="real text"))
     _draw(fill, columns, -(-len(fits.metrics) // columns), entries, png, svg)
 
 
@@ -107,7 +107,7 @@ def draw_isoflop(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> N
 
     entries = [
         *(
-            Line2D([], [], color=colour, marker="o", label=f"{budget * FLOPS_PER_EFLOP / unit:.3g} {name}")
+            _entry(color=colour, marker="o", label=f"{budget * FLOPS_PER_EFLOP / unit:.3g} {name}")
             for budget, colour in colours.items()
         ),
         *_kind_entries(points),
@@ -182,6 +182,10 @@ def _colours(points: Sequence[Point]) -> list[str]:
     return [_COLOURS[index % len(_COLOURS)] for index in range(len(by_family(points)))]
 
 
+def _entry(**style: Any) -> Line2D:
+    return Line2D([], [], **{"color": _GREY, **style})
+
+
 def _family_entries(points: Sequence[Point]) -> list[Patch]:
     return [Patch(color=colour, label=family) for colour, family in zip(_colours(points), by_family(points), strict=True)]
 
@@ -189,7 +193,7 @@ def _family_entries(points: Sequence[Point]) -> list[Patch]:
 def _kind_entries(points: Sequence[Point]) -> list[Line2D]:
     names = {"run": "run of its own", "anneal": "anneal off a constant-rate run"}
     kinds = [kind for kind in names if any(point.kind == kind for point in points)]
-    return [Line2D([], [], color=_GREY, marker=_MARKERS[kind], linestyle="none", label=names[kind]) for kind in kinds]
+    return [_entry(marker=_MARKERS[kind], linestyle="none", label=names[kind]) for kind in kinds]
 
 
 def _unit(flops: Sequence[float]) -> tuple[float, str]:

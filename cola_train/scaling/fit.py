@@ -90,7 +90,7 @@ def show(fits: Fits) -> str:
         *_table([["metric", "family", "limit", "A", "alpha", "at 10x", ""], *_power_law_rows(fits)]),
         "",
         "Parameters of the compute-optimal size at each budget (EFLOPs), by a parabola over log parameters; they grow as C^a.",
-        "(in brackets) outside the measured sizes; - the parabola opens the wrong way; ? too few sizes. None of these count for a.",
+        "(in brackets) outside the measured sizes; - no best size, as the parabola opens the wrong way; ? too few sizes. None of these count for a.",
         "",
         *_table(_isoflop_rows(fits)),
     ]
@@ -135,7 +135,7 @@ def _best(parabola: Parabola | NotFitted | None) -> str:
         return ""
     if isinstance(parabola, NotFitted):
         return "?"
-    if parabola.problem == "opens the wrong way":
+    if parabola.problem == "no best size":
         return "-"
     return f"({parabola.best:.3g})" if parabola.problem else f"{parabola.best:.3g}"
 

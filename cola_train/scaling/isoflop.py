@@ -17,7 +17,9 @@ from cola_train.scaling.points import Point, by_budget
 from cola_train.scaling.power_law import Direction, NotFitted
 
 _PARABOLA, _LINE = 3, 2  # parameters
-Problem = Literal["", "outside the measured sizes", "opens the wrong way"]
+# Of the largest value: what is less is rounding.
+_ROUNDING = 1e-12
+Problem = Literal["", "outside the measured sizes", "no best size"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Parabola:
         parameters: measured sizes, rising.
         values: of the metric.
         coefficients: of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
-        best: parameters at the parabola's end; infinite, or 0, if it opens the wrong way.
+        best: parameters at the parabola's end; if it opens the wrong way there is none, and this is infinite or 0, as it slopes.
         best_interval: an end may be infinite or 0 too; None with three sizes, through which a parabola goes exactly.
         problem: why `best` is not to be used; empty if it may be.
     """
@@ -49,7 +51,7 @@ class Parabola:
 
     def to_json(self) -> dict[str, Any]:
         """All but the coefficients."""
-        best = None if self.problem == "opens the wrong way" else self.best
+        best = None if self.problem == "no best size" else self.best
         found = None if self.best_interval is None else self.best_interval.to_json()
         return {
             "eflops": self.flops / FLOPS_PER_EFLOP,
@@ -122,13 +124,14 @@ def _fit_budget(
     design = np.vander(np.log(sizes) - middle, _PARABOLA)
     solve = np.linalg.pinv(design)
     coefficients = solve @ values
+    sign = 1 if direction == "falls" else -1
+    least = _ROUNDING * np.abs(values).max()
 
     def best(coefficients: Float64[np.ndarray, "fits 3"]) -> Float64[np.ndarray, " fits"]:
-        curvature, slope = coefficients[:, 0], coefficients[:, 1]
-        upwards = curvature if direction == "falls" else -curvature
-        # Where a parabola opens the wrong way, the best lies at one end or the other: where its slope leads.
-        downhill = np.sign(-slope if direction == "falls" else slope)
-        end = np.where(upwards > 0, -slope / np.where(curvature == 0, 1, 2 * curvature), downhill * np.inf)
+        curvature, slope = (sign * np.where(np.abs(x) > least, x, 0) for x in coefficients.T[:2])
+        opens_right = curvature > 0
+        away = np.where(slope == 0, 0, np.copysign(np.inf, -slope))
+        end = np.where(opens_right, -slope / np.where(opens_right, 2 * curvature, 1), away)
         with np.errstate(over="ignore"):  # an end far outside is as good as infinite
             return np.exp(middle + end)
 
@@ -136,9 +139,9 @@ def _fit_budget(
     uncertainty = None
     if len(sizes) > _PARABOLA:
         uncertainty = interval(best(resample(values, design @ coefficients, _PARABOLA) @ solve.T))
-    opens_right = (coefficients[0] > 0) == (direction == "falls") and coefficients[0] != 0
-    inside = sizes.min() <= at <= sizes.max()
-    problem: Problem = "opens the wrong way" if not opens_right else "" if inside else "outside the measured sizes"
+    problem: Problem = "" if sizes.min() <= at <= sizes.max() else "outside the measured sizes"
+    if sign * coefficients[0] <= least:
+        problem = "no best size"
     flops = float(np.mean([member.flops[convention] for member in members]))
     return Parabola(budget, flops, sizes, values, coefficients, at, uncertainty, problem)
 

@@ -21,8 +21,8 @@ class Rung:
     """One run of a ladder.
 
     Attributes:
-        kind: "stage1"; "trunk", a constant-rate run that is no point itself; "anneal", a point that branches off one; "run", a point
-            trained from its first step.
+        kind: "stage1"; "trunk", a constant-rate run that is no point itself; "anneal", a point that branches off one; "run", a
+            point trained from its first step.
         arguments: of cola-train.
         budget: EFLOPs of a point, stage 1 included; 0 of what is no point.
         after: the run that must be finished before.
@@ -143,8 +143,8 @@ def _check_alike(rungs: Sequence[Rung]) -> None:
             ("data_seed", first.config.data_seed, rung.config.data_seed),
         ):
             require(ours == theirs,
-                    f"A curve compares runs on the same data in the same order, but {key} is {ours!r} in {first.name} and {theirs!r} "
-                    f"in {rung.name}. Set it for all under `settings`.")  # fmt: skip
+                    f"A curve compares runs on the same data in the same order, but {key} is {ours!r} in {first.name} and "
+                    f"{theirs!r} in {rung.name}. Set it for all under `settings`.")  # fmt: skip
     for rung in rungs:
         joint = isinstance(rung.config, JointRunConfig)
         require(not joint or rung.after is not None or rung.config.init_vae_from is None,  # type: ignore[attr-defined]

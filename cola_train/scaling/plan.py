@@ -5,9 +5,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cola_train.flops.steps import CONVENTIONS, flops_after, step_flops, step_parts, steps_to
-from cola_train.scaling.memory import estimate, what_fits
-
 from cola_train.config.amounts import FLOPS_PER_EFLOP, Amount, Mark
 from cola_train.config.runs import RunConfig
 from cola_train.config.settings import UserError, require
@@ -15,6 +12,8 @@ from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
 from cola_train.flops.parameters import backbone_parameters, network_parameters, parameters_by_part
 from cola_train.flops.peaks import DEVICES, Device, device_named
+from cola_train.flops.steps import CONVENTIONS, flops_after, step_flops, step_parts, steps_to
+from cola_train.scaling.memory import estimate, what_fits
 from cola_train.training.budget import Budget
 
 _LISTED_MARKS = 30

@@ -21,8 +21,8 @@ Direction = Literal["falls", "rises"]
 _NUM_PARAMETERS = 3
 # Of alpha x log(most / least compute): from a straight line over log C to a curve that has reached E at the second point.
 _LEAST_DECAY, _MOST_DECAY = 1e-3, 20.0
-_GRID_SIZE = 160
-_NUM_CUTS = 40
+_GRID_SIZE = 60
+_NUM_CUTS = 30
 # How far past the last point to_json looks, in multiples of its compute.
 _BEYOND = (3.0, 10.0)
 

@@ -145,7 +145,7 @@ def test_frozen_weights_have_no_gradients_and_no_optimizer_state() -> None:
 
 
 def test_offloaded_parts_are_not_the_gpus() -> None:
-    config = small_joint("trainer.global_batch_size=8")
+    config = small_vae("trainer.global_batch_size=8")
     offloaded = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, cpu_offload=True))
     there, gone = (estimate(each, 2, device_type="cuda").by_part for each in (config, offloaded))
     assert there["weights"] > 0
@@ -167,8 +167,7 @@ def test_the_largest_micro_batch_is_what_trying_all_finds() -> None:
 
 
 def test_what_fits_agrees_with_estimates_of_each_sharding() -> None:
-    wide = ["vae.dim=64", "vae.ffn_dim=128", "dit.txt_dim=64", "dit.emb_dim=64", "dit.heads=4"]
-    config = small_joint("trainer.global_batch_size=16", *wide)
+    config = small_vae("trainer.global_batch_size=16", "vae.dim=64", "vae.ffn_dim=128")
     memory = estimate(config, 4, 2).peak
     options = what_fits(config, 4, memory, local_world_size=2, device_type="cpu")
     assert [option.strategy for option in options[::3]] == ["fsdp2", "hsdp", "ddp"]
