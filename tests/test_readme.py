@@ -1,4 +1,4 @@
-"""Every command of the README runs, the long ones in their smoke form; so does its Python."""
+"""Every command of the README and of docs/scaling.md runs, the long ones in their smoke form; so does its Python."""
 
 import json
 import re
@@ -22,7 +22,8 @@ def commands_of(page: str) -> list[str]:
     ]
 
 
-COMMANDS = commands_of(README)
+GUIDE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+COMMANDS = [*dict.fromkeys([*commands_of(README), *commands_of(GUIDE)])]
 SCRIPTS = [command for command in COMMANDS if command.startswith("bash ")]
 VERBS = [command for command in COMMANDS if command.startswith("cola-train ")]
 SHORT = ["trainer.max_steps=2", "trainer.micro_batch_size=4", "trainer.global_batch_size=4", "trainer.validation_rows=4"]
@@ -31,9 +32,10 @@ SHORT = ["trainer.max_steps=2", "trainer.micro_batch_size=4", "trainer.global_ba
 def test_every_command_is_known_to_this_test() -> None:
     assert sorted(SCRIPTS + VERBS) == sorted(COMMANDS)
     # test.sh is what runs this; the quick start is run below.
-    assert SCRIPTS == ["bash scripts/quickstart.sh", "bash scripts/test.sh"]
+    assert SCRIPTS == ["bash scripts/quickstart.sh", "bash scripts/test.sh", "bash scripts/curve_austen.sh"]
     assert {shlex.split(command)[1] for command in VERBS} == {
-        "tokenizer", "prepare", "vae", "joint", "warm-start", "export", "sample", "report", "doctor", "audit", "chaos",
+        "tokenizer", "prepare", "vae", "joint", "ar", "llada", "warm-start", "branch", "export", "sample", "report", "plan", "match",
+        "compare", "doctor", "audit", "chaos",
     }  # fmt: skip
     guide = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     assert set(commands_of(guide)) <= set(VERBS)
@@ -49,6 +51,16 @@ def test_the_quick_start_runs_in_its_smoke_form() -> None:
 
 
 @pytest.mark.slow
+def test_the_curve_runs_in_its_smoke_form() -> None:
+    command = ["bash", "scripts/curve_austen.sh", "--smoke"]
+    done = subprocess.run(command, cwd=ROOT, env=clean_environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "4 of 4 points are measured: checkpoints/curve-smoke/points.csv" in done.stderr
+    assert "Power laws through the best size at each budget" in done.stdout
+    assert done.stdout.strip().endswith("checkpoints/curve-smoke/isoflop.svg")
+
+
+@pytest.mark.slow
 def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     texts = tmp_path / "my_texts"
@@ -61,8 +73,10 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
         words = shlex.split(command)
         if "--resume" in words:
             words += ["trainer.max_steps=3", "trainer.micro_batch_size=2"]
-        elif words[1] in ("vae", "joint", "warm-start"):
+        elif words[1] in ("vae", "joint", "ar", "llada", "warm-start"):
             words += SHORT
+        elif words[1] == "branch":
+            words += ["trainer.max_steps=4", "optim.decay=4", "optim.anneal=2"]
         elif words[1] == "chaos":
             words += ["--kills", "2", "--steps", "24"]
         done = subprocess.run(words, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)

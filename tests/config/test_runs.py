@@ -19,7 +19,8 @@ def joint(*overrides: str) -> JointRunConfig:
     "override",
     [
         "parallel.strategy=ddp", "parallel.num_processes=2", "parallel.timeout_seconds=5", "parallel.activation_checkpointing=full",
-        "checkpoint.every_steps=7", "budget.marks=[3]", "budget.eflops=3", "checkpoint.if_damaged=previous", "guard.max_skipped_in_a_row=9",
+        "checkpoint.every_steps=7", "budget.marks=[3]", "budget.eflops=3", "checkpoint.if_damaged=previous",
+        "guard.max_skipped_in_a_row=9",
         "wandb.enabled=true", "runs_folder=elsewhere", "data.path=there", "data.num_workers=2", "trainer.max_steps=3",
         "trainer.micro_batch_size=4", "trainer.accelerator=cpu", "trainer.validate_every_steps=5", "trainer.log_every_steps=2",
         "trainer.sample_every_steps=2", "trainer.precision=auto",

@@ -47,7 +47,7 @@ def long_rows(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("long")
     (folder / "book.txt").write_bytes(lzma.decompress(BOOK.read_bytes())[:60_000])
     corpus, tokenizer = CorpusConfig(inputs=[str(folder / "book.txt")]), str(prepared_folder / "tokenizer.json")
-    prepare(PrepareConfig(out=str(folder / "rows"), tokenizer=tokenizer, corpus=corpus, seq_len=128))
+    prepare(PrepareConfig(out=str(folder / "rows"), tokenizer=tokenizer, corpus=corpus, seq_len=128, held_out_share=0))
     return folder / "rows"
 
 
@@ -89,7 +89,8 @@ def test_a_real_run_takes_what_was_estimated(kind: str, long_rows: Path, tmp_pat
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     measured = int(run.stdout.rsplit("grew ", 1)[1])
-    assert measured > 50e6
+    assert measured > 100e6
+    print(kind, measured, estimate(config, world_size=1).peak)
     assert estimate(config, world_size=1).peak == pytest.approx(measured, rel=0.15)
 
 

@@ -61,7 +61,7 @@ def test_the_same_call_goes_on_with_a_branch(trunk: Path) -> None:
     "step, overrides, message",
     [
         (4, END, r"has no checkpoint of step 4; it has \[5, 6, 7\]"),
-        (5, [*END, "optim.anneal=6"], r"learning rate is not that of the run it comes from at step 4, before it branches off at step 5"),
+        (5, [*END, "optim.anneal=6"], "rate is not that of the run it comes from at step 4, before it branches off at step 5"),
         (5, [*END, "seed=3"], "cannot differ from it in seed: 66, now 3"),
         (5, [*END, "optim.learning_rate=1"], "cannot differ from it in optim.learning_rate"),
     ],

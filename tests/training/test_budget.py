@@ -1,17 +1,21 @@
 """Budgets: a run ends at the exact step, counts every step once whatever happens to it, and keeps and exports its marks."""
 
 import json
+import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.runs import JointRunConfig, VAERunConfig
 from cola_train.config.settings import UserError
 from cola_train.flops.steps import flops_after, step_flops
 from cola_train.hf_format import Checkpoint
+from cola_train.training import saver, step_log
 from cola_train.training.budget import Budget
 from cola_train.training.checkpoint import latest_checkpoint, read_manifest, saved_steps, step_folder
 from cola_train.training.checkpoint_io import CheckpointReader
@@ -48,13 +52,8 @@ def test_a_run_ends_at_the_first_step_that_reaches_its_budget(joint_config: Conf
 
 
 def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(
-    joint_config: Configs, run_program: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    joint_config: Configs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import random
-    import signal
-
-    from cola_train.training import step_log
-
     budget = eflops(flops_after(joint_config("x", *INTERVAL), 19)["model"])
     settings = ["trainer.max_steps=1000", "checkpoint.every_steps=4", budget, *INTERVAL]
     whole = joint_config("whole", *settings)
@@ -73,9 +72,7 @@ def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(step_log.StepLog, "write", interrupt)
-    ends = []
-    for _ in range(2):
-        ends.append(train(broken).state)
+    ends = [train(broken).state for _ in range(2)]
     with pytest.raises(RuntimeError, match="killed"):
         train(broken)
     ends.append(train(broken).state)
@@ -86,7 +83,7 @@ def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(
         folder = latest_checkpoint(run)
         assert folder is not None
         manifest = read_manifest(folder)
-        tensors = {name: __import__("torch").empty(shape) for name, shape in manifest.shapes.items()}
+        tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
         CheckpointReader(folder, manifest, one_process=True).load(tensors)
         found.append((manifest.state, tensors, figures(run)))
     assert found[0][0] == found[1][0]
@@ -113,8 +110,6 @@ def test_marks_of_every_unit_are_kept_exported_and_validated(joint_config: Confi
 def test_a_mark_that_could_not_be_exported_is_exported_at_the_end(
     vae_config: Callable[..., VAERunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cola_train.training import saver
-
     def refuse(*arguments: Any) -> None:
         raise UserError("the disk is full")
 
