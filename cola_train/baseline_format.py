@@ -21,7 +21,7 @@ _AR, _LLADA = "llama", "cola_llada"
 _ARCHITECTURES = {_AR: "LlamaForCausalLM", _LLADA: "ColaLLaDAModel"}
 # For other programs: here the tokenizer and training.json say it.
 _NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
-# For transformers' AutoTokenizer; without the last, some versions take out spaces when decoding.
+# For transformers' AutoTokenizer; without the last, its version 4 takes out spaces when decoding.
 _TOKENIZER_FIELDS = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "eos_token": EOS_TOKEN,

@@ -9,10 +9,10 @@ from hypothesis import settings
 from cola_train.data.datamodule import Batch
 from cola_train.hf_format import Checkpoint
 from tests.helpers.golden import NAMES, Golden
-from tests.helpers.runs import joint_config, prepared_folder, run_program, vae_config
+from tests.helpers.runs import baseline_config, joint_config, prepared_folder, run_program, vae_config
 from tests.helpers.tiny import make_batch, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
 
-__all__ = ["joint_config", "prepared_folder", "run_program", "vae_config"]  # fixtures that pytest finds here
+__all__ = ["baseline_config", "joint_config", "prepared_folder", "run_program", "vae_config"]  # fixtures that pytest finds here
 
 # No deadline: a busy machine is not a bug. The same examples every time: neither is an unlucky draw.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)

@@ -34,8 +34,8 @@ def test_every_command_is_known_to_this_test() -> None:
     # test.sh is what runs this; the quick start is run below.
     assert SCRIPTS == ["bash scripts/quickstart.sh", "bash scripts/test.sh", "bash scripts/curve_austen.sh"]
     assert {shlex.split(command)[1] for command in VERBS} == {
-        "tokenizer", "prepare", "vae", "joint", "ar", "llada", "warm-start", "branch", "export", "sample", "report", "plan", "match",
-        "compare", "doctor", "audit", "chaos",
+        "tokenizer", "prepare", "vae", "joint", "ar", "llada", "warm-start", "branch", "export", "sample", "report", "plan",
+        "match", "compare", "doctor", "audit", "chaos",
     }  # fmt: skip
     guide = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     assert set(commands_of(guide)) <= set(VERBS)

@@ -90,7 +90,7 @@ def show(fits: Fits) -> str:
         *_table([["metric", "family", "limit", "A", "alpha", "at 10x", ""], *_power_law_rows(fits)]),
         "",
         "Parameters of the compute-optimal size at each budget (EFLOPs), by a parabola over log parameters; they grow as C^a.",
-        "None of these count for a: (N) outside the measured sizes; - no best size, the parabola opens the wrong way; ? too few sizes.",
+        "Not counted for a: (N) outside the measured sizes; - no best size, the parabola opens the wrong way; ? too few sizes.",
         "",
         *_table(_isoflop_rows(fits)),
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import load_config
-from cola_train.config.runs import JointRunConfig, VAERunConfig
+from cola_train.config.runs import STAGES, BaselineRunConfig, JointRunConfig, VAERunConfig
 from cola_train.data.prepare import prepare
 from cola_train.data.tokenizer import train_tokenizer
 from tests.helpers.programs import clean_environment
@@ -28,6 +28,10 @@ SMALL = [
 SMALL_DIT = [
     "dit.txt_dim=16", "dit.emb_dim=16", "dit.heads=2", "dit.head_dim=8", "dit.rope_dim=4", "dit.num_layers=1", "dit.block_size=4",
     "dit.txt_in_channels=8", "dit.txt_out_channels=8",
+]  # fmt: skip
+SMALL_TRANSFORMER = [
+    "transformer.vocab_size=320", "transformer.hidden_size=16", "transformer.intermediate_size=32",
+    "transformer.num_attention_heads=2", "transformer.head_dim=8", "transformer.num_hidden_layers=1",
 ]  # fmt: skip
 
 
@@ -65,6 +69,18 @@ def joint_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., JointRu
     def make(name: str, *overrides: str) -> JointRunConfig:
         places = [f"name={name}", f"data.path={prepared_folder}", f"runs_folder={tmp_path}", "objective.reference_weight=0"]
         return load_config(JointRunConfig, None, [*SMALL, *SMALL_DIT, *places, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def baseline_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., BaselineRunConfig]:
+    """Make a small config of a baseline, "ar" or "llada"."""
+
+    def make(stage: str, name: str, *overrides: str) -> BaselineRunConfig:
+        places = [f"name={name}", f"data.path={prepared_folder}", f"runs_folder={tmp_path}"]
+        shared = [setting for setting in SMALL if not setting.startswith("vae.")]
+        return load_config(STAGES[stage], None, [*shared, *SMALL_TRANSFORMER, *places, *overrides])  # type: ignore[return-value]
 
     return make
 

@@ -90,7 +90,6 @@ def test_a_real_run_takes_what_was_estimated(kind: str, long_rows: Path, tmp_pat
     assert run.returncode == 0, run.stderr
     measured = int(run.stdout.rsplit("grew ", 1)[1])
     assert measured > 100e6
-    print(kind, measured, estimate(config, world_size=1).peak)
     assert estimate(config, world_size=1).peak == pytest.approx(measured, rel=0.15)
 
 

@@ -51,9 +51,7 @@ def test_a_run_ends_at_the_first_step_that_reaches_its_budget(joint_config: Conf
     assert json.loads((folder / "summary.json").read_text())["eflops"][convention] == row["eflops_" + convention]
 
 
-def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(
-    joint_config: Configs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(joint_config: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
     budget = eflops(flops_after(joint_config("x", *INTERVAL), 19)["model"])
     settings = ["trainer.max_steps=1000", "checkpoint.every_steps=4", budget, *INTERVAL]
     whole = joint_config("whole", *settings)

@@ -66,5 +66,3 @@ def test_horizons_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         Schedule.of(joint_config("x", *overrides))
-
-

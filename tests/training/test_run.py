@@ -174,9 +174,7 @@ def test_interval_trains_the_vae_in_its_joint_phase_only(joint_config: JointConf
         "objective.vae_strategy.joint_steps=2",
         "objective.vae_strategy.frozen_steps=2",
     ]
-    two, four, five = (
-        start(joint_config(f"run{n}", *strategy, f"trainer.max_steps={n}", "optim.decay=20")) for n in (2, 4, 5)
-    )
+    two, four, five = (start(joint_config(f"run{n}", *strategy, f"trainer.max_steps={n}", "optim.decay=20")) for n in (2, 4, 5))
     assert same(weights(two, "cola_vae"), weights(four, "cola_vae"))
     assert not same(weights(two, "cola_dit"), weights(four, "cola_dit"))
     assert not same(weights(four, "cola_vae"), weights(five, "cola_vae"))

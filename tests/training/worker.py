@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cola_train.config.runs import RunConfig
-from cola_train.objectives import losses, stage2
+from cola_train.objectives import losses, masked_diffusion, stage2
 from cola_train.randomness import Purpose
 from cola_train.training.processes import end_process, launched_rank
 from cola_train.training.run import train
@@ -35,6 +35,7 @@ def recorded(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 for module in (losses, stage2):
     module.normal, module.uniform = recorded(module.normal), recorded(module.uniform)
+masked_diffusion.uniform = recorded(masked_diffusion.uniform)
 
 
 def run(config: RunConfig) -> None:
