@@ -113,7 +113,8 @@ class Transformer(nn.Module):
             positions: RoPE positions, given together with `attention` by a sampler.
             attention: what each layer attends over, in place of the row.
         """
-        x = self.model.embed_tokens(tokens)
+        # Where weights are gathered in bf16, the sums over layers are fp32 all the same.
+        x = self.model.embed_tokens(tokens).float()
         if attention is None:
             positions = torch.arange(tokens.shape[1], device=x.device)[None] if document is None else document_positions(document)
             attention = self._row(tokens.shape[1], document)
