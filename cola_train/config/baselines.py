@@ -25,6 +25,9 @@ class TransformerConfig(NetworkConfig):
             value = getattr(self, name)
             require(value >= 1, f"TransformerConfig.{name} must be at least 1, not {value}.")
         require(self.head_dim % 2 == 0, f"TransformerConfig.head_dim must be even for RoPE, not {self.head_dim}.")
+        require(self.hidden_size % self.num_attention_heads == 0,
+                f"TransformerConfig.hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}): Hugging Face's Llama needs it.")  # fmt: skip
         for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
             value = getattr(self, name)
             require(value > 0, f"TransformerConfig.{name} must be above 0, not {value}.")

@@ -48,7 +48,7 @@ def _one_by_one(config: BaselineRunConfig, sampler: SamplerConfig, prompt: int, 
 def _all_at_once(config: BaselineRunConfig, sampler: SamplerConfig, prompt: int, batch: int) -> Parts:
     """Every step runs on the whole row, and the head on what is generated."""
     new = sampler.max_new_tokens
-    length = prompt + new
+    length = max(1, prompt) + new  # an empty prompt begins with the token that a document begins with
     span = Span(
         positions=Extent.of(length) * batch,
         pairs=Extent.of(length**2) * batch,

@@ -18,15 +18,12 @@ from cola_train.config.runs import RunConfig
 from cola_train.data.datamodule import Batch
 from cola_train.models.attention import RowAttention
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
-from cola_train.training.activations import checkpoint_activations
-from cola_train.training.average import Average
 from cola_train.training.interrupts import StopRequest
 from cola_train.training.module import StageModule
 from cola_train.training.optim import ensure_state
 from cola_train.training.processes import Processes
 from cola_train.training.stages import build_stage
-from cola_train.training.state import materialise
-from cola_train.training.strategy import build_mesh, check_mesh, gather_each_once, shard
+from cola_train.training.strategy import check_mesh, gather_each_once
 from cola_train.training.watchdog import Watchdog
 
 
@@ -91,20 +88,14 @@ def _gpu_attention(attention: RowAttention, layer: int, q: Tensor, k: Tensor, v:
 
 
 def _configure(stage: StageModule, mode: RecordingMode) -> dict[Part, list[Tensor]]:
-    """As StageModule.configure_model, but fake from where memory is given: a mesh reads its tensors' values.
+    """Configure a stage, fake from where memory is given: a mesh reads its tensors' values.
 
     Returns:
         What is there when a step begins.
     """
-    parallel, precision = stage.config.parallel, stage.config.trainer.precision
-    with torch.device("meta"):
-        objective = stage.build_objective()
-    checkpoint_activations(objective, parallel.activation_checkpointing)
-    shard(objective, build_mesh(parallel, stage.processes, "cpu"), precision == "bf16", parallel.cpu_offload)
+    objective = stage.build_sharded()
     with mode:
-        materialise(objective, "cpu")
-        stage.objective = objective
-        stage.average = Average(objective, stage.config.ema.decay)
+        stage.allocate(objective)
         moments = ensure_state(stage.configure_optimizers())
         # As when a run starts: then each unit has the storage that it is gathered into, empty.
         gather_each_once(objective)

@@ -58,7 +58,8 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     rows, end = _training_rows(config), Budget(config).last_step
     moments = {*_mark_steps(config, end), *(steps_to(config, Amount.parse(text, "--at")) for text in extra), end}
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config, _trains_vae(config)).items()}
-    memory = estimate(config, fleet.count, min(fleet.count, fleet.per_node), "cuda")
+    per_node = min(fleet.count, fleet.per_node)
+    memory = estimate(config, fleet.count, per_node, "cuda")
     return {
         "run": config.name,
         "stage": config.stage,  # type: ignore[attr-defined]  # every stage has it
@@ -71,7 +72,7 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
         "moments": [_moment(config, steps, rows, fleet) for steps in sorted(moments) if steps > 0],
         "devices": {**dataclasses.asdict(fleet), "memory_bytes": fleet.kind.memory_bytes},
         "memory": {"parts": memory.by_part, "peak": memory.peak, "fits": memory.peak <= fleet.kind.memory_bytes},
-        "what_fits": [dataclasses.asdict(option) for option in what_fits(config, fleet.count, fleet.kind.memory_bytes)],
+        "what_fits": [dataclasses.asdict(option) for option in what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)],
     }
 
 

@@ -79,16 +79,23 @@ class StageModule(pl.LightningModule):
         return 1.0
 
     def configure_model(self) -> None:
-        """Build on the meta device and shard, once; each process then has memory for its part alone, still without values."""
-        if hasattr(self, "objective"):
-            return
+        """Build and shard, once; each process then has memory for its part alone, still without values."""
+        if not hasattr(self, "objective"):
+            self.allocate(self.build_sharded())
+
+    def build_sharded(self) -> nn.Module:
+        """The objective on the meta device, in parts for this process."""
         parallel = self.config.parallel
         with torch.device("meta"):
             objective = self.build_objective()
         checkpoint_activations(objective, parallel.activation_checkpointing)
         mesh = build_mesh(parallel, self.processes, self.processes.device.type)
         shard(objective, mesh, self.config.trainer.precision == "bf16", parallel.cpu_offload)
-        materialise(objective, "cpu" if parallel.cpu_offload else self.processes.device)
+        return objective
+
+    def allocate(self, objective: nn.Module) -> None:
+        """Give a sharded objective its memory, and take it."""
+        materialise(objective, "cpu" if self.config.parallel.cpu_offload else self.processes.device)
         self.objective = objective
         self.average = Average(objective, self.config.ema.decay)
 

@@ -52,13 +52,15 @@ def test_token_by_token_is_what_torch_counts(length: int, new: int) -> None:
     assert total(generation_parts(config, settings_, length, 3)).executed == counted.get_total_flops()
 
 
-@pytest.mark.parametrize("length, new, num_steps", [(0, 5, 3), (6, 5, 3), (6, 3, 9)])
+@pytest.mark.parametrize("length, new, num_steps", [(1, 5, 3), (6, 5, 3), (6, 3, 9)])
 def test_masked_diffusion_is_what_torch_counts(length: int, new: int, num_steps: int) -> None:
     config, settings_ = run_config("llada"), sampler(max_new_tokens=new, num_steps=num_steps)
     network = Transformer(config.transformer, causal=False)
     with counter() as counted, torch.inference_mode():
         generate_masked(network, prompts(length, 3), range(3), settings_)
     assert total(generation_parts(config, settings_, length, 3)).executed == counted.get_total_flops()
+    # Text from nothing begins after one token.
+    assert generation_parts(config, settings_, 0, 3) == generation_parts(config, settings_, 1, 3)
 
 
 @settings(max_examples=30)
