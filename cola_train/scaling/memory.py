@@ -2,7 +2,8 @@
 
 The figures are of an optimizer step's highest moment, as a dry run of the step finds it (dry_run.py). Kernels' own scratch space
 and an allocator's gaps come on top: on a CPU, glibc keeps up to two thirds as much again of what was released, unless the
-environment has MALLOC_MMAP_THRESHOLD_=65536. So does what happens beside steps: sample texts compute with a whole copy of the weights.
+environment has MALLOC_MMAP_THRESHOLD_=65536. So does what happens beside steps: sample texts compute with a whole copy of the
+weights.
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ from cola_train.config.load import load_config
 from cola_train.config.runs import STAGES, BaselineRunConfig, JointRunConfig, VAERunConfig
 from cola_train.data.prepare import prepare
 from cola_train.data.tokenizer import train_tokenizer
+from cola_train.training.pace import CLOCKS
 from tests.helpers.programs import clean_environment
 
 BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt.xz"
@@ -100,8 +101,6 @@ def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
 
 def figures(run: Path) -> dict[tuple[int, str], float | None]:
     """Every figure of metrics.jsonl but clock readings, by step and name; of a step that was done again, the last."""
-    from cola_train.training.pace import CLOCKS
-
     found = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -15,6 +15,7 @@ from cola_train.config.settings import UserError
 from cola_train.hf_format import Checkpoint
 from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
 from cola_train.training.module import StageModule
+from cola_train.training.pace import CLOCKS
 from cola_train.training.run import export_run, resume, train
 from cola_train.training.run_folder import Status, folder_of
 from cola_train.training.validation import Validation
@@ -34,8 +35,7 @@ JointConfigs = Callable[..., JointRunConfig]
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of one kind, without clock readings."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clocks = ("seconds", "tokens_per_second")
-    return [{k: v for k, v in line.items() if k not in clocks} for line in lines if any(k.startswith(f"{kind}/") for k in line)]
+    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines if any(k.startswith(f"{kind}/") for k in line)]
 
 
 def weights(run: Path, part: str) -> dict[str, Tensor]:
@@ -134,7 +134,7 @@ def test_the_same_command_again_goes_on_and_a_finished_run_stays_as_it_is(
     assert [row["step"] for row in rows(run, "train")] == [1, 2, 3, 4, 5]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert train(vae_config("vae", "trainer.max_steps=5", "optim.decay=20")) == Status("finished", 5)
-    assert "is finished at step 5; a larger trainer.max_steps goes on with it" in capsys.readouterr().err
+    assert "is finished at step 5; a larger trainer.max_steps or budget goes on with it" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
