@@ -76,6 +76,7 @@ def test_a_verbs_help_lists_settings_with_meaning_and_default(capsys: pytest.Cap
         (["tokenizer", "train", "out=x.json"], "cola-train: error: Give exactly one of corpus.inputs"),
         (["sample", "nowhere", "--prompt", "x", "top_p=2"], r"cola-train: error: top_p must be in (0, 1], not 2"),
         (["plan", "configs/none.yaml"], "cola-train: error: There is no config file configs/none.yaml"),
+        (["curve", "fit"], "cola-train: error: Give the curve's spec"),
         (["curve", "run", "none.yaml"], "cola-train: error: There is no config file none.yaml"),
         (["compare", "nowhere"], "cola-train: error: nowhere is not a run folder: it has no config.yaml"),
         (["branch", "nowhere", "name=x"], "cola-train: error: nowhere is not a run folder"),

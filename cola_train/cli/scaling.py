@@ -10,6 +10,7 @@ from cola_train.config.comparison import ComparisonConfig
 from cola_train.config.curve import CurveConfig
 from cola_train.config.load import load_config
 from cola_train.config.runs import load_run_config
+from cola_train.config.settings import require
 
 
 def add(verbs: Any) -> None:
@@ -90,6 +91,7 @@ def _curve_run(options: argparse.Namespace) -> int:
 
 
 def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
+    require(len(options.settings) > 0, "Give the curve's spec, for example configs/curve_austen.yaml.")
     path = Path(options.settings[0])
     return load_config(CurveConfig, path, options.settings[1:]), path.parent
 

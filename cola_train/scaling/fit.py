@@ -12,6 +12,7 @@ from cola_train.scaling.bootstrap import LEVEL, Interval
 from cola_train.scaling.isoflop import IsoFLOP, Parabola, fit_isoflop
 from cola_train.scaling.points import Point, by_family
 from cola_train.scaling.power_law import Direction, NotFitted, PowerLaw, fit_power_law, frontier
+from cola_train.scaling.table import aligned
 
 # Of what `cola-train compare` measures, the figures that are the better the more they fall or rise. The shares of repeated and of
 # distinct 4-grams are not among them: text can be too wild as well as too bland.
@@ -87,12 +88,12 @@ def show(fits: Fits) -> str:
         "Power laws through the best size at each budget: limit + A (C / C0)^-alpha, or limit - A (C / C0)^-alpha where the metric",
         "rises; C0 is the least budget. Last column: the curve at 10 times the most measured compute, which is extrapolation.",
         "",
-        *_table([["metric", "family", "limit", "A", "alpha", "at 10x", ""], *_power_law_rows(fits)]),
+        *aligned([["metric", "family", "limit", "A", "alpha", "at 10x", ""], *_power_law_rows(fits)]),
         "",
         "Parameters of the compute-optimal size at each budget (EFLOPs), by a parabola over log parameters; they grow as C^a.",
         "Not counted for a: (N) outside the measured sizes; - no best size, the parabola opens the wrong way; ? too few sizes.",
         "",
-        *_table(_isoflop_rows(fits)),
+        *aligned(_isoflop_rows(fits)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -142,8 +143,3 @@ def _best(parabola: Parabola | NotFitted | None) -> str:
 
 def _number(value: float, uncertainty: Interval | None) -> str:
     return f"{value:.4g}" if uncertainty is None else f"{value:.4g} [{uncertainty.low:.3g}, {uncertainty.high:.3g}]"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

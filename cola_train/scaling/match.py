@@ -17,6 +17,7 @@ from cola_train.config.runs import AutoregressiveRunConfig, BaselineRunConfig, J
 from cola_train.config.settings import UserError
 from cola_train.flops.parameters import backbone_parameters, parameters_by_part
 from cola_train.flops.steps import flops_after, steps_to
+from cola_train.scaling.table import aligned
 
 Baseline = TypeVar("Baseline", bound=BaselineRunConfig)
 Equal = Literal["parameters", "flops", "tokens"]
@@ -96,8 +97,7 @@ def show(table: Mapping[str, Any], as_json: bool) -> str:
     for name in names:
         cells = [_cell(values[name]) if name in values else "-" for values in flat.values()]
         rows.append([name, *cells, "=" if len(set(cells)) == 1 else ""])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines += ["", *("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)]
+    lines += ["", *aligned(rows)]
     lines += ["", *table["notes"], "", "To train them:"]
     lines += [f"cola-train {shlex.join([family, *values])}" for family, values in table["overrides"].items()]
     return "\n".join(lines) + "\n"

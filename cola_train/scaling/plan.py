@@ -14,6 +14,7 @@ from cola_train.flops.parameters import backbone_parameters, network_parameters,
 from cola_train.flops.peaks import DEVICES, Device, device_named
 from cola_train.flops.steps import CONVENTIONS, flops_after, step_flops, step_parts, steps_to
 from cola_train.scaling.memory import estimate, what_fits
+from cola_train.scaling.table import aligned
 from cola_train.training.budget import Budget
 
 _LISTED_MARKS = 30
@@ -179,12 +180,4 @@ def _size(size: int) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns as wide as they need, names to the left, numbers to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(row, widths))
-        )
-        for row in rows
-    ]
+    return [f"  {line}" for line in aligned(rows, numbers=True)]

@@ -19,7 +19,7 @@ from cola_train.files import sync, write_atomically
 from cola_train.training.state import RunState
 
 _FOLDER, _LATEST, MANIFEST = "lightning", "latest", "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _SAVING, _REMOVING = ".saving-", ".removing-"
 _READ_BYTES = 1 << 24
 
