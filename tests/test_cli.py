@@ -63,6 +63,13 @@ def test_a_verbs_help_lists_settings_with_meaning_and_default(capsys: pytest.Cap
     assert "  name\n      The run's name: its folder under runs_folder. [required]" in out
 
 
+def test_a_sections_own_defaults_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("compare", "--help") == 0
+    out = capsys.readouterr().out
+    assert "  greedy.guidance_scale\n      Classifier-free guidance g; 1 is off. [7.0]" in out
+    assert "  sampler.guidance_scale\n      Classifier-free guidance g; 1 is off. [1.0]" in out
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

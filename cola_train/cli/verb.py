@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cola_train.config.load import leaves, load_config
+from cola_train.config.load import leaves, load_config, value_at
 
 CONFIG_METAVAR = "CONFIG.yaml | key=value"
 
@@ -41,15 +41,22 @@ def _settings_table(config_class: type) -> str:
     for key, field in leaves(config_class):
         if key == "stage":
             continue
-        if field.default_factory is not dataclasses.MISSING:
-            default = f"{field.default_factory()!r}"
-        elif field.default in (dataclasses.MISSING, "???"):
-            default = "required"
-        else:
-            default = "null" if field.default is None else f"{field.default!r}"
+        default = _default(config_class, key)
         text = f"{field.metadata['help']} [{default}]"
         lines.append(f"  {key}\n" + textwrap.fill(text, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
+
+
+def _default(config_class: type, key: str) -> str:
+    """As the help shows it; a section may have defaults of its own, other than its class'."""
+    name, _, inside = key.partition(".")
+    (field,) = (field for field in dataclasses.fields(config_class) if field.name == name)
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if inside:
+        value = value_at(value, inside)
+    if value in (dataclasses.MISSING, "???"):
+        return "required"
+    return "null" if value is None else f"{value!r}"
 
 
 def load_settings(options: argparse.Namespace) -> Any:
