@@ -84,9 +84,13 @@ def _warm_start(options: argparse.Namespace) -> int:
 
 def _branch(options: argparse.Namespace) -> int:
     from cola_train.training.branch import branch
-    from cola_train.training.run_folder import folder_of, stage_name
+    from cola_train.training.processes import connected
+    from cola_train.training.run_folder import folder_of, read_run_config, stage_name
 
-    config = branch(options.source, options.step, options.settings)
+    trunk = read_run_config(options.source)
+    # Several processes may be here already, started by torchrun: one of them makes the folder.
+    with connected(trunk.trainer.accelerator, trunk.parallel.timeout_seconds) as processes:
+        config = processes.agree(lambda: branch(options.source, options.step, options.settings))
     return _run_processes([stage_name(config), "--resume", str(folder_of(config))], config)
 
 

@@ -13,6 +13,8 @@ from cola_train.training.branch import branch
 from cola_train.training.checkpoint import latest_checkpoint, read_manifest, saved_steps
 from cola_train.training.checkpoint_io import CheckpointReader
 from cola_train.training.run import train
+from cola_train.training.run_folder import Status, read_status
+from tests.helpers.programs import torchrun
 from tests.helpers.runs import figures
 
 STABLE = ["optim.schedule=wsd", "trainer.validate_every_steps=5", "optim.anneal=1", "optim.decay=1000000", "budget.marks=[5 steps]"]
@@ -70,6 +72,15 @@ def test_what_cannot_be_a_branch_is_refused(trunk: Path, step: int, overrides: l
     with pytest.raises(UserError, match=message):
         branch(trunk, step, ["name=anneal", *overrides])
     assert not (trunk.parent / "anneal").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_make_one_branch(trunk: Path) -> None:
+    changes = ["name=anneal", *END, "trainer.micro_batch_size=2"]
+    done = torchrun(2, "cola_train", "branch", str(trunk), "--step", "5", *changes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_status(trunk.parent / "anneal") == Status("finished", 9)
+    assert audit(trunk.parent / "anneal") == 0
 
 
 def test_another_run_is_not_overwritten(vae_config: Configs, trunk: Path) -> None:
