@@ -8,5 +8,6 @@ ruff check .
 ruff format --check .
 mypy
 lint-imports
-# One thread: the tests are many small networks, and a second thread costs them more than it gives.
-OMP_NUM_THREADS=1 python -m pytest "$@"
+# Two processes, a file of tests each, of one thread: the tests are many small networks, which a second thread would only hold up.
+# Tests of the scripts install the project again meanwhile: the others find it by its path.
+OMP_NUM_THREADS=1 PYTHONPATH="$PWD" python -m pytest --numprocesses 2 --dist loadfile "$@"

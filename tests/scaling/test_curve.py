@@ -51,7 +51,7 @@ def test_a_ladder_is_climbed_once_and_only_what_is_missing_again(
     first = (tmp_path / "curve" / "points.csv").read_bytes()
     shutil.rmtree(tmp_path / "curve" / "ar-one-3e-10")
     assert climb(path) == 1
-    assert [line for line in capfd.readouterr().err.splitlines() if "training" in line] == ["ar-one-3e-10: training, 23 steps"]
+    assert [line for line in capfd.readouterr().err.splitlines() if "training" in line] == ["ar-one-3e-10: training, 49 steps"]
     assert (tmp_path / "curve" / "points.csv").read_bytes() == first
     assert "a power law needs at least 4 budgets, and there are 2" in write_fit(load_config(CurveConfig, path))
     assert all(file.stat().st_size > 1000 for file in draw(load_config(CurveConfig, path)))
