@@ -143,21 +143,20 @@ time.sleep(60)
 
 
 def test_a_signal_reaches_every_process_and_what_does_not_end_is_killed(tmp_path: Path) -> None:
-    # torchrun starts `-m cola_train`: in this folder that is the stand-in.
+    # torchrun starts `-m cola_train`: in this folder that is the stand-in. Without an __init__.py any later path's would win.
     (tmp_path / "cola_train").mkdir()
+    (tmp_path / "cola_train" / "__init__.py").touch()
     (tmp_path / "cola_train" / "__main__.py").write_text(STAND_IN)
     settings = {"NPROC_PER_NODE": "2", "LOG_DIR": str(tmp_path / "logs"), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"}
-    program = subprocess.Popen(
-        ["bash", str(ROOT / LAUNCH)],
-        cwd=tmp_path, env={**clean_environment(), **settings}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
-        wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, program)
-        program.send_signal(signal.SIGUSR2)
-        out, err = program.communicate(timeout=20)
-    finally:
-        program.kill()
-        program.wait()
+    command, environment = ["bash", str(ROOT / LAUNCH)], {**clean_environment(), **settings}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **streams) as program:
+        try:
+            wait_until(lambda: len(list(tmp_path.glob("started-*"))) == 2, program)
+            program.send_signal(signal.SIGUSR2)
+            out, err = program.communicate(timeout=20)
+        finally:
+            program.kill()
     assert (tmp_path / "saved").read_text() == "SIGUSR2"
     assert "closing signal SIGUSR2" in err
     assert re.findall(r"process (\d+) via 12, forcefully exiting via 9", err), "the second process does not end by itself"
