@@ -42,7 +42,7 @@ def run() -> NoReturn:
         traceback.print_exc()
         status = 1
     if "torch" in sys.modules:
-        from cola_train.training.processes import end_process, launched_by_torchrun
+        from cola_train.processes import end_process, launched_by_torchrun
 
         if launched_by_torchrun():
             end_process(status)

@@ -84,7 +84,7 @@ def _warm_start(options: argparse.Namespace) -> int:
 
 def _branch(options: argparse.Namespace) -> int:
     from cola_train.training.branch import branch
-    from cola_train.training.processes import connected
+    from cola_train.processes import connected
     from cola_train.training.run_folder import folder_of, read_run_config, stage_name
 
     trunk = read_run_config(options.source)
@@ -96,7 +96,7 @@ def _branch(options: argparse.Namespace) -> int:
 
 def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
     """Train in this process; or, where several are asked for and torchrun has not started this one, start them by `arguments`."""
-    from cola_train.training.processes import launched_by_torchrun
+    from cola_train.processes import launched_by_torchrun
     from cola_train.training.run_folder import folder_of, read_status, status_time
 
     if config.parallel.num_processes == 1 or launched_by_torchrun():

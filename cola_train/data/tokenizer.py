@@ -105,9 +105,9 @@ class Tokenizer:
         # One text a call: the library spreads a batch of several over all cores, whatever number of processes was asked for.
         return [self._document_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens left out."""
-        return str(self._prompt_tokenizer.decode(list(ids), skip_special_tokens=True))
+    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
+        """The text of ids; special tokens are left out, or with `special_tokens` written as they are called."""
+        return str(self._prompt_tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
 
     def save(self, path: str | Path) -> bool:
         """Write a byte-identical copy atomically; False if the same content is there already.

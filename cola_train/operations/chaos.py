@@ -20,9 +20,9 @@ from cola_train.operations.audit import audit
 from cola_train.operations.mischief import Disturbance, draw, goes_on_from, harm, strike
 from cola_train.operations.sameness import Ending, compare
 from cola_train.operations.watched import Job, JobError, Rhythm, Watch
+from cola_train.processes import Processes
 from cola_train.training.optim import Schedule
 from cola_train.training.preflight import refuse
-from cola_train.training.processes import Processes
 from cola_train.training.run_folder import stage_name
 from cola_train.training.strategy import check_mesh
 

@@ -34,6 +34,7 @@ class GenerationResult:
         prompt_ids: the prompt's ids.
         latents: (generated positions, latent_dim), clean, normalised, without the prompt's own; None of a baseline.
         finish_reason: "stop" at one of eos_token_ids, "length" at max_new_tokens.
+        decoded_ids: token_ids with the one that ended the text and, but for the AR baseline, what its block holds after that one.
     """
 
     text: str
@@ -41,6 +42,7 @@ class GenerationResult:
     prompt_ids: list[int]
     latents: Float[Tensor, "generated channels"] | None
     finish_reason: Literal["stop", "length"]
+    decoded_ids: list[int]
 
 
 @torch.inference_mode()
@@ -49,6 +51,7 @@ def generate(
     prompts: Sequence[str | Sequence[int]],
     config: SamplerConfig | None = None,
     noise: Noise | None = None,
+    prompt_indices: Sequence[int] | None = None,
 ) -> list[GenerationResult]:
     """Continue each prompt (text, or token ids; empty generates from nothing).
 
@@ -57,6 +60,7 @@ def generate(
         prompts: any number, of any lengths; `config.batch_size` of them run together.
         config: the sampler's settings; its defaults when absent.
         noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size, latent_dim), in place of the seeded draws.
+        prompt_indices: each prompt's address of its random draws, in [0, 2^63); 0, 1, 2, ... when absent.
 
     Returns:
         One result per prompt, in order. The same seed gives the same result in any batch.
@@ -64,7 +68,7 @@ def generate(
     Raises:
         UserError: a checkpoint without a DiT, or a prompt id outside the vocabulary.
     """
-    return list(generate_stream(checkpoint, prompts, config, noise))
+    return list(generate_stream(checkpoint, prompts, config, noise, prompt_indices))
 
 
 @torch.inference_mode()
@@ -73,20 +77,22 @@ def generate_stream(
     prompts: Sequence[str | Sequence[int]],
     config: SamplerConfig | None = None,
     noise: Noise | None = None,
+    prompt_indices: Sequence[int] | None = None,
 ) -> Iterator[GenerationResult]:
     """`generate`, giving each batch's results as soon as they are there."""
     config = config or SamplerConfig()
     tokenizer, device = checkpoint.tokenizer, _device_of(checkpoint)
     stops = frozenset(_default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids)
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
+    addresses = range(len(ids)) if prompt_indices is None else prompt_indices
     run = _runner(checkpoint, config, stops, noise)
     _warn_if_long(ids, config, checkpoint.trained_seq_len)
     for start in range(0, len(ids), config.batch_size):
         rows = range(start, min(start + config.batch_size, len(ids)))
         with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            batch = run([ids[row] for row in rows], rows)
+            batch = run([ids[row] for row in rows], [addresses[row] for row in rows])
         for row, (tokens, latents) in zip(rows, batch, strict=True):
-            end = next((place for place, token in enumerate(tokens) if token in stops), None)
+            end = _first_stop(tokens, stops)
             kept = tokens if end is None else tokens[:end]
             yield GenerationResult(
                 text=tokenizer.decode(kept),
@@ -94,11 +100,12 @@ def generate_stream(
                 prompt_ids=ids[row],
                 latents=None if latents is None else latents(len(kept)),
                 finish_reason="length" if end is None else "stop",
+                decoded_ids=tokens,
             )
 
 
 def _runner(checkpoint: AnyCheckpoint, config: SamplerConfig, stops: frozenset[int], noise: Noise | None) -> Runner:
-    """What generates a batch: max_new_tokens ids a prompt, or fewer after a stop."""
+    """What generates a batch: max_new_tokens ids a prompt, or fewer after a stop; the same in any batch."""
     if isinstance(checkpoint, Checkpoint):
         if checkpoint.dit is None:
             raise UserError("This checkpoint holds a VAE only; sampling needs the DiT of stage 2 (cola-train joint).")
@@ -114,11 +121,11 @@ def _runner(checkpoint: AnyCheckpoint, config: SamplerConfig, stops: frozenset[i
 
     def run_tokens(prompts: list[list[int]], indices: Sequence[int]) -> list[Generated]:
         if transformer.causal:
-            tokens = _one_by_one(AutoregressiveGeneration(transformer, prompts, indices, config, eos), config, stops)
+            rows = _one_by_one(AutoregressiveGeneration(transformer, prompts, indices, config, eos), config, stops)
         else:
             # After nothing, all positions would look the same and none be the most confident one.
-            tokens = generate_masked(transformer, [prompt or [eos] for prompt in prompts], indices, config)
-        return [(row, None) for row in tokens.tolist()]
+            rows = generate_masked(transformer, [prompt or [eos] for prompt in prompts], indices, config).tolist()
+        return [(row, None) for row in rows]
 
     return run_tokens
 
@@ -140,19 +147,33 @@ def _blocks(generation: BlockGeneration, config: SamplerConfig, stops: frozenset
         last = -(-(prefix.known_tokens + num_kept) // generation.patch_size)
         return all_latents[row, prefix.known_latents : max(last, prefix.known_latents)].cpu()
 
-    return [
-        (all_tokens[row][prefix.known_tokens :][: config.max_new_tokens], functools.partial(latents_of, row, prefix))
-        for row, prefix in enumerate(generation.prefixes)
-    ]
+    block_tokens = generation.patch_size * generation.block_size
+
+    def tokens_of(row: int, prefix: Prefix) -> list[int]:
+        new = all_tokens[row][prefix.known_tokens :][: config.max_new_tokens]
+        stop = _first_stop(new, stops)
+        if stop is None:
+            return new
+        # Blocks after that of the stop are there only if another row needed them.
+        num_blocks = (prefix.known_tokens + stop) // block_tokens + 1
+        return new[: num_blocks * block_tokens - prefix.known_tokens]
+
+    return [(tokens_of(row, prefix), functools.partial(latents_of, row, prefix)) for row, prefix in enumerate(generation.prefixes)]
 
 
-def _one_by_one(generation: AutoregressiveGeneration, config: SamplerConfig, stops: frozenset[int]) -> Tensor:
+def _first_stop(tokens: Sequence[int], stops: frozenset[int]) -> int | None:
+    return next((place for place, token in enumerate(tokens) if token in stops), None)
+
+
+def _one_by_one(generation: AutoregressiveGeneration, config: SamplerConfig, stops: frozenset[int]) -> list[list[int]]:
     tokens: list[Tensor] = []
     finished: set[int] = set()
     while len(tokens) < config.max_new_tokens and len(finished) < len(generation.prompt_indices):
         tokens.append(generation.next_token())
         finished |= {row for row, token in enumerate(tokens[-1].tolist()) if token in stops}
-    return torch.stack(tokens, dim=1)
+    rows: list[list[int]] = torch.stack(tokens, dim=1).tolist()
+    ends = [_first_stop(row, stops) for row in rows]
+    return [row if end is None else row[: end + 1] for row, end in zip(rows, ends, strict=True)]
 
 
 def _device_of(checkpoint: AnyCheckpoint) -> torch.device:

@@ -17,11 +17,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from cola_train.config.runs import RunConfig
 from cola_train.data.datamodule import Batch
 from cola_train.models.attention import RowAttention
+from cola_train.processes import Processes
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
 from cola_train.training.interrupts import StopRequest
 from cola_train.training.module import StageModule
 from cola_train.training.optim import ensure_state
-from cola_train.training.processes import Processes
 from cola_train.training.stages import build_stage
 from cola_train.training.strategy import check_mesh, gather_each_once
 from cola_train.training.watchdog import Watchdog

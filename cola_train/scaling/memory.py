@@ -11,9 +11,9 @@ from typing import Literal
 
 from cola_train.config.runs import RunConfig
 from cola_train.config.settings import require
+from cola_train.processes import cpu_bf16_is_fast
 from cola_train.scaling.allocations import SHARDED, Part, Timeline
 from cola_train.scaling.dry_run import record
-from cola_train.training.processes import cpu_bf16_is_fast
 
 DeviceType = Literal["cpu", "cuda"]
 # CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured for this project.

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from cola_train.training.processes import launched_by_torchrun
+from cola_train.processes import launched_by_torchrun
 
 # SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit; SIGHUP is a terminal that closes.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -18,13 +18,13 @@ from cola_train.data.datamodule import Batch
 from cola_train.data.progress import say
 from cola_train.files import Lines
 from cola_train.objectives.losses import Losses, summarise
+from cola_train.processes import Processes
 from cola_train.training import guard
 from cola_train.training.activations import checkpoint_activations
 from cola_train.training.average import Average
 from cola_train.training.budget import Budget
 from cola_train.training.interrupts import StopRequest
 from cola_train.training.optim import Schedule, build_optimizer, set_learning_rate
-from cola_train.training.processes import Processes
 from cola_train.training.state import RunState, materialise, saved_tensors
 from cola_train.training.step_log import Step, StepLog, digest_text, sample_digest
 from cola_train.training.strategy import build_mesh, shard, sync_gradients_only_if

@@ -11,9 +11,9 @@ from cola_train.config.settings import require
 from cola_train.data.datamodule import PreparedDataModule
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
+from cola_train.processes import cpu_bf16_is_fast, uses_gpu
 from cola_train.training.checkpoint import clean, mend_pointer
 from cola_train.training.optim import Schedule
-from cola_train.training.processes import cpu_bf16_is_fast, uses_gpu
 from cola_train.training.run_folder import TOKENIZER, folder_of, locked, saved_config, write_config
 
 RunT = TypeVar("RunT", bound=RunConfig)

@@ -21,6 +21,7 @@ from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import MANIFEST_FILE
 from cola_train.data.progress import say
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.processes import Processes, connected, uses_gpu
 from cola_train.training.budget import Budget
 from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
 from cola_train.training.export import export_checkpoint, export_marks
@@ -30,7 +31,6 @@ from cola_train.training.metrics import Metrics, Progress, wandb_loggers
 from cola_train.training.module import StageModule
 from cola_train.training.pace import cost_in_words
 from cola_train.training.preflight import open_data, take_over
-from cola_train.training.processes import LaunchedEnvironment, Processes, connected, uses_gpu
 from cola_train.training.run_folder import (
     CONFIG,
     SUMMARY,
@@ -47,7 +47,7 @@ from cola_train.training.saver import Saver
 from cola_train.training.stages import build_stage
 from cola_train.training.start import Saved, Start, intact_checkpoint
 from cola_train.training.step_log import Attempt, StepLog
-from cola_train.training.strategy import ShardedStrategy, check_mesh
+from cola_train.training.strategy import LaunchedEnvironment, ShardedStrategy, check_mesh
 from cola_train.training.validation import Validation
 from cola_train.training.watchdog import Watchdog
 

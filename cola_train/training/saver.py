@@ -11,11 +11,11 @@ from cola_train.config.runs import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.progress import say
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.processes import Processes
 from cola_train.training.checkpoint import Manifest, begin, finish, remove_old, saved_steps, step_folder
 from cola_train.training.checkpoint_io import Writing
 from cola_train.training.export import export_marks
 from cola_train.training.module import StageModule
-from cola_train.training.processes import Processes
 from cola_train.training.state import RunState, all_finite
 
 

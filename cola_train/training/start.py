@@ -14,6 +14,7 @@ from cola_train.config.settings import UserError
 from cola_train.data.progress import say
 from cola_train.hf_format import dit_tensors, vae_tensors
 from cola_train.models.initialise import dit_value, text_vae_value, transformer_value
+from cola_train.processes import Processes
 from cola_train.training.checkpoint import (
     Manifest,
     damage,
@@ -27,7 +28,6 @@ from cola_train.training.checkpoint import (
 )
 from cola_train.training.checkpoint_io import CheckpointReader
 from cola_train.training.module import StageModule
-from cola_train.training.processes import Processes
 from cola_train.training.state import MODEL, RunState, fill
 from cola_train.training.strategy import gather_each_once
 

@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -12,8 +13,8 @@ from cola_train.config.loop import ParallelConfig
 from cola_train.config.settings import require
 from cola_train.models.text_vae import TextVAEDecoder, TextVAEEncoder
 from cola_train.models.transformer import Transformer
+from cola_train.processes import Processes
 from cola_train.training.activations import BLOCKS
-from cola_train.training.processes import Processes
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -106,3 +107,53 @@ def sync_gradients_only_if(objective: nn.Module, last: bool) -> None:
     """Reduce gradients over processes in a step's last micro-batch alone."""
     assert isinstance(objective, FSDPModule)
     objective.set_requires_gradient_sync(last)
+
+
+class LaunchedEnvironment(ClusterEnvironment):
+    """Tells Lightning about `Processes`, so that it neither starts any nor guesses from SLURM's variables."""
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__()
+        self._processes = processes
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning starts none."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Not used: the group is connected already."""
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """Not used: the group is connected already."""
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        """Never chosen by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self._processes.world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Fixed."""
+
+    def global_rank(self) -> int:
+        """This process among all."""
+        return self._processes.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Fixed."""
+
+    def local_rank(self) -> int:
+        """This process on its machine."""
+        return self._processes.local_rank
+
+    def node_rank(self) -> int:
+        """This process' machine; machines have equally many processes."""
+        return self._processes.rank // self._processes.local_world_size

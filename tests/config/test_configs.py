@@ -9,8 +9,8 @@ import yaml
 from cola_train.config.load import load_config
 from cola_train.config.runs import BaselineRunConfig, ColaRunConfig, JointRunConfig, RunConfig, load_run_config
 from cola_train.config.sampling import SamplerConfig
+from cola_train.processes import Processes
 from cola_train.training.interrupts import StopRequest
-from cola_train.training.processes import Processes
 from cola_train.training.stages import build_stage
 from cola_train.training.watchdog import Watchdog
 

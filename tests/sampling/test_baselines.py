@@ -103,6 +103,7 @@ def test_ar_stops_at_an_end_token_and_once_all_rows_have() -> None:
     assert len(passes) == max(ends) + 1 < CONFIG.max_new_tokens
     for result, ids, end in zip(results, free, ends, strict=True):
         assert (result.token_ids, result.finish_reason) == (ids[:end], "stop")
+        assert result.decoded_ids == ids[: end + 1]
         assert result.latents is None
 
 

@@ -247,6 +247,16 @@ def test_results_come_in_order_and_as_they_are_ready() -> None:
     assert seen[0] == seen[1] < seen[2] == seen[3] < seen[4]
 
 
+def test_draws_are_those_of_the_address_that_a_prompt_is_given() -> None:
+    config = dataclasses.replace(CONFIG, temperature=1.0)
+    prompts = [prompt_of(length, seed=length) for length in (7, 0, 3)]
+    plain = [result.token_ids for result in generate(tiny(1), prompts, config)]
+    addressed = generate(tiny(1), prompts[::-1], dataclasses.replace(config, batch_size=2), prompt_indices=[2, 1, 0])
+    assert [result.token_ids for result in addressed] == plain[::-1]
+    (far,) = generate(tiny(1), prompts[:1], config, prompt_indices=[2**62 + 5])
+    assert far.token_ids != plain[0]
+
+
 # The end of the text
 
 
@@ -268,8 +278,12 @@ def test_an_end_token_ends_its_own_text_alone(patch_size: int) -> None:
             generated = math.ceil((opening.known_tokens + end) / patch_size) - opening.known_latents
             assert after.latents.shape == (max(generated, 0), CHANNELS)
             assert_near(after.latents, before.latents[: len(after.latents)])
-            reasons.append(after.finish_reason)
-    assert set(reasons) == {"stop", "length"}
+            # The block that holds the stop is decoded whole, and nothing after it, whatever the other rows need.
+            block, held = patch_size * BLOCK_SIZE, opening.known_tokens
+            last = (held + end) // block * block + block - held
+            assert after.decoded_ids == before.token_ids[:last]
+            reasons.append((after.finish_reason, len(after.decoded_ids) < config.max_new_tokens))
+    assert {("stop", True), ("stop", False), ("length", False)} == set(reasons)
 
 
 def test_an_end_token_at_a_prompt_position_ends_nothing() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cola_train.config.settings import UserError
 from cola_train.data.datamodule import Batch
 from cola_train.objectives.losses import Losses
-from cola_train.training.processes import end_process
+from cola_train.processes import end_process
 from cola_train.training.run import train
 from cola_train.training.run_folder import read_run_config
 from cola_train.training.stages import TextVAEStage

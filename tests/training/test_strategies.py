@@ -10,7 +10,7 @@ import pytest
 from cola_train.config.load import to_yaml
 from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
 from cola_train.config.settings import UserError
-from cola_train.training.processes import Processes
+from cola_train.processes import Processes
 from cola_train.training.step_log import Step, read_step_log
 from cola_train.training.strategy import check_mesh
 from tests.helpers.programs import torchrun

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from cola_train.config.runs import RunConfig
 from cola_train.objectives import losses, masked_diffusion, stage2
+from cola_train.processes import end_process, launched_rank
 from cola_train.randomness import Purpose
-from cola_train.training.processes import end_process, launched_rank
 from cola_train.training.run import train
 from cola_train.training.run_folder import folder_of, read_run_config
 

@@ -11,13 +11,12 @@ from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from torch._C._distributed_c10d import HashStore
 
 from cola_train.config.settings import INTERRUPTED, UserError, require
 
 T = TypeVar("T")
-# The watchdog (watchdog.py) speaks first: it can say what its process was doing.
+# The watchdog (training/watchdog.py) speaks first: it can say what its process was doing.
 _GRACE_SECONDS = 30
 
 
@@ -115,53 +114,3 @@ def end_process(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
-
-class LaunchedEnvironment(ClusterEnvironment):
-    """Tells Lightning about `Processes`, so that it neither starts any nor guesses from SLURM's variables."""
-
-    def __init__(self, processes: Processes) -> None:
-        super().__init__()
-        self._processes = processes
-
-    @property
-    def creates_processes_externally(self) -> bool:
-        """Lightning starts none."""
-        return True
-
-    @property
-    def main_address(self) -> str:
-        """Not used: the group is connected already."""
-        return "127.0.0.1"
-
-    @property
-    def main_port(self) -> int:
-        """Not used: the group is connected already."""
-        return 0
-
-    @staticmethod
-    def detect() -> bool:
-        """Never chosen by itself."""
-        return False
-
-    def world_size(self) -> int:
-        """Processes of the run."""
-        return self._processes.world_size
-
-    def set_world_size(self, size: int) -> None:
-        """Fixed."""
-
-    def global_rank(self) -> int:
-        """This process among all."""
-        return self._processes.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        """Fixed."""
-
-    def local_rank(self) -> int:
-        """This process on its machine."""
-        return self._processes.local_rank
-
-    def node_rank(self) -> int:
-        """This process' machine; machines have equally many processes."""
-        return self._processes.rank // self._processes.local_world_size
