@@ -79,6 +79,17 @@ class Lines:
             sync(self.path)
 
 
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """What `Lines` wrote, row by row, without lines that a crash cut short; nothing if there is no such file."""
+    if not path.is_file():
+        return
+    # Not splitlines: a text may hold the separators of Unicode.
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for line in file:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
 @contextlib.contextmanager
 def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield an empty folder beside `final` to fill; it takes `final`'s name when the block succeeds, and vanishes if it fails.

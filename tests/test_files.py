@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.files import Lines
+from cola_train.files import Lines, read_rows
 
 Rows = st.lists(st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False) | st.text(max_size=8), max_size=3), max_size=8)
 
@@ -51,3 +51,13 @@ def test_a_line_cut_short_stays_alone(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n{"a": ')
     Lines(path).append({"a": 2})
     assert path.read_text() == '{"a": 1}\n{"a": \n{"a": 2}\n'
+    assert [*read_rows(path)] == [{"a": 1}, {"a": 2}]
+
+
+@given(rows=Rows)
+def test_rows_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, float | str]]) -> None:
+    lines = Lines(tmp_path_factory.mktemp("lines") / "log.jsonl")
+    assert [*read_rows(lines.path)] == []
+    for row in rows:
+        lines.append(row)
+    assert [*read_rows(lines.path)] == rows

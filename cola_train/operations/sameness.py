@@ -1,7 +1,6 @@
 """Whether two runs came to the same: every tensor, figure and sample, to the bit or nearly."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cola_train.files import read_rows
 from cola_train.training.checkpoint import intact_manifest, latest_checkpoint
 from cola_train.training.checkpoint_io import CheckpointReader
 from cola_train.training.metrics import METRICS
@@ -38,11 +38,7 @@ class Ending:
         tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
         CheckpointReader(folder, manifest, one_process=True).load(tensors)
         figures: dict[tuple[int, str], float | None] = {}
-        for line in (run / METRICS).read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue  # cut short by a kill
+        for row in read_rows(run / METRICS):
             figures |= {(row["step"], name): value for name, value in row.items() if name not in _NOT_COMPARED}
         steps = {entry.step: entry for entry in read_step_log(run) if isinstance(entry, Step)}
         return cls(tensors, manifest.state, figures, steps)

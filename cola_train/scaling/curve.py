@@ -14,7 +14,7 @@ from cola_train.config.load import changed_values
 from cola_train.config.settings import INTERRUPTED
 from cola_train.data.prepared import PreparedData
 from cola_train.data.progress import say
-from cola_train.files import write_atomically
+from cola_train.files import read_rows, write_atomically
 from cola_train.flops.parameters import backbone_parameters
 from cola_train.scaling.ladder import Rung, ladder, stage1_flops
 from cola_train.scaling.points import Point, write_points
@@ -128,7 +128,7 @@ def _program(arguments: Sequence[str], run: Path) -> int:
 
 def comparison_of(run: Path) -> dict[str, float] | None:
     """What `cola-train compare` found of a run's last step, from its metrics.jsonl; None if it has not been compared."""
-    rows = _rows(run)
+    rows = [*read_rows(run / METRICS)]
     last = max((row["step"] for row in rows if "tokens" in row), default=None)
     found = [row for row in rows if row["step"] == last and any(name.startswith(_COMPARISON) for name in row)]
     if not found:
@@ -146,7 +146,7 @@ def measured(spec: CurveConfig, rungs: Sequence[Rung]) -> list[Point]:
         metrics = comparison_of(run) if rung.is_point and _is_finished(run) else None
         if metrics is None:
             continue
-        spent = [row for row in _rows(run) if "tokens" in row][-1]
+        spent = [row for row in read_rows(run / METRICS) if "tokens" in row][-1]
         origin = trunks[rung.after].after if rung.after in trunks else rung.after
         before = stage1_flops(stage1[origin]) if origin is not None else {}
         flops = {name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0) for name in ("paper", "model", "executed")}
@@ -163,13 +163,3 @@ def measured(spec: CurveConfig, rungs: Sequence[Rung]) -> list[Point]:
             )
         )
     return points
-
-
-def _rows(run: Path) -> list[dict[str, float]]:
-    rows = []
-    for line in (run / METRICS).read_text(encoding="utf-8").splitlines() if (run / METRICS).is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            continue  # the line that a crash cut short
-    return rows

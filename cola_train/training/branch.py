@@ -12,7 +12,7 @@ from pathlib import Path
 from cola_train.config.load import load_config, to_yaml
 from cola_train.config.runs import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.files import atomic_folder
+from cola_train.files import atomic_folder, read_rows
 from cola_train.training.checkpoint import MANIFEST, intact_manifest, point_to, saved_steps, step_folder
 from cola_train.training.metrics import METRICS
 from cola_train.training.optim import Schedule
@@ -74,12 +74,5 @@ def _copy(source: Path, step: int, config: RunConfig) -> None:
 
 def _lines_until(log: Path, step: int) -> list[str]:
     """The lines of a run's log up to an optimizer step, attempts that began by then among them."""
-    kept = []
-    for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the line that a crash cut short
-        if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step:
-            kept.append(line)
-    return kept
+    kept = [row for row in read_rows(log) if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step]
+    return [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]

@@ -1,19 +1,14 @@
 """The picture of a run: every figure of metrics.jsonl over steps, training beside validation."""
 
-import json
 from pathlib import Path
 
-from cola_train.files import write_atomically
+from cola_train.files import read_rows, write_atomically
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Each figure's (step, value) pairs, by name. A step logged twice (after a resume) keeps its last value."""
     series: dict[str, dict[int, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the line that a crash cut short
+    for row in read_rows(path):
         for name, value in row.items():
             if "/" in name and isinstance(value, (int, float)):
                 series.setdefault(name, {})[row["step"]] = value

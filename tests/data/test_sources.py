@@ -82,7 +82,7 @@ def test_compressed_files_and_a_byte_order_mark_give_the_same(tmp_path: Path, pr
     expected = documents(plain)
     assert len(expected) > 100
     for name, content in [
-        ("a.txt.gz", gzip.compress(prose.encode())),
+        ("a.txt.gz", gzip.compress(prose.encode(), mtime=0)),
         ("a.txt.xz", lzma.compress(prose.encode())),
         ("bom.txt", b"\xef\xbb\xbf" + prose.encode()),
         ("crlf.txt", prose.replace("\n", "\r\n").encode()),
@@ -215,7 +215,7 @@ def test_inputs_of_unknown_kinds(tmp_path: Path) -> None:
         ("a.txt", b"fine\n\nsm\xf6rg\xe5s", r"a\.txt is not valid UTF-8 at byte 8 \(invalid"),
         ("a.txt", b"\xef\xbb\xbffi\xff", r"a\.txt is not valid UTF-8 at byte 5 \("),
         ("a.txt", b"cut \xe2\x82", r"a\.txt is not valid UTF-8 at byte 4 \(unexpected end of data\); convert the file to UTF-8"),
-        ("a.txt.gz", gzip.compress(b"ok\n\xff"), r"a\.txt\.gz is not valid UTF-8 at byte 3 of the unpacked text"),
+        ("a.txt.gz", gzip.compress(b"ok\n\xff", mtime=0), r"a\.txt\.gz is not valid UTF-8 at byte 3 of the unpacked text"),
         ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"a\.jsonl is not valid UTF-8 at byte 24 "),
         ("a.jsonl", b'{"text": "a"}\n\n{"text": ', r"a\.jsonl, line 3 is not valid JSON: .*; every line must be one JSON object"),
         ("a.jsonl", b'["text"]', r"a\.jsonl, line 1 must be one JSON object, not a list"),
@@ -227,7 +227,7 @@ def test_inputs_of_unknown_kinds(tmp_path: Path) -> None:
         ("a.jsonl", b"{}", r"a\.jsonl, line 1: there is no column 'text' \(corpus\.text_column\); it has no columns at all"),
         ("a.jsonl", b'{"text": 5}', r"a\.jsonl, line 1: corpus\.text_column 'text' must hold strings, not int"),
         ("a.jsonl", b'{"text": "a\\ud800"}', r"a\.jsonl, line 1: the text has a lone surrogate at character 1"),
-        ("a.txt.gz", gzip.compress(b"x" * 1000)[:-12], r"a\.txt\.gz cannot be decompressed \(.*\): truncated or damaged"),
+        ("a.txt.gz", gzip.compress(b"x" * 1000, mtime=0)[:-12], r"a\.txt\.gz cannot be decompressed \(.*\): truncated or damaged"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz cannot be decompressed \(.*\): truncated or damaged; fetch or make it again"),
         ("a.txt.xz", lzma.compress(b"x" * 1000)[:-12], r"a\.txt\.xz cannot be decompressed"),
         ("a.txt.xz", b"no xz", r"a\.txt\.xz cannot be decompressed"),
