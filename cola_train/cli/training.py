@@ -83,8 +83,8 @@ def _warm_start(options: argparse.Namespace) -> int:
 
 
 def _branch(options: argparse.Namespace) -> int:
-    from cola_train.training.branch import branch
     from cola_train.processes import connected
+    from cola_train.training.branch import branch
     from cola_train.training.run_folder import folder_of, read_run_config, stage_name
 
     trunk = read_run_config(options.source)

@@ -43,8 +43,8 @@ from cola_train.training.checkpoint import (
 )
 from cola_train.training.run import train
 from cola_train.training.run_folder import folder_of
-from cola_train.training.samples import plain_copy
 from cola_train.training.saver import Saver
+from cola_train.training.snapshot import plain_copy
 from cola_train.training.state import RunState
 from cola_train.training.step_log import Attempt, read_step_log
 from tests.helpers.runs import figures
