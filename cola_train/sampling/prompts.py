@@ -1,6 +1,5 @@
 """The `sample` verb: prompts from the command line or a file, results to the screen or a file."""
 
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ def sample(
         prompts = list(texts or [])
         records = [{"prompt": text} for text in prompts]
     require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
-    checkpoint = load_checkpoint(checkpoint_folder, _device(device))
+    checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
     results = []
     with tqdm(total=len(prompts), desc="sampling", unit="prompt", disable=not sys.stderr.isatty()) as bar:
         for result in generate_stream(checkpoint, prompts, config):
@@ -77,10 +76,10 @@ def sample(
 
 
 def _row(result: GenerationResult) -> dict[str, Any]:
-    return {field.name: getattr(result, field.name) for field in dataclasses.fields(result) if field.name != "latents"}
+    return {name: getattr(result, name) for name in ("text", "token_ids", "prompt_ids", "finish_reason")}
 
 
-def _device(name: str) -> torch.device:
+def named_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

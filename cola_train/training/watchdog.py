@@ -7,6 +7,9 @@ import threading
 import time
 from types import TracebackType
 
+# The first process to end takes the others with it: they time out moments later, and must have said where they were by then.
+_SECONDS_FOR_OTHERS = 8.0
+
 
 class Watchdog:
     """Ends this process if `beat` is not called for `timeout_seconds`; a context manager.
@@ -53,4 +56,5 @@ class Watchdog:
         )
         faulthandler.dump_traceback(file=sys.stderr)
         sys.stderr.flush()
+        time.sleep(_SECONDS_FOR_OTHERS)
         os._exit(1)
