@@ -35,6 +35,8 @@ class Purpose(enum.IntEnum):
     WEIGHTS = 11
     DIFFUSION_TIME = 12
     DIFFUSION_MASK = 13
+    LIKELIHOOD_EPS = 14
+    LIKELIHOOD_PROBE = 15
 
 
 def uniform(

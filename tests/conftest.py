@@ -18,8 +18,16 @@ __all__ = ["baseline_config", "joint_config", "prepared_folder", "run_program", 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
+# Minutes each.
+_LONGEST = ["test_readme.py", "test_strategies.py", "test_curve.py", "test_faults.py", "test_memory.py"]
+
 # The networks here are so small that threads only get in each other's way.
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: two processes that take file by file (scripts/test.sh) then end at about the same time."""
+    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
 
 
 @pytest.fixture(scope="session")

@@ -80,6 +80,11 @@ def _row(result: GenerationResult) -> dict[str, Any]:
 
 
 def named_device(name: str) -> torch.device:
+    """The device of --device: cpu, cuda, cuda:1, ...; auto is a GPU if there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
