@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.benchmarks import make_samples, write_samples
 from tests.helpers.programs import clean_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,6 +27,11 @@ GUIDE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 COMMANDS = [*dict.fromkeys([*commands_of(README), *commands_of(GUIDE)])]
 SCRIPTS = [command for command in COMMANDS if command.startswith("bash ")]
 VERBS = [command for command in COMMANDS if command.startswith("cola-train ")]
+QUICK = {
+    "evaluate": ["sampler.num_steps=2", "sampler.max_new_tokens=4"],
+    "likelihood": ["num_steps=2", "num_samples=2"],
+    "inspect": ["num_rows=8", "num_steps=2"],
+}
 SHORT = ["trainer.max_steps=2", "trainer.micro_batch_size=4", "trainer.global_batch_size=4", "trainer.validation_rows=4"]
 
 
@@ -35,7 +41,7 @@ def test_every_command_is_known_to_this_test() -> None:
     assert SCRIPTS == ["bash scripts/quickstart.sh", "bash scripts/test.sh", "bash scripts/curve_austen.sh"]
     assert {shlex.split(command)[1] for command in VERBS} == {
         "tokenizer", "prepare", "vae", "joint", "ar", "llada", "warm-start", "branch", "export", "sample", "report", "plan",
-        "match", "compare", "doctor", "audit", "chaos",
+        "match", "compare", "doctor", "audit", "chaos", "evaluate", "score", "likelihood", "inspect",
     }  # fmt: skip
     guide = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     assert set(commands_of(guide)) <= set(VERBS)
@@ -69,6 +75,8 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
     (texts / "a.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
     (texts / "b.jsonl").write_text("".join(json.dumps({"text": f"Document {n}: {p}"}) + "\n" for n, p in enumerate(paragraphs)))
     (tmp_path / "my_prompts.jsonl").write_text('{"id": 7, "prompt": "Mrs. Bennet"}\n{"prompt": ""}\n', encoding="utf-8")
+    for task in ("lambada", "obqa"):
+        write_samples(tmp_path / "my_benchmarks", task, make_samples(task, 3))
     for command in VERBS:
         words = shlex.split(command)
         if "--resume" in words:
@@ -77,6 +85,8 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
             words += SHORT
         elif words[1] == "branch":
             words += ["trainer.max_steps=4", "optim.decay=4", "optim.anneal=2"]
+        elif words[1] in QUICK:
+            words += QUICK[words[1]]
         elif words[1] == "chaos":
             words += ["--kills", "2", "--steps", "24"]
         done = subprocess.run(words, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, check=False)

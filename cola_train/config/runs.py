@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.amounts import Amount
 from cola_train.config.baselines import AutoregressiveConfig, MaskedDiffusionConfig, TransformerConfig
 from cola_train.config.data import DataConfig
@@ -22,11 +23,12 @@ from cola_train.config.loop import (
 from cola_train.config.models import DiTConfig, TextVAEConfig, check_pair, check_seq_len
 from cola_train.config.objectives import Stage1Config, Stage2Config
 from cola_train.config.settings import UserError, require, section, setting
+from cola_train.config.watch import WatchConfig
 
 # What may change when a run goes on: who computes, what is kept and shown, and how long. All else makes it another run.
 _MAY_CHANGE = (
-    "parallel.", "checkpoint.", "guard.", "wandb.", "budget.eflops", "budget.marks", "runs_folder", "data.path", "data.num_workers",
-    "ema.evaluate", "ema.export",
+    "parallel.", "checkpoint.", "guard.", "watch.", "alarms.", "wandb.", "budget.eflops", "budget.marks", "runs_folder",
+    "data.path", "data.num_workers", "ema.evaluate", "ema.export",
     "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.validate_every_steps",
     "trainer.validation_rows", "trainer.log_every_steps", "trainer.sample_every_steps", "trainer.sample_prompts",
 )  # fmt: skip
@@ -45,6 +47,8 @@ class RunConfig:
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
     guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
+    watch: WatchConfig = section(WatchConfig, help="What is evaluated while the run trains.")
+    alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong with it.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
     seed: int = setting(66, help="Seed of weights, noise, times and masks (paper: 66).")
@@ -113,6 +117,7 @@ class VAERunConfig(ColaRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.watch.check_family(("inspection",), self.stage)
         self._check_log_snr(self.objective.fixed_log_snr)
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.vae.block_size)
 
@@ -145,6 +150,10 @@ class BaselineRunConfig(RunConfig):
     """What both baselines share."""
 
     transformer: TransformerConfig = section(TransformerConfig, help="The network.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.watch.check_family(("likelihood", "benchmarks"), "ar or llada")
 
     @property
     def vocab_size(self) -> int:

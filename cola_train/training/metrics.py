@@ -21,7 +21,7 @@ from cola_train.training.budget import eflops
 from cola_train.training.device_peak import device_peak
 from cola_train.training.module import StageModule
 from cola_train.training.pace import Pace, summarise_cost
-from cola_train.training.plot import draw_losses
+from cola_train.training.plot import draw_losses, draw_watched
 from cola_train.training.run_folder import SUMMARY
 from cola_train.training.state import RunState
 
@@ -30,7 +30,7 @@ _SECONDS_BETWEEN_PICTURES = 60.0
 
 
 class Metrics(pl.Callback):
-    """Writes a line of metrics.jsonl every log_every_steps and at each validation; redraws losses.png now and then, and at the end.
+    """Writes metrics.jsonl, every log_every_steps and after each evaluation; redraws its pictures now and then, and at the end.
 
     Only process 0 writes. Every line has `step` (optimizer steps done) and `seconds` (since this process started training). What a
     run that was killed had done beyond its last checkpoint is done and logged again: of a step's lines the last one counts.
@@ -38,7 +38,7 @@ class Metrics(pl.Callback):
 
     def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Any]) -> None:
         self.config, self.run_folder, self.is_first, self.loggers = config, run_folder, is_first, loggers
-        self.lines, self.plot_path = Lines(run_folder / METRICS), run_folder / "losses.png"
+        self.lines = Lines(run_folder / METRICS)
         self.started = self.last_drawn = self.last_ended = time.monotonic()
         self.pace = Pace(self.started, RunState(), 1, None)
 
@@ -66,13 +66,13 @@ class Metrics(pl.Callback):
         self.pace = self.pace.since(now, state)
         self._write({"step": state.step, **figures, "tokens": state.tokens, **spent, **rates})
 
-    def log_validation(self, step: int, figures: Mapping[str, float], began: float) -> None:
-        """Log the means over the validation rows; validating `began` at that reading of the clock."""
-        self._write({"step": step, **{f"validation/{name}": value for name, value in figures.items()}})
+    def log_evaluation(self, step: int, figures: Mapping[str, float], began: float) -> None:
+        """Log what was measured on a step's weights, by whole names; measuring `began` at that reading of the clock."""
+        self._write({"step": step, **figures})
         # All processes wait for the picture.
         if time.monotonic() - self.last_drawn > _SECONDS_BETWEEN_PICTURES:
             self._draw()
-        # Validation is not training time.
+        # It is not training time.
         self.pace = dataclasses.replace(self.pace, paused=self.pace.paused + time.monotonic() - began)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -92,9 +92,11 @@ class Metrics(pl.Callback):
             return
         self.last_drawn = time.monotonic()
         try:
-            draw_losses(self.lines.path, self.plot_path)
+            draw_losses(self.lines.path, self.run_folder / "losses.png")
+            if self.config.watch.is_on:
+                draw_watched(self.lines.path, self.run_folder / "watched.png", self.config.watch.instruments)
         except (UserError, OSError) as error:  # no picture is worth a run
-            say(f"cola-train: warning: {self.plot_path} was not drawn: {error}")
+            say(f"cola-train: warning: the pictures in {self.run_folder} were not drawn: {error}")
 
     def _write(self, row: Mapping[str, float]) -> None:
         if not self.is_first:

@@ -9,12 +9,14 @@ import torch
 from cola_train.config.runs import ColaRunConfig, JointRunConfig, RunConfig
 from cola_train.config.settings import require
 from cola_train.data.datamodule import PreparedDataModule
+from cola_train.data.packing import VALIDATION
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
 from cola_train.processes import cpu_bf16_is_fast, uses_gpu
 from cola_train.training.checkpoint import clean, mend_pointer
 from cola_train.training.optim import Schedule
 from cola_train.training.run_folder import TOKENIZER, folder_of, locked, saved_config, write_config
+from cola_train.training.watch import benchmark_samples
 
 RunT = TypeVar("RunT", bound=RunConfig)
 
@@ -74,6 +76,11 @@ def open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
             f"{key} ({config.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
             f"set {key}={tokenizer.vocab_size}.")  # fmt: skip
     Schedule.of(config)
+    benchmark_samples(config.watch)
+    sees_rows = config.watch.is_on and config.watch.instruments != ["benchmarks"]
+    require(not sees_rows or datamodule.prepared.num_rows(VALIDATION) > 0,
+            f"watch.instruments={config.watch.instruments} looks at held-out rows, and {config.data.path} has none; prepare it "
+            "with held_out_share above 0.")  # fmt: skip
     if isinstance(config, ColaRunConfig) and config.objective.mask_documents:  # type: ignore[attr-defined]  # both stages have one
         blocks = config.dit if isinstance(config, JointRunConfig) else config.vae
         multiple = config.vae.patch_size * blocks.block_size

@@ -22,6 +22,7 @@ from cola_train.data.prepared import MANIFEST_FILE
 from cola_train.data.progress import say
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.processes import Processes, connected, uses_gpu
+from cola_train.training.alarms import Alarms
 from cola_train.training.budget import Budget
 from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
 from cola_train.training.export import export_checkpoint, export_marks
@@ -49,6 +50,7 @@ from cola_train.training.start import Saved, Start, intact_checkpoint
 from cola_train.training.step_log import Attempt, StepLog
 from cola_train.training.strategy import LaunchedEnvironment, ShardedStrategy, check_mesh
 from cola_train.training.validation import Validation
+from cola_train.training.watch import Watch, benchmark_samples
 from cola_train.training.watchdog import Watchdog
 
 RunT = TypeVar("RunT", bound=RunConfig)
@@ -177,8 +179,13 @@ def _fit(
         callbacks.append(samples)
     validates = config.trainer.validate_every_steps > 0 and datamodule.num_validation_rows > 0
     if validates:
-        callbacks.append(Validation(config, datamodule, metrics.log_validation))
-    callbacks += [Saver(config, run_folder, processes, tokenizer, data_sha256, validates), _End()]
+        callbacks.append(Validation(config, datamodule, metrics.log_evaluation))
+    alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
+    logs.append(alarms.lines)
+    if config.watch.is_on:
+        samples_of = benchmark_samples(config.watch)
+        callbacks.append(Watch(config, datamodule.prepared, samples_of, tokenizer, metrics.log_evaluation, alarms.see_inspection))
+    callbacks += [alarms, Saver(config, run_folder, processes, tokenizer, data_sha256, validates), _End()]
     if first:
         write_status(run_folder, Status("running", done))
         attempt = Attempt(
@@ -198,6 +205,11 @@ def _fit(
     try:
         with watchdog:
             trainer.fit(stage, datamodule=datamodule)
+        if alarms.stopped_by is not None and not stage.budget.is_spent(stage.state):
+            raise RunStoppedError(
+                f"stopped by alarm (alarms.stop) and saved: {alarms.stopped_by} The same command again goes on from there; the "
+                "alarm is not raised again before it was over."
+            )
     except Exception as error:
         problem = _explained(error, processes, stage, watchdog.doing, config)
         if first:

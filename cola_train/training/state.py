@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,10 @@ class RunState:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran
+    evaluated_step: int = -1  # and evaluation (watch.py)
     # Of taken steps, for the spike guard, by the names of the loss's terms: an Interval run's phases have different ones.
     recent_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # what alarms.py remembers
 
     def to_json(self) -> str:
         """One line; floats survive exactly."""

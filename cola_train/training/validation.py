@@ -49,7 +49,7 @@ class Validation(pl.Callback):
         with module.average.in_place_of_the_weights() if self.config.ema.evaluate else contextlib.nullcontext():
             figures = self._means(module)
         if figures is not None:
-            self.report(state.step, figures, began)
+            self.report(state.step, {f"validation/{name}": value for name, value in figures.items()}, began)
             if math.isfinite(figures["loss"]):
                 state.validated_step = state.step
 

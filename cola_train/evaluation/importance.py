@@ -1,0 +1,58 @@
+"""log p(x) by importance sampling of the latents: the ELBO and IWAE's bound (method, section 7; Burda et al. 2016)."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from cola_train.models.posterior import Posterior
+
+
+@dataclasses.dataclass(frozen=True)
+class LogWeights:
+    """log w = log p(x | z_0) + log p(z_0) - log q(z_0 | x) in its three parts, nats, float64."""
+
+    reconstruction: Float64[Tensor, "*draws"]  # log p(x | z_0)
+    prior: Float64[Tensor, "*draws"]  # log p(z_0)
+    entropy: Float64[Tensor, "*draws"]  # -log q(z_0 | x)
+
+    @property
+    def total(self) -> Float64[Tensor, "*draws"]:
+        """log w."""
+        return self.reconstruction + self.prior + self.entropy
+
+
+def log_weights(
+    posterior: Posterior,
+    eps: Float[Tensor, "draws latents channels"],
+    log_likelihood: Callable[[Float[Tensor, "draws latents channels"]], Float64[Tensor, " draws"]],
+    log_prior: Callable[[Float[Tensor, "draws latents channels"]], Float64[Tensor, " draws"]],
+) -> LogWeights:
+    """The weight of one draw z_0 = mean + std * eps from each posterior.
+
+    Args:
+        posterior: q(z_0 | x) of each draw's row.
+        eps: standard normals.
+        log_likelihood: log p(x | z_0) of each draw's row.
+        log_prior: log p(z_0).
+    """
+    z_0 = posterior.sample(eps)
+    entropy = 0.5 * (eps.double().square() + posterior.logvar.double() + math.log(2 * math.pi)).sum((1, 2))
+    return LogWeights(log_likelihood(z_0), log_prior(z_0), entropy)
+
+
+def elbo(log_w: Float64[Tensor, "*rows draws"]) -> Float64[Tensor, "*rows"]:
+    """The mean of log w over a row's draws: a lower bound of log p(x) in expectation."""
+    return log_w.mean(-1)
+
+
+def iwae(log_w: Float64[Tensor, "*rows draws"]) -> Float64[Tensor, "*rows"]:
+    """log of the mean of w over a row's K draws: a lower bound in expectation that rises with K towards log p(x).
+
+    It needs log p(z_0) itself. From Hutchinson's unbiased estimate of it, with error e, it rises towards log p(x) + log E[exp(e)]
+    instead, which is too much (about Var(e) / 2); the ELBO stays what it is.
+    """
+    return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])

@@ -1,0 +1,124 @@
+"""Cola DLM's log weights of rows of tokens: importance sampling from the encoder, the prior by its ODE."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError
+from cola_train.evaluation.importance import LogWeights, log_weights
+from cola_train.evaluation.prior_density import block_log_densities
+from cola_train.evaluation.rows import Draw, Row, draws_at
+from cola_train.hf_format import Checkpoint
+from cola_train.objectives.losses import token_nats
+from cola_train.randomness import Purpose, normal, uniform
+from cola_train.sampling.generate import generate
+
+
+class LatentWeights:
+    """log w of draws of z_0 ~ q(z_0 | x) for rows x of any length.
+
+    A row that does not fill its last block of latents is filled up with tokens that the model itself would write next. For the
+    filled row x' the weight is p(x | z_0) p(z_0) / q(z_0 | x'): the decoder's terms are of the row's own tokens alone, since those
+    of any others integrate to 1. As q(z_0 | x') is positive everywhere the mean of w is p(x) *whatever* the row is filled with, and
+    the bounds hold; they are the tighter, the likelier the filling's latents are after the row's own. Latents of padding are not
+    likely at all.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig) -> None:
+        """Fill `rows`, of which none is empty or has tokens that are given.
+
+        Raises:
+            UserError: a checkpoint without a DiT.
+        """
+        if checkpoint.dit is None:
+            raise UserError(
+                "This checkpoint holds a VAE only; likelihood needs the DiT of stage 2 as its prior (cola-train joint)."
+            )
+        self.vae, self.dit, self.config = checkpoint.vae, checkpoint.dit, config
+        self.pad_token_id = checkpoint.tokenizer.pad_token_id
+        self.num_draws = config.num_samples
+        self.rows = rows
+        self.filled = _fill(checkpoint, rows, config)
+
+    def width(self, row: int) -> int:
+        """Tokens of a row with its filling."""
+        return len(self.filled[row])
+
+    def __call__(self, draws: Sequence[Draw]) -> LogWeights:
+        """The weights of `draws`, all of one width."""
+        vae, config = self.vae, self.config
+        device = vae.decoder.in_layer.weight.device
+        tokens = torch.tensor([self.filled[draw.row] for draw in draws], device=device)
+        scored = torch.tensor([self._scored(draw.row) for draw in draws], device=device)
+        document = self._documents(draws, device)
+        posterior = vae.encode(tokens, document)
+        shape = posterior.mean.shape[1:]
+        eps = draws_at(normal, config.seed, Purpose.LIKELIHOOD_EPS, self.rows, draws, shape.numel(), device).unflatten(1, shape)
+        probe = None
+        if config.divergence == "hutchinson":
+            uniforms = draws_at(uniform, config.seed, Purpose.LIKELIHOOD_PROBE, self.rows, draws, shape.numel(), device)
+            # Of all probes of independent coordinates, signs have the least variance: what the diagonal adds is exact.
+            probe = torch.where(uniforms < 0.5, -1.0, 1.0).unflatten(1, shape)
+
+        def log_likelihood(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
+            hidden = vae.decoder(z_0, document)
+            # Row by row: the logits of a batch over a real vocabulary would be gigabytes.
+            nats = [token_nats(vae.decoder.head(hidden[i : i + 1]), tokens[i : i + 1]) for i in range(len(draws))]
+            return -(torch.cat(nats).double() * scored).sum(1)
+
+        def log_prior(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
+            return block_log_densities(self.dit, z_0, config, document, probe).sum(1)
+
+        return log_weights(posterior, eps, log_likelihood, log_prior)
+
+    def _scored(self, row: int) -> list[bool]:
+        own = self.rows[row].tokens
+        return [place < len(own) and token != self.pad_token_id for place, token in enumerate(self.filled[row])]
+
+    def _documents(self, draws: Sequence[Draw], device: torch.device) -> Int[Tensor, "draws latents"] | None:
+        """The document of each latent; a filling belongs to the last one."""
+        documents = [self.rows[draw.row].documents for draw in draws]
+        if all(numbers is None for numbers in documents):
+            return None
+        width, patch_size = self.width(draws[0].row), self.vae.config.patch_size
+        filled = [[*(numbers or [0]), *[(numbers or [0])[-1]] * width][:width:patch_size] for numbers in documents]
+        return torch.tensor(filled, device=device)
+
+
+def _fill(checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig) -> list[list[int]]:
+    """Each row with the model's own greedy continuation up to whole blocks."""
+    patch_size = checkpoint.vae.config.patch_size
+    assert checkpoint.dit is not None
+    block = patch_size * checkpoint.dit.config.block_size
+    filled = [list(row.tokens) for row in rows]
+    short = [number for number, tokens in enumerate(filled) if len(tokens) % block]
+    if not short:
+        return filled
+    sampler = SamplerConfig(
+        guidance_scale=1.0,
+        max_new_tokens=block,
+        repetition_penalty=1.0,
+        eos_token_ids=(),
+        seed=config.seed,
+        batch_size=config.batch_size,
+    )
+    # From whole latents: the sampler would take padding for the rest of a last patch.
+    known = [len(filled[number]) // patch_size * patch_size for number in short]
+    # Whoever asks for likelihoods warns of rows longer than training saw.
+    silent = dataclasses.replace(checkpoint, training={})
+    results = generate(
+        silent,
+        [filled[number][:count] for number, count in zip(short, known, strict=True)],
+        sampler,
+        prompt_indices=[rows[number].key for number in short],
+    )
+    for number, count, result in zip(short, known, results, strict=True):
+        tokens = filled[number]
+        missing = -len(tokens) % block
+        tokens += result.token_ids[len(tokens) - count :][:missing]
+    return filled
