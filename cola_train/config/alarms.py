@@ -24,8 +24,8 @@ class AlarmsConfig:
     spike_window: int = setting(100, help="Recent steps that say what a usual loss is; none is a spike before that.")
     raise_after: int = setting(
         100,
-        help="Steps in a row beyond min_log_snr or max_reference_kl that raise the alarm; for min_log_snr of those after warm-up, "
-        "or after it was above.",
+        help="Steps in a row beyond min_log_snr or max_reference_kl that raise the alarm. Those below min_log_snr count once it "
+        "was above, or warm-up is over, or the weighted KL outweighs reconstruction.",
     )
     clear_after: int = setting(20, help="Steps in a row back in bounds that end it.")
     stop: bool = setting(False, help="Stop the run at an alarm, with a checkpoint; the same command goes on from it.")

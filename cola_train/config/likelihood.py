@@ -17,14 +17,14 @@ class LikelihoodConfig:
         "heun", help="Of the prior's ODE: euler (order 1), heun (order 2) or dopri5 (order 5, with steps of its own choice)."
     )
     num_steps: int = setting(16, help="Steps of euler (one pass of the DiT each) and heun (two).")
-    rtol: float = setting(1e-4, help="dopri5: error of a step that is allowed, relative to the state.")
-    atol: float = setting(1e-4, help="dopri5: error of a step that is allowed besides, absolute.")
+    rtol: float = setting(1e-3, help="dopri5: error of a step that is allowed, relative to the state.")
+    atol: float = setting(1e-3, help="dopri5: error of a step that is allowed besides, absolute.")
     divergence: Literal["hutchinson", "exact"] = setting(
         "hutchinson",
         help="Of the velocity: by one random probe a draw, or exact, which costs block_size x channels as many backward passes.",
     )
     batch_size: int = setting(32, help="Draws of rows that are computed together.")
-    num_rows: int | None = setting(64, help="Held-out rows, from the first one; null takes all.")
+    num_rows: int | None = setting(32, help="Held-out rows, from the first one; null takes all.")
     seed: int = setting(0, help="Seed of latents, probes and masks.")
 
     def __post_init__(self) -> None:

@@ -47,7 +47,9 @@ def draw_benchmarks(rows: Sequence[Row], png: Path, svg: Path) -> None:
             ends = [[middle + side * _WIDTH for middle in middles] for side in (-1, 1)]
             axes.hlines(levels, *ends, color="black", linestyle=(0, (2, 1.5)), linewidth=1, label="an option chosen blindly")
         for row, place in zip(rows, places, strict=True):
-            axes.text(place - _WIDTH / 2, max(row.accuracy, row.high) + 0.6, f"{row.accuracy:.1f}", ha="center", fontsize=7)
+            height = max(row.accuracy, row.high) + 0.8
+            behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            axes.text(place - _WIDTH / 2, height, f"{row.accuracy:.1f}", ha="center", fontsize=7, bbox=behind)
         axes.set_xticks(places, [f"{row.task}\n{row.num_samples:,}" for row in rows])
         axes.set_ylabel("correct (%)")
         axes.set_ylim(bottom=0)

@@ -77,7 +77,7 @@ def _answer_share(
 ) -> None:
     """Answer this process' share of the batches that lack an answer. One that lacks some is run whole, as it would have been."""
     lacking = [batch for batch in batches if any(_key(question) not in answered for question in batch)]
-    share = lacking[processes.rank :: processes.world_size]
+    share = _share(lacking, processes)
     if not lacking and processes.is_first:
         say(f"All {sum(map(len, batches)):,} answers are in {folder.path} already; their summary is written anew.")
     if not share:
@@ -91,6 +91,17 @@ def _answer_share(
                     lines.append(part_row(found, question.place))
             lines.sync()
             bar.update(len(batch))
+
+
+def _share(batches: Sequence[Sequence[Question]], processes: Processes) -> list[Sequence[Question]]:
+    """This process' batches: each goes to the process with the fewest prompt tokens so far."""
+    loads, share = [0] * processes.world_size, []
+    for batch in batches:
+        least = loads.index(min(loads))
+        loads[least] += sum(question.num_tokens for question in batch)
+        if least == processes.rank:
+            share.append(batch)
+    return share
 
 
 def _finish(folder: AnswerFolder, tasks: Sequence[str]) -> str:

@@ -79,7 +79,9 @@ def _log_snr(axes: Any, inspection: Inspection) -> None:
     health = inspection.posterior
     channels = range(len(health.kl_per_channel))
     active = [variance > ACTIVE_VARIANCE for variance in health.mean_variance_per_channel]
-    axes.bar(channels, health.log_snr_per_channel, color=[_BLUE if on else "0.8" for on in active])
+    # A channel whose mean is always 0 has no bar.
+    heights = [value if math.isfinite(value) else 0.0 for value in health.log_snr_per_channel]
+    axes.bar(channels, heights, color=[_BLUE if on else "0.8" for on in active])
     axes.margins(y=0.15)
     axes.axhline(health.log_snr, color=_ORANGE, linestyle="--", linewidth=1, label=f"all channels: {health.log_snr:.2f}")
     _title(axes, f"VAE logSNR; active units: {health.active_units} of {len(active)}", "channel (grey: inactive)",

@@ -1,6 +1,5 @@
 """Cola DLM's log weights of rows of tokens: importance sampling from the encoder, the prior by its ODE."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -8,7 +7,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cola_train.config.likelihood import LikelihoodConfig
-from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.evaluation.importance import LogWeights, log_weights
 from cola_train.evaluation.prior_density import block_log_densities
@@ -16,17 +14,15 @@ from cola_train.evaluation.rows import Draw, Row, draws_at
 from cola_train.hf_format import Checkpoint
 from cola_train.objectives.losses import token_nats
 from cola_train.randomness import Purpose, normal, uniform
-from cola_train.sampling.generate import generate
 
 
 class LatentWeights:
     """log w of draws of z_0 ~ q(z_0 | x) for rows x of any length.
 
-    A row that does not fill its last block of latents is filled up with tokens that the model itself would write next. For the
-    filled row x' the weight is p(x | z_0) p(z_0) / q(z_0 | x'): the decoder's terms are of the row's own tokens alone, since those
-    of any others integrate to 1. As q(z_0 | x') is positive everywhere the mean of w is p(x) *whatever* the row is filled with, and
-    the bounds hold; they are the tighter, the likelier the filling's latents are after the row's own. Latents of padding are not
-    likely at all.
+    A row that does not fill its last block of latents is filled up with end-of-text tokens. For the filled row x' the weight is
+    p(x | z_0) p(z_0) / q(z_0 | x'): the decoder's terms are those of the row's own tokens, since any others integrate to 1. As
+    q(z_0 | x') is positive everywhere the mean of w is p(x) *whatever* a row is filled with, and the bounds hold; they are the
+    tighter, the likelier the filling's latents are after the row's own. Those of padding are not likely at all: docs/likelihood.md.
     """
 
     def __init__(self, checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig) -> None:
@@ -43,7 +39,9 @@ class LatentWeights:
         self.pad_token_id = checkpoint.tokenizer.pad_token_id
         self.num_draws = config.num_samples
         self.rows = rows
-        self.filled = _fill(checkpoint, rows, config)
+        block = self.vae.config.patch_size * self.dit.config.block_size
+        eos = checkpoint.tokenizer.eos_token_id
+        self.filled = [[*row.tokens, *[eos] * (-len(row.tokens) % block)] for row in rows]
 
     def width(self, row: int) -> int:
         """Tokens of a row with its filling."""
@@ -88,37 +86,3 @@ class LatentWeights:
         width, patch_size = self.width(draws[0].row), self.vae.config.patch_size
         filled = [[*(numbers or [0]), *[(numbers or [0])[-1]] * width][:width:patch_size] for numbers in documents]
         return torch.tensor(filled, device=device)
-
-
-def _fill(checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig) -> list[list[int]]:
-    """Each row with the model's own greedy continuation up to whole blocks."""
-    patch_size = checkpoint.vae.config.patch_size
-    assert checkpoint.dit is not None
-    block = patch_size * checkpoint.dit.config.block_size
-    filled = [list(row.tokens) for row in rows]
-    short = [number for number, tokens in enumerate(filled) if len(tokens) % block]
-    if not short:
-        return filled
-    sampler = SamplerConfig(
-        guidance_scale=1.0,
-        max_new_tokens=block,
-        repetition_penalty=1.0,
-        eos_token_ids=(),
-        seed=config.seed,
-        batch_size=config.batch_size,
-    )
-    # From whole latents: the sampler would take padding for the rest of a last patch.
-    known = [len(filled[number]) // patch_size * patch_size for number in short]
-    # Whoever asks for likelihoods warns of rows longer than training saw.
-    silent = dataclasses.replace(checkpoint, training={})
-    results = generate(
-        silent,
-        [filled[number][:count] for number, count in zip(short, known, strict=True)],
-        sampler,
-        prompt_indices=[rows[number].key for number in short],
-    )
-    for number, count, result in zip(short, known, results, strict=True):
-        tokens = filled[number]
-        missing = -len(tokens) % block
-        tokens += result.token_ids[len(tokens) - count :][:missing]
-    return filled

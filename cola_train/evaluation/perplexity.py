@@ -53,6 +53,7 @@ class Perplexity:
         exact: AR's; the others' figures are upper bounds of what an exact one would be.
         nats: by the ELBO, or LLaDA's bound, or exact.
         iwae: by IWAE's bound; None of the baselines.
+        iwae_holds: False where it is no bound, since log p(z_0) was Hutchinson's estimate (`iwae`, importance.py).
         parts: Cola's ELBO per token: -log p(x | z_0), -log p(z_0) and -log q(z_0 | x); the third is subtracted.
         bits_per_byte: of `nats`, over the UTF-8 bytes of the scored text; an end-of-text token has none.
     """
@@ -62,14 +63,15 @@ class Perplexity:
     exact: bool
     nats: Rate
     iwae: Rate | None
+    iwae_holds: bool
     parts: dict[str, float]
     bits_per_byte: float | None
 
     def figures(self) -> dict[str, float]:
-        """By names that say the unit, for a log."""
+        """By names that say the unit, for a log; IWAE's only where it holds."""
         name = "exact" if self.exact else "elbo"
         found = {f"{name}_nats_per_token": self.nats.nats_per_token, f"{name}_perplexity": self.nats.perplexity}
-        if self.iwae is not None:
+        if self.iwae is not None and self.iwae_holds:
             found |= {"iwae_nats_per_token": self.iwae.nats_per_token, "iwae_perplexity": self.iwae.perplexity}
         found |= {f"{part}_nats_per_token": value for part, value in self.parts.items()}
         if self.nats.standard_error is not None:
@@ -77,8 +79,10 @@ class Perplexity:
         return found
 
 
-def perplexity_of(checkpoint: AnyCheckpoint, found: Sequence[RowLikelihood], num_bytes: int | None = None) -> Perplexity:
-    """Sum up rows' likelihoods; `num_bytes` is the UTF-8 length of the text they are of."""
+def perplexity_of(
+    checkpoint: AnyCheckpoint, found: Sequence[RowLikelihood], config: LikelihoodConfig, num_bytes: int | None = None
+) -> Perplexity:
+    """Sum up rows' likelihoods, found with `config`; `num_bytes` is the UTF-8 length of the text they are of."""
     tokens = np.array([row.num_tokens for row in found])
     nats = np.array([-row.log_p for row in found])
     bounds = [row.iwae for row in found if row.iwae is not None]
@@ -95,6 +99,7 @@ def perplexity_of(checkpoint: AnyCheckpoint, found: Sequence[RowLikelihood], num
         exact=exact,
         nats=_rate(nats, tokens),
         iwae=_rate(-np.array(bounds), tokens) if bounds else None,
+        iwae_holds=config.divergence == "exact",
         parts=parts,
         bits_per_byte=float(nats.sum() / math.log(2) / num_bytes) if num_bytes else None,
     )
@@ -197,7 +202,7 @@ def measure(
         lines = [{**record, **dataclasses.asdict(row)} for record, row in zip(records, ordered, strict=True)]
         write_atomically(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     num_bytes = sum(len(tokenizer.decode(row.tokens[row.given :]).encode()) for row in rows)
-    perplexity = perplexity_of(checkpoint, ordered, num_bytes)
+    perplexity = perplexity_of(checkpoint, ordered, config, num_bytes)
     return f"{checkpoint_folder}, {texts or data_folder}\n{_how(checkpoint, config)}\n\n{_table(perplexity)}"
 
 
@@ -239,8 +244,10 @@ def _table(perplexity: Perplexity) -> str:
     for name, rate in rates.items():
         error = rate.standard_error
         nats = f"{rate.nats_per_token:.4f}" + ("" if error is None else f" ± {error:.4f}")
-        exponent = f"{rate.perplexity:,.2f}" + ("" if error is None else f" ± {rate.perplexity * error:,.2f}")
+        exponent = f"{rate.perplexity:,.4g}" + ("" if error is None else f" ± {rate.perplexity * error:,.2g}")
         lines.append(f"  {name:8}{nats:>22}{exponent:>24}")
+    if perplexity.iwae is not None and not perplexity.iwae_holds:
+        lines.append("  IWAE is no bound with Hutchinson's divergence, whose noise makes it too low; divergence=exact gives one.")
     if perplexity.parts:
         reconstruction, prior, entropy = (perplexity.parts[part] for part in ("reconstruction", "prior", "entropy"))
         lines.append(f"  ELBO = reconstruction {reconstruction:.4f} + prior {prior:.4f} - entropy {entropy:.4f}")

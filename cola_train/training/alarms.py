@@ -15,7 +15,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from cola_train.config.alarms import AlarmsConfig
-from cola_train.config.runs import ColaRunConfig, RunConfig
+from cola_train.config.runs import ColaRunConfig, RunConfig, VAERunConfig
 from cola_train.data.progress import say
 from cola_train.files import Lines
 from cola_train.training.module import StageModule
@@ -108,25 +108,25 @@ class Memory:
         episodes = {name: Episode(**episode) for name, episode in values.get("episodes", {}).items()}
         return cls(episodes, values.get("log_snr_was_above", False), dict(values.get("losses", {})))
 
-    def see(self, config: AlarmsConfig, figures: Mapping[str, float], warmed_up: bool) -> list[Change]:
+    def see(self, config: AlarmsConfig, figures: Mapping[str, float], past_start: bool) -> list[Change]:
         """Take in figures of a step, or of an inspection; those that are absent or not finite leave an alarm as it is.
 
         Args:
             config: the thresholds.
             figures: global ones, by the names that training and `Inspection.figures` give them.
-            warmed_up: whether the learning rate's warm-up is over. Before that a fresh VAE's logSNR is low in health too.
+            past_start: whether a low logSNR means anything. A fresh VAE's is low in health too.
         """
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-        signals = [*self._of_latents(config, figures, warmed_up), *self._of_loss(config, figures)]
+        signals = [*self._of_latents(config, figures, past_start), *self._of_loss(config, figures)]
         changes = [self.episodes.setdefault(signal.name, Episode()).see(signal) for signal in signals]
         return [change for change in changes if change is not None]
 
-    def _of_latents(self, config: AlarmsConfig, figures: Mapping[str, float], warmed_up: bool) -> list[Signal]:
+    def _of_latents(self, config: AlarmsConfig, figures: Mapping[str, float], past_start: bool) -> list[Signal]:
         found = []
         log_snr, least = figures.get("vae_log_snr"), config.min_log_snr
         if log_snr is not None and least is not None:
             self.log_snr_was_above = self.log_snr_was_above or log_snr >= least
-            if warmed_up or self.log_snr_was_above:
+            if past_start or self.log_snr_was_above:
                 patience = (config.raise_after, config.clear_after)
                 found.append(Signal(COLLAPSE, "vae_log_snr", log_snr, least, "min_log_snr", log_snr < least, *patience))
         share, least = figures.get("active_units_share"), config.min_active_units
@@ -165,6 +165,7 @@ class Alarms(pl.Callback):
 
     def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, report: Report) -> None:
         self.config, self.is_first, self.report = self._of_run(config), is_first, report
+        self.kl_weight = config.objective.kl_weight if isinstance(config, VAERunConfig) else 0.0
         self.lines = Lines(run_folder / ALARM_LOG)
         self.stopped_by: str | None = None
         self._inspected: dict[str, float] = {}
@@ -189,8 +190,9 @@ class Alarms(pl.Callback):
         """Take in the step that was just done."""
         state = module.state
         memory = Memory.from_plain(state.alarms)
-        changes = memory.see(self.config, module.last_metrics, state.step > module.schedule.warmup_steps)
-        changes += memory.see(self.config, self._inspected, warmed_up=True)
+        figures = module.last_metrics
+        past_start = state.step > module.schedule.warmup_steps or self._kl_outweighs_reconstruction(figures)
+        changes = memory.see(self.config, figures, past_start) + memory.see(self.config, self._inspected, past_start)
         self._inspected = {}
         state.alarms = dataclasses.asdict(memory)
         for change in changes:
@@ -198,6 +200,11 @@ class Alarms(pl.Callback):
             if change.raised and self.config.stop:
                 self.stopped_by = self.stopped_by or change.text(state.step)
                 module.stop_requested = True
+
+    def _kl_outweighs_reconstruction(self, figures: Mapping[str, float]) -> bool:
+        """Whether nothing will lift the logSNR when the learning rate has warmed up: to the loss, noise is worth more than text."""
+        kl, reconstruction = figures.get("kl_nats_per_token", 0.0), figures.get("reconstruction_nats_per_token", math.inf)
+        return self.kl_weight * kl > reconstruction
 
     def _tell(self, change: Change, step: int) -> None:
         if not self.is_first:

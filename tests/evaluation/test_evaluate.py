@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 from cola_train.cli import main
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
+from cola_train.evaluation import evaluate as evaluate_module
 from cola_train.evaluation.answers import AnswerFolder
 from cola_train.evaluation.benchmark import answer
 from cola_train.evaluation.evaluate import evaluate
@@ -23,6 +25,7 @@ from cola_train.evaluation.scoring import is_correct
 from cola_train.evaluation.summary import accuracies
 from cola_train.evaluation.tasks import read_samples
 from cola_train.files import Lines
+from cola_train.processes import Processes
 from tests.helpers.benchmarks import FAMILIES, make_samples, reader, write_samples
 from tests.helpers.programs import ROOT, clean_environment, torchrun
 from tests.helpers.tiny import tiny_checkpoint, tiny_vae
@@ -95,7 +98,7 @@ def test_two_processes_and_then_one_come_to_the_bytes_of_one(saved: Path, data: 
     done = torchrun(2, "cola_train", *arguments(saved, data, tmp_path / "two", tasks=TASKS[1:]))
     assert done.returncode == 0, done.stderr[-3000:]
     parts = [rows(tmp_path / "two" / "parts" / f"{rank}.jsonl") for rank in range(2)]
-    assert [len(part) for part in parts] == [12, 7], "obqa's batches are 4 and 3, squad's 4 each"
+    assert [len(part) for part in parts] == [8, 11], "obqa's batches are 4 and 3, squad's 4 each, by about equal numbers of tokens"
     # Only one of them prints.
     assert done.stdout.count("average") == 2
     assert main(arguments(saved, data, tmp_path / "two")) == 0
@@ -274,6 +277,17 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
         assert error.count("\n") == 1, error
     assert not (tmp_path / "out").exists()
     assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_each_of_several_processes_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = (Processes(1, 2, 1, 2, torch.device(name)) for name in ("cpu", "cuda:1"))
+    monkeypatch.setattr(evaluate_module, "launched_by_torchrun", lambda: True)
+    assert [evaluate_module._device(name, gpu) for name in ("auto", "cuda")] == [gpu.device] * 2
+    assert [evaluate_module._device(name, cpu) for name in ("auto", "cpu")] == [cpu.device] * 2
+    with pytest.raises(UserError, match=r"takes a GPU of its own: --device cuda:0 cannot be kept; give auto, cuda or cpu"):
+        evaluate_module._device("cuda:0", gpu)
+    with pytest.raises(UserError, match=r"--device cuda: there is no GPU here; give auto or cpu"):
+        evaluate_module._device("cuda", cpu)
 
 
 def test_the_checkpoint_may_stand_before_or_after_the_options(saved: Path, data: Path, tmp_path: Path) -> None:

@@ -93,6 +93,13 @@ def test_the_published_answers_tell_the_rules_from_others(shared: Path, monkeypa
     ("final\u3000answer = \uff1a d", None),  # one link only
     ("answer: a, choice: c", "C"),
     ("The answer IS b)", "B"),
+    ("b.", "B"),
+    ("the option is blue whale", "C"),
+    ("the correct option: blue whale", "C"),
+    ("final choice blue whale", "C"),
+    ("the correct final choice = blue whale", "C"),
+    ("the options blue whale", None),  # no key word
+    ("choice b-x", None),
     ("red fox or answer: cat", "D"),
 ])  # fmt: skip
 def test_the_letter_of_a_choice(text: str, predicted: str | None) -> None:
@@ -155,13 +162,32 @@ def test_a_score_is_one_for_a_letter_and_else_how_alike_the_texts_are() -> None:
 
 def test_a_segment_comes_from_the_last_line_that_gives_one() -> None:
     for line_end in ("\u2028", "\x85", "\x1c"):  # "\n" is where the text was cut
-        text = line_end.join(["answer: blue", "Final  answer: cat", "answer:", "(x)"])
+        text = line_end.join(["answer: blue", "Final  answer: cat", "the answer ", "(x)"])
         assert verdict("mmlu", text, "", CHOICES).predicted == "D"
     # The first key word of a line with something behind it, of which one link is left out, unless it is all there is.
     assert verdict("mmlu", "answer: red fox answer: cat", "", CHOICES).predicted is None
-    assert verdict("mmlu", "red fox. the answer is", "", ("cat", "is")).predicted == "B"
+    assert verdict("mmlu", "red fox. the answer is", "", ("cat", "is", "the answer")).predicted == "B"
     # No letter in the segment: the whole text is next.
     assert verdict("mmlu", "red fox is the answer (sure)", "", CHOICES).predicted == "A"
+
+
+@pytest.mark.parametrize("end", [*" .,;:!?\n\u2003", ""])
+def test_a_letter_after_a_key_word_ends_there(end: str) -> None:
+    assert verdict("mmlu", f"choice b{end}", "", CHOICES).predicted == "B"
+
+
+def test_an_option_without_words_is_contained_in_nothing() -> None:
+    assert verdict("mmlu", "a blue thing", "", ("...", "blue", "cat")).predicted == "B"
+
+
+@pytest.mark.parametrize("ground_truth, gold", [
+    ("(b)", "B"), (" option: blue", "B"), ("option: blue whale", "C"),
+    (" option: blue whale", None),  # an opening does not begin with a space
+    ("blue. answer: cat", None),  # no segment
+])  # fmt: skip
+def test_the_letter_of_the_ground_truth(ground_truth: str, gold: str | None) -> None:
+    found = verdict("mmlu", "no idea", ground_truth, CHOICES)
+    assert (found.gold, found.predicted, found.correct) == (gold, None, False)
 
 
 def test_nothing_counts_as_an_empty_text() -> None:

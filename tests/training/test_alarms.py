@@ -35,8 +35,8 @@ LONG = [
 ]  # fmt: skip
 
 
-def raised(memory: Memory, config: AlarmsConfig, figures: dict[str, float], warmed_up: bool = True) -> list[tuple[str, bool]]:
-    return [(change.signal.name, change.raised) for change in memory.see(config, figures, warmed_up)]
+def raised(memory: Memory, config: AlarmsConfig, figures: dict[str, float], past_start: bool = True) -> list[tuple[str, bool]]:
+    return [(change.signal.name, change.raised) for change in memory.see(config, figures, past_start)]
 
 
 def lines(run: Path, name: str) -> list[dict[str, object]]:
@@ -47,14 +47,14 @@ def lines(run: Path, name: str) -> list[dict[str, object]]:
 def test_a_collapsed_vae_raises_the_alarm_within_200_steps_and_stops_if_asked_then_goes_on(
     vae_config: VAEConfigs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = vae_config("collapsed", *LONG, "objective.kl_weight=10", "alarms.stop=true")
+    config = vae_config("collapsed", *LONG, "objective.kl_weight=10", "alarms.stop=true", "trainer.max_steps=110")
     with pytest.raises(RunStoppedError, match=r"stopped by alarm \(alarms.stop\) and saved: ALARM at step \d+: posterior collapse"):
         train(config)
     run = folder_of(config)
     (line,) = lines(run, ALARM_LOG)
     step = line["step"]
-    # Warm-up is 2 steps, and 100 in a row must be below.
-    assert step == 102
+    # So many must be below in a row; the KL outweighs reconstruction from the first on.
+    assert step == 100
     assert (line["alarm"], line["raised"], line["figure"], line["limit"]) == (COLLAPSE, True, "vae_log_snr", 0.5)
     assert isinstance(line["value"], float)
     assert line["value"] < 0.5
@@ -71,7 +71,7 @@ def test_a_collapsed_vae_raises_the_alarm_within_200_steps_and_stops_if_asked_th
     assert latest is not None
     assert latest.name == f"step-{step:08}"
     # The episode is known to the run that goes on: it neither stops again nor says it again.
-    assert train(config) == Status("finished", 200)
+    assert train(config) == Status("finished", 110)
     assert len(lines(run, ALARM_LOG)) == 1
 
 
@@ -108,14 +108,14 @@ def test_an_alarm_is_on_from_so_many_beyond_in_a_row_to_so_many_back(
     assert episode.raised == on
 
 
-def test_a_fresh_vae_has_until_the_end_of_warm_up_and_one_that_was_above_has_not() -> None:
+def test_a_fresh_vae_has_time_and_one_that_was_above_has_not() -> None:
     config = AlarmsConfig(raise_after=3)
     fresh = Memory()
-    assert all(raised(fresh, config, {"vae_log_snr": 0.0}, warmed_up=False) == [] for _ in range(10))
+    assert all(raised(fresh, config, {"vae_log_snr": 0.0}, past_start=False) == [] for _ in range(10))
     assert [raised(fresh, config, {"vae_log_snr": 0.0}) for _ in range(4)] == [[], [], [(COLLAPSE, True)], []]
     fallen = Memory()
-    assert raised(fallen, config, {"vae_log_snr": 4.5}, warmed_up=False) == []
-    found = [raised(fallen, config, {"vae_log_snr": 0.1}, warmed_up=False) for _ in range(4)]
+    assert raised(fallen, config, {"vae_log_snr": 4.5}, past_start=False) == []
+    found = [raised(fallen, config, {"vae_log_snr": 0.1}, past_start=False) for _ in range(4)]
     assert found == [[], [], [(COLLAPSE, True)], []]
     # What is not there, or no number, is no news: the row goes on.
     other = Memory()
@@ -165,7 +165,7 @@ def test_drift_and_inactive_units_have_thresholds_of_their_own_and_null_is_off()
 def test_memory_survives_being_saved_to_the_bit() -> None:
     config, memory = AlarmsConfig(spike_window=10), Memory()
     for number in range(15):
-        memory.see(config, {"loss": 1 / (number + 1), "vae_log_snr": 0.1 * number}, warmed_up=True)
+        memory.see(config, {"loss": 1 / (number + 1), "vae_log_snr": 0.1 * number}, past_start=True)
     state = RunState(step=15, alarms=dataclasses.asdict(memory))
     restored = RunState.from_json(state.to_json())
     assert restored == state
@@ -220,6 +220,19 @@ def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
     quiet.look(other)
     assert other.stop_requested
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("kl_weight, first", [(1e-4, 13), (10.0, 3)])
+def test_steps_count_from_the_end_of_warm_up_or_as_soon_as_the_kl_outweighs_reconstruction(
+    vae_config: VAEConfigs, tmp_path: Path, kl_weight: float, first: int
+) -> None:
+    config = vae_config("run", f"objective.kl_weight={kl_weight}", "optim.warmup=10", "alarms.raise_after=3")
+    alarms, module = Alarms(config, tmp_path, True, lambda *_: None), stage_of(config)
+    module.last_metrics = {"loss": 46.0, "vae_log_snr": 0.0, "kl_nats_per_token": 4.0, "reconstruction_nats_per_token": 6.0}
+    for step in range(1, 20):
+        module.state.step = step
+        alarms.look(module)
+    assert [line["step"] for line in lines(tmp_path, ALARM_LOG)] == [first]
 
 
 def test_a_fixed_log_snr_is_no_collapse(vae_config: VAEConfigs, tmp_path: Path) -> None:
