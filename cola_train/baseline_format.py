@@ -44,6 +44,11 @@ class BaselineCheckpoint:
         seq_len = self.training.get("seq_len")
         return seq_len if isinstance(seq_len, int) else None
 
+    @property
+    def masks_documents(self) -> bool:
+        """Whether training kept documents of a row apart; False where the checkpoint does not say."""
+        return self.training.get("mask_documents") is True
+
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "BaselineCheckpoint":
         """Read a folder that `write_baseline` wrote; a run folder stands for its `hf` export.

@@ -15,7 +15,6 @@ class InspectionConfig:
     num_time_bins: int = setting(10, help="Equal parts of [0, 1] by which the flow-matching loss is given.")
     num_steps: int = setting(16, help="Euler steps from noise to data when the prior is asked for a block (guidance is 1).")
     map_latents: int = setting(2000, help="Latents on the 2-D map, from the first row on, at most.")
-    mask_documents: bool = setting(False, help="Keep documents of a row apart, as a run with objective.mask_documents did.")
     seed: int = setting(0, help="Seed of posterior samples, noise and times: every look sees the same ones.")
 
     def __post_init__(self) -> None:

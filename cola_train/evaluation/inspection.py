@@ -157,7 +157,7 @@ def inspect_in_steps(
     posterior_hits, prior_hits = HitTally(seq_len, block_tokens), HitTally(seq_len, block_tokens)
     drift = None if reference is None else DriftTally(reference.vae.encoder)
     flow = None if dit is None else FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
-    for rows in latent_rows(vae, data, config):
+    for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
         for tally in (health, tokens, on_map, reconstruction, drift, flow):
             if tally is not None:
                 tally.add(rows)

@@ -37,13 +37,16 @@ class LatentRows:
     document: Int[Tensor, "batch latents"] | None  # None where a row is one sequence
 
 
-def latent_rows(vae: TextVAE, data: PreparedData, config: InspectionConfig) -> Iterator[LatentRows]:
-    """Held-out rows, some at a time, on the VAE's device; their draws are addressed by row."""
+def latent_rows(vae: TextVAE, data: PreparedData, config: InspectionConfig, mask_documents: bool = False) -> Iterator[LatentRows]:
+    """Held-out rows, some at a time, on the VAE's device; their draws are addressed by row.
+
+    With `mask_documents` documents of a row are kept apart.
+    """
     num_rows, seed = min(config.num_rows, data.num_rows(VALIDATION)), config.seed
     device = vae.encoder.final_layer.weight.device
     for batch in validation_batches(data, num_rows, config.batch_size):
         batch = Batch(*(tensor.to(device) for tensor in batch))
-        document = latent_documents(batch, vae.config.patch_size, config.mask_documents)
+        document = latent_documents(batch, vae.config.patch_size, mask_documents)
         posterior = vae.encode(batch.tokens, document)
         shape = posterior.mean.shape[1:]
         yield LatentRows(

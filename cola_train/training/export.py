@@ -73,9 +73,11 @@ def vae_weights(config: ColaRunConfig, weights: Mapping[str, Tensor]) -> Mapping
     return weights if fixed is None else FixedLogSNR(weights, fixed, config.vae.latent_dim)
 
 
-def training_facts(config: RunConfig, step: int) -> dict[str, int | str]:
+def training_facts(config: RunConfig, step: int) -> dict[str, int | str | bool]:
     """What an export says of its run beside the network's own files."""
-    return {"stage": stage_name(config), "step": step, "seq_len": config.data.seq_len, "run": config.name}
+    apart = bool(config.objective.mask_documents)  # type: ignore[attr-defined]  # all stages have one
+    seq_len = config.data.seq_len
+    return {"stage": stage_name(config), "step": step, "seq_len": seq_len, "run": config.name, "mask_documents": apart}
 
 
 def export_checkpoint(

@@ -1,6 +1,5 @@
 """Evaluation while a run trains: the instruments of `inspect`, `likelihood` and `evaluate`, on a plain copy of the weights."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -119,22 +118,17 @@ class Watch(pl.Callback):
                 yield {f"{instrument}/{name}": value for name, value in part.items()}
 
     def _inspect(self, checkpoint: Checkpoint, reference: Checkpoint | None) -> Iterator[dict[str, float]]:
-        settings = dataclasses.replace(self.config.watch.inspection, mask_documents=self._masks_documents)
-        for found in inspect_in_steps(checkpoint, self.data, settings, reference):
+        for found in inspect_in_steps(checkpoint, self.data, self.config.watch.inspection, reference):
             yield {} if found is None else found.figures()
 
     def _likelihood(self, checkpoint: AnyCheckpoint) -> Iterator[dict[str, float]]:
         likelihood = self.config.watch.likelihood
-        rows = held_out_rows(self.data, likelihood.num_rows, self._masks_documents)
+        rows = held_out_rows(self.data, likelihood.num_rows, checkpoint.masks_documents)
         found = {}
         for place, row in log_likelihoods_stream(checkpoint, rows, likelihood):
             found[place] = row
             yield {}
         yield perplexity_of(checkpoint, [found[place] for place in sorted(found)], likelihood).figures()
-
-    @property
-    def _masks_documents(self) -> bool:
-        return bool(self.config.objective.mask_documents)  # type: ignore[attr-defined]  # all stages have one
 
     def _benchmarks(self, checkpoint: AnyCheckpoint) -> Iterator[dict[str, float]]:
         answers: list[Answer] = []

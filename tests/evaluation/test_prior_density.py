@@ -120,7 +120,9 @@ def test_the_divergence_is_that_of_finite_differences() -> None:
     times = Times(torch.tensor([0.3, 0.0]), torch.zeros(1, 8, dtype=torch.long))
 
     def velocity(blocks: Tensor, t: Tensor) -> Tensor:
-        return dit.velocity(blocks.float().unflatten(2, (4, 4)).flatten(1, 2), history, times).unflatten(1, (2, 4)).flatten(2).double()
+        return (
+            dit.velocity(blocks.float().unflatten(2, (4, 4)).flatten(1, 2), history, times).unflatten(1, (2, 4)).flatten(2).double()
+        )
 
     v, divergence = velocity_and_divergence(velocity, z.unflatten(1, (2, 4)).flatten(2).double(), torch.tensor(0.3).double(), None)
     assert torch.allclose(v[0].float(), dit.velocity(z, history, times).reshape(2, 16), atol=1e-6)
@@ -146,9 +148,10 @@ def test_solvers_agree_on_a_dit() -> None:
         return block_log_densities(dit, z_0, LikelihoodConfig(**settings), probe=probe)  # type: ignore[arg-type]
 
     fine = density(solver="dopri5", rtol=1e-5, atol=1e-5)
-    assert float((density(solver="dopri5") - fine).abs().max()) < 0.02
-    assert float((density(solver="heun", num_steps=128) - fine).abs().max()) < 0.02
-    assert float((density(solver="heun") - fine).abs().max()) < 0.3
+    # A network of random weights feels the fast waves of its time embedding, which a trained one has learned to smooth out.
+    assert float((density(solver="dopri5") - fine).abs().max()) < 0.1
+    assert float((density(solver="heun", num_steps=256) - fine).abs().max()) < 0.02
+    assert float((density(solver="heun") - fine).abs().max()) < 0.2
 
 
 def test_a_row_cut_after_a_block_gives_that_block_the_same_density() -> None:
@@ -195,7 +198,9 @@ class Detached:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length = self.attention.cache.lengths[0]
-        keys, values = (held[layer][:, :length].transpose(1, 2) for held in (self.attention.cache.keys, self.attention.cache.values))
+        keys, values = (
+            held[layer][:, :length].transpose(1, 2) for held in (self.attention.cache.keys, self.attention.cache.values)
+        )
         return torch.nn.functional.scaled_dot_product_attention(q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2))
 
 

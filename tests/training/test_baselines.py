@@ -73,7 +73,7 @@ def test_an_export_is_what_was_validated(baseline_config: Configs, stage: str) -
     train(config)
     run = folder_of(config)
     checkpoint = BaselineCheckpoint.load(run)
-    assert checkpoint.training == {"stage": stage, "step": 6, "seq_len": 32, "run": "run"}
+    assert checkpoint.training == {"stage": stage, "step": 6, "seq_len": 32, "run": "run", "mask_documents": False}
     objective: Any = (AutoregressiveObjective if stage == "ar" else MaskedDiffusionObjective)(
         checkpoint.transformer,
         config.objective,  # type: ignore[attr-defined]
