@@ -24,9 +24,12 @@ def commands_of(page: str) -> list[str]:
 
 
 GUIDE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+GUIDES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("evaluation", "likelihood", "inspecting")]
 COMMANDS = [*dict.fromkeys([*commands_of(README), *commands_of(GUIDE)])]
 SCRIPTS = [command for command in COMMANDS if command.startswith("bash ")]
-VERBS = [command for command in COMMANDS if command.startswith("cola-train ")]
+# Fetching is tested with what it fetches from.
+GUIDED = [line for guide in GUIDES for line in commands_of(guide) if "--fetch" not in line]
+VERBS = [*dict.fromkeys(command for command in [*COMMANDS, *GUIDED] if command.startswith("cola-train "))]
 QUICK = {
     "evaluate": ["sampler.num_steps=2", "sampler.max_new_tokens=4"],
     "likelihood": ["num_steps=2", "num_samples=2"],
@@ -36,7 +39,7 @@ SHORT = ["trainer.max_steps=2", "trainer.micro_batch_size=4", "trainer.global_ba
 
 
 def test_every_command_is_known_to_this_test() -> None:
-    assert sorted(SCRIPTS + VERBS) == sorted(COMMANDS)
+    assert {*SCRIPTS, *VERBS} >= {*COMMANDS}
     # test.sh is what runs this; the quick start is run below.
     assert SCRIPTS == ["bash scripts/quickstart.sh", "bash scripts/test.sh", "bash scripts/curve_austen.sh"]
     assert {shlex.split(command)[1] for command in VERBS} == {
@@ -77,12 +80,15 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
     (tmp_path / "my_prompts.jsonl").write_text('{"id": 7, "prompt": "Mrs. Bennet"}\n{"prompt": ""}\n', encoding="utf-8")
     for task in ("lambada", "obqa"):
         write_samples(tmp_path / "my_benchmarks", task, make_samples(task, 3))
+        answers = [{"id": one.id, "generate": f" {one.ground_truth}"} for one in make_samples(task, 3)]
+        (tmp_path / "my_generations").mkdir(exist_ok=True)
+        (tmp_path / "my_generations" / f"{task}.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
     for command in VERBS:
         words = shlex.split(command)
         if "--resume" in words:
             words += ["trainer.max_steps=3", "trainer.micro_batch_size=2"]
         elif words[1] in ("vae", "joint", "ar", "llada", "warm-start"):
-            words += SHORT
+            words += [*SHORT, *(["watch.every_steps=2", "watch.inspection.num_rows=8"] if "name=watched" in words else [])]
         elif words[1] == "branch":
             words += ["trainer.max_steps=4", "optim.decay=4", "optim.anneal=2"]
         elif words[1] in QUICK:

@@ -21,7 +21,7 @@ class NextTokenLikelihood:
     token is scored too, and the same tokens as with other families.
     """
 
-    num_draws = 1
+    num_draws, exact = 1, True
 
     def __init__(self, checkpoint: BaselineCheckpoint, rows: Sequence[Row]) -> None:
         """`rows` are not empty."""
@@ -52,6 +52,8 @@ class MaskedDiffusionBound:
     tokens are masked, the mean weight is L / l with l uniform in 1..L, and the masked tokens are any l of them (LLaDA, equation 6).
     That has the same mean and less variance. Tokens that are given are never masked.
     """
+
+    exact = False
 
     def __init__(self, checkpoint: BaselineCheckpoint, rows: Sequence[Row], config: LikelihoodConfig) -> None:
         """`rows` are not empty."""

@@ -25,6 +25,8 @@ class LatentWeights:
     tighter, the likelier the filling's latents are after the row's own. Those of padding are not likely at all: docs/likelihood.md.
     """
 
+    exact = False
+
     def __init__(self, checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig) -> None:
         """Fill `rows`, of which none is empty or has tokens that are given.
 

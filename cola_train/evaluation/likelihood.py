@@ -52,6 +52,7 @@ class _Estimator(Protocol):
     """What finds a family's log w or log p; widths are of rows, and a call's draws have one."""
 
     num_draws: int
+    exact: bool
 
     def width(self, row: int) -> int: ...
     def __call__(self, draws: Sequence[Draw]) -> LogWeights | Tensor: ...
@@ -104,7 +105,8 @@ def log_likelihoods_stream(
             if text in complete and (given is None or given in complete):
                 waiting.discard(row)
                 subtracted = None if given is None else torch.stack(draws_of[given])
-                yield row, _result(_num_scored(checkpoint, rows[row]), torch.stack(draws_of[text]), subtracted)
+                found = _result(_num_scored(checkpoint, rows[row]), torch.stack(draws_of[text]), subtracted)
+                yield row, dataclasses.replace(found, standard_error=0.0) if estimator.exact else found
 
 
 def conditional_scores(
