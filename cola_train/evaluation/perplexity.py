@@ -207,10 +207,10 @@ def measure(
 
 
 def _masks_documents(folder: Path) -> bool:
-    path = folder / "config.yaml"
-    if not path.is_file():
+    run_folder = folder.parent if folder.name == "hf" else folder
+    if not (run_folder / "config.yaml").is_file():
         return False
-    run = load_run_config(path)
+    run = load_run_config(run_folder / "config.yaml")
     return isinstance(run, JointRunConfig | BaselineRunConfig) and bool(run.objective.mask_documents)
 
 

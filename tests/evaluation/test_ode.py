@@ -1,5 +1,7 @@
 """The solvers against solutions in closed form: their order, their tolerance, and that a block has no part in another's result."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ def worst(found: State, expected: State) -> float:
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2)])
 def test_the_error_falls_with_the_order(solver: str, order: int) -> None:
     errors = [worst(solved(RATES, solver=solver, num_steps=steps), truth(RATES)) for steps in (64, 128, 256)]
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.06)
 
 

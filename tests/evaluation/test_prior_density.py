@@ -147,10 +147,10 @@ def test_solvers_agree_on_a_dit() -> None:
     def density(**settings: float | str) -> Tensor:
         return block_log_densities(dit, z_0, LikelihoodConfig(**settings), probe=probe)  # type: ignore[arg-type]
 
-    fine = density(solver="dopri5", rtol=1e-5, atol=1e-5)
+    fine = density(solver="dopri5", rtol=1e-4, atol=1e-4)
     # A network of random weights feels the fast waves of its time embedding, which a trained one has learned to smooth out.
     assert float((density(solver="dopri5") - fine).abs().max()) < 0.1
-    assert float((density(solver="heun", num_steps=256) - fine).abs().max()) < 0.02
+    assert float((density(solver="heun", num_steps=128) - fine).abs().max()) < 0.05
     assert float((density(solver="heun") - fine).abs().max()) < 0.2
 
 
