@@ -49,7 +49,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     if options.fetch is not None:
         require(not options.settings and options.out is None,
                 "--fetch answers nothing, so it takes no checkpoint, --out or settings: give --data, and --tasks.")  # fmt: skip
-        from cola_train.evaluation.fetch import fetch
+        from cola_train.evaluation.benchmarks.fetch import fetch
 
         sys.stdout.write(fetch(options.fetch, options.data, tasks))
         return
@@ -58,7 +58,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError("Give the checkpoint to evaluate: a run folder, or one in the released layout; or --fetch SOURCE.")
     checkpoint = Path(options.settings.pop(place))
     config = load_settings(options)
-    from cola_train.evaluation.evaluate import evaluate
+    from cola_train.evaluation.benchmarks.evaluate import evaluate
 
     sys.stdout.write(evaluate(checkpoint, tasks, options.data, options.out, options.device, config))
 
@@ -73,6 +73,6 @@ def _tasks(names: str) -> tuple[str, ...]:
 
 
 def _score(options: argparse.Namespace) -> None:
-    from cola_train.evaluation.score import score
+    from cola_train.evaluation.benchmarks.score import score
 
     sys.stdout.write(score(options.answers, options.data, options.out))

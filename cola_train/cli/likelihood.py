@@ -29,6 +29,6 @@ def add(verbs: Any) -> None:
 def _likelihood(options: argparse.Namespace) -> None:
     require((options.data is None) != (options.texts is None), "Give either --data FOLDER (prepared data) or --texts FILE.jsonl.")
     config = load_settings(options)
-    from cola_train.evaluation.perplexity import measure
+    from cola_train.evaluation.likelihood.perplexity import measure
 
     sys.stdout.write(measure(options.checkpoint, options.data, options.texts, options.out, options.device, config))

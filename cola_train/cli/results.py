@@ -41,6 +41,6 @@ def _sample(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     config = load_settings(options)
-    from cola_train.evaluation.report import write_report
+    from cola_train.evaluation.writing.report import write_report
 
     print(write_report(options.vae_run, options.joint_run, config))

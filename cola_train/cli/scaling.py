@@ -74,7 +74,7 @@ def _match(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     config = load_settings(options)
-    from cola_train.evaluation.compare import compare_run
+    from cola_train.evaluation.writing.compare import compare_run
 
     sys.stdout.write(compare_run(options.run_folder, config))
 

@@ -13,12 +13,12 @@ from cola_train.config.runs import RunConfig
 from cola_train.config.watch import WatchConfig
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.evaluation.answers import Answer
-from cola_train.evaluation.benchmark import answer
-from cola_train.evaluation.inspection import inspect_in_steps
-from cola_train.evaluation.likelihood import log_likelihoods_stream
-from cola_train.evaluation.perplexity import held_out_rows, perplexity_of
-from cola_train.evaluation.summary import accuracies
+from cola_train.evaluation.benchmarks.answering import answer
+from cola_train.evaluation.benchmarks.answers import Answer
+from cola_train.evaluation.benchmarks.summary import accuracies
+from cola_train.evaluation.latents.inspection import inspect_in_steps
+from cola_train.evaluation.likelihood.likelihood import log_likelihoods_stream
+from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of
 from cola_train.evaluation.tasks import TASKS, Sample, check_task, read_samples
 from cola_train.hf_format import Checkpoint
 from cola_train.sampling.generate import AnyCheckpoint

@@ -14,7 +14,7 @@ from cola_train.config.runs import BaselineRunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.datamodule import validation_batches
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.compare import compare_run
+from cola_train.evaluation.writing.compare import compare_run
 from cola_train.objectives.autoregressive import AutoregressiveObjective
 from cola_train.objectives.masked_diffusion import MaskedDiffusionObjective
 from cola_train.training import step_log

@@ -13,11 +13,11 @@ from cola_train.config.load import to_yaml
 from cola_train.config.runs import BaselineRunConfig, JointRunConfig, VAERunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.benchmark import answer
-from cola_train.evaluation.inspection import inspect_latents
-from cola_train.evaluation.likelihood import log_likelihoods
-from cola_train.evaluation.perplexity import held_out_rows, perplexity_of
-from cola_train.evaluation.summary import accuracies
+from cola_train.evaluation.benchmarks.answering import answer
+from cola_train.evaluation.benchmarks.summary import accuracies
+from cola_train.evaluation.latents.inspection import inspect_latents
+from cola_train.evaluation.likelihood.likelihood import log_likelihoods
+from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of
 from cola_train.evaluation.tasks import read_samples
 from cola_train.files import read_rows
 from cola_train.hf_format import Checkpoint

@@ -1,0 +1,187 @@
+"""The `evaluate` verb: benchmarks answered by one process or several, stopped and gone on with at will; and what comes of them."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import nn
+
+from cola_train.baseline_format import BaselineCheckpoint, load_checkpoint
+from cola_train.config.evaluation import EvaluationConfig
+from cola_train.config.settings import require
+from cola_train.data.progress import progress_bar, say
+from cola_train.evaluation.benchmarks.answering import Question, answer_batch, make_batches
+from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, part_row, to_lines
+from cola_train.evaluation.benchmarks.results import write_results
+from cola_train.evaluation.tasks import read_samples
+from cola_train.files import write_atomically
+from cola_train.processes import Processes, connected, launched_by_torchrun
+from cola_train.sampling.generate import AnyCheckpoint
+from cola_train.sampling.prompts import named_device
+
+# Processes end at different times, and those that wait must not take that for a loss: torchrun sees a loss itself.
+_PATIENCE_SECONDS = 7 * 24 * 3600
+
+
+def evaluate(
+    checkpoint_folder: Path, tasks: Sequence[str], data: Path, out: Path | None, device: str, config: EvaluationConfig
+) -> str:
+    """Answer what is not answered yet, write what comes of all answers, and return it as a table.
+
+    Under torchrun each process answers a share, on a device of its own; all but process 0 return "".
+
+    Args:
+        checkpoint_folder: of any family; a run folder stands for its export.
+        tasks: names of benchmarks.
+        data: folder of TASK.jsonl files.
+        out: where answers go, and lie if it was begun before; `benchmarks` in the run's or checkpoint's folder when None.
+        device: cpu, cuda, cuda:1, ..., or auto.
+
+    Raises:
+        UserError: no data or no checkpoint there, one of stage 1, `out` holds something else, or the disk was too full for answers.
+    """
+    samples = {task: read_samples(data, task)[: config.num_samples] for task in tasks}
+    with connected("auto" if launched_by_torchrun() and device != "cpu" else "cpu", _PATIENCE_SECONDS) as processes:
+        checkpoint = load_checkpoint(checkpoint_folder, _device(device, processes))
+        require(isinstance(checkpoint, BaselineCheckpoint) or checkpoint.dit is not None,
+                f"{checkpoint_folder} holds a VAE alone, which writes no text; give a checkpoint of stage 2 (cola-train joint) or "
+                "of a baseline.")  # fmt: skip
+        batches = [batch for task in tasks for batch in make_batches(checkpoint.tokenizer, task, samples[task], config)]
+        path = out or _default_folder(checkpoint_folder)
+
+        def begin() -> set[tuple[str, int | str]]:
+            counts = {task: (len(samples[task]), _sha256(data / f"{task}.jsonl")) for task in tasks}
+            folder = AnswerFolder.open(path, _identity(checkpoint, config, counts))
+            _say_if_long(checkpoint, batches, config)
+            return folder.keys()
+
+        answered = processes.agree(begin)
+        folder = AnswerFolder(path)
+        _answer_share(checkpoint, batches, answered, folder, config, processes)
+        processes.barrier()
+        text = processes.agree(lambda: _finish(folder, tasks))
+        return text if processes.is_first else ""
+
+
+def _answer_share(
+    checkpoint: AnyCheckpoint,
+    batches: Sequence[Sequence[Question]],
+    answered: set[tuple[str, int | str]],
+    folder: AnswerFolder,
+    config: EvaluationConfig,
+    processes: Processes,
+) -> None:
+    """Answer this process' share of the batches that lack an answer. One that lacks some is run whole, as it would have been."""
+    lacking = [batch for batch in batches if any(_key(question) not in answered for question in batch)]
+    share = _share(lacking, processes)
+    if not lacking and processes.is_first:
+        say(f"All {sum(map(len, batches)):,} answers are in {folder.path} already; their summary is written anew.")
+    if not share:
+        return
+    lines = folder.append_to(processes.rank)
+    of_many = f", process {processes.rank} of {processes.world_size}" if processes.world_size > 1 else ""
+    with progress_bar(f"evaluating{of_many}", " samples", total=sum(map(len, share))) as bar:
+        for batch in share:
+            for question, found in zip(batch, answer_batch(checkpoint, batch, config), strict=True):
+                if found.key not in answered:
+                    lines.append(part_row(found, question.place))
+            lines.sync()
+            bar.update(len(batch))
+
+
+def _share(batches: Sequence[Sequence[Question]], processes: Processes) -> list[Sequence[Question]]:
+    """This process' batches: each goes to the process with the fewest prompt tokens so far."""
+    loads, share = [0] * processes.world_size, []
+    for batch in batches:
+        least = loads.index(min(loads))
+        loads[least] += sum(question.num_tokens for question in batch)
+        if least == processes.rank:
+            share.append(batch)
+    return share
+
+
+def _finish(folder: AnswerFolder, tasks: Sequence[str]) -> str:
+    answers, incomplete = folder.answers()
+    lacking = [f"{task} {incomplete[task]}" for task in tasks if task in incomplete]
+    require(not lacking, f"Not all answers could be written to {folder.path} ({', '.join(lacking)}). Make room there and give the "
+                         "same command again: what was written is kept.")  # fmt: skip
+    write_atomically(folder.path / ANSWERS, to_lines([answer.to_json() for answer in answers]))
+    return write_results(folder.path, answers, incomplete) + f"Answers, verdicts, summary and figure are in {folder.path}\n"
+
+
+def _key(question: Question) -> tuple[str, int | str]:
+    return question.task, question.sample.id
+
+
+def _device(name: str, processes: Processes) -> torch.device:
+    if not launched_by_torchrun():
+        return named_device(name)
+    require(name in ("auto", "cpu", "cuda"), f"Each of several processes takes a GPU of its own: --device {name} cannot be kept; "
+                                             "give auto, cuda or cpu.")  # fmt: skip
+    require(name != "cuda" or processes.device.type == "cuda", "--device cuda: there is no GPU here; give auto or cpu.")
+    return processes.device
+
+
+def _default_folder(checkpoint_folder: Path) -> Path:
+    # The export of a run is replaced as a whole by the next one, so the answers lie beside it.
+    exported = checkpoint_folder.name == "hf" and (checkpoint_folder.parent / "config.yaml").is_file()
+    return (checkpoint_folder.parent if exported else checkpoint_folder) / "benchmarks"
+
+
+def _identity(checkpoint: AnyCheckpoint, config: EvaluationConfig, counts: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
+    """All that decides the answers. The batch size does not: it may be lowered after running out of memory."""
+    sampler, likelihood = dataclasses.asdict(config.sampler), dataclasses.asdict(config.likelihood)
+    for values, without in ((sampler, ("batch_size",)), (likelihood, ("batch_size", "num_rows"))):
+        for name in without:
+            del values[name]
+    networks, family = _networks(checkpoint)
+    return {
+        "checkpoint": {"family": family, "weights_xxh3": _weights_digest(networks), **checkpoint.training},
+        "tokenizer_sha256": checkpoint.tokenizer.sha256,
+        # On a GPU the networks run in bf16.
+        "device": next(networks[0].parameters()).device.type,
+        "sampler": sampler,
+        "choose_by": config.choose_by,
+        **({} if config.choose_by == "generation" else {"likelihood": likelihood}),
+        "data": {task: {"num_samples": count, "sha256": sha256} for task, (count, sha256) in counts.items()},
+    }
+
+
+def _networks(checkpoint: AnyCheckpoint) -> tuple[list[nn.Module], str]:
+    if isinstance(checkpoint, BaselineCheckpoint):
+        return [checkpoint.transformer], "ar" if checkpoint.transformer.causal else "llada"
+    assert checkpoint.dit is not None
+    return [checkpoint.vae, checkpoint.dit], "cola"
+
+
+def _weights_digest(networks: Sequence[nn.Module]) -> str:
+    """Of names, shapes and values, however they are cut into files."""
+    digest = xxhash.xxh3_128()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _say_if_long(checkpoint: AnyCheckpoint, batches: Sequence[Sequence[Question]], config: EvaluationConfig) -> None:
+    limit = checkpoint.trained_seq_len
+    if limit is None:
+        return
+    new = config.sampler.max_new_tokens if config.choose_by == "generation" else 0
+    counts: dict[str, int] = {}
+    for batch in batches:
+        counts[batch[0].task] = counts.get(batch[0].task, 0) + sum(question.num_tokens + new > limit for question in batch)
+    if any(counts.values()):
+        named = ", ".join(f"{task} {count}" for task, count in counts.items() if count)
+        say(f"Prompts that come with their answer to more than the {limit} tokens of a row of training, which is nothing this "
+            f"model has seen: {named}. The protocol does not cut them.")  # fmt: skip

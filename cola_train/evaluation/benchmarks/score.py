@@ -1,0 +1,136 @@
+"""The `score` verb: answers that exist already, ours or published, judged by the benchmarks' rules (scoring, section 0)."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cola_train.config.settings import UserError, nearest, require
+from cola_train.data.progress import read_errors_explained, say
+from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
+from cola_train.evaluation.benchmarks.results import write_results
+from cola_train.evaluation.benchmarks.summary import judge, summarise, to_table
+from cola_train.evaluation.tasks import TASKS, Sample, read_samples
+from cola_train.files import atomic_folder
+
+
+def score(path: Path, data: Path | None, out: Path | None) -> str:
+    """Judge every record of a file or folder; returns the table.
+
+    Args:
+        path: as of `read_answers`.
+        data: folder of TASK.jsonl files; ground truths and choices are then taken from there, by id.
+        out: a folder to write verdicts, summary and figure to, which must not exist.
+
+    Raises:
+        UserError: as of `read_answers`; or `out` exists.
+    """
+    require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
+    answers = read_answers(path, data)
+    if out is None:
+        return to_table(summarise([(answer, judge(answer)) for answer in answers]), {})
+    with atomic_folder(out) as working:
+        return write_results(working, answers, {})
+
+
+def read_answers(path: Path, data: Path | None = None) -> list[Answer]:
+    """Records of a .jsonl file, or of a folder: its answers.jsonl, or else its TASK.jsonl files in the benchmarks' order.
+
+    A record is an object with `generation`, or as published `generate` and `others`, which was cut off it with a line feed (with
+    none of them nothing was generated); `ground_truth`, or else `answer`; `choices` where there are some; and `task`, or else the
+    file's name is it. One of ours with `scores` was answered by choosing the option of the largest.
+
+    Blank lines and lines that are not JSON are skipped, and their number is said. No record is left out because of its id.
+
+    Raises:
+        UserError: no such file, not UTF-8, nothing to score, an unknown task, a field of a wrong type, or an id not in `data`.
+    """
+    known: dict[str, dict[int | str, Sample]] = {}
+    answers = []
+    for file in _files(path):
+        skipped = 0
+        for number, line in enumerate(_lines(file), start=1):
+            record = _parsed(line)
+            if record is None:
+                skipped += 1
+                continue
+            where = f"{file}, line {number}"
+            require(
+                isinstance(record, dict), f'{where} must be an object such as {{"id": 1, "generation": ...}}, not {line[:40]!r}.'
+            )
+            task = record.get("task", file.stem)
+            require(task in TASKS, f"{where}: the task is '{task}' (field `task`, or the file's name); {nearest(str(task), TASKS)}")
+            answer = _answer(task, record, number, where)
+            if data is not None:
+                if task not in known:
+                    known[task] = {sample.id: sample for sample in read_samples(data, task)}
+                answer = _with_truth(answer, known[task], data, where)
+            answers.append(answer)
+        if skipped:
+            say(f"{file}: {skipped} lines are blank or not JSON and were skipped.")
+    require(bool(answers), f"{path} holds no answers; give an answers.jsonl, or files TASK.jsonl with `id`, `generation` and "
+                           "`ground_truth` in each line.")  # fmt: skip
+    return answers
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if (path / ANSWERS).is_file():
+        return [path / ANSWERS]
+    found = [path / f"{task}.jsonl" for task in TASKS if (path / f"{task}.jsonl").is_file()]
+    require(bool(found), f"{path} has neither {ANSWERS} nor a file named after a benchmark, such as {TASKS[0]}.jsonl.")
+    return found
+
+
+def _lines(file: Path) -> Iterator[str]:
+    with read_errors_explained(file):
+        content = file.read_bytes()
+    try:
+        # Other separators may stand in a JSON string.
+        yield from content.decode("utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); convert it first.") from None
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _answer(task: str, record: Mapping[str, Any], number: int, where: str) -> Answer:
+    generation = _text(record, "generation", where)
+    if generation is None:
+        generation, others = _text(record, "generate", where) or "", _text(record, "others", where)
+        generation += "" if others is None else f"\n{others}"
+    truth, name = _text(record, "ground_truth", where), record.get("id", number)
+    require(isinstance(name, int | str), f"{where}: `id` must be a whole number or a text, not {name!r}.")
+    choices, scores = record.get("choices") or (), record.get("scores") or ()
+    require(isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices),
+            f"{where}: `choices` must be a list of texts, not {choices!r}.")  # fmt: skip
+    numbers = isinstance(scores, list | tuple) and all(type(one) in (int, float) for one in scores)
+    require(numbers and len(scores) in (0, len(choices)),
+            f"{where}: `scores` must be a number for each choice, not {scores!r}.")  # fmt: skip
+    if truth is None:
+        truth = _text(record, "answer", where) or ""
+    return Answer(task, name, generation, truth, tuple(choices), tuple(scores))
+
+
+def _text(record: Mapping[str, Any], name: str, where: str) -> str | None:
+    value = record.get(name)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{where}: `{name}` must be a text, not {value!r}.")
+    return value
+
+
+def _with_truth(answer: Answer, samples: Mapping[int | str, Sample], data: Path, where: str) -> Answer:
+    sample = samples.get(answer.id)
+    if sample is None:
+        raise UserError(f"{where}: {data / f'{answer.task}.jsonl'} has no sample with the id {answer.id!r}; give the data that was "
+                        "answered, or leave out --data.")  # fmt: skip
+    require(
+        not answer.scores or answer.choices == sample.choices, f"{where}: the scores are of other choices than those in {data}."
+    )
+    return Answer(answer.task, answer.id, answer.generation, sample.ground_truth, sample.choices, answer.scores)

@@ -1,0 +1,54 @@
+"""`cola-train compare`: the figures of comparison.py for a run's export, into its metrics.jsonl."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from cola_train.baseline_format import load_checkpoint
+from cola_train.config.comparison import ComparisonConfig
+from cola_train.config.runs import load_run_config
+from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError, require
+from cola_train.data.prepared import PreparedData
+from cola_train.evaluation.writing.comparison import Figures, Generator, compare
+from cola_train.files import Lines
+from cola_train.sampling.generate import AnyCheckpoint, generate
+
+_METRICS = "metrics.jsonl"
+
+
+def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
+    """Judge what the export of a run of any family writes after openings of its held-out rows; returns the figures as text.
+
+    They are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
+
+    Raises:
+        UserError: no run, no export, or data that is not the one it was trained on.
+    """
+    path = run_folder / "config.yaml"
+    require(path.is_file(), f"{run_folder} is not a run folder: it has no config.yaml. Runs lie in checkpoints/NAME.")
+    run = load_run_config(path)
+    checkpoint = load_checkpoint(run_folder)
+    data = PreparedData.open(run.data.path)
+    if data.tokenizer.sha256 != checkpoint.tokenizer.sha256:
+        raise UserError(f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what it was trained on.")
+    figures = compare(_generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config)
+    values = {f"comparison/{name}": estimate.value for name, estimate in figures.estimates.items()}
+    errors = {f"comparison/{name}_standard_error": estimate.standard_error for name, estimate in figures.estimates.items()}
+    Lines(run_folder / _METRICS).append({"step": checkpoint.training["step"], **values, **errors})
+    return _text(run_folder, figures)
+
+
+def _generator(checkpoint: AnyCheckpoint, sampler: SamplerConfig) -> Generator:
+    def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
+        results = generate(checkpoint, prompts, dataclasses.replace(sampler, max_new_tokens=num_new))
+        return [result.token_ids for result in results]
+
+    return continue_all
+
+
+def _text(run_folder: Path, figures: Figures) -> str:
+    lines = [f"{run_folder}: {figures.num_openings} held-out openings, {figures.num_new_tokens} new tokens after each", ""]
+    for name, estimate in figures.estimates.items():
+        lines.append(f"  {name:34}{estimate.value:10.4f} ± {estimate.standard_error:.4f}   of {estimate.count:,}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,235 @@
+"""Sums over rows, and the `likelihood` verb on held-out rows and on texts."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cola_train.baseline_format import BaselineCheckpoint
+from cola_train.cli import main
+from cola_train.config.data import CorpusConfig, PrepareConfig
+from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.load import to_yaml
+from cola_train.config.runs import JointRunConfig
+from cola_train.config.settings import UserError
+from cola_train.data.datamodule import VALIDATION_SAMPLE_OFFSET, validation_batches
+from cola_train.data.prepare import prepare
+from cola_train.data.prepared import PreparedData
+from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods
+from cola_train.evaluation.likelihood.perplexity import held_out_rows, measure, perplexity_of, read_texts
+from cola_train.evaluation.likelihood.rows import Row
+from cola_train.hf_format import Checkpoint
+from tests.helpers.llama import tiny_baseline, tiny_transformer
+from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_tokenizer, tiny_vae
+
+FAST = LikelihoodConfig(num_samples=2, num_steps=2, num_rows=3)
+
+
+def row(num_tokens: int, log_p: float) -> RowLikelihood:
+    return RowLikelihood(num_tokens, log_p, 0.1, log_p + 1, log_p / 2, log_p, -log_p / 2)
+
+
+@pytest.fixture
+def data(prepared_folder: Path) -> PreparedData:
+    return PreparedData.open(prepared_folder)
+
+
+@pytest.fixture
+def on_disk(data: PreparedData, tmp_path: Path) -> Callable[[str], Path]:
+    """A tiny checkpoint of a family, with the data's tokenizer and vocabulary, in a folder."""
+
+    def write(family: str) -> Path:
+        folder = tmp_path / family
+        if family == "cola":
+            Checkpoint(tiny_vae(vocab_size=320), calm(tiny_dit()), data.tokenizer, {"seq_len": 32}).save(folder)
+        else:
+            network = tiny_transformer(causal=family == "ar", vocab_size=320)
+            BaselineCheckpoint(network, data.tokenizer, {"seq_len": 32}).save(folder)
+        return folder
+
+    return write
+
+
+# Sums over rows
+
+
+def test_rates_are_ratios_of_sums() -> None:
+    found = perplexity_of(tiny_checkpoint(tiny_vae(), tiny_dit()), [row(10, -30.0), row(30, -50.0)], FAST, num_bytes=100)
+    assert found.nats.nats_per_token == pytest.approx(2.0)
+    assert found.nats.perplexity == pytest.approx(math.exp(2.0))
+    assert found.iwae is not None
+    assert found.iwae.nats_per_token == pytest.approx(78 / 40)
+    assert found.parts == {"reconstruction": pytest.approx(1.0), "prior": pytest.approx(2.0), "entropy": pytest.approx(1.0)}
+    assert found.bits_per_byte == pytest.approx(80 / math.log(2) / 100)
+    assert (found.num_rows, found.num_tokens, found.exact) == (2, 40, False)
+
+
+def test_the_standard_error_is_the_bootstraps() -> None:
+    generator = np.random.default_rng(3)
+    tokens = generator.integers(5, 60, 200)
+    nats = 3.0 * tokens + generator.normal(0, 20, 200)
+    rows = [row(int(count), -float(total)) for count, total in zip(tokens, nats, strict=True)]
+    found = perplexity_of(tiny_checkpoint(tiny_vae(), tiny_dit()), rows, FAST)
+    drawn = generator.integers(0, 200, (4000, 200))
+    again = nats[drawn].sum(1) / tokens[drawn].sum(1)
+    assert found.nats.standard_error == pytest.approx(float(again.std()), rel=0.06)
+    assert perplexity_of(tiny_checkpoint(tiny_vae(), tiny_dit()), rows[:1], FAST).nats.standard_error is None
+
+
+def test_figures_have_iwaes_only_where_it_holds_and_say_what_is_exact() -> None:
+    cola, rows = tiny_checkpoint(tiny_vae(), tiny_dit()), [row(10, -30.0), row(30, -50.0)]
+    hutchinson = perplexity_of(cola, rows, FAST).figures()
+    exact = perplexity_of(cola, rows, dataclasses.replace(FAST, divergence="exact")).figures()
+    assert exact.keys() - hutchinson.keys() == {"iwae_nats_per_token", "iwae_perplexity"}
+    assert hutchinson["elbo_nats_per_token"] == pytest.approx(2.0)
+    assert hutchinson["prior_nats_per_token"] == pytest.approx(2.0)
+    baseline = perplexity_of(tiny_baseline(causal=True), [RowLikelihood(10, -30.0, 0.0)] * 2, FAST).figures()
+    assert baseline == {"exact_nats_per_token": 3.0, "exact_perplexity": pytest.approx(math.exp(3)), "exact_standard_error": 0.0}
+
+
+def test_a_hopeless_perplexity_is_infinite() -> None:
+    assert perplexity_of(tiny_baseline(causal=True), [RowLikelihood(1, -800.0, 0.0)], FAST).nats.perplexity == math.inf
+
+
+# Which rows
+
+
+def test_held_out_rows_are_those_of_validation(data: PreparedData) -> None:
+    (batch,) = validation_batches(data, 5)
+    rows = held_out_rows(data, 5, mask_documents=True)
+    assert [list(one.tokens) for one in rows] == batch.tokens.tolist()
+    assert [one.key for one in rows] == batch.sample_index.tolist() == [VALIDATION_SAMPLE_OFFSET + number for number in range(5)]
+    assert [list(one.documents or ()) for one in rows] == batch.document_ids.tolist()
+    assert all(one.documents is None for one in held_out_rows(data, 5, mask_documents=False))
+    assert len(held_out_rows(data, None, mask_documents=False)) == data.num_rows("validation")
+
+
+def test_texts_are_read_with_what_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(
+        '{"text": "w5 w6", "id": 3}\n\n{"prompt": "w7", "continuation": "w8 w9"}\n{"prompt": "", "continuation": "w8"}\n'
+    )
+    rows, records = read_texts(path, tiny_tokenizer())
+    assert rows == [Row([5, 6], 0), Row([7, 8, 9], 1, given=1), Row([8], 2)]
+    assert records[0] == {"text": "w5 w6", "id": 3}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no texts"),
+        (b'{"text": "w5"}\n{"text"', "line 2 is not JSON"),
+        (b'{"prompt": "w5"}', r'line 1 must be \{"text": "\.\.\."\} or \{"prompt": "\.\.\.", "continuation": "\.\.\."\}'),
+        (b'{"text": "w5", "prompt": "w5", "continuation": "w6"}', "line 1 must be"),
+        (b'{"text": 5}', "line 1 must be"),
+        (b'["w5"]', "line 1 must be"),
+        (b'{"text": ""}', "line 1 has no token to score: its text is empty"),
+        (b'{"prompt": "w5", "continuation": ""}', "line 1 has no token to score: its continuation is empty"),
+        (b"\xff", r"is not UTF-8 text \(byte 0\)"),
+    ],
+)
+def test_bad_texts_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_texts(path, tiny_tokenizer())
+    with pytest.raises(UserError, match="Cannot read the texts"):
+        read_texts(tmp_path / "none.jsonl", tiny_tokenizer())
+
+
+# The verb
+
+
+@pytest.mark.parametrize(("family", "label"), [("cola", "ELBO"), ("ar", "exact"), ("llada", "bound")])
+def test_held_out_rows_from_the_command_line(
+    family: str, label: str, on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = on_disk(family), tmp_path / "rows.jsonl"
+    arguments = ["likelihood", str(folder), "--data", str(data.folder), "--out", str(out), "--device", "cpu"]
+    assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
+    page = capsys.readouterr().out
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    family_class = Checkpoint if family == "cola" else BaselineCheckpoint
+    expected = log_likelihoods(family_class.load(folder), held_out_rows(data, 3, mask_documents=False), FAST)
+    assert [line["row"] for line in lines] == [0, 1, 2]
+    assert [line["log_p"] for line in lines] == pytest.approx([found.log_p for found in expected])
+    nats = -sum(found.log_p for found in expected) / 96
+    assert "3 rows, 96 tokens" in page
+    assert f"{label}  " in page
+    assert f"{nats:.4f} ± " in page
+    assert f"{math.exp(nats):,.4g} ± " in page
+    assert ("IWAE is no bound with Hutchinson's divergence" in page) == (family == "cola")
+    assert main(arguments) == 2
+    assert f"{out} exists and is not overwritten; choose another --out" in capsys.readouterr().err
+
+
+def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    folder, path, out = on_disk("cola"), tmp_path / "texts.jsonl", tmp_path / "rows.jsonl"
+    records = [{"text": "It was a truth."}, {"prompt": "It was", "continuation": " a truth."}]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    page = measure(folder, None, path, out, "cpu", dataclasses.replace(FAST, divergence="exact"))
+    lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [{key: line[key] for key in record} for line, record in zip(lines, records, strict=True)] == records
+    checkpoint = Checkpoint.load(folder)
+    assert lines[1]["num_tokens"] == len(checkpoint.tokenizer.encode(" a truth."))
+    num_bytes = len("It was a truth.") + len(" a truth.")
+    bits = -sum(line["log_p"] for line in lines) / math.log(2) / num_bytes
+    assert f"{bits:.4f} bits per byte" in page
+    assert "IWAE is no bound" not in page
+
+
+def test_a_text_longer_than_training_saw_is_told_once(on_disk: Callable[[str], Path], tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text(
+        json.dumps({"text": "It was a truth universally acknowledged. " * 4}) + "\n" + '{"text": "It"}\n', encoding="utf-8"
+    )
+    with pytest.warns(UserWarning, match=r"1 of 2 texts, the longest of \d+ tokens, are longer than the rows of 32 tokens"):
+        measure(on_disk("ar"), None, path, None, "cpu", FAST)
+
+
+@pytest.mark.parametrize("mask_documents", [False, True])
+def test_a_run_that_keeps_documents_apart_is_measured_so(
+    mask_documents: bool,
+    on_disk: Callable[[str], Path],
+    data: PreparedData,
+    joint_config: Callable[..., JointRunConfig],
+    tmp_path: Path,
+) -> None:
+    # Documents here do not begin on block boundaries, which only training refuses.
+    run, out = tmp_path / "run", tmp_path / "rows.jsonl"
+    config = joint_config("run", f"objective.mask_documents={str(mask_documents).lower()}")
+    run.mkdir()
+    on_disk("cola").rename(run / "hf")
+    (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    measure(run / "hf" if mask_documents else run, data.folder, None, out, "cpu", dataclasses.replace(FAST, num_rows=None))
+    found = [json.loads(line)["log_p"] for line in out.read_text(encoding="utf-8").splitlines()]
+    expected = log_likelihoods(Checkpoint.load(run), held_out_rows(data, None, mask_documents), FAST)
+    assert found == pytest.approx([one.log_p for one in expected], abs=1e-3)
+    other = log_likelihoods(Checkpoint.load(run), held_out_rows(data, None, not mask_documents), FAST)
+    assert any(abs(one - two.log_p) > 0.01 for one, two in zip(found, other, strict=True))
+
+
+def test_data_that_does_not_fit_is_refused(on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path) -> None:
+    stranger = tmp_path / "stranger"
+    tiny_baseline(causal=True).save(stranger)
+    with pytest.raises(UserError, match=r"has another tokenizer than .*; give data that was prepared with the checkpoint's own"):
+        measure(stranger, data.folder, None, None, "cpu", FAST)
+    book, out = data.folder.parent / "book.txt", tmp_path / "rows"
+    corpus = CorpusConfig(inputs=[str(book)])
+    prepare(
+        PrepareConfig(
+            out=str(out), tokenizer=str(data.folder.parent / "tokenizer.json"), corpus=corpus, seq_len=32, held_out_share=0
+        )
+    )
+    with pytest.raises(UserError, match=r"has no held-out rows; prepare it with held_out_share above 0"):
+        measure(on_disk("cola"), out, None, None, "cpu", FAST)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--data", "x", "--texts", "y"]])
+def test_either_data_or_texts(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["likelihood", "nowhere", *arguments]) == 2
+    assert "Give either --data FOLDER (prepared data) or --texts FILE.jsonl." in capsys.readouterr().err
