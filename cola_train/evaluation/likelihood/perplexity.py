@@ -41,7 +41,7 @@ class Rate:
     @property
     def perplexity(self) -> float:
         """exp of the nats per token; infinite where that overflows."""
-        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+        return math.inf if self.nats_per_token >= 700 else math.exp(self.nats_per_token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +171,11 @@ def measure(
 ) -> str:
     """The likelihood of held-out rows of `data_folder`, or of `texts`, under a checkpoint of any family; returns the table.
 
-    `out`, which must not exist, gets a JSON line a row. Documents of a row are kept apart where training
-    kept them apart.
+    `out`, which must not exist, gets a JSON line a row. Documents of a row are kept apart where training kept them apart.
 
     Raises:
-        UserError: no such checkpoint, data of another tokenizer, no held-out rows, bad texts, or as of `log_likelihoods_stream`.
+        UserError: no such checkpoint, data of another tokenizer, no held-out rows, bad texts, a likelihood that is not finite, or as of
+            `log_likelihoods_stream`.
     """
     require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
@@ -194,6 +194,9 @@ def measure(
     found: dict[int, RowLikelihood] = {}
     with tqdm(total=len(rows), desc="likelihood", unit="row", disable=not sys.stderr.isatty()) as bar:
         for number, likelihood in log_likelihoods_stream(checkpoint, rows, config):
+            require(math.isfinite(likelihood.log_p),
+                    f"log p of row {number} is not finite ({likelihood.log_p}): the checkpoint may have diverged; look at it with "
+                    "`cola-train inspect`, or take more steps or another solver.")  # fmt: skip
             found[number] = likelihood
             bar.update(1)
     ordered = [found[number] for number in range(len(rows))]

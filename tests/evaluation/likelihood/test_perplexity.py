@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from cola_train.baseline_format import BaselineCheckpoint
 from cola_train.cli import main
 from cola_train.config.data import CorpusConfig, PrepareConfig
 from cola_train.config.likelihood import LikelihoodConfig
-from cola_train.config.load import to_yaml
-from cola_train.config.runs import JointRunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.datamodule import VALIDATION_SAMPLE_OFFSET, validation_batches
 from cola_train.data.prepare import prepare
@@ -192,25 +191,30 @@ def test_a_text_longer_than_training_saw_is_told_once(on_disk: Callable[[str], P
 
 
 @pytest.mark.parametrize("mask_documents", [False, True])
-def test_a_run_that_keeps_documents_apart_is_measured_so(
-    mask_documents: bool,
-    on_disk: Callable[[str], Path],
-    data: PreparedData,
-    joint_config: Callable[..., JointRunConfig],
-    tmp_path: Path,
+def test_a_checkpoint_that_keeps_documents_apart_is_measured_so(
+    mask_documents: bool, on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path
 ) -> None:
     # Documents here do not begin on block boundaries, which only training refuses.
-    run, out = tmp_path / "run", tmp_path / "rows.jsonl"
-    config = joint_config("run", f"objective.mask_documents={str(mask_documents).lower()}")
-    run.mkdir()
-    on_disk("cola").rename(run / "hf")
-    (run / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    measure(run / "hf" if mask_documents else run, data.folder, None, out, "cpu", dataclasses.replace(FAST, num_rows=None))
+    checkpoint, folder, out = Checkpoint.load(on_disk("cola")), tmp_path / "apart", tmp_path / "rows.jsonl"
+    dataclasses.replace(checkpoint, training={"mask_documents": mask_documents}).save(folder)
+    measure(folder, data.folder, None, out, "cpu", dataclasses.replace(FAST, num_rows=None))
     found = [json.loads(line)["log_p"] for line in out.read_text(encoding="utf-8").splitlines()]
-    expected = log_likelihoods(Checkpoint.load(run), held_out_rows(data, None, mask_documents), FAST)
+    expected, other = (
+        log_likelihoods(checkpoint, held_out_rows(data, None, apart), FAST) for apart in (mask_documents, not mask_documents)
+    )
     assert found == pytest.approx([one.log_p for one in expected], abs=1e-3)
-    other = log_likelihoods(Checkpoint.load(run), held_out_rows(data, None, not mask_documents), FAST)
     assert any(abs(one - two.log_p) > 0.01 for one, two in zip(found, other, strict=True))
+
+
+def test_a_likelihood_that_is_not_finite_is_refused(on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path) -> None:
+    checkpoint, out = Checkpoint.load(on_disk("cola")), tmp_path / "rows.jsonl"
+    assert checkpoint.dit is not None
+    with torch.no_grad():
+        checkpoint.dit.txt_out.proj.bias.fill_(math.nan)
+    checkpoint.save(tmp_path / "diverged")
+    with pytest.raises(UserError, match=r"log p of row 0 is not finite \(nan\): the checkpoint may have diverged"):
+        measure(tmp_path / "diverged", data.folder, None, out, "cpu", FAST)
+    assert not out.exists()
 
 
 def test_data_that_does_not_fit_is_refused(on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path) -> None:
