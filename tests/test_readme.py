@@ -83,6 +83,8 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
         answers = [{"id": one.id, "generate": f" {one.ground_truth}"} for one in make_samples(task, 3)]
         (tmp_path / "my_generations").mkdir(exist_ok=True)
         (tmp_path / "my_generations" / f"{task}.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    pairs = [{"prompt": "Mrs. Bennet", "continuation": " was"}, {"text": "A truth."}]
+    (tmp_path / "my_pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     for command in VERBS:
         words = shlex.split(command)
         if "--resume" in words:
