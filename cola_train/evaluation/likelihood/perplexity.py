@@ -174,8 +174,8 @@ def measure(
     `out`, which must not exist, gets a JSON line a row. Documents of a row are kept apart where training kept them apart.
 
     Raises:
-        UserError: no such checkpoint, data of another tokenizer, no held-out rows, bad texts, a likelihood that is not finite, or as of
-            `log_likelihoods_stream`.
+        UserError: no such checkpoint, data of another tokenizer, no held-out rows, bad texts, a likelihood that is not finite, or
+            as of `log_likelihoods_stream`.
     """
     require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
