@@ -12,7 +12,7 @@ from cola_train.config.baselines import TransformerConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 from cola_train.files import atomic_folder
-from cola_train.hf_format import Checkpoint
+from cola_train.hf_format import Checkpoint, Trained
 from cola_train.models.transformer import Transformer
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, load_tensors, read_json, write_json, write_tensors
 
@@ -31,23 +31,12 @@ _TOKENIZER_FIELDS = {
 
 
 @dataclasses.dataclass
-class BaselineCheckpoint:
+class BaselineCheckpoint(Trained):
     """A baseline's network and its tokenizer, in memory, in fp32, ready for inference."""
 
     transformer: Transformer
     tokenizer: Tokenizer
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run
-
-    @property
-    def trained_seq_len(self) -> int | None:
-        """Tokens in a row of training, where the checkpoint says."""
-        seq_len = self.training.get("seq_len")
-        return seq_len if isinstance(seq_len, int) else None
-
-    @property
-    def masks_documents(self) -> bool:
-        """Whether training kept documents of a row apart; False where the checkpoint does not say."""
-        return self.training.get("mask_documents") is True
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "BaselineCheckpoint":

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cola_train.config.settings import UserError
+from cola_train.config.settings import UserError, require
 
 
 def sync(path: Path) -> None:
@@ -88,6 +88,32 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)
+
+
+def read_given(path: Path, what: str) -> Iterator[tuple[str, Any]]:
+    """What stands in a JSON-lines file that a user gave, each with where it stands; blank lines are passed over.
+
+    Args:
+        path: the file.
+        what: its content, for messages: "prompts".
+
+    Raises:
+        UserError: no such file, not UTF-8, a line that is not JSON (its number is given), or nothing in it.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8").split("\n")  # other separators may stand in a JSON string
+    except OSError as error:
+        raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from None
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    require(bool(numbered), f"{path} holds no {what}.")
+    for number, line in numbered:
+        where = f"{path}, line {number}"
+        try:
+            yield where, json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where} is not JSON ({error}).") from None
 
 
 @contextlib.contextmanager

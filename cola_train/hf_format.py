@@ -21,14 +21,10 @@ _TRAINING = "training.json"
 _VAE_FOLDER, _DIT_FOLDER = "cola_vae", "cola_dit"
 
 
-@dataclasses.dataclass
-class Checkpoint:
-    """A VAE, a DiT (absent after stage 1) and the tokenizer, in memory, in fp32, ready for inference."""
+class Trained:
+    """A checkpoint that may say how it was trained."""
 
-    vae: TextVAE
-    dit: BlockCausalDiT | None
-    tokenizer: Tokenizer
-    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run; {} if released
+    training: dict[str, Any]
 
     @property
     def trained_seq_len(self) -> int | None:
@@ -40,6 +36,16 @@ class Checkpoint:
     def masks_documents(self) -> bool:
         """Whether training kept documents of a row apart; False where the checkpoint does not say."""
         return self.training.get("mask_documents") is True
+
+
+@dataclasses.dataclass
+class Checkpoint(Trained):
+    """A VAE, a DiT (absent after stage 1) and the tokenizer, in memory, in fp32, ready for inference."""
+
+    vae: TextVAE
+    dit: BlockCausalDiT | None
+    tokenizer: Tokenizer
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run; {} if released
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Checkpoint":

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from cola_train.baseline_format import load_checkpoint
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
-from cola_train.files import write_atomically
+from cola_train.files import read_given, write_atomically
 from cola_train.sampling.generate import GenerationResult, generate_stream
 
 Prompt = str | list[int]
@@ -24,29 +24,17 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[dict[str, Any]]]:
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), or no line at all.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")  # other separators may stand in a JSON string
-    except OSError as error:
-        raise UserError(f"Cannot read the prompts {path}: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from None
     prompts: list[Prompt] = []
     records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}).") from None
-        require(isinstance(record, dict), f'{where} must be an object such as {{"prompt": "It is"}}, not {line.strip()[:40]!r}.')
+    for where, record in read_given(path, "prompts"):
+        require(
+            isinstance(record, dict), f'{where} must be an object such as {{"prompt": "It is"}}, not {json.dumps(record)[:40]!r}.'
+        )
         ids, text = record.get("input_ids"), record.get("prompt")
         good_ids = isinstance(ids, list) and all(type(token) is int for token in ids)
         require(good_ids != isinstance(text, str), f"{where} needs either `prompt` (a text) or `input_ids` (a list of ids).")
         prompts.append(text if isinstance(text, str) else list(ids or []))
         records.append(record)
-    require(bool(prompts), f"{path} holds no prompts.")
     return prompts, records
 
 

@@ -1,6 +1,5 @@
 """`cola-train curve plot`: quality over training compute with the fits, and quality over size at each budget."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,43 +7,25 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP
-from cola_train.files import write_atomically
+from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, drawing
 from cola_train.scaling.bootstrap import LEVEL
 from cola_train.scaling.fit import Fits, MetricFits
 from cola_train.scaling.points import Point, by_family
 from cola_train.scaling.power_law import NotFitted, PowerLaw, frontier
 
-# Okabe and Ito's palette, which all kinds of colour vision tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 _MARKERS = {"run": "o", "anneal": "D"}
 _GREY = "0.35"
 _UNITS = {"YFLOPs": 1e24, "ZFLOPs": 1e21, "EFLOPs": 1e18, "PFLOPs": 1e15, "TFLOPs": 1e12, "GFLOPs": 1e9, "FLOPs": 1.0}
 # How far past the most measured compute the curves go on.
 _BEYOND = 5.0
 _PANEL = (4.0, 3.0)  # inches
-_STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    # Text stays text in SVG, and two drawings of the same points are the same bytes.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cola_train",
-}
 
 
 def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> None:
@@ -224,12 +205,6 @@ def _panel(figure: Figure, place: int, columns: int, rows: int) -> Any:
 
 
 def _draw(fill: Callable[[Figure], None], columns: int, rows: int, entries: Sequence[Any], png: Path, svg: Path) -> None:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_PANEL[0] * columns, _PANEL[1] * rows + 0.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing((_PANEL[0] * columns, _PANEL[1] * rows + 0.6), png, svg) as figure:
         fill(figure)
         figure.legend(handles=entries, loc="outside lower center", ncols=min(len(entries), 2 * columns))
-        for path, kind, metadata in ((png, "png", {}), (svg, "svg", {"Date": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-            write_atomically(path, content.getvalue())

@@ -1,44 +1,26 @@
 """The benchmarks' figure: accuracies with their intervals, beside the released model's and what blind choice would give."""
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from cola_train.drawing import BLUE, drawing
 from cola_train.evaluation.benchmarks.summary import Row
-from cola_train.files import write_atomically
 
-# Of Okabe and Ito's palette, which all kinds of colour vision tell apart.
-_BLUE = "#0072B2"
 _WIDTH = 0.38  # of a bar; benchmarks are 1 apart
-_STYLE = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    # Text stays text in SVG, and two drawings of the same figures are the same bytes.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cola_train",
-}
 
 
 def draw_benchmarks(rows: Sequence[Row], png: Path, svg: Path) -> None:
     """Draw a pair of bars for each row, in percent; a bar's line is its 95 % interval, a dash the accuracy of blind choice."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.8 + 0.8 * len(rows), 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing((1.8 + 0.8 * len(rows), 3.2), png, svg, {"axes.grid": False}) as figure:
         axes = figure.add_subplot()
         places = np.arange(len(rows))
         heights = [row.accuracy for row in rows]
         # A percentile interval need not hold the figure that it is of.
         errors = [[max(0.0, row.accuracy - row.low) for row in rows], [max(0.0, row.high - row.accuracy) for row in rows]]
         axes.bar(
-            places - _WIDTH / 2, heights, _WIDTH, color=_BLUE, label="this checkpoint", yerr=errors, error_kw={"elinewidth": 0.8}
+            places - _WIDTH / 2, heights, _WIDTH, color=BLUE, label="this checkpoint", yerr=errors, error_kw={"elinewidth": 0.8}
         )
         axes.bar(places + _WIDTH / 2, [row.released_accuracy for row in rows], _WIDTH, color="0.75", label="released model")
         chances = [(place, row.chance) for place, row in zip(places, rows, strict=True) if row.chance is not None]
@@ -55,7 +37,3 @@ def draw_benchmarks(rows: Sequence[Row], png: Path, svg: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", alpha=0.25, linewidth=0.5)
         figure.legend(loc="outside upper center", ncols=3)
-        for path, kind, metadata in ((png, "png", {}), (svg, "svg", {"Date": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-            write_atomically(path, content.getvalue())

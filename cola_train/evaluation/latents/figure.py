@@ -1,45 +1,28 @@
 """The page of `cola-train inspect`: a panel for each question, none for what a checkpoint does not have."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, YELLOW, drawing
 from cola_train.evaluation.latents.inspection import Inspection
 from cola_train.evaluation.latents.posterior_probes import ACTIVE_VARIANCE, TOKEN_KINDS
-from cola_train.files import write_atomically
 
-# Okabe and Ito's palette, which all kinds of colour vision tell apart.
-_BLUE, _ORANGE, _GREEN, _PURPLE, _YELLOW, _GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "0.45"
-_KIND_COLOURS = dict(zip(TOKEN_KINDS, (_BLUE, _YELLOW, _ORANGE, _GREEN, _PURPLE), strict=True))
+_GREY = "0.45"
+_KIND_COLOURS = dict(zip(TOKEN_KINDS, (BLUE, YELLOW, ORANGE, GREEN, PURPLE), strict=True))
 _COLUMNS = 3
 _PANEL = (4.2, 3.1)  # inches
 _MOST_MARKED = 24  # points on a line that are marked one by one
 _COUNTED = ("channel", "block of", "token of")  # axes of whole numbers
 _STYLE = {
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "grid.linewidth": 0.5,
     "lines.linewidth": 1.4,
     "lines.markersize": 3.5,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
     "legend.fontsize": 7,
     # Tokens are shown as they are: a dollar sign is none of mathematics.
     "text.parse_math": False,
-    # Text stays text in SVG, and two drawings of the same numbers are the same bytes.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "cola_train",
 }
 
 
@@ -47,9 +30,7 @@ def draw_inspection(inspection: Inspection, name: str, png: Path, svg: Path) -> 
     """Draw the page, named after the checkpoint."""
     panels = _panels(inspection)
     rows = -(-len(panels) // _COLUMNS)
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_PANEL[0] * _COLUMNS, _PANEL[1] * rows + 0.4), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing((_PANEL[0] * _COLUMNS, _PANEL[1] * rows + 0.4), png, svg, _STYLE) as figure:
         figure.suptitle(f"{name}: {inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens", fontsize=10)
         grid = figure.add_gridspec(rows, _COLUMNS)
         for place, panel in enumerate(panels):
@@ -58,10 +39,6 @@ def draw_inspection(inspection: Inspection, name: str, png: Path, svg: Path) -> 
             axes = figure.add_subplot(grid[row, column:] if panel is _map else grid[row, column])
             axes.set_gid(panel.__name__.strip("_"))
             panel(axes, inspection)
-        for path, kind, metadata in ((png, "png", {}), (svg, "svg", {"Date": None})):
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150, metadata=metadata)
-            write_atomically(path, content.getvalue())
 
 
 def _panels(inspection: Inspection) -> list[Callable[[Any, Inspection], None]]:
@@ -81,9 +58,9 @@ def _log_snr(axes: Any, inspection: Inspection) -> None:
     active = [variance > ACTIVE_VARIANCE for variance in health.mean_variance_per_channel]
     # A channel whose mean is always 0 has no bar.
     heights = [value if math.isfinite(value) else 0.0 for value in health.log_snr_per_channel]
-    axes.bar(channels, heights, color=[_BLUE if on else "0.8" for on in active])
+    axes.bar(channels, heights, color=[BLUE if on else "0.8" for on in active])
     axes.margins(y=0.15)
-    axes.axhline(health.log_snr, color=_ORANGE, linestyle="--", linewidth=1, label=f"all channels: {health.log_snr:.2f}")
+    axes.axhline(health.log_snr, color=ORANGE, linestyle="--", linewidth=1, label=f"all channels: {health.log_snr:.2f}")
     _title(axes, f"VAE logSNR; active units: {health.active_units} of {len(active)}", "channel (grey: inactive)",
            "log(mean μ² / mean σ²)")  # fmt: skip
     axes.legend()
@@ -98,7 +75,7 @@ def _divergence(axes: Any, inspection: Inspection) -> None:
 def _drift(axes: Any, inspection: Inspection) -> None:
     drift = inspection.drift
     assert drift is not None
-    axes.bar(range(len(drift.kl_per_channel)), drift.kl_per_channel, color=_BLUE)
+    axes.bar(range(len(drift.kl_per_channel)), drift.kl_per_channel, color=BLUE)
     _title(axes, f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token", "channel",
            "KL(q || q_ref), nats per latent")  # fmt: skip
     axes.margins(y=0.15)
@@ -108,9 +85,9 @@ def _drift(axes: Any, inspection: Inspection) -> None:
 
 def _reconstruction(axes: Any, inspection: Inspection) -> None:
     curve = inspection.reconstruction
-    axes.plot(curve.times, curve.noised, color=_BLUE, marker="o", label="z_t itself")
+    axes.plot(curve.times, curve.noised, color=BLUE, marker="o", label="z_t itself")
     if curve.denoised is not None:
-        axes.plot(curve.times, curve.denoised, color=_ORANGE, marker="s", label="one DiT step: z_t - t v(z_t, t)")
+        axes.plot(curve.times, curve.denoised, color=ORANGE, marker="s", label="one DiT step: z_t - t v(z_t, t)")
     _commonest(axes, inspection)
     _title(axes, "Reconstruction from noised latents", "noise time t (0 data, 1 noise)", "share of true tokens")
     # Room for the legend.
@@ -135,7 +112,7 @@ def _hits_by_block(axes: Any, inspection: Inspection) -> None:
 
 def _hit_lines(axes: Any, inspection: Inspection, found: dict[str, list[float]]) -> None:
     hits = {"posterior hit": inspection.posterior_hits, "prior hit": inspection.prior_hits}
-    for (name, values), colour in zip(found.items(), (_BLUE, _ORANGE)):
+    for (name, values), colour in zip(found.items(), (BLUE, ORANGE)):
         _line(axes, values, colour, f"{name}: {hits[name].share:.3f}")  # type: ignore[union-attr]  # of those that are there
     _commonest(axes, inspection)
     axes.axhline(inspection.coincidence, color=_GREY, linestyle="-.", linewidth=1.2,
@@ -150,7 +127,7 @@ def _hit_lines(axes: Any, inspection: Inspection, found: dict[str, list[float]])
 def _flow_by_time(axes: Any, inspection: Inspection) -> None:
     flow = inspection.flow
     assert flow is not None
-    axes.stairs(flow.loss_by_time, flow.time_bins, color=_BLUE, linewidth=1.6, baseline=None, label=f"DiT: {flow.loss:.4f} in all")
+    axes.stairs(flow.loss_by_time, flow.time_bins, color=BLUE, linewidth=1.6, baseline=None, label=f"DiT: {flow.loss:.4f} in all")
     axes.stairs(flow.bound_by_time, flow.time_bins, color=_GREY, linestyle="--", baseline=None, linewidth=1.2,
                 label=f"mean and variance alone: {flow.bound:.4f}")  # fmt: skip
     axes.set_ylim(bottom=0)
@@ -163,7 +140,7 @@ def _flow_by_block(axes: Any, inspection: Inspection) -> None:
     assert flow is not None
     # The bound of a block moves with the times that the block happened to draw: the ratio does not.
     ratios = [loss / bound for loss, bound in zip(flow.loss_by_block, flow.bound_by_block, strict=True)]
-    _line(axes, ratios, _BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
+    _line(axes, ratios, BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
     axes.axhline(1.0, color=_GREY, linestyle="--", linewidth=1.2, label="mean and variance alone")
     _title(axes, "Flow-matching loss over its bound, by block", "block of the row", "loss / mean-and-variance bound")
     axes.legend()
@@ -175,7 +152,7 @@ def _history(axes: Any, inspection: Inspection) -> None:
     gains = (use.gain_over_shuffled, use.gain_over_none)
     errors = (use.gain_over_shuffled_standard_error, use.gain_over_none_standard_error)
     axes.bar(
-        (0, 1), gains, 0.5, color=(_ORANGE, _PURPLE), yerr=[2 * error for error in errors], error_kw={"elinewidth": 1, "capsize": 4}
+        (0, 1), gains, 0.5, color=(ORANGE, PURPLE), yerr=[2 * error for error in errors], error_kw={"elinewidth": 1, "capsize": 4}
     )
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set_xticks((0, 1), (f"another row's history\n({use.shuffled_history:.4f})", f"no history\n({use.no_history:.4f})"))
@@ -220,7 +197,7 @@ def _line(axes: Any, values: Sequence[float], colour: str, label: str) -> None:
 
 
 def _pairs(axes: Any, bars: dict[str, list[float]]) -> None:
-    for (name, values), shift, colour in zip(bars.items(), (-0.2, 0.2), (_BLUE, _ORANGE), strict=True):
+    for (name, values), shift, colour in zip(bars.items(), (-0.2, 0.2), (BLUE, ORANGE), strict=True):
         axes.bar([place + shift for place in range(len(values))], values, 0.4, color=colour, label=name)
     # Room for the legend above the bars.
     axes.set_ylim(top=1.3 * max(1e-6, *(max(values) for values in bars.values())))

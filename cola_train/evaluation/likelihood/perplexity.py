@@ -21,7 +21,7 @@ from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods_stream
 from cola_train.evaluation.likelihood.rows import Row
-from cola_train.files import write_atomically
+from cola_train.files import read_given, write_atomically
 from cola_train.sampling.generate import AnyCheckpoint
 from cola_train.sampling.prompts import named_device
 
@@ -132,29 +132,15 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[s
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), nothing to score in one, or no line at all.
     """
-    try:
-        lines = path.read_bytes().decode("utf-8").split("\n")  # other separators may stand in a JSON string
-    except OSError as error:
-        raise UserError(f"Cannot read the texts {path}: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from None
     rows: list[Row] = []
     records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}).") from None
+    for where, record in read_given(path, "texts"):
         prompt, text = _parts(record, where)
         ids = tokenizer.encode(text)
         require(bool(ids), f"{where} has no token to score: its {'text' if 'text' in record else 'continuation'} is empty.")
         given = tokenizer.encode(prompt)
         rows.append(Row([*given, *ids], key=len(rows), given=len(given)))
         records.append(record)
-    require(bool(rows), f"{path} holds no texts.")
     return rows, records
 
 
