@@ -10,8 +10,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cola_train.config.runs import RunConfig
+from cola_train.config.settings import UserError
 from cola_train.config.watch import WatchConfig
 from cola_train.data.prepared import PreparedData
+from cola_train.data.progress import say
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.answering import answer
 from cola_train.evaluation.benchmarks.answers import Answer
@@ -114,8 +116,11 @@ class Watch(pl.Callback):
                 found = self._inspect(checkpoint, reference_copy(config, weights, self.tokenizer, device))
             else:
                 found = self._likelihood(checkpoint) if instrument == "likelihood" else self._benchmarks(checkpoint)
-            for part in found:
-                yield {f"{instrument}/{name}": value for name, value in part.items()}
+            try:
+                for part in found:
+                    yield {f"{instrument}/{name}": value for name, value in part.items()}
+            except UserError as error:  # weights that have gone astray, say; the guard and the alarms are for those
+                say(f"cola-train: warning: no {instrument} after step {module.state.step}: {error}")
 
     def _inspect(self, checkpoint: Checkpoint, reference: Checkpoint | None) -> Iterator[dict[str, float]]:
         for found in inspect_in_steps(checkpoint, self.data, self.config.watch.inspection, reference):

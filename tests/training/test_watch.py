@@ -1,7 +1,7 @@
 """Evaluation while a run trains: the verbs' own figures, on any number of processes, and training as if it had not been."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,21 @@ def test_a_run_that_is_asked_to_stop_leaves_an_evaluation_and_does_it_when_it_go
     assert train(config).state == "finished"
     assert watched(folder_of(config)) == watched(folder_of(whole))
     assert [*watched(folder_of(config))] == [4]
+
+
+def test_what_cannot_be_measured_is_said_and_costs_no_run(
+    joint_config: Callable[..., JointRunConfig], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def astray(*arguments: object) -> Iterator[None]:
+        yield None
+        raise UserError("The velocity is not finite.")
+
+    monkeypatch.setattr(watch, "inspect_in_steps", astray)
+    config = joint_config("run", *SMALL, "watch.every_steps=6", "watch.instruments=[inspection,likelihood]")
+    assert train(config).state == "finished"
+    (found,) = watched(folder_of(config)).values()
+    assert {name.split("/")[0] for name in found} == {"likelihood"}
+    assert "warning: no inspection after step 6: The velocity is not finite." in capsys.readouterr().err
 
 
 @pytest.mark.slow
