@@ -10,4 +10,4 @@ mypy
 lint-imports
 # Two processes, a file of tests each, of one thread: the tests are many small networks, which a second thread would only hold up.
 # Tests of the scripts install the project again meanwhile: the others find it by its path.
-OMP_NUM_THREADS=1 PYTHONPATH="$PWD" python -m pytest --numprocesses 2 --dist loadfile "$@"
+OMP_NUM_THREADS=1 PYTHONPATH="$PWD" python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
