@@ -40,22 +40,30 @@ class Purpose(enum.IntEnum):
 
 
 def uniform(
-    seed: int, purpose: Purpose, sample_index: Int[Tensor, " batch"], count: int, start: int = 0
+    seed: int, purpose: Purpose, sample_index: Int[Tensor, " batch"], count: int, start: int | Int[Tensor, " batch"] = 0
 ) -> Float[Tensor, "batch count"]:
-    """`count` float32 draws in [0, 1) for each sample, on `sample_index`'s device; `start` skips that many (a multiple of 4)."""
+    """`count` float32 draws in [0, 1) for each sample, on `sample_index`'s device.
+
+    `start` skips that many, a multiple of 4: the same for all samples, or each its own.
+    """
     bits = _bits(seed, purpose, sample_index, -(-count // 4), start)
     # 24 bits fill a float32's mantissa: the largest draw stays below 1.
     return ((bits >> 8).float() * 2.0**-24)[:, :count]
 
 
 def normal(
-    seed: int, purpose: Purpose, sample_index: Int[Tensor, " batch"], count: int, start: int = 0
+    seed: int, purpose: Purpose, sample_index: Int[Tensor, " batch"], count: int, start: int | Int[Tensor, " batch"] = 0
 ) -> Float[Tensor, "batch count"]:
     """`count` float32 draws from N(0, 1) for each sample (Box-Muller); `start` as in `uniform`."""
     bits = _bits(seed, purpose, sample_index, -(-count // 4), start).double()
     u1, u2 = ((bits + 0.5) * 2.0**-32).unflatten(1, (-1, 2)).unbind(-1)
     radius, angle = torch.sqrt(-2 * torch.log(u1)), 2 * math.pi * u2
     return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1).flatten(1)[:, :count].float()
+
+
+def round_up_to_draws(count: int) -> int:
+    """The next multiple of 4: where the draws after `count` of them can `start`."""
+    return -(-count // 4) * 4
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -65,10 +73,11 @@ def named_generator(seed: int, name: str) -> torch.Generator:
     return generator
 
 
-def _bits(seed: int, purpose: Purpose, sample_index: Tensor, blocks: int, start: int) -> Tensor:
-    assert start % 4 == 0
+def _bits(seed: int, purpose: Purpose, sample_index: Tensor, blocks: int, start: int | Tensor) -> Tensor:
+    assert isinstance(start, Tensor) or start % 4 == 0
     index = sample_index.to(torch.int64)[:, None]
-    block = torch.arange(start // 4, start // 4 + blocks, device=index.device, dtype=torch.int64)[None]
+    first = start[:, None] // 4 if isinstance(start, Tensor) else start // 4
+    block = (first + torch.arange(blocks, device=index.device, dtype=torch.int64)).expand(len(index), -1)
     counter = torch.broadcast_tensors(block, torch.full_like(block, int(purpose)), index & _LOW, (index >> 32) & _LOW)
     return torch.stack(philox4x32((counter[0], counter[1], counter[2], counter[3]), seed), dim=-1).flatten(1)
 

@@ -70,10 +70,14 @@ class FlowConfig:
     timestep_per: Literal["sample", "block"] = setting("sample", help="One t for a row, or one for each of its blocks.")
     prompt_block_prob: float = setting(0.05, help="Probability that a block's first 1..block_size-1 positions stay clean.")
     history_dropout: float = setting(0.0, help="Probability that a block's history is hidden, for guidance; not stated.")
+    noise_copies: int = setting(
+        1, help="Noised copies of a row, each with its own noise, times and prompts, over one clean copy: (1 + K) L positions."
+    )
     grad_to_encoder: bool = setting(True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target.")
 
     def __post_init__(self) -> None:
         _share(self, "prompt_block_prob", "history_dropout")
+        require(self.noise_copies >= 1, f"FlowConfig.noise_copies must be at least 1, not {self.noise_copies}.")
         require(self.time_scale > 0, f"FlowConfig.time_scale must be above 0, not {self.time_scale}.")
 
 

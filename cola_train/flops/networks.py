@@ -7,6 +7,7 @@ from cola_train.config.models import DiTConfig, TextVAEConfig
 from cola_train.flops import shapes
 from cola_train.flops.shapes import Block
 from cola_train.flops.work import Backward, Extent, Work, attention, product
+from cola_train.models.tiles import row_tiles
 
 Parts = dict[str, Work]
 
@@ -45,9 +46,14 @@ def visible_pairs(length: int, block_size: int) -> int:
     return block_size**2 * blocks * (blocks + 1) // 2
 
 
-def row_pairs(length: int, block_size: int) -> Extent:
-    """Visible pairs of such a row, and those that a kernel computes: all, even where it could leave out a causal row's half."""
-    return Extent(visible_pairs(length, block_size), length**2)
+def row_pairs(length: int, block_size: int, documents: bool = False) -> Extent:
+    """Visible pairs of such a row, and those that kernels compute: whole tiles, or all pairs where one kernel goes without a mask.
+
+    `documents`: whether they are kept apart, which takes a mask.
+    """
+    whole = block_size in (1, length) and not documents
+    executed = length**2 if whole else sum(tile.pairs for tile in row_tiles(length, block_size))
+    return Extent(visible_pairs(length, block_size), executed)
 
 
 def encoder_pass(config: TextVAEConfig, span: Span, backward: Backward) -> Parts:

@@ -2,11 +2,19 @@
 
 from cola_train.config.amounts import Amount
 from cola_train.config.loop import Convention
-from cola_train.config.runs import AutoregressiveRunConfig, BaselineRunConfig, JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.runs import (
+    AutoregressiveRunConfig,
+    BaselineRunConfig,
+    JointRunConfig,
+    LLaDARunConfig,
+    RunConfig,
+    VAERunConfig,
+)
 from cola_train.flops import networks
 from cola_train.flops.networks import Parts, Span, row_pairs, visible_pairs
 from cola_train.flops.parameters import backbone_parameters
 from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Work
+from cola_train.models.tiles import packed_tiles
 
 CONVENTIONS: dict[Convention, str] = {
     "paper": "6 x N x D: N is budget.nominal_parameters, or else the parameters of the backbone (the DiT; a baseline, or stage 1's "
@@ -15,9 +23,10 @@ CONVENTIONS: dict[Convention, str] = {
     "backward, 2 per multiply-add. Nothing that is computed twice, nothing of the clean half's last hidden states in the DiT, "
     "which nobody reads; adaLN once per distinct time of the step. What depends on the data (padding, documents that are kept "
     "apart, hidden histories) is not subtracted.",
-    "executed": "What kernels compute, as torch's FlopCounterMode counts it: attention over whole rectangles of pairs (a kernel "
-    "without a mask leaves out nearly half of a causal one), every position that runs, adaLN once per distinct time of a "
-    "micro-batch, what activation checkpointing computes again, and the scores that the fused attention backward computes again.",
+    "executed": "What kernels compute, as torch's FlopCounterMode counts it: attention over whole tiles of pairs (models/tiles.py; "
+    "a kernel without a mask takes whole rows, and leaves out nearly half of a causal one), every position that runs, adaLN once "
+    "per distinct time of a micro-batch, what activation checkpointing computes again, and the scores that the fused attention "
+    "backward computes again.",
 }
 
 
@@ -99,7 +108,8 @@ def _tokens(config: RunConfig) -> int:
 def _clean_rows(config: VAERunConfig | JointRunConfig, rows: int) -> Span:
     """Rows of latents through the VAE."""
     latents = config.data.seq_len // config.vae.patch_size
-    return Span.all_read(rows * latents, row_pairs(latents, config.vae.block_size) * rows)
+    pairs = row_pairs(latents, config.vae.block_size, config.objective.mask_documents)
+    return Span.all_read(rows * latents, pairs * rows)
 
 
 def _vae(config: VAERunConfig | JointRunConfig, backward: Backward) -> Parts:
@@ -124,20 +134,21 @@ def _reference(config: JointRunConfig) -> Parts:
 
 
 def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
-    """`BlockCausalDiT.velocity`: a row's clean blocks but the last as history, then all its noised blocks."""
+    """`BlockCausalDiT.velocity`: all blocks of each noised copy of a row, and its clean blocks but the last as history."""
     rows, flow, block_size = config.trainer.global_batch_size, config.objective.flow, config.dit.block_size
     latents = config.data.seq_len // config.vae.patch_size
-    clean = latents - block_size
+    clean, copies = latents - block_size, flow.noise_copies
     # A noised block sees itself and all clean blocks before it: as many pairs as if all were clean.
-    noised_pairs, clean_pairs = visible_pairs(latents, block_size), visible_pairs(clean, block_size)
-    packed_pairs = (clean + latents) ** 2
+    noised_pairs, clean_pairs = copies * visible_pairs(latents, block_size), visible_pairs(clean, block_size)
+    tiles = packed_tiles(latents, block_size, copies)
+    noised_tiles = [tile for tile in tiles if tile.queries[0] < copies * latents]
     span = Span(
-        positions=Extent.of(clean + latents) * rows,
-        pairs=Extent(clean_pairs + noised_pairs, packed_pairs) * rows,
-        outputs=Extent(latents, clean + latents) * rows,
-        output_pairs=Extent(noised_pairs, packed_pairs) * rows,
+        positions=Extent.of(clean + copies * latents) * rows,
+        pairs=Extent(clean_pairs + noised_pairs, sum(tile.pairs for tile in tiles)) * rows,
+        outputs=Extent.of(copies * latents) * rows,
+        output_pairs=Extent(noised_pairs, sum(tile.pairs for tile in noised_tiles)) * rows,
     )
-    drawn = rows * (latents // block_size if flow.timestep_per == "block" else 1)
+    drawn = rows * copies * (latents // block_size if flow.timestep_per == "block" else 1)
     # Beside the times that are drawn there is that of clean positions, 0.
     distinct = Extent(drawn + 1, drawn + rows // config.trainer.micro_batch_size)
     return networks.dit_pass(config.dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder)
@@ -146,7 +157,9 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
 def _transformer(config: BaselineRunConfig, backward: Backward) -> Parts:
     rows, seq = config.trainer.global_batch_size, config.data.seq_len
     causal = isinstance(config, AutoregressiveRunConfig)
-    span = Span.all_read(rows * seq, row_pairs(seq, 1 if causal else seq) * rows)
+    assert isinstance(config, AutoregressiveRunConfig | LLaDARunConfig)
+    documents = config.objective.mask_documents
+    span = Span.all_read(rows * seq, row_pairs(seq, 1 if causal else seq, documents) * rows)
     # The last token of a row predicts nothing.
     logits = Extent.of(rows * (seq - causal))
     return networks.transformer_pass(config.transformer, span, logits, backward)

@@ -1,36 +1,51 @@
 """The block-causal DiT v_psi(z_t, t): parameter names and arithmetic are the released format's."""
 
 import dataclasses
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cola_train.config.models import DiTConfig
-from cola_train.models.attention import Attention, KVCache, RowAttention
-from cola_train.models.layers import Rotation, rotary_frequencies, rotate_interleaved, rotation, sinusoidal_time
-from cola_train.models.masks import document_positions, packed_places
+from cola_train.models.attention import Attention, LayerAttention
+from cola_train.models.cached_attention import KVCache
+from cola_train.models.layers import Rotation, interleaved_rotation, rotary_frequencies, rotate_interleaved, sinusoidal_time
+from cola_train.models.masks import document_positions, packed
+from cola_train.models.tiled_attention import packed_attention
 
 DIT_TIME_SCALE = 1000.0  # T: the network reads 1000 t, the rest of the project t in [0, 1]
 _TIME_FREQUENCIES = 128
+
+
+class BlockModulation(NamedTuple):
+    """What a block's adaLN layers give for each distinct time, with no activation on any of them."""
+
+    msa_in: Float[Tensor, "times two_dim"]  # shift and scale before attention
+    msa_out: Float[Tensor, "times dim"]  # the gate after it
+    mlp_in: Float[Tensor, "times two_dim"]
+    mlp_out: Float[Tensor, "times dim"]
+
+
+class Modulations(NamedTuple):
+    """What all adaLN layers give for each distinct time."""
+
+    blocks: tuple[BlockModulation, ...]
+    out: Float[Tensor, "times two_dim"]  # shift and scale of the last norm
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
     """The time of each position, held as the distinct times and an index into them.
 
-    The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per distinct time.
+    The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per distinct time, or not at all where
+    `modulations` of the same times are there already (the samplers' schedules).
     """
 
     distinct: Float[Tensor, " times"]
-    index: Int[Tensor, "batch seq"]
-
-    def gather(self, per_time: Float[Tensor, "times width"]) -> Float[Tensor, "batch seq width"]:
-        """A value per distinct time, laid out per position."""
-        # The backward of an embedding look-up is far cheaper than that of indexing.
-        return F.embedding(self.index, per_time)
+    index: Int[Tensor, "#batch #seq"]
+    modulations: Modulations | None = None
 
 
 class _Rope(nn.Module):
@@ -66,13 +81,25 @@ class DiTAttention(nn.Module):
         self.rope = _AttentionRope(config.rope_dim)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: Attention, layer: int
-    ) -> Float[Tensor, "batch seq dim"]:
-        """Attend over what `attention` offers `layer`."""
-        q, k, v = self.proj_qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        q = rotate_interleaved(self.norm_q(q), turn).to(v.dtype)
+        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: LayerAttention, outputs: int
+    ) -> Float[Tensor, "batch outputs dim"]:
+        """Attend over what `attention` offers; the first `outputs` positions alone ask."""
+        if outputs == x.shape[1]:
+            q, k, v = self.proj_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        else:
+            q, k, v = self._few_queries(x, outputs)
+        q = rotate_interleaved(self.norm_q(q), turn[:, :outputs]).to(v.dtype)
         k = rotate_interleaved(self.norm_k(k), turn).to(v.dtype)
-        return self.proj_out(attention(layer, q, k, v).transpose(1, 2).flatten(2))
+        attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj_out(attended.transpose(1, 2).flatten(2))
+
+    def _few_queries(self, x: Tensor, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+        weight, bias = self.proj_qkv.weight, self.proj_qkv.bias
+        inner = weight.shape[0] // 3
+        bias_q, bias_kv = (None, None) if bias is None else (bias[:inner], bias[inner:])
+        q = F.linear(x[:, :outputs], weight[:inner], bias_q).unflatten(-1, (self.heads, -1))
+        k, v = F.linear(x, weight[inner:], bias_kv).unflatten(-1, (2, self.heads, -1)).unbind(2)
+        return q, k, v
 
 
 class DiTMLP(nn.Module):
@@ -112,28 +139,45 @@ class DiTBlock(nn.Module):
         self.mlp = DiTMLP(config)
         self.ada = DiTModulation(config.txt_dim)
 
+    def modulation(self, embedding: Float[Tensor, "times dim"]) -> BlockModulation:
+        """Of each distinct time, from its embedding."""
+        ada = self.ada
+        return BlockModulation(ada.msa_in(embedding), ada.msa_out(embedding), ada.mlp_in(embedding), ada.mlp_out(embedding))
+
     def forward(
         self,
         x: Float[Tensor, "batch seq dim"],
-        embedding: Float[Tensor, "times dim"],
-        times: Times,
+        times: Float[Tensor, "times dim"] | BlockModulation,
+        index: Int[Tensor, "#batch #seq"],
         turn: Rotation,
-        attention: Attention,
-        layer: int,
-    ) -> Float[Tensor, "batch seq dim"]:
-        """One block; `embedding` is the time embedding of each distinct time."""
-        h = _modulate(self._norm(x), self.ada.msa_in(embedding), times)
-        x = x + times.gather(self.ada.msa_out(embedding)) * self.msa(h, turn, attention, layer)
-        h = _modulate(self._norm(x), self.ada.mlp_in(embedding), times)
-        return cast(Tensor, x + times.gather(self.ada.mlp_out(embedding)) * self.mlp(h))
+        attention: LayerAttention,
+        outputs: int,
+    ) -> Float[Tensor, "batch outputs dim"]:
+        """One block.
+
+        Args:
+            x: the residual stream.
+            times: the embedding of each distinct time, or what `modulation` makes of it.
+            index: of the time of each position.
+            turn: rotates queries and keys.
+            attention: what the block attends over.
+            outputs: the number of positions, from the first on, whose result someone reads. All give keys and values.
+        """
+        modulation = times if isinstance(times, BlockModulation) else self.modulation(times)
+        h = _modulate(self._norm(x), modulation.msa_in, index)
+        x, index = x[:, :outputs], index[:, :outputs]
+        x = torch.addcmul(x, F.embedding(index, modulation.msa_out), self.msa(h, turn, attention, outputs))
+        h = _modulate(self._norm(x), modulation.mlp_in, index)
+        return torch.addcmul(x, F.embedding(index, modulation.mlp_out), self.mlp(h))
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, (self.config.txt_dim,), eps=self.config.norm_eps)
 
 
-def _modulate(x: Tensor, shift_and_scale: Tensor, times: Times) -> Tensor:
-    shift, scale = times.gather(shift_and_scale).chunk(2, dim=-1)
-    return x * (1 + scale) + shift
+def _modulate(x: Tensor, shift_and_scale: Tensor, index: Tensor) -> Tensor:
+    shift, scale = shift_and_scale.chunk(2, dim=-1)
+    # The backward of an embedding look-up is far cheaper than that of indexing.
+    return torch.addcmul(F.embedding(index, shift), x, F.embedding(index, 1 + scale))
 
 
 class _LatentIn(nn.Module):
@@ -179,63 +223,77 @@ class BlockCausalDiT(nn.Module):
         self.txt_out_ada = _OutModulation(config)
         self.txt_out = _LatentOut(config)
 
+    def modulations(self, t: Float[Tensor, " times"]) -> Modulations:
+        """What the adaLN layers give for each of these times, for as many passes as go through them."""
+        embedding = self.emb_in(t)
+        return Modulations(tuple(block.modulation(embedding) for block in self._blocks()), self.txt_out_ada.out_in(embedding))
+
     def forward(
         self,
         latents: Float[Tensor, "batch seq channels"],
         times: Times,
         positions: Int[Tensor, "#batch seq"],
         attention: Attention,
-    ) -> Float[Tensor, "batch seq channels"]:
-        """Velocity at every position, in fp32.
+        outputs: int | None = None,
+    ) -> Float[Tensor, "batch outputs channels"]:
+        """Velocity at the first `outputs` positions, or at all, in fp32.
 
         Args:
             latents: normalised latents, clean or noised.
             times: the time of each position, in [0, 1].
             positions: RoPE position of each.
             attention: what each layer attends over.
+            outputs: how many positions' velocities are read; the last block does no more than they need.
         """
+        blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
         x = self.txt_in.proj(latents)
-        embedding = self.emb_in(times.distinct)
-        turn = rotation(positions, cast(DiTBlock, self.blocks[0]).msa.rope.rope.freqs)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, embedding, times, turn, attention, layer)
-        x = _modulate(self.txt_out_norm(x), self.txt_out_ada.out_in(embedding), times)
+        embedding = self.emb_in(times.distinct) if times.modulations is None else None
+        turn = interleaved_rotation(positions, blocks[0].msa.rope.rope.freqs, self.config.head_dim)
+        for layer, block in enumerate(blocks):
+            modulation = embedding if times.modulations is None else times.modulations.blocks[layer]
+            read = count if layer == len(blocks) - 1 else x.shape[1]
+            x = block(x, modulation, times.index, turn, attention.layer(layer), read)
+        last = self.txt_out_ada.out_in(embedding) if times.modulations is None else times.modulations.out
+        x = _modulate(self.txt_out_norm(x), last, times.index[:, :count])
         return self.txt_out.proj(x).float()
+
+    def _blocks(self) -> list[DiTBlock]:
+        return cast(list[DiTBlock], list(self.blocks))
 
     def velocity(
         self,
-        z_t: Float[Tensor, "batch latents channels"],
+        z_t: Float[Tensor, "batch noised channels"],
         history: Float[Tensor, "batch latents channels"],
         times: Times,
         document: Int[Tensor, "batch latents"] | None = None,
-        sees_history: Tensor | None = None,
-    ) -> Float[Tensor, "batch latents channels"]:
+        sees_history: Bool[Tensor, "batch noised"] | None = None,
+    ) -> Float[Tensor, "batch noised channels"]:
         """The packed training pass: every noised block given its clean history, all blocks of a row at once.
 
         Args:
-            z_t: noised latents (pinned prompt positions clean among them).
+            z_t: noised latents (pinned prompt positions clean among them), of one copy of the row after another.
             history: clean latents z_0^(<b); the last block is never history and is dropped here.
             times: the times of `z_t`; the last distinct one must be 0, which clean history gets.
             document: document of each latent; keeps documents apart and restarts positions.
-            sees_history: (batch, latents), False where history is hidden.
+            sees_history: False where history is hidden.
         """
-        num_latents, block_size = z_t.shape[1], self.config.block_size
-        num_clean = num_latents - block_size
-        places = packed_places(num_latents, block_size, document, sees_history, z_t.device)
+        rows, num_noised = z_t.shape[:2]
+        num_latents, block_size = history.shape[1], self.config.block_size
+        num_clean, copies = num_latents - block_size, num_noised // num_latents
         positions = torch.arange(num_latents, device=z_t.device)[None] if document is None else document_positions(document)
-        clean = times.index.new_full((z_t.shape[0], num_clean), times.distinct.shape[0] - 1)
-        out: Tensor = self(
-            torch.cat([history[:, :num_clean], z_t], dim=1),
-            Times(times.distinct, torch.cat([clean, times.index], dim=1)),
-            torch.cat([positions[:, :num_clean], positions], dim=1),
-            RowAttention.from_places(places),
+        clean = times.index.new_full((rows, num_clean), times.distinct.shape[0] - 1)
+        return self(
+            torch.cat([z_t, history[:, :num_clean]], dim=1),
+            dataclasses.replace(times, index=torch.cat([times.index, clean], dim=1)),
+            packed(positions, positions[:, :num_clean], copies),
+            packed_attention(num_latents, block_size, document, sees_history, z_t.device, copies),
+            outputs=num_noised,
         )
-        return out[:, num_clean:]
 
     def reset_buffers(self) -> None:
         """Compute all buffers again, for a network built on the meta device."""
-        for block in self.blocks:
-            cast(DiTBlock, block).msa.rope.rope.reset_buffers()
+        for block in self._blocks():
+            block.msa.rope.rope.reset_buffers()
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `capacity` latents a row."""

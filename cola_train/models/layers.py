@@ -3,10 +3,12 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-Rotation = tuple[Float[Tensor, "#batch seq half"], Float[Tensor, "#batch seq half"]]
+# Cosine and signed sine for each channel of a head: x turns into x cos + partner(x) sin.
+Rotation = Float[Tensor, "#batch seq 2 head_dim"]
 
 
 def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:
@@ -14,27 +16,39 @@ def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:
     return base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def rotation(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]) -> Rotation:
-    """Cosine and sine of position times frequency, once for all layers."""
-    angle = positions[..., None].float() * frequencies.float()
-    return angle.cos(), angle.sin()
+def interleaved_rotation(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"], head_dim: int) -> Rotation:
+    """For `rotate_interleaved`, once for all layers; channels beyond 2 x half do not turn."""
+    angle = _angle(positions, frequencies)
+    cos = angle.cos().repeat_interleave(2, dim=-1)
+    sin = torch.stack([-angle.sin(), angle.sin()], dim=-1).flatten(-2)
+    rest = head_dim - cos.shape[-1]
+    return torch.stack([F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))], dim=-2)
 
 
-def rotate_half(x: Float[Tensor, "batch heads seq dim"], turn: Rotation) -> Float[Tensor, "batch heads seq dim"]:
-    """The VAE's form: channel i pairs with channel i + dim/2."""
-    cos, sin = turn[0].unsqueeze(1), turn[1].unsqueeze(1)
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+def half_rotation(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]) -> Rotation:
+    """For `rotate_half`, once for all layers."""
+    angle = _angle(positions, frequencies)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=-2)
 
 
-def rotate_interleaved(x: Float[Tensor, "batch heads seq dim"], turn: Rotation) -> Float[Tensor, "batch heads seq dim"]:
-    """The DiT's form: channels 2i and 2i + 1 pair; channels beyond 2 x half pass through."""
-    cos, sin = turn[0].unsqueeze(1), turn[1].unsqueeze(1)
-    rope_dim = 2 * cos.shape[-1]
-    rotated, rest = x[..., :rope_dim], x[..., rope_dim:]
-    a, b = rotated.float().unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2).to(x.dtype)
-    return torch.cat([turned, rest], dim=-1)
+def _angle(positions: Tensor, frequencies: Tensor) -> Tensor:
+    return positions[..., None].float() * frequencies.float()
+
+
+def rotate_half(x: Float[Tensor, "batch seq heads head_dim"], turn: Rotation) -> Float[Tensor, "batch seq heads head_dim"]:
+    """The VAE's form: channel i pairs with channel i + head_dim/2."""
+    return _rotate(x, x.roll(x.shape[-1] // 2, dims=-1), turn)
+
+
+def rotate_interleaved(x: Float[Tensor, "batch seq heads head_dim"], turn: Rotation) -> Float[Tensor, "batch seq heads head_dim"]:
+    """The DiT's form: channels 2i and 2i + 1 pair."""
+    return _rotate(x, x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2), turn)
+
+
+def _rotate(x: Tensor, partner: Tensor, turn: Rotation) -> Tensor:
+    cos, sin = turn[:, :, None].unbind(-2)
+    return torch.addcmul(x.float() * cos, partner.float(), sin).to(x.dtype)
 
 
 def sinusoidal_time(t: Float[Tensor, " times"], num_frequencies: int = 128) -> Float[Tensor, "times embedding"]:

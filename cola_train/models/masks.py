@@ -1,6 +1,7 @@
 """Who may attend to whom: one predicate that makes every mask of the VAE, of DiT training and of sampling."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Int
@@ -9,35 +10,42 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where each position of a row stands. All fields broadcast against each other.
+    """Where each position of a row stands. All fields broadcast against each other, most of them (#batch, seq).
 
     Attributes:
         block: index of the position's block within its row.
-        noised: True for a noised copy, False for a clean position (everything in the VAE is clean).
+        copy: 0 for a clean position (everything in the VAE is clean), k for one of the k-th noised copy.
         document: index of the document within the row, or None where attention may cross documents.
         sees_history: False at noised positions whose history is hidden (history dropout), or None where nothing is hidden.
     """
 
-    block: Int[Tensor, "#batch seq"]
-    noised: Bool[Tensor, "#batch seq"]
-    document: Int[Tensor, "batch seq"] | None = None
-    sees_history: Bool[Tensor, "batch seq"] | None = None
+    block: Int[Tensor, "*#places"]
+    copy: Int[Tensor, "*#places"]
+    document: Int[Tensor, "*#places"] | None = None
+    sees_history: Bool[Tensor, "*#places"] | None = None
+
+    def each(self, of: Callable[[Tensor], Tensor]) -> "Places":
+        """These with `of` applied to each field."""
+        document = None if self.document is None else of(self.document)
+        return Places(of(self.block), of(self.copy), document, None if self.sees_history is None else of(self.sees_history))
 
 
 def visible_set_mask(query: Places, key: Places) -> Bool[Tensor, "batch query key"]:
-    """V_b of the paper: a query sees earlier clean blocks, and of its own block the positions of its own kind.
+    """`sees` for every pair of a query and a key of a row."""
+    return sees(query.each(lambda x: x[:, :, None]), key.each(lambda x: x[:, None]))
 
-    So clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself, bidirectionally.
+
+def sees(query: Places, key: Places) -> Tensor:
+    """V_b of the paper: a query sees earlier clean blocks, and of its own block the positions of its own copy.
+
+    So clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself, bidirectionally. Fields broadcast.
     """
-    block_q, block_k = query.block[:, :, None], key.block[:, None, :]
-    noised_q, noised_k = query.noised[:, :, None], key.noised[:, None, :]
-    history = ~noised_k & (block_k < block_q)
+    history = (key.copy == 0) & (key.block < query.block)
     if query.sees_history is not None:
-        history = history & query.sees_history[:, :, None]
-    visible = history | ((noised_q == noised_k) & (block_k == block_q))
+        history = history & query.sees_history
+    visible = history | ((query.copy == key.copy) & (key.block == query.block))
     if query.document is not None:
-        assert key.document is not None
-        visible = visible & (query.document[:, :, None] == key.document[:, None, :])
+        visible = visible & (query.document == key.document)
     return visible
 
 
@@ -59,33 +67,42 @@ def clean_places(
 ) -> Places:
     """A row of clean positions only: the VAE's attention, and the DiT's over history."""
     block = blocks_of(num_positions, block_size, device)
-    return Places(block=block, noised=torch.zeros_like(block, dtype=torch.bool), document=document)
+    return Places(block=block, copy=torch.zeros_like(block), document=document)
 
 
 def packed_places(
     num_latents: int,
     block_size: int,
-    document: Int[Tensor, "batch seq"] | None = None,
-    sees_history: Bool[Tensor, "batch seq"] | None = None,
+    document: Int[Tensor, "batch latents"] | None = None,
+    sees_history: Bool[Tensor, "batch noised"] | None = None,
     device: torch.device | str = "cpu",
+    copies: int = 1,
 ) -> Places:
-    """The DiT's training row: clean blocks 1..B-1, then all B noised blocks; 2 num_latents - block_size positions.
+    """The DiT's training row: all blocks of each noised copy, then the clean blocks but the last, which is nobody's history.
+
+    That is (copies + 1) num_latents - block_size positions. The noised ones come first, so that those whose output is read are the
+    first ones.
 
     Args:
         num_latents: L, a multiple of block_size.
         document: document of each latent (batch, L).
-        sees_history: for each noised position (batch, L), False hides its history.
+        sees_history: for each noised position (batch, copies x L), False hides its history.
+        copies: noised copies of a row, each with noise of its own.
     """
     num_clean = num_latents - block_size
     block = blocks_of(num_latents, block_size, device)
-    noised = torch.zeros(1, num_clean + num_latents, dtype=torch.bool, device=device)
-    noised[:, num_clean:] = True
+    copy = torch.arange(1, copies + 1, device=device).repeat_interleave(num_latents)[None]
     if sees_history is not None:
-        clean_sees = torch.ones(sees_history.shape[0], num_clean, dtype=torch.bool, device=device)
-        sees_history = torch.cat([clean_sees, sees_history], dim=1)
+        clean_sees = sees_history.new_ones(sees_history.shape[0], num_clean)
+        sees_history = torch.cat([sees_history, clean_sees], dim=1)
     return Places(
-        block=torch.cat([block[:, :num_clean], block], dim=1),
-        noised=noised,
-        document=None if document is None else torch.cat([document[:, :num_clean], document], dim=1),
+        block=packed(block, block[:, :num_clean], copies),
+        copy=torch.cat([copy, copy.new_zeros(1, num_clean)], dim=1),
+        document=None if document is None else packed(document, document[:, :num_clean], copies),
         sees_history=sees_history,
     )
+
+
+def packed(noised: Int[Tensor, "batch latents"], clean: Int[Tensor, "batch clean"], copies: int = 1) -> Int[Tensor, "batch seq"]:
+    """Values of a packed row, the same for each noised copy."""
+    return torch.cat([noised.repeat(1, copies), clean], dim=1)

@@ -8,10 +8,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cola_train.config.models import TextVAEConfig
-from cola_train.models.attention import Attention, KVCache, RowAttention
-from cola_train.models.layers import Rotation, rotary_frequencies, rotate_half, rotation
-from cola_train.models.masks import clean_places, document_positions
+from cola_train.models.attention import Attention, LayerAttention
+from cola_train.models.cached_attention import KVCache
+from cola_train.models.layers import Rotation, half_rotation, rotary_frequencies, rotate_half
+from cola_train.models.masks import document_positions
 from cola_train.models.posterior import LOG_VARIANCE_RANGE, Posterior
+from cola_train.models.tiled_attention import row_attention
+from cola_train.models.vocabulary_head import VocabularyHead
 
 
 class TextVAEBlock(nn.Module):
@@ -32,26 +35,27 @@ class TextVAEBlock(nn.Module):
         self.ffn_out = nn.Linear(config.ffn_dim // 2, dim, bias=config.bias)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: Attention, layer: int
+        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: LayerAttention
     ) -> Float[Tensor, "batch seq dim"]:
-        """One block; `turn` rotates q and k, `attention` says what `layer` attends over."""
+        """One block; `turn` rotates q and k, `attention` says what it attends over."""
         if self.config.post_norm:
             # The first norm is on the residual stream itself, not on what the attention reads or gives: a released quirk.
-            x = self.norm_attn(x) + self._attend(x, turn, attention, layer)
+            x = self.norm_attn(x) + self._attend(x, turn, attention)
             return x + self.norm_ffn(self._feed_forward(x))
-        x = x + self._attend(self.norm_attn(x), turn, attention, layer)
+        x = x + self._attend(self.norm_attn(x), turn, attention)
         return x + self._feed_forward(self.norm_ffn(x))
 
-    def _attend(self, x: Tensor, turn: Rotation, attention: Attention, layer: int) -> Tensor:
+    def _attend(self, x: Tensor, turn: Rotation, attention: LayerAttention) -> Tensor:
         qkv = self.qkv_proj(x)
         if self.config.clip_qkv is not None:
             qkv = qkv.clamp(-self.config.clip_qkv, self.config.clip_qkv)
         q, k, v = qkv.chunk(3, dim=-1)
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (y.unflatten(-1, (self.config.num_heads, -1)).transpose(1, 2) for y in (q, k, v))
+        q, k, v = (y.unflatten(-1, (self.config.num_heads, -1)) for y in (q, k, v))
         q, k = rotate_half(q, turn).to(v.dtype), rotate_half(k, turn).to(v.dtype)
-        return self.attn_out_proj(attention(layer, q, k, v).transpose(1, 2).flatten(2))
+        attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.attn_out_proj(attended.transpose(1, 2).flatten(2))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         value, gate = self.ffn_proj(x).chunk(2, dim=-1)
@@ -75,7 +79,7 @@ class TextVAEEncoder(nn.Module):
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
         turn, attention = _row_context(config, x, document)
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, attention, layer)
+            x = block(x, turn, attention.layer(layer))
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
@@ -92,7 +96,7 @@ class TextVAEDecoder(nn.Module):
         self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.decoder_num_blocks))
         self.unpatch_layer = nn.Linear(config.dim, config.patch_size * config.dim)
         self.final_norm = nn.LayerNorm(config.dim, eps=config.layer_norm_eps)
-        self.final_layer = nn.Linear(config.dim, config.vocab_size, bias=config.bias)
+        self.final_layer = VocabularyHead(config.dim, config.vocab_size, bias=config.bias)
 
     def forward(
         self,
@@ -113,7 +117,7 @@ class TextVAEDecoder(nn.Module):
             assert positions is not None
             turn = _rotation(config, positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, attention, layer)
+            x = block(x, turn, attention.layer(layer))
         # The patch index runs fastest in the unpatched width.
         x = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size)).transpose(2, 3).flatten(1, 2)
         return self.final_norm(x)
@@ -157,12 +161,10 @@ class TextVAE(nn.Module):
 
 def _rotation(config: TextVAEConfig, positions: Int[Tensor, "#batch seq"]) -> Rotation:
     frequencies = rotary_frequencies(config.dim // config.num_heads, config.rope_theta).to(positions.device)
-    return rotation(positions, frequencies)
+    return half_rotation(positions, frequencies)
 
 
-def _row_context(config: TextVAEConfig, x: Tensor, document: Tensor | None) -> tuple[Rotation, RowAttention]:
+def _row_context(config: TextVAEConfig, x: Tensor, document: Tensor | None) -> tuple[Rotation, Attention]:
     seq = x.shape[1]
     positions = torch.arange(seq, device=x.device)[None] if document is None else document_positions(document)
-    if config.block_size == 1 and document is None:
-        return _rotation(config, positions), RowAttention(None, causal=True)
-    return _rotation(config, positions), RowAttention.from_places(clean_places(seq, config.block_size, document, x.device))
+    return _rotation(config, positions), row_attention(seq, config.block_size, document, x.device)

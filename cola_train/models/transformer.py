@@ -8,9 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cola_train.config.baselines import TransformerConfig
-from cola_train.models.attention import Attention, KVCache, RowAttention
-from cola_train.models.layers import Rotation, rotary_frequencies, rotate_half, rotation
-from cola_train.models.masks import clean_places, document_positions
+from cola_train.models.attention import Attention, LayerAttention
+from cola_train.models.cached_attention import KVCache
+from cola_train.models.layers import Rotation, half_rotation, rotary_frequencies, rotate_half
+from cola_train.models.masks import document_positions
+from cola_train.models.tiled_attention import row_attention
+from cola_train.models.vocabulary_head import VocabularyHead
 
 
 class RMSNorm(nn.Module):
@@ -35,12 +38,11 @@ class _SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, turn: Rotation, attention: Attention, layer: int) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+    def forward(self, x: Tensor, turn: Rotation, attention: LayerAttention) -> Tensor:
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
         q, k = rotate_half(q, turn), rotate_half(k, turn)
-        return cast(Tensor, self.o_proj(attention(layer, q, k, v).transpose(1, 2).flatten(2)))
+        attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return cast(Tensor, self.o_proj(attended.transpose(1, 2).flatten(2)))
 
 
 class _MLP(nn.Module):
@@ -65,10 +67,10 @@ class TransformerBlock(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: Attention, layer: int
+        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: LayerAttention
     ) -> Float[Tensor, "batch seq dim"]:
-        """One block; `turn` rotates q and k, `attention` says what `layer` attends over."""
-        x = x + self.self_attn(self.input_layernorm(x), turn, attention, layer)
+        """One block; `turn` rotates q and k, `attention` says what it attends over."""
+        x = x + self.self_attn(self.input_layernorm(x), turn, attention)
         return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -90,7 +92,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.causal = config, causal
         self.model = _Body(config, config.vocab_size + (not causal))
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = VocabularyHead(config.hidden_size, config.vocab_size, bias=False)
 
     @property
     def mask_token_id(self) -> int:
@@ -117,18 +119,13 @@ class Transformer(nn.Module):
         x = self.model.embed_tokens(tokens).float()
         if attention is None:
             positions = torch.arange(tokens.shape[1], device=x.device)[None] if document is None else document_positions(document)
-            attention = self._row(tokens.shape[1], document)
+            attention = row_attention(tokens.shape[1], 1 if self.causal else tokens.shape[1], document, x.device)
         assert positions is not None
         frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta).to(x.device)
-        turn = rotation(positions, frequencies)
+        turn = half_rotation(positions, frequencies)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, turn, attention, layer)
+            x = block(x, turn, attention.layer(layer))
         return cast(Tensor, self.model.norm(x))
-
-    def _row(self, seq: int, document: Tensor | None) -> RowAttention:
-        if document is None:
-            return RowAttention(None, causal=self.causal)
-        return RowAttention.from_places(clean_places(seq, 1 if self.causal else seq, document, document.device))
 
     def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
         """Logits of hidden states."""

@@ -1,13 +1,12 @@
 """The autoregressive baseline: next-token cross-entropy (method, section 8)."""
 
-import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from cola_train.config.baselines import AutoregressiveConfig
 from cola_train.data.datamodule import Batch
 from cola_train.models.transformer import Transformer
-from cola_train.objectives.losses import Counts, Losses, cross_entropy_sum, latent_documents, mean_share
+from cola_train.objectives.losses import Counts, Losses, latent_documents, mean_share
 
 
 class AutoregressiveObjective(nn.Module):
@@ -29,10 +28,7 @@ class AutoregressiveObjective(nn.Module):
         Metrics: accuracy of the likeliest next token.
         """
         hidden = self.transformer(batch.tokens, latent_documents(batch, 1, self.config.mask_documents))
-        logits, targets, predicted = self.transformer.head(hidden[:, :-1]), batch.tokens[:, 1:], self._predicted(batch)
-        nats = cross_entropy_sum(logits, targets, predicted)
-        with torch.no_grad():
-            right = ((logits.argmax(-1) == targets) & predicted).sum().float()
+        nats, right = self.transformer.lm_head.losses(hidden[:, :-1], batch.tokens[:, 1:], self._predicted(batch).float())
         return Losses(
             {"next_token_nats_per_token": mean_share("next_token_nats_per_token", nats, counts)},
             self.weights(),

@@ -17,7 +17,7 @@ from cola_train.config.objectives import Stage1Config, Stage2Config
 from cola_train.data.datamodule import Batch
 from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAE
-from cola_train.randomness import Purpose, normal, uniform
+from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 
 Counts = Mapping[str, Tensor]
 VAELossConfig = Stage1Config | Stage2Config
@@ -94,10 +94,12 @@ def mask_positions(batch: Batch, ratio: float, seed: int) -> Int[Tensor, "batch 
 
 
 def standard_normal_latents(
-    seed: int, purpose: Purpose, batch: Batch, num_latents: int, channels: int
-) -> Float[Tensor, "batch latents channels"]:
-    """N(0, I) for each latent of each sample."""
-    return normal(seed, purpose, batch.sample_index, num_latents * channels).unflatten(1, (num_latents, channels))
+    seed: int, purpose: Purpose, batch: Batch, num_latents: int, channels: int, copies: int = 1
+) -> Float[Tensor, "batch noised channels"]:
+    """N(0, I) for each latent of each sample, one copy after another."""
+    count = num_latents * channels
+    each = [normal(seed, purpose, batch.sample_index, count, copy * round_up_to_draws(count)) for copy in range(copies)]
+    return torch.cat(each, dim=1).unflatten(1, (copies * num_latents, channels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,17 +146,18 @@ def vae_pass(vae: TextVAE, batch: Batch, counts: Counts, config: VAELossConfig, 
     hidden = vae.decoder(z_0, documents)
     clean = Posterior(posterior.mean[:rows], posterior.logvar[:rows])
 
-    logits = vae.decoder.head(hidden[:rows])
-    sums = {"reconstruction_nats_per_token": cross_entropy_sum(logits, batch.tokens, batch.loss_mask)}
+    head = vae.decoder.final_layer
+    nats, right = head.losses(hidden[:rows], batch.tokens, batch.loss_mask.float())
+    sums = {"reconstruction_nats_per_token": nats}
     if config.mask_weight > 0:
         # The vocabulary head is the dearest layer: it runs at the masked positions alone.
         hidden_masked = hidden[rows:].gather(1, masked_at[..., None].expand(-1, -1, hidden.shape[-1]))
         targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
-        sums["mask_nats_per_masked_token"] = cross_entropy_sum(vae.decoder.head(hidden_masked), targets, counted)
+        sums["mask_nats_per_masked_token"], _ = head.losses(hidden_masked, targets, counted.float())
     with torch.no_grad():
         real = latent_mask(batch.loss_mask, patch_size)[..., None]
         metric_sums = {
-            "reconstruction_accuracy": ((logits.argmax(-1) == batch.tokens) & batch.loss_mask).sum().float(),
+            "reconstruction_accuracy": right,
             "posterior_mean_square": (clean.mean.square() * real).mean(-1).sum(),
             "posterior_variance": (clean.logvar.exp() * real).mean(-1).sum(),
         }
@@ -164,13 +167,6 @@ def vae_pass(vae: TextVAE, batch: Batch, counts: Counts, config: VAELossConfig, 
         terms={name: mean_share(name, total, counts) for name, total in sums.items()},
         metrics={name: mean_share(name, total, counts) for name, total in metric_sums.items()},
     )
-
-
-def cross_entropy_sum(
-    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"], counted: Bool[Tensor, "batch seq"]
-) -> Float[Tensor, ""]:
-    """-log p of the counted targets, added up, nats."""
-    return (token_nats(logits, targets) * counted).sum()
 
 
 def token_nats(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:

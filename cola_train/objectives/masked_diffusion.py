@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cola_train.config.baselines import MaskedDiffusionConfig
 from cola_train.data.datamodule import Batch
 from cola_train.models.transformer import Transformer
-from cola_train.objectives.losses import Counts, Losses, latent_documents, mean_share, token_nats
+from cola_train.objectives.losses import Counts, Losses, latent_documents, mean_share
 from cola_train.randomness import Purpose, uniform
 
 
@@ -41,10 +41,8 @@ class MaskedDiffusionObjective(nn.Module):
         """
         t, masked = self.draw_mask(batch)
         tokens = torch.where(masked, self.transformer.mask_token_id, batch.tokens)
-        logits = self.transformer.head(self.transformer(tokens, latent_documents(batch, 1, self.config.mask_documents)))
-        nats = (token_nats(logits, batch.tokens) * masked / t[:, None]).sum()
-        with torch.no_grad():
-            right = ((logits.argmax(-1) == batch.tokens) & masked).sum().float()
+        hidden = self.transformer(tokens, latent_documents(batch, 1, self.config.mask_documents))
+        nats, right = self.transformer.lm_head.losses(hidden, batch.tokens, masked / t[:, None])
         return Losses(
             {"masked_diffusion_nats_per_token": mean_share("masked_diffusion_nats_per_token", nats, counts)},
             self.weights(),

@@ -26,32 +26,44 @@ from cola_train.objectives.losses import (
     vae_counts,
     vae_pass,
 )
-from cola_train.randomness import Purpose, normal, uniform
+from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 
 
 @dataclasses.dataclass(frozen=True)
 class FlowDraws:
-    """The addressed draws that flow matching needs beside its noise."""
+    """The addressed draws that flow matching needs beside its noise, of one noised copy after another."""
 
     t: Float[Tensor, "batch blocks"]  # in [0, 1]
-    pinned: Bool[Tensor, "batch latents"]  # prompt positions: clean, t = 0, no loss
-    sees_history: Bool[Tensor, "batch latents"] | None  # None where nothing is ever hidden
+    pinned: Bool[Tensor, "batch noised"]  # prompt positions: clean, t = 0, no loss
+    sees_history: Bool[Tensor, "batch noised"] | None  # None where nothing is ever hidden
 
 
 def flow_draws(config: FlowConfig, sample_index: Tensor, num_blocks: int, block_size: int, seed: int) -> FlowDraws:
-    """Times, prompt blocks and hidden histories of each sample.
+    """Times, prompt blocks and hidden histories of each sample, for each of its noise_copies.
 
     A block is a prompt block with probability prompt_block_prob; its first k positions are then pinned, k uniform in
     1..block_size - 1.
     """
+    # The first copy's draws are those of a run with one copy.
+    copies = [_draws_of(config, sample_index, num_blocks, block_size, seed, copy) for copy in range(config.noise_copies)]
+    shown = [draws.sees_history for draws in copies if draws.sees_history is not None]
+    return FlowDraws(
+        torch.cat([draws.t for draws in copies], dim=1),
+        torch.cat([draws.pinned for draws in copies], dim=1),
+        torch.cat(shown, dim=1) if shown else None,
+    )
+
+
+def _draws_of(config: FlowConfig, sample_index: Tensor, num_blocks: int, block_size: int, seed: int, copy: int) -> FlowDraws:
+    start = copy * round_up_to_draws(num_blocks)
 
     def draw(purpose: Purpose) -> Tensor:
-        return uniform(seed, purpose, sample_index, num_blocks)
+        return uniform(seed, purpose, sample_index, num_blocks, start)
 
     if config.time_distribution == "uniform":
         t = draw(Purpose.FLOW_TIME)
     else:
-        t = logit_normal_time(normal(seed, Purpose.FLOW_TIME, sample_index, num_blocks), config.time_loc, config.time_scale)
+        t = logit_normal_time(normal(seed, Purpose.FLOW_TIME, sample_index, num_blocks, start), config.time_loc, config.time_scale)
     if config.timestep_per == "sample":
         t = t[:, :1].expand(-1, num_blocks)
     is_prompt = draw(Purpose.PROMPT_BLOCK) < config.prompt_block_prob
@@ -67,17 +79,14 @@ def flow_draws(config: FlowConfig, sample_index: Tensor, num_blocks: int, block_
     return FlowDraws(t, pinned, sees_history)
 
 
-def position_times(draws: FlowDraws, block_size: int, timestep_per: str) -> Times:
-    """The distinct times of a batch (each sample's, or each of its blocks'; then t = 0) and every noised position's index."""
-    rows, num_blocks = draws.t.shape
-    device = draws.t.device
-    if timestep_per == "sample":
-        distinct = draws.t[:, 0]
-        index = torch.arange(rows, device=device)[:, None].expand(rows, num_blocks * block_size)
-    else:
-        distinct = draws.t.flatten()
-        index = torch.arange(rows * num_blocks, device=device).view(rows, num_blocks).repeat_interleave(block_size, dim=1)
-    index = torch.where(draws.pinned, distinct.shape[0], index)
+def position_times(draws: FlowDraws, block_size: int, config: FlowConfig) -> Times:
+    """The distinct times of a batch (of each copy, or each block of it; then t = 0), and the index of every noised position's."""
+    rows, blocks = draws.t.shape
+    # The blocks of a copy share their time, or each has its own.
+    sharing = blocks // config.noise_copies if config.timestep_per == "sample" else 1
+    distinct = draws.t[:, ::sharing].flatten()
+    index = torch.arange(len(distinct), device=draws.t.device).view(rows, -1).repeat_interleave(sharing * block_size, dim=1)
+    index = torch.where(draws.pinned, len(distinct), index)
     return Times(torch.cat([distinct, distinct.new_zeros(1)]), index)
 
 
@@ -101,8 +110,9 @@ class Stage2Objective(nn.Module):
         num_blocks = batch.tokens.shape[1] // (self.vae.config.patch_size * block_size)
         return flow_draws(self.config.flow, batch.sample_index, num_blocks, block_size, self.seed)
 
-    def _counted(self, batch: Batch, draws: FlowDraws) -> Bool[Tensor, "batch latents"]:
-        return latent_mask(batch.loss_mask, self.vae.config.patch_size) & ~draws.pinned
+    def _counted(self, batch: Batch, draws: FlowDraws) -> Bool[Tensor, "batch noised"]:
+        real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
+        return real.repeat(1, self.config.flow.noise_copies) & ~draws.pinned
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         """What this batch adds to each mean's denominator; the caller adds over micro-batches and processes."""
@@ -167,16 +177,17 @@ class Stage2Objective(nn.Module):
         return reference if config.fixed_log_snr is None else reference.with_log_snr(config.fixed_log_snr)
 
     def _flow_loss(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"], counts: Counts) -> Float[Tensor, ""]:
-        config = self.config
+        config, copies = self.config, self.config.flow.noise_copies
         draws = self._draws(batch)
-        times = position_times(draws, self.dit.config.block_size, config.flow.timestep_per)
-        z_1 = standard_normal_latents(self.seed, Purpose.FLOW_NOISE, batch, *z_0.shape[1:])
+        times = position_times(draws, self.dit.config.block_size, config.flow)
+        _, latents, channels = z_0.shape
+        z_1 = standard_normal_latents(self.seed, Purpose.FLOW_NOISE, batch, latents, channels, copies)
         document = latent_documents(batch, self.vae.config.patch_size, config.mask_documents)
         # Figure 1: the target and the history are sg(z_0), pinned prompt positions too; only z_t may carry gradient to q_phi.
-        detached = z_0.detach()
-        path_start = z_0 if config.flow.grad_to_encoder else detached
+        detached = z_0.detach().repeat(1, copies, 1)
+        path_start = z_0.repeat(1, copies, 1) if config.flow.grad_to_encoder else detached
         pinned = draws.pinned[..., None]
         z_t = torch.where(pinned, detached, interpolate(path_start, z_1, times.distinct[times.index][..., None]))
-        velocity = self.dit.velocity(z_t, detached, times, document, draws.sees_history)
+        velocity = self.dit.velocity(z_t, z_0.detach(), times, document, draws.sees_history)
         error = (velocity - velocity_target(detached, z_1)).square().mean(-1)
         return mean_share("flow_mse", (error * self._counted(batch, draws)).sum(), counts)

@@ -16,7 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cola_train.config.runs import RunConfig
 from cola_train.data.datamodule import Batch
-from cola_train.models.attention import RowAttention
+from cola_train.models.attention import Attention, RowAttention
+from cola_train.models.tiled_attention import TiledAttention, forget_masks
 from cola_train.processes import Processes
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
 from cola_train.training.interrupts import StopRequest
@@ -66,24 +67,28 @@ def _fake_group(world_size: int) -> Iterator[None]:
 @contextlib.contextmanager
 def _kernels_of(device_type: str) -> Iterator[None]:
     """Attention as on `device_type`: torch without CUDA has no fake CUDA tensors, and its CPU's kernel keeps other things."""
-    if device_type == "cpu":
-        yield
-        return
-    with unittest.mock.patch.object(RowAttention, "__call__", _gpu_attention):
-        yield
+    forget_masks()
+    try:
+        if device_type == "cpu":
+            yield
+            return
+        with (
+            unittest.mock.patch.object(RowAttention, "__call__", _gpu_attention),
+            unittest.mock.patch.object(TiledAttention, "__call__", _gpu_attention),
+        ):
+            yield
+    finally:
+        forget_masks()
 
 
-def _gpu_attention(attention: RowAttention, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Flash attention, and FlexAttention in place of tiles: both keep their output and one number a query and head."""
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
-    if attention.visible is None and q.dtype == torch.bfloat16:
-        out, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, attention.causal)
-        return out
-    bias = None
-    if attention.visible is not None:
-        # Each call makes its own numbers of the mask, and keeps them.
-        bias = torch.where(attention.visible, 0.0, float("-inf")).to(q.dtype).expand(q.shape[0], q.shape[1], -1, -1)
-    out, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, 0.0, attention.causal)
+    if q.dtype == torch.bfloat16:
+        out, *_ = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0)
+    else:
+        out, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0)
     return out
 
 
@@ -116,6 +121,8 @@ def _gathered(objective: nn.Module) -> list[Tensor]:
 
 def _record_step(stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]], rows: int) -> AllocationLog:
     """One forward and backward of a micro-batch of `rows`; no gradients are left behind."""
+    # Each recording makes them, as a run's first step does.
+    forget_masks()
     log = AllocationLog(stage.config.vocab_size)
     for part, tensors in there.items():
         log.take(part, tensors)

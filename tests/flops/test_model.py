@@ -43,7 +43,7 @@ def naive_dit(config: Any, rows: int) -> dict[str, int]:
     dit, size = BlockCausalDiT(config.dit), config.dit.block_size
     latents = config.data.seq_len // config.vae.patch_size
     places = packed_places(latents, size)
-    visible, noised = visible_set_mask(places, places)[0], places.noised[0].tolist()
+    visible, noised = visible_set_mask(places, places)[0], (places.copy[0] > 0).tolist()
     width = config.dit.heads * config.dit.head_dim
     linear = attended = 0
     for layer, block in enumerate(dit.blocks):

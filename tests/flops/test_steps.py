@@ -52,9 +52,10 @@ def test_executed_is_what_torch_counts(stage: str, overrides: list[str], checkpo
         assert step_flops(config, step)["executed"] == count_step(config, step).get_total_flops()
 
 
-@pytest.mark.parametrize("stage", ["vae", "joint", "ar", "llada"])
+@pytest.mark.parametrize("stage", ["vae", "ar", "llada"])
 def test_without_fused_kernels_no_scores_are_computed_again(stage: str) -> None:
-    config = run_config(stage, WITH_MASKS)
+    """Where there are no tiles, torch may be asked for its unfused kernel."""
+    config = run_config(stage)
     with sdpa_kernel(SDPBackend.MATH):
         counted = count_step(config).get_total_flops()
     work = total(step_parts(config))
@@ -67,7 +68,8 @@ def test_each_part_is_what_its_modules_compute() -> None:
     config = run_config("joint", "dit.num_layers=2", "vae.patch_size=2")
     parts, objective, batch = step_parts(config), build_objective(config), training_batch(config)
     counts = objective.counts(batch)
-    with counter() as counted:
+    # Without gradients: the vocabulary head's loss computes its own in the forward pass.
+    with counter() as counted, torch.no_grad():
         objective(batch, counts)
 
     def flops(network: str, *modules: str) -> int:
@@ -84,10 +86,14 @@ def test_each_part_is_what_its_modules_compute() -> None:
         "reference_encoder.linear": (*block, "patch_embedder", "final_layer"),
         "dit": ("dit",),
         "dit.adaln": ("emb_in", "out_in", "msa_in", "msa_out", "mlp_in", "mlp_out"),
-        "dit.linear": ("proj_qkv", "msa.proj_out", ".mlp", "txt_in.proj", "txt_out.proj"),
     }.items():
         network = part if len(modules) == 1 and "head" not in part else part.rpartition(".")[0]
         assert total(parts, part).executed_forward == flops(network, *modules), part
+    # The last layer's queries are part of a projection: no module of their own. All that is neither adaLN nor attention is left.
+    products = sum(
+        count for kernel, count in counted.get_flop_counts()["Stage2Objective.dit"].items() if "attention" not in str(kernel)
+    )
+    assert parts["dit.linear"].executed_forward == products - parts["dit.adaln"].executed_forward
 
 
 def test_forward_and_backward_apart() -> None:
@@ -95,9 +101,9 @@ def test_forward_and_backward_apart() -> None:
     work = total(step_parts(config))
     objective, batch = build_objective(config), training_batch(config)
     counts = objective.counts(batch)
-    with counter() as forward:
-        loss = objective(batch, counts).total
-    with counter() as backward:
-        loss.backward()
+    with counter() as forward, torch.no_grad():
+        objective(batch, counts)
+    with counter() as both:
+        objective(batch, counts).total.backward()
     assert forward.get_total_flops() == work.executed_forward
-    assert backward.get_total_flops() == work.executed_backward + work.recomputation
+    assert both.get_total_flops() - forward.get_total_flops() == work.executed_backward + work.recomputation

@@ -49,11 +49,11 @@ def clean_row(length: int, block_size: int, documents: Sequence[int] | None = No
 def packed_row(
     length: int, block_size: int, documents: Sequence[int] | None = None, sees_history: Sequence[bool] | None = None
 ) -> list[Place]:
-    """Clean blocks but the last, then every noised block."""
+    """Every noised block, then the clean blocks but the last."""
     clean = clean_row(length, block_size, documents)
     hides = [False] * length if sees_history is None else [not shown for shown in sees_history]
     noised = [dataclasses.replace(place, noised=True, sees_history=not hides[i]) for i, place in enumerate(clean)]
-    return clean[: length - block_size] + noised
+    return noised + clean[: length - block_size]
 
 
 def linear(weights: Weights, name: str, x: Array) -> Array:
@@ -240,5 +240,5 @@ def packed_velocity(
     """The training pass over one row: the velocity of each noised latent."""
     num_clean = len(z_t) - config.block_size
     places = packed_row(len(z_t), config.block_size, documents, sees_history)
-    latents = np.concatenate([history[:num_clean].double().numpy(), z_t.double().numpy()])
-    return velocity(config, weights, latents, [0.0] * num_clean + list(times), places)[num_clean:]
+    latents = np.concatenate([z_t.double().numpy(), history[:num_clean].double().numpy()])
+    return velocity(config, weights, latents, list(times) + [0.0] * num_clean, places)[: len(z_t)]

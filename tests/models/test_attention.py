@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cola_train.models.attention import CachedAttention, KVCache, RowAttention
+from cola_train.models.attention import RowAttention
+from cola_train.models.cached_attention import CachedAttention, KVCache
 from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.masks import clean_places, visible_set_mask
 from cola_train.models.text_vae import TextVAE
@@ -155,9 +156,10 @@ def test_each_query_attends_over_its_rows_history_and_what_it_may_see_inside(
     inside_mask = (random_latents(seq, seq, seed=seed + 2) > 0) | torch.eye(seq, dtype=torch.bool)
     cache = KVCache(1, rows, max(lengths) + seq, heads, head_dim, torch.device("cpu"), torch.float32)
     if max(lengths):
-        CachedAttention(cache, torch.ones(max(lengths), max(lengths), dtype=torch.bool))(0, history[0], history[0], history[1])
+        everything = CachedAttention(cache, torch.ones(max(lengths), max(lengths), dtype=torch.bool))
+        everything.layer(0)(history[0], history[0], history[1])
         cache.commit(lengths)
-    out = CachedAttention(cache, inside_mask)(0, q, k, v)
+    out = CachedAttention(cache, inside_mask).layer(0)(q, k, v)
     for row in range(len(q)):
         kept = lengths[row] if row < rows else 0
         for head in range(heads):
@@ -172,7 +174,7 @@ def test_each_query_attends_over_its_rows_history_and_what_it_may_see_inside(
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_row_without_a_mask_is_causal_or_all_visible(causal: bool) -> None:
     q, k, v = random_latents(3, 2, 2, 5, 4, seed=60)
-    out = RowAttention(None, causal)(0, q, k, v)
+    out = RowAttention(None, causal)(q, k, v)
     for place in range(5):
         seen = place + 1 if causal else 5
         shares = (q[:, :, place : place + 1] @ k[:, :, :seen].transpose(2, 3) / 2).softmax(-1)

@@ -1,5 +1,6 @@
 """The DiT against loops over positions, and what must be computed once."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -76,14 +77,24 @@ def test_forward_over_a_clean_row_equals_the_loops() -> None:
     assert_near(velocity[0], expected)
 
 
-def test_times_lays_values_out_by_position() -> None:
-    per_time = random_latents(times_of(PER_POSITION).distinct.numel(), 3, seed=25)
-    times = times_of(PER_POSITION)
-    assert_near(times.distinct[times.index], PER_POSITION, 0)
-    laid_out = times.gather(per_time)
-    for row in range(2):
-        for position in range(LENGTH):
-            assert_near(laid_out[row, position], per_time[times.distinct.tolist().index(PER_POSITION[row, position])], 0)
+def test_known_modulations_give_the_same_and_run_no_time_layer() -> None:
+    dit, times = tiny_dit(), times_of(PER_POSITION)
+    z_t, history = random_latents(2, LENGTH, 4, seed=25), random_latents(2, LENGTH, 4, seed=27)
+    expected = dit.velocity(z_t, history, times)
+    known = dataclasses.replace(times, modulations=dit.modulations(times.distinct))
+    for name, module in dit.named_modules():
+        if "ada." in name or "emb_in." in name:
+            module.register_forward_hook(lambda *_: pytest.fail("a time layer ran"))
+    assert_near(dit.velocity(z_t, history, known), expected, 1e-6)
+
+
+def test_first_outputs_alone_equal_those_of_the_whole() -> None:
+    dit, times = tiny_dit(), times_of(PER_POSITION)
+    latents = random_latents(2, LENGTH, 4, seed=28)
+    attention, positions = RowAttention.from_places(clean_places(LENGTH, 4)), torch.arange(LENGTH)[None]
+    whole = dit(latents, times, positions, attention)
+    for outputs in (1, 3, LENGTH):
+        assert_near(dit(latents, times, positions, attention, outputs=outputs), whole[:, :outputs], 1e-6)
 
 
 def test_time_layers_run_once_per_distinct_time() -> None:

@@ -241,7 +241,7 @@ def test_only_the_noised_path_carries_the_flow_gradient(six_rows: Batch) -> None
     z_1 = standard_normal_latents(SEED, Purpose.FLOW_NOISE, six_rows, 24, 4)
     constant = z_0.detach().clone()
     draws = draws_of(objective, six_rows)
-    times = position_times(draws, BLOCK_SIZE, "sample")
+    times = position_times(draws, BLOCK_SIZE, FlowConfig(timestep_per="sample"))
     t = times.distinct[times.index][..., None]
     counted = (six_rows.loss_mask & ~draws.pinned)[..., None]
 
@@ -384,7 +384,7 @@ def test_draws_are_the_samples_own() -> None:
 @pytest.mark.parametrize("timestep_per", ["sample", "block"])
 def test_position_times_index_the_draws(timestep_per: str) -> None:
     draws = many_draws(rows=5, prompt_block_prob=0.5, timestep_per=timestep_per)
-    times = position_times(draws, 8, timestep_per)
+    times = position_times(draws, 8, FlowConfig(timestep_per=timestep_per))
     expected = torch.where(draws.pinned, 0.0, draws.t.repeat_interleave(8, dim=1))
     assert draws.pinned.any()
     assert torch.equal(times.distinct[times.index], expected)

@@ -42,6 +42,8 @@ def held_out_flow(checkpoint: Checkpoint, data: PreparedData, num_rows: int, flo
     if checkpoint.dit is None:
         raise UserError("The flow-matching loss needs a checkpoint with a DiT (cola-train joint).")
     vae, dit = checkpoint.vae, checkpoint.dit
+    # A copy more would only repeat rows.
+    flow = dataclasses.replace(flow, noise_copies=1)
     frozen = Stage2Config(flow=flow, mask_weight=0.0, reference_weight=0.0, vae_strategy=VAEStrategyConfig(mode="fix"))
     objective = Stage2Objective(vae, dit, frozen, seed)
     error = count = 0.0

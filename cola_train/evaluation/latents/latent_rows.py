@@ -15,7 +15,7 @@ from cola_train.data.prepared import PreparedData
 from cola_train.flow import euler_step, schedule
 from cola_train.models.attention import RowAttention
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.masks import document_positions, packed_places, visible_set_mask
+from cola_train.models.masks import document_positions, packed, packed_places, visible_set_mask
 from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.losses import latent_documents, latent_mask, standard_normal_latents
@@ -101,11 +101,11 @@ def decode_after_history(
     index = torch.arange(num_latents, device=device)[None]
     positions = index if document is None else document_positions(document)
     # Inside a block of the DiT the decoder looks back only, by blocks of its own.
-    own_block = torch.cat([index[:, :num_clean], index], dim=1) // vae.config.block_size
+    own_block = packed(index, index[:, :num_clean]) // vae.config.block_size
     visible = visible_set_mask(places, places) & (own_block[:, None, :] <= own_block[:, :, None])
     hidden = vae.decoder(
-        torch.cat([history[:, :num_clean], blocks], dim=1),
-        positions=torch.cat([positions[:, :num_clean], positions], dim=1),
+        torch.cat([blocks, history[:, :num_clean]], dim=1),
+        positions=packed(positions, positions[:, :num_clean]),
         attention=RowAttention(visible[:, None]),
     )
-    return likeliest_tokens(vae, hidden[:, num_clean * vae.config.patch_size :])
+    return likeliest_tokens(vae, hidden[:, : num_latents * vae.config.patch_size])

@@ -179,7 +179,7 @@ class FlowTally:
         """Add some rows; the first ones must be two or more."""
         block_size = self.dit.config.block_size
         draws = flow_draws(_FLOW, rows.batch.sample_index, self.num_blocks, block_size, self.seed)
-        times = position_times(draws, block_size, "block")
+        times = position_times(draws, block_size, _FLOW)
         t = draws.t.repeat_interleave(block_size, dim=1)
         block = (torch.arange(t.shape[1], device=t.device) // block_size).expand_as(t)
         error = self._errors(rows, rows.z_0, times, t)

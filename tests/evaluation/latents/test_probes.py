@@ -200,7 +200,7 @@ def test_losses_by_time_block_and_history_are_those_of_a_loop_over_rows_and_bloc
     )
     flow = FlowConfig(time_distribution="uniform", timestep_per="block", prompt_block_prob=0.0)
     draws = flow_draws(flow, index, 8, 4, 3)
-    times = position_times(draws, 4, "block")
+    times = position_times(draws, 4, flow)
     t = draws.t.repeat_interleave(4, dim=1)[..., None]
     donors = torch.cat([z_0[1:2], z_0[:-1]])
     losses = {}

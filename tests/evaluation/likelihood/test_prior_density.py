@@ -1,6 +1,7 @@
 """The prior's density: against scipy on a Gaussian flow, whose velocity is known; and of a DiT, which must integrate to 1."""
 
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.evaluation.likelihood.prior_density import block_log_densities, log_density, velocity_and_divergence
-from cola_train.models.attention import CachedAttention
+from cola_train.models.attention import LayerAttention
+from cola_train.models.cached_attention import CachedAttention
 from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.masks import clean_places, visible_set_mask
 from tests.helpers.gaussian import GaussianFlow, gaussian_flow
@@ -196,7 +198,10 @@ class Detached:
     def __init__(self, attention: CachedAttention) -> None:
         self.attention = attention
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def layer(self, index: int) -> LayerAttention:
+        return functools.partial(self.attend, index)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length = self.attention.cache.lengths[0]
         keys, values = (
             held[layer][:, :length].transpose(1, 2) for held in (self.attention.cache.keys, self.attention.cache.values)

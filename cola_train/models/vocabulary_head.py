@@ -1,0 +1,110 @@
+"""The vocabulary head, and its cross-entropy without the logits of more than a few positions at a time.
+
+At 100,278 classes the logits of 8 x 512 tokens are 1.6 GB in fp32, and autograd would keep them and their gradient. Here a part of the
+positions goes through logits, loss and gradients before the next one does, in one buffer; what the forward pass keeps is the
+gradients themselves, which the backward pass only scales. The work is that of the plain way: three products of the head's size.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+# At 8 x 512 tokens, parts of 256. A number of parts, not a size, so that memory grows with the tokens alone.
+_PARTS = 16
+
+
+class VocabularyHead(nn.Linear):
+    """Hidden states to logits; or, given targets, to their loss. One module for both: where weights are sharded, a call gathers them."""
+
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Any:  # type: ignore[override]
+        """Logits, (*positions, vocab); with `targets` and `weights`, what `losses` says."""
+        if targets is None:
+            return F.linear(hidden, self.weight, self.bias)
+        assert weights is not None
+        device = hidden.device.type
+        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        with torch.autocast(device, enabled=False):
+            return _HeadLoss.apply(  # type: ignore[no-untyped-call]
+                hidden.flatten(0, -2),
+                self.weight,
+                self.bias,
+                targets.flatten(),
+                weights.flatten(),
+                compute,
+                torch.is_grad_enabled(),
+            )
+
+    def losses(
+        self, hidden: Float[Tensor, "*positions dim"], targets: Int[Tensor, "*positions"], weights: Float[Tensor, "*positions"]
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+        """The weighted sum of -log p(target), nats, in fp32; and at how many positions of weight above 0 the target is likeliest."""
+        nats, right = self(hidden, targets, weights)
+        return nats, right
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        weights: Tensor,
+        compute: torch.dtype,
+        with_gradients: bool,
+    ) -> tuple[Tensor, Tensor]:
+        read, matrix = hidden.to(compute), weight.to(compute)
+        nats, right = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
+        needs = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
+        grad_hidden = torch.empty_like(read) if needs[0] else None
+        grad_matrix = torch.zeros_like(matrix) if needs[1] else None
+        grad_bias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and needs[2] else None
+        done = 0
+        for part, target, scale in zip(
+            read.tensor_split(_PARTS), targets.tensor_split(_PARTS), weights.float().tensor_split(_PARTS), strict=True
+        ):
+            if len(part) == 0:
+                continue
+            logits = F.linear(part, matrix, None if bias is None else bias.to(compute)).float()
+            nats, right = _add_losses(logits, target, scale, nats, right)
+            if any(needs):
+                error = _error(logits, target, scale).to(compute)
+                if grad_hidden is not None:
+                    torch.mm(error, matrix, out=grad_hidden[done : done + len(part)])
+                if grad_matrix is not None:
+                    torch.addmm(grad_matrix, error.T, part, out=grad_matrix)
+                if grad_bias is not None:
+                    grad_bias += error.sum(0, dtype=torch.float32)
+                del error
+            done += len(part)
+            # Else it would still be there while the next part's logits are made.
+            del logits
+        # Not by save_for_backward: what autograd also holds it copies into .grad.
+        ctx.gradients = [(grad_hidden, hidden.dtype), (grad_matrix, weight.dtype), (grad_bias, weight.dtype)]
+        ctx.mark_non_differentiable(right)
+        return nats, right
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        scaled = [None if kept is None else kept.mul_(grad.to(kept.dtype)).to(dtype) for kept, dtype in gradients]
+        return *scaled, None, None, None, None
+
+
+def _add_losses(logits: Tensor, target: Tensor, scale: Tensor, nats: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Turns `logits` into their exponentials, each row's largest 1."""
+    largest, likeliest = logits.max(-1)
+    right = right + ((likeliest == target) & (scale > 0)).sum()
+    of_target = logits.gather(1, target[:, None])[:, 0] - largest
+    logits.sub_(largest[:, None]).exp_()
+    return nats + (scale * (logits.sum(-1).log() - of_target)).sum(), right
+
+
+def _error(exponentials: Tensor, target: Tensor, scale: Tensor) -> Tensor:
+    """The gradient of the loss by the logits, in place: scale (softmax - one-hot)."""
+    exponentials.mul_((scale / exponentials.sum(-1))[:, None])
+    return exponentials.scatter_add_(1, target[:, None], -scale[:, None])

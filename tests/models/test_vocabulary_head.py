@@ -1,0 +1,98 @@
+"""The head's loss part by part against logits and torch's cross-entropy, and the memory that it takes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cola_train.models.vocabulary_head import VocabularyHead
+from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode
+
+
+def plain(head: VocabularyHead, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    logits = head(hidden).float()
+    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").unflatten(0, targets.shape)
+    return (nats * weights).sum(), ((logits.argmax(-1) == targets) & (weights > 0)).sum()
+
+
+def example(rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int) -> tuple[VocabularyHead, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    head = VocabularyHead(dim, vocab, bias=bias)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    hidden = torch.randn(rows, seq, dim, generator=generator).requires_grad_()
+    targets = torch.randint(0, vocab, (rows, seq), generator=generator)
+    weights = torch.rand(rows, seq, generator=generator) * torch.randint(0, 2, (rows, seq), generator=generator)
+    return head, hidden, targets, weights
+
+
+def gradients(loss: Tensor, head: VocabularyHead, hidden: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(0.3 * loss, [hidden, *head.parameters()]))
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).float().norm() / expected.float().norm().clamp(min=1e-6))
+
+
+@settings(max_examples=40)
+@given(rows=st.integers(1, 3), seq=st.integers(1, 40), dim=st.integers(1, 9), vocab=st.integers(2, 50), bias=st.booleans(),
+       seed=st.integers(0, 99))  # fmt: skip
+def test_loss_and_gradients_are_those_of_the_whole_logits(rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int) -> None:
+    head, hidden, targets, weights = example(rows, seq, dim, vocab, bias, seed)
+    loss, right = head.losses(hidden, targets, weights)
+    expected, expected_right = plain(head, hidden, targets, weights)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
+    assert right.item() == expected_right.item()
+    for one, other in zip(gradients(loss, head, hidden), gradients(expected, head, hidden), strict=True):
+        assert one.shape == other.shape
+        assert relative(one, other) < 1e-4 or float(other.norm()) < 1e-4
+
+
+def test_bf16_is_within_a_hundredth_of_fp32() -> None:
+    head, hidden, targets, weights = example(2, 64, 32, 500, True, seed=3)
+    expected, _ = plain(head, hidden, targets, weights)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = head.losses(hidden, targets, weights)
+    assert loss.dtype == torch.float32
+    assert relative(loss.detach(), expected.detach()) < 1e-2
+    for one, other in zip(gradients(loss, head, hidden), gradients(expected, head, hidden), strict=True):
+        assert one.dtype == torch.float32
+        assert relative(one, other) < 1e-2
+
+
+def test_frozen_weights_and_validation_get_no_gradients() -> None:
+    head, hidden, targets, weights = example(1, 20, 8, 30, False, seed=4)
+    expected, _ = plain(head, hidden, targets, weights)
+    with torch.no_grad():
+        loss, _ = head.losses(hidden, targets, weights)
+    assert not loss.requires_grad
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    (of_hidden,) = torch.autograd.grad(expected, hidden, retain_graph=True)
+    head.requires_grad_(False)
+    loss, right = head.losses(hidden, targets, weights)
+    assert not right.requires_grad
+    (alone,) = torch.autograd.grad(loss, hidden)
+    assert relative(alone, of_hidden) < 1e-4
+
+
+def test_memory_beside_weights_gradients_and_inputs_is_a_small_part_of_the_logits() -> None:
+    """At the paper's size, from what the program allocates: torch's fake tensors have sizes and no memory."""
+    rows, seq, dim, vocab = 8, 512, 1536, 100_278
+    mode, log = RecordingMode(), AllocationLog(vocab)
+    with mode:
+        head = VocabularyHead(dim, vocab)
+        hidden = torch.zeros(rows, seq, dim, requires_grad=True)
+        targets, weights = torch.zeros(rows, seq, dtype=torch.int64), torch.ones(rows, seq)
+    log.take(Part.WEIGHTS, [*head.parameters(), hidden, targets, weights])
+    with mode.recording_to(log):
+        loss, _ = head.losses(hidden, targets, weights)
+        loss.backward()
+        log.take(Part.GRADIENTS, [x.grad for x in (hidden, *head.parameters()) if x.grad is not None])
+    live = log.live()
+    assert live[:, Part.GRADIENTS].max() > vocab * dim * 4
+    beside = live.sum(axis=1) - live[:, Part.GRADIENTS] - live[:, Part.WEIGHTS]
+    # A sixteenth of the logits is there at a time.
+    assert 0.0625 < beside.max() / (rows * seq * vocab * 4) < 0.07
