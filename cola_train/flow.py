@@ -4,9 +4,15 @@ t is in [0, 1]: t = 0 is data, t = 1 is noise (much of the field has it the othe
 velocity dz/dt = z_1 - z_0 points from data to noise, and sampling integrates it backwards, from t = 1 to 0.
 """
 
+import functools
+import itertools
+from collections.abc import Callable
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+
+from cola_train.config.sampling import Solver
 
 
 def interpolate(z_0: Float[Tensor, "*shape"], z_1: Float[Tensor, "*shape"], t: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
@@ -34,11 +40,62 @@ def euler_step(z_t: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], 
     return z_t - (t - t_next) * velocity
 
 
+# Adams-Bashforth: weights of the velocities at this step and those before, by how many there are.
+_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12))
+
+
+def integrate(
+    velocity: Callable[[Tensor, int], Tensor], z_1: Float[Tensor, "*shape"], num_steps: int, solver: Solver
+) -> Float[Tensor, "*shape"]:
+    """From z_1 at t = 1 to t = 0 along dz/dt = velocity(z, step), where `step` gives the time `schedule(num_steps)[step]`.
+
+    euler: order 1. heun: order 2, the mean of the velocities at both ends of a step (Heun's method); its last step is Euler's, as
+    in Karras et al. 2022 (algorithm 1), for the velocity at t = 0 is one that training never asks for. adams2, adams3:
+    Adams-Bashforth, whose first steps know fewer velocities: adams2 begins with a step of Euler, adams3 with one of Heun, which
+    keeps its order of 3.
+    The calls are those of config/sampling.py's `evaluated_steps`.
+    """
+    order = {"euler": 1, "heun": 1, "adams2": 2, "adams3": 3}[solver]
+    z, past = z_1, list[Tensor]()
+    for step, (t, t_next) in enumerate(itertools.pairwise(schedule(num_steps))):
+        now = velocity(z, step)
+        past = [now, *past][:order]
+        corrects = solver == "heun" or (solver == "adams3" and step == 0)
+        if corrects and step + 1 < num_steps:
+            slope = (now + velocity(euler_step(z, now, t, t_next), step + 1)) / 2
+        else:
+            slope = functools.reduce(torch.add, (weight * v for weight, v in zip(_ADAMS[len(past) - 1], past, strict=True)))
+        z = euler_step(z, slope, t, t_next)
+    return z
+
+
 def guide(
     conditional: Float[Tensor, "*shape"], unconditional: Float[Tensor, "*shape"], scale: Float[Tensor, "*#shape"]
 ) -> Float[Tensor, "*shape"]:
     """Classifier-free guidance: v_uncond + g (v_cond - v_uncond); g = 1 is the conditional branch alone."""
     return unconditional + scale * (conditional - unconditional)
+
+
+def rescale_guided(
+    guided: Float[Tensor, "batch seq channels"],
+    conditional: Float[Tensor, "batch seq channels"],
+    counted: Bool[Tensor, "batch seq"],
+    share: float,
+) -> Float[Tensor, "batch seq channels"]:
+    """Guidance rescaling (Lin et al. 2024, equations 15, 16): guided (share std(conditional) / std(guided) + 1 - share).
+
+    Standard deviations are of each row, over the channels of its `counted` positions; guidance makes them too large.
+    """
+    ratio = _deviation(conditional, counted) / _deviation(guided, counted)
+    return guided * (share * ratio + (1 - share))
+
+
+def _deviation(x: Tensor, counted: Tensor) -> Tensor:
+    weight = counted[..., None].to(x.dtype)
+    count = weight.sum((1, 2), keepdim=True) * x.shape[-1]
+    mean = (x * weight).sum((1, 2), keepdim=True) / count
+    # The same in numerator and denominator of the ratio, so a constant block's is only kept from 0 / 0.
+    return (((x - mean).square() * weight).sum((1, 2), keepdim=True) / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def mean_variance_bound(variance: Float[Tensor, " channels"], t: Float[Tensor, " draws"]) -> float:

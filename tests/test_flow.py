@@ -7,7 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.flow import euler_step, guide, interpolate, logit_normal_time, mean_variance_bound, schedule, velocity_target
+from cola_train.config.sampling import Solver, evaluated_steps
+from cola_train.flow import (
+    euler_step,
+    guide,
+    integrate,
+    interpolate,
+    logit_normal_time,
+    mean_variance_bound,
+    rescale_guided,
+    schedule,
+    velocity_target,
+)
 from tests.helpers.compare import assert_near
 from tests.helpers.tiny import random_latents
 
@@ -45,6 +56,87 @@ def test_euler_follows_a_straight_path_to_its_end(num_steps: int) -> None:
         z = euler_step(z, velocity_target(Z_0, Z_1), t, t_next)
         assert_near(z, interpolate(Z_0, Z_1, torch.full((1, 1, 1), t_next)))
     assert_near(z, Z_0)
+
+
+SOLVERS: list[Solver] = ["euler", "heun", "adams2", "adams3"]
+MEAN, DEVIATION = 1.5, 0.3
+
+
+def gaussian_velocity(z: torch.Tensor, t: float) -> torch.Tensor:
+    """E[z_1 - z_0 | z_t = z] for z_0 ~ N(MEAN, DEVIATION^2): the exact field whose flow is known in closed form."""
+    variance = (1 - t) ** 2 * DEVIATION**2 + t**2
+    away = (z - (1 - t) * MEAN) / variance
+    return t * away - (MEAN + (1 - t) * DEVIATION**2 * away)
+
+
+def solver_error(solver: Solver, num_steps: int) -> float:
+    """Of the greatest error at t = 0, where the flow takes z_1 to MEAN + DEVIATION z_1."""
+    z_1, times = torch.linspace(-2, 2, 9, dtype=torch.float64), schedule(num_steps)
+    z_0 = integrate(lambda z, step: gaussian_velocity(z, times[step]), z_1, num_steps, solver)
+    return float((z_0 - (MEAN + DEVIATION * z_1)).abs().max())
+
+
+@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("adams2", 2), ("adams3", 3)])
+def test_solvers_converge_with_their_order(solver: Solver, order: int) -> None:
+    errors = [solver_error(solver, num_steps) for num_steps in (128, 256, 512)]
+    for coarse, fine in itertools.pairwise(errors):
+        assert coarse / fine == pytest.approx(2**order, rel=0.15)
+
+
+def test_higher_orders_are_nearer_in_few_steps() -> None:
+    assert solver_error("adams3", 32) < solver_error("heun", 32) < solver_error("euler", 32) / 5
+    assert solver_error("adams2", 32) < solver_error("euler", 32) / 2
+
+
+@given(st.sampled_from(SOLVERS), st.integers(1, 20))
+def test_every_solver_follows_a_straight_path_and_calls_where_it_says(solver: Solver, num_steps: int) -> None:
+    called: list[int] = []
+
+    def constant(z: torch.Tensor, step: int) -> torch.Tensor:
+        called.append(step)
+        assert_near(z, interpolate(Z_0, Z_1, torch.full((1, 1, 1), schedule(num_steps)[step])))
+        return velocity_target(Z_0, Z_1)
+
+    assert_near(integrate(constant, Z_1, num_steps, solver), Z_0)
+    assert called == evaluated_steps(solver, num_steps)
+    assert num_steps not in called  # t = 0
+
+
+def test_network_calls_of_each_solver() -> None:
+    assert [len(evaluated_steps(solver, 10)) for solver in SOLVERS] == [10, 19, 10, 11]
+    assert [evaluated_steps(solver, 1) for solver in SOLVERS] == [[0]] * 4
+
+
+def test_one_step_of_each_kind_by_hand() -> None:
+    """dz/dt = z^2 + t from z = 1 in two steps of 1/2, worked out on paper."""
+
+    def slope(z: torch.Tensor, step: int) -> torch.Tensor:
+        return z**2 + schedule(2)[step]
+
+    start = torch.ones(1, dtype=torch.float64)
+    # The slope is 2 at first. Euler: z = 1 - 2/2 = 0, slope 1/2. Heun: z = 1 - (2 + 1/2)/4 = 3/8, slope 9/64 + 1/2 = 41/64.
+    expected = {
+        "euler": 0 - 1 / 4,
+        "heun": 3 / 8 - 41 / 128,
+        "adams2": 0 - (3 / 2 * 1 / 2 - 1 / 2 * 2) / 2,
+        "adams3": 3 / 8 - (3 / 2 * 41 / 64 - 1 / 2 * 2) / 2,
+    }
+    for solver in SOLVERS:
+        assert float(integrate(slope, start, 2, solver)) == pytest.approx(expected[solver], abs=1e-12)
+
+
+def test_rescaling_gives_the_conditional_deviation_over_counted_positions() -> None:
+    guided, conditional = random_latents(2, 5, 4, seed=86) * 3 + 1, random_latents(2, 5, 4, seed=87)
+    counted = torch.tensor([[True] * 5, [False, False, True, True, True]])
+    whole = rescale_guided(guided, conditional, counted, 1.0)
+    half = rescale_guided(guided, conditional, counted, 0.5)
+    assert torch.equal(rescale_guided(guided, conditional, counted, 0.0), guided)
+    for row in range(2):
+        wanted = conditional[row, counted[row]].std(correction=0)
+        assert_near(whole[row, counted[row]].std(correction=0), wanted, 1e-6)
+        # A scaling, of the mean too; and half of the way.
+        assert_near(whole[row] / guided[row], (wanted / guided[row, counted[row]].std(correction=0)).expand(5, 4))
+        assert_near(half[row], (guided[row] + whole[row]) / 2)
 
 
 def test_guidance_extrapolates_by_row() -> None:

@@ -47,6 +47,16 @@ def test_known_answers(counter: str, key: str, result: str) -> None:
     assert scalar_philox(words(counter), words(key)) == words(result)
 
 
+@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 9)), min_size=1, max_size=4), st.integers(1, 9))
+def test_samples_may_each_skip_their_own_number(samples: list[tuple[int, int]], count: int) -> None:
+    index, starts = torch.tensor([i for i, _ in samples]), torch.tensor([4 * fours for _, fours in samples])
+    for draw in (uniform, normal):
+        together = draw(3, Purpose.SAMPLER_NOISE, index, count, starts)
+        for row, (_, fours) in enumerate(samples):
+            whole = draw(3, Purpose.SAMPLER_NOISE, index[row : row + 1], 4 * fours + count)
+            assert torch.equal(together[row], whole[0, 4 * fours :])
+
+
 @given(st.lists(WORD, min_size=4, max_size=4), WORD, WORD)
 def test_philox_equals_unbounded_integers(counter: list[int], low: int, high: int) -> None:
     assert philox(counter, (high << 32) + low) == scalar_philox(counter, [low, high])

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cola_train.cli import data, evaluation, inspection, likelihood, results, scaling, training, trust
+from cola_train.cli import bench, data, evaluation, inspection, likelihood, results, scaling, training, trust
 from cola_train.config.settings import UserError
 
 
@@ -57,6 +57,6 @@ def _parser() -> argparse.ArgumentParser:
         "verb's settings with their defaults.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for group in (data, training, results, evaluation, likelihood, inspection, scaling, trust):
+    for group in (data, training, results, evaluation, likelihood, inspection, scaling, trust, bench):
         group.add(verbs)
     return parser

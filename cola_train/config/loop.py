@@ -1,45 +1,12 @@
-"""Settings of the training loop: optimisation, steps, processes, checkpoints, guards and logging."""
+"""Settings of the training loop: steps, processes, checkpoints, guards and logging."""
 
 import dataclasses
 from typing import Literal
 
-from cola_train.config.amounts import Amount, Mark
+from cola_train.config.amounts import Mark
 from cola_train.config.settings import require, setting
 
 Convention = Literal["paper", "model", "executed"]
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimConfig:
-    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10). Horizons may be steps, tokens or EFLOPs."""
-
-    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached when warm-up ends.")
-    start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.")
-    final_learning_rate: float = setting(1e-5, help="Learning rate from the end of decay on.")
-    schedule: Literal["cosine", "wsd"] = setting(
-        "cosine",
-        help="After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak rate, then a linear anneal.",
-    )
-    warmup: str = setting("5000", help="How long the linear warm-up takes: '5000 steps', '3.6e9 tokens', '38.9 EFLOPs'.")
-    decay: str = setting("1000000", help="Where the final learning rate is reached, from the run's start; an amount like warmup.")
-    anneal: str = setting("0", help="wsd: how long the anneal before the end of decay takes; an amount like warmup.")
-    beta1: float = setting(0.9, help="AdamW's first moment decay.")
-    beta2: float = setting(0.95, help="AdamW's second moment decay.")
-    eps: float = setting(1e-8, help="AdamW's epsilon; not stated in the paper.")
-    weight_decay: float = setting(0.01, help="Decoupled weight decay of every parameter, times the learning rate.")
-    gradient_clip: float = setting(1.0, help="Largest global norm of the gradient.")
-
-    def __post_init__(self) -> None:
-        for name in ("warmup", "decay", "anneal"):
-            Amount.parse(getattr(self, name), f"optim.{name}")
-        anneals = Amount.parse(self.anneal, "optim.anneal").count > 0
-        require(anneals == (self.schedule == "wsd"),
-                f"optim.anneal is the last part of optim.schedule=wsd and needs it, as it needs an anneal above 0; got "
-                f"schedule={self.schedule}, anneal={self.anneal!r}.")  # fmt: skip
-        require(self.learning_rate > 0, f"optim.learning_rate must be above 0, not {self.learning_rate}.")
-        require(self.gradient_clip > 0, f"optim.gradient_clip must be above 0, not {self.gradient_clip}.")
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
-                f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,10 +54,16 @@ class TrainerConfig:
     max_steps: int = setting(1_000_000, help="Optimizer steps in all; budget.eflops may end the run before.")
     global_batch_size: int = setting(1408, help="Rows per optimizer step, over all processes (paper: 1,408).")
     micro_batch_size: int = setting(8, help="Rows per forward and backward on one process.")
-    precision: Literal["fp32", "bf16", "auto"] = setting(
-        "bf16", help="Forward precision; weights and optimizer state stay fp32. auto is bf16 where the device computes it fast."
+    precision: Literal["fp32", "bf16", "fp8", "auto"] = setting(
+        "bf16",
+        help="Forward precision; weights and optimizer state stay fp32. fp8 is bf16 with the blocks' matrix products in fp8 "
+        "(pip install 'cola-train[fp8]'). auto is bf16 where the device computes it fast.",
     )
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", help="Where to run.")
+    compile: bool = setting(
+        False,
+        help="torch.compile every block, once a run: seconds to minutes at the first step, then faster; rounding differs a little.",
+    )
     validate_every_steps: int = setting(1000, help="Steps between validations, always on the same noise; 0 never validates.")
     validation_rows: int = setting(1024, help="Rows of the held-out split in a validation, at most.")
     log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
@@ -102,6 +75,11 @@ class TrainerConfig:
             require(getattr(self, name) >= 1, f"trainer.{name} must be at least 1, not {getattr(self, name)}.")
         for name in ("validate_every_steps", "validation_rows", "sample_every_steps"):
             require(getattr(self, name) >= 0, f"trainer.{name} must be 0 or more, not {getattr(self, name)}.")
+
+    @property
+    def in_bf16(self) -> bool:
+        """Whether what is not computed in fp32 is in bf16, but for fp8's matrix products."""
+        return self.precision in ("bf16", "fp8")
 
 
 @dataclasses.dataclass(frozen=True)

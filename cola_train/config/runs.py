@@ -15,13 +15,13 @@ from cola_train.config.loop import (
     CheckpointConfig,
     EMAConfig,
     GuardConfig,
-    OptimConfig,
     ParallelConfig,
     TrainerConfig,
     WandbConfig,
 )
 from cola_train.config.models import DiTConfig, TextVAEConfig, check_pair, check_seq_len
 from cola_train.config.objectives import Stage1Config, Stage2Config
+from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import UserError, require, section, setting
 from cola_train.config.watch import WatchConfig
 
@@ -29,7 +29,7 @@ from cola_train.config.watch import WatchConfig
 _MAY_CHANGE = (
     "parallel.", "checkpoint.", "guard.", "watch.", "alarms.", "wandb.", "budget.eflops", "budget.marks", "runs_folder",
     "data.path", "data.num_workers", "ema.evaluate", "ema.export",
-    "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.validate_every_steps",
+    "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.compile", "trainer.validate_every_steps",
     "trainer.validation_rows", "trainer.log_every_steps", "trainer.sample_every_steps", "trainer.sample_prompts",
 )  # fmt: skip
 

@@ -14,8 +14,8 @@ class Device:
     memory_bytes: int
 
     def peak(self, precision: str) -> float:
-        """The rate in `precision`, "bf16" or "fp32"."""
-        return self.bf16 if precision == "bf16" else self.fp32
+        """The rate in `precision`: "fp32" or "bf16", which is also what shares of the peak are of in "fp8"."""
+        return self.fp32 if precision == "fp32" else self.bf16
 
 
 DEVICES = {

@@ -1,7 +1,7 @@
 """What generating text costs, from the run's config alone: prompts of one length, in one batch, none of which stops early."""
 
 from cola_train.config.runs import AutoregressiveRunConfig, BaselineRunConfig, JointRunConfig, RunConfig
-from cola_train.config.sampling import SamplerConfig
+from cola_train.config.sampling import SamplerConfig, evaluated_steps
 from cola_train.config.settings import require
 from cola_train.flops import networks
 from cola_train.flops.networks import Parts, Span, row_pairs, visible_pairs
@@ -71,37 +71,43 @@ def _blocks(config: JointRunConfig, sampler: SamplerConfig, prompt: int, batch: 
     read = max(1, -(-prompt // block_tokens)) * block_size
     encoder = Span.all_read(read * batch, row_pairs(read, config.vae.block_size) * batch)
     vae = networks.named("vae.encoder", networks.encoder_pass(config.vae, encoder, NO_BACKWARD))
-    passes = [vae]
+    passes = [vae, _schedule(config, sampler, reads_clean=prompt > 0 or num_blocks > 1)]
     if history:
         filled = history * block_size
         pairs = row_pairs(filled, config.vae.block_size) * batch
         decoder = networks.decoder_pass(config.vae, Span.none_read(filled * batch, pairs), Extent.of(0), NO_BACKWARD)
         passes += [networks.named("vae.decoder", decoder), _commit(config, row_pairs(filled, block_size), filled, batch)]
+    times = [1 - step / sampler.num_steps for step in evaluated_steps(sampler.solver, sampler.num_steps)]
     for block in range(num_blocks):
         before = (history + block) * block_size
-        guided = before > 0 and sampler.guidance_scale != 1
-        pinned = block == 0 and latents % block_size > 0
-        passes.append(networks.times(_velocity(config, before, batch, guided, pinned), sampler.num_steps))
+        guided = sum(before > 0 and sampler.guides_at(t) for t in times)
+        passes.append(networks.times(_velocity(config, before, batch, guided=True), guided))
+        passes.append(networks.times(_velocity(config, before, batch, guided=False), len(times) - guided))
         passes.append(_decode(config, before, batch))
         if block < num_blocks - 1:
             passes.append(_commit(config, Extent.of(block_size * (before + block_size)), block_size, batch))
     return networks.added(*passes)
 
 
-def _velocity(config: JointRunConfig, before: int, batch: int, guided: bool, pinned: bool) -> Parts:
-    """One denoising step; guided, an unconditional branch that sees the block alone goes along."""
+def _schedule(config: JointRunConfig, sampler: SamplerConfig, reads_clean: bool) -> Parts:
+    """adaLN, once for every time of the schedule; the last, t = 0, is that of known latents and of blocks that fill the cache."""
+    times = Extent(sampler.num_steps + reads_clean, sampler.num_steps + 1)
+    nothing = Span.all_read(0, Extent.of(0))
+    return networks.named("dit", networks.dit_pass(config.dit, nothing, times, NO_BACKWARD, input_gradient=False))
+
+
+def _velocity(config: JointRunConfig, before: int, batch: int, guided: bool) -> Parts:
+    """A network call of the solver; guided, an unconditional branch that sees the block alone goes along."""
     size = config.dit.block_size
     pairs = Extent.of(batch * size * (before + size + size * guided))
     span = Span.all_read(batch * size * (1 + guided), pairs)
-    # Always given: the step's time, and that of pinned latents.
-    times = Extent(1 + pinned, 2)
-    return networks.named("dit", networks.dit_pass(config.dit, span, times, NO_BACKWARD, input_gradient=False))
+    return networks.named("dit", networks.dit_pass(config.dit, span, Extent.of(0), NO_BACKWARD, input_gradient=False))
 
 
 def _commit(config: JointRunConfig, pairs: Extent, positions: int, batch: int) -> Parts:
-    """One clean pass whose keys and values stay in the DiT's cache."""
-    span = Span.none_read(positions * batch, pairs * batch)
-    return networks.named("dit", networks.dit_pass(config.dit, span, Extent(1, 2), NO_BACKWARD, input_gradient=False))
+    """One clean pass whose keys and values stay in the DiT's cache; the last block computes nothing else."""
+    span = Span(Extent.of(positions) * batch, pairs * batch, Extent.of(0), Extent.of(0))
+    return networks.named("dit", networks.dit_pass(config.dit, span, Extent.of(0), NO_BACKWARD, input_gradient=False))
 
 
 def _decode(config: JointRunConfig, before: int, batch: int) -> Parts:

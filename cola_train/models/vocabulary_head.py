@@ -17,9 +17,9 @@ _PARTS = 16
 
 
 class VocabularyHead(nn.Linear):
-    """Hidden states to logits; or, given targets, to their loss. One module for both: where weights are sharded, a call gathers them."""
+    """Hidden states to logits; or, given targets, to their loss. One module for both: a call gathers sharded weights."""
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Any:
         """Logits, (*positions, vocab); with `targets` and `weights`, what `losses` says."""
         if targets is None:
             return F.linear(hidden, self.weight, self.bias)
@@ -40,7 +40,7 @@ class VocabularyHead(nn.Linear):
     def losses(
         self, hidden: Float[Tensor, "*positions dim"], targets: Int[Tensor, "*positions"], weights: Float[Tensor, "*positions"]
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The weighted sum of -log p(target), nats, in fp32; and at how many positions of weight above 0 the target is likeliest."""
+        """The weighted sum of -log p(target), nats, fp32; and at how many positions of weight above 0 the target is likeliest."""
         nats, right = self(hidden, targets, weights)
         return nats, right
 

@@ -1,9 +1,8 @@
 """Text from a checkpoint: the public `generate`."""
 
 import dataclasses
-import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -15,13 +14,14 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.hf_format import Checkpoint
+from cola_train.models.transformer import Transformer
 from cola_train.sampling.autoregressive import AutoregressiveGeneration
 from cola_train.sampling.blocks import BlockGeneration, Noise, Prefix
 from cola_train.sampling.masked_diffusion import generate_masked
+from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
+from cola_train.sampling.stream import Text, stream
 
 AnyCheckpoint = Checkpoint | BaselineCheckpoint
-Generated = tuple[list[int], Callable[[int], Tensor] | None]  # ids; and the latents of the first so many of them
-Runner = Callable[[list[list[int]], Sequence[int]], list[Generated]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,101 +79,79 @@ def generate_stream(
     noise: Noise | None = None,
     prompt_indices: Sequence[int] | None = None,
 ) -> Iterator[GenerationResult]:
-    """`generate`, giving each batch's results as soon as they are there."""
+    """`generate`, giving each result as soon as it and those before it are there; a text that ends makes room for the next."""
     config = config or SamplerConfig()
     tokenizer, device = checkpoint.tokenizer, _device_of(checkpoint)
     stops = frozenset(_default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids)
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
-    run = _runner(checkpoint, config, stops, noise)
+    texts = _texts(checkpoint, ids, addresses, config, stops, noise)
     _warn_if_long(ids, config, checkpoint.trained_seq_len)
-    for start in range(0, len(ids), config.batch_size):
-        rows = range(start, min(start + config.batch_size, len(ids)))
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-            batch = run([ids[row] for row in rows], [addresses[row] for row in rows])
-        for row, (tokens, latents) in zip(rows, batch, strict=True):
-            end = _first_stop(tokens, stops)
-            kept = tokens if end is None else tokens[:end]
-            yield GenerationResult(
-                text=tokenizer.decode(kept),
-                token_ids=kept,
-                prompt_ids=ids[row],
-                latents=None if latents is None else latents(len(kept)),
-                finish_reason="length" if end is None else "stop",
-                decoded_ids=tokens,
-            )
+    for prompt in ids:
+        # Entered for each result: between two of them the caller's own code runs.
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)):
+            text = next(texts)
+        tokens = text.tokens[: config.max_new_tokens]
+        end = next((place for place, token in enumerate(tokens) if token in stops), None)
+        kept = tokens if end is None else tokens[:end]
+        yield GenerationResult(
+            text=tokenizer.decode(kept),
+            token_ids=kept,
+            prompt_ids=prompt,
+            latents=_latents(checkpoint, prompt, text, len(kept)),
+            finish_reason="length" if end is None else "stop",
+            decoded_ids=tokens,
+        )
 
 
-def _runner(checkpoint: AnyCheckpoint, config: SamplerConfig, stops: frozenset[int], noise: Noise | None) -> Runner:
-    """What generates a batch: max_new_tokens ids a prompt, or fewer after a stop; the same in any batch."""
+def _texts(
+    checkpoint: AnyCheckpoint,
+    ids: list[list[int]],
+    addresses: Sequence[int],
+    config: SamplerConfig,
+    stops: frozenset[int],
+    noise: Noise | None,
+) -> Iterator[Text]:
+    """What follows each prompt: max_new_tokens ids and what their last block holds beyond, or fewer after a stop."""
+    device = _device_of(checkpoint)
     if isinstance(checkpoint, Checkpoint):
         if checkpoint.dit is None:
             raise UserError("This checkpoint holds a VAE only; sampling needs the DiT of stage 2 (cola-train joint).")
-        vae, dit = checkpoint.vae, checkpoint.dit
         pad = checkpoint.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
-        _check_ids([pad], vae.config.vocab_size, "pad_token_id")
-
-        def run_blocks(prompts: list[list[int]], indices: Sequence[int]) -> list[Generated]:
-            return _blocks(BlockGeneration(vae, dit, prompts, indices, config, pad, noise), config, stops)
-
-        return run_blocks
-    transformer, eos = checkpoint.transformer, checkpoint.tokenizer.eos_token_id
-
-    def run_tokens(prompts: list[list[int]], indices: Sequence[int]) -> list[Generated]:
-        if transformer.causal:
-            rows = _one_by_one(AutoregressiveGeneration(transformer, prompts, indices, config, eos), config, stops)
-        else:
-            # After nothing, all positions would look the same and none be the most confident one.
-            rows = generate_masked(transformer, [prompt or [eos] for prompt in prompts], indices, config).tolist()
-        return [(row, None) for row in rows]
-
-    return run_tokens
-
-
-def _blocks(generation: BlockGeneration, config: SamplerConfig, stops: frozenset[int]) -> list[Generated]:
-    latents, tokens = [], []
-    finished = [False] * len(generation.prefixes)
-    while generation.blocks_done < generation.num_blocks and not all(finished):
-        block = generation.next_block()
-        latents.append(block.latents)
-        tokens.append(block.tokens)
-        so_far = torch.cat(tokens, dim=1).tolist()
-        for row, prefix in enumerate(generation.prefixes):
-            new = so_far[row][prefix.known_tokens :]
-            finished[row] = len(new) >= config.max_new_tokens or not stops.isdisjoint(new)
-    all_latents, all_tokens = torch.cat(latents, dim=1), torch.cat(tokens, dim=1).tolist()
-
-    def latents_of(row: int, prefix: Prefix, num_kept: int) -> Tensor:
-        last = -(-(prefix.known_tokens + num_kept) // generation.patch_size)
-        return all_latents[row, prefix.known_latents : max(last, prefix.known_latents)].cpu()
-
-    block_tokens = generation.patch_size * generation.block_size
-
-    def tokens_of(row: int, prefix: Prefix) -> list[int]:
-        new = all_tokens[row][prefix.known_tokens :][: config.max_new_tokens]
-        stop = _first_stop(new, stops)
-        if stop is None:
-            return new
-        # Blocks after that of the stop are there only if another row needed them.
-        num_blocks = (prefix.known_tokens + stop) // block_tokens + 1
-        return new[: num_blocks * block_tokens - prefix.known_tokens]
-
-    return [(tokens_of(row, prefix), functools.partial(latents_of, row, prefix)) for row, prefix in enumerate(generation.prefixes)]
+        _check_ids([pad], checkpoint.vae.config.vocab_size, "pad_token_id")
+        vae, dit = ready_for_passes(checkpoint.vae, config, device), ready_for_passes(checkpoint.dit, config, device)
+        size = vae.config.patch_size, dit.config.block_size
+        prefixes = [Prefix.of(len(prompt), *size) for prompt in ids]
+        capacity = max((prefix.history_blocks + prefix.num_blocks(config.max_new_tokens, *size) for prefix in prefixes), default=0)
+        return stream(
+            lambda prompts, indices: BlockGeneration(vae, dit, prompts, indices, config, pad, noise, capacity),
+            ids, addresses, config, stops,
+        )  # fmt: skip
+    transformer, eos = ready_for_passes(checkpoint.transformer, config, device), checkpoint.tokenizer.eos_token_id
+    if transformer.causal:
+        longest = max(map(len, ids), default=0)
+        return stream(
+            lambda prompts, indices: AutoregressiveGeneration(transformer, prompts, indices, config, eos, longest),
+            ids, addresses, config, stops,
+        )  # fmt: skip
+    # After nothing, all positions would look the same and none be the most confident one.
+    return _all_at_once(transformer, [prompt or [eos] for prompt in ids], addresses, config)
 
 
-def _first_stop(tokens: Sequence[int], stops: frozenset[int]) -> int | None:
-    return next((place for place, token in enumerate(tokens) if token in stops), None)
+def _all_at_once(transformer: Transformer, ids: list[list[int]], addresses: Sequence[int], config: SamplerConfig) -> Iterator[Text]:
+    """Masked diffusion: rows of a batch end together, so there is no room to give to others."""
+    for start in range(0, len(ids), config.batch_size):
+        places = range(start, min(start + config.batch_size, len(ids)))
+        batch = generate_masked(transformer, [ids[place] for place in places], [addresses[place] for place in places], config)
+        yield from (Text(place, tokens) for place, tokens in zip(places, batch.tolist(), strict=True))
 
 
-def _one_by_one(generation: AutoregressiveGeneration, config: SamplerConfig, stops: frozenset[int]) -> list[list[int]]:
-    tokens: list[Tensor] = []
-    finished: set[int] = set()
-    while len(tokens) < config.max_new_tokens and len(finished) < len(generation.prompt_indices):
-        tokens.append(generation.next_token())
-        finished |= {row for row, token in enumerate(tokens[-1].tolist()) if token in stops}
-    rows: list[list[int]] = torch.stack(tokens, dim=1).tolist()
-    ends = [_first_stop(row, stops) for row in rows]
-    return [row if end is None else row[: end + 1] for row, end in zip(rows, ends, strict=True)]
+def _latents(checkpoint: AnyCheckpoint, prompt: list[int], text: Text, num_kept: int) -> Tensor | None:
+    if not isinstance(checkpoint, Checkpoint):
+        return None
+    assert checkpoint.dit is not None
+    prefix = Prefix.of(len(prompt), checkpoint.vae.config.patch_size, checkpoint.dit.config.block_size)
+    return torch.cat(text.latents)[: prefix.num_latents(num_kept, checkpoint.vae.config.patch_size)]
 
 
 def _device_of(checkpoint: AnyCheckpoint) -> torch.device:

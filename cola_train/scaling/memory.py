@@ -146,6 +146,8 @@ def _timeline(config: RunConfig, world_size: int, local_world_size: int, device_
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if device_type == "cuda" or cpu_bf16_is_fast() else "fp32"
+    if precision == "fp8":  # it keeps no more than bf16, and its kernels cannot be recorded without its devices
+        precision = "bf16"
     # Whatever the micro-batch, its timeline is the same.
     config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision=precision, micro_batch_size=1))
     key = repr((config, world_size, local_world_size, device_type))

@@ -23,8 +23,10 @@ from cola_train.training import guard
 from cola_train.training.activations import checkpoint_activations
 from cola_train.training.average import Average
 from cola_train.training.budget import Budget
+from cola_train.training.compilation import compile_blocks
 from cola_train.training.interrupts import StopRequest
 from cola_train.training.optim import Schedule, build_optimizer, set_learning_rate
+from cola_train.training.precision import multiply_in_fp8
 from cola_train.training.state import RunState, materialise, saved_tensors
 from cola_train.training.step_log import Step, StepLog, digest_text, sample_digest
 from cola_train.training.strategy import build_mesh, shard, sync_gradients_only_if
@@ -88,9 +90,13 @@ class StageModule(pl.LightningModule):
         parallel = self.config.parallel
         with torch.device("meta"):
             objective = self.build_objective()
+        if self.config.trainer.precision == "fp8":
+            multiply_in_fp8(objective)
         checkpoint_activations(objective, parallel.activation_checkpointing)
+        if self.config.trainer.compile:
+            compile_blocks(objective)
         mesh = build_mesh(parallel, self.processes, self.processes.device.type)
-        shard(objective, mesh, self.config.trainer.precision == "bf16", parallel.cpu_offload)
+        shard(objective, mesh, self.config.trainer.in_bf16, parallel.cpu_offload)
         return objective
 
     def allocate(self, objective: nn.Module) -> None:
@@ -100,7 +106,7 @@ class StageModule(pl.LightningModule):
         self.average = Average(objective, self.config.ema.decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; the learning rate is set at each step."""
+        """The run's optimizer; the learning rate is set at each step."""
         return build_optimizer(self.objective, self.config.optim, self.vae_learning_rate_factor)
 
     def saved_tensors(self) -> dict[str, Tensor]:
@@ -110,7 +116,7 @@ class StageModule(pl.LightningModule):
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
         """The forward's precision: bf16 under autocast, which keeps norms, softmax and residuals in fp32, or fp32."""
-        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.trainer.precision == "bf16"):
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.trainer.in_bf16):
             yield
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:

@@ -14,7 +14,9 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
 from cola_train.processes import cpu_bf16_is_fast, uses_gpu
 from cola_train.training.checkpoint import clean, mend_pointer
+from cola_train.training.compilation import check_compiler
 from cola_train.training.optim import Schedule
+from cola_train.training.precision import check_precision
 from cola_train.training.run_folder import TOKENIZER, folder_of, locked, saved_config, write_config
 from cola_train.training.watch import benchmark_samples
 
@@ -23,7 +25,9 @@ RunT = TypeVar("RunT", bound=RunConfig)
 
 def refuse(config: RunConfig) -> None:
     """Raise what `take_over` would, without touching anything; before processes are started."""
+    check_precision(config.trainer)
     saved_config(config)
+    check_compiler(config.trainer.compile, uses_gpu(config.trainer.accelerator))
     open_data(config)
 
 
@@ -36,7 +40,8 @@ def take_over(config: RunT, held: contextlib.ExitStack) -> RunT:
     Raises:
         UserError: the folder is another run's or in use, or data, tokenizer or initial checkpoints do not fit the config.
     """
-    config = _with_precision(config, saved_config(config))
+    config = with_precision(config, saved_config(config))
+    check_compiler(config.trainer.compile, uses_gpu(config.trainer.accelerator))
     _, tokenizer = open_data(config)
     run_folder = folder_of(config)
     run_folder.mkdir(parents=True, exist_ok=True)
@@ -49,8 +54,9 @@ def take_over(config: RunT, held: contextlib.ExitStack) -> RunT:
     return config
 
 
-def _with_precision(config: RunT, saved: RunConfig | None) -> RunT:
+def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
     """`auto` made definite, so that the saved config says what the run computes in, wherever it goes on."""
+    check_precision(config.trainer)
     if config.trainer.precision != "auto":
         return config
     if saved is not None:

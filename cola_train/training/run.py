@@ -163,7 +163,6 @@ def _fit(
     own: Saved | None,
 ) -> Status:
     run_folder, first = folder_of(config), processes.is_first
-    _quiet_lightning()
     datamodule.start_step = done = 0 if own is None else own[1].step
     warm = None
     if own is None and config.warm_start_from is not None:
@@ -201,7 +200,7 @@ def _fit(
         )
         stage.step_log = StepLog(run_folder, attempt)
         stage.logs = [*logs, stage.step_log.lines]
-    trainer = _trainer(config, processes, callbacks)
+    trainer = build_trainer(config, processes, callbacks)
     try:
         with watchdog:
             trainer.fit(stage, datamodule=datamodule)
@@ -234,7 +233,9 @@ class _End(pl.Callback):
         pl_module.watchdog.beat(f"reading the rows of step {pl_module.state.step + 1}")
 
 
-def _trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Callback]) -> pl.Trainer:
+def build_trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's loop over this process' part of a run, without anything of Lightning's that we do ourselves."""
+    _quiet_lightning()
     trainer = pl.Trainer(
         accelerator="gpu" if uses_gpu(config.trainer.accelerator) else "cpu",
         devices=processes.local_world_size,

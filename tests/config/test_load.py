@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cola_train.config.load import leaves, load_config, to_yaml
-from cola_train.config.loop import OptimConfig
+from cola_train.config.optim import OptimConfig
 from cola_train.config.runs import JointRunConfig, VAERunConfig
 from cola_train.config.settings import UserError
 
@@ -37,7 +37,7 @@ def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
         ("optimiser.learning_rate=1", "Unknown config key 'optimiser'.*did you mean 'optim'"),
         ("trainer.max_steps=many", "'trainer.max_steps'.*many"),
         ("trainer.max_steps=1.5", "'trainer.max_steps'.*1.5.*Integer"),
-        ("trainer.precision=fp8", "'trainer.precision'.*fp8.*bf16"),
+        ("trainer.precision=fp16", "'trainer.precision'.*fp16.*bf16"),
         ("optim=3", "'optim'.*is a section of keys, not the value 3"),
         ("trainer.max_steps", "is not an override; write key=value"),
         ("trainer.max_steps=0", "trainer.max_steps must be at least 1, not 0"),

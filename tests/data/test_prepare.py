@@ -52,7 +52,7 @@ def reference_streams(prose: str, tokenizer: Tokenizer, share: float, alignment:
             continue
         stream, starts = streams["validation" if is_held_out(text.strip("\n"), share) else "train"]
         starts.append(len(stream))
-        stream.extend(tokenizer.encode_documents([text.strip("\n")])[0])
+        stream.extend(tokenizer.encode_document(text.strip("\n")))
         stream.append(0)
         while len(stream) % alignment:
             stream.append(3)
@@ -116,7 +116,7 @@ def test_input_is_not_read_far_ahead_of_what_is_encoded(tokenizer: Tokenizer) ->
             num_read += 1
             yield ["some text"]
 
-    with contextlib.closing(_encode(batches(), Encoder(tokenizer.content, 0.0, 1), 2)) as encoded:
+    with contextlib.closing(_encode(batches(), Encoder(tokenizer, 0.0, 1), 2)) as encoded:
         next(encoded)
         assert num_read <= 8
 
@@ -334,7 +334,7 @@ class DyingEncoder(Encoder):
 
 def test_a_dead_process_is_reported_rather_than_waited_for(tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"A tokenizing process died, perhaps for lack of memory: use a smaller num_processes\."):
-        list(_encode(iter([["a"], ["b"]]), DyingEncoder(tokenizer.content, 0.0, 1), 2))
+        list(_encode(iter([["a"], ["b"]]), DyingEncoder(tokenizer, 0.0, 1), 2))
 
 
 @pytest.mark.slow

@@ -10,12 +10,15 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError
+from cola_train.data.datamodule import PreparedDataModule
 from cola_train.data.packing import SplitCounts
 from cola_train.data.prepared import Manifest, PreparedData
 
@@ -69,8 +72,8 @@ def test_another_process_gets_the_folder_and_not_its_content(prepared: PreparedD
     assert pickle.loads(pickled).row("train", 1)[0].tolist() == prepared.row("train", 1)[0].tolist()
 
 
-def test_a_store_of_fifty_billion_tokens_opens_at_once(prepared: PreparedData, tmp_path: Path) -> None:
-    num_rows, seq_len = 10**8, 512
+def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(prepared: PreparedData, tmp_path: Path) -> None:
+    num_rows, seq_len = 10**9, 512
     sizes = {"train.tokens.bin": num_rows * seq_len * 4, "train.documents.bin": 8 * 10**8}
     for name, size in sizes.items():
         (tmp_path / name).touch()
@@ -91,8 +94,18 @@ def test_a_store_of_fifty_billion_tokens_opens_at_once(prepared: PreparedData, t
     huge = PreparedData.open(tmp_path)
     tokens, document_ids = huge.row("train", num_rows - 1)
     seconds = time.perf_counter() - start
+    module = PreparedDataModule(
+        DataConfig(path=str(tmp_path)), global_batch_size=8, micro_batch_size=8, validation_rows=None, data_seed=5
+    )
+    module.start_step = 10**8
+    module.trainer = Mock(spec=pl.Trainer, global_rank=0, world_size=1)
+    batch = next(iter(module.train_dataloader()))
+    until_first_batch = time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    assert batch.sample_index.tolist() == list(range(8 * 10**8, 8 * 10**8 + 8))
+    assert batch.row_index.max() > 10**8  # from all over the store
+    assert until_first_batch < 1.0
     assert tokens.tolist() == [0] * seq_len
     assert document_ids.tolist() == [0] * (seq_len - 100) + [1] * 100
     assert seconds < 1.0

@@ -23,7 +23,7 @@ def test_special_tokens_come_first_and_the_size_is_as_asked(tokenizer: Tokenizer
 
 
 def test_real_prose_comes_back_and_is_compressed(tokenizer: Tokenizer, prose: str) -> None:
-    (ids,) = tokenizer.encode_documents([prose])
+    ids = tokenizer.encode_document(prose)
     assert tokenizer.decode(ids) == prose
     assert len(ids) < 0.55 * len(prose)
     assert set(ids).isdisjoint(range(4))
@@ -31,7 +31,7 @@ def test_real_prose_comes_back_and_is_compressed(tokenizer: Tokenizer, prose: st
 
 @given(text=st.text() | st.lists(st.sampled_from([*TRAINED_SPECIAL_TOKENS, " ", "\r\n", "a", "'s", "12345"])).map("".join))
 def test_any_document_comes_back_without_special_ids(tokenizer: Tokenizer, text: str) -> None:
-    (ids,) = tokenizer.encode_documents([text])
+    ids = tokenizer.encode_document(text)
     assert tokenizer.decode(ids) == text
     assert set(ids).isdisjoint(range(4))
     assert max(ids, default=0) < tokenizer.vocab_size
@@ -42,7 +42,7 @@ def test_a_prompt_may_write_special_tokens_and_a_document_may_not(tokenizer: Tok
     prompt = tokenizer.encode(text)
     assert (prompt[0], prompt[-2:]) == (1, [2, 0])
     assert tokenizer.decode(prompt) == "user\nHello"
-    assert set(tokenizer.encode_documents([text])[0]).isdisjoint(range(4))
+    assert set(tokenizer.encode_document(text)).isdisjoint(range(4))
 
 
 def test_training_gives_the_same_bytes_in_another_process(tokenizer: Tokenizer, prose_file: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_truncation_and_padding_kept_in_a_file_are_ignored(tokenizer_file: Path,
     expected = Tokenizer.load(tokenizer_file).encode(text)
     assert 4 < len(expected) < 50
     tokenizer = Tokenizer.load(tmp_path / "t.json")
-    assert tokenizer.encode(text) == tokenizer.encode_documents([text])[0] == expected
+    assert tokenizer.encode(text) == tokenizer.encode_document(text) == expected
 
 
 def test_the_size_covers_the_largest_id(tokenizer_file: Path, tmp_path: Path) -> None:

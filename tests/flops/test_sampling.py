@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cola_train.config.sampling import SamplerConfig
+from cola_train.config.sampling import SamplerConfig, Solver
 from cola_train.config.settings import UserError
 from cola_train.flops.sampling import generation_parts
 from cola_train.models.dit import BlockCausalDiT
@@ -39,6 +39,15 @@ def test_blocks_are_what_torch_counts(overrides: list[str], length: int, guidanc
         generate(checkpoint, prompts(length, 2), settings_)
     work = total(generation_parts(config, settings_, length, 2))
     assert work.executed == work.executed_forward == counted.get_total_flops()
+
+
+@pytest.mark.parametrize("solver", ["heun", "adams2", "adams3"])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7), (0.9, 1.0)])
+def test_solvers_and_intervals_are_what_torch_counts(solver: Solver, interval: tuple[float, float]) -> None:
+    config, settings_ = run_config("joint"), sampler(solver=solver, guidance_interval=interval, guidance_rescale=0.5, num_steps=4)
+    with counter() as counted:
+        generate(tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit)), prompts(9, 2), settings_)
+    assert total(generation_parts(config, settings_, 9, 2)).executed == counted.get_total_flops()
 
 
 @pytest.mark.parametrize("length, new", [(0, 1), (0, 5), (1, 1), (6, 5)])
@@ -74,11 +83,11 @@ def test_useful_attention_of_the_dit(length: int, new: int, num_steps: int, laye
     seen = visible_set_mask(places, places)[0].sum(1)
     pairs = 0
     for block in range(all_blocks):
-        clean = (~places.noised & (places.block == block))[0]
+        clean = ((places.copy == 0) & (places.block == block))[0]
         if block < all_blocks - 1:
             pairs += (layers - 1) * int(seen[clean].sum())
         if block >= history:
-            noised = (places.noised & (places.block == block))[0]
+            noised = ((places.copy == 1) & (places.block == block))[0]
             unconditional = size**2 if block else 0
             pairs += layers * num_steps * (int(seen[noised].sum()) + unconditional)
     parts = generation_parts(config, sampler(max_new_tokens=new, num_steps=num_steps), length, 2)
@@ -101,6 +110,19 @@ def test_useful_work_token_by_token(length: int, new: int) -> None:
     assert parts["transformer.linear"].model == 2 * ((prompt + new - 1) * kept + new * read)
     assert parts["transformer.attention"].model == 2 * 2 * 32 * int(seen.sum())
     assert parts["transformer.head"].model == 2 * new * network.lm_head.weight.numel()
+
+
+def test_the_time_embedding_is_computed_once_a_schedule() -> None:
+    """Twice the blocks, and only the steps' number counts; t = 0 is read where something is clean."""
+    config = run_config("joint")
+    per_time = sum(
+        2 * layer.weight.numel()
+        for name, layer in BlockCausalDiT(config.dit).named_modules()
+        if isinstance(layer, torch.nn.Linear) and (".ada." in name or name.startswith(("emb_in", "txt_out_ada")))
+    )
+    for length, new, steps, useful in ((4, 4, 3, 4), (4, 40, 3, 4), (0, 4, 3, 3), (0, 8, 5, 6), (1, 1, 5, 6)):
+        adaln = generation_parts(config, sampler(max_new_tokens=new, num_steps=steps), length, 2)["dit.adaln"]
+        assert (adaln.model, adaln.executed) == (useful * per_time, (steps + 1) * per_time)
 
 
 def test_a_vae_alone_generates_nothing() -> None:

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cola_train.flops.steps import step_flops, step_parts

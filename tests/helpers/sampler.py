@@ -41,17 +41,31 @@ def generate_alone(
 
 
 def _transport(dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, config: SamplerConfig) -> Tensor:
-    size = len(z)
-    for step in range(config.num_steps):
-        z = torch.cat([known, z[len(known) :]])
-        t = torch.full((size,), 1 - step / config.num_steps)
-        t[: len(known)] = 0.0
-        velocity = _velocity(dit, clean, z, t)
-        if len(clean):
-            alone = _velocity(dit, clean[:0], z, t)
-            velocity = alone + config.guidance_scale * (velocity - alone)
-        z = z - velocity / config.num_steps
+    n, before = config.num_steps, None
+    for step in range(n):
+        slope = _guided(dit, clean, known, z, 1 - step / n, config)
+        if config.solver == "heun" and step < n - 1:
+            slope = (slope + _guided(dit, clean, known, z - slope / n, 1 - (step + 1) / n, config)) / 2
+        now = slope
+        if config.solver == "adams2" and before is not None:
+            slope = 1.5 * now - 0.5 * before
+        before = now
+        z = z - slope / n
     return torch.cat([known, z[len(known) :]])
+
+
+def _guided(dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, time: float, config: SamplerConfig) -> Tensor:
+    z = torch.cat([known, z[len(known) :]])
+    t = torch.full((len(z),), time)
+    t[: len(known)] = 0.0
+    conditional = _velocity(dit, clean, z, t)
+    low, high = config.guidance_interval
+    if len(clean) == 0 or not low <= time <= high:
+        return conditional
+    alone = _velocity(dit, clean[:0], z, t)
+    guided = alone + config.guidance_scale * (conditional - alone)
+    ratio = conditional[len(known) :].std(correction=0) / guided[len(known) :].std(correction=0)
+    return config.guidance_rescale * ratio * guided + (1 - config.guidance_rescale) * guided
 
 
 def _velocity(dit: BlockCausalDiT, clean: Tensor, z: Tensor, t: Tensor) -> Tensor:

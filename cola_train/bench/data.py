@@ -1,0 +1,212 @@
+"""`cola-train bench data`: what data costs beside training: text to rows, rows to batches, and the opening of a huge store."""
+
+import contextlib
+import dataclasses
+import io
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import cola_train
+from cola_train.bench.machine import Clock
+from cola_train.bench.report import Speedometer, spread
+from cola_train.bench.worker import measure_in_a_process
+from cola_train.config.bench import BenchTrainConfig
+from cola_train.config.bench_data import BenchDataConfig
+from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
+from cola_train.config.settings import require
+from cola_train.data.datamodule import Batch, PackedRows, StepBatchSampler, batch_loader
+from cola_train.data.packing import TRAIN, SplitCounts, documents_file, tokens_file
+from cola_train.data.prepare import prepare
+from cola_train.data.prepared import MANIFEST_FILE, PreparedData
+from cola_train.data.progress import progress_bar
+from cola_train.data.sources import read_documents
+from cola_train.data.tokenizer import Tokenizer, train_tokenizer
+
+_AUSTEN = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"
+_LEARNT_IDS = 4096
+# Texts in one call of the library: of more, it is slower on one core.
+_LIBRARY_BATCHES = (64, 1024)
+_BATCHES_A_RUN = 200
+HUGE_ROWS, HUGE_STEP, _HUGE_SEQ_LEN = 10**9, 10**6, 512
+_CLOCK = Clock(torch.device("cpu"), threads=1)
+
+
+def run_data(config: BenchDataConfig) -> dict[str, Any]:
+    """Measure in this process, on one core, in a temporary folder.
+
+    Returns:
+        What can be written as JSON:
+        `tokenizing`: tokens per second of CPU time, separators not counted, of the whole of `cola-train prepare`, and of the
+        tokenizer library's `encode_batch_fast` alone on the same documents, by the texts in a call; ours over the best of these.
+        Both load the tokenizer's file.
+        `reading`: microseconds of CPU time a row takes through the training loop's loader, collation included, and what a batch
+        takes of a training step; of the prepared text, and of a store of 10^9 rows of 512 tokens whose files are sparse.
+        `huge_store`: seconds on the wall to open that store, and to open it and have the batch of step 10^6.
+
+    Raises:
+        UserError: a text or tokenizer that cannot be read, a text that fills no row, or a disk without room for sparse files.
+    """
+    step_seconds = config.step_seconds or _step_seconds(config)
+    speedometer = Speedometer(_CLOCK)
+    with tempfile.TemporaryDirectory(prefix="cola-train-bench-") as name, _one_core():
+        folder = Path(name)
+        speedometer.read()
+        corpus, tokenizer = _corpus(config, folder), _tokenizer(config, folder)
+        tokenizing = _tokenizing(config, corpus, tokenizer, folder / "rows")
+        prepared = PreparedData.open(folder / "rows")
+        huge = _sparse_store(prepared, folder / "huge")
+        reading = {"prepared_text": _reading(config, prepared, 0), "huge_store": _reading(config, huge, HUGE_STEP)}
+        opening = _opening(config, huge.folder)
+        speedometer.read()
+    for read in reading.values():
+        read["share_of_step"] = read["microseconds_per_row"]["median"] * config.rows / 1e6 / step_seconds
+    return {
+        "text": config.text or _AUSTEN.name,
+        "tokenizer": config.tokenizer or f"{_LEARNT_IDS} ids learnt from the text",
+        "seq_len": config.seq_len,
+        "rows": config.rows,
+        "step_seconds": step_seconds,
+        "machine": speedometer.report(),
+        "tokenizing": tokenizing,
+        "reading": reading,
+        "huge_store": {"rows": HUGE_ROWS, "seq_len": _HUGE_SEQ_LEN, "step": HUGE_STEP, **opening},
+    }
+
+
+def _step_seconds(config: BenchDataConfig) -> float:
+    train = BenchTrainConfig(workload="S", rows=config.rows, seq_len=config.seq_len, runs=config.runs)
+    median: float = measure_in_a_process("train", train, ["trainer.accelerator=cpu"])["seconds"]["median"]
+    return median
+
+
+@contextlib.contextmanager
+def _one_core() -> Iterator[None]:
+    """Keep the tokenizer library, which spreads a batch over all cores, to one."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "false"
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
+
+
+def _corpus(config: BenchDataConfig, folder: Path) -> CorpusConfig:
+    """The text, repeated until it is long enough, as a file."""
+    require(config.text is None or Path(config.text).is_file(), f"There is no text file {config.text}; give a .txt file, or null.")
+    paragraphs = [text for text in read_documents(CorpusConfig(inputs=[config.text or str(_AUSTEN)])) if text]
+    require(bool(paragraphs), f"{config.text} has no text in it; give a .txt file of prose.")
+    repeated, shuffled = list(paragraphs), random.Random(0)
+    num_characters = once = sum(map(len, paragraphs))
+    while num_characters < config.least_characters:
+        shuffled.shuffle(paragraphs)
+        repeated += paragraphs
+        num_characters += once
+    path = folder / "text.txt"
+    path.write_text("\n\n".join(repeated), encoding="utf-8")
+    return CorpusConfig(inputs=[str(path)])
+
+
+def _tokenizer(config: BenchDataConfig, folder: Path) -> Path:
+    if config.tokenizer is not None:
+        return Path(config.tokenizer)
+    path = folder / "tokenizer.json"
+    corpus = CorpusConfig(inputs=[config.text or str(_AUSTEN)])
+    train_tokenizer(TokenizerTrainConfig(out=str(path), corpus=corpus, vocab_size=_LEARNT_IDS))
+    return path
+
+
+def _tokenizing(config: BenchDataConfig, corpus: CorpusConfig, tokenizer: Path, out: Path) -> dict[str, Any]:
+    """Library and `prepare` by turns, so that both meet the same machine; each from the tokenizer's file on."""
+    documents = [text for text in read_documents(corpus) if text]
+    settings = PrepareConfig(out=str(out), tokenizer=str(tokenizer), seq_len=config.seq_len, corpus=corpus, held_out_share=0.0)
+    ours: list[float] = []
+    library: dict[int, list[float]] = {size: [] for size in _LIBRARY_BATCHES}
+    num_tokens = 0
+    with progress_bar("tokenizing", "run", config.runs + 1) as bar:
+        for _ in range(config.runs + 1):
+            for size, rates in library.items():
+                num_tokens, seconds = _library(tokenizer, documents, size)
+                rates.append(num_tokens / seconds)
+            shutil.rmtree(out, ignore_errors=True)
+            with contextlib.redirect_stderr(io.StringIO()):  # one bar is enough
+                ours.append(num_tokens / _CLOCK.time(lambda: prepare(settings)))
+            bar.update(1)
+    found = {str(size): spread(rates[1:]) for size, rates in library.items()}
+    best = max(rates["median"] for rates in found.values())
+    return {
+        "documents": len(documents),
+        "tokens": num_tokens,
+        "ours_tokens_per_second": spread(ours[1:]),
+        "library_tokens_per_second": found,
+        "ratio": statistics.median(ours[1:]) / best,
+    }
+
+
+def _library(tokenizer: Path, documents: Sequence[str], size: int) -> tuple[int, float]:
+    """Tokens, and CPU seconds of the library alone on `size` texts a call; its results are counted and dropped."""
+    num_tokens, begin = 0, _CLOCK.read()
+    encode_batch = Tokenizer.load(tokenizer).library_for_documents.encode_batch_fast
+    for first in range(0, len(documents), size):
+        num_tokens += sum(map(len, encode_batch(documents[first : first + size], add_special_tokens=False)))
+    return num_tokens, _CLOCK.read() - begin
+
+
+def _sparse_store(like: PreparedData, folder: Path) -> PreparedData:
+    """A store of 10^9 rows whose files take no room on the disk: rows of id 0, where no document starts but the first."""
+    folder.mkdir()
+    num_tokens = HUGE_ROWS * _HUGE_SEQ_LEN
+    sizes = {tokens_file(TRAIN): num_tokens * np.dtype("<u4").itemsize, documents_file(TRAIN): HUGE_ROWS * np.dtype("<u8").itemsize}
+    for name, size in sizes.items():
+        (folder / name).touch()
+        try:
+            os.truncate(folder / name, size)
+        except OSError as error:
+            require(False, f"Cannot make a sparse file of {size:,} bytes in {folder.parent} ({error.strerror}); "
+                           "set TMPDIR to a folder of another file system.")  # fmt: skip
+    splits = {TRAIN: SplitCounts(HUGE_ROWS, HUGE_ROWS, num_tokens, 0)}
+    manifest = dataclasses.replace(like.manifest, seq_len=_HUGE_SEQ_LEN, token_dtype="<u4", splits=splits, files=sizes)
+    (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
+    return PreparedData.open(folder)
+
+
+def _batches(config: BenchDataConfig, prepared: PreparedData, step: int) -> Iterator[Batch]:
+    """As the training loop reads them, from optimizer step `step` on."""
+    sampler = StepBatchSampler(global_batch_size=config.rows, start_step=step, rank=0, world_size=1)
+    return iter(batch_loader(PackedRows(prepared, data_seed=0), sampler, num_workers=0))
+
+
+def _reading(config: BenchDataConfig, prepared: PreparedData, step: int) -> dict[str, Any]:
+    batches = _batches(config, prepared, step)
+
+    def read() -> None:
+        for _ in range(_BATCHES_A_RUN):
+            next(batches)
+
+    read()
+    seconds = [_CLOCK.time(read) for _ in range(config.runs)]
+    return {"microseconds_per_row": spread([second / _BATCHES_A_RUN / config.rows * 1e6 for second in seconds])}
+
+
+def _opening(config: BenchDataConfig, folder: Path) -> dict[str, Any]:
+    opened, resumed = [], []
+    for _ in range(config.runs):
+        begin = time.perf_counter()
+        store = PreparedData.open(folder)
+        opened.append(time.perf_counter() - begin)
+        batch = next(_batches(config, store, HUGE_STEP))
+        resumed.append(time.perf_counter() - begin)
+        assert batch.sample_index[0] == HUGE_STEP * config.rows
+    return {"open_seconds": spread(opened), "first_batch_seconds": spread(resumed)}

@@ -1,0 +1,105 @@
+"""`cola-train bench train`, `sample` and `quality` as verbs: what they measure, and how often they ask for it."""
+
+import dataclasses
+import lzma
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import cola_train
+from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
+from cola_train.config.bench import BenchQualityConfig, BenchSampleConfig, BenchTrainConfig
+from cola_train.data.progress import say
+
+_NOVELS = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"
+# A doubling of the rows must gain as much, or it is the last.
+_LEAST_GAIN = 1.01
+
+
+def run_train(config: BenchTrainConfig, of_run: Sequence[str]) -> dict[str, Any]:
+    """Measure a training step in a fresh process; with `find_rows`, at the micro-batch that is found to be the fastest.
+
+    Args:
+        config: what to measure.
+        of_run: settings of the run that override the workload's, key=value.
+
+    Raises:
+        UserError: whatever the settings are refused for; memory that is too small for the first micro-batch.
+    """
+    if not config.find_rows:
+        return measure_in_a_process("train", config, of_run)
+    rows, tried = find_rows(config, of_run)
+    result = measure_in_a_process("train", dataclasses.replace(config, rows=rows, find_rows=False), of_run)
+    return {**result, "tried": tried}
+
+
+def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+    """The micro-batch of most tokens per second, of config.rows (1 by default), twice as many, and so on; and each that was tried.
+
+    The search ends where memory does, or at a doubling that gains less than 1 %.
+
+    Raises:
+        UserError: as `run_train`.
+    """
+    rows = config.rows or 1
+    tried: list[dict[str, Any]] = []
+    while True:
+        short = dataclasses.replace(config, rows=rows, find_rows=False, profile=False, warmups=1, runs=2)
+        try:
+            found = measure_in_a_process("train", short, of_run)
+        except MemoryTooSmallError:
+            if not tried:
+                raise
+            say(f"{rows} rows do not fit into memory.")
+            break
+        speed = found["tokens_per_second"]
+        gains = not tried or speed > _LEAST_GAIN * tried[-1]["tokens_per_second"]
+        tried.append({"rows": rows, "tokens_per_second": speed, "peak_bytes": found["memory"]["peak_bytes"]})
+        say(f"{rows} rows: {speed:.6g} tokens/s")
+        if not gains:
+            break
+        rows *= 2
+    return max(tried, key=lambda one: one["tokens_per_second"])["rows"], tried
+
+
+def run_sample(config: BenchSampleConfig, device: str) -> dict[str, Any]:
+    """Measure generation in a fresh process.
+
+    Raises:
+        UserError: no such workload, checkpoint or device, or too little memory.
+    """
+    return measure_in_a_process("sample", config, device=device)
+
+
+def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str) -> dict[str, Any]:
+    """How near each solver comes to the reference, by its steps, on a trained checkpoint.
+
+    Raises:
+        UserError: no such checkpoint or device, or prompts that cannot be read.
+    """
+    from cola_train.bench.quality import measure_quality, quality_table
+    from cola_train.hf_format import Checkpoint
+    from cola_train.sampling.prompts import named_device, read_prompts
+
+    checkpoint = Checkpoint.load(checkpoint_folder, named_device(device))
+    encode = checkpoint.tokenizer.encode
+    if config.prompts is not None:
+        given, _ = read_prompts(Path(config.prompts))
+        prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
+    else:
+        prompts = [encode(text)[: config.prompt_tokens] for text in _passages(config.num_prompts)]
+    rows = measure_quality(checkpoint, prompts, config.sampler, config.solvers, config.steps, config.reference_steps)
+    say(quality_table(rows))
+    return {
+        "checkpoint": str(checkpoint_folder),
+        "prompts": len(prompts),
+        "reference_steps": config.reference_steps,
+        "sampler": dataclasses.asdict(config.sampler),
+        "rows": [dataclasses.asdict(row) for row in rows],
+    }
+
+
+def _passages(count: int) -> list[str]:
+    """Passages of the novels that are included, spread evenly over them, each from the start of a paragraph."""
+    paragraphs = [text for text in lzma.decompress(_NOVELS.read_bytes()).decode().split("\n\n") if len(text) > 400]
+    return [paragraphs[place * len(paragraphs) // count] for place in range(count)]

@@ -1,0 +1,95 @@
+"""The verb that measures: bench train, sample, growth, data, quality."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cola_train.cli.verb import add_verb, load_settings
+from cola_train.config.bench import BenchGrowthConfig, BenchQualityConfig, BenchSampleConfig, BenchTrainConfig, split_settings
+from cola_train.config.bench_data import BenchDataConfig
+
+_OF_RUN = "settings with a dot in their name are the measured run's"
+
+
+def add(verbs: Any) -> None:
+    """Add this verb."""
+    bench = verbs.add_parser("bench", help="how fast this machine trains and samples, at what memory; as JSON")
+    kinds = bench.add_subparsers(title="kinds", metavar="KIND", required=True)
+    add_verb(
+        kinds, "train", _train, f"measure optimizer steps on random tokens; {_OF_RUN}", BenchTrainConfig,
+        example="cola-train bench train workload=M rows=4 parallel.activation_checkpointing=full",
+    )  # fmt: skip
+    sample = add_verb(
+        kinds, "sample", _sample, "measure how fast prompts are continued", BenchSampleConfig,
+        example="cola-train bench sample workload=M batch=1 sampler.num_steps=8",
+    )  # fmt: skip
+    add_verb(
+        kinds, "growth", _growth, f"measure how a step's cost grows with its sizes; {_OF_RUN}", BenchGrowthConfig,
+        example="cola-train bench growth figure=growth out=growth.json",
+    )  # fmt: skip
+    add_verb(
+        kinds, "data", _data, "measure tokenising, reading rows and opening a huge store", BenchDataConfig,
+        example="cola-train bench data rows=8 seq_len=256",
+    )  # fmt: skip
+    quality = add_verb(
+        kinds, "quality", _quality, "measure how near few steps of a solver come to many", BenchQualityConfig,
+        example="cola-train bench quality checkpoints/NAME solvers=[euler,heun] steps=[4,8,16]",
+        positionals={"checkpoint": "a folder in the released layout, or a run folder, of stage 2"},
+    )  # fmt: skip
+    for verb in (sample, quality):
+        verb.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+
+
+def _load(options: argparse.Namespace) -> Any:
+    """The config, once it is known that its result has a place."""
+    config = load_settings(options)
+    from cola_train.bench.results import refuse_existing
+
+    refuse_existing(None if config.out is None else Path(config.out))
+    return config
+
+
+def _load_with_run(options: argparse.Namespace) -> tuple[Any, list[str]]:
+    options.settings, of_run = split_settings(options.settings)
+    return _load(options), of_run
+
+
+def _deliver(result: dict[str, Any], out: str | None) -> None:
+    from cola_train.bench.results import deliver
+
+    deliver(result, out)
+
+
+def _train(options: argparse.Namespace) -> None:
+    config, of_run = _load_with_run(options)
+    from cola_train.bench.run import run_train
+
+    _deliver(run_train(config, of_run), config.out)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    config = _load(options)
+    from cola_train.bench.run import run_sample
+
+    _deliver(run_sample(config, options.device), config.out)
+
+
+def _growth(options: argparse.Namespace) -> None:
+    config, of_run = _load_with_run(options)
+    from cola_train.bench.growth import run_growth
+
+    _deliver(run_growth(config, of_run), config.out)
+
+
+def _data(options: argparse.Namespace) -> None:
+    config = _load(options)
+    from cola_train.bench.data import run_data
+
+    _deliver(run_data(config), config.out)
+
+
+def _quality(options: argparse.Namespace) -> None:
+    config = _load(options)
+    from cola_train.bench.run import run_quality
+
+    _deliver(run_quality(options.checkpoint, config, options.device), config.out)

@@ -1,0 +1,32 @@
+"""Passes in bf16: the numbers of autocast, without its casting all weights anew in every pass."""
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from cola_train.config.sampling import SamplerConfig
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def computes_in_bf16(config: SamplerConfig, device: torch.device) -> bool:
+    """What `precision` means on a device."""
+    return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+
+
+def ready_for_passes(network: Network, config: SamplerConfig, device: torch.device) -> Network:
+    """The network itself in fp32; in bf16 a copy whose linear layers and convolutions hold such weights, all else being shared.
+
+    Under autocast the copy gives the same numbers: these are the layers whose weights autocast would cast. It would do so in every
+    pass, for it keeps a cast weight only where a gradient is wanted.
+    """
+    if not computes_in_bf16(config, device):
+        return network
+    memo: dict[int, object] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    for module in network.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d)):
+            for parameter in module.parameters(recurse=False):
+                memo[id(parameter)] = nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
+    return copy.deepcopy(network, memo)

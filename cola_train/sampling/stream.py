@@ -1,0 +1,92 @@
+"""Continuous batching: a text that ends makes room for the next prompt; results come in the prompts' order."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from cola_train.config.sampling import SamplerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one pass of a generation adds to one text: new ids, and for Cola DLM the latents of their block."""
+
+    tokens: list[int]
+    latents: Tensor | None = None
+
+
+class Generation(Protocol):
+    """Texts in flight, one a row."""
+
+    def next_parts(self) -> list[Part]:
+        """Go on with every row."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Give up all rows but these, which move up in their order."""
+        ...
+
+    def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
+        """Further prompts in rows behind those in use."""
+        ...
+
+
+@dataclasses.dataclass
+class Text:
+    """What has been generated after one prompt."""
+
+    place: int
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    latents: list[Tensor] = dataclasses.field(default_factory=list)
+
+    def add(self, part: Part) -> None:
+        """Append a part."""
+        self.tokens += part.tokens
+        if part.latents is not None:
+            self.latents.append(part.latents)
+
+    def ended(self, config: SamplerConfig, stops: frozenset[int]) -> bool:
+        """Whether nothing more is wanted."""
+        return len(self.tokens) >= config.max_new_tokens or not stops.isdisjoint(self.tokens)
+
+
+def stream(
+    begin: Callable[[Sequence[Sequence[int]], Sequence[int]], Generation],
+    prompts: Sequence[Sequence[int]],
+    prompt_indices: Sequence[int],
+    config: SamplerConfig,
+    stops: frozenset[int],
+) -> Iterator[Text]:
+    """The texts of all prompts in their order, each as soon as it and those before it have ended.
+
+    `begin` starts a generation of prompts and the addresses of their draws; it is called once, with `config.batch_size` prompts at
+    most, and what ends makes room for those that wait.
+    """
+    waiting = collections.deque(range(len(prompts)))
+    in_flight: list[Text] = []
+    ended: dict[int, Text] = {}
+    generation: Generation | None = None
+    given = 0
+    while waiting or in_flight:
+        fresh = [waiting.popleft() for _ in range(min(config.batch_size - len(in_flight), len(waiting)))]
+        if fresh:
+            chosen = [prompts[place] for place in fresh], [prompt_indices[place] for place in fresh]
+            if generation is None:
+                generation = begin(*chosen)
+            else:
+                generation.admit(*chosen)
+            in_flight += [Text(place) for place in fresh]
+        assert generation is not None
+        for text, part in zip(in_flight, generation.next_parts(), strict=True):
+            text.add(part)
+        going = [row for row, text in enumerate(in_flight) if not text.ended(config, stops)]
+        if len(going) < len(in_flight):
+            ended |= {text.place: text for row, text in enumerate(in_flight) if row not in going}
+            in_flight = [in_flight[row] for row in going]
+            generation.keep(going)
+        while given in ended:
+            yield ended.pop(given)
+            given += 1
