@@ -180,7 +180,7 @@ class PreparedDataModule(pl.LightningDataModule):
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
-        return self._loader(PackedRows(self.prepared, self._data_seed), sampler, self._num_workers)
+        return batch_loader(PackedRows(self.prepared, self._data_seed), sampler, self._num_workers)
 
     def validation_loader(self) -> DataLoader[Batch]:
         """The same rows each time, `micro_batch_size` a batch, as many batches for every process."""
@@ -192,22 +192,24 @@ class PreparedDataModule(pl.LightningDataModule):
             world_size=trainer.world_size,
         )
         # In this process: there are few, and starting others each time costs more than reading them.
-        return self._loader(ValidationRows(self.prepared, self.num_validation_rows), sampler, 0)
-
-    def _loader(self, rows: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int) -> DataLoader[Batch]:
-        # The sampler's items are whole batches: with batch_size=None the dataset is asked for each in one call.
-        return DataLoader(
-            rows,
-            sampler=sampler,
-            batch_size=None,
-            num_workers=num_workers,
-            worker_init_fn=_outlast_signals,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return batch_loader(ValidationRows(self.prepared, self.num_validation_rows), sampler, 0)
 
     def _trainer(self) -> pl.Trainer:
         assert self.trainer is not None, "the data module must be given to a Trainer, which knows the processes and the step"
         return self.trainer
+
+
+def batch_loader(rows: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int) -> DataLoader[Batch]:
+    """Batches of the rows that `sampler` names, one list a batch, read by this process or by `num_workers` others."""
+    # With batch_size=None the dataset is asked for each of the sampler's lists in one call.
+    return DataLoader(
+        rows,
+        sampler=sampler,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_outlast_signals,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def _outlast_signals(worker: int) -> None:

@@ -1,7 +1,7 @@
 """Documents to one stream of ids a split: the held-out choice, the separator, the alignment, and the files of a split."""
 
+import array
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,16 +47,11 @@ class EncodedDocuments:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Texts to ids and splits; holds bytes only, so that it travels to other processes."""
+    """Texts to ids and splits; travels to other processes."""
 
-    tokenizer_content: bytes
+    tokenizer: Tokenizer
     held_out_share: float
     document_alignment: int
-
-    @functools.cached_property
-    def tokenizer(self) -> Tokenizer:
-        """Built once in each process."""
-        return Tokenizer(self.tokenizer_content)
 
     def __call__(self, texts: Sequence[str]) -> dict[str, EncodedDocuments]:
         """Each document as its ids, then eos, then padding to the alignment; by split.
@@ -65,17 +60,20 @@ class Encoder:
             UserError: the tokenizer makes its own separator or padding out of plain text.
         """
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        flat: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
+        # Numbers as they are stored, since a list of a batch's would be read once more; 32 bits hold any id.
+        flat = {TRAIN: array.array("I"), VALIDATION: array.array("I")}
         lengths: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
         num_padding = 0
-        for text, ids in zip(texts, self.tokenizer.encode_documents(texts), strict=True):
+        for text in texts:
+            ids = self.tokenizer.encode_document(text)
             split = VALIDATION if is_held_out(text, self.held_out_share) else TRAIN
             padding = -(len(ids) + 1) % self.document_alignment
             num_padding += padding
-            flat[split] += [*ids, eos, *[pad] * padding]
-            lengths[split].append(len(ids) + 1 + padding)
+            ids += [eos, *[pad] * padding]
+            flat[split].fromlist(ids)
+            lengths[split].append(len(ids))
         dtype = token_dtype(self.tokenizer.vocab_size)
-        arrays = {split: np.array(ids, dtype=dtype) for split, ids in flat.items()}
+        arrays = {split: np.frombuffer(ids, dtype=np.uint32).astype(dtype) for split, ids in flat.items()}
         if (sum(int((a == eos).sum()) for a in arrays.values()) != len(texts)
                 or sum(int((a == pad).sum()) for a in arrays.values()) != num_padding):  # fmt: skip
             raise UserError(

@@ -118,7 +118,7 @@ def _contents(sources: Iterable[SourceHash]) -> list[tuple[str, str]]:
 
 def _write_splits(folder: Path, config: PrepareConfig, tokenizer: Tokenizer) -> tuple[dict[str, SplitCounts], int]:
     splits = [TRAIN, VALIDATION] if config.held_out_share > 0 else [TRAIN]
-    encoder = Encoder(tokenizer.content, config.held_out_share, config.document_alignment)
+    encoder = Encoder(tokenizer, config.held_out_share, config.document_alignment)
     num_empty = num_documents = 0
 
     def documents() -> Iterator[str]:

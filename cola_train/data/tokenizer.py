@@ -34,17 +34,22 @@ class Tokenizer:
         Raises:
             UserError: not a tokenizers file, or without `<|endoftext|>` or `<|pad|>`.
         """
-        self._content = content
+        self._content, self._origin = content, origin
         try:
-            self._prompt_tokenizer = _parse(content)
+            self._tokenizer = _parse(content)
         except Exception as error:  # the library raises bare Exception on anything it cannot read
             raise UserError(
                 f"{origin} is not a tokenizer.json of the `tokenizers` library ({error}); "
                 "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
             ) from error
-        missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if self._prompt_tokenizer.token_to_id(token) is None]
+        self._unclaimed = {"tokenizer": self._tokenizer}
+        missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if self._tokenizer.token_to_id(token) is None]
         require(not missing, f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
                              "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`.")  # fmt: skip
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
+        # Another process parses the file again: what the library pickles is the same text, made anew.
+        return Tokenizer, (self._content, self._origin)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -74,7 +79,7 @@ class Tokenizer:
     @functools.cached_property
     def vocab_size(self) -> int:
         """The largest id + 1: rows an embedding needs, gaps in the ids included."""
-        return 1 + max(self._prompt_tokenizer.get_vocab(with_added_tokens=True).values())
+        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     @property
     def eos_token_id(self) -> int:
@@ -89,10 +94,10 @@ class Tokenizer:
     @property
     def im_end_token_id(self) -> int | None:
         """Ends a chat turn; None if the tokenizer has no such token."""
-        return None if self._prompt_tokenizer.token_to_id(IM_END_TOKEN) is None else self._id(IM_END_TOKEN)
+        return None if self._tokenizer.token_to_id(IM_END_TOKEN) is None else self._id(IM_END_TOKEN)
 
     def _id(self, token: str) -> int:
-        token_id = self._prompt_tokenizer.token_to_id(token)
+        token_id = self._tokenizer.token_to_id(token)
         assert token_id is not None
         return int(token_id)
 
@@ -100,14 +105,16 @@ class Tokenizer:
         """Ids of a prompt: special tokens written in the text are recognised; none are added."""
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of corpus documents: special tokens written in the text are plain text, so a corpus cannot forge a separator."""
-        # One text a call: the library spreads a batch of several over all cores, whatever number of processes was asked for.
-        return [self._document_tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids for text in texts]
+    def encode_document(self, text: str) -> list[int]:
+        """Ids of a corpus document: special tokens written in the text are plain text, so a corpus cannot forge a separator."""
+        # One text a call: the library spreads a batch of several over all cores, whatever number of processes was asked for, and
+        # on one core larger batches are no faster. `encode` also works out where each token stands, which costs a quarter more.
+        ids: list[int] = self.library_for_documents.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        return ids
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """The text of ids; special tokens are left out, or with `special_tokens` written as they are called."""
-        return str(self._prompt_tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
 
     def save(self, path: str | Path) -> bool:
         """Write a byte-identical copy atomically; False if the same content is there already.
@@ -127,10 +134,19 @@ class Tokenizer:
         return True
 
     @functools.cached_property
-    def _document_tokenizer(self) -> tokenizers.Tokenizer:
-        # A second object, since the library keeps this switch on the tokenizer and prompts need it off.
-        tokenizer = _parse(self._content)
-        tokenizer.encode_special_tokens = True
+    def library_for_documents(self) -> tokenizers.Tokenizer:
+        """The library's own object, set so that special tokens written in a text are plain text."""
+        return self._claim(special_tokens_are_text=True)
+
+    @functools.cached_property
+    def _prompt_tokenizer(self) -> tokenizers.Tokenizer:
+        return self._claim(special_tokens_are_text=False)
+
+    def _claim(self, *, special_tokens_are_text: bool) -> tokenizers.Tokenizer:
+        # The library keeps this switch on its object. Most programs need one of its positions; who needs both parses again, which
+        # takes a large vocabulary some tenths of a second.
+        tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self._content)
+        tokenizer.encode_special_tokens = special_tokens_are_text
         return tokenizer
 
 

@@ -1,8 +1,8 @@
 """The vocabulary head, and its cross-entropy without the logits of more than a few positions at a time.
 
-At 100,278 classes the logits of 8 x 512 tokens are 1.6 GB in fp32, and autograd would keep them and their gradient. Here a part of the
-positions goes through logits, loss and gradients before the next one does, in one buffer; what the forward pass keeps is the
-gradients themselves, which the backward pass only scales. The work is that of the plain way: three products of the head's size.
+At 100,278 classes the logits of 8 x 512 tokens are 1.6 GB in fp32, and autograd would keep them and their gradient. Here a part of
+the positions goes through logits, loss and gradients before the next one does; what the forward pass keeps is the gradients
+themselves, which the backward pass only scales. The work is that of the plain way: three products of the head's size.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 # At 8 x 512 tokens, parts of 256. A number of parts, not a size, so that memory grows with the tokens alone.
-_PARTS = 16
+PARTS = 16
 
 
 class VocabularyHead(nn.Linear):
@@ -65,7 +65,7 @@ class _HeadLoss(torch.autograd.Function):
         grad_bias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and needs[2] else None
         done = 0
         for part, target, scale in zip(
-            read.tensor_split(_PARTS), targets.tensor_split(_PARTS), weights.float().tensor_split(_PARTS), strict=True
+            read.tensor_split(PARTS), targets.tensor_split(PARTS), weights.float().tensor_split(PARTS), strict=True
         ):
             if len(part) == 0:
                 continue

@@ -8,6 +8,7 @@ import contextlib
 import unittest.mock
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from cola_train.config.runs import RunConfig
 from cola_train.data.datamodule import Batch
 from cola_train.models.attention import Attention, RowAttention
 from cola_train.models.tiled_attention import TiledAttention, forget_masks
+from cola_train.models.vocabulary_head import PARTS
 from cola_train.processes import Processes
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
 from cola_train.training.interrupts import StopRequest
@@ -32,7 +34,8 @@ def record(config: RunConfig, world_size: int, local_world_size: int, device_typ
     """The timeline of process 0's forward and backward of one micro-batch, from a step on that the optimizer has state for.
 
     Clipping and the optimizer's step need less than the backward pass before them, and are left out. Memory is affine in the
-    rows: two recordings, of 2 and 3, tell them all (1 would take shortcuts, such as copies that a dimension of 1 spares).
+    rows: two recordings tell them all. Their rows are multiples of the parts that the vocabulary head cuts positions into; with other
+    rows parts differ by a position, which is left out.
 
     Args:
         config: the run; its precision decided, not `auto`.
@@ -49,10 +52,11 @@ def record(config: RunConfig, world_size: int, local_world_size: int, device_typ
         stage = build_stage(config, processes=processes, stop=StopRequest(), watchdog=Watchdog(0, config.parallel.timeout_seconds))
         mode = RecordingMode()
         there = _configure(stage, mode)
-        two, three = (_record_step(stage, mode, there, rows) for rows in (2, 3))
-    assert two.parts() == three.parts(), "the rows of a micro-batch change what is allocated"
-    per_row = three.live() - two.live()
-    return Timeline(two.live() - 2 * per_row, per_row)
+        some, more = (_record_step(stage, mode, there, rows) for rows in (PARTS, 2 * PARTS))
+    assert some.parts() == more.parts(), "the rows of a micro-batch change what is allocated"
+    per_row, rest = np.divmod(more.live() - some.live(), PARTS)
+    assert not rest.any(), "memory does not grow in proportion to rows"
+    return Timeline(some.live() - PARTS * per_row, per_row)
 
 
 @contextlib.contextmanager

@@ -1,16 +1,18 @@
-"""AdamW over a run's networks, and the learning rate as a pure function of the step."""
+"""The optimizer over a run's networks, and the learning rate as a pure function of the step."""
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cola_train.config.amounts import Amount
-from cola_train.config.loop import OptimConfig
+from cola_train.config.optim import OptimConfig
 from cola_train.config.runs import RunConfig
 from cola_train.config.settings import require
 from cola_train.flops.steps import steps_to
+from cola_train.training.muon import MuonWithAdamW, WholeMatrixMuon, muon_matrices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,25 +56,33 @@ class Schedule:
         return config.final_learning_rate + left * (config.learning_rate - config.final_learning_rate)
 
 
-def build_optimizer(objective: nn.Module, config: OptimConfig, vae_learning_rate_factor: float) -> torch.optim.AdamW:
-    """One AdamW; a group per network, each with the factor on the schedule as its `learning_rate_factor`.
+def build_optimizer(objective: nn.Module, config: OptimConfig, vae_learning_rate_factor: float) -> torch.optim.Optimizer:
+    """The run's optimizer; groups have the factor of their network on the schedule as `learning_rate_factor`.
 
-    Weight decay applies to every parameter: the paper names no exemption.
+    AdamW for every parameter, or Muon for what `muon_matrices` names and AdamW for the rest. Weight decay applies to every
+    parameter: the paper names no exemption.
     """
+    matrices = muon_matrices(objective) if config.optimizer == "muon" else set()
     factors = {"vae": vae_learning_rate_factor, "dit": 1.0, "transformer": 1.0}
-    groups = []
+    by_muon: list[dict[str, Any]] = []
+    by_adamw: list[dict[str, Any]] = []
     for network, factor in factors.items():
-        parameters = [p for name, p in objective.named_parameters() if name.startswith(f"{network}.") and p.requires_grad]
-        if parameters:
-            groups.append({"params": parameters, "learning_rate_factor": factor})
-    return torch.optim.AdamW(
-        groups,
+        trained = [(name, p) for name, p in objective.named_parameters() if name.startswith(f"{network}.") and p.requires_grad]
+        for groups, whether in ((by_muon, True), (by_adamw, False)):
+            parameters = [parameter for name, parameter in trained if (name in matrices) == whether]
+            if parameters:
+                groups.append({"params": parameters, "learning_rate_factor": factor})
+    adamw = torch.optim.AdamW(
+        by_adamw,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
+    if not by_muon:
+        return adamw
+    return MuonWithAdamW(WholeMatrixMuon(by_muon, config), adamw)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -82,13 +92,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def ensure_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
-    """AdamW's moments and step count of each parameter, made now where it would make them at its first step."""
+    """What the optimizer keeps of each parameter, made now where it would make it at its first step.
+
+    AdamW's moments and step count, or Muon's momentum.
+    """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if not optimizer.state[parameter]:
-                optimizer.state[parameter] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
+                optimizer.state[parameter] = (
+                    {"momentum_buffer": torch.zeros_like(parameter)}
+                    if "momentum" in group
+                    else {
+                        "step": torch.zeros((), device=parameter.device),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+                )
     return dict(optimizer.state)

@@ -76,7 +76,8 @@ def fill(objective: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
 def saved_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The run's live tensors by the names they are saved under; loading writes into them.
 
-    model.NAME, average.NAME (where an average is kept), and exp_avg.NAME, exp_avg_sq.NAME, step.NAME of each trained parameter.
+    model.NAME, average.NAME (where an average is kept), and of each trained parameter what the optimizer keeps: exp_avg.NAME,
+    exp_avg_sq.NAME and step.NAME, or momentum_buffer.NAME.
     """
     tensors = {f"{MODEL}.{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"{AVERAGE}.{name}": value for name, value in average.items()}

@@ -1,4 +1,4 @@
-"""A program: steps with compiled blocks beside plain ones, as JSON. Checked types, as in tests, hide functions from torch.compile."""
+"""A program: steps with compiled blocks beside plain ones, as JSON. Checked types, as in tests, hide functions from compilers."""
 
 import json
 import sys

@@ -4,7 +4,9 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,8 @@ from torch import nn
 from cola_train.config.loop import TrainerConfig
 from cola_train.config.runs import JointRunConfig, VAERunConfig
 from cola_train.config.settings import UserError
-from cola_train.scaling.memory import estimate
+from cola_train.scaling import memory
+from cola_train.scaling.allocations import Part, Timeline
 from cola_train.training import module, preflight
 from cola_train.training.precision import check_precision, multiply_in_fp8
 from cola_train.training.run import train
@@ -63,17 +66,17 @@ def test_a_layer_rounds_to_fp8_forward_and_backward() -> None:
         out = layer(inputs)
         out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
         results.append((out.detach(), inputs.grad, layer.weight.grad))
-    # e4m3 has 3 bits of mantissa: rounding by 2^-4 at most, of about as many errors as there are channels.
+    # e4m3 has 3 bits of mantissa and e5m2, for gradients, 2: rounding by 2^-4 and 2^-3 at most, and less on the whole.
     for expected, found in zip(*results, strict=True):
         difference = float((found - expected).norm() / expected.norm())
-        assert 1e-3 < difference < 2**-4
+        assert 1e-3 < difference < 2**-3
 
 
 @needs_torchao
 def test_a_run_in_fp8_learns_as_one_in_bf16(joint_config: Callable[..., JointRunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "check_precision", lambda config: None)
     monkeypatch.setattr(module, "multiply_in_fp8", functools.partial(multiply_in_fp8, emulate=True))
-    settings = [f"trainer.max_steps={STEPS}", "optim.decay=60", "optim.learning_rate=1e-2", "checkpoint.every_steps=100",
+    settings = [f"trainer.max_steps={STEPS}", "optim.decay=60", "checkpoint.every_steps=100",
                 "trainer.validate_every_steps=30"]  # fmt: skip
     bf16, fp8 = (joint_config(name, f"trainer.precision={name}", *settings) for name in ("bf16", "fp8"))
     train(bf16)
@@ -83,8 +86,7 @@ def test_a_run_in_fp8_learns_as_one_in_bf16(joint_config: Callable[..., JointRun
     assert len(losses) == STEPS + 1
     differences = [abs(found[key] / expected[key] - 1) for key in losses]  # type: ignore[operator]
     learnt = expected[1, "train/loss"] - expected[STEPS, "train/loss"]  # type: ignore[operator]
-    print(max(differences), learnt, expected[1, "train/loss"])
-    assert 0 < max(differences) < 1e-2
+    assert 0 < max(differences) < 2e-3
     assert learnt > 0.1 * expected[1, "train/loss"]  # type: ignore[operator]
 
 
@@ -94,8 +96,18 @@ def test_networks_without_a_fit_layer(vae_config: Callable[..., VAERunConfig]) -
         multiply_in_fp8(tiny_vae(dim=8, num_heads=1))
 
 
-def test_memory_is_planned_as_bf16s(vae_config: Callable[..., VAERunConfig]) -> None:
-    assert estimate(vae_config("x", "trainer.precision=fp8"), 1) == estimate(vae_config("x", "trainer.precision=bf16"), 1)
+def test_memory_is_planned_as_bf16s(vae_config: Callable[..., VAERunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    recorded = []
+
+    def record(config: VAERunConfig, *rest: Any) -> Timeline:
+        recorded.append(config.trainer.precision)
+        nothing = np.zeros((1, len(Part)), dtype=np.int64)
+        return Timeline(nothing, nothing)
+
+    monkeypatch.setattr(memory, "record", record)
+    monkeypatch.setattr(memory, "_recorded", {})
+    memory.estimate(vae_config("x", "trainer.precision=fp8"), 1)
+    assert recorded == ["bf16"]
 
 
 @pytest.mark.parametrize(
@@ -122,6 +134,6 @@ def test_where_fp8_cannot_be(
 
 
 def test_a_run_that_cannot_be_in_fp8_leaves_nothing(vae_config: Callable[..., VAERunConfig], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="trainer.precision=fp8 needs"):
+    with pytest.raises(UserError, match=r"trainer\.precision=fp8 needs"):
         train(vae_config("x", "trainer.precision=fp8"))
     assert not (tmp_path / "x").exists()
