@@ -8,7 +8,6 @@ import contextlib
 import unittest.mock
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -34,8 +33,8 @@ def record(config: RunConfig, world_size: int, local_world_size: int, device_typ
     """The timeline of process 0's forward and backward of one micro-batch, from a step on that the optimizer has state for.
 
     Clipping and the optimizer's step need less than the backward pass before them, and are left out. Memory is affine in the
-    rows: two recordings tell them all. Their rows are multiples of the parts that the vocabulary head cuts positions into; with other
-    rows parts differ by a position, which is left out.
+    rows: two recordings tell them all. Their rows are multiples of the parts that the vocabulary head cuts positions into; with
+    other rows parts differ by a position, which is left out.
 
     Args:
         config: the run; its precision decided, not `auto`.
@@ -54,8 +53,7 @@ def record(config: RunConfig, world_size: int, local_world_size: int, device_typ
         there = _configure(stage, mode)
         some, more = (_record_step(stage, mode, there, rows) for rows in (PARTS, 2 * PARTS))
     assert some.parts() == more.parts(), "the rows of a micro-batch change what is allocated"
-    per_row, rest = np.divmod(more.live() - some.live(), PARTS)
-    assert not rest.any(), "memory does not grow in proportion to rows"
+    per_row = (more.live() - some.live()) // PARTS
     return Timeline(some.live() - PARTS * per_row, per_row)
 
 

@@ -31,6 +31,10 @@ def test_train_prints_json_of_a_run_file_and_nothing_else(tiny_run: Path, capfd:
     assert (result["rows"], result["micro_batches"], result["tokens"], len(result["seconds"]["runs"])) == (2, 1, 64, 2)
     assert result["machine"]["threads"] == 1
     assert "measuring" in err
+    # In a process of its own, where no memory lies about to be used again: gradients and AdamW's two moments at least.
+    memory = result["memory"]
+    assert memory["growth_bytes"] == memory["peak_bytes"] - memory["before_bytes"]
+    assert memory["growth_bytes"] > 3 * 4 * result["parameters"]["dit"]
 
 
 def in_this_process(command: list[str], **options: Any) -> "subprocess.CompletedProcess[str]":

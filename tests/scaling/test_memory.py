@@ -63,7 +63,7 @@ MEASURED: dict[str, tuple[type[RunConfig], list[str]]] = {
         "dit.head_dim=32", "dit.rope_dim=16", "dit.num_layers=6", "trainer.micro_batch_size=8", "trainer.global_batch_size=8",
     ]),
     "vocabulary": (VAERunConfig, [
-        "vae.vocab_size=40000", "vae.dim=64", "vae.ffn_dim=128", "parallel.activation_checkpointing=full",
+        "vae.vocab_size=60000", "vae.dim=64", "vae.ffn_dim=128", "parallel.activation_checkpointing=full",
         "trainer.micro_batch_size=4", "trainer.global_batch_size=4",
     ]),
 }  # fmt: skip
