@@ -32,6 +32,7 @@ STAGE2 = {
     "no masked copies": ["objective.mask_weight=0"],
     "no encoder gradient": ["objective.flow.grad_to_encoder=false"],
     "a time a block": ["objective.flow.timestep_per=block", "trainer.micro_batch_size=2"],
+    "noise copies": ["objective.flow.noise_copies=3", "objective.flow.timestep_per=block"],
     "history dropout": ["objective.flow.history_dropout=0.5"],
     "patches": ["vae.patch_size=2", "trainer.micro_batch_size=1"],
     "vae blocks": ["vae.block_size=2"],
