@@ -1,5 +1,7 @@
 """Attention by tiles, and FlexAttention's masks, against every pair under the one predicate."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -149,6 +151,38 @@ def test_copies_do_not_see_each_other() -> None:
         assert_near(dit.velocity(z_t[:, at], history, Times(t, index[:, at])), together[:, at])
     assert largest_difference(together[:, :16], together[:, 16:32]) > 1e-3
     assert packed_attention(16, 4, None, None, CPU, 3) is packed_attention(16, 4, None, None, CPU, 3)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
+def test_the_whole_fast_pass_equals_the_plain_one(dtype: torch.dtype, tolerance: float) -> None:
+    """Tiles and a last layer at noised positions alone, against every pair and position: velocities and gradients."""
+    dit = tiny_dit(num_layers=3)
+    z_t, history = random_latents(2, 32, 4, seed=5).requires_grad_(), random_latents(2, 16, 4, seed=6)
+    index = torch.arange(4).view(2, 2).repeat_interleave(16, dim=1)
+    times = Times(torch.tensor([0.9, 0.2, 0.5, 0.7, 0.0]), index)
+    grad = random_latents(2, 32, 4, seed=8)
+
+    def plain() -> Tensor:
+        positions = torch.arange(16)[None]
+        whole = Times(times.distinct, torch.cat([index, torch.full((2, 12), 4)], dim=1))
+        attention = RowAttention.from_places(packed_places(16, 4, copies=2))
+        latents = torch.cat([z_t, history[:, :12]], dim=1)
+        return dit(latents, whole, torch.cat([positions, positions, positions[:, :12]], dim=1), attention)[:, :32]
+
+    def with_gradients(velocity: Callable[[], Tensor]) -> list[Tensor]:
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            out = velocity()
+        return [out.detach(), *torch.autograd.grad(out, [z_t, *dit.parameters()], grad)]
+
+    fast, expected = with_gradients(lambda: dit.velocity(z_t, history, times)), with_gradients(plain)
+    assert relative(fast[0], expected[0]) < tolerance / 10
+    assert relative(*(torch.cat([x.flatten() for x in found[1:]]) for found in (fast, expected))) < tolerance
+    if dtype == torch.bfloat16:
+        return
+    names = ["z_t", *(name for name, _ in dit.named_parameters())]
+    for name, one, other in zip(names, fast[1:], expected[1:], strict=True):
+        # A key's bias has no gradient but rounding: softmax does not see what all keys share.
+        assert name.endswith("norm_k.bias") or relative(one, other) < tolerance, name
 
 
 def test_masks_first_made_without_gradients_serve_with_them() -> None:
