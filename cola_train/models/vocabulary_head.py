@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# At 8 x 512 tokens, parts of 256. A number of parts, not a size, so that memory grows with the tokens alone.
-PARTS = 16
+# A number of parts, not a size, so that memory grows with the tokens alone: of a large vocabulary's 8 x 512 tokens, parts of 256. A
+# small one has one part for each so many ids: more calls than that cost more than the logits.
+PARTS, _IDS_A_PART = 16, 1024
 
 
 class VocabularyHead(nn.Linear):
@@ -63,9 +64,9 @@ class _HeadLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(read) if needs[0] else None
         grad_matrix = torch.zeros_like(matrix) if needs[1] else None
         grad_bias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and needs[2] else None
-        done = 0
+        done, parts = 0, min(PARTS, max(1, len(weight) // _IDS_A_PART))
         for part, target, scale in zip(
-            read.tensor_split(PARTS), targets.tensor_split(PARTS), weights.float().tensor_split(PARTS), strict=True
+            read.tensor_split(parts), targets.tensor_split(parts), weights.float().tensor_split(parts), strict=True
         ):
             if len(part) == 0:
                 continue

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cola_train.models import vocabulary_head
 from cola_train.models.vocabulary_head import VocabularyHead
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode
 
@@ -31,6 +32,12 @@ def example(rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int) ->
 
 def gradients(loss: Tensor, head: VocabularyHead, hidden: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(0.3 * loss, [hidden, *head.parameters()]))
+
+
+@pytest.fixture(autouse=True)
+def many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of small vocabularies too."""
+    monkeypatch.setattr(vocabulary_head, "_IDS_A_PART", 3)
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:

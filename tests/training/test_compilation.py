@@ -10,7 +10,7 @@ import pytest
 from cola_train.config.settings import UserError
 from cola_train.training.compilation import check_compiler
 
-CASES = ["vae-none", "joint-none", "joint-full", "joint-selective", "llada-none"]
+CASES = ["joint-none", "joint-full", "joint-selective", "llada-none"]
 
 
 def test_compiled_steps_equal_plain_ones_and_each_kind_of_block_compiles_once() -> None:
