@@ -171,12 +171,13 @@ def numbers(found: RowLikelihood) -> list[float]:
 
 
 def test_dopri5_depends_on_the_batch_within_its_tolerance_only() -> None:
-    """Rows of a batch share its steps."""
-    checkpoint, rows = cola(), [Row(tokens, key) for key, tokens in enumerate(texts(8, 8))]
-    config = LikelihoodConfig(num_samples=1, solver="dopri5", rtol=1e-4, atol=1e-4)
+    """On a velocity so smooth that at this tolerance the solver's own error is far below the bound."""
+    checkpoint = dataclasses.replace(cola(), dit=calm(calm(tiny_dit())))
+    rows = [Row(tokens, key) for key, tokens in enumerate(texts(8, 8, 8))]
+    config = LikelihoodConfig(num_samples=1, solver="dopri5", rtol=1e-3, atol=1e-3)
     together = [found.log_p for found in log_likelihoods(checkpoint, rows, config)]
     alone = [log_likelihoods(checkpoint, [row], config)[0].log_p for row in rows]
-    assert together == pytest.approx(alone, abs=0.1)
+    assert together == pytest.approx(alone, abs=0.05)
 
 
 @pytest.mark.parametrize("family", ["cola", "llada"])
