@@ -56,6 +56,9 @@ def run_data(config: BenchDataConfig) -> dict[str, Any]:
     Raises:
         UserError: a text or tokenizer that cannot be read, a text that fills no row, or a disk without room for sparse files.
     """
+    require(config.text is None or Path(config.text).is_file(), f"There is no text file {config.text}; give a .txt file, or null.")
+    if config.tokenizer is not None:
+        Tokenizer.load(config.tokenizer)
     step_seconds = config.step_seconds or _step_seconds(config)
     speedometer = Speedometer(_CLOCK)
     with tempfile.TemporaryDirectory(prefix="cola-train-bench-") as name, _one_core():
@@ -105,7 +108,6 @@ def _one_core() -> Iterator[None]:
 
 def _corpus(config: BenchDataConfig, folder: Path) -> CorpusConfig:
     """The text, repeated until it is long enough, as a file."""
-    require(config.text is None or Path(config.text).is_file(), f"There is no text file {config.text}; give a .txt file, or null.")
     paragraphs = [text for text in read_documents(CorpusConfig(inputs=[config.text or str(_AUSTEN)])) if text]
     require(bool(paragraphs), f"{config.text} has no text in it; give a .txt file of prose.")
     repeated, shuffled = list(paragraphs), random.Random(0)

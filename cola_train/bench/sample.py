@@ -1,6 +1,7 @@
 """`cola-train bench sample`, in the measuring process: prompts of one length continued together, to the last token."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import torch
@@ -41,7 +42,8 @@ def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any
 
 
 def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict[str, Any]:
-    vae, dit = model.vae.config, model.dit.config  # type: ignore[union-attr]  # checked where the checkpoint was made
+    assert model.dit is not None
+    vae, dit = model.vae.config, model.dit.config
     generator = torch.Generator().manual_seed(0)
     prompts: list[list[int]] = torch.randint(vae.vocab_size, (config.batch, config.prompt_tokens), generator=generator).tolist()
     sampler = dataclasses.replace(config.sampler, batch_size=config.batch)
@@ -57,7 +59,7 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
     bar = progress_bar("measuring", "batch", config.warmups + config.runs)
     whole, to_first = [], []
     for number in range(config.warmups + config.runs):
-        times = [clock.time(lambda settings=settings: generate(model, prompts, settings)) for settings in (first, sampler)]  # type: ignore[misc]
+        times = [clock.time(functools.partial(generate, model, prompts, settings)) for settings in (first, sampler)]
         if number >= config.warmups:
             to_first.append(times[0])
             whole.append(times[1])

@@ -16,7 +16,7 @@ from cola_train.models.cached_attention import CachedAttention, KVCache
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.masks import clean_places, visible_set_mask
 from cola_train.models.text_vae import TextVAE
-from cola_train.randomness import Purpose, normal, uniform
+from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 from cola_train.sampling.stream import Part
 from cola_train.sampling.token_choice import choose_tokens, penalise_repetition
 from cola_train.sampling.transport import BlockTransport
@@ -255,6 +255,6 @@ class BlockGeneration:
 
     def _addresses(self, count: int) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
         """Where each row's next `count` draws are: its prompt's index, and a start that is a multiple of 4."""
-        starts = [done * (-(-count // 4) * 4) for done in self._rows.blocks_done]
+        starts = [done * round_up_to_draws(count) for done in self._rows.blocks_done]
         index, start = torch.tensor([self._rows.prompt_indices, starts], device=self.device)
         return index, start

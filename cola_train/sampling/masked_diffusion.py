@@ -10,7 +10,7 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.models.attention import RowAttention
 from cola_train.models.masks import document_positions
 from cola_train.models.transformer import Transformer
-from cola_train.randomness import Purpose, uniform
+from cola_train.randomness import Purpose, round_up_to_draws, uniform
 from cola_train.sampling.token_choice import choose_tokens
 
 
@@ -54,4 +54,4 @@ def generate_masked(
 def _draws(config: SamplerConfig, index: Tensor, count: int, step: int) -> Tensor | None:
     if config.temperature == 0:
         return None
-    return uniform(config.seed, Purpose.SAMPLER_TOKEN, index, count, step * (-(-count // 4) * 4))
+    return uniform(config.seed, Purpose.SAMPLER_TOKEN, index, count, step * round_up_to_draws(count))
