@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cola_train.config.sampling import SamplerConfig
-    from cola_train.hf_format import Checkpoint
-    from cola_train.sampling.generate import GenerationResult, generate
+    from cola_train.families.checkpoint import Checkpoint
+    from cola_train.families.generate import GenerationResult, generate
 
 __all__ = ["Checkpoint", "GenerationResult", "SamplerConfig", "generate"]
 
 _HOMES = {
-    "Checkpoint": "cola_train.hf_format",
-    "GenerationResult": "cola_train.sampling.generate",
+    "Checkpoint": "cola_train.families.checkpoint",
+    "GenerationResult": "cola_train.families.generate",
     "SamplerConfig": "cola_train.config.sampling",
-    "generate": "cola_train.sampling.generate",
+    "generate": "cola_train.families.generate",
 }
 
 

@@ -171,3 +171,12 @@ def _clear_os_errors(target: Path) -> Iterator[None]:
         raise UserError(
             f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose another place."
         ) from error
+
+
+@contextlib.contextmanager
+def read_errors_explained(path: Path) -> Iterator[None]:
+    """Turn an OSError of the body (no permission, a lost disk, ...) into one UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}. Check that it exists and may be read.") from error

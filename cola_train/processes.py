@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore
 
 from cola_train.config.settings import INTERRUPTED, UserError, require
+from cola_train.devices import uses_gpu
 
 T = TypeVar("T")
 # The watchdog (training/watchdog.py) speaks first: it can say what its process was doing.
@@ -62,17 +63,6 @@ def launched_by_torchrun() -> bool:
 def launched_rank() -> int:
     """This process' number before it is connected; 0 where torchrun did not start it."""
     return int(os.environ["RANK"]) if launched_by_torchrun() else 0
-
-
-def uses_gpu(accelerator: str) -> bool:
-    """Whether trainer.accelerator means a GPU on this machine."""
-    return accelerator != "cpu" and torch.cuda.is_available()
-
-
-def cpu_bf16_is_fast() -> bool:
-    """Whether the processor multiplies in bf16; one without these instructions emulates it, far slower than fp32."""
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Networks' tensors in safetensors files, one or several with an index, as Hugging Face lays them out; and the JSON beside them."""
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from cola_train.config.settings import UserError
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
+TRAINING = "training.json"
+"""What a checkpoint says of the run that it comes from."""
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
@@ -127,3 +130,20 @@ def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
         shards[-1].append(name)
         used += size
     return shards
+
+
+@dataclasses.dataclass(frozen=True)
+class Below(Mapping[str, Tensor]):
+    """The tensors of a mapping whose names begin with a prefix, by the rest of their names; read as the mapping reads them."""
+
+    weights: Mapping[str, Tensor]
+    prefix: str
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.weights[self.prefix + name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self.prefix) for name in self.weights if name.startswith(self.prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
-from cola_train.data.datamodule import Batch
-from cola_train.hf_format import Checkpoint
+from cola_train.data.batch import Batch
+from cola_train.families.cola.checkpoint import ColaCheckpoint
 from tests.helpers.golden import NAMES, Golden
 from tests.helpers.runs import baseline_config, joint_config, prepared_folder, run_program, vae_config
 from tests.helpers.tiny import make_batch, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
@@ -46,7 +46,7 @@ def golden(request: pytest.FixtureRequest, shared: Path) -> Golden:
 
 
 @pytest.fixture
-def checkpoint() -> Checkpoint:
+def checkpoint() -> ColaCheckpoint:
     """A VAE with one token a latent, a DiT with blocks of 4 latents and a tokenizer of 29 words, ready to sample from."""
     return tiny_checkpoint(tiny_vae(), tiny_dit())
 

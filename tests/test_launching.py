@@ -23,9 +23,9 @@ from torch.distributed.run import config_from_args, parse_args
 
 from cola_train.cli import main
 from cola_train.config.load import load_config, to_yaml
-from cola_train.config.runs import JointRunConfig, VAERunConfig
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.operations import launch
-from cola_train.training import interrupts
+from cola_train.training.loop import interrupts
 from tests.helpers.programs import ROOT, clean_environment
 from tests.helpers.runs import figures
 

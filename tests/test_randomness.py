@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cola_train.data.datamodule import VALIDATION_SAMPLE_OFFSET
+from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET
 from cola_train.randomness import Purpose, named_generator, normal, philox4x32, uniform
 from tests.helpers.statistics import assert_distribution, assert_uncorrelated
 

@@ -17,20 +17,20 @@ import numpy as np
 import torch
 
 import cola_train
+from cola_train.bench.config import BenchDataConfig, BenchTrainConfig
 from cola_train.bench.machine import Clock
 from cola_train.bench.report import Speedometer, spread
 from cola_train.bench.worker import measure_in_a_process
-from cola_train.config.bench import BenchTrainConfig
-from cola_train.config.bench_data import BenchDataConfig
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.config.settings import require
-from cola_train.data.datamodule import Batch, PackedRows, StepBatchSampler, batch_loader
+from cola_train.console import progress_bar
+from cola_train.data.batch import Batch, PackedRows
 from cola_train.data.packing import TRAIN, SplitCounts, documents_file, tokens_file
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import MANIFEST_FILE, PreparedData
-from cola_train.data.progress import progress_bar
 from cola_train.data.sources import read_documents
 from cola_train.data.tokenizer import Tokenizer, train_tokenizer
+from cola_train.training.data import StepBatchSampler, batch_loader
 
 _AUSTEN = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"
 _LEARNT_IDS = 4096

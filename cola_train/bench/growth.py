@@ -3,16 +3,16 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig
 from cola_train.bench.results import refuse_existing
 from cola_train.bench.worker import measure_in_a_process
-from cola_train.config.bench import BenchGrowthConfig, BenchTrainConfig
-from cola_train.config.runs import JointRunConfig
 from cola_train.config.settings import require
-from cola_train.data.progress import say
+from cola_train.console import say
+from cola_train.families.registry import family_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
 
     Returns:
         `series`: by what varies ("batch", "length", "block_size", "layers", "width") its points, each with `value`, `seconds`
-        (median), `tokens_per_second`, `tokens_per_second_per_gflops`, `growth_bytes`, `parameters` of the DiT and `flops`
+        (median), `tokens_per_second`, `tokens_per_second_per_gflops`, `growth_bytes`, `parameters` of the backbone and `flops`
         (executed); `exponents`: by series the slope of log time over log size; `time_ratio`: time at the largest batch over that
         at the smallest; and the `machine` of the first point.
 
@@ -68,34 +68,32 @@ def points(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[P
     """The points of each series.
 
     Raises:
-        UserError: the workload is not of stage 2, or a width is no multiple of its head width.
+        UserError: the workload's backbone cannot be varied, or a width is no multiple of its head width.
     """
     from cola_train.bench.workloads import run_config
 
     run = run_config(_train_config(config, Point(0, config.rows, config.seq_len)), of_run)
-    require(
-        isinstance(run, JointRunConfig), f"bench growth varies a DiT's sizes: give a workload of stage 2, not {config.workload}."
-    )
-    assert isinstance(run, JointRunConfig)
-    head_dim = run.dit.head_dim
-    for width in config.widths:
-        require(width % head_dim == 0, f"widths must be multiples of the workload's head width, {head_dim}, not {width}.")
+    family = family_of(run)
+
+    def settings(size: str, value: int) -> tuple[str, ...]:
+        found: tuple[str, ...] | None = family.growth_settings(run, size, value)
+        require(found is not None,
+                f"bench growth varies the sizes of a backbone: give a workload of stage 2, not {config.workload}.")  # fmt: skip
+        assert found is not None
+        return found
+
     rows, seq_len = config.rows, config.seq_len
 
-    def series(values: Sequence[int], own: int, settings: Callable[[int], tuple[str, ...]]) -> list[Point]:
+    def series(size: str, values: Sequence[int]) -> list[Point]:
         # The workload's own size needs no setting: it is one point for all series.
-        return [Point(value, rows, seq_len, () if value == own else settings(value)) for value in values]
+        return [Point(value, rows, seq_len, settings(size, value)) for value in values]
 
     return {
         "batch": [Point(value, value, seq_len) for value in config.batches],
         "length": [Point(value, rows, value) for value in config.lengths],
-        "block_size": series(config.block_sizes, run.dit.block_size, lambda value: (f"dit.block_size={value}",)),
-        "layers": series(config.layers, run.dit.num_layers, lambda value: (f"dit.num_layers={value}",)),
-        "width": series(
-            config.widths,
-            run.dit.txt_dim,
-            lambda value: (f"dit.txt_dim={value}", f"dit.emb_dim={value}", f"dit.heads={value // head_dim}"),
-        ),
+        "block_size": series("block_size", config.block_sizes),
+        "layers": series("layers", config.layers),
+        "width": series("width", config.widths),
     }
 
 
@@ -117,7 +115,7 @@ def _summary(point: Point, result: dict[str, Any]) -> dict[str, Any]:
         "tokens_per_second": result["tokens_per_second"],
         "tokens_per_second_per_gflops": result["tokens_per_second_per_gflops"],
         "growth_bytes": result["memory"]["growth_bytes"],
-        "parameters": result["parameters"]["dit"],
+        "parameters": result["backbone_parameters"],
         "flops": result["flops"]["executed"],
     }
 

@@ -13,11 +13,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from cola_train.devices import matrix_flops
 from cola_train.flops.peaks import find_device
 
 _STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_CPU_SIZE, _GPU_SIZE = 1024, 8192
-_PRODUCTS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,21 +48,9 @@ class Clock:
         return self.read() - begin
 
 
-def matrix_seconds(clock: Clock, dtype: torch.dtype) -> list[float]:
-    """Seconds of each of some products of two square matrices: 1024 wide on a CPU, 8192 on a GPU."""
-    size = _matrix_size(clock.device)
-    one, other = (torch.randn(size, size, device=clock.device).to(dtype) for _ in range(2))
-    clock.time(lambda: torch.mm(one, other))
-    return [clock.time(lambda: torch.mm(one, other)) for _ in range(_PRODUCTS)]
-
-
 def gflops(device: torch.device, seconds: list[float]) -> float:
-    """10^9 FLOPs per second of products that took so long, by their median."""
-    return 2 * _matrix_size(device) ** 3 / statistics.median(seconds) / 1e9
-
-
-def _matrix_size(device: torch.device) -> int:
-    return _GPU_SIZE if device.type == "cuda" else _CPU_SIZE
+    """10^9 FLOPs per second of matrix products that took so long (devices.py), by their median."""
+    return matrix_flops(device) / statistics.median(seconds) / 1e9
 
 
 class Memory:

@@ -10,17 +10,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from cola_train.bench.machine import Clock
-from cola_train.training.module import StageModule
+from cola_train.training.loop.module import StageModule
 
 _TOP = 10
-# The networks' forwards by the modules that run them; what the objective computes outside these is "losses".
-_FORWARDS = {
-    "vae.encoder": "encode",
-    "reference_encoder": "encode by the reference",
-    "vae.decoder": "decode",
-    "dit": "forward of the DiT",
-    "transformer": "forward of the transformer",
-}
 
 
 @contextlib.contextmanager
@@ -50,18 +42,18 @@ def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
 
         return run
 
-    modules = dict(stage.objective.named_modules())
+    modules, forwards = dict(stage.objective.named_modules()), stage.objective.timed_forwards
     optimizer = stage.optimizers(use_pl_optimizer=False)
     assert isinstance(optimizer, torch.optim.Optimizer)
     with contextlib.ExitStack() as held:
         handles = [optimizer.register_step_pre_hook(begin), optimizer.register_step_post_hook(end("optimizer"))]
-        for path, name in _FORWARDS.items():
+        # What the objective computes outside its networks is "losses".
+        for path, name in {**forwards, "": "losses"}.items():
             if path in modules:
                 handles += [modules[path].register_forward_pre_hook(begin), modules[path].register_forward_hook(end(name))]
         for handle in handles:
             held.callback(handle.remove)
         for owner, attribute, name in (
-            (stage, "losses", "losses"),
             (stage, "manual_backward", "backward"),
             (nn.utils, "clip_grad_norm_", "clip"),
         ):
@@ -69,7 +61,7 @@ def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
         start = clock.read()
         yield parts
         whole = clock.read() - start
-    parts["losses"] -= sum(parts.get(name, 0.0) for name in _FORWARDS.values())
+    parts["losses"] -= sum(parts.get(name, 0.0) for name in forwards.values())
     parts["the rest"] = whole - sum(parts.values())
 
 

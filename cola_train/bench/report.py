@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from cola_train.bench.machine import Clock, Memory, data_sheet_flops, device_name, gflops, matrix_seconds
+from cola_train.bench.machine import Clock, Memory, data_sheet_flops, device_name, gflops
 from cola_train.config.loop import Convention
+from cola_train.devices import matrix_seconds
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -23,7 +24,7 @@ class Speedometer:
 
     def read(self) -> None:
         """Measure once more; before and after."""
-        self._seconds.append({name: matrix_seconds(self._clock, dtype) for name, dtype in self._dtypes.items()})
+        self._seconds.append({name: matrix_seconds(self._clock.device, dtype, self._clock.read) for name, dtype in self._dtypes.items()})
 
     def gflops(self, precision: str) -> float:
         """The median rate over all readings, in `precision` if it is measured."""

@@ -4,12 +4,15 @@ import dataclasses
 import lzma
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cola_train
+from cola_train.bench.config import BenchQualityConfig, BenchSampleConfig, BenchTrainConfig
 from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
-from cola_train.config.bench import BenchQualityConfig, BenchSampleConfig, BenchTrainConfig
-from cola_train.data.progress import say
+from cola_train.console import say
+
+if TYPE_CHECKING:
+    from cola_train.families.checkpoint import SolverQuality
 
 _NOVELS = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"
 # A doubling of the rows must gain as much, or it is the last.
@@ -77,19 +80,19 @@ def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str
     Raises:
         UserError: no such checkpoint or device, or prompts that cannot be read.
     """
-    from cola_train.bench.quality import measure_quality, quality_table
-    from cola_train.hf_format import Checkpoint
-    from cola_train.sampling.prompts import named_device, read_prompts
+    from cola_train.devices import named_device
+    from cola_train.evaluation.writing.sample import read_prompts
+    from cola_train.families.registry import load_checkpoint
 
-    checkpoint = Checkpoint.load(checkpoint_folder, named_device(device))
+    checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
     encode = checkpoint.tokenizer.encode
     if config.prompts is not None:
         given, _ = read_prompts(Path(config.prompts))
         prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
     else:
         prompts = [encode(text)[: config.prompt_tokens] for text in _passages(config.num_prompts)]
-    rows = measure_quality(checkpoint, prompts, config.sampler, config.solvers, config.steps, config.reference_steps)
-    say(quality_table(rows))
+    rows = checkpoint.compare_solvers(prompts, config.sampler, config.solvers, config.steps, config.reference_steps)
+    say(_quality_table(rows))
     return {
         "checkpoint": str(checkpoint_folder),
         "prompts": len(prompts),
@@ -97,6 +100,17 @@ def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str
         "sampler": dataclasses.asdict(config.sampler),
         "rows": [dataclasses.asdict(row) for row in rows],
     }
+
+
+def _quality_table(rows: "Sequence[SolverQuality]") -> str:
+    """The rows as a table in Markdown."""
+    lines = ["| solver | steps | network calls | latent RMS error | tokens equal | CPU s a sample |", "| --- |" + " ---: |" * 5]
+    lines += [
+        f"| {row.solver} | {row.num_steps} | {row.network_calls} | {row.latent_rms_error:.3f} | {row.token_agreement:.1%} "
+        f"| {row.cpu_seconds_per_sample:.3f} |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _passages(count: int) -> list[str]:

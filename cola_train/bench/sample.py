@@ -6,20 +6,18 @@ from typing import Any
 
 import torch
 
+from cola_train.bench.config import BenchSampleConfig
 from cola_train.bench.machine import Clock, Memory
 from cola_train.bench.report import Speedometer, speed, spread, used, utilisation
-from cola_train.bench.workloads import checkpoint, sampling_run
-from cola_train.config.bench import BenchSampleConfig
+from cola_train.bench.workloads import checkpoint
 from cola_train.config.loop import Convention
 from cola_train.config.settings import UserError
-from cola_train.data.progress import progress_bar
-from cola_train.flops.sampling import generation_parts
+from cola_train.console import progress_bar
+from cola_train.devices import named_device
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.generate import generate
 from cola_train.flops.work import Work
-from cola_train.hf_format import Checkpoint
-from cola_train.sampling.blocks import Prefix
-from cola_train.sampling.generate import generate
 from cola_train.sampling.precision import computes_in_bf16
-from cola_train.sampling.prompts import named_device
 
 
 def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any]:
@@ -42,16 +40,14 @@ def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any
 
 
 def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict[str, Any]:
-    assert model.dit is not None
-    vae, dit = model.vae.config, model.dit.config
     generator = torch.Generator().manual_seed(0)
-    prompts: list[list[int]] = torch.randint(vae.vocab_size, (config.batch, config.prompt_tokens), generator=generator).tolist()
+    shape = (config.batch, config.prompt_tokens)
+    prompts: list[list[int]] = torch.randint(model.vocab_size, shape, generator=generator).tolist()
     sampler = dataclasses.replace(config.sampler, batch_size=config.batch)
-    block_tokens = vae.patch_size * dit.block_size
-    known = Prefix.of(config.prompt_tokens, vae.patch_size, dit.block_size).known_tokens
-    num_blocks = -(-(known + sampler.max_new_tokens) // block_tokens)
-    # Up to the first block's last token: the prefix and one block.
-    first = dataclasses.replace(sampler, max_new_tokens=min(sampler.max_new_tokens, block_tokens - known))
+    first_tokens, pass_tokens = model.tokens_a_pass(config.prompt_tokens, sampler.max_new_tokens)
+    num_passes = 1 + max(0, -(-(sampler.max_new_tokens - first_tokens) // pass_tokens))
+    # Up to the first pass's last token: the prefix and one block.
+    first = dataclasses.replace(sampler, max_new_tokens=min(sampler.max_new_tokens, first_tokens))
 
     speedometer = Speedometer(clock)
     speedometer.read()
@@ -71,7 +67,7 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
     precision = "bf16" if computes_in_bf16(sampler, clock.device) else "fp32"
     seconds, first_block = spread(whole), spread(to_first)
     tokens = config.batch * sampler.max_new_tokens
-    work = sum(generation_parts(sampling_run(vae, dit), sampler, config.prompt_tokens, config.batch).values(), Work())
+    work = sum(model.generation_work(sampler, config.prompt_tokens, config.batch).values(), Work())
     flops: dict[Convention, int] = {"model": work.model, "executed": work.executed}
     return {
         "workload": config.workload,
@@ -79,14 +75,14 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
         "prompt_tokens": config.prompt_tokens,
         "new_tokens": sampler.max_new_tokens,
         "sampler": dataclasses.asdict(sampler),
-        "parameters": {"vae": _count(model.vae), "dit": _count(model.dit)},
+        "parameters": {name: _count(network) for name, network in model.networks.items()},
         "precision": precision,
         "machine": speedometer.report(),
         "seconds": seconds,
         **speed(tokens, seconds["median"], speedometer, precision),
         "first_block_seconds": first_block,
-        "blocks": num_blocks,
-        "block_seconds": (seconds["median"] - first_block["median"]) / (num_blocks - 1) if num_blocks > 1 else None,
+        "blocks": num_passes,
+        "block_seconds": (seconds["median"] - first_block["median"]) / (num_passes - 1) if num_passes > 1 else None,
         **utilisation(flops, seconds["median"], clock, speedometer, precision),
         "memory": memory_used,
     }

@@ -7,25 +7,24 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from cola_train.bench.config import BenchTrainConfig
 from cola_train.bench.machine import Clock, Memory
 from cola_train.bench.parts import parts_of, top_operations
 from cola_train.bench.report import Speedometer, speed, spread, used, utilisation
 from cola_train.bench.workloads import random_batch, randomise
-from cola_train.config.bench import BenchTrainConfig
-from cola_train.config.runs import RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.data.datamodule import Batch
-from cola_train.data.progress import progress_bar
-from cola_train.flops.parameters import network_parameters
-from cola_train.flops.steps import step_flops
+from cola_train.console import progress_bar
+from cola_train.data.batch import Batch
+from cola_train.families.costs import network_parameters, step_flops
+from cola_train.families.registry import family_of
 from cola_train.processes import connected
-from cola_train.training.interrupts import StopRequest
-from cola_train.training.module import StageModule
+from cola_train.training.loop.interrupts import StopRequest
+from cola_train.training.loop.lightning import build_trainer
+from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.watchdog import Watchdog
+from cola_train.training.parallel.sharding import gather_each_once
 from cola_train.training.preflight import with_precision
-from cola_train.training.run import build_trainer
-from cola_train.training.stages import build_stage
-from cola_train.training.strategy import gather_each_once
-from cola_train.training.watchdog import Watchdog
 
 
 def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
@@ -46,7 +45,7 @@ def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
     torch.manual_seed(0)
     with connected(run.trainer.accelerator, run.parallel.timeout_seconds) as processes:
         run = with_precision(run, None)
-        stage = build_stage(run, processes=processes, stop=StopRequest(), watchdog=Watchdog(0, run.parallel.timeout_seconds))
+        stage = StageModule(run, processes, StopRequest(), Watchdog(0, run.parallel.timeout_seconds))
         measure = _Measure(config, Clock(processes.device, config.threads))
         try:
             build_trainer(run, processes, [measure]).fit(stage, train_dataloaders=_Repeated(random_batch(run)))
@@ -136,6 +135,7 @@ class _Measure(pl.Callback):
             "seq_len": run.data.seq_len,
             "tokens": tokens,
             "parameters": network_parameters(run),
+            "backbone_parameters": family_of(run).backbone_parameters(run),
             "precision": precision,
             "activation_checkpointing": run.parallel.activation_checkpointing,
             "machine": self._speedometer.report(),

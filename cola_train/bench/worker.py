@@ -11,7 +11,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cola_train.config.bench import BenchSampleConfig, BenchTrainConfig, Kind, MeasuringConfig, split_settings
+from cola_train.bench.config import (
+    BenchSampleConfig,
+    BenchTrainConfig,
+    Kind,
+    MeasuringConfig,
+    split_settings,
+)
 from cola_train.config.load import leaves, load_config, value_at
 from cola_train.config.settings import UserError
 

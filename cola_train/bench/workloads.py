@@ -8,49 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cola_train.config.bench import BenchSampleConfig, BenchTrainConfig
+from cola_train.bench.config import BenchSampleConfig, BenchTrainConfig
 from cola_train.config.load import load_config
-from cola_train.config.models import DiTConfig, TextVAEConfig
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig, load_run_config
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import nearest, require
-from cola_train.data.datamodule import Batch
+from cola_train.data.batch import Batch
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer
-from cola_train.hf_format import Checkpoint
-from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.registry import families, family_named, load_checkpoint, load_run_config
 
 # What a run must say, and nothing here reads.
 _NAMES = ("name=bench", "data.path=none")
-# Small enough for one thread of a CPU: DiT alone trains, on latents of a frozen VAE.
-_FROZEN_VAE = ("init_vae_from=random", "objective.vae_strategy.mode=fix", "trainer.precision=fp32", "vae.block_size=1",
-               "dit.block_size=16")  # fmt: skip
-_S = (
-    "vae.vocab_size=1024", "vae.dim=128", "vae.ffn_dim=512", "vae.num_heads=4", "vae.encoder_num_blocks=2",
-    "vae.decoder_num_blocks=2", "dit.num_layers=4", "dit.txt_dim=128", "dit.emb_dim=128", "dit.heads=4", "dit.head_dim=32",
-    "dit.rope_dim=24",
-)  # fmt: skip
-_M = (
-    "vae.vocab_size=4096", "vae.dim=256", "vae.ffn_dim=1024", "vae.num_heads=4", "vae.encoder_num_blocks=4",
-    "vae.decoder_num_blocks=4", "dit.num_layers=8", "dit.txt_dim=384", "dit.emb_dim=384", "dit.heads=6", "dit.head_dim=64",
-    "dit.rope_dim=48",
-)  # fmt: skip
 
 
-def _batch(rows: int, seq_len: int) -> tuple[str, ...]:
-    return (f"trainer.micro_batch_size={rows}", f"trainer.global_batch_size={rows}", f"data.seq_len={seq_len}")
-
-
-# The stage, and what differs from the defaults of its config, which are the paper's.
-WORKLOADS: dict[str, tuple[type[RunConfig], tuple[str, ...]]] = {
-    "S": (JointRunConfig, (*_FROZEN_VAE, *_S, *_batch(8, 256))),
-    "M": (JointRunConfig, (*_FROZEN_VAE, *_M, *_batch(2, 512))),
-    "paper_stage1": (VAERunConfig, ("vae.block_size=1", *_batch(8, 512))),
-    "paper_stage2": (
-        JointRunConfig,
-        ("init_vae_from=random", "vae.block_size=1", "dit.block_size=16", "budget.nominal_parameters=1800000000", *_batch(8, 512)),
-    ),
-}
-SAMPLED = {"S": "S", "M": "M", "paper": "paper_stage2"}
+def workloads() -> dict[str, tuple[type[RunConfig], tuple[str, ...]]]:
+    """By name, the config's class and what differs from its defaults, which are the paper's."""
+    return {name: (family.config, settings) for family in families().values() for name, settings in family.workloads.items()}
 
 
 def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfig:
@@ -67,9 +40,10 @@ def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfi
     if name.endswith((".yaml", ".yml")):
         run: RunConfig = load_run_config(Path(name), of_run)
     else:
-        require(name in WORKLOADS, f"There is no workload {name!r} (or give a run's .yaml file): {nearest(name, WORKLOADS)}")
-        stage, settings = WORKLOADS[name]
-        run = load_config(stage, None, [*_NAMES, *settings, *of_run])
+        known = workloads()
+        require(name in known, f"There is no workload {name!r} (or give a run's .yaml file): {nearest(name, known)}")
+        config_class, settings = known[name]
+        run = load_config(config_class, None, [*_NAMES, *settings, *of_run])
     trainer, parallel = run.trainer, run.parallel
     rows = config.rows or trainer.micro_batch_size
     micro_batches = config.micro_batches or trainer.global_batch_size // (trainer.micro_batch_size * parallel.num_processes)
@@ -108,27 +82,23 @@ def checkpoint(config: BenchSampleConfig, device: torch.device) -> Checkpoint:
     """What generates: a workload's networks with random weights, or a checkpoint from a folder.
 
     Raises:
-        UserError: neither; or a checkpoint without a DiT.
+        UserError: neither; or a checkpoint that writes no text.
     """
     name = config.workload
-    if name not in SAMPLED:
-        require(Path(name).is_dir(), f"There is no workload {name!r} (or give a checkpoint folder): {nearest(name, SAMPLED)}")
-        loaded = Checkpoint.load(name, device)
-        require(loaded.dit is not None, f"{name} holds a VAE only; sampling needs the DiT of stage 2 (cola-train joint).")
+    of_families = {known: family for family in families().values() for known in family.generation_workloads}
+    if name not in of_families:
+        require(Path(name).is_dir(), f"There is no workload {name!r} (or give a checkpoint folder): {nearest(name, of_families)}")
+        loaded = load_checkpoint(name, device)
+        require(family_named(loaded.family).writes_text,
+                f"{name} is a checkpoint of `cola-train {loaded.family}`, which writes no text; give one of stage 2 (cola-train "
+                "joint) or of a baseline.")  # fmt: skip
         return loaded
-    _, settings = WORKLOADS[SAMPLED[name]]
-    run = load_config(JointRunConfig, None, [*_NAMES, *settings])
+    family = of_families[name]
+    run = load_config(family.config, None, [*_NAMES, *family.workloads[family.generation_workloads[name]]])
     with torch.device(device):
-        vae, dit = TextVAE(run.vae), BlockCausalDiT(run.dit)
-    for network in (vae, dit):
-        randomise(network)
-        network.eval().requires_grad_(False)
-    return Checkpoint(vae, dit, _word_tokenizer(run.vae.vocab_size))
-
-
-def sampling_run(vae: TextVAEConfig, dit: DiTConfig) -> JointRunConfig:
-    """A run of these networks, for the ledger of FLOPs."""
-    return dataclasses.replace(load_config(JointRunConfig, None, [*_NAMES, "objective.reference_weight=0"]), vae=vae, dit=dit)
+        objective = family.build(run)
+    randomise(objective)
+    return family.checkpoint(run, objective.state_dict(), _word_tokenizer(run.vocab_size), {}, device)
 
 
 def _word_tokenizer(vocab_size: int) -> Tokenizer:

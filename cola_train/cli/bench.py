@@ -4,9 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cola_train.bench.config import (
+    BenchDataConfig,
+    BenchGrowthConfig,
+    BenchQualityConfig,
+    BenchSampleConfig,
+    BenchTrainConfig,
+    split_settings,
+)
 from cola_train.cli.verb import add_verb, load_settings
-from cola_train.config.bench import BenchGrowthConfig, BenchQualityConfig, BenchSampleConfig, BenchTrainConfig, split_settings
-from cola_train.config.bench_data import BenchDataConfig
 
 _OF_RUN = "settings with a dot in their name are the measured run's"
 

@@ -64,7 +64,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _tasks(names: str) -> tuple[str, ...]:
-    from cola_train.evaluation.tasks import TASKS, check_task
+    from cola_train.evaluation.benchmarks.tasks import TASKS, check_task
 
     asked = TASKS if names == "all" else names.split(",")
     for name in asked:

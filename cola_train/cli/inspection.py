@@ -26,6 +26,6 @@ def add(verbs: Any) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     config = load_settings(options)
-    from cola_train.evaluation.latents.inspect import inspect_checkpoint
+    from cola_train.evaluation.inspect import inspect_checkpoint
 
     print(inspect_checkpoint(options.checkpoint, options.data, options.reference, options.out, options.device, config))

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.cli.verb import CONFIG_METAVAR, add_verb, load_settings
-from cola_train.config.comparison import ComparisonConfig
-from cola_train.config.curve import CurveConfig
 from cola_train.config.load import load_config
-from cola_train.config.runs import load_run_config
 from cola_train.config.settings import require
+from cola_train.evaluation.writing.config import ComparisonConfig
+from cola_train.families.registry import load_run_config
+from cola_train.scaling.config import CurveConfig
 
 
 def add(verbs: Any) -> None:

@@ -7,22 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.cli.verb import CONFIG_METAVAR, add_verb, load_settings
-from cola_train.config.runs import STAGES, RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import INTERRUPTED, UserError
-
-_SUMMARIES = {
-    "vae": "stage 1: train the Text VAE",
-    "joint": "stage 2: train VAE and DiT jointly",
-    "ar": "baseline: train an autoregressive transformer",
-    "llada": "baseline: train a masked diffusion transformer (LLaDA)",
-}
-_EXAMPLES = {"vae": "vae_quickstart", "joint": "joint_quickstart", "ar": "ar_paper", "llada": "llada_paper"}
+from cola_train.families.family import Family
+from cola_train.families.registry import families
 
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
-    for name, config_class in STAGES.items():
-        _add_training_verb(verbs, name, config_class)
+    for family in families().values():
+        _add_training_verb(verbs, family)
     warm = verbs.add_parser("warm-start", help="train a new run that begins with the weights of another, and nothing else of it")
     warm.add_argument("source", type=Path, metavar="RUN", help="the run folder whose latest weights to take")
     warm.add_argument("settings", nargs="+", metavar=CONFIG_METAVAR, help="the new run's config, then overrides")
@@ -47,9 +41,9 @@ def add(verbs: Any) -> None:
     export.set_defaults(run=_export)
 
 
-def _add_training_verb(verbs: Any, name: str, config_class: type[RunConfig]) -> None:
-    example = f"cola-train {name} configs/{_EXAMPLES[name]}.yaml"
-    parser = add_verb(verbs, name, _train, _SUMMARIES[name], config_class, example=example)
+def _add_training_verb(verbs: Any, family: Family[Any]) -> None:
+    example = f"cola-train {family.name} {family.example}"
+    parser = add_verb(verbs, family.name, _train, family.summary, family.config, example=example)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run, by its own config and the overrides")
 
 
@@ -60,7 +54,7 @@ def _train(options: argparse.Namespace) -> int:
         from cola_train.training.run import resume
 
         config = resume(options.resume, options.config_class, options.settings)
-    from cola_train.training.run_folder import saved_config
+    from cola_train.run_folder import saved_config
 
     if config.warm_start_from is not None and saved_config(config) is None:
         raise UserError(
@@ -73,8 +67,8 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _warm_start(options: argparse.Namespace) -> int:
+    from cola_train.run_folder import read_run_config, saved_config
     from cola_train.training.run import warm_started
-    from cola_train.training.run_folder import read_run_config, saved_config
 
     options.config_class = type(read_run_config(options.source))
     config = load_settings(options)
@@ -84,20 +78,22 @@ def _warm_start(options: argparse.Namespace) -> int:
 
 def _branch(options: argparse.Namespace) -> int:
     from cola_train.processes import connected
+    from cola_train.run_folder import read_run_config
+    from cola_train.run_layout import folder_of
     from cola_train.training.branch import branch
-    from cola_train.training.run_folder import folder_of, read_run_config, stage_name
 
     trunk = read_run_config(options.source)
     # Several processes may be here already, started by torchrun: one of them makes the folder.
     with connected(trunk.trainer.accelerator, trunk.parallel.timeout_seconds) as processes:
         config = processes.agree(lambda: branch(options.source, options.step, options.settings))
-    return _run_processes([stage_name(config), "--resume", str(folder_of(config))], config)
+    return _run_processes([config.stage, "--resume", str(folder_of(config))], config)
 
 
 def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
     """Train in this process; or, where several are asked for and torchrun has not started this one, start them by `arguments`."""
     from cola_train.processes import launched_by_torchrun
-    from cola_train.training.run_folder import folder_of, read_status, status_time
+    from cola_train.run_folder import read_status, status_time
+    from cola_train.run_layout import folder_of
 
     if config.parallel.num_processes == 1 or launched_by_torchrun():
         from cola_train.training.run import train

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.cli.verb import CONFIG_METAVAR
-from cola_train.config.runs import load_run_config
+from cola_train.families.registry import load_run_config
 
 
 def add(verbs: Any) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, require
-from cola_train.data.progress import say
+from cola_train.console import say
 from cola_train.data.tokenizer import DOLMA2_PATTERN, Tokenizer
 
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"

@@ -15,6 +15,7 @@ from typing import Any
 
 from cola_train.config.data import PrepareConfig
 from cola_train.config.settings import UserError, require
+from cola_train.console import progress_bar, say
 from cola_train.data.packing import (
     TRAIN,
     VALIDATION,
@@ -27,7 +28,6 @@ from cola_train.data.packing import (
     tokens_file,
 )
 from cola_train.data.prepared import FORMAT_VERSION, MANIFEST_FILE, TOKENIZER_FILE, Manifest, PreparedData
-from cola_train.data.progress import progress_bar, say
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import atomic_folder

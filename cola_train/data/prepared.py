@@ -13,9 +13,9 @@ from jaxtyping import Int64
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.packing import SplitCounts, documents_file, tokens_file
-from cola_train.data.progress import read_errors_explained
 from cola_train.data.sources import SourceHash
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.files import read_errors_explained
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.data.progress import read_errors_explained
+from cola_train.files import read_errors_explained
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

@@ -10,8 +10,9 @@ from typing import Any
 
 from cola_train.config.data import CorpusConfig
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.data.progress import progress_bar, read_errors_explained
+from cola_train.console import progress_bar
 from cola_train.data.readers import SUFFIXES, missing_column, read_file, suffix_of, text_of
+from cola_train.files import read_errors_explained
 
 
 @dataclasses.dataclass(frozen=True)

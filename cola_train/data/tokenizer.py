@@ -10,9 +10,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cola_train.config.data import TokenizerTrainConfig
 from cola_train.config.settings import UserError, require
-from cola_train.data.progress import read_errors_explained, say
+from cola_train.console import say
 from cola_train.data.sources import read_documents
-from cola_train.files import write_atomically
+from cola_train.files import read_errors_explained, write_atomically
 
 EOS_TOKEN = "<|endoftext|>"
 IM_START_TOKEN = "<|im_start|>"

@@ -28,12 +28,6 @@ class Linear:
 
     inputs: int
     outputs: int
-    bias: bool
-
-    @property
-    def parameters(self) -> int:
-        """Its weights and biases."""
-        return self.outputs * (self.inputs + self.bias)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +90,10 @@ class Work:
     def computed_again(self) -> "Work":
         """This, and its forward pass once more in the backward pass."""
         return dataclasses.replace(self, recomputation=self.recomputation + self.executed_forward)
+
+
+Parts = dict[str, Work]
+"""Work by part of the networks, such as "dit.attention"."""
 
 
 def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool = True) -> Work:

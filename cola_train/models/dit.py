@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from cola_train.config.models import DiTConfig
-from cola_train.models.attention import Attention, LayerAttention
-from cola_train.models.cached_attention import KVCache
+from cola_train.models.attention.cached import KVCache
+from cola_train.models.attention.masks import document_positions, packed
+from cola_train.models.attention.rows import Attention, LayerAttention
+from cola_train.models.attention.tiled import packed_attention
+from cola_train.models.blocks import Block, HasBuffers, TimeModule
+from cola_train.models.config import DiTConfig
 from cola_train.models.layers import Rotation, interleaved_rotation, rotary_frequencies, rotate_interleaved, sinusoidal_time
-from cola_train.models.masks import document_positions, packed
-from cola_train.models.tiled_attention import packed_attention
 
 DIT_TIME_SCALE = 1000.0  # T: the network reads 1000 t, the rest of the project t in [0, 1]
 _TIME_FREQUENCIES = 128
@@ -48,7 +49,7 @@ class Times:
     modulations: Modulations | None = None
 
 
-class _Rope(nn.Module):
+class _Rope(HasBuffers):
     """Holds the released `rope.rope.freqs` buffer."""
 
     freqs: Tensor
@@ -59,6 +60,7 @@ class _Rope(nn.Module):
         self.register_buffer("freqs", rotary_frequencies(rope_dim, 10000.0))
 
     def reset_buffers(self) -> None:
+        """The frequencies."""
         self.freqs.copy_(rotary_frequencies(self.rope_dim, 10000.0))
 
 
@@ -120,7 +122,7 @@ def _ada(dim: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.SiLU(), nn.Linear(dim, width))
 
 
-class DiTModulation(nn.Module):
+class DiTModulation(TimeModule):
     """adaLN: (shift, scale) before attention and MLP, a gate after each, with no activation on any of them."""
 
     def __init__(self, dim: int) -> None:
@@ -129,7 +131,7 @@ class DiTModulation(nn.Module):
         self.msa_out, self.mlp_out = _ada(dim, dim), _ada(dim, dim)
 
 
-class DiTBlock(nn.Module):
+class DiTBlock(Block):
     """x = x + gate attention(LN(x)(1 + scale) + shift), then the same with the MLP; LN without affine."""
 
     def __init__(self, config: DiTConfig) -> None:
@@ -192,7 +194,7 @@ class _LatentOut(nn.Module):
         self.proj = nn.Linear(config.txt_dim, config.txt_out_channels)
 
 
-class _TimeEmbedding(nn.Module):
+class _TimeEmbedding(TimeModule):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.proj_in = nn.Linear(2 * _TIME_FREQUENCIES, config.txt_dim)
@@ -204,7 +206,7 @@ class _TimeEmbedding(nn.Module):
         return self.proj_out(F.silu(self.proj_hid(F.silu(self.proj_in(x)))))
 
 
-class _OutModulation(nn.Module):
+class _OutModulation(TimeModule):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.out_in = _ada(config.emb_dim, 2 * config.txt_dim)
@@ -289,11 +291,6 @@ class BlockCausalDiT(nn.Module):
             packed_attention(num_latents, block_size, document, sees_history, z_t.device, copies),
             outputs=num_noised,
         )
-
-    def reset_buffers(self) -> None:
-        """Compute all buffers again, for a network built on the meta device."""
-        for block in self._blocks():
-            block.msa.rope.rope.reset_buffers()
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `capacity` latents a row."""

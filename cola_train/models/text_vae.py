@@ -7,17 +7,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cola_train.config.models import TextVAEConfig
-from cola_train.models.attention import Attention, LayerAttention
-from cola_train.models.cached_attention import KVCache
+from cola_train.models.attention.cached import KVCache
+from cola_train.models.attention.masks import document_positions
+from cola_train.models.attention.rows import Attention, LayerAttention
+from cola_train.models.attention.tiled import row_attention
+from cola_train.models.blocks import Block
+from cola_train.models.config import TextVAEConfig
 from cola_train.models.layers import Rotation, half_rotation, rotary_frequencies, rotate_half
-from cola_train.models.masks import document_positions
 from cola_train.models.posterior import LOG_VARIANCE_RANGE, Posterior
-from cola_train.models.tiled_attention import row_attention
 from cola_train.models.vocabulary_head import VocabularyHead
 
 
-class TextVAEBlock(nn.Module):
+class TextVAEBlock(Block):
     """A transformer block with the released residual arrangement: x = norm_attn(x) + a; x = x + norm_ffn(ffn(x))."""
 
     def __init__(self, config: TextVAEConfig) -> None:

@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cola_train.config.baselines import TransformerConfig
-from cola_train.models.attention import Attention, LayerAttention
-from cola_train.models.cached_attention import KVCache
+from cola_train.models.attention.cached import KVCache
+from cola_train.models.attention.masks import document_positions
+from cola_train.models.attention.rows import Attention, LayerAttention
+from cola_train.models.attention.tiled import row_attention
+from cola_train.models.blocks import Block
+from cola_train.models.config import TransformerConfig
 from cola_train.models.layers import Rotation, half_rotation, rotary_frequencies, rotate_half
-from cola_train.models.masks import document_positions
-from cola_train.models.tiled_attention import row_attention
 from cola_train.models.vocabulary_head import VocabularyHead
 
 
@@ -56,7 +57,7 @@ class _MLP(nn.Module):
         return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Block):
     """x = x + attention(norm(x)); x = x + mlp(norm(x))."""
 
     def __init__(self, config: TransformerConfig) -> None:

@@ -109,3 +109,8 @@ def _error(exponentials: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     """The gradient of the loss by the logits, in place: scale (softmax - one-hot)."""
     exponentials.mul_((scale / exponentials.sum(-1))[:, None])
     return exponentials.scatter_add_(1, target[:, None], -scale[:, None])
+
+
+def token_nats(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+    """-log p of each target, nats, in fp32."""
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").unflatten(0, targets.shape)

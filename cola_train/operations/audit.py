@@ -14,9 +14,11 @@ import torch
 from jaxtyping import Bool, Int64, UInt64
 
 from cola_train.config.settings import UserError
+from cola_train.console import progress_bar
 from cola_train.data.order import row_index
-from cola_train.data.progress import progress_bar, read_errors_explained
-from cola_train.training.step_log import STEP_LOG, Attempt, read_step_log, sample_digest
+from cola_train.files import read_errors_explained
+from cola_train.run_layout import STEP_LOG
+from cola_train.training.loop.step_log import Attempt, read_step_log, sample_digest
 
 _SAMPLES_AT_ONCE = 1 << 16  # arrays of so many stay in a processor's cache
 _SAMPLES_WORTH_A_BAR = 5_000_000

@@ -9,25 +9,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cola_train.config.baselines import TransformerConfig
 from cola_train.config.load import to_yaml
-from cola_train.config.models import DiTConfig, TextVAEConfig
-from cola_train.config.objectives import VAEStrategyConfig
-from cola_train.config.runs import BaselineRunConfig, ColaRunConfig, JointRunConfig, RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
+from cola_train.families.registry import family_of
 from cola_train.files import write_atomically
 from cola_train.operations.audit import audit
 from cola_train.operations.mischief import Disturbance, draw, goes_on_from, harm, strike
 from cola_train.operations.sameness import Ending, compare
 from cola_train.operations.watched import Job, JobError, Rhythm, Watch
 from cola_train.processes import Processes
-from cola_train.training.optim import Schedule
+from cola_train.training.optim.schedule import Schedule
+from cola_train.training.parallel.sharding import check_mesh
 from cola_train.training.preflight import refuse
-from cola_train.training.run_folder import stage_name
-from cola_train.training.strategy import check_mesh
 
 RunT = TypeVar("RunT", bound=RunConfig)
-_WIDTH = 32
 _ROWS = 4
 _CHECKPOINTS = 12
 
@@ -129,49 +125,7 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
         "wandb": dataclasses.replace(config.wandb, enabled=False),
         "budget": dataclasses.replace(config.budget, eflops=None, marks=[]),
     }
-    if isinstance(config, ColaRunConfig):
-        changes["vae"] = _small_vae(config.vae)
-    if isinstance(config, BaselineRunConfig):
-        changes["transformer"] = _small_transformer(config.transformer)
-    if isinstance(config, JointRunConfig):
-        objective = config.objective
-        changes |= {
-            "dit": _small_dit(config.dit),
-            "init_vae_from": None,
-            "init_dit_from": None,
-            "objective": dataclasses.replace(
-                objective, reference_weight=0.0, vae_strategy=_short_strategy(objective.vae_strategy, steps)
-            ),
-        }
-    return dataclasses.replace(config, **changes)
-
-
-def _small_vae(vae: TextVAEConfig) -> TextVAEConfig:
-    width: dict[str, Any] = {} if vae.dim <= _WIDTH else {"dim": _WIDTH, "num_heads": 2}
-    return dataclasses.replace(vae, **width, ffn_dim=min(vae.ffn_dim, 2 * _WIDTH), encoder_num_blocks=1, decoder_num_blocks=1)
-
-
-def _small_dit(dit: DiTConfig) -> DiTConfig:
-    width: dict[str, Any] = (
-        {} if dit.txt_dim <= _WIDTH else {"txt_dim": _WIDTH, "emb_dim": _WIDTH, "heads": 2, "head_dim": 16, "rope_dim": 8}
-    )
-    return dataclasses.replace(dit, **width, num_layers=min(dit.num_layers, 2))
-
-
-def _small_transformer(config: TransformerConfig) -> TransformerConfig:
-    width: dict[str, Any] = (
-        {} if config.hidden_size <= _WIDTH else {"hidden_size": _WIDTH, "num_attention_heads": 2, "head_dim": 16}
-    )
-    layers, ffn = min(config.num_hidden_layers, 2), min(config.intermediate_size, 2 * _WIDTH)
-    return dataclasses.replace(config, **width, num_hidden_layers=layers, intermediate_size=ffn)
-
-
-def _short_strategy(strategy: VAEStrategyConfig, steps: int) -> VAEStrategyConfig:
-    cycle = max(2, steps // 6)
-    share = strategy.joint_steps / (strategy.joint_steps + strategy.frozen_steps)
-    joint = min(cycle - 1, max(1, round(cycle * share)))
-    mode = "joint" if strategy.mode == "fix" else strategy.mode
-    return dataclasses.replace(strategy, mode=mode, joint_steps=joint, frozen_steps=cycle - joint)
+    return dataclasses.replace(config, **changes, **family_of(config).shrink(config, steps))
 
 
 def _differences(config: RunConfig, small: RunConfig) -> str:
@@ -226,7 +180,7 @@ class _Runs:
 
     def _job(self, name: str, output: str, processes: int) -> Job:
         settings = [f"name={name}", f"parallel.num_processes={processes}"]
-        return Job([stage_name(self._config), str(self._folder / "config.yaml"), *settings], self._folder / output)
+        return Job([self._config.stage, str(self._folder / "config.yaml"), *settings], self._folder / output)
 
     def _must_go_on(self, job: Job, watch: Watch, begin: int, processes: int) -> None:
         watch.until(lambda: watch.step > 0)

@@ -13,7 +13,7 @@ import psutil
 import torch
 from packaging.requirements import Requirement
 
-from cola_train.processes import cpu_bf16_is_fast
+from cola_train.devices import cpu_bf16_is_fast
 
 _PROJECT = "cola-train"
 _LIBRARIES = ("lightning", "numpy", "safetensors", "tokenizers", "datasets")

@@ -9,8 +9,8 @@ from typing import Literal
 
 from cola_train.config.settings import INTERRUPTED, UserError
 from cola_train.operations.watched import Job, Rhythm, Watch
-from cola_train.training.checkpoint import intact_manifest, saved_steps, step_folder
-from cola_train.training.run_folder import read_status
+from cola_train.run_folder import read_status
+from cola_train.training.checkpoints.folder import intact_manifest, saved_steps, step_folder
 
 Kind = Literal["kill", "kill in a save", "SIGTERM"]
 Harm = Literal["one bit flipped", "truncated", "deleted"]

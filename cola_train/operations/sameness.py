@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from cola_train.files import read_rows
-from cola_train.training.checkpoint import intact_manifest, latest_checkpoint
-from cola_train.training.checkpoint_io import CheckpointReader
-from cola_train.training.metrics import METRICS
-from cola_train.training.pace import CLOCKS
-from cola_train.training.state import MODEL, RunState
-from cola_train.training.step_log import Step, read_step_log
+from cola_train.run_layout import CLOCKS, METRICS
+from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint
+from cola_train.training.checkpoints.tensors import CheckpointReader
+from cola_train.training.loop.state import MODEL, RunState
+from cola_train.training.loop.step_log import Step, read_step_log
 
 _LARGEST_LOSS_DIFFERENCE = 1e-4
 _NOT_COMPARED = CLOCKS | {"step"}

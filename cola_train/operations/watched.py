@@ -15,7 +15,8 @@ from pathlib import Path
 
 import psutil
 
-from cola_train.training.step_log import STEP_LOG, Attempt
+from cola_train.run_layout import STEP_LOG
+from cola_train.training.loop.step_log import Attempt
 
 _LOOK_SECONDS = 0.002
 _QUIET_SECONDS = 600.0

@@ -8,6 +8,10 @@ from typing import Protocol
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError
+
+# (prompt_index, block_index) to a block's initial noise.
+Noise = Callable[[int, int], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,3 +94,14 @@ def stream(
         while given in ended:
             yield ended.pop(given)
             given += 1
+
+
+def check_ids(ids: Sequence[int], vocab_size: int, what: str) -> None:
+    """Refuse ids that a network does not know.
+
+    Raises:
+        UserError: an id outside 0..vocab_size - 1; `what` it is of is named.
+    """
+    for place, token in enumerate(ids):
+        if not 0 <= token < vocab_size:
+            raise UserError(f"{what}: id {token} at position {place} is outside the vocabulary, 0..{vocab_size - 1}.")

@@ -9,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from cola_train.config.curve import CurveConfig
 from cola_train.config.load import changed_values
 from cola_train.config.settings import INTERRUPTED
+from cola_train.console import say
 from cola_train.data.prepared import PreparedData
-from cola_train.data.progress import say
+from cola_train.families.registry import family_of
 from cola_train.files import read_rows, write_atomically
-from cola_train.flops.parameters import backbone_parameters
+from cola_train.run_folder import read_run_config, read_status
+from cola_train.run_layout import EXPORT, METRICS
+from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.ladder import Rung, ladder, stage1_flops
 from cola_train.scaling.points import Point, write_points
-from cola_train.training.metrics import METRICS
-from cola_train.training.run_folder import read_run_config, read_status
 
 POINTS = "points.csv"
 _COMPARISON = "comparison/"
@@ -106,7 +106,7 @@ def _climb(spec: CurveConfig, rung: Rung, outcomes: dict[str, Outcome], retry: b
 
 def _is_finished(run: Path) -> bool:
     status = read_status(run)
-    return status is not None and status.state == "finished" and (run / "hf").is_dir()
+    return status is not None and status.state == "finished" and (run / EXPORT).is_dir()
 
 
 def _report(rung: Rung, run: Path) -> Outcome:
@@ -154,7 +154,7 @@ def measured(spec: CurveConfig, rungs: Sequence[Rung]) -> list[Point]:
             Point(
                 family=rung.family,
                 size=rung.size,
-                parameters=backbone_parameters(read_run_config(run)),
+                parameters=family_of(rung.config).backbone_parameters(read_run_config(run)),
                 tokens=int(spent["tokens"]),
                 budget=rung.budget,
                 flops=flops,

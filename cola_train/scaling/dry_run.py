@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from cola_train.config.runs import RunConfig
-from cola_train.data.datamodule import Batch
-from cola_train.models.attention import Attention, RowAttention
-from cola_train.models.tiled_attention import TiledAttention, forget_masks
+from cola_train.config.run import RunConfig
+from cola_train.data.batch import Batch
+from cola_train.models.attention.rows import Attention, RowAttention
+from cola_train.models.attention.tiled import TiledAttention, forget_masks
 from cola_train.models.vocabulary_head import PARTS
+from cola_train.objectives.objective import total_loss
 from cola_train.processes import Processes
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
-from cola_train.training.interrupts import StopRequest
-from cola_train.training.module import StageModule
-from cola_train.training.optim import ensure_state
-from cola_train.training.stages import build_stage
-from cola_train.training.strategy import check_mesh, gather_each_once
-from cola_train.training.watchdog import Watchdog
+from cola_train.training.loop.interrupts import StopRequest
+from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.watchdog import Watchdog
+from cola_train.training.optim.optimizers import ensure_state
+from cola_train.training.parallel.sharding import check_mesh, gather_each_once
 
 
 def record(config: RunConfig, world_size: int, local_world_size: int, device_type: str) -> Timeline:
@@ -48,7 +48,7 @@ def record(config: RunConfig, world_size: int, local_world_size: int, device_typ
     processes = Processes(0, world_size, 0, local_world_size)
     check_mesh(config.parallel, processes)
     with _fake_group(world_size), _kernels_of(device_type):
-        stage = build_stage(config, processes=processes, stop=StopRequest(), watchdog=Watchdog(0, config.parallel.timeout_seconds))
+        stage = StageModule(config, processes, StopRequest(), Watchdog(0, config.parallel.timeout_seconds))
         mode = RecordingMode()
         there = _configure(stage, mode)
         some, more = (_record_step(stage, mode, there, rows) for rows in (PARTS, 2 * PARTS))
@@ -130,10 +130,11 @@ def _record_step(stage: StageModule, mode: RecordingMode, there: dict[Part, list
         log.take(part, tensors)
     with mode.recording_to(log):
         batch = _batch(rows, stage.config.data.seq_len)
-        counts = {name: count.float() for name, count in stage.objective.counts(batch).items()}  # type: ignore[operator]
+        counts = {name: count.float() for name, count in stage.objective.counts(batch).items()}
         with stage.computing():
-            # Of the phases of stage 2's Interval the first trains most.
-            loss = stage.losses(batch, counts, step=0).total
+            # Of a cycle's phases the first trains most.
+            terms = stage.objective(batch, 0)
+        loss = total_loss(terms, counts)
         log.take_rest(Part.ACTIVATIONS)
         loss.backward()
         trained = [parameter for parameter in stage.objective.parameters() if parameter.grad is not None]

@@ -8,11 +8,11 @@ import numpy as np
 
 from cola_train.config.loop import Convention
 from cola_train.config.settings import require
+from cola_train.console import aligned
 from cola_train.scaling.bootstrap import LEVEL, Interval
 from cola_train.scaling.isoflop import IsoFLOP, Parabola, fit_isoflop
 from cola_train.scaling.points import Point, by_family
 from cola_train.scaling.power_law import Direction, NotFitted, PowerLaw, fit_power_law, frontier
-from cola_train.scaling.table import aligned
 
 # Of what `cola-train compare` measures, the figures that are the better the more they fall or rise. The shares of repeated and of
 # distinct 4-grams are not among them: text can be too wild as well as too bland.

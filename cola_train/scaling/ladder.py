@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP, Amount
-from cola_train.config.curve import CurveConfig, FamilyConfig
 from cola_train.config.loop import Convention
-from cola_train.config.runs import JointRunConfig, RunConfig, load_run_config
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.flops.steps import flops_after, steps_to
+from cola_train.families.costs import flops_after, steps_to
+from cola_train.families.registry import family_of, load_run_config
+from cola_train.scaling.config import CurveConfig, FamilyConfig
 
 # A constant-rate run's learning rate never falls: its anneals are branches.
 _NEVER = ("optim.decay=1000000000000", "optim.anneal=1")
@@ -71,12 +72,17 @@ def _stage1(spec: CurveConfig, folder: Path, name: str, family: FamilyConfig) ->
     run = f"{name}-stage1"
     settings = (f"name={run}", f"runs_folder={spec.folder}", *spec.settings)
     path = folder / family.stage1
-    return Rung(run, "stage1", name, "", 0.0, load_run_config(path, settings), ("vae", str(path), *settings), None)
+    config = load_run_config(path, settings)
+    return Rung(run, "stage1", name, "", 0.0, config, (config.stage, str(path), *settings), None)
 
 
-def _common(spec: CurveConfig, overrides: Sequence[str], stage1: Rung | None) -> list[str]:
+def _common(spec: CurveConfig, path: Path, overrides: Sequence[str], stage1: Rung | None) -> list[str]:
     common = [f"runs_folder={spec.folder}", f"budget.convention={spec.convention}", *spec.settings, *overrides]
-    return common if stage1 is None else [*common, f"init_vae_from={spec.folder}/{stage1.name}"]
+    if stage1 is None:
+        return common
+    key = family_of(load_run_config(path, ["name=none", *common])).stage1_key
+    require(key is not None, f"{path} is of a family that starts from no first stage; leave `stage1` out.")
+    return [*common, f"{key}={spec.folder}/{stage1.name}"]
 
 
 def _left_of(spec: CurveConfig, budget: float, stage1: Rung | None) -> int:
@@ -96,7 +102,7 @@ def _cosine_runs(
     for budget in sorted(spec.budgets):
         left = Amount(_left_of(spec, budget, stage1), "EFLOPs")
         name = f"{family}-{size}-{budget:g}"
-        plain = [f"name={name}", *_common(spec, overrides, stage1)]
+        plain = [f"name={name}", *_common(spec, path, overrides, stage1)]
         steps = steps_to(load_run_config(path, plain), left)
         settings = [*plain, f"optim.decay={steps}", f"trainer.max_steps={steps}"]
         config = load_run_config(path, settings)
@@ -109,7 +115,7 @@ def _trunk_and_anneals(
     spec: CurveConfig, path: Path, family: str, size: str, overrides: Sequence[str], stage1: Rung | None
 ) -> list[Rung]:
     trunk = f"{family}-{size}-trunk"
-    plain = [f"name={trunk}", *_common(spec, overrides, stage1), "optim.schedule=wsd", *_NEVER]
+    plain = [f"name={trunk}", *_common(spec, path, overrides, stage1), "optim.schedule=wsd", *_NEVER]
     config = load_run_config(path, plain)
     ends = [steps_to(config, Amount(_left_of(spec, budget, stage1), "EFLOPs")) for budget in sorted(spec.budgets)]
     anneals = [max(1, round(spec.anneal_share * end)) for end in ends]
@@ -146,7 +152,6 @@ def _check_alike(rungs: Sequence[Rung]) -> None:
                     f"A curve compares runs on the same data in the same order, but {key} is {ours!r} in {first.name} and "
                     f"{theirs!r} in {rung.name}. Set it for all under `settings`.")  # fmt: skip
     for rung in rungs:
-        joint = isinstance(rung.config, JointRunConfig)
-        require(not joint or rung.after is not None or rung.config.init_vae_from is None,  # type: ignore[attr-defined]
-                f"{rung.name} starts from {getattr(rung.config, 'init_vae_from', None)}, whose cost no budget counts; give its "
-                "config as `stage1` of the family.")  # fmt: skip
+        start = family_of(rung.config).uncounted_start(rung.config)
+        require(start is None or rung.after is not None,
+                f"{rung.name} starts from {start}, whose cost no budget counts; give its config as `stage1` of the family.")  # fmt: skip

@@ -9,9 +9,9 @@ weights.
 import dataclasses
 from typing import Literal
 
-from cola_train.config.runs import RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
-from cola_train.processes import cpu_bf16_is_fast
+from cola_train.devices import cpu_bf16_is_fast
 from cola_train.scaling.allocations import SHARDED, Part, Timeline
 from cola_train.scaling.dry_run import record
 

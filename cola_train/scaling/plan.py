@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP, Amount, Mark
-from cola_train.config.runs import RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
+from cola_train.console import aligned
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
-from cola_train.flops.parameters import backbone_parameters, network_parameters, parameters_by_part
+from cola_train.families.costs import CONVENTIONS, flops_after, network_parameters, step_flops, step_parts, steps_to
+from cola_train.families.registry import family_of
 from cola_train.flops.peaks import DEVICES, Device, device_named
-from cola_train.flops.steps import CONVENTIONS, flops_after, step_flops, step_parts, steps_to
 from cola_train.scaling.memory import estimate, what_fits
-from cola_train.scaling.table import aligned
-from cola_train.training.budget import Budget
+from cola_train.training.loop.budget import Budget
 
 _LISTED_MARKS = 30
 
@@ -56,15 +56,17 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     Raises:
         UserError: devices that the batch does not divide among, or an amount that cannot be read.
     """
-    rows, end = _training_rows(config), Budget(config).last_step
+    family, rows, end = family_of(config), _training_rows(config), Budget(config).last_step
     moments = {*_mark_steps(config, end), *(steps_to(config, Amount.parse(text, "--at")) for text in extra), end}
-    parts = {name: dataclasses.asdict(work) for name, work in step_parts(config, _trains_vae(config)).items()}
+    parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
     per_node = min(fleet.count, fleet.per_node)
     memory = estimate(config, fleet.count, per_node, "cuda")
     return {
         "run": config.name,
-        "stage": config.stage,  # type: ignore[attr-defined]  # every stage has it
-        "parameters": {**parameters_by_part(config), **network_parameters(config), "backbone": backbone_parameters(config)},
+        "stage": config.stage,
+        "parameters": {
+            **family.parameters(config), **network_parameters(config), "backbone": family.backbone_parameters(config),
+        },  # fmt: skip
         "tokens_per_step": config.trainer.global_batch_size * config.data.seq_len,
         "step_flops": step_flops(config, 0),
         "step_flops_by_part": parts,
@@ -75,11 +77,6 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
         "memory": {"parts": memory.by_part, "peak": memory.peak, "fits": memory.peak <= fleet.kind.memory_bytes},
         "what_fits": [dataclasses.asdict(option) for option in what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)],
     }
-
-
-def _trains_vae(config: RunConfig) -> bool:
-    strategy = getattr(config.objective, "vae_strategy", None)  # type: ignore[attr-defined]  # every stage has one
-    return strategy is None or strategy.trains_vae(0)
 
 
 def _training_rows(config: RunConfig) -> int | None:

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from cola_train.config.curve import CurveConfig
 from cola_train.files import write_atomically
+from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.curve import POINTS
 from cola_train.scaling.figure import draw_curve, draw_isoflop
 from cola_train.scaling.fit import fit_points, show

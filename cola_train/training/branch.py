@@ -10,14 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cola_train.config.load import load_config, to_yaml
-from cola_train.config.runs import RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.files import atomic_folder, read_rows
-from cola_train.training.checkpoint import MANIFEST, intact_manifest, point_to, saved_steps, step_folder
-from cola_train.training.metrics import METRICS
-from cola_train.training.optim import Schedule
-from cola_train.training.run_folder import CONFIG, TOKENIZER, folder_of, read_run_config, saved_config
-from cola_train.training.step_log import STEP_LOG
+from cola_train.run_folder import read_run_config, saved_config
+from cola_train.run_layout import CONFIG, METRICS, STEP_LOG, TOKENIZER, folder_of
+from cola_train.training.checkpoints.folder import (
+    MANIFEST,
+    intact_manifest,
+    point_to,
+    saved_steps,
+    step_folder,
+)
+from cola_train.training.optim.schedule import Schedule
 
 # What a branch may have other than the run it comes from, beside what may change whenever a run goes on.
 _MAY_DIFFER = ("name:", "branched_from:", "optim.schedule:", "optim.decay:", "optim.anneal:", "optim.final_learning_rate:")

@@ -6,19 +6,20 @@ from typing import TypeVar
 
 import torch
 
-from cola_train.config.runs import ColaRunConfig, JointRunConfig, RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
-from cola_train.data.datamodule import PreparedDataModule
 from cola_train.data.packing import VALIDATION
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.hf_format import check_dit_fits, check_vae_fits, find_root
-from cola_train.processes import cpu_bf16_is_fast, uses_gpu
-from cola_train.training.checkpoint import clean, mend_pointer
-from cola_train.training.compilation import check_compiler
-from cola_train.training.optim import Schedule
-from cola_train.training.precision import check_precision
-from cola_train.training.run_folder import TOKENIZER, folder_of, locked, saved_config, write_config
-from cola_train.training.watch import benchmark_samples
+from cola_train.devices import cpu_bf16_is_fast, uses_gpu
+from cola_train.families.registry import family_of
+from cola_train.run_folder import locked, saved_config, write_config
+from cola_train.run_layout import TOKENIZER, folder_of
+from cola_train.training.callbacks.in_loop_evaluation import benchmark_samples
+from cola_train.training.checkpoints.folder import clean, mend_pointer
+from cola_train.training.data import PreparedDataModule
+from cola_train.training.optim.schedule import Schedule
+from cola_train.training.parallel.compilation import check_compiler
+from cola_train.training.parallel.precision import check_precision
 
 RunT = TypeVar("RunT", bound=RunConfig)
 
@@ -77,7 +78,7 @@ def open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
         data_seed=config.data_seed,
     )
     tokenizer = datamodule.prepared.tokenizer
-    key = "vae.vocab_size" if isinstance(config, ColaRunConfig) else "transformer.vocab_size"
+    key = config.vocab_size_key
     require(tokenizer.vocab_size <= config.vocab_size,
             f"{key} ({config.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
             f"set {key}={tokenizer.vocab_size}.")  # fmt: skip
@@ -87,22 +88,5 @@ def open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
     require(not sees_rows or datamodule.prepared.num_rows(VALIDATION) > 0,
             f"watch.instruments={config.watch.instruments} looks at held-out rows, and {config.data.path} has none; prepare it "
             "with held_out_share above 0.")  # fmt: skip
-    if isinstance(config, ColaRunConfig) and config.objective.mask_documents:  # type: ignore[attr-defined]  # both stages have one
-        blocks = config.dit if isinstance(config, JointRunConfig) else config.vae
-        multiple = config.vae.patch_size * blocks.block_size
-        alignment = datamodule.prepared.manifest.document_alignment
-        require(
-            alignment % multiple == 0,
-            f"objective.mask_documents needs documents that start on block boundaries: the data was prepared with "
-            f"document_alignment={alignment}, this model needs a multiple of {multiple}. Prepare it again so.",
-        )
-    if isinstance(config, JointRunConfig):
-        for folder in (config.init_vae_from, config.init_dit_from):
-            if folder is not None:
-                theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
-                datamodule.prepared.check_run(config.data, theirs.sha256)
-        if config.init_vae_from is not None:
-            check_vae_fits(config.init_vae_from, config.vae)
-        if config.init_dit_from is not None:
-            check_dit_fits(config.init_dit_from, config.dit)
+    family_of(config).check_data(config, datamodule.prepared)
     return datamodule, tokenizer

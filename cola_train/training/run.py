@@ -4,9 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,44 +12,37 @@ from typing import Any, TypeVar
 import lightning.pytorch as pl
 
 from cola_train.config.load import load_config
-from cola_train.config.runs import BaselineRunConfig, JointRunConfig, RunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.data.datamodule import PreparedDataModule
+from cola_train.console import say
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import MANIFEST_FILE
-from cola_train.data.progress import say
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.processes import Processes, connected, uses_gpu
-from cola_train.training.alarms import Alarms
-from cola_train.training.budget import Budget
-from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
-from cola_train.training.export import export_checkpoint, export_marks
-from cola_train.training.guard import RunStoppedError
-from cola_train.training.interrupts import StopRequest, silence_lightning
-from cola_train.training.metrics import Metrics, Progress, wandb_loggers
-from cola_train.training.module import StageModule
-from cola_train.training.pace import cost_in_words
+from cola_train.families.registry import family_of
+from cola_train.processes import Processes, connected
+from cola_train.run_folder import Status, read_run_config, read_status, write_status
+from cola_train.run_layout import CONFIG, EXPORT, SUMMARY, TOKENIZER, folder_of
+from cola_train.training.callbacks.alarms import Alarms
+from cola_train.training.callbacks.in_loop_evaluation import Watch, benchmark_samples
+from cola_train.training.callbacks.metrics import Metrics, Progress, wandb_loggers
+from cola_train.training.callbacks.pace import cost_in_words
+from cola_train.training.callbacks.samples import Samples
+from cola_train.training.callbacks.saver import Saver
+from cola_train.training.callbacks.start import Start
+from cola_train.training.callbacks.validation import Validation
+from cola_train.training.checkpoints.export import export_checkpoint, export_marks
+from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, saved_steps, step_folder
+from cola_train.training.checkpoints.resume import Saved, intact_checkpoint
+from cola_train.training.data import PreparedDataModule
+from cola_train.training.loop.budget import Budget
+from cola_train.training.loop.guard import RunStoppedError
+from cola_train.training.loop.interrupts import StopRequest
+from cola_train.training.loop.lightning import build_trainer
+from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.step_log import Attempt, StepLog
+from cola_train.training.loop.watchdog import Watchdog
+from cola_train.training.parallel.sharding import check_mesh
 from cola_train.training.preflight import open_data, take_over
-from cola_train.training.run_folder import (
-    CONFIG,
-    SUMMARY,
-    TOKENIZER,
-    Status,
-    folder_of,
-    read_run_config,
-    read_status,
-    stage_name,
-    write_status,
-)
-from cola_train.training.samples import Samples
-from cola_train.training.saver import Saver
-from cola_train.training.stages import build_stage
-from cola_train.training.start import Saved, Start, intact_checkpoint
-from cola_train.training.step_log import Attempt, StepLog
-from cola_train.training.strategy import LaunchedEnvironment, ShardedStrategy, check_mesh
-from cola_train.training.validation import Validation
-from cola_train.training.watch import Watch, benchmark_samples
-from cola_train.training.watchdog import Watchdog
 
 RunT = TypeVar("RunT", bound=RunConfig)
 
@@ -100,7 +91,7 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
         say(f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget goes on with it.")
     else:
         folder = step_folder(run_folder, status.step)
-        export_checkpoint(config, folder, tokenizer, run_folder / "hf", use_average=config.ema.export, replace=True)
+        export_checkpoint(config, folder, tokenizer, run_folder / EXPORT, use_average=config.ema.export, replace=True)
         export_marks(config, run_folder, tokenizer)
         if (run_folder / SUMMARY).is_file():
             say(f"{run_folder}: {cost_in_words(json.loads((run_folder / SUMMARY).read_text(encoding='utf-8')))}")
@@ -115,7 +106,7 @@ def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = 
     """
     config = read_run_config(run_folder)
     if not isinstance(config, stage):
-        raise UserError(f"{run_folder} is a run of `cola-train {stage_name(config)}`; resume it with that verb.")
+        raise UserError(f"{run_folder} is a run of `cola-train {config.stage}`; resume it with that verb.")
     given = load_config(type(config), run_folder / CONFIG, overrides)
     # The folder may have been moved or named from elsewhere: it is where the user says.
     return dataclasses.replace(given, runs_folder=str(run_folder.parent), name=run_folder.resolve().name)
@@ -128,7 +119,7 @@ def warm_started(config: RunT, source: Path) -> RunT:
         UserError: `source` is no run of this stage with a checkpoint, or the new run exists already.
     """
     other = read_run_config(source)
-    require(type(other) is type(config), f"{source} is a run of `cola-train {stage_name(other)}`; its weights fit no other.")
+    require(type(other) is type(config), f"{source} is a run of `cola-train {other.stage}`; its weights fit no other.")
     require(latest_checkpoint(source) is not None, f"{source} has no checkpoint yet to take weights from.")
     require(not folder_of(config).exists(), f"{folder_of(config)} exists and is not overwritten; choose another name=...")
     return dataclasses.replace(config, warm_start_from=str(source))
@@ -146,7 +137,7 @@ def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_b
         raise UserError(f"{run_folder} has no checkpoint {which}.")
     intact_manifest(folder)
     tokenizer = Tokenizer.load(run_folder / TOKENIZER)
-    target = out or run_folder / "hf"
+    target = out or run_folder / EXPORT
     export_checkpoint(
         config, folder, tokenizer, target, use_average=use_average, replace=out is None, max_shard_bytes=max_shard_bytes
     )
@@ -168,11 +159,11 @@ def _fit(
     if own is None and config.warm_start_from is not None:
         warm = intact_checkpoint(Path(config.warm_start_from), processes, "stop")
     watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
-    stage = build_stage(config, processes=processes, stop=stop, watchdog=watchdog)
+    stage = StageModule(config, processes, stop, watchdog)
     metrics = Metrics(config, run_folder, first, wandb_loggers(config, run_folder) if first else [])
     logs = [metrics.lines]
     callbacks: list[pl.Callback] = [Start(config, own, warm), metrics, Progress(first)]
-    if isinstance(config, (JointRunConfig, BaselineRunConfig)):
+    if family_of(config).writes_text:
         samples = Samples(config, run_folder, tokenizer)
         logs.append(samples.lines)
         callbacks.append(samples)
@@ -233,33 +224,6 @@ class _End(pl.Callback):
         pl_module.watchdog.beat(f"reading the rows of step {pl_module.state.step + 1}")
 
 
-def build_trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Lightning's loop over this process' part of a run, without anything of Lightning's that we do ourselves."""
-    _quiet_lightning()
-    trainer = pl.Trainer(
-        accelerator="gpu" if uses_gpu(config.trainer.accelerator) else "cpu",
-        devices=processes.local_world_size,
-        num_nodes=processes.world_size // processes.local_world_size,
-        strategy=ShardedStrategy(processes),
-        plugins=[LaunchedEnvironment(processes)],
-        # The stage says what is computed in bf16 (StageModule.computing); to Lightning all is fp32.
-        precision="32-true",
-        # The loop ends when _End says so: a resumed run counts on from where it was, which Lightning's counters do not.
-        max_steps=-1,
-        max_epochs=-1,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    silence_lightning(trainer)
-    return trainer
-
-
 def _explained(error: Exception, processes: Processes, stage: StageModule, doing: str, config: RunConfig) -> Exception:
     """What ended a run, as one message where it was not our doing: a lost process, a dead data worker. Else the error itself."""
     if isinstance(error, UserError):
@@ -290,8 +254,3 @@ def _explained(error: Exception, processes: Processes, stage: StageModule, doing
     return error
 
 
-def _quiet_lightning() -> None:
-    """Leave out Lightning's advertisements and advice that does not fit; its errors still come through."""
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)

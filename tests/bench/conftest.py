@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cola_train.config.load import load_config, to_yaml
-from cola_train.config.runs import JointRunConfig
+from cola_train.families.cola.config import JointRunConfig
 from tests.helpers.runs import SMALL, SMALL_DIT
 from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_vae
 

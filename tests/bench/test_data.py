@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from cola_train.bench import data
+from cola_train.bench.config import BenchDataConfig, BenchTrainConfig
 from cola_train.bench.data import run_data
-from cola_train.config.bench import BenchTrainConfig
-from cola_train.config.bench_data import BenchDataConfig
 from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
 from tests.helpers.tiny import tiny_tokenizer

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from cola_train.bench.config import BenchSampleConfig, BenchTrainConfig, split_settings
 from cola_train.bench.workloads import run_config
-from cola_train.config.bench import BenchSampleConfig, BenchTrainConfig, split_settings
 from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import load_config
-from cola_train.config.runs import STAGES, RunConfig, load_run_config
+from cola_train.config.run import RunConfig
 from cola_train.config.sampling import SamplerConfig
-from cola_train.flops.parameters import network_parameters
+from cola_train.families.costs import network_parameters
+from cola_train.families.registry import families, load_run_config
 from tests.helpers.programs import ROOT, clean_environment
 
 # Notes its arguments; leaves the file that the script then reads.
@@ -61,7 +62,7 @@ def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tm
             load_config(TokenizerTrainConfig, None, command[2:])
         elif command[0] == "prepare":
             assert load_config(PrepareConfig, None, command[1:]).corpus.inputs == ["my texts/*.txt"]
-        elif command[0] in STAGES:
+        elif command[0] in families():
             runs[command[0]] = load_run_config(ROOT / command[1], command[2:])
         elif command[0] == "report":
             load_config(SamplerConfig, ROOT / command[3])

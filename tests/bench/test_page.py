@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
-from cola_train.bench.workloads import WORKLOADS, run_config
+from cola_train.bench.config import BenchTrainConfig, split_settings
+from cola_train.bench.workloads import workloads, run_config
 from cola_train.cli import _parser
-from cola_train.config.bench import BenchTrainConfig, split_settings
 from cola_train.config.load import load_config
 from tests.helpers.programs import ROOT
 
@@ -32,7 +32,7 @@ def test_the_page_names_every_workload_and_the_script() -> None:
         "bash scripts/bench_gpu.sh 'my_texts/*.txt' bench-gpu"
     }
     assert (ROOT / "scripts" / "bench_gpu.sh").is_file()
-    assert all(f"**{name}**" in PAGE for name in WORKLOADS)
+    assert all(f"**{name}**" in PAGE for name in workloads())
 
 
 def test_asked_for_memory_is_three_quarters_and_with_full_checkpointing_45_percent_of_the_released_codes() -> None:

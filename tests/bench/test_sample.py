@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from cola_train.bench.config import BenchSampleConfig
 from cola_train.bench.sample import measure_sample
-from cola_train.config.bench import BenchSampleConfig
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from cola_train.bench.config import BenchTrainConfig
 from cola_train.bench.train import measure_train
 from cola_train.bench.workloads import run_config
-from cola_train.config.bench import BenchTrainConfig
 from cola_train.config.settings import UserError
-from cola_train.flops.steps import step_flops
+from cola_train.families.costs import step_flops
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_profile_names_the_dearest_operations(result: dict[str, Any]) -> Non
 
 def test_each_run_is_one_step_of_the_training_loop(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By torch's own counter around the loop's steps: what is timed is a step, with all its micro-batches."""
-    from cola_train.training.module import StageModule
+    from cola_train.training.loop.module import StageModule
 
     flops = []
     step = StageModule.training_step

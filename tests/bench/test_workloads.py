@@ -6,11 +6,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from cola_train.bench.workloads import WORKLOADS, checkpoint, random_batch, randomise, run_config, sampling_run
-from cola_train.config.bench import BenchGrowthConfig, BenchQualityConfig, BenchSampleConfig, BenchTrainConfig, split_settings
+from cola_train.bench.config import (
+    BenchGrowthConfig,
+    BenchQualityConfig,
+    BenchSampleConfig,
+    BenchTrainConfig,
+    split_settings,
+)
+from cola_train.bench.workloads import workloads, checkpoint, random_batch, randomise, run_config, sampling_run
 from cola_train.config.load import load_config, to_yaml
-from cola_train.config.runs import JointRunConfig, load_run_config
 from cola_train.config.settings import UserError
+from cola_train.families.cola.config import JointRunConfig
+from cola_train.families.registry import load_run_config
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from tests.helpers.tiny import tiny_dit
@@ -137,4 +144,4 @@ def test_unknown_workloads_are_refused(tiny_folder: Path, tmp_path: Path) -> Non
             checkpoint(BenchSampleConfig(workload=str(tiny_folder)), torch.device("cpu"))
     finally:
         (tmp_path / "cola_dit").rename(tiny_folder / "cola_dlm" / "cola_dit")
-    assert set(WORKLOADS) == {"S", "M", "paper_stage1", "paper_stage2"}
+    assert set(workloads()) == {"S", "M", "paper_stage1", "paper_stage2"}

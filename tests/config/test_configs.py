@@ -7,12 +7,15 @@ import torch
 import yaml
 
 from cola_train.config.load import load_config
-from cola_train.config.runs import BaselineRunConfig, ColaRunConfig, JointRunConfig, RunConfig, load_run_config
+from cola_train.config.run import RunConfig
 from cola_train.config.sampling import SamplerConfig
+from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
+from cola_train.families.registry import load_run_config
+from cola_train.families.transformer.config import BaselineRunConfig
 from cola_train.processes import Processes
-from cola_train.training.interrupts import StopRequest
-from cola_train.training.stages import build_stage
-from cola_train.training.watchdog import Watchdog
+from cola_train.training.loop.interrupts import StopRequest
+from cola_train.families.registry import family_of
+from cola_train.training.loop.watchdog import Watchdog
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if path.name.startswith(("vae_", "joint_", "ar_", "llada_")))

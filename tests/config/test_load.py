@@ -6,8 +6,8 @@ import pytest
 
 from cola_train.config.load import leaves, load_config, to_yaml
 from cola_train.config.optim import OptimConfig
-from cola_train.config.runs import JointRunConfig, VAERunConfig
 from cola_train.config.settings import UserError
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 
 REQUIRED = ["name=run", "data.path=data/somewhere"]
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cola_train.config.models import DiTConfig, TextVAEConfig
 from cola_train.config.settings import UserError
+from cola_train.models.config import DiTConfig, TextVAEConfig
 
 
 def test_released_fields_round_trip_and_library_fields_are_ignored() -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from cola_train.config.load import load_config
-from cola_train.config.runs import STAGES, JointRunConfig, load_run_config
 from cola_train.config.settings import UserError
+from cola_train.families.cola.config import JointRunConfig
+from cola_train.families.registry import families, load_run_config
 
 BASE = ["name=x", "data.path=here", "vae.block_size=1", "trainer.global_batch_size=16", "objective.reference_weight=0"]
 
@@ -69,7 +70,7 @@ def test_every_config_in_the_folder_can_go_on_with_itself() -> None:
     for path in (Path(__file__).parents[2] / "configs").glob("*_paper.yaml"):
         config = load_run_config(path)
         assert config.differences(config) == []
-        assert STAGES[path.name.split("_")[0]] is type(config)
+        assert families()[path.name.split("_")[0]].config is type(config)
 
 
 def test_a_baselines_file_must_say_which(tmp_path: Path) -> None:

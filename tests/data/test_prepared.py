@@ -18,9 +18,9 @@ import pytest
 
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError
-from cola_train.data.datamodule import PreparedDataModule
 from cola_train.data.packing import SplitCounts
 from cola_train.data.prepared import Manifest, PreparedData
+from cola_train.training.data import PreparedDataModule
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])

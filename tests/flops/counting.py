@@ -10,18 +10,21 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cola_train.config.load import load_config
-from cola_train.config.runs import AutoregressiveRunConfig, JointRunConfig, LLaDARunConfig, RunConfig, VAERunConfig
-from cola_train.data.datamodule import Batch
-from cola_train.flops.networks import Parts
+from cola_train.config.run import RunConfig
+from cola_train.data.batch import Batch
+from cola_train.families.autoregressive.config import AutoregressiveRunConfig
+from cola_train.families.autoregressive.objective import AutoregressiveObjective
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.cola.stage1 import Stage1Objective
+from cola_train.families.cola.stage2 import Stage2Objective
+from cola_train.families.masked_diffusion.config import LLaDARunConfig
+from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
+from cola_train.flops.passes import Parts
 from cola_train.flops.work import Work
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
-from cola_train.objectives.autoregressive import AutoregressiveObjective
-from cola_train.objectives.masked_diffusion import MaskedDiffusionObjective
-from cola_train.objectives.stage1 import Stage1Objective
-from cola_train.objectives.stage2 import Stage2Objective
-from cola_train.training.activations import checkpoint_activations
+from cola_train.training.parallel.activations import checkpoint_activations
 from tests.helpers.runs import SMALL, SMALL_DIT
 from tests.helpers.tiny import make_batch, random_tokens, rows_of
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_train.config.amounts import Amount
-from cola_train.config.runs import load_run_config
-from cola_train.flops.steps import CONVENTIONS, flops_after, step_flops, steps_to
+from cola_train.families.costs import CONVENTIONS, flops_after, step_flops, steps_to
+from cola_train.families.registry import load_run_config
 from tests.flops.counting import changed, run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cola_train.flops.networks import row_pairs
-from cola_train.flops.steps import step_flops, step_parts
+from cola_train.families.costs import step_flops, step_parts
+from cola_train.flops.passes import row_pairs
+from cola_train.models.attention.masks import clean_places, packed_places, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT, DiTBlock
-from cola_train.models.masks import clean_places, packed_places, visible_set_mask
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
 from tests.flops.counting import changed, run_config, total

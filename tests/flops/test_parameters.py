@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cola_train.config.runs import load_run_config
-from cola_train.flops.parameters import backbone_parameters, network_parameters, parameters_by_part
+from cola_train.families.costs import backbone_parameters, network_parameters, parameters_by_part
+from cola_train.families.registry import load_run_config
 from tests.flops.counting import build_objective, changed, run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

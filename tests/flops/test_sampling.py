@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 
 from cola_train.config.sampling import SamplerConfig, Solver
 from cola_train.config.settings import UserError
-from cola_train.flops.sampling import generation_parts
+from cola_train.families.autoregressive.sampler import AutoregressiveGeneration
+from cola_train.families.costs import generation_parts
+from cola_train.families.generate import generate
+from cola_train.families.masked_diffusion.sampler import generate_masked
+from cola_train.models.attention.masks import clean_places, packed_places, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.masks import clean_places, packed_places, visible_set_mask
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
-from cola_train.sampling.autoregressive import AutoregressiveGeneration
-from cola_train.sampling.generate import generate
-from cola_train.sampling.masked_diffusion import generate_masked
 from tests.flops.counting import changed, counter, run_config, total
 from tests.helpers.tiny import random_tokens, tiny_checkpoint
 

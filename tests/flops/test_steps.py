@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cola_train.flops.steps import step_flops, step_parts
+from cola_train.families.costs import step_flops, step_parts
 from tests.flops.counting import build_objective, count_step, counter, run_config, total, training_batch
 
 WITH_MASKS = "objective.mask_documents=true"

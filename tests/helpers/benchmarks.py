@@ -9,8 +9,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer
-from cola_train.evaluation.tasks import TASKS_WITH_CHOICES, Sample
-from cola_train.sampling.generate import AnyCheckpoint
+from cola_train.evaluation.benchmarks.tasks import TASKS_WITH_CHOICES, Sample
+from cola_train.families.checkpoint import Checkpoint
 from tests.helpers.llama import tiny_baseline
 from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_vae
 
@@ -44,11 +44,11 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(tokenizer.to_str().encode())
 
 
-def reader(family: str) -> AnyCheckpoint:
+def reader(family: str) -> Checkpoint:
     """A tiny checkpoint of "cola", "ar" or "llada", with random weights."""
     tokenizer = byte_tokenizer()
     if family == "cola":
-        checkpoint: AnyCheckpoint = tiny_checkpoint(calm(tiny_vae(vocab_size=tokenizer.vocab_size)), calm(tiny_dit()))
+        checkpoint: Checkpoint = tiny_checkpoint(calm(tiny_vae(vocab_size=tokenizer.vocab_size)), calm(tiny_dit()))
     else:
         checkpoint = tiny_baseline(causal=family == "ar", vocab_size=tokenizer.vocab_size)
     checkpoint.tokenizer = tokenizer

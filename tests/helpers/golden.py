@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cola_train.hf_format import Checkpoint
+from cola_train.families.cola.checkpoint import ColaCheckpoint
 
 NAMES = ("base", "strict", "patch2")
 
@@ -18,7 +18,7 @@ class Golden:
     """One reference checkpoint with what the released code computed from it."""
 
     folder: Path
-    checkpoint: Checkpoint
+    checkpoint: ColaCheckpoint
     train: dict[str, Tensor]
     samples: dict[str, Tensor]
     prompts: list[list[int]]
@@ -30,7 +30,7 @@ class Golden:
         assert [line["id"] for line in prompts] == [line["id"] for line in results] == list(range(10))
         return cls(
             folder,
-            Checkpoint.load(folder),
+            ColaCheckpoint.load(folder),
             load_file(folder / "train.safetensors"),
             load_file(folder / "samples.safetensors"),
             [line["input_ids"] for line in prompts],

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cola_train.baseline_format import BaselineCheckpoint
-from cola_train.config.baselines import TransformerConfig
+from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
+from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import Transformer
 from tests.helpers.tiny import VAE_CONFIG, randomise, tiny_tokenizer
 
@@ -22,8 +24,9 @@ def tiny_transformer(causal: bool, seed: int = 3, **changes: Any) -> Transformer
     return network.eval().requires_grad_(False)
 
 
-def tiny_baseline(causal: bool, **changes: Any) -> BaselineCheckpoint:
-    return BaselineCheckpoint(tiny_transformer(causal, **changes), tiny_tokenizer())
+def tiny_baseline(causal: bool, **changes: Any) -> TransformerCheckpoint:
+    kind = AutoregressiveCheckpoint if causal else MaskedDiffusionCheckpoint
+    return kind(tiny_transformer(causal, **changes), tiny_tokenizer())
 
 
 def llama_of(network: Transformer) -> LlamaForCausalLM:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from cola_train.config.models import DiTConfig, TextVAEConfig
+from cola_train.models.config import DiTConfig, TextVAEConfig
 
 Array = np.ndarray
 Weights = Mapping[str, Array]

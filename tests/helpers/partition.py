@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from cola_train.data.datamodule import Batch
-from cola_train.objectives.losses import Losses
+from cola_train.data.batch import Batch
+from cola_train.objectives.objective import Losses
 from tests.helpers.tiny import rows_of
 
 Step = Callable[[Batch, dict[str, Tensor]], Losses]

@@ -11,10 +11,12 @@ import pytest
 
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import load_config
-from cola_train.config.runs import STAGES, BaselineRunConfig, JointRunConfig, VAERunConfig
 from cola_train.data.prepare import prepare
 from cola_train.data.tokenizer import train_tokenizer
-from cola_train.training.pace import CLOCKS
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.registry import family_named
+from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.run_layout import CLOCKS
 from tests.helpers.programs import clean_environment
 
 BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt.xz"
@@ -81,7 +83,7 @@ def baseline_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., Base
     def make(stage: str, name: str, *overrides: str) -> BaselineRunConfig:
         places = [f"name={name}", f"data.path={prepared_folder}", f"runs_folder={tmp_path}"]
         shared = [setting for setting in SMALL if not setting.startswith("vae.")]
-        return load_config(STAGES[stage], None, [*shared, *SMALL_TRANSFORMER, *places, *overrides])  # type: ignore[return-value]
+        return load_config(family_named(stage).config, None, [*shared, *SMALL_TRANSFORMER, *places, *overrides])
 
     return make
 

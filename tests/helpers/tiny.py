@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from cola_train.config.models import DiTConfig, TextVAEConfig
-from cola_train.data.datamodule import Batch
+from cola_train.data.batch import Batch
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer
-from cola_train.hf_format import Checkpoint
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.models.config import DiTConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 
@@ -73,11 +73,11 @@ def tiny_tokenizer(vocab_size: int = VAE_CONFIG.vocab_size) -> Tokenizer:
     return Tokenizer(json.dumps(content).encode())
 
 
-def tiny_checkpoint(vae: TextVAE, dit: BlockCausalDiT | None) -> Checkpoint:
+def tiny_checkpoint(vae: TextVAE, dit: BlockCausalDiT | None) -> ColaCheckpoint:
     for network in (vae, dit):
         if network is not None:
             network.eval().requires_grad_(False)
-    return Checkpoint(vae, dit, tiny_tokenizer(vae.config.vocab_size))
+    return ColaCheckpoint(vae, dit, tiny_tokenizer(vae.config.vocab_size))
 
 
 def random_tokens(rows: int, length: int, seed: int, vocab_size: int = VAE_CONFIG.vocab_size) -> Tensor:

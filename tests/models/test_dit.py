@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cola_train.config.models import DiTConfig
-from cola_train.models.attention import RowAttention
+from cola_train.models.attention.masks import clean_places
+from cola_train.models.attention.rows import RowAttention
+from cola_train.models.config import DiTConfig
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.masks import clean_places
 from tests.helpers import naive
 from tests.helpers.compare import assert_near, largest_difference
 from tests.helpers.tiny import random_latents, tiny_dit

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_train.config.objectives import FlowConfig, Stage2Config, VAEStrategyConfig
-from cola_train.data.datamodule import Batch
+from cola_train.data.batch import Batch
+from cola_train.families.cola import stage2
+from cola_train.families.cola import vae_losses as losses
+from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrategyConfig
+from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.dit import Times
-from cola_train.objectives import losses, stage2
-from cola_train.objectives.stage2 import FlowDraws, Stage2Objective
 from cola_train.randomness import Purpose
 from tests.helpers.compare import assert_near
 from tests.helpers.golden import Golden

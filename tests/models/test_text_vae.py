@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from cola_train.config.models import TextVAEConfig
+from cola_train.models.config import TextVAEConfig
 from cola_train.models.text_vae import TextVAE
 from tests.helpers import naive
 from tests.helpers.compare import assert_near, largest_difference

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from cola_train.config.baselines import TransformerConfig
-from cola_train.models.cached_attention import CachedAttention
+from cola_train.models.attention.cached import CachedAttention
+from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import RMSNorm, Transformer
 from tests.helpers.compare import assert_near, largest_difference
 from tests.helpers.llama import llama_logits, llama_of, tiny_transformer

@@ -11,14 +11,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cola_train.config.runs import JointRunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.order import row_index
+from cola_train.families.cola.config import JointRunConfig
 from cola_train.operations import audit as module
 from cola_train.operations.audit import audit, promise, read_history
+from cola_train.run_layout import STEP_LOG, folder_of
+from cola_train.training.loop.step_log import Attempt, Step, digest_of
 from cola_train.training.run import resume, train
-from cola_train.training.run_folder import folder_of
-from cola_train.training.step_log import STEP_LOG, Attempt, Step, digest_of
 
 FIRST = Attempt(0, 2, "fsdp2", 2, 4, 10, 66, 6198, "aa")
 Log = list[Attempt | Step]

@@ -16,19 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cola_train.config.load import load_config, to_yaml
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.operations import chaos as module
 from cola_train.operations import watched
 from cola_train.operations.chaos import chaos, shrink
 from cola_train.operations.mischief import Disturbance, draw, goes_on_from, harm, intact_steps, strike
 from cola_train.operations.sameness import Ending, compare
 from cola_train.operations.watched import Job, JobError, Rhythm, Watch
-from cola_train.training.checkpoint import saved_steps, step_folder
+from cola_train.run_layout import folder_of
+from cola_train.training.checkpoints.folder import saved_steps, step_folder
+from cola_train.training.loop.state import RunState
+from cola_train.training.loop.step_log import Step
 from cola_train.training.run import train
-from cola_train.training.run_folder import folder_of
-from cola_train.training.state import RunState
-from cola_train.training.step_log import Step
 from tests.helpers.programs import ROOT
 
 RUNS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("vae_", "joint_")))

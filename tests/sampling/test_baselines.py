@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cola_train import SamplerConfig, generate
-from cola_train.baseline_format import BaselineCheckpoint
 from cola_train.config.settings import UserError
+from cola_train.evaluation.writing.sample import sample
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.models.transformer import Transformer
 from cola_train.randomness import Purpose, uniform
-from cola_train.sampling.prompts import sample
 from cola_train.sampling.token_choice import choose_tokens, penalise_repetition
 from tests.helpers.llama import llama_of, tiny_baseline
 from tests.helpers.tiny import random_tokens
@@ -29,7 +29,7 @@ LENGTHS = st.permutations([0, 1, 4, 4, 9])
 
 
 @functools.cache
-def tiny(causal: bool) -> BaselineCheckpoint:
+def tiny(causal: bool) -> TransformerCheckpoint:
     return tiny_baseline(causal)
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cola_train import Checkpoint, SamplerConfig, generate
 from cola_train.config.settings import UserError
+from cola_train.families.cola.blocks import BlockGeneration, GeneratedBlock, Prefix
+from cola_train.families.generate import generate_stream
 from cola_train.randomness import Purpose, normal, uniform
-from cola_train.sampling.blocks import BlockGeneration, GeneratedBlock, Prefix
-from cola_train.sampling.generate import generate_stream
 from tests.helpers.compare import assert_near, largest_difference
 from tests.helpers.sampler import generate_alone
 from tests.helpers.tiny import PAD, calm, random_latents, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae

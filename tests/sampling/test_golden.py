@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.sampling.blocks import BlockGeneration
-from cola_train.sampling.generate import generate
+from cola_train.families.cola.blocks import BlockGeneration
+from cola_train.families.generate import generate
 from tests.helpers.compare import assert_near
 from tests.helpers.golden import Golden
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
-from cola_train.hf_format import Checkpoint
-from cola_train.sampling.generate import generate
-from cola_train.sampling.prompts import read_prompts, sample
+from cola_train.evaluation.writing.sample import read_prompts, sample
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.generate import generate
 
 CONFIG = SamplerConfig(num_steps=2, max_new_tokens=4, eos_token_ids=())
 
 
 @pytest.fixture
-def saved(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+def saved(checkpoint: ColaCheckpoint, tmp_path: Path) -> Path:
     checkpoint.save(tmp_path / "saved")
     return tmp_path / "saved"
 
@@ -93,7 +93,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_prompts(write(tmp_path / "empty.jsonl", "", ""))
 
 
-def test_results_are_written_beside_what_came_with_the_prompt(saved: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_results_are_written_beside_what_came_with_the_prompt(saved: Path, checkpoint: ColaCheckpoint, tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", '{"prompt": "w5 w6", "id": "a"}', '{"input_ids": [4, 5, 6], "note": "é"}')
     sample(saved, None, file, tmp_path / "out.jsonl", "cpu", CONFIG)
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
@@ -111,7 +111,7 @@ def test_results_are_written_beside_what_came_with_the_prompt(saved: Path, check
     assert "é" in text
 
 
-def test_results_are_shown_on_the_screen(saved: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_shown_on_the_screen(saved: Path, checkpoint: ColaCheckpoint, capsys: pytest.CaptureFixture[str]) -> None:
     sample(saved, ["w5 w6", ""], None, None, "cpu", CONFIG)
     one, two = generate(checkpoint, ["w5 w6", ""], CONFIG)
     assert capsys.readouterr().out == f"w5 w6|{one.text}\n[length, 4 tokens]\n\n|{two.text}\n[length, 4 tokens]\n\n"

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cola_train.config.runs import load_run_config
-from cola_train.data.datamodule import Batch
-from cola_train.training.module import StageModule
+from cola_train.data.batch import Batch
+from cola_train.families.registry import load_run_config
+from cola_train.training.loop.module import StageModule
 from cola_train.training.run import train
 
 

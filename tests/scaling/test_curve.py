@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cola_train.config.curve import CurveConfig
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
-from cola_train.flops.parameters import backbone_parameters
+from cola_train.families.costs import backbone_parameters
+from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.curve import run_curve
 from cola_train.scaling.ladder import ladder
 from cola_train.scaling.points import read_points

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cola_train.config.curve import CurveConfig
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
-from cola_train.flops.steps import flops_after
+from cola_train.families.costs import flops_after
+from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.curve import levels, write_launch_lines
 from cola_train.scaling.ladder import Rung, ladder
-from cola_train.training.optim import Schedule
+from cola_train.training.optim.schedule import Schedule
 from tests.helpers.runs import SMALL, SMALL_DIT
 
 TRANSFORMER = [

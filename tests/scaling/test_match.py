@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_train.config.load import load_config
-from cola_train.config.runs import AutoregressiveRunConfig, LLaDARunConfig, load_run_config
 from cola_train.config.settings import UserError
-from cola_train.flops.parameters import backbone_parameters
-from cola_train.flops.steps import flops_after, step_flops
+from cola_train.families.autoregressive.config import AutoregressiveRunConfig
+from cola_train.families.costs import backbone_parameters, flops_after, step_flops
+from cola_train.families.masked_diffusion.config import LLaDARunConfig
+from cola_train.families.registry import load_run_config
 from cola_train.scaling.match import fairness, match, show
 from tests.flops.counting import changed, run_config
 

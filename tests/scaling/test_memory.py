@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 
 from cola_train.config.data import CorpusConfig, PrepareConfig
 from cola_train.config.load import load_config
-from cola_train.config.runs import AutoregressiveRunConfig, JointRunConfig, LLaDARunConfig, RunConfig, VAERunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepare import prepare
+from cola_train.families.autoregressive.config import AutoregressiveRunConfig
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.masked_diffusion.config import LLaDARunConfig
 from cola_train.models.text_vae import TextVAE
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
 from cola_train.scaling.memory import estimate, largest_micro_batch, what_fits

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from cola_train.config.runs import BaselineRunConfig, JointRunConfig, load_run_config
 from cola_train.config.settings import UserError
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
-from cola_train.flops.steps import flops_after, step_flops
+from cola_train.families.cola.config import JointRunConfig
+from cola_train.families.costs import flops_after, step_flops
+from cola_train.families.registry import load_run_config
+from cola_train.families.transformer.config import BaselineRunConfig
 from cola_train.scaling import plan
 from cola_train.scaling.memory import MemoryEstimate
 from cola_train.scaling.plan import Fleet, make_plan, show

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from cola_train.config.settings import UserError
-from cola_train.data.datamodule import Batch
-from cola_train.objectives.losses import Losses
+from cola_train.data.batch import Batch
+from cola_train.objectives.objective import Losses
 from cola_train.processes import end_process
+from cola_train.run_folder import read_run_config
+from cola_train.training.loop.module import TextVAEStage
 from cola_train.training.run import train
-from cola_train.training.run_folder import read_run_config
-from cola_train.training.stages import TextVAEStage
 
 
 class Poison(torch.autograd.Function):

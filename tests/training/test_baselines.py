@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from cola_train.baseline_format import BaselineCheckpoint
-from cola_train.config.comparison import ComparisonConfig
-from cola_train.config.runs import BaselineRunConfig
 from cola_train.config.settings import UserError
-from cola_train.data.datamodule import validation_batches
+from cola_train.data.batch import validation_batches
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing.compare import compare_run
-from cola_train.objectives.autoregressive import AutoregressiveObjective
-from cola_train.objectives.masked_diffusion import MaskedDiffusionObjective
-from cola_train.training import step_log
+from cola_train.evaluation.writing.config import ComparisonConfig
+from cola_train.families.autoregressive.objective import AutoregressiveObjective
+from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
+from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.run_layout import folder_of
+from cola_train.training.loop import step_log
 from cola_train.training.run import train
-from cola_train.training.run_folder import folder_of
 from tests.helpers.runs import figures
 from tests.training.test_strategies import draws, steps, train_all
 
@@ -63,7 +63,7 @@ def test_an_interrupted_baseline_ends_as_if_it_had_not_been(
     assert train(broken).state == "interrupted"
     assert train(broken).state == "finished"
     assert figures(folder_of(broken)) == figures(folder_of(whole))
-    ours, theirs = (BaselineCheckpoint.load(folder_of(config)).transformer.state_dict() for config in (broken, whole))
+    ours, theirs = (TransformerCheckpoint.load(folder_of(config)).transformer.state_dict() for config in (broken, whole))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
@@ -72,7 +72,7 @@ def test_an_export_is_what_was_validated(baseline_config: Configs, stage: str) -
     config = baseline_config(stage, "run", "trainer.sample_every_steps=3", "trainer.validation_rows=5")
     train(config)
     run = folder_of(config)
-    checkpoint = BaselineCheckpoint.load(run)
+    checkpoint = TransformerCheckpoint.load(run)
     assert checkpoint.training == {"stage": stage, "step": 6, "seq_len": 32, "run": "run", "mask_documents": False}
     objective: Any = (AutoregressiveObjective if stage == "ar" else MaskedDiffusionObjective)(
         checkpoint.transformer,

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cola_train.config.runs import VAERunConfig
 from cola_train.config.settings import UserError
+from cola_train.families.cola.config import VAERunConfig
 from cola_train.operations.audit import audit
+from cola_train.run_folder import Status, read_status
 from cola_train.training.branch import branch
-from cola_train.training.checkpoint import latest_checkpoint, read_manifest, saved_steps
-from cola_train.training.checkpoint_io import CheckpointReader
+from cola_train.training.checkpoints.folder import latest_checkpoint, read_manifest, saved_steps
+from cola_train.training.checkpoints.tensors import CheckpointReader
 from cola_train.training.run import train
-from cola_train.training.run_folder import Status, read_status
 from tests.helpers.programs import torchrun
 from tests.helpers.runs import figures
 

@@ -12,17 +12,18 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialise import initialise_dit, initialise_text_vae
+from cola_train.models.initialize import initialise_dit, initialise_text_vae
 from cola_train.models.text_vae import TextVAE
-from cola_train.objectives.stage2 import Stage2Objective
-from cola_train.training.activations import checkpoint_activations
-from cola_train.training.checkpoint import intact_manifest, saved_steps, step_folder
-from cola_train.training.checkpoint_io import CheckpointReader
+from cola_train.run_layout import folder_of
+from cola_train.training.checkpoints.folder import intact_manifest, saved_steps, step_folder
+from cola_train.training.checkpoints.tensors import CheckpointReader
+from cola_train.training.parallel.activations import checkpoint_activations
 from cola_train.training.run import export_run, train
-from cola_train.training.run_folder import folder_of
 from tests.helpers.runs import figures
 
 JointConfigs = Callable[..., JointRunConfig]

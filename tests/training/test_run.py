@@ -10,15 +10,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cola_train.config.runs import JointRunConfig, RunConfig, VAERunConfig
+from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
-from cola_train.hf_format import Checkpoint
-from cola_train.training.checkpoint import intact_manifest, latest_checkpoint, saved_steps, step_folder
-from cola_train.training.module import StageModule
-from cola_train.training.pace import CLOCKS
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.run_folder import Status
+from cola_train.run_layout import CLOCKS, folder_of
+from cola_train.training.callbacks.validation import Validation
+from cola_train.training.checkpoints.folder import (
+    intact_manifest,
+    latest_checkpoint,
+    saved_steps,
+    step_folder,
+)
+from cola_train.training.loop.module import StageModule
 from cola_train.training.run import export_run, resume, train
-from cola_train.training.run_folder import Status, folder_of
-from cola_train.training.validation import Validation
 from tests.helpers.runs import figures
 
 
@@ -66,7 +72,7 @@ def test_stage_1_leaves_config_metrics_plot_checkpoints_and_an_export_that_loads
     assert (run / "losses.png").read_bytes().startswith(b"\x89PNG")
     assert saved_steps(run) == [3, 6]
     assert latest_checkpoint(run).name == "step-00000006"
-    checkpoint = Checkpoint.load(run)
+    checkpoint = ColaCheckpoint.load(run)
     assert checkpoint.dit is None
     assert checkpoint.trained_seq_len == 32
 
@@ -185,7 +191,7 @@ def test_a_fixed_log_snr_is_held_and_exported(vae_config: VAEConfigs) -> None:
     run = start(vae_config("vae", "objective.fixed_log_snr=1.5"))
     # E[mu^2] is 1 but for the norm's epsilon.
     assert rows(run, "train")[-1]["train/vae_log_snr"] == pytest.approx(1.5, abs=1e-3)
-    posterior = Checkpoint.load(run).vae.encode(torch.arange(32)[None])
+    posterior = ColaCheckpoint.load(run).vae.encode(torch.arange(32)[None])
     assert torch.allclose(posterior.logvar, torch.tensor(-1.5))
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cola_train.config.runs import RunConfig
-from cola_train.objectives import losses, masked_diffusion, stage2
+from cola_train.config.run import RunConfig
+from cola_train.families.cola import stage2
+from cola_train.families.cola import vae_losses as losses
+from cola_train.families.masked_diffusion import objective as masked_diffusion
 from cola_train.processes import end_process, launched_rank
 from cola_train.randomness import Purpose
+from cola_train.run_folder import read_run_config
+from cola_train.run_layout import folder_of
 from cola_train.training.run import train
-from cola_train.training.run_folder import folder_of, read_run_config
 
 torch.set_num_threads(1)
 draws: dict[str, int] = {}

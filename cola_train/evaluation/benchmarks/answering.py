@@ -10,10 +10,11 @@ from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.settings import require
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.answers import Answer
+from cola_train.evaluation.benchmarks.prompts import build_prompt
+from cola_train.evaluation.benchmarks.tasks import Sample
 from cola_train.evaluation.likelihood.likelihood import conditional_scores
-from cola_train.evaluation.prompts import build_prompt
-from cola_train.evaluation.tasks import Sample
-from cola_train.sampling.generate import AnyCheckpoint, generate
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.generate import generate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Question:
         return bool(self.sample.choices)
 
 
-def answer(checkpoint: AnyCheckpoint, task: str, samples: Sequence[Sample], config: EvaluationConfig) -> Iterator[Answer]:
+def answer(checkpoint: Checkpoint, task: str, samples: Sequence[Sample], config: EvaluationConfig) -> Iterator[Answer]:
     """Answer samples of one task, batch by batch: the longest prompts first, not in the samples' order.
 
     An answer depends on the checkpoint, its sample and the settings; what else is asked has no part in it but for rounding.
@@ -66,7 +67,7 @@ def make_batches(tokenizer: Tokenizer, task: str, samples: Sequence[Sample], con
     return [questions[start : start + size] for start in range(0, len(questions), size)]
 
 
-def answer_batch(checkpoint: AnyCheckpoint, batch: Sequence[Question], config: EvaluationConfig) -> list[Answer]:
+def answer_batch(checkpoint: Checkpoint, batch: Sequence[Question], config: EvaluationConfig) -> list[Answer]:
     """The answers to a batch of `make_batches`, in its order; errors as of `answer`."""
     if config.choose_by == "generation" or not batch[0].chooses:
         return _generate(checkpoint, batch, config)
@@ -79,17 +80,16 @@ def draws_address(task: str, sample_id: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 2
 
 
-def _generate(checkpoint: AnyCheckpoint, batch: Sequence[Question], config: EvaluationConfig) -> list[Answer]:
+def _generate(checkpoint: Checkpoint, batch: Sequence[Question], config: EvaluationConfig) -> list[Answer]:
     addresses = [draws_address(question.task, question.sample.id) for question in batch]
-    # The sampler warns of a prompt longer than training saw, and would so for each batch: whoever evaluates says it once.
-    facts = {name: value for name, value in checkpoint.training.items() if name != "seq_len"}
-    silent: AnyCheckpoint = dataclasses.replace(checkpoint, training=facts)
-    results = generate(silent, [question.prompt for question in batch], config.sampler, prompt_indices=addresses)
+    prompts = [question.prompt for question in batch]
+    # It would warn of long prompts for each batch: whoever evaluates says it once.
+    results = generate(checkpoint, prompts, config.sampler, prompt_indices=addresses, warn_if_long=False)
     texts = [checkpoint.tokenizer.decode(result.decoded_ids, special_tokens=True) for result in results]
     return [_answer(question, text) for question, text in zip(batch, texts, strict=True)]
 
 
-def _choose(checkpoint: AnyCheckpoint, batch: Sequence[Question], config: EvaluationConfig) -> list[Answer]:
+def _choose(checkpoint: Checkpoint, batch: Sequence[Question], config: EvaluationConfig) -> list[Answer]:
     encode = checkpoint.tokenizer.encode
     pairs, keys = [], []
     for question in batch:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, require
-from cola_train.evaluation.tasks import TASKS
+from cola_train.evaluation.benchmarks.tasks import TASKS
 from cola_train.files import Lines, read_rows, write_atomically
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from cola_train.evaluation.tasks import Sample
+from cola_train.evaluation.benchmarks.tasks import Sample
 
 Converter = Callable[[int, Mapping[str, Any]], Sample]  # (place of the row, from 0; the row)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,19 @@ import torch
 import xxhash
 from torch import nn
 
-from cola_train.baseline_format import BaselineCheckpoint, load_checkpoint
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.settings import require
-from cola_train.data.progress import progress_bar, say
+from cola_train.console import progress_bar, say
+from cola_train.devices import named_device
 from cola_train.evaluation.benchmarks.answering import Question, answer_batch, make_batches
 from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, part_row, to_lines
 from cola_train.evaluation.benchmarks.results import write_results
-from cola_train.evaluation.tasks import read_samples
+from cola_train.evaluation.benchmarks.tasks import read_samples
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.registry import family_named, load_checkpoint
 from cola_train.files import write_atomically
 from cola_train.processes import Processes, connected, launched_by_torchrun
-from cola_train.sampling.generate import AnyCheckpoint
-from cola_train.sampling.prompts import named_device
+from cola_train.run_layout import BENCHMARKS, CONFIG, EXPORT
 
 # Processes end at different times, and those that wait must not take that for a loss: torchrun sees a loss itself.
 _PATIENCE_SECONDS = 7 * 24 * 3600
@@ -47,9 +48,9 @@ def evaluate(
     samples = {task: read_samples(data, task)[: config.num_samples] for task in tasks}
     with connected("auto" if launched_by_torchrun() and device != "cpu" else "cpu", _PATIENCE_SECONDS) as processes:
         checkpoint = load_checkpoint(checkpoint_folder, _device(device, processes))
-        require(isinstance(checkpoint, BaselineCheckpoint) or checkpoint.dit is not None,
-                f"{checkpoint_folder} holds a VAE alone, which writes no text; give a checkpoint of stage 2 (cola-train joint) or "
-                "of a baseline.")  # fmt: skip
+        require(family_named(checkpoint.family).writes_text,
+                f"{checkpoint_folder} is a checkpoint of `cola-train {checkpoint.family}`, which writes no text; give one of stage 2 "
+                "(cola-train joint) or of a baseline.")  # fmt: skip
         batches = [batch for task in tasks for batch in make_batches(checkpoint.tokenizer, task, samples[task], config)]
         path = out or _default_folder(checkpoint_folder)
 
@@ -68,7 +69,7 @@ def evaluate(
 
 
 def _answer_share(
-    checkpoint: AnyCheckpoint,
+    checkpoint: Checkpoint,
     batches: Sequence[Sequence[Question]],
     answered: set[tuple[str, int | str]],
     folder: AnswerFolder,
@@ -128,22 +129,21 @@ def _device(name: str, processes: Processes) -> torch.device:
 
 def _default_folder(checkpoint_folder: Path) -> Path:
     # The export of a run is replaced as a whole by the next one, so the answers lie beside it.
-    exported = checkpoint_folder.name == "hf" and (checkpoint_folder.parent / "config.yaml").is_file()
-    return (checkpoint_folder.parent if exported else checkpoint_folder) / "benchmarks"
+    exported = checkpoint_folder.name == EXPORT and (checkpoint_folder.parent / CONFIG).is_file()
+    return (checkpoint_folder.parent if exported else checkpoint_folder) / BENCHMARKS
 
 
-def _identity(checkpoint: AnyCheckpoint, config: EvaluationConfig, counts: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
+def _identity(checkpoint: Checkpoint, config: EvaluationConfig, counts: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
     """All that decides the answers. The batch size does not: it may be lowered after running out of memory."""
     sampler, likelihood = dataclasses.asdict(config.sampler), dataclasses.asdict(config.likelihood)
     for values, without in ((sampler, ("batch_size",)), (likelihood, ("batch_size", "num_rows"))):
         for name in without:
             del values[name]
-    networks, family = _networks(checkpoint)
     return {
-        "checkpoint": {"family": family, "weights_xxh3": _weights_digest(networks), **checkpoint.training},
+        "checkpoint": {"family": checkpoint.family, "weights_xxh3": _weights_digest(checkpoint.networks.values()), **checkpoint.training},
         "tokenizer_sha256": checkpoint.tokenizer.sha256,
         # On a GPU the networks run in bf16.
-        "device": next(networks[0].parameters()).device.type,
+        "device": checkpoint.device.type,
         "sampler": sampler,
         "choose_by": config.choose_by,
         **({} if config.choose_by == "generation" else {"likelihood": likelihood}),
@@ -151,14 +151,7 @@ def _identity(checkpoint: AnyCheckpoint, config: EvaluationConfig, counts: Mappi
     }
 
 
-def _networks(checkpoint: AnyCheckpoint) -> tuple[list[nn.Module], str]:
-    if isinstance(checkpoint, BaselineCheckpoint):
-        return [checkpoint.transformer], "ar" if checkpoint.transformer.causal else "llada"
-    assert checkpoint.dit is not None
-    return [checkpoint.vae, checkpoint.dit], "cola"
-
-
-def _weights_digest(networks: Sequence[nn.Module]) -> str:
+def _weights_digest(networks: Iterable[nn.Module]) -> str:
     """Of names, shapes and values, however they are cut into files."""
     digest = xxhash.xxh3_128()
     for network in networks:
@@ -173,7 +166,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _say_if_long(checkpoint: AnyCheckpoint, batches: Sequence[Sequence[Question]], config: EvaluationConfig) -> None:
+def _say_if_long(checkpoint: Checkpoint, batches: Sequence[Sequence[Question]], config: EvaluationConfig) -> None:
     limit = checkpoint.trained_seq_len
     if limit is None:
         return

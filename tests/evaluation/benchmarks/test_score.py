@@ -12,7 +12,7 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.evaluation.benchmarks.evaluate import evaluate
 from cola_train.evaluation.benchmarks.score import read_answers, score
-from cola_train.evaluation.tasks import TASKS, Sample
+from cola_train.evaluation.benchmarks.tasks import TASKS, Sample
 from tests.helpers.benchmarks import make_samples, reader, write_samples
 
 COLOURS = ["red fox", "blue", "blue whale", "cat"]

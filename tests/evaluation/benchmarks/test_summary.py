@@ -12,7 +12,7 @@ from scipy import stats
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.figure import draw_benchmarks
 from cola_train.evaluation.benchmarks.summary import Row, accuracies, judge, summarise, to_csv, to_table, verdict_row
-from cola_train.evaluation.tasks import RELEASED_ACCURACY, TASKS
+from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
 
 
 def lambada(*right: bool) -> list[Answer]:

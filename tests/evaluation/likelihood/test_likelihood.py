@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_train.baseline_format import BaselineCheckpoint
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import UserError
-from cola_train.evaluation.likelihood.latent_weights import LatentWeights
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, conditional_scores, log_likelihoods
-from cola_train.evaluation.likelihood.prior_density import block_log_densities
-from cola_train.evaluation.likelihood.rows import Draw, Row, batches, draws_at
-from cola_train.hf_format import Checkpoint
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.likelihood import LatentWeights
+from cola_train.families.cola.prior_density import block_log_densities
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.likelihood.rows import Draw, Row, batches, draws_at
 from cola_train.randomness import Purpose, normal
 from tests.helpers.llama import tiny_baseline
 from tests.helpers.tiny import PAD, calm, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
@@ -28,7 +28,7 @@ def texts(*lengths: int) -> list[list[int]]:
     return [random_tokens(1, length, seed=80 + number)[0].tolist() for number, length in enumerate(lengths)]
 
 
-def cola(**vae: Any) -> Checkpoint:
+def cola(**vae: Any) -> ColaCheckpoint:
     return tiny_checkpoint(tiny_vae(**vae), calm(tiny_dit()))
 
 
@@ -51,7 +51,7 @@ class Quadrature:
 
 
 @pytest.fixture(scope="module")
-def small() -> Checkpoint:
+def small() -> ColaCheckpoint:
     """One channel a latent: the posterior's mean is 0, its variance here wide enough to cover the true posterior."""
     vae, dit = tiny_vae(latent_dim=1), calm(tiny_dit(txt_in_channels=1, txt_out_channels=1, block_size=2))
     with torch.no_grad():
@@ -61,7 +61,7 @@ def small() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def quadrature(small: Checkpoint) -> Quadrature:
+def quadrature(small: ColaCheckpoint) -> Quadrature:
     assert small.dit is not None
     axis = torch.linspace(-7, 7, 57)
     z_0 = torch.cartesian_prod(axis, axis)[..., None]
@@ -71,7 +71,7 @@ def quadrature(small: Checkpoint) -> Quadrature:
 
 @pytest.mark.parametrize("tokens", [[7], [21], [7, 12]])
 def test_iwae_comes_to_the_integral_over_all_latents_whether_a_block_is_full_or_filled(
-    small: Checkpoint, quadrature: Quadrature, tokens: list[int]
+    small: ColaCheckpoint, quadrature: Quadrature, tokens: list[int]
 ) -> None:
     (found,) = log_likelihoods(small, [Row(tokens, key=5)], INTEGRAL)
     truth = quadrature.log_p(tokens)
@@ -149,7 +149,7 @@ def test_documents_apart_are_texts_of_their_own(patch_size: int) -> None:
 # Families alike
 
 
-def checkpoints() -> dict[str, Checkpoint | BaselineCheckpoint]:
+def checkpoints() -> dict[str, ColaCheckpoint | TransformerCheckpoint]:
     return {"cola": cola(), "ar": tiny_baseline(causal=True), "llada": tiny_baseline(causal=False)}
 
 
@@ -238,7 +238,7 @@ def test_a_prompt_that_options_share_is_computed_once(monkeypatch: pytest.Monkey
     computed = []
 
     class Counting(LatentWeights):
-        def __init__(self, checkpoint: Checkpoint, rows: list[Row], config: LikelihoodConfig) -> None:
+        def __init__(self, checkpoint: ColaCheckpoint, rows: list[Row], config: LikelihoodConfig) -> None:
             computed.extend(rows)
             super().__init__(checkpoint, rows, config)
 

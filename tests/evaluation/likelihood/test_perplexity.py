@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from cola_train.baseline_format import BaselineCheckpoint
 from cola_train.cli import main
 from cola_train.config.data import CorpusConfig, PrepareConfig
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import UserError
-from cola_train.data.datamodule import VALIDATION_SAMPLE_OFFSET, validation_batches
+from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, validation_batches
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods
 from cola_train.evaluation.likelihood.perplexity import held_out_rows, measure, perplexity_of, read_texts
-from cola_train.evaluation.likelihood.rows import Row
-from cola_train.hf_format import Checkpoint
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.likelihood.rows import Row
 from tests.helpers.llama import tiny_baseline, tiny_transformer
 from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_tokenizer, tiny_vae
 
@@ -44,10 +44,10 @@ def on_disk(data: PreparedData, tmp_path: Path) -> Callable[[str], Path]:
     def write(family: str) -> Path:
         folder = tmp_path / family
         if family == "cola":
-            Checkpoint(tiny_vae(vocab_size=320), calm(tiny_dit()), data.tokenizer, {"seq_len": 32}).save(folder)
+            ColaCheckpoint(tiny_vae(vocab_size=320), calm(tiny_dit()), data.tokenizer, {"seq_len": 32}).save(folder)
         else:
             network = tiny_transformer(causal=family == "ar", vocab_size=320)
-            BaselineCheckpoint(network, data.tokenizer, {"seq_len": 32}).save(folder)
+            TransformerCheckpoint(network, data.tokenizer, {"seq_len": 32}).save(folder)
         return folder
 
     return write
@@ -152,7 +152,7 @@ def test_held_out_rows_from_the_command_line(
     assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
     page = capsys.readouterr().out
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    family_class = Checkpoint if family == "cola" else BaselineCheckpoint
+    family_class = ColaCheckpoint if family == "cola" else TransformerCheckpoint
     expected = log_likelihoods(family_class.load(folder), held_out_rows(data, 3, mask_documents=False), FAST)
     assert [line["row"] for line in lines] == [0, 1, 2]
     assert [line["log_p"] for line in lines] == pytest.approx([found.log_p for found in expected])
@@ -173,7 +173,7 @@ def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: P
     page = measure(folder, None, path, out, "cpu", dataclasses.replace(FAST, divergence="exact"))
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [{key: line[key] for key in record} for line, record in zip(lines, records, strict=True)] == records
-    checkpoint = Checkpoint.load(folder)
+    checkpoint = ColaCheckpoint.load(folder)
     assert lines[1]["num_tokens"] == len(checkpoint.tokenizer.encode(" a truth."))
     num_bytes = len("It was a truth.") + len(" a truth.")
     bits = -sum(line["log_p"] for line in lines) / math.log(2) / num_bytes
@@ -195,7 +195,7 @@ def test_a_checkpoint_that_keeps_documents_apart_is_measured_so(
     mask_documents: bool, on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path
 ) -> None:
     # Documents here do not begin on block boundaries, which only training refuses.
-    checkpoint, folder, out = Checkpoint.load(on_disk("cola")), tmp_path / "apart", tmp_path / "rows.jsonl"
+    checkpoint, folder, out = ColaCheckpoint.load(on_disk("cola")), tmp_path / "apart", tmp_path / "rows.jsonl"
     dataclasses.replace(checkpoint, training={"mask_documents": mask_documents}).save(folder)
     measure(folder, data.folder, None, out, "cpu", dataclasses.replace(FAST, num_rows=None))
     found = [json.loads(line)["log_p"] for line in out.read_text(encoding="utf-8").splitlines()]
@@ -207,7 +207,7 @@ def test_a_checkpoint_that_keeps_documents_apart_is_measured_so(
 
 
 def test_a_likelihood_that_is_not_finite_is_refused(on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path) -> None:
-    checkpoint, out = Checkpoint.load(on_disk("cola")), tmp_path / "rows.jsonl"
+    checkpoint, out = ColaCheckpoint.load(on_disk("cola")), tmp_path / "rows.jsonl"
     assert checkpoint.dit is not None
     with torch.no_grad():
         checkpoint.dit.txt_out.proj.bias.fill_(math.nan)

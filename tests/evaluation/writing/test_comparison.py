@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cola_train.config.comparison import ComparisonConfig
 from cola_train.config.data import CorpusConfig, PrepareConfig
 from cola_train.config.settings import UserError
 from cola_train.data.packing import TRAIN, VALIDATION
@@ -20,6 +19,7 @@ from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing import comparison
 from cola_train.evaluation.writing.comparison import Generator, compare, first_word, held_out_openings
+from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.words import words
 

@@ -6,20 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from cola_train.evaluation.writing.report import held_out_openings, training_texts, write_report
+from cola_train.families.cola.inspection.held_out import held_out_flow, reconstruction_accuracy
 
-from cola_train.config.objectives import FlowConfig
-from cola_train.config.runs import JointRunConfig, VAERunConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.latents.held_out import held_out_flow, reconstruction_accuracy
-from cola_train.evaluation.writing.report import held_out_openings, training_texts, write_report
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.config import FlowConfig, JointRunConfig, VAERunConfig
 from cola_train.flow import mean_variance_bound
-from cola_train.hf_format import Checkpoint
-from cola_train.models.initialise import initialise_dit
+from cola_train.models.initialize import initialise_dit
+from cola_train.run_layout import folder_of
 from cola_train.training.run import train
-from cola_train.training.run_folder import folder_of
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def runs(vae_config: Callable[..., VAERunConfig], joint_config: Callable[..., Jo
 def test_figures_of_the_export_equal_those_that_training_logged(runs: tuple[Path, Path], prepared_folder: Path) -> None:
     lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in reversed(lines) if "validation/flow_mse" in line)
-    data, checkpoint = PreparedData.open(prepared_folder), Checkpoint.load(runs[1])
+    data, checkpoint = PreparedData.open(prepared_folder), ColaCheckpoint.load(runs[1])
     num_rows = data.num_rows(VALIDATION)
     assert held_out_flow(checkpoint, data, num_rows, FlowConfig(), 66).loss == pytest.approx(
         logged["validation/flow_mse"], rel=1e-5
@@ -45,7 +44,7 @@ def test_figures_of_the_export_equal_those_that_training_logged(runs: tuple[Path
 
 
 def test_an_untrained_dit_predicts_no_velocity_and_loses_to_the_bound(runs: tuple[Path, Path], prepared_folder: Path) -> None:
-    checkpoint, data = Checkpoint.load(runs[1]), PreparedData.open(prepared_folder)
+    checkpoint, data = ColaCheckpoint.load(runs[1]), PreparedData.open(prepared_folder)
     assert checkpoint.dit is not None
     initialise_dit(checkpoint.dit, 0)
     flow = held_out_flow(checkpoint, data, 40, FlowConfig(), 66)
@@ -86,4 +85,4 @@ def test_training_text_is_whole(prepared_folder: Path) -> None:
 
 def test_a_vae_alone_has_no_flow(runs: tuple[Path, Path], prepared_folder: Path) -> None:
     with pytest.raises(UserError, match="needs a checkpoint with a DiT"):
-        held_out_flow(Checkpoint.load(runs[0]), PreparedData.open(prepared_folder), 4, FlowConfig(), 66)
+        held_out_flow(ColaCheckpoint.load(runs[0]), PreparedData.open(prepared_folder), 4, FlowConfig(), 66)

@@ -1,0 +1,76 @@
+"""The devices of this machine: which one a name means, what it can do, and how fast it multiplies matrices."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from cola_train.config.settings import UserError
+from cola_train.flops.peaks import find_device
+
+_CPU_SIZE, _GPU_SIZE = 1024, 8192
+_PRODUCTS = 10
+
+
+def named_device(name: str) -> torch.device:
+    """The device of --device: cpu, cuda, cuda:1, ...; auto is a GPU if there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"--device {name} is not usable here ({first}); try cpu, cuda or auto.") from None
+    return device
+
+
+def uses_gpu(accelerator: str) -> bool:
+    """Whether trainer.accelerator means a GPU on this machine."""
+    return accelerator != "cpu" and torch.cuda.is_available()
+
+
+def cpu_bf16_is_fast() -> bool:
+    """Whether the processor multiplies in bf16; one without these instructions emulates it, far slower than fp32."""
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+
+
+def device_peak(device: torch.device, precision: str) -> float | None:
+    """FLOPs per second in `precision`, "bf16" or "fp32": of a GPU from a table, None if that has it not; of a CPU measured."""
+    if device.type == "cuda":
+        known = find_device(torch.cuda.get_device_name(device))
+        return None if known is None else known.peak(precision)
+    # Whatever else runs on the machine only makes it slower.
+    return matrix_flops(device) / min(matrix_seconds(device, torch.bfloat16 if precision == "bf16" else torch.float32))
+
+
+def matrix_seconds(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Seconds of each of ten products of two square matrices, 1024 wide on a CPU (with this process' threads), 8192 on a GPU.
+
+    `clock` is read once everything that was started has been done.
+    """
+    size = _matrix_size(device)
+    one, other = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    torch.mm(one, other)
+    seconds = []
+    for _ in range(_PRODUCTS):
+        begin = clock()
+        torch.mm(one, other)
+        seconds.append(clock() - begin)
+    return seconds
+
+
+def matrix_flops(device: torch.device) -> int:
+    """FLOPs of one of these products."""
+    return 2 * _matrix_size(device) ** 3
+
+
+def _matrix_size(device: torch.device) -> int:
+    return _GPU_SIZE if device.type == "cuda" else _CPU_SIZE

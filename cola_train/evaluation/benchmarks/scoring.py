@@ -1,0 +1,160 @@
+"""Whether an answer counts as correct: the rules of the released scorer, to the letter.
+
+The answer is cut after its first line (`truncate`). lambada compares first words; hellaswag, squad and story_cloze compare whole
+texts; mmlu, obqa, race and siqa look for the letter of a choice, by its letter (`_letter_rule`) or its text (`_text_rule`).
+All comparisons are of Unicode code points, and `\\s`, `\\w` and `\\b` are Python's own classes.
+"""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Sequence
+
+from cola_train.evaluation.benchmarks.tasks import MOST_CHOICES, check_task
+
+LETTER_TASKS = ("mmlu", "obqa", "race", "siqa")
+_CLOSE_ENOUGH = 0.9  # similarity of a text to the choice that it is taken for
+_BARE_LETTERS_WITHIN = 40  # code points: in a longer text a letter in brackets is no answer
+
+_LINK = r"(?i:is|[=:：])"
+# Possessive `\s*+` keeps a match linear in a text of many spaces. What follows one never begins with a space: nothing else changes.
+_ANSWER = re.compile(r"\b(?i:final\s++answer|answer)\b")
+_LETTER_ALONE = re.compile(r"[(\[]?\s*+([A-Za-z])\s*+[)\]]?\.?")
+_LETTER_AFTER_KEY = re.compile(
+    rf"\b(?i:final\s++answer|answer|option|choice)\b\s*+{_LINK}?\s*+[(\[]?\s*+([A-Za-z])(?:\s*[)\]])?(?=[\s.,;:!?]|\Z)"
+)
+_LETTER_IN_BRACKETS = re.compile(r"[(\[]\s*+([A-Za-z])\s*+[)\]]")
+_OPENING = re.compile(rf"(?i:the\s++)?(?i:correct\s++)?(?i:final\s++)?(?i:answer|option|choice)\b\s*+{_LINK}?\s*+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """How an answer was judged.
+
+    Attributes:
+        text: the part of the generation that was judged.
+        score: 1.0 where letters agree, lambada's 1.0 or 0.0, else the similarity of text and ground truth, 0 to 1.
+        predicted: the choice's letter that the text was taken for, None if for none; in lambada the text's first word.
+        gold: the same of the ground truth.
+    """
+
+    text: str
+    correct: bool
+    score: float
+    predicted: str | None = None
+    gold: str | None = None
+
+
+def is_correct(task: str, generation: str | None, ground_truth: str | None, choices: Sequence[str] | None = None) -> bool:
+    """Whether `generation` answers a sample of `task`; see `verdict`.
+
+    Raises:
+        UserError: an unknown task.
+    """
+    return verdict(task, generation, ground_truth, choices).correct
+
+
+def verdict(task: str, generation: str | None, ground_truth: str | None, choices: Sequence[str] | None = None) -> Verdict:
+    """Judge one answer.
+
+    Args:
+        task: one of `tasks.TASKS`.
+        generation: the text of all tokens that were generated, special tokens as text; None counts as "".
+        ground_truth: the gold answer; None counts as "".
+        choices: the options in order, of which the first 26 count; only looked at in mmlu, obqa, race and siqa.
+
+    Raises:
+        UserError: an unknown task.
+    """
+    check_task(task)
+    text, truth = truncate(generation or ""), ground_truth or ""
+    if task == "lambada":
+        word, gold_word = _first_word(text), _first_word(truth)
+        return Verdict(text, word == gold_word, float(word == gold_word), word, gold_word)
+    alike = similarity(text, truth)
+    if task not in LETTER_TASKS:
+        return Verdict(text, alike >= 1.0, alike)
+    options = tuple(choices or ())[:MOST_CHOICES]
+    predicted, gold = _predicted(text, options), _letter(truth, options)
+    agree = predicted is not None and predicted == gold
+    return Verdict(text, agree or alike >= 1.0, 1.0 if agree else alike, predicted, gold)
+
+
+def truncate(generation: str) -> str:
+    """What precedes the first line feed that has a word character before it; everything if there is none."""
+    word = re.search(r"\w", generation)
+    return generation if word is None else generation[: word.end()] + generation[word.end() :].split("\n", 1)[0]
+
+
+def norm(text: str) -> str:
+    """Lower case, without what is neither word character nor space, words joined by single spaces."""
+    return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
+
+
+def similarity(x: str, y: str) -> float:
+    """Ratcliff/Obershelp's ratio of the normalised texts, 0 to 1. The order matters, and where `y` has 200 code points and more its
+    popular characters begin no block (unless both parts begin with it): difflib's rules."""
+    return difflib.SequenceMatcher(None, norm(x), norm(y)).ratio()
+
+
+def _first_word(text: str) -> str:
+    return norm(text).partition(" ")[0]
+
+
+def _predicted(text: str, choices: Sequence[str]) -> str | None:
+    return _letter(_segment(text), choices) or _letter(text, choices)
+
+
+def _letter(text: str, choices: Sequence[str]) -> str | None:
+    if not choices:
+        return None
+    return _letter_rule(text, len(choices)) or _text_rule(text, choices)
+
+
+def _segment(text: str) -> str:
+    """What the last line with "answer" gives as the answer; all of the text if there is no such line."""
+    stripped = text.strip()
+    for line in reversed(stripped.splitlines()):
+        for key in _ANSWER.finditer(line):
+            rest = line[key.end() :].strip()
+            if rest:
+                return re.sub(rf"\A{_LINK}", "", rest).strip() or rest
+    return stripped
+
+
+def _letter_rule(text: str, num_choices: int) -> str | None:
+    """The letter of a choice, where the text gives a letter: alone, or the last one after a key word, or the last in brackets."""
+    stripped = text.strip()
+    alone = _LETTER_ALONE.fullmatch(stripped)
+    after_key = _LETTER_AFTER_KEY.findall(stripped)
+    in_brackets = _LETTER_IN_BRACKETS.findall(stripped) if len(stripped) <= _BARE_LETTERS_WITHIN else []
+    candidates = [*([alone[1]] if alone else []), *after_key[-1:], *in_brackets[-1:]]
+    return next((letter.upper() for letter in candidates if ord(letter.upper()) - ord("A") < num_choices), None)
+
+
+def _text_rule(text: str, choices: Sequence[str]) -> str | None:
+    """The letter of the choice that the text repeats: alike, alike but for an opening ("The answer is"), the only one contained in
+    it, or the first most similar."""
+    options = [norm(choice) for choice in choices]
+    whole = norm(text)
+    if not whole:
+        return None
+    if whole in options:
+        return _letter_of(options.index(whole))
+    opening = _OPENING.match(text)
+    answer = (text[opening.end() :] if opening else text).strip()
+    short = norm(answer)
+    if not short:
+        return None
+    if short in options:
+        return _letter_of(options.index(short))
+    contained = [index for index, option in enumerate(options) if option and option in short]
+    if len(contained) == 1:
+        return _letter_of(contained[0])
+    ratios = [similarity(answer, choice) for choice in choices]
+    best = max(ratios)
+    return _letter_of(ratios.index(best)) if best >= _CLOSE_ENOUGH else None
+
+
+def _letter_of(index: int) -> str:
+    return chr(ord("A") + index)

@@ -1,0 +1,69 @@
+"""`cola-train inspect`: a look into the latent space, as numbers (inspection.json), as a page of pictures, and as a table."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from cola_train.config.inspection import InspectionConfig
+from cola_train.config.settings import require
+from cola_train.data.packing import VALIDATION
+from cola_train.data.prepared import PreparedData
+from cola_train.devices import named_device
+from cola_train.families.checkpoint import Checkpoint, Inspection
+from cola_train.families.registry import load_checkpoint
+from cola_train.files import atomic_folder
+from cola_train.run_layout import INSPECTION
+
+
+def inspect_checkpoint(
+    checkpoint_folder: Path,
+    data_folder: Path,
+    reference_folder: Path | None,
+    out: Path | None,
+    device: str,
+    config: InspectionConfig,
+) -> str:
+    """Inspect a checkpoint and write a folder with inspection.json, inspection.png and inspection.svg; returns the table.
+
+    Without `out` the folder is CHECKPOINT/inspection; it must not exist.
+
+    Raises:
+        UserError: as `Checkpoint.inspect`; no such checkpoint or data; the folder exists, or cannot be written.
+    """
+    out = checkpoint_folder / INSPECTION if out is None else out
+    require(not out.exists(), f"{out} exists and is not overwritten; choose another --out, or remove it yourself.")
+    data, at = PreparedData.open(data_folder), named_device(device)
+    reference = None if reference_folder is None else load_checkpoint(reference_folder, at)
+    checkpoint = load_checkpoint(checkpoint_folder, at)
+    with atomic_folder(out) as working:
+        inspection = _watched(checkpoint, data, config, reference)
+        facts = {
+            "checkpoint": str(checkpoint_folder),
+            "training": checkpoint.training,
+            "reference": None if reference_folder is None else str(reference_folder),
+            "data": str(data_folder),
+            "settings": dataclasses.asdict(config),
+        }
+        content = json.dumps({**facts, **inspection.to_json()}, indent=1, ensure_ascii=False)
+        (working / "inspection.json").write_text(content + "\n", encoding="utf-8")
+        inspection.draw(checkpoint_folder.name, working / "inspection.png", working / "inspection.svg")
+    return _table(inspection, checkpoint_folder, out)
+
+
+def _watched(checkpoint: Checkpoint, data: PreparedData, config: InspectionConfig, reference: Checkpoint | None) -> Inspection:
+    num_rows = min(config.num_rows, data.num_rows(VALIDATION))
+    with tqdm(total=num_rows, desc="inspecting", unit="row") as bar:
+        for found in checkpoint.inspect(data, config, reference):
+            if found is not None:
+                return found
+            bar.update(min(config.batch_size, num_rows - bar.n))
+    raise AssertionError("an inspection ends with what it found")
+
+
+def _table(inspection: Inspection, checkpoint_folder: Path, out: Path) -> str:
+    of = f"{inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens"
+    lines = [f"{checkpoint_folder}: {of}", ""]
+    lines += [f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}" for name, value in inspection.figures().items()]
+    return "\n".join([*lines, "", f"All numbers: {out / 'inspection.json'}", f"The page: {out / 'inspection.png'}", ""])

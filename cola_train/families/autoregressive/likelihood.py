@@ -1,0 +1,53 @@
+"""log p(x) of the autoregressive model, exact."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.families.transformer.nats import row_nats
+from cola_train.likelihood.rows import Draw, Row
+from cola_train.models.transformer import Transformer
+
+
+class NextTokenLikelihood:
+    """log p(x) of the autoregressive model, exact: the sum over tokens of log p(x_i | x_<i).
+
+    A row, and with documents apart each of its documents, begins after the end-of-text token, as sampling begins it: so its first
+    token is scored too, and the same tokens as with other families.
+    """
+
+    num_draws = 1
+
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
+        """`rows` are not empty."""
+        self.transformer = transformer
+        self.rows = rows
+        self.sequences = [_after_separators(row, tokenizer.eos_token_id, tokenizer.pad_token_id) for row in rows]
+
+    def width(self, row: int) -> int:
+        """Tokens of a row with the separators before it."""
+        return len(self.sequences[row])
+
+    def __call__(self, draws: Sequence[Draw]) -> Float64[Tensor, " draws"]:
+        """log p of rows of one width, nats."""
+        device = self.transformer.lm_head.weight.device
+        places = torch.tensor([self.sequences[draw.row] for draw in draws], device=device)  # (draws, width, 3)
+        tokens, document, scored = places.unbind(-1)
+        apart = any(self.rows[draw.row].documents is not None for draw in draws)
+        hidden = self.transformer(tokens, document if apart else None)
+        nats = row_nats(self.transformer, hidden[:, :-1], tokens[:, 1:])
+        return -(nats * scored[:, 1:]).sum(1)
+
+
+def _after_separators(row: Row, eos: int, pad: int) -> list[tuple[int, int, bool]]:
+    """Each place of the row as the network reads it: token, document, whether it is scored."""
+    documents = row.documents or [0] * len(row.tokens)
+    places: list[tuple[int, int, bool]] = []
+    for number, (token, document) in enumerate(zip(row.tokens, documents, strict=True)):
+        if not places or document != places[-1][1]:
+            places.append((eos, document, False))
+        places.append((token, document, number >= row.given and token != pad))
+    return places

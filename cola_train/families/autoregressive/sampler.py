@@ -1,0 +1,113 @@
+"""The AR baseline's generation: one token of every row at a time, over a cache of keys and values."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cola_train.config.sampling import SamplerConfig
+from cola_train.models.attention.cached import CachedAttention, KVCache
+from cola_train.models.attention.masks import clean_places, visible_set_mask
+from cola_train.models.transformer import Transformer
+from cola_train.randomness import Purpose, uniform
+from cola_train.sampling.stream import Part
+from cola_train.sampling.token_choice import choose_tokens, penalise_repetition
+
+
+class AutoregressiveGeneration:
+    """Prompts of any lengths, generated together; every row gets what it would get alone. Rows may end and others begin."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        prompts: Sequence[Sequence[int]],
+        prompt_indices: Sequence[int],
+        config: SamplerConfig,
+        start_token_id: int,
+        longest_prompt: int | None = None,
+    ) -> None:
+        """Read the first prompts.
+
+        Args:
+            transformer: the network.
+            prompts: ids; an empty prompt begins after `start_token_id`, as a document does.
+            prompt_indices: address the random draws.
+            config: the sampler's settings.
+            start_token_id: of empty prompts.
+            longest_prompt: tokens of the longest prompt that there will be; of the longest of `prompts` when None.
+        """
+        self.transformer, self.config, self.start_token_id = transformer, config, start_token_id
+        self.device = transformer.lm_head.weight.device
+        width = max(1, longest_prompt or max(map(len, prompts)))
+        self.cache = transformer.new_cache(len(prompts), width + config.max_new_tokens)
+        self.prompt_indices, self.tokens_done = list(prompt_indices), [0] * len(prompts)
+        self.seen = torch.zeros(len(prompts), transformer.config.vocab_size, dtype=torch.bool, device=self.device)
+        self.last = self._read(prompts, self.cache)
+        self._pending: Tensor | None = None  # the last tokens, which go through the network if others follow
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Give up all rows but these, which move up in their order; `rows` increases."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
+        self.cache.keep(rows)
+        self.prompt_indices = [self.prompt_indices[row] for row in rows]
+        self.tokens_done = [self.tokens_done[row] for row in rows]
+        self.seen, self.last = self.seen[index], self.last[index]
+        self._pending = self._pending[index] if self._pending is not None and rows else None
+
+    def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
+        """Further prompts in rows behind those in use; as many rows in all as there were at first, at most."""
+        self._pass_pending()
+        cache = self.transformer.new_cache(len(prompts), max(1, *map(len, prompts)))
+        self.last = torch.cat([self.last, self._read(prompts, cache)])
+        self.cache.append(cache)
+        self.prompt_indices += prompt_indices
+        self.tokens_done += [0] * len(prompts)
+        self.seen = torch.cat([self.seen, self.seen.new_zeros(len(prompts), self.seen.shape[1])])
+
+    def _read(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Float[Tensor, "batch dim"]:
+        """Fill an empty cache; return the state after each prompt's last token."""
+        prompts = [list(prompt) or [self.start_token_id] for prompt in prompts]
+        lengths = [len(prompt) for prompt in prompts]
+        width = max(lengths)
+        tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device)
+        # What fills short prompts comes after their last token, which does not see it; it is not committed to the cache.
+        hidden = self._pass(tokens, cache, lengths)
+        return hidden[torch.arange(len(prompts), device=self.device), torch.tensor(lengths, device=self.device) - 1]
+
+    def _pass(self, tokens: Int[Tensor, "batch seq"], cache: KVCache, added: Sequence[int]) -> Float[Tensor, "batch seq dim"]:
+        places = clean_places(tokens.shape[1], 1, device=self.device)
+        attention = CachedAttention(cache, 1 if tokens.shape[1] == 1 else visible_set_mask(places, places)[0])
+        hidden: Tensor = self.transformer(tokens, positions=attention.slots, attention=attention)
+        cache.commit(added)
+        return hidden
+
+    def _pass_pending(self) -> None:
+        if self._pending is not None:
+            self.last = self._pass(self._pending, self.cache, [1] * len(self._pending))[:, 0]
+            self._pending = None
+
+    def next_token(self) -> Int[Tensor, " batch"]:
+        """One more token of every row. The repetition penalty is on the ids generated so far."""
+        self._pass_pending()
+        logits = self.transformer.head(self.last).float()[:, None]
+        penalised = penalise_repetition(logits, self.seen, self.config.repetition_penalty)
+        token = choose_tokens(penalised, self.config, self._draws())
+        self.seen.scatter_(1, token, True)
+        self.tokens_done = [done + 1 for done in self.tokens_done]
+        self._pending = token
+        return token[:, 0]
+
+    def next_parts(self) -> list[Part]:
+        """`next_token`, by row."""
+        return [Part([token]) for token in self.next_token().tolist()]
+
+    def _draws(self) -> Float[Tensor, "batch 1"] | None:
+        if self.config.temperature == 0:
+            return None
+        # Draws are addressed in fours.
+        starts = [done // 4 * 4 for done in self.tokens_done]
+        index, start, place = torch.tensor(
+            [self.prompt_indices, starts, [done % 4 for done in self.tokens_done]], device=self.device
+        )
+        return uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, 4, start).gather(1, place[:, None])

@@ -1,0 +1,207 @@
+"""A trained model in memory, of any family: what sampling, likelihood and evaluation ask of it."""
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from cola_train.config.inspection import InspectionConfig
+from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError
+from cola_train.data.prepared import PreparedData
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.families.registry import load_checkpoint
+from cola_train.flops.work import Parts
+from cola_train.likelihood.estimator import Estimator, LikelihoodKind
+from cola_train.likelihood.rows import Row
+from cola_train.sampling.stream import Noise, Text
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
+
+
+@runtime_checkable
+class Inspection(Protocol):
+    """What `Checkpoint.inspect` finds: numbers to log, everything for a file, and a page of plots."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that were looked at."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Their tokens."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """The single numbers, by names that stay."""
+        ...
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything; null where there is no number."""
+        ...
+
+    def draw(self, title: str, png: Path, svg: Path) -> None:
+        """The page."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class SolverQuality:
+    """One solver with one number of steps, over all generated blocks of all prompts.
+
+    Attributes:
+        solver: as of SamplerConfig.
+        num_steps: steps a block.
+        network_calls: passes of the network a block; where guidance applies each runs both branches.
+        latent_rms_error: root mean square difference from the reference's latents, over positions and channels.
+        token_agreement: share of greedy tokens that are the reference's.
+        cpu_seconds_per_sample: CPU time of transporting and decoding all blocks of a prompt.
+    """
+
+    solver: str
+    num_steps: int
+    network_calls: int
+    latent_rms_error: float
+    token_agreement: float
+    cpu_seconds_per_sample: float
+
+
+class Checkpoint(abc.ABC):
+    """Networks and their tokenizer, in fp32, ready for inference.
+
+    Attributes:
+        family: the family's name.
+        tokenizer: of its token ids.
+        training: what `cola-train` wrote of the run; {} of a checkpoint that was not trained here.
+    """
+
+    tokenizer: Tokenizer
+    training: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Checkpoint":
+        """A checkpoint of any family; a run folder stands for its export.
+
+        Raises:
+            UserError: there is none in this folder, or it is incomplete, corrupt or not supported.
+        """
+        return load_checkpoint(folder, device)
+
+    @abc.abstractmethod
+    def save(self, folder: str | Path, *, replace: bool = False, max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES) -> None:
+        """Write the family's layout, atomically; `replace` allows an existing folder to be swapped for the new one."""
+
+    @property
+    @abc.abstractmethod
+    def family(self) -> str:
+        """The family's name."""
+
+    @property
+    @abc.abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """By name, such as "vae"."""
+
+    @property
+    @abc.abstractmethod
+    def vocab_size(self) -> int:
+        """Number of token ids that the networks know; the tokenizer may have fewer."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(next(iter(self.networks.values())).parameters()).device
+
+    @property
+    def trained_seq_len(self) -> int | None:
+        """Tokens in a row of training, where the checkpoint says."""
+        seq_len = self.training.get("seq_len")
+        return seq_len if isinstance(seq_len, int) else None
+
+    @property
+    def masks_documents(self) -> bool:
+        """Whether training kept documents of a row apart; False where the checkpoint does not say."""
+        return self.training.get("mask_documents") is True
+
+    @abc.abstractmethod
+    def texts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        addresses: Sequence[int],
+        config: SamplerConfig,
+        stops: frozenset[int],
+        noise: Noise | None = None,
+    ) -> Iterator[Text]:
+        """What follows each prompt, in order: max_new_tokens ids and what their block holds beyond, or fewer after a stop.
+
+        Args:
+            prompts: ids of each; may be empty.
+            addresses: of each prompt's random draws, in [0, 2^63).
+            config: the sampler's settings.
+            stops: ids that end a text.
+            noise: initial noise in place of the seeded draws, for families that begin with noise.
+
+        Raises:
+            UserError: a checkpoint that writes no text, or settings that its family has not.
+        """
+
+    def latents_of(self, prompt: Sequence[int], text: Text, num_tokens: int) -> Tensor | None:
+        """The latents, (positions, channels), of a text's first `num_tokens` tokens; None of a family without latents."""
+        return None
+
+    @abc.abstractmethod
+    def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+        """New tokens that the first pass after a prompt gives, and each later one: a block's, or one, or all."""
+
+    @abc.abstractmethod
+    def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
+        """FLOPs of continuing `batch` prompts of `prompt_tokens` each by max_new_tokens, none of which stops early, by part.
+
+        Useful (`model`) leaves out hidden pairs, and last hidden states that nobody reads.
+        """
+
+    def compare_solvers(
+        self, prompts: Sequence[Sequence[int]], config: SamplerConfig, solvers: Sequence[str], steps: Sequence[int], reference_steps: int
+    ) -> Sequence[SolverQuality]:
+        """How near each solver comes, with so many steps, to a reference of `reference_steps`.
+
+        Raises:
+            UserError: a family that solves nothing, no prompts, or a solver that there is not.
+        """
+        raise UserError(f"A checkpoint of `cola-train {self.family}` has no solver whose steps could be compared; give one of stage 2.")
+
+    @property
+    @abc.abstractmethod
+    def likelihood_kind(self) -> LikelihoodKind:
+        """What `likelihood` finds. Of an ELBO, log p of a continuation is that of the whole text less that of the prompt."""
+
+    @abc.abstractmethod
+    def describe_likelihood(self, config: LikelihoodConfig) -> str:
+        """How it is found, for people."""
+
+    @abc.abstractmethod
+    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> Estimator:
+        """What finds log p of `rows`, or a bound of it; for an ELBO no row has given tokens.
+
+        Raises:
+            UserError: a checkpoint without a likelihood.
+        """
+
+    def inspect(
+        self, data: PreparedData, config: InspectionConfig, reference: "Checkpoint | None" = None
+    ) -> Iterator[Inspection | None]:
+        """Look into the latents of held-out rows: None after each batch of rows, and then what was found.
+
+        Args:
+            data: prepared with the checkpoint's tokenizer.
+            config: how much to look at.
+            reference: whose encoder to measure drift from.
+
+        Raises:
+            UserError: a family without latents, or data or a reference that do not fit.
+        """
+        raise UserError(f"A checkpoint of `cola-train {self.family}` has no latents to inspect; give one that has, such as Cola DLM's.")

@@ -1,0 +1,181 @@
+"""Cola DLM in memory, of stage 1 or 2, and what it can be asked."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cola_train.config.inspection import InspectionConfig
+from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError
+from cola_train.data.prepared import PreparedData
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality
+from cola_train.families.cola.blocks import BlockGeneration, Prefix
+from cola_train.families.cola.format import (
+    DIT_FOLDER,
+    VAE_FOLDER,
+    find_root,
+    network_folder,
+    read_dit_config,
+    read_vae_config,
+    write_checkpoint,
+)
+from cola_train.families.cola.generation_flops import generation_work
+from cola_train.families.cola.likelihood import LatentWeights
+from cola_train.flops.work import Parts
+from cola_train.likelihood.estimator import LikelihoodKind
+from cola_train.likelihood.rows import Row
+from cola_train.models.config import check_pair
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.text_vae import TextVAE
+from cola_train.sampling.precision import ready_for_passes
+from cola_train.sampling.stream import Noise, Text, check_ids, stream
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, load_tensors, read_json
+
+
+@dataclasses.dataclass
+class ColaCheckpoint(Checkpoint):
+    """A VAE, a DiT (absent after stage 1) and the tokenizer, in memory, in fp32, ready for inference."""
+
+    vae: TextVAE
+    dit: BlockCausalDiT | None
+    tokenizer: Tokenizer
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run; {} if released
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":
+        """Read a folder in the released layout, ours or the released one; a run folder stands for its `hf` export.
+
+        Raises:
+            UserError: not such a folder; a config field that is unknown or unsupported; any tensor missing, unexpected or
+                of the wrong shape (all are named); a truncated file; a tokenizer with more ids than the VAE.
+        """
+        root = find_root(folder)
+        vae = TextVAE(read_vae_config(root))
+        load_tensors(vae, network_folder(root, VAE_FOLDER))
+        dit = None
+        if (root / "cola_dlm" / DIT_FOLDER).is_dir():
+            dit = BlockCausalDiT(read_dit_config(root))
+            check_pair(vae.config, dit.config)
+            load_tensors(dit, network_folder(root, DIT_FOLDER))
+        tokenizer = Tokenizer.load(root / "tokenizer.json")
+        if tokenizer.vocab_size > vae.config.vocab_size:
+            raise UserError(
+                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the VAE only {vae.config.vocab_size}; "
+                "put the tokenizer.json there that the checkpoint was trained with."
+            )
+        for network in (vae, dit):
+            if network is not None:
+                network.to(device).eval().requires_grad_(False)
+        training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
+        return cls(vae, dit, tokenizer, training)
+
+    def save(self, folder: str | Path, *, replace: bool = False, max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES) -> None:
+        """Write the released layout, atomically; `replace` allows an existing folder to be swapped for the new one."""
+        dit = None if self.dit is None else (self.dit.config, self.dit.state_dict())
+        vae = (self.vae.config, self.vae.state_dict())
+        write_checkpoint(Path(folder), vae, dit, self.tokenizer, self.training, replace=replace, max_shard_bytes=max_shard_bytes)
+
+    @property
+    def family(self) -> str:
+        """The stage: a checkpoint of stage 1 has no DiT."""
+        return "vae" if self.dit is None else "joint"
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The VAE and, after stage 2, the DiT."""
+        return {"vae": self.vae} if self.dit is None else {"vae": self.vae, "dit": self.dit}
+
+    @property
+    def vocab_size(self) -> int:
+        """The VAE's."""
+        return self.vae.config.vocab_size
+
+    def prior(self, purpose: str) -> BlockCausalDiT:
+        """The DiT.
+
+        Raises:
+            UserError: a checkpoint of stage 1; the message says that `purpose` needs one.
+        """
+        if self.dit is None:
+            raise UserError(f"This checkpoint holds a VAE only; {purpose} needs the DiT of stage 2 (cola-train joint).")
+        return self.dit
+
+    def texts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        addresses: Sequence[int],
+        config: SamplerConfig,
+        stops: frozenset[int],
+        noise: Noise | None = None,
+    ) -> Iterator[Text]:
+        """See `Checkpoint`; `noise` maps (prompt_index, block_index) to a block's (block_size, latent_dim)."""
+        pad = self.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
+        dit = ready_for_passes(self.prior("sampling"), config, self.device)
+        vae = ready_for_passes(self.vae, config, self.device)
+        check_ids([pad], self.vocab_size, "pad_token_id")
+        size = vae.config.patch_size, dit.config.block_size
+        prefixes = [Prefix.of(len(prompt), *size) for prompt in prompts]
+        blocks = [prefix.history_blocks + prefix.num_blocks(config.max_new_tokens, *size) for prefix in prefixes]
+        capacity = max(blocks, default=0)
+        return stream(
+            lambda some, indices: BlockGeneration(vae, dit, some, indices, config, pad, noise, capacity),
+            prompts, addresses, config, stops,
+        )  # fmt: skip
+
+    def latents_of(self, prompt: Sequence[int], text: Text, num_tokens: int) -> Tensor | None:
+        """Clean and normalized, without the prompt's own."""
+        patch_size = self.vae.config.patch_size
+        prefix = Prefix.of(len(prompt), patch_size, self.prior("sampling").config.block_size)
+        return torch.cat(text.latents)[: prefix.num_latents(num_tokens, patch_size)]
+
+    def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+        """A block's, the first without the prompt's own."""
+        patch_size, block_size = self.vae.config.patch_size, self.prior("sampling").config.block_size
+        known = Prefix.of(prompt_tokens, patch_size, block_size).known_tokens
+        return patch_size * block_size - known, patch_size * block_size
+
+    def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
+        """Block by block."""
+        return generation_work((self.vae.config, self.prior("sampling").config), config, prompt_tokens, batch)
+
+    def compare_solvers(
+        self, prompts: Sequence[Sequence[int]], config: SamplerConfig, solvers: Sequence[str], steps: Sequence[int], reference_steps: int
+    ) -> Sequence[SolverQuality]:
+        """Of the flow's ODE."""
+        from cola_train.families.cola.solver_quality import compare_solvers
+
+        return compare_solvers(self, prompts, config, solvers, steps, reference_steps)
+
+    @property
+    def likelihood_kind(self) -> LikelihoodKind:
+        """Latents are drawn for a whole text."""
+        return "ELBO"
+
+    def describe_likelihood(self, config: LikelihoodConfig) -> str:
+        """Draws, solver and divergence."""
+        tolerance = f"rtol {config.rtol}, atol {config.atol}" if config.solver == "dopri5" else f"{config.num_steps} steps"
+        return (
+            f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's ODE by {config.solver}, "
+            f"{tolerance}; {config.divergence} divergence"
+        )
+
+    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> LatentWeights:
+        """The ELBO's and IWAE's importance weights."""
+        dit = self.prior("likelihood")
+        return LatentWeights(self.vae, dit, self.tokenizer, rows, config)
+
+    def inspect(
+        self, data: PreparedData, config: InspectionConfig, reference: Checkpoint | None = None
+    ) -> Iterator[Inspection | None]:
+        """What the VAE keeps, and what the prior has learned of it; `reference` is usually the stage-1 checkpoint."""
+        from cola_train.families.cola.inspection.inspection import inspect_latents
+
+        if reference is not None and not isinstance(reference, ColaCheckpoint):
+            raise UserError("The reference has no encoder; give the stage-1 checkpoint that this one started from.")
+        return inspect_latents(self, data, config, reference)

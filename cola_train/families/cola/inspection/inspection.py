@@ -1,0 +1,196 @@
+"""A look into the latent space of a checkpoint, on held-out rows: what the VAE keeps, and what the prior has learned of it."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cola_train.config.inspection import InspectionConfig
+from cola_train.config.settings import require
+from cola_train.data.packing import VALIDATION
+from cola_train.data.prepared import PreparedData
+from cola_train.families.cola.inspection.latent_rows import latent_rows
+from cola_train.families.cola.inspection.posterior_probes import (
+    Drift,
+    DriftTally,
+    LatentMap,
+    MapTally,
+    PosteriorHealth,
+    PosteriorTally,
+)
+from cola_train.families.cola.inspection.prior_probes import (
+    FlowByPlace,
+    FlowTally,
+    HistoryUse,
+    Hits,
+    HitTally,
+    ReconstructionCurve,
+    ReconstructionTally,
+    TokenTally,
+    posterior_tokens,
+    prior_tokens,
+)
+from cola_train.models.config import check_seq_len
+
+if TYPE_CHECKING:
+    from cola_train.families.cola.checkpoint import ColaCheckpoint
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentInspection:
+    """What `inspect_latents` finds. Without a DiT there is no flow, no prior and no history, and a row is one block."""
+
+    num_rows: int
+    num_tokens: int
+    block_size: int | None  # of the DiT, in latents
+    posterior: PosteriorHealth
+    reconstruction: ReconstructionCurve
+    posterior_hits: Hits
+    commonest_token_share: float  # what always saying the commonest token would hit
+    coincidence: float  # what drawing tokens by their frequencies would hit; a prior draws, so this is its chance
+    map: LatentMap
+    drift: Drift | None
+    flow: FlowByPlace | None
+    prior_hits: Hits | None
+    history: HistoryUse | None
+
+    def figures(self) -> dict[str, float]:
+        """The single numbers, by names that stay; those of absent parts are left out."""
+        found = {
+            "vae_log_snr": self.posterior.log_snr,
+            "active_units": float(self.posterior.active_units),
+            "active_units_share": self.posterior.active_units_share,
+            "kl_nats_per_token": self.posterior.kl_nats_per_token,
+            "information_nats_per_latent": sum(self.posterior.information_per_channel),
+            "posterior_hit": self.posterior_hits.share,
+            "commonest_token_share": self.commonest_token_share,
+            "coincidence": self.coincidence,
+            "noise_time_of_half_reconstruction": half_time(self.reconstruction),
+        }
+        if self.prior_hits is not None:
+            found |= {"prior_hit": self.prior_hits.share, "prior_hit_first_block": self.prior_hits.by_block[0]}
+        if self.flow is not None:
+            found |= {
+                "flow_mse": self.flow.loss,
+                "flow_bound": self.flow.bound,
+                "flow_over_bound": self.flow.loss / self.flow.bound,
+            }
+        if self.history is not None:
+            found |= {f"history/{name}": value for name, value in dataclasses.asdict(self.history).items()}
+        if self.drift is not None:
+            found |= {
+                "reference_kl_nats_per_token": self.drift.kl_nats_per_token,
+                "reference_rms_change_of_means": self.drift.rms_change_of_means,
+                "reference_cosine_of_means": self.drift.cosine_of_means,
+            }
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything; null where there is no number."""
+        return {"figures": _finite(self.figures()), **_finite(dataclasses.asdict(self))}
+
+    def draw(self, title: str, png: Path, svg: Path) -> None:
+        """The page of plots."""
+        from cola_train.families.cola.inspection.figure import draw_inspection  # matplotlib takes a second to import
+
+        draw_inspection(self, title, png, svg)
+
+
+def half_time(curve: ReconstructionCurve) -> float:
+    """The noise time at which the accuracy of noised latents has fallen to half of that at t = 0, between grid points on a line;
+    1 if it never has."""
+    half = curve.noised[0] / 2
+    for place in range(1, len(curve.times)):
+        above, below = curve.noised[place - 1], curve.noised[place]
+        if below <= half < above:
+            return curve.times[place - 1] + (above - half) / (above - below) * (curve.times[place] - curve.times[place - 1])
+    return 1.0
+
+
+def check_inspectable(checkpoint: "ColaCheckpoint", data: PreparedData, reference: "ColaCheckpoint | None") -> None:
+    """Refuse what does not fit together.
+
+    Raises:
+        UserError: another tokenizer than the data's; rows that do not fill blocks; fewer than two held-out rows; a reference whose
+            latents are not comparable.
+    """
+    config = checkpoint.vae.config
+    require(checkpoint.tokenizer.sha256 == data.tokenizer.sha256,
+            f"The data in {data.folder} was prepared with another tokenizer (sha256 {data.tokenizer.sha256}) than the checkpoint's "
+            f"({checkpoint.tokenizer.sha256}); give data prepared with the checkpoint's.")  # fmt: skip
+    block_size = config.block_size if checkpoint.dit is None else checkpoint.dit.config.block_size
+    check_seq_len(data.manifest.seq_len, config.patch_size, block_size)
+    found = data.num_rows(VALIDATION)
+    require(found >= 2, f"An inspection needs at least 2 held-out rows; {data.folder} has {found}. Prepare data with a larger "
+                        "held_out_share.")  # fmt: skip
+    if reference is not None:
+        ours, theirs = ((c.vocab_size, c.latent_dim, c.patch_size) for c in (config, reference.vae.config))
+        require(ours == theirs and reference.tokenizer.sha256 == checkpoint.tokenizer.sha256,
+                "The reference must have the checkpoint's tokenizer, and its vocab_size, latent_dim and patch_size "
+                f"{ours}, not {theirs}; give the stage-1 checkpoint that it started from.")  # fmt: skip
+
+
+@torch.inference_mode()
+def inspect_latents(
+    checkpoint: "ColaCheckpoint", data: PreparedData, config: InspectionConfig, reference: "ColaCheckpoint | None" = None
+) -> Iterator[LatentInspection | None]:
+    """Look at a checkpoint's latents of the first held-out rows, always with the same draws.
+
+    Yields None after each batch of rows, and then what was found.
+
+    Args:
+        checkpoint: of stage 1 or 2, on the device to compute on.
+        data: prepared with its tokenizer.
+        config: how much to look at.
+        reference: whose encoder to measure drift from, usually the stage-1 checkpoint; on the same device.
+
+    Raises:
+        UserError: as `check_inspectable`.
+    """
+    check_inspectable(checkpoint, data, reference)
+    vae, dit, seq_len = checkpoint.vae, checkpoint.dit, data.manifest.seq_len
+    patch_size = vae.config.patch_size
+    num_rows = min(config.num_rows, data.num_rows(VALIDATION))
+    block_tokens = seq_len if dit is None else patch_size * dit.config.block_size
+    health, tokens = PosteriorTally(vae.config.latent_dim), TokenTally()
+    on_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
+    times = [step / (config.num_times - 1) for step in range(config.num_times)]
+    reconstruction = ReconstructionTally(vae, dit, times)
+    posterior_hits, prior_hits = HitTally(seq_len, block_tokens), HitTally(seq_len, block_tokens)
+    drift = None if reference is None else DriftTally(reference.vae.encoder)
+    flow = None if dit is None else FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
+    for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
+        for tally in (health, tokens, on_map, reconstruction, drift, flow):
+            if tally is not None:
+                tally.add(rows)
+        posterior_hits.add(rows, posterior_tokens(vae, rows))
+        if dit is not None:
+            prior_hits.add(rows, prior_tokens(vae, dit, rows, config.num_steps, config.seed))
+        yield None
+    yield LatentInspection(
+        num_rows=num_rows,
+        num_tokens=tokens.uses.total(),
+        block_size=None if dit is None else dit.config.block_size,
+        posterior=health.health(),
+        reconstruction=reconstruction.curve(),
+        posterior_hits=posterior_hits.hits(),
+        commonest_token_share=tokens.commonest_share(),
+        coincidence=tokens.coincidence(),
+        map=on_map.map(),
+        drift=None if drift is None else drift.drift(),
+        flow=None if flow is None else flow.flow(),
+        prior_hits=None if dit is None else prior_hits.hits(),
+        history=None if flow is None else flow.history_use(),
+    )
+
+
+def _finite(value: Any) -> Any:
+    # JSON knows neither NaN nor infinity.
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,117 @@
+"""Held-out rows with what every look at the latent space needs of them: posterior, sample and noise, always the same ones."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cola_train.config.inspection import InspectionConfig
+from cola_train.data.batch import Batch, validation_batches
+from cola_train.data.packing import VALIDATION
+from cola_train.data.prepared import PreparedData
+from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
+from cola_train.flow import euler_step, schedule
+from cola_train.models.attention.masks import (
+    document_positions,
+    packed,
+    packed_places,
+    visible_set_mask,
+)
+from cola_train.models.attention.rows import RowAttention
+from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.posterior import Posterior
+from cola_train.models.text_vae import TextVAE
+from cola_train.objectives.objective import documents_of
+from cola_train.randomness import Purpose
+
+# Logits that are held at a time: 256 MB in fp32.
+_MOST_LOGITS = 2**26
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentRows:
+    """Some rows."""
+
+    batch: Batch
+    posterior: Posterior
+    z_0: Float[Tensor, "batch latents channels"]  # a sample of the posterior
+    z_1: Float[Tensor, "batch latents channels"]  # N(0, I)
+    counted: Bool[Tensor, "batch latents"]  # False where all tokens are padding
+    document: Int[Tensor, "batch latents"] | None  # None where a row is one sequence
+
+
+def latent_rows(vae: TextVAE, data: PreparedData, config: InspectionConfig, mask_documents: bool = False) -> Iterator[LatentRows]:
+    """Held-out rows, some at a time, on the VAE's device; their draws are addressed by row.
+
+    With `mask_documents` documents of a row are kept apart.
+    """
+    num_rows, seed = min(config.num_rows, data.num_rows(VALIDATION)), config.seed
+    device = vae.encoder.final_layer.weight.device
+    for batch in validation_batches(data, num_rows, config.batch_size):
+        batch = Batch(*(tensor.to(device) for tensor in batch))
+        document = documents_of(batch, vae.config.patch_size, mask_documents)
+        posterior = vae.encode(batch.tokens, document)
+        shape = posterior.mean.shape[1:]
+        yield LatentRows(
+            batch,
+            posterior,
+            posterior.sample(standard_normal_latents(seed, Purpose.POSTERIOR_EPS, batch, *shape)),
+            standard_normal_latents(seed, Purpose.FLOW_NOISE, batch, *shape),
+            latent_mask(batch.loss_mask, vae.config.patch_size),
+            document,
+        )
+
+
+def likeliest_tokens(vae: TextVAE, hidden: Float[Tensor, "batch seq dim"]) -> Int[Tensor, "batch seq"]:
+    """The likeliest token at each position; a large vocabulary's logits are never held all at once."""
+    parts = hidden.flatten(0, 1).split(max(1, _MOST_LOGITS // vae.config.vocab_size))
+    return torch.cat([vae.decoder.head(part).argmax(-1) for part in parts]).unflatten(0, hidden.shape[:2])
+
+
+def same_time(z: Float[Tensor, "batch latents channels"], t: float) -> Times:
+    """Time t at every position, and 0 for clean history."""
+    return Times(torch.tensor([t, 0.0], device=z.device), torch.zeros(z.shape[:2], dtype=torch.long, device=z.device))
+
+
+def transport_all_blocks(
+    dit: BlockCausalDiT,
+    history: Float[Tensor, "batch latents channels"],
+    z_1: Float[Tensor, "batch latents channels"],
+    document: Int[Tensor, "batch latents"] | None,
+    num_steps: int,
+) -> Float[Tensor, "batch latents channels"]:
+    """Each block by Euler steps from its noise in `z_1`, given the clean blocks of `history` before it; no guidance.
+
+    What the sampler would give for each block if all before it had been given, in as many passes as for one block.
+    """
+    z = z_1
+    for t, t_next in itertools.pairwise(schedule(num_steps)):
+        z = euler_step(z, dit.velocity(z, history, same_time(z, t), document), t, t_next)
+    return z
+
+
+def decode_after_history(
+    vae: TextVAE,
+    history: Float[Tensor, "batch latents channels"],
+    blocks: Float[Tensor, "batch latents channels"],
+    document: Int[Tensor, "batch latents"] | None,
+    block_size: int,
+) -> Int[Tensor, "batch seq"]:
+    """The likeliest tokens of each of `blocks`, the decoder being given the blocks of `history` before it; one packed pass."""
+    num_latents, device = history.shape[1], history.device
+    num_clean = num_latents - block_size
+    places = packed_places(num_latents, block_size, document, device=device)
+    index = torch.arange(num_latents, device=device)[None]
+    positions = index if document is None else document_positions(document)
+    # Inside a block of the DiT the decoder looks back only, by blocks of its own.
+    own_block = packed(index, index[:, :num_clean]) // vae.config.block_size
+    visible = visible_set_mask(places, places) & (own_block[:, None, :] <= own_block[:, :, None])
+    hidden = vae.decoder(
+        torch.cat([blocks, history[:, :num_clean]], dim=1),
+        positions=packed(positions, positions[:, :num_clean]),
+        attention=RowAttention(visible[:, None]),
+    )
+    return likeliest_tokens(vae, hidden[:, : num_latents * vae.config.patch_size])

@@ -1,0 +1,114 @@
+"""What fewer steps and other solvers cost in quality: blocks against those of a very fine solution from the same noise."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, get_args
+
+import torch
+
+from cola_train.config.sampling import SamplerConfig, Solver, evaluated_steps
+from cola_train.config.settings import nearest, require
+from cola_train.console import progress_bar
+from cola_train.families.checkpoint import SolverQuality
+from cola_train.families.cola.blocks import BlockGeneration, GeneratedBlock
+from cola_train.families.cola.transport import BlockTransport
+from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
+
+if TYPE_CHECKING:
+    from cola_train.families.cola.checkpoint import ColaCheckpoint
+
+REFERENCE_SOLVER: Solver = "heun"
+
+
+@torch.inference_mode()
+def compare_solvers(
+    checkpoint: "ColaCheckpoint",
+    prompts: Sequence[Sequence[int]],
+    config: SamplerConfig,
+    solvers: Sequence[str],
+    steps: Sequence[int],
+    reference_steps: int,
+) -> list[SolverQuality]:
+    """Compare solvers and numbers of steps on a trained checkpoint.
+
+    Each block is generated from the same noise and after the same history, which is the reference's: `reference_steps` steps of
+    Heun's method. Known latents and prompt tokens do not count. Tokens are greedy, without a repetition penalty.
+
+    Args:
+        checkpoint: of Cola DLM, with its DiT.
+        prompts: ids of each; `config.batch_size` of them go together.
+        config: guidance, max_new_tokens, seed and precision; its solver and num_steps play no part.
+        solvers: to compare, each with all of `steps`.
+        steps: numbers of steps.
+        reference_steps: of the reference.
+
+    Returns:
+        A row for each pair, by solver, then by steps.
+
+    Raises:
+        UserError: no prompts, a solver that there is not, or a checkpoint without a DiT.
+    """
+    known: dict[str, Solver] = {solver: solver for solver in get_args(Solver)}
+    for solver in solvers:
+        require(solver in known, f"There is no solver '{solver}'; {nearest(solver, known)}")
+    require(len(prompts) > 0, "There are no prompts to continue; give at least one.")
+    device, prior = checkpoint.device, checkpoint.prior("sampling")
+    vae, dit = ready_for_passes(checkpoint.vae, config, device), ready_for_passes(prior, config, device)
+    greedy = dataclasses.replace(config, temperature=0.0, repetition_penalty=1.0, compile=False)
+    reference = dataclasses.replace(greedy, solver=REFERENCE_SOLVER, num_steps=reference_steps)
+    pairs = [(known[solver], count) for solver in solvers for count in steps]
+    tallies = [_Tally() for _ in pairs]
+    num_batches = -(-len(prompts) // config.batch_size)
+    with (
+        progress_bar("quality", "batch", num_batches) as bar,
+        torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)),
+    ):
+        transports = [BlockTransport(dit, dataclasses.replace(greedy, solver=solver, num_steps=count)) for solver, count in pairs]
+        for start in range(0, len(prompts), config.batch_size):
+            indices = range(start, min(start + config.batch_size, len(prompts)))
+            batch = [prompts[index] for index in indices]
+            generation = BlockGeneration(vae, dit, batch, indices, reference, checkpoint.tokenizer.pad_token_id, None)
+            _compare(generation, transports, tallies)
+            bar.update(1)
+    return [
+        SolverQuality(solver, count, len(evaluated_steps(solver, count)), tally.rms, tally.agreement, tally.seconds / len(prompts))
+        for (solver, count), tally in zip(pairs, tallies, strict=True)
+    ]
+
+
+@dataclasses.dataclass
+class _Tally:
+    squares: float = 0.0
+    values: int = 0
+    equal: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rms(self) -> float:
+        return float((self.squares / self.values) ** 0.5)
+
+    @property
+    def agreement(self) -> float:
+        return self.equal / self.tokens
+
+    def add(self, block: GeneratedBlock, wanted: GeneratedBlock, counted: torch.Tensor) -> None:
+        difference = (block.latents - wanted.latents)[counted].double()
+        self.squares, self.values = self.squares + float(difference.square().sum()), self.values + difference.numel()
+        counted = counted.repeat_interleave(wanted.tokens.shape[1] // counted.shape[1], dim=1)
+        self.equal += int((block.tokens == wanted.tokens)[counted].sum())
+        self.tokens += int(counted.sum())
+
+
+def _compare(generation: BlockGeneration, transports: Sequence[BlockTransport], tallies: Sequence[_Tally]) -> None:
+    for _ in range(generation.num_blocks):
+        generation.catch_up()
+        blocks, counted = [], generation.generated
+        for transport, tally in zip(transports, tallies, strict=True):
+            started = time.process_time()
+            blocks.append(generation.trial(transport))
+            tally.seconds += time.process_time() - started
+        wanted = generation.next_block()
+        for block, tally in zip(blocks, tallies, strict=True):
+            tally.add(block, wanted, counted)

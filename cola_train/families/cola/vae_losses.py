@@ -1,0 +1,125 @@
+"""The loss terms of the Text VAE that both stages share."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cola_train.data.batch import Batch
+from cola_train.families.cola.config import Stage1Config, Stage2Config
+from cola_train.models.posterior import Posterior
+from cola_train.models.text_vae import TextVAE
+from cola_train.objectives.objective import Term, documents_of
+from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
+
+VAELossConfig = Stage1Config | Stage2Config
+
+
+def latent_mask(loss_mask: Bool[Tensor, "batch seq"], patch_size: int) -> Bool[Tensor, "batch latents"]:
+    """A latent counts if any of its tokens does."""
+    return loss_mask.unflatten(1, (-1, patch_size)).any(-1)
+
+
+def mask_positions(batch: Batch, ratio: float, seed: int) -> Int[Tensor, "batch masked"]:
+    """Which tokens [mask] replaces: the round(ratio x seq) (at least one) real tokens with the smallest draws, in each row."""
+    seq = batch.tokens.shape[1]
+    draws = uniform(seed, Purpose.TOKEN_MASK, batch.sample_index, seq)
+    # Padding sorts last; where a row has too few real tokens, its loss_mask still keeps padding out of the loss.
+    draws = draws + (~batch.loss_mask).float()
+    return draws.argsort(dim=1, stable=True)[:, : max(1, round(ratio * seq))]
+
+
+def standard_normal_latents(
+    seed: int, purpose: Purpose, batch: Batch, num_latents: int, channels: int, copies: int = 1
+) -> Float[Tensor, "batch noised channels"]:
+    """N(0, I) for each latent of each sample, one copy after another."""
+    count = num_latents * channels
+    each = [normal(seed, purpose, batch.sample_index, count, copy * round_up_to_draws(count)) for copy in range(copies)]
+    return torch.cat(each, dim=1).unflatten(1, (copies * num_latents, channels))
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEPass:
+    """What one pass of the VAE over clean and masked copies gives; the sums are over the batch's real tokens or latents."""
+
+    posterior: Posterior  # of the clean copy
+    z_0: Float[Tensor, "batch latents channels"]  # the one posterior sample that feeds decoder and flow
+    reconstruction_nats: Float[Tensor, ""]  # -log p(x | z_0)
+    mask_nats: Float[Tensor, ""] | None  # the same at masked tokens, z_0 of the masked copy; None where it has no weight
+    num_reconstructed: Float[Tensor, ""]  # tokens whose likeliest reconstruction is right
+    mean_square: Float[Tensor, ""]  # mean over channels of the posterior mean's square
+    variance: Float[Tensor, ""]  # mean over channels of its variance
+
+    def reconstruction(self, weight: float) -> Term:
+        """Mean over real tokens of -log p(x | z_0), z_0 a posterior sample (method, section 2)."""
+        return Term("reconstruction", "nats_per_token", self.reconstruction_nats, "tokens", weight)
+
+    def mask(self, weight: float) -> list[Term]:
+        """Mean over masked real tokens of -log p(x | z_0 of the masked copy); nothing where the mask loss is off."""
+        if self.mask_nats is None:
+            return []
+        return [Term("mask", "nats_per_masked_token", self.mask_nats, "masked_tokens", weight)]
+
+    def metrics(self) -> list[Term]:
+        """Reconstruction accuracy (share), and the two moments of the VAE logSNR."""
+        return [
+            Term("reconstruction_accuracy", "", self.num_reconstructed, "tokens"),
+            Term("posterior_mean_square", "", self.mean_square, "latents"),
+            Term("posterior_variance", "", self.variance, "latents"),
+        ]
+
+
+def vae_log_snr(means: Mapping[str, float]) -> dict[str, float]:
+    """log(mean(mu^2) / mean(sigma^2)) of a step's means; NaN where one of them is 0, nothing where the VAE took no part."""
+    if "posterior_mean_square" not in means:
+        return {}
+    square, variance = means["posterior_mean_square"], means["posterior_variance"]
+    return {"vae_log_snr": math.log(square / variance) if square > 0 and variance > 0 else math.nan}
+
+
+def vae_counts(batch: Batch, patch_size: int, config: VAELossConfig, seed: int) -> dict[str, Tensor]:
+    """Real tokens, latents and masked tokens of a batch, to be added over the step."""
+    counts = {
+        "tokens": batch.loss_mask.sum(),
+        "latents": latent_mask(batch.loss_mask, patch_size).sum(),
+    }
+    if config.mask_weight > 0:
+        counts["masked_tokens"] = batch.loss_mask.gather(1, mask_positions(batch, config.mask_ratio, seed)).sum()
+    return counts
+
+
+def vae_pass(vae: TextVAE, batch: Batch, config: VAELossConfig, seed: int) -> VAEPass:
+    """Encode clean and masked copies as one batch, sample, decode."""
+    patch_size, channels = vae.config.patch_size, vae.config.latent_dim
+    document = documents_of(batch, patch_size, config.mask_documents)
+    rows, num_latents = batch.tokens.shape[0], batch.tokens.shape[1] // patch_size
+    tokens, documents = batch.tokens, document
+    eps = standard_normal_latents(seed, Purpose.POSTERIOR_EPS, batch, num_latents, channels)
+    if config.mask_weight > 0:
+        masked_at = mask_positions(batch, config.mask_ratio, seed)
+        tokens = torch.cat([tokens, tokens.scatter(1, masked_at, vae.mask_token_id)])
+        documents = None if document is None else torch.cat([document, document])
+        eps = torch.cat([eps, standard_normal_latents(seed, Purpose.MASKED_POSTERIOR_EPS, batch, num_latents, channels)])
+    posterior = vae.encode(tokens, documents)
+    if config.fixed_log_snr is not None:
+        posterior = posterior.with_log_snr(config.fixed_log_snr)
+    z_0 = posterior.sample(eps)
+    hidden = vae.decoder(z_0, documents)
+    clean = Posterior(posterior.mean[:rows], posterior.logvar[:rows])
+
+    head = vae.decoder.final_layer
+    nats, right = head.losses(hidden[:rows], batch.tokens, batch.loss_mask.float())
+    mask_nats = None
+    if config.mask_weight > 0:
+        # The vocabulary head is the costliest layer: it runs at the masked positions alone.
+        hidden_masked = hidden[rows:].gather(1, masked_at[..., None].expand(-1, -1, hidden.shape[-1]))
+        targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
+        mask_nats, _ = head.losses(hidden_masked, targets, counted.float())
+    with torch.no_grad():
+        real = latent_mask(batch.loss_mask, patch_size)[..., None]
+        mean_square = (clean.mean.square() * real).mean(-1).sum()
+        variance = (clean.logvar.exp() * real).mean(-1).sum()
+    return VAEPass(clean, z_0[:rows], nats, mask_nats, right, mean_square, variance)

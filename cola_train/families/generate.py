@@ -1,0 +1,122 @@
+"""Text from a checkpoint: the public `generate`."""
+
+import dataclasses
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cola_train.config.sampling import SamplerConfig
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.sampling.precision import computes_in_bf16
+from cola_train.sampling.stream import Noise, check_ids
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationResult:
+    """What one prompt became.
+
+    Attributes:
+        text: the generated text alone, without the prompt and without the token that ended it.
+        token_ids: its ids, max_new_tokens at most.
+        prompt_ids: the prompt's ids.
+        latents: (generated positions, latent_dim), clean, normalised, without the prompt's own; None of a baseline.
+        finish_reason: "stop" at one of eos_token_ids, "length" at max_new_tokens.
+        decoded_ids: token_ids with the one that ended the text and, but for the AR baseline, what its block holds after that one.
+    """
+
+    text: str
+    token_ids: list[int]
+    prompt_ids: list[int]
+    latents: Float[Tensor, "generated channels"] | None
+    finish_reason: Literal["stop", "length"]
+    decoded_ids: list[int]
+
+
+@torch.inference_mode()
+def generate(
+    checkpoint: Checkpoint,
+    prompts: Sequence[str | Sequence[int]],
+    config: SamplerConfig | None = None,
+    noise: Noise | None = None,
+    prompt_indices: Sequence[int] | None = None,
+    warn_if_long: bool = True,
+) -> list[GenerationResult]:
+    """Continue each prompt (text, or token ids; empty generates from nothing).
+
+    Args:
+        checkpoint: of Cola DLM, with its DiT, or of a baseline.
+        prompts: any number, of any lengths; `config.batch_size` of them run together.
+        config: the sampler's settings; its defaults when absent.
+        noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size, latent_dim), in place of the seeded draws.
+        prompt_indices: each prompt's address of its random draws, in [0, 2^63); 0, 1, 2, ... when absent.
+        warn_if_long: whether to warn of a prompt that comes, with what follows, to more than the rows of training.
+
+    Returns:
+        One result per prompt, in order. The same seed gives the same result in any batch.
+
+    Raises:
+        UserError: a checkpoint without a DiT, or a prompt id outside the vocabulary.
+    """
+    return list(generate_stream(checkpoint, prompts, config, noise, prompt_indices, warn_if_long))
+
+
+@torch.inference_mode()
+def generate_stream(
+    checkpoint: Checkpoint,
+    prompts: Sequence[str | Sequence[int]],
+    config: SamplerConfig | None = None,
+    noise: Noise | None = None,
+    prompt_indices: Sequence[int] | None = None,
+    warn_if_long: bool = True,
+) -> Iterator[GenerationResult]:
+    """`generate`, giving each result as soon as it and those before it are there; a text that ends makes room for the next."""
+    config = config or SamplerConfig()
+    tokenizer, device = checkpoint.tokenizer, checkpoint.device
+    stops = frozenset(_default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids)
+    ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
+    addresses = range(len(ids)) if prompt_indices is None else prompt_indices
+    texts = checkpoint.texts(ids, addresses, config, stops, noise)
+    if warn_if_long:
+        _warn(ids, config, checkpoint.trained_seq_len)
+    for prompt in ids:
+        # Entered for each result: between two of them the caller's own code runs.
+        with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)):
+            text = next(texts)
+        tokens = text.tokens[: config.max_new_tokens]
+        end = next((place for place, token in enumerate(tokens) if token in stops), None)
+        kept = tokens if end is None else tokens[:end]
+        yield GenerationResult(
+            text=tokenizer.decode(kept),
+            token_ids=kept,
+            prompt_ids=prompt,
+            latents=checkpoint.latents_of(prompt, text, len(kept)),
+            finish_reason="length" if end is None else "stop",
+            decoded_ids=tokens,
+        )
+
+
+def _default_stops(tokenizer: Tokenizer) -> list[int]:
+    return [token for token in (tokenizer.eos_token_id, tokenizer.im_end_token_id) if token is not None]
+
+
+def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint) -> list[int]:
+    if isinstance(prompt, str):
+        return checkpoint.tokenizer.encode(prompt)
+    ids = [int(token) for token in prompt]
+    check_ids(ids, checkpoint.vocab_size, f"prompt {index}")
+    return ids
+
+
+def _warn(ids: Sequence[Sequence[int]], config: SamplerConfig, trained_seq_len: int | None) -> None:
+    longest = max((len(prompt) for prompt in ids), default=0) + config.max_new_tokens
+    if trained_seq_len is not None and longest > trained_seq_len:
+        warnings.warn(
+            f"A prompt and its continuation come to {longest} tokens; this model was trained on rows of {trained_seq_len} and has "
+            "seen nothing longer. The text may fall apart; shorten the prompt or lower max_new_tokens.",
+            stacklevel=4,
+        )

@@ -1,0 +1,57 @@
+"""The LLaDA baseline's generation: a block of [mask] tokens after the prompt, committed from the most confident on."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cola_train.config.sampling import SamplerConfig
+from cola_train.models.attention.masks import document_positions
+from cola_train.models.attention.rows import RowAttention
+from cola_train.models.transformer import Transformer
+from cola_train.randomness import Purpose, round_up_to_draws, uniform
+from cola_train.sampling.token_choice import choose_tokens
+
+
+def generate_masked(
+    transformer: Transformer, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int], config: SamplerConfig
+) -> Int[Tensor, "batch new"]:
+    """max_new_tokens after each prompt, all in one block (LLaDA, algorithm 5: low-confidence remasking).
+
+    At every step each masked position predicts its token, and those predictions stay whose probability is largest; the others are
+    masked again. Step k of n leaves floor(new k / n) tokens, so no step is idle; n is config.num_steps, or `new` if that is less.
+    Prompts, none empty, may differ in length; `prompt_indices` address the draws. Guidance does not apply; nor does the repetition
+    penalty, which is on earlier blocks.
+    """
+    device, new, num_steps = transformer.lm_head.weight.device, config.max_new_tokens, min(config.num_steps, config.max_new_tokens)
+    width = max(len(prompt) for prompt in prompts)
+    mask = transformer.mask_token_id
+    # Prompts end where the block begins; what fills short ones before is a document of its own, which nothing else sees.
+    rows = [[*[mask] * (width - len(prompt)), *prompt, *[mask] * new] for prompt in prompts]
+    tokens = torch.tensor(rows, device=device)
+    starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
+    document = (torch.arange(width + new, device=device)[None] >= starts[:, None]).long()
+    attention = RowAttention((document[:, :, None] == document[:, None, :])[:, None]) if bool(starts.any()) else RowAttention(None)
+    positions = document_positions(document)
+    index = torch.tensor(list(prompt_indices), device=device)
+    block = tokens[:, width:]
+    for step in range(1, num_steps + 1):
+        hidden = transformer(tokens, positions=positions, attention=attention)[:, width:]
+        logits = transformer.head(hidden).float()
+        draws = _draws(config, index, new, step - 1)
+        found = choose_tokens(logits, config, draws)
+        confidence = logits.softmax(-1).gather(-1, found[..., None]).squeeze(-1)
+        masked = block == mask
+        confidence = torch.where(masked, confidence, torch.inf)  # what is committed stays
+        stay = confidence.argsort(dim=1, descending=True, stable=True)[:, : new * step // num_steps]
+        block = torch.where(masked, found, block)
+        block = torch.full_like(block, mask).scatter(1, stay, block.gather(1, stay))
+        tokens = torch.cat([tokens[:, :width], block], dim=1)
+    return block
+
+
+def _draws(config: SamplerConfig, index: Tensor, count: int, step: int) -> Tensor | None:
+    if config.temperature == 0:
+        return None
+    return uniform(config.seed, Purpose.SAMPLER_TOKEN, index, count, step * round_up_to_draws(count))

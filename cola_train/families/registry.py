@@ -1,0 +1,121 @@
+"""Which families there are. Third parties add theirs by an entry point of the group `cola_train.families`, or `register_family`.
+
+An entry point names a `Family` object or class: in a package's pyproject.toml,
+
+    [project.entry-points."cola_train.families"]
+    bigram = "my_package.bigram:BigramFamily"
+"""
+
+import dataclasses
+import importlib
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cola_train.config.load import load_config, read_values
+from cola_train.config.run import RunConfig
+from cola_train.config.settings import UserError, require
+from cola_train.run_layout import EXPORT
+
+if TYPE_CHECKING:
+    import torch
+
+    from cola_train.families.checkpoint import Checkpoint
+    from cola_train.families.family import Family
+
+_GROUP = "cola_train.families"
+_BUILT_IN = {
+    "vae": "cola_train.families.cola.family:TextVAEFamily",
+    "joint": "cola_train.families.cola.family:JointFamily",
+    "ar": "cola_train.families.autoregressive.family:AutoregressiveFamily",
+    "llada": "cola_train.families.masked_diffusion.family:MaskedDiffusionFamily",
+}
+_known: dict[str, "Family[Any]"] = {}
+_registered: dict[str, "Family[Any]"] = {}
+
+
+def families() -> dict[str, "Family[Any]"]:
+    """Every family by its name: the project's, those of entry points, those that were registered."""
+    if not _known:
+        for name, place in _BUILT_IN.items():
+            module, _, attribute = place.partition(":")
+            _known[name] = getattr(importlib.import_module(module), attribute)()
+        for entry in importlib.metadata.entry_points(group=_GROUP):
+            found = entry.load()
+            _add(_known, found() if isinstance(found, type) else found)
+    return {**_known, **_registered}
+
+
+def register_family(family: "Family[Any]") -> None:
+    """Add a family in this process; one of the same name that was registered before is replaced.
+
+    Programs that start others (several processes, curves, chaos) need an entry point instead.
+
+    Raises:
+        UserError: the name is that of a family of the project or of an entry point.
+    """
+    require(family.name not in families() or family.name in _registered,
+            f"There is a family {family.name!r} already: give yours another name.")  # fmt: skip
+    _registered[family.name] = family
+
+
+def _add(known: "dict[str, Family[Any]]", family: "Family[Any]") -> None:
+    require(family.name not in known, f"Two families are named {family.name!r}: uninstall one of the packages that bring them.")
+    known[family.name] = family
+
+
+def family_named(name: str) -> "Family[Any]":
+    """The family of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = families()
+    require(name in found, f"There is no family {name!r}; there are {', '.join(found)}.")
+    return found[name]
+
+
+def family_of(config: RunConfig) -> "Family[Any]":
+    """The family that a run config is of."""
+    return family_named(config.stage)
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
+    """A config file of any family: of the one that it names as `stage` (as saved ones do), else of the smallest with all its keys.
+
+    Raises:
+        UserError: as `load_config`; an unknown stage, or a file that does not say which of several.
+    """
+    values = read_values(path)
+    found = families()
+    if "stage" in values:
+        require(values["stage"] in found,
+                f"{path} says `stage: {values['stage']}`, and there is no such family; there are {', '.join(found)}.")  # fmt: skip
+        return load_config(found[values["stage"]].config, path, overrides)
+    sizes = {
+        name: len(names)
+        for name, family in found.items()
+        if values.keys() <= (names := {field.name for field in dataclasses.fields(family.config)})
+    }
+    smallest = [name for name, size in sizes.items() if size == min(sizes.values())]
+    require(len(smallest) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}.")
+    return load_config(found[smallest[0]].config, path, overrides)
+
+
+def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") -> "Checkpoint":
+    """A checkpoint of any family, as its own `load` reads it; a run folder stands for its export.
+
+    Raises:
+        UserError: there is none; or as of `Family.load`.
+    """
+    folder = Path(folder)
+    for root in (folder, folder / EXPORT):
+        for family in families().values():
+            if family.recognizes(root):
+                return family.load(root, device)
+    what = "holds no checkpoint" if folder.is_dir() else "does not exist, so it holds no checkpoint"
+    raise UserError(
+        f"{folder} {what} of any family ({', '.join(families())}): give an exported folder (cola_dlm/cola_vae for Cola DLM, a "
+        "config.json for a baseline), or a run folder that has been exported (cola-train export RUN)."
+    )

@@ -1,0 +1,23 @@
+"""What configs of both transformer baselines share."""
+
+import dataclasses
+
+from cola_train.config.run import RunConfig
+from cola_train.config.settings import section
+from cola_train.models.config import TransformerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineRunConfig(RunConfig):
+    """What both baselines share."""
+
+    transformer: TransformerConfig = section(TransformerConfig, help="The network.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.watch.check_family(("likelihood", "benchmarks"), self.stage)
+
+    @property
+    def vocab_size_key(self) -> str:
+        """The transformer's."""
+        return "transformer.vocab_size"

@@ -1,0 +1,126 @@
+"""The baselines' checkpoints: Hugging Face's Llama folder for AR, and the same with a [mask] row for LLaDA (docs/baselines.md)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cola_train.config.settings import UserError, require
+from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from cola_train.files import atomic_folder
+from cola_train.models.config import TransformerConfig
+from cola_train.models.transformer import Transformer
+from cola_train.tensor_files import TRAINING, read_json, write_json, write_tensors
+
+_CONFIG = "config.json"
+# For other programs: here the tokenizer and training.json say it.
+_NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+# For transformers' AutoTokenizer; without the last, its version 4 takes out spaces when decoding.
+_TOKENIZER_FIELDS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": EOS_TOKEN,
+    "pad_token": PAD_TOKEN,
+    "clean_up_tokenization_spaces": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What tells a baseline's folder from another's."""
+
+    model_type: str
+    architecture: str
+    causal: bool
+
+
+def model_type_of(folder: Path) -> str | None:
+    """What a folder's config.json says it is; None of a folder that has none, or is of Cola DLM whatever its hub put there."""
+    if (folder / "cola_dlm").is_dir():
+        return None
+    try:
+        found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def write_transformer(
+    folder: Path,
+    config: TransformerConfig,
+    state: Mapping[str, Tensor],
+    kind: Kind,
+    tokenizer: Tokenizer,
+    training: Mapping[str, Any],
+    *,
+    replace: bool,
+    max_shard_bytes: int,
+) -> None:
+    """Write a network, fp32, and its tokenizer, atomically; of `state` one file's tensors are asked for at a time.
+
+    `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len also to config.json, as
+    max_position_embeddings.
+    """
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in Transformer(config, kind.causal).state_dict().items()}
+    with atomic_folder(folder, replace=replace) as working:
+        write_json(working / _CONFIG, _config_fields(config, kind, tokenizer, training))
+        write_tensors(working, shapes, state, max_shard_bytes)
+        tokenizer.save(working / "tokenizer.json")
+        write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
+        if training:
+            write_json(working / TRAINING, training)
+
+
+def read_config(root: Path, kind: Kind) -> TransformerConfig:
+    """The network's config.
+
+    Raises:
+        UserError: a field that is unknown or not supported.
+    """
+    fields, origin = read_json(root / _CONFIG)
+    fixed_names = _fixed_fields(TransformerConfig(), kind)
+    own = {name: value for name, value in fields.items() if name not in fixed_names and name not in _NOT_READ}
+    config = TransformerConfig.from_json(own, origin)
+    for name, value in _fixed_fields(config, kind).items():
+        given = fields.get(name, value)
+        require(given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}.")
+    return config
+
+
+def check_tokenizer(root: Path, tokenizer: Tokenizer, config: TransformerConfig) -> None:
+    """Refuse a tokenizer with more ids than the network."""
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only {config.vocab_size}; "
+            "put the tokenizer.json there that the checkpoint was trained with."
+        )
+
+
+def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
+    """What Hugging Face's Llama can be told but follows from the rest here."""
+    fields = {
+        "architectures": [kind.architecture],
+        "model_type": kind.model_type,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "num_key_value_heads": config.num_attention_heads,
+        "tie_word_embeddings": False,
+        "dtype": "float32",
+    }
+    return fields if kind.causal else {**fields, "mask_token_id": config.vocab_size}
+
+
+def _config_fields(
+    config: TransformerConfig, kind: Kind, tokenizer: Tokenizer, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    fields = {**config.to_json(), **_fixed_fields(config, kind)}
+    fields |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    if "seq_len" in training:
+        fields["max_position_embeddings"] = training["seq_len"]
+    return fields

@@ -1,0 +1,110 @@
+"""The work of a pass through a stack of transformer blocks, and how passes are named and added up."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TypeVar
+
+from cola_train.flops.work import Backward, Extent, Linear, Parts, Work, attention, product
+from cola_train.models.attention.tiles import row_tiles
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """A transformer block.
+
+    Attributes:
+        query, keys_values, out: the attention's projections.
+        mlp: the feed-forward's, in order.
+        ends_with_product: whether the block adds the last projection's output to its input as it is. No gradient needs that output,
+            so recomputing the block stops short of it.
+    """
+
+    query: Linear
+    keys_values: Linear
+    out: Linear
+    mlp: tuple[Linear, ...]
+    ends_with_product: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """What a pass runs on, summed over rows.
+
+    Attributes:
+        positions: those that the blocks run on.
+        pairs: of query and key; useful are the visible ones.
+        outputs: positions whose last hidden state someone reads. Of the others the last block needs keys and values alone.
+        output_pairs: pairs whose query is one of these.
+    """
+
+    positions: Extent
+    pairs: Extent
+    outputs: Extent
+    output_pairs: Extent
+
+    @classmethod
+    def all_read(cls, positions: int, pairs: Extent) -> "Span":
+        """Where every position's output is read."""
+        return cls(Extent.of(positions), pairs, Extent.of(positions), pairs)
+
+    @classmethod
+    def none_read(cls, positions: int, pairs: Extent) -> "Span":
+        """Where keys and values are all that anyone reads: filling a cache."""
+        return cls(Extent.of(positions), pairs, Extent(0, positions), Extent(0, pairs.executed))
+
+
+def visible_pairs(length: int, block_size: int) -> int:
+    """Pairs in a row of clean positions, each of which sees its own block and those before; `length` fills whole blocks."""
+    blocks = length // block_size
+    assert blocks * block_size == length
+    return block_size**2 * blocks * (blocks + 1) // 2
+
+
+def row_pairs(length: int, block_size: int, documents: bool = False) -> Extent:
+    """Visible pairs of such a row, and those that kernels compute: whole tiles, or all pairs where one kernel goes without a mask.
+
+    `documents`: whether they are kept apart, which takes a mask.
+    """
+    whole = block_size in (1, length) and not documents
+    executed = length**2 if whole else sum(tile.pairs for tile in row_tiles(length, block_size))
+    return Extent(visible_pairs(length, block_size), executed)
+
+
+def named(network: str, parts: Mapping[str, T]) -> dict[str, T]:
+    """Parts with the network's name before theirs."""
+    return {f"{network}.{name}": part for name, part in parts.items()}
+
+
+def added(*several: Parts) -> Parts:
+    """Parts of several passes, those of the same name added up."""
+    total: Parts = {}
+    for parts in several:
+        for name, work in parts.items():
+            total[name] = total.get(name, Work()) + work
+    return total
+
+
+def times(parts: Parts, count: int) -> Parts:
+    """The same pass `count` times."""
+    return {name: work * count for name, work in parts.items()}
+
+
+def stack(block: Block, count: int, span: Span, backward: Backward) -> Parts:
+    """`count` blocks: linear and attention; the last one's share is smaller where not all outputs are read."""
+    inner = _block(block, span.positions, span.positions, span.pairs, backward)
+    last = _block(block, span.positions, span.outputs, span.output_pairs, backward)
+    return added(times(inner, count - 1), last)
+
+
+def _block(block: Block, positions: Extent, outputs: Extent, pairs: Extent, backward: Backward) -> Parts:
+    linear = product(block.keys_values, positions, backward)
+    for layer in (block.query, block.out, *block.mlp[:-1]):
+        linear += product(layer, outputs, backward)
+    end = product(block.mlp[-1], outputs, backward)
+    attended = attention(pairs, block.query.outputs, backward)
+    if backward.recomputes_blocks:
+        linear, attended = linear.computed_again(), attended.computed_again()
+        end = end if block.ends_with_product else end.computed_again()
+    return {"linear": linear + end, "attention": attended}

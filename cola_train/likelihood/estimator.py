@@ -1,0 +1,28 @@
+"""What finds log p(x) of rows of tokens, or a bound of it: each family has its own."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+from jaxtyping import Float64
+from torch import Tensor
+
+from cola_train.likelihood.importance import LogWeights
+from cola_train.likelihood.rows import Draw
+
+LikelihoodKind = Literal["exact", "bound", "ELBO"]
+"""log p itself; draws whose mean bounds it; importance weights of latents, whose mean of logs and log of means do."""
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """log p, or draws that bound it, of the rows it was made of; `num_draws` of each row."""
+
+    num_draws: int
+
+    def width(self, row: int) -> int:
+        """Tokens that a row is computed with; a call's draws have one width."""
+        ...
+
+    def __call__(self, draws: Sequence[Draw]) -> LogWeights | Float64[Tensor, " draws"]:
+        """log w in its parts, or log p, of each draw, nats."""
+        ...

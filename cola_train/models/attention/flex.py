@@ -1,0 +1,59 @@
+"""Attention of whole rows on a GPU: FlexAttention, whose block masks leave out what no query sees."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from cola_train.models.attention.masks import Places, sees
+from cola_train.models.attention.rows import LayerAttention
+
+
+@dataclasses.dataclass(frozen=True)
+class FlexAttention:
+    """Attention inside each row under the one predicate."""
+
+    rows: BlockMask
+    outputs: BlockMask  # of the first positions alone, whose results the last layer's readers want
+
+    @classmethod
+    def over(cls, places: Places, outputs: int) -> "FlexAttention":
+        """Of a row whose positions are `places`."""
+        return cls(block_mask(places, places.block.shape[1]), block_mask(places, outputs))
+
+    def layer(self, index: int) -> LayerAttention:
+        """The same for all layers."""
+        return self
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `LayerAttention`."""
+        mask = self.rows if q.shape[2] == k.shape[2] else self.outputs
+        # Uncompiled it would compute every pair. Inside a compiled block it becomes a part of that.
+        run: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _compiled()  # type: ignore[assignment]
+        out: Tensor = run(q, k, v, block_mask=mask)
+        return out
+
+
+def block_mask(places: Places, queries: int) -> BlockMask:
+    """The predicate for the first `queries` positions over all, by blocks of 128 x 128."""
+    rows = max(len(x) for x in (places.block, places.document, places.sees_history) if x is not None)
+    seq = places.block.shape[1]
+
+    def at(row: Tensor, position: Tensor) -> Places:
+        # A field that is the same for all rows has one.
+        return places.each(lambda x: x[row if x.shape[0] > 1 else 0, position])
+
+    def visible(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return sees(at(row, query), at(row, key))
+
+    # A lambda: torch reads the number of its arguments, which checked functions hide.
+    predicate = lambda row, head, query, key: visible(row, query, key)  # noqa: E731
+    return create_block_mask(predicate, rows if rows > 1 else None, None, queries, seq, device=str(places.block.device))
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False)

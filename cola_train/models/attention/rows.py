@@ -1,0 +1,64 @@
+"""What a network attends over, as an argument: a row in training, cached history in sampling. Nothing is kept on modules."""
+
+import dataclasses
+from typing import Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cola_train.models.attention.masks import Places, visible_set_mask
+
+
+@runtime_checkable
+class LayerAttention(Protocol):
+    """Softmax attention of one layer with scale 1/sqrt(head_dim); q, k already normed and rotated.
+
+    q may hold the first positions alone, where nobody reads the others' results.
+    """
+
+    def __call__(
+        self,
+        q: Float[Tensor, "batch heads queries head_dim"],
+        k: Float[Tensor, "batch heads seq head_dim"],
+        v: Float[Tensor, "batch heads seq head_dim"],
+    ) -> Float[Tensor, "batch heads queries head_dim"]:
+        """The attended values."""
+        ...
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """What all layers of a network attend over."""
+
+    def layer(self, index: int) -> LayerAttention:
+        """What layer `index` attends over."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RowAttention:
+    """Attention inside each row, under a boolean mask (True is visible), or without one: kernels are faster so."""
+
+    visible: Bool[Tensor, "#batch 1 seq seq"] | None
+    causal: bool = False  # without a mask: each position sees those up to itself, or all
+
+    @classmethod
+    def from_places(cls, places: Places) -> "RowAttention":
+        """The mask of the one predicate; every pair is computed, which tiled_attention.py is there to avoid."""
+        return cls(visible_set_mask(places, places)[:, None])
+
+    def layer(self, index: int) -> LayerAttention:
+        """The same for all layers."""
+        return self
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `LayerAttention`."""
+        visible = None if self.visible is None else self.visible[:, :, : q.shape[2]]
+        if q.device.type == "cpu":
+            # The CPU's backward kernel is five times slower in bf16 than in fp32.
+            with torch.autocast("cpu", enabled=False):
+                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=visible, is_causal=self.causal)
+            return out.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=self.causal)

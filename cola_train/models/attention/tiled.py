@@ -1,0 +1,160 @@
+"""Attention that leaves out most of the pairs that nobody may see.
+
+A packed training row has a quarter of its pairs visible. Cut along its diagonals (tiles.py), two fifths are computed at 512
+latents. On a CPU each tile is one call of the fused kernel; on a GPU FlexAttention leaves out blocks of pairs that nobody sees
+(flex_attention.py). What is visible inside a tile is said by the one predicate (masks.py).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cola_train.models.attention.flex import FlexAttention
+from cola_train.models.attention.masks import Places, clean_places, packed_places, visible_set_mask
+from cola_train.models.attention.rows import Attention, LayerAttention, RowAttention
+from cola_train.models.attention.tiles import Span, Tile, packed_tiles, row_tiles
+
+_aten = torch.ops.aten
+
+
+@dataclasses.dataclass(frozen=True)
+class TiledAttention:
+    """Attention inside each row, tile by tile."""
+
+    tiles: tuple[Tile, ...]
+    biases: tuple[Tensor, ...]  # (#batch, 1, queries, keys) of each tile: 0 where visible, else -inf
+
+    @classmethod
+    def over(cls, tiles: list[Tile], places: Places) -> "TiledAttention":
+        """`tiles` of a row whose positions are `places`."""
+        biases = []
+        for tile in tiles:
+            visible = visible_set_mask(_part(places, (tile.queries,)), _part(places, tile.keys))
+            bias = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
+            biases.append(bias[:, None])
+        return cls(tuple(tiles), tuple(biases))
+
+    def layer(self, index: int) -> LayerAttention:
+        """The same for all layers."""
+        return self
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """See `LayerAttention`."""
+        # The CPU's backward kernel is five times slower in bf16 than in fp32.
+        with torch.autocast("cpu", enabled=False):
+            out: Tensor = _TiledAttention.apply(  # type: ignore[no-untyped-call]
+                q.float(), k.float(), v.float(), self.tiles, *self.biases
+            )
+        return out.to(q.dtype)
+
+
+class _TiledAttention(torch.autograd.Function):
+    """Calls of the CPU's fused kernel. As a function of its own it adds up gradients of keys in place, not in copies of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: tuple[Tile, ...], *biases: Tensor) -> Tensor:
+        outs, sums = [], []
+        for tile, bias in zip(tiles, biases, strict=True):
+            if tile.queries[0] >= q.shape[2]:
+                break
+            keys, values = _spans_of(k, tile.keys), _spans_of(v, tile.keys)
+            queries = q[:, :, slice(*tile.queries)]
+            out, log_sum = _aten._scaled_dot_product_flash_attention_for_cpu(
+                queries, keys, values, 0.0, False, attn_mask=_whole(bias, q)
+            )
+            outs.append(out.transpose(1, 2))
+            sums.append(log_sum)
+        out = torch.cat(outs, dim=1).transpose(1, 2)
+        ctx.save_for_backward(q, k, v, out, *sums, *biases[: len(sums)])
+        ctx.tiles = tiles[: len(sums)]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, *rest = ctx.saved_tensors
+        sums, biases = rest[: len(ctx.tiles)], rest[len(ctx.tiles) :]
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v = torch.zeros_like(k), torch.zeros_like(v)
+        for tile, log_sum, bias in zip(ctx.tiles, sums, biases, strict=True):
+            at = slice(*tile.queries)
+            keys, values = _spans_of(k, tile.keys), _spans_of(v, tile.keys)
+            parts = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad[:, :, at], q[:, :, at], keys, values, out[:, :, at], log_sum, 0.0, False, attn_mask=_whole(bias, q)
+            )
+            grad_q[:, :, at] = parts[0]
+            taken = 0
+            for start, end in tile.keys:
+                part = slice(taken, taken + end - start)
+                grad_k[:, :, start:end] += parts[1][:, :, part]
+                grad_v[:, :, start:end] += parts[2][:, :, part]
+                taken += end - start
+        return grad_q, grad_k, grad_v, None, *(None for _ in ctx.needs_input_grad[4:])
+
+
+def _whole(bias: Tensor, q: Tensor) -> Tensor:
+    return bias.expand(q.shape[0], q.shape[1], -1, -1)
+
+
+def _spans_of(x: Tensor, spans: tuple[Span, ...]) -> Tensor:
+    parts = [x[:, :, start:end] for start, end in spans]
+    return parts[0] if len(parts) == 1 else torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+
+
+def _part(places: Places, spans: tuple[Span, ...]) -> Places:
+    return places.each(lambda x: torch.cat([x[:, start:end] for start, end in spans], dim=1))
+
+
+def row_attention(seq: int, block_size: int, document: Int[Tensor, "batch seq"] | None, device: torch.device) -> Attention:
+    """Of a row of clean positions: each sees its own block and those before, of its own document."""
+    if document is not None:
+        return _over(row_tiles(seq, block_size), clean_places(seq, block_size, document, device), seq)
+    if block_size in (1, seq):
+        return RowAttention(None, causal=block_size == 1)
+    return _static_row(seq, block_size, device)
+
+
+def packed_attention(
+    num_latents: int,
+    block_size: int,
+    document: Int[Tensor, "batch latents"] | None,
+    sees_history: Bool[Tensor, "batch noised"] | None,
+    device: torch.device,
+    copies: int = 1,
+) -> Attention:
+    """Of a training row (masks.packed_places)."""
+    if document is None and sees_history is None:
+        return _static_packed(num_latents, block_size, device, copies)
+    places = packed_places(num_latents, block_size, document, sees_history, device, copies)
+    return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
+
+
+# Rows of a run have one length: their masks are made once, and may be read with gradients later even where they were first needed
+# without.
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _static_row(seq: int, block_size: int, device: torch.device) -> Attention:
+    return _over(row_tiles(seq, block_size), clean_places(seq, block_size, device=device), seq)
+
+
+@functools.lru_cache(maxsize=4)
+@torch.inference_mode(False)
+def _static_packed(num_latents: int, block_size: int, device: torch.device, copies: int) -> Attention:
+    places = packed_places(num_latents, block_size, None, None, device, copies)
+    return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
+
+
+def forget_masks() -> None:
+    """Make masks anew from here on: those of a dry run have no numbers in them, and it can use no real ones."""
+    _static_row.cache_clear()
+    _static_packed.cache_clear()
+
+
+def _over(tiles: list[Tile], places: Places, outputs: int) -> Attention:
+    """`outputs`: how many positions' results the last layer's readers want."""
+    if places.block.device.type == "cuda":
+        return FlexAttention.over(places, outputs)
+    return TiledAttention.over(tiles, places)

@@ -1,0 +1,101 @@
+"""What is minimized: an objective holds the networks it trains, takes a batch and gives loss terms.
+
+A term is a sum over a batch, to be divided by a count over the *whole* optimizer step (all processes, all micro-batches). So the
+shares of micro-batches add up to the step's means, and neither losses nor gradients depend on how a step is cut up.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cola_train.data.batch import Batch
+
+Counts = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+    """A term of the loss, or a metric.
+
+    Not a tuple: FSDP2 would take the tensors in it for outputs of the root.
+
+    Attributes:
+        name: what it is; with its unit, the name that it has in metrics.jsonl.
+        unit: such as "nats_per_token"; empty for shares and the like.
+        sum: over the batch.
+        denominator: the count, by its name in `Objective.counts`, that it is a mean over.
+        weight: in the loss; None of a metric, which is only told.
+    """
+
+    name: str
+    unit: str
+    sum: Float[Tensor, ""]
+    denominator: str
+    weight: float | None = None
+
+    @property
+    def key(self) -> str:
+        """The name in metrics.jsonl."""
+        return f"{self.name}_{self.unit}" if self.unit else self.name
+
+    def share(self, counts: Counts) -> Float[Tensor, ""]:
+        """This batch's share of the step's mean; 0 where the step counts nothing."""
+        return self.sum / counts[self.denominator].clamp(min=1)
+
+
+def total_loss(terms: Sequence[Term], counts: Counts) -> Float[Tensor, ""]:
+    """The weighted sum of the terms' shares, to minimize; `counts` are the whole step's."""
+    return torch.stack([term.weight * term.share(counts) for term in terms if term.weight is not None]).sum()
+
+
+def weights_of(terms: Sequence[Term]) -> dict[str, float]:
+    """The weight of each term of the loss, by key."""
+    return {term.key: term.weight for term in terms if term.weight is not None}
+
+
+class Objective(nn.Module, abc.ABC):
+    """From a batch to loss terms. Built on the meta device; it is the root that is sharded, so all goes through `forward`.
+
+    Its parameters' names begin with the network's: "vae.", "dit.", "transformer.".
+
+    Attributes:
+        timed_forwards: the modules whose forward `cola-train bench train` times, by path, with what it calls them.
+    """
+
+    timed_forwards: ClassVar[Mapping[str, str]] = {}
+
+    @abc.abstractmethod
+    def counts(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
+        """What this batch adds to each denominator; the caller adds over micro-batches and processes."""
+
+    @abc.abstractmethod
+    def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
+        """The terms of `batch`.
+
+        Args:
+            batch: rows of tokens.
+            step: the optimizer step, counted from 0, for an objective that changes in the course of training; None asks for all
+                terms, as validation does.
+        """
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Metrics that follow from a step's means, by name; none by default."""
+        return {}
+
+    def learning_rate_factor(self, name: str) -> float:
+        """The learning rate of the parameter `name` over the schedule's."""
+        return 1.0
+
+    def summarize(self, means: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+        """A step's means with what follows from them: the loss, and `derived` metrics."""
+        return {"loss": sum(weights[name] * means[name] for name in weights), **means, **self.derived(means)}
+
+
+def documents_of(batch: Batch, patch_size: int, mask_documents: bool) -> Int[Tensor, "batch patches"] | None:
+    """The document of each patch of tokens, or None where attention may cross documents."""
+    return batch.document_ids[:, ::patch_size] if mask_documents else None

@@ -1,0 +1,67 @@
+"""How fast a run goes and what it has cost: tokens per second, MFU, HFU, time left; and the summary of a run."""
+
+import copy
+import dataclasses
+from typing import Any
+
+from cola_train.training.loop.budget import eflops
+from cola_train.training.loop.state import RunState
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """A moment of a run, to measure from."""
+
+    moment: float  # reading of the monotonic clock, seconds
+    state: RunState  # as it was then
+    num_devices: int
+    peak: float | None  # FLOPs per second of one device; None where it is not known
+    paused: float = 0.0  # seconds since then that were not training
+
+    def since(self, now: float, state: RunState) -> "Pace":
+        """The same run, to be measured from `now` on."""
+        return Pace(now, copy.deepcopy(state), self.num_devices, self.peak)
+
+    def rates(self, now: float, state: RunState, last_step: int) -> dict[str, float]:
+        """What a line of metrics.jsonl says of speed since this moment.
+
+        MFU is useful FLOPs (convention `model`) per second over the devices' peak, HFU executed ones. `eta_seconds` is the time
+        to `last_step` at this pace.
+        """
+        seconds = max(now - self.moment - self.paused, 1e-9)
+        tokens, steps = state.tokens - self.state.tokens, state.step - self.state.step
+        found = {
+            "tokens_per_second": tokens / seconds,
+            "tokens_per_second_per_device": tokens / seconds / self.num_devices,
+            "eta_seconds": (last_step - state.step) * seconds / max(steps, 1),
+        }
+        if self.peak is not None:
+            for name, convention in (("mfu", "model"), ("hfu", "executed")):
+                done = state.flops.get(convention, 0) - self.state.flops.get(convention, 0)
+                found[name] = done / seconds / (self.peak * self.num_devices)
+        return found
+
+
+def summarise_cost(state: RunState, peak: float | None) -> dict[str, Any]:
+    """What a run has cost so far, over all attempts at it: what summary.json holds. Rates are over its whole time."""
+    known = peak is not None and state.device_seconds > 0
+    flops_per_peak = {name: state.flops.get(name, 0) / (peak * state.device_seconds) if known else None  # type: ignore[operator]
+                      for name in ("model", "executed")}  # fmt: skip
+    return {
+        "steps": state.step,
+        "skipped_steps": state.skipped_steps,
+        "tokens": state.tokens,
+        "eflops": eflops(state),
+        "seconds": round(state.seconds, 3),
+        "device_hours": round(state.device_seconds / 3600, 6),
+        "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
+        "mfu": flops_per_peak["model"],
+        "hfu": flops_per_peak["executed"],
+    }
+
+
+def cost_in_words(summary: dict[str, Any]) -> str:
+    """One line of a summary."""
+    spent = ", ".join(f"{value:.6g} ({convention})" for convention, value in summary["eflops"].items())
+    text = f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, EFLOPs {spent}, {summary['device_hours']:.4g} device-hours"
+    return text if summary["mfu"] is None else f"{text}, MFU {summary['mfu']:.1%}, HFU {summary['hfu']:.1%}"

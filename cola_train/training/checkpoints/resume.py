@@ -1,0 +1,73 @@
+"""Which checkpoint a run goes on from: the newest that is intact."""
+
+import functools
+from pathlib import Path
+
+import torch.distributed as dist
+
+from cola_train.config.settings import UserError
+from cola_train.console import say
+from cola_train.processes import Processes
+from cola_train.training.checkpoints.folder import (
+    Manifest,
+    damage,
+    latest_checkpoint,
+    point_to,
+    read_manifest,
+    refuse_damage,
+    saved_steps,
+    set_aside,
+    step_folder,
+)
+
+Saved = tuple[Path, Manifest]
+
+
+def intact_checkpoint(run_folder: Path, processes: Processes, if_damaged: str) -> Saved | None:
+    """The checkpoint to go on from, every file of it checked by one of the processes; None in a run that has saved nothing yet.
+
+    With `if_damaged` "previous", damaged ones are put aside under another name and the newest intact one is taken.
+
+    Raises:
+        UserError: it is damaged, and `if_damaged` is "stop" or there is no other.
+    """
+    while True:
+        folder = processes.agree(lambda: _newest(run_folder, if_damaged))
+        if folder is None:
+            return None
+        try:
+            return folder, checked(folder, processes)
+        except UserError as error:
+            if if_damaged == "stop" or len(processes.agree(lambda: saved_steps(run_folder))) == 1:
+                raise
+            if processes.is_first:
+                say(f"cola-train: warning: {error}")
+            aside = processes.agree(functools.partial(set_aside, folder))
+            if processes.is_first:
+                say(f"cola-train: warning: it is kept as {aside}; going on from the checkpoint before it.")
+
+
+def _newest(run_folder: Path, if_damaged: str) -> Path | None:
+    try:
+        return latest_checkpoint(run_folder)
+    except UserError:
+        steps = saved_steps(run_folder)
+        if if_damaged == "stop" or not steps:
+            raise
+    folder = step_folder(run_folder, steps[-1])
+    point_to(folder)
+    return folder
+
+
+def checked(folder: Path, processes: Processes) -> Manifest:
+    """A checkpoint's manifest, once all its files are known to be as they were written; a collective call.
+
+    Raises:
+        UserError: each file that is not.
+    """
+    manifest = processes.agree(lambda: read_manifest(folder))
+    mine = dict(list(manifest.files.items())[processes.rank :: processes.world_size])
+    found: list[list[str]] = [[] for _ in range(processes.world_size)]
+    dist.all_gather_object(found, damage(folder, mine))
+    refuse_damage(folder, [line for part in found for line in part])
+    return manifest

@@ -1,0 +1,55 @@
+"""When an optimizer step is not taken: a loss or gradient that is not finite, or a loss far above what is usual."""
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from cola_train.config.loop import GuardConfig
+from cola_train.config.settings import UserError
+from cola_train.training.loop.state import RunState
+
+
+class RunStoppedError(UserError):
+    """The guards gave up on a run."""
+
+
+def reason_to_skip(config: GuardConfig, figures: Mapping[str, float], terms: str, state: RunState) -> str | None:
+    """Why the step that gave `figures` (of all processes together, so that all decide alike) is not to be taken; None to take it.
+
+    A spike is a loss above mean + spike_sigmas x standard deviation of the losses of the last spike_window taken steps that had the
+    same `terms`.
+    """
+    bad = [f"{name} = {value}" for name, value in figures.items() if not math.isfinite(value)]
+    if bad:
+        return f"not finite: {', '.join(bad)}"
+    recent = state.recent_losses.get(terms, [])
+    if config.spike_sigmas == 0 or len(recent) < config.spike_window:
+        return None
+    mean, deviation = statistics.fmean(recent), statistics.stdev(recent)
+    if figures["loss"] > mean + config.spike_sigmas * deviation:
+        return f"loss spike: {figures['loss']:.6g} above {mean:.6g} + {config.spike_sigmas:g} x {deviation:.3g}"
+    return None
+
+
+def count_taken(config: GuardConfig, state: RunState, terms: str, loss: float) -> None:
+    """Record a step that was taken."""
+    state.skipped_in_a_row = 0
+    if config.spike_sigmas > 0:
+        state.recent_losses[terms] = [*state.recent_losses.get(terms, []), loss][-config.spike_window :]
+
+
+def count_skipped(config: GuardConfig, state: RunState, reason: str) -> None:
+    """Record a step that was not taken; `state.step` is its number, counted from 0.
+
+    Raises:
+        RunStoppedError: it was one too many in a row.
+    """
+    state.skipped_steps += 1
+    state.skipped_in_a_row += 1
+    if state.skipped_in_a_row >= config.max_skipped_in_a_row:
+        raise RunStoppedError(
+            f"Optimizer step {state.step} was not taken ({reason}), like the {state.skipped_in_a_row - 1} before it; after "
+            f"{config.max_skipped_in_a_row} in a row (guard.max_skipped_in_a_row) a run stops. Its weights and its last checkpoint "
+            "are intact. Look at the metrics before these steps; a lower optim.learning_rate or trainer.precision=fp32, in a new "
+            "run that begins from this one (cola-train warm-start), are the usual remedies."
+        )

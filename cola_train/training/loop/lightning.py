@@ -1,0 +1,116 @@
+"""All that touches Lightning's private sides, or keeps it from doing what we do ourselves.
+
+It drives the loop, the callbacks and the strategy. It does not save, resume, validate, launch or handle signals: each of those broke
+exact resumption or hung with several processes (docs/design.md, decision 9).
+"""
+
+import logging
+import warnings
+
+import lightning.pytorch as pl
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from cola_train.config.run import RunConfig
+from cola_train.devices import uses_gpu
+from cola_train.processes import Processes
+
+
+def build_trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's loop over this process' part of a run, without anything of Lightning's that we do ourselves."""
+    _quiet_lightning()
+    trainer = pl.Trainer(
+        accelerator="gpu" if uses_gpu(config.trainer.accelerator) else "cpu",
+        devices=processes.local_world_size,
+        num_nodes=processes.world_size // processes.local_world_size,
+        strategy=ShardedStrategy(processes),
+        plugins=[LaunchedEnvironment(processes)],
+        # The stage says what is computed in bf16 (StageModule.computing); to Lightning all is fp32.
+        precision="32-true",
+        # The loop ends when _End says so: a resumed run counts on from where it was, which Lightning's counters do not.
+        max_steps=-1,
+        max_epochs=-1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    _leave_signals(trainer)
+    return trainer
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Lightning's, but that the stage places its own tensors (stage.configure_model) and saves its own checkpoints."""
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__(data_parallel_size=processes.world_size, tensor_parallel_size=1)
+
+    def model_to_device(self) -> None:
+        """Nothing: weights that are offloaded must not be moved."""
+
+
+class LaunchedEnvironment(ClusterEnvironment):
+    """Tells Lightning about `Processes`, so that it neither starts any nor guesses from SLURM's variables."""
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__()
+        self._processes = processes
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        """Lightning starts none."""
+        return True
+
+    @property
+    def main_address(self) -> str:
+        """Not used: the group is connected already."""
+        return "127.0.0.1"
+
+    @property
+    def main_port(self) -> int:
+        """Not used: the group is connected already."""
+        return 0
+
+    @staticmethod
+    def detect() -> bool:
+        """Never chosen by itself."""
+        return False
+
+    def world_size(self) -> int:
+        """Processes of the run."""
+        return self._processes.world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Fixed."""
+
+    def global_rank(self) -> int:
+        """This process among all."""
+        return self._processes.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Fixed."""
+
+    def local_rank(self) -> int:
+        """This process on its machine."""
+        return self._processes.local_rank
+
+    def node_rank(self) -> int:
+        """This process' machine; machines have equally many processes."""
+        return self._processes.rank // self._processes.local_world_size
+
+
+def _quiet_lightning() -> None:
+    """Leave out Lightning's advertisements and advice that does not fit; its errors still come through."""
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _leave_signals(trainer: pl.Trainer) -> None:
+    # It broadcasts inside its handler, amid whatever collective is going on.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

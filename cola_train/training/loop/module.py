@@ -1,0 +1,188 @@
+"""A stage as a Lightning module: step = objective(batch), clip, optimise, log. No maths here.
+
+Optimisation is by hand, so that one `training_step` is one optimizer step: its micro-batches share their means' denominators
+(objectives/objective.py), a checkpoint never falls between micro-batches, and a bad step is seen before it reaches the weights.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from cola_train.config.run import RunConfig
+from cola_train.console import say
+from cola_train.data.batch import Batch
+from cola_train.families.registry import family_of
+from cola_train.files import Lines
+from cola_train.objectives.objective import Objective, Term, total_loss, weights_of
+from cola_train.processes import Processes
+from cola_train.training.loop import guard
+from cola_train.training.loop.budget import Budget
+from cola_train.training.loop.interrupts import StopRequest
+from cola_train.training.loop.state import RunState, materialise, saved_tensors
+from cola_train.training.loop.step_log import Step, StepLog, digest_text, sample_digest
+from cola_train.training.loop.watchdog import Watchdog
+from cola_train.training.optim.ema import Average
+from cola_train.training.optim.optimizers import build_optimizer, set_learning_rate
+from cola_train.training.optim.schedule import Schedule
+from cola_train.training.parallel.activations import checkpoint_activations
+from cola_train.training.parallel.compilation import compile_blocks
+from cola_train.training.parallel.precision import multiply_in_fp8
+from cola_train.training.parallel.sharding import build_mesh, shard, sync_gradients_only_if
+
+
+class StageModule(pl.LightningModule):
+    """A run of any family: the objective says what is minimized.
+
+    Attributes:
+        state: the run's counters; `state.step` says which optimizer step comes next.
+        budget: what steps cost and where they end.
+        average: of the weights, where the config asks for one.
+        last_metrics: the latest step's figures, for callbacks.
+        last_weights: the weights of its loss terms.
+        stop_requested: some process was asked to stop; known to all from the start of a step on.
+        all_have_written: the save under way is on disk on every process; as above.
+        written: whether this process' part of the save under way is on disk.
+        logs: what this process appends to; made durable before each checkpoint.
+    """
+
+    objective: Objective
+    average: Average
+
+    def __init__(self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config, self.processes, self.stop, self.watchdog = config, processes, stop, watchdog
+        self.state, self.budget, self.schedule = RunState(), Budget(config), Schedule.of(config)
+        self.step_log: StepLog | None = None
+        self.last_metrics: dict[str, float] = {}
+        self.last_weights: dict[str, float] = {}
+        self.stop_requested = self.all_have_written = False
+        self.written: Callable[[], bool] = lambda: False
+        self.logs: list[Lines] = []
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run's last step has been done, or it was asked to stop."""
+        return self.stop_requested or self.budget.is_spent(self.state)
+
+    def configure_model(self) -> None:
+        """Build and shard, once; each process then has memory for its part alone, still without values."""
+        if not hasattr(self, "objective"):
+            self.allocate(self.build_sharded())
+
+    def build_sharded(self) -> Objective:
+        """The objective on the meta device, in parts for this process."""
+        parallel = self.config.parallel
+        with torch.device("meta"):
+            objective = family_of(self.config).build(self.config)
+        if self.config.trainer.precision == "fp8":
+            multiply_in_fp8(objective)
+        checkpoint_activations(objective, parallel.activation_checkpointing)
+        if self.config.trainer.compile:
+            compile_blocks(objective)
+        mesh = build_mesh(parallel, self.processes, self.processes.device.type)
+        shard(objective, mesh, self.config.trainer.in_bf16, parallel.cpu_offload)
+        return objective
+
+    def allocate(self, objective: Objective) -> None:
+        """Give a sharded objective its memory, and take it."""
+        materialise(objective, "cpu" if self.config.parallel.cpu_offload else self.processes.device)
+        self.objective = objective
+        self.average = Average(objective, self.config.ema.decay)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The run's optimizer; the learning rate is set at each step."""
+        return build_optimizer(self.objective, self.config.optim)
+
+    def saved_tensors(self) -> dict[str, Tensor]:
+        """Everything that a checkpoint holds, live."""
+        return saved_tensors(self.objective, self._optimizer(), self.average.tensors)
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """The forward's precision: bf16 under autocast, which keeps norms, softmax and residuals in fp32, or fp32."""
+        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.trainer.in_bf16):
+            yield
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """One optimizer step over all of this process' rows."""
+        step, optimizer = self.state.step, self._optimizer()
+        self.watchdog.beat(f"in the forward or backward of step {step + 1}")
+        micro_batches = _split(batch, self.config.trainer.micro_batch_size)
+        counts, used = self._agree(micro_batches, batch)
+        sums: dict[str, Tensor] = {}
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            sync_gradients_only_if(self.objective, number == len(micro_batches))
+            with self.computing():
+                terms: list[Term] = self.objective(micro_batch, step)
+            # Gradients are averaged over processes; the losses are shares of one global mean, to be added.
+            self.manual_backward(total_loss(terms, counts) * self.processes.world_size)
+            for term in terms:
+                share = term.share(counts).detach()
+                sums[term.key] = sums[term.key] + share if term.key in sums else share
+        weights = weights_of(terms)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.gradient_clip)
+        figures = self.objective.summarize(self._global_sums(sums), weights)
+        figures["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        kind = " ".join(sorted(weights))
+        skipped = guard.reason_to_skip(self.config.guard, figures, kind, self.state)
+        figures["learning_rate"] = self.schedule.rate(step)
+        set_learning_rate(optimizer, figures["learning_rate"])
+        if skipped is None:
+            self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
+            self.average.update()
+            guard.count_taken(self.config.guard, self.state, kind, figures["loss"])
+        else:
+            if self.processes.is_first:
+                say(f"cola-train: warning: optimizer step {step + 1} is not taken, on any process ({skipped}).")
+            guard.count_skipped(self.config.guard, self.state, skipped)
+        optimizer.zero_grad()
+        self.budget.spend(self.state)
+        figures["skipped_steps"] = self.state.skipped_steps
+        self.last_metrics, self.last_weights = figures, weights
+        if self.step_log is not None:
+            self.step_log.write(Step(self.state.step, used[0], digest_text(used[1]), skipped))
+
+    def asked_to_stop(self) -> bool:
+        """Ask all processes, between steps, whether one was asked to stop; a collective call."""
+        asked = torch.tensor(int(self.stop.made), device=self.processes.device)
+        dist.all_reduce(asked)
+        self.stop_requested = self.stop_requested or bool(asked)
+        return self.stop_requested
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        return optimizer
+
+    def _agree(self, micro_batches: list[Batch], batch: Batch) -> tuple[dict[str, Tensor], tuple[int, int]]:
+        """What all processes must know of each other before a step, in one exchange.
+
+        Returns:
+            The step's counts, over all processes and micro-batches; and how many rows it uses with their digest.
+        """
+        per_batch = [self.objective.counts(part) for part in micro_batches]
+        names = list(per_batch[0])
+        counts = torch.stack([torch.stack([part[name] for name in names]) for part in per_batch]).sum(0)
+        digest = sample_digest(self.config.seed, batch.sample_index, batch.row_index)
+        flags = counts.new_tensor([len(batch.sample_index), self.stop.made, self.written()])
+        total = torch.cat([counts, digest[None], flags])
+        dist.all_reduce(total)
+        used_digest, rows, stopping, written = total[len(names) :].tolist()
+        self.stop_requested = stopping > 0
+        self.all_have_written = written == self.processes.world_size
+        return dict(zip(names, total.float(), strict=False)), (rows, used_digest)
+
+    def _global_sums(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        total = torch.stack([value.float() for value in terms.values()])
+        dist.all_reduce(total)
+        return dict(zip(terms, total.tolist(), strict=True))
+
+
+def _split(batch: Batch, rows: int) -> list[Batch]:
+    return [Batch(*parts) for parts in zip(*(tensor.split(rows) for tensor in batch), strict=True)]

@@ -1,0 +1,99 @@
+"""steps.jsonl: which samples every optimizer step used, over all attempts at a run. Only ever appended to.
+
+Each attempt opens with a line of what it is; then a line for each step. `cola-train audit` checks it against what was promised.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from cola_train.files import Lines
+from cola_train.randomness import philox4x32
+from cola_train.run_layout import STEP_LOG
+
+_LOW = 0xFFFFFFFF
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """One start or resumption of a run."""
+
+    from_step: int  # steps of earlier attempts that count; what they did beyond was lost
+    world_size: int
+    strategy: str
+    micro_batch_size: int
+    global_batch_size: int
+    num_rows: int  # of the training split
+    seed: int
+    data_seed: int
+    data_sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One optimizer step as it was done."""
+
+    step: int  # steps done with, this one included
+    rows: int  # over all processes
+    digest: str  # sample_digest over all processes, 16 hex digits
+    skipped: str | None = None  # why it was not taken
+
+
+def sample_digest(seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]) -> Int[Tensor, ""]:
+    """An int64 that says which rows were used as which samples; of several batches, the (wrapping) sum.
+
+    Each sample adds 64 bits of the generator that also draws its noise, keyed by the run's seed at (row, sample). So a process
+    that reads another row, takes it for another sample, or draws other noise, changes the sum.
+    """
+    counter = (row_index & _LOW, (row_index >> 32) & _LOW, sample_index & _LOW, (sample_index >> 32) & _LOW)
+    words = philox4x32(counter, seed)
+    return (words[0] | (words[1] << 32)).sum()
+
+
+def digest_text(digest: int) -> str:
+    """As steps.jsonl holds it."""
+    return f"{digest % (1 << 64):016x}"
+
+
+class StepLog:
+    """Writes steps.jsonl; on one process only."""
+
+    def __init__(self, run_folder: Path, attempt: Attempt) -> None:
+        self.lines = Lines(run_folder / STEP_LOG)
+        self.lines.append({"attempt": dataclasses.asdict(attempt)})
+
+    def write(self, step: Step) -> None:
+        """Append a step."""
+        self.lines.append({name: value for name, value in dataclasses.asdict(step).items() if value is not None})
+
+
+def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
+    """Every line in order, but a line that a crash cut short.
+
+    Raises:
+        OSError: no such log.
+        ValueError: a whole line that is neither.
+    """
+    with (run_folder / STEP_LOG).open(encoding="utf-8") as file:
+        for line in file:
+            if not line.strip():
+                continue
+            try:
+                values: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            try:
+                yield Attempt(**values["attempt"]) if "attempt" in values else Step(**values)
+            except TypeError as error:
+                raise ValueError(f"{line.strip()[:80]}: {error}") from error
+
+
+def digest_of(seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]) -> str:
+    """The digest of a whole step in one process."""
+    return digest_text(int(sample_digest(seed, sample_index.to(torch.int64), row_index.to(torch.int64))))

@@ -1,0 +1,49 @@
+"""Activation checkpointing: what the backward pass computes again instead of keeping."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from cola_train.models.blocks import blocks_of
+
+_aten = torch.ops.aten
+# The costly operations, whose results `selective` keeps: matrix products and attention.
+_KEPT = {
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_mm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.higher_order.flex_attention,
+}
+
+
+def checkpoint_activations(objective: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
+    """Make every block compute again in the backward pass what `mode` does not keep. Before sharding."""
+    if mode == "none":
+        return
+    # Nothing draws random numbers in a block (dropout is refused), so there is no state to restore.
+    options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
+    if mode == "selective":
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
+    for block in blocks_of(objective):
+        block.forward = _checkpointed(block.forward, options)
+
+
+def _checkpointed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def run(*args: Any) -> Any:
+        return checkpoint(forward, *args, **options)
+
+    return run
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in _KEPT else CheckpointPolicy.PREFER_RECOMPUTE

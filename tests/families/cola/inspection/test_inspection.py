@@ -1,0 +1,222 @@
+"""`cola-train inspect`: its parts agree with the report, it writes numbers and a page, and refuses what it cannot look at."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cola_train.families.cola.inspection.held_out import held_out_flow, reconstruction_accuracy
+
+from cola_train.cli import main
+from cola_train.config.inspection import InspectionConfig
+from cola_train.config.settings import UserError
+from cola_train.data.packing import VALIDATION
+from cola_train.data.prepared import PreparedData
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.config import FlowConfig
+from cola_train.families.cola.inspection.figure import draw_inspection
+from cola_train.families.cola.inspection.inspection import Inspection, check_inspectable, half_time, inspect_latents
+from cola_train.families.cola.inspection.prior_probes import ReconstructionCurve
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.models.config import TransformerConfig
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.transformer import Transformer
+from tests.helpers.tiny import (
+    calm,
+    tiny_checkpoint,
+    tiny_dit,
+    tiny_vae,
+)
+
+CHANNELS = 4
+TRANSFORMER = TransformerConfig(
+    vocab_size=320, hidden_size=16, intermediate_size=32, num_attention_heads=2, head_dim=8, num_hidden_layers=1
+)
+QUICK = InspectionConfig(num_rows=7, batch_size=3, num_times=3, num_time_bins=4, num_steps=3, map_latents=60)
+
+
+@pytest.fixture(scope="module")
+def data(prepared_folder: Path) -> PreparedData:
+    return PreparedData.open(prepared_folder)
+
+
+def of_data(data: PreparedData, dit: BlockCausalDiT | None, seed: int = 1) -> ColaCheckpoint:
+    """A random checkpoint with the data's tokenizer."""
+    checkpoint = tiny_checkpoint(calm(tiny_vae(seed, vocab_size=data.manifest.vocab_size)), dit)
+    return dataclasses.replace(checkpoint, tokenizer=data.tokenizer)
+
+
+def test_parts_of_an_inspection_agree_with_what_the_report_finds(data: PreparedData) -> None:
+    checkpoint = of_data(data, tiny_dit())
+    found = inspect_latents(checkpoint, data, QUICK)
+    accuracy = reconstruction_accuracy(checkpoint, data, QUICK.num_rows, QUICK.seed)
+    assert found.posterior_hits.share == pytest.approx(accuracy, abs=1e-9)
+    assert found.reconstruction.noised[0] == pytest.approx(accuracy, abs=1e-9)
+    assert found.reconstruction.denoised is not None
+    assert found.reconstruction.denoised[0] == pytest.approx(accuracy, abs=1e-9)
+    flow = FlowConfig(time_distribution="uniform", timestep_per="block", prompt_block_prob=0.0)
+    expected = held_out_flow(checkpoint, data, QUICK.num_rows, flow, QUICK.seed)
+    assert found.flow is not None
+    assert found.flow.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert found.flow.bound == pytest.approx(expected.bound, rel=1e-6)
+    # Bins and blocks are parts of the same whole; all rows are full and so all blocks count alike.
+    assert np.mean(found.flow.loss_by_block) == pytest.approx(expected.loss, rel=1e-6)
+    assert np.mean(found.flow.bound_by_block) == pytest.approx(expected.bound, rel=1e-6)
+
+
+def test_the_batch_size_does_not_matter(data: PreparedData) -> None:
+    checkpoint, reference = of_data(data, tiny_dit()), of_data(data, None, seed=4)
+    one, other = (
+        inspect_latents(checkpoint, data, dataclasses.replace(QUICK, batch_size=size), reference).to_json() for size in (3, 7)
+    )
+    assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-5)
+
+
+def flat(value: object, name: str = "") -> dict[str, float]:
+    if isinstance(value, dict):
+        return {key: number for inner, part in value.items() for key, number in flat(part, f"{name}.{inner}").items()}
+    if isinstance(value, (list, tuple)):
+        return {key: number for place, part in enumerate(value) for key, number in flat(part, f"{name}.{place}").items()}
+    return {name: value} if isinstance(value, (int, float)) else {}
+
+
+def test_rows_of_one_block_have_no_history(data: PreparedData) -> None:
+    found = inspect_latents(of_data(data, tiny_dit(block_size=data.manifest.seq_len)), data, QUICK)
+    assert found.history is None
+    assert not any(name.startswith("history/") for name in found.figures())
+
+
+def test_the_time_of_half_reconstruction_lies_on_the_line_between_grid_points() -> None:
+    assert half_time(ReconstructionCurve([0.0, 0.5, 1.0], [0.8, 0.6, 0.2], None)) == pytest.approx(0.75)
+    assert half_time(ReconstructionCurve([0.0, 0.5, 1.0], [0.8, 0.8, 0.7], None)) == 1.0
+
+
+def test_a_stage_1_checkpoint_has_what_needs_no_prior(data: PreparedData) -> None:
+    found = inspect_latents(of_data(data, None), data, QUICK)
+    assert (found.flow, found.prior_hits, found.history, found.drift, found.block_size) == (None, None, None, None, None)
+    assert found.reconstruction.denoised is None
+    assert len(found.posterior_hits.by_position) == data.manifest.seq_len
+    whole = inspect_latents(of_data(data, tiny_dit()), data, QUICK, of_data(data, None))
+    assert whole.figures().items() >= found.figures().items()
+    assert whole.figures()["reference_kl_nats_per_token"] == 0
+    tokens = np.concatenate([data.row(VALIDATION, row)[0] for row in range(QUICK.num_rows)])
+    real = tokens[tokens != data.manifest.pad_token_id]
+    assert found.commonest_token_share == pytest.approx(np.bincount(real).max() / len(real))
+    # All pairs of tokens, each with itself too.
+    assert found.coincidence == pytest.approx((real[:, None] == real[None]).mean())
+
+
+def write(checkpoint: ColaCheckpoint, folder: Path) -> Path:
+    checkpoint.save(folder)
+    return folder
+
+
+def test_the_verb_writes_numbers_and_a_page_and_overwrites_nothing(
+    data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    joint, vae = write(of_data(data, tiny_dit()), tmp_path / "joint"), write(of_data(data, None, seed=4), tmp_path / "vae")
+    arguments = ["inspect", str(joint), "--data", str(data.folder), "--reference", str(vae), "--device", "cpu"]
+    few, settings = ["num_rows=4", "num_times=3", "num_steps=2"], InspectionConfig(num_rows=4, num_times=3, num_steps=2)
+    assert main([*arguments, *few]) == 0
+    printed = capsys.readouterr().out
+    folder = joint / "inspection"
+    assert sorted(path.name for path in folder.iterdir()) == ["inspection.json", "inspection.png", "inspection.svg"]
+    written = json.loads((folder / "inspection.json").read_text(encoding="utf-8"))
+    found = inspect_latents(ColaCheckpoint.load(joint), data, settings, ColaCheckpoint.load(vae))
+    assert written["figures"] == pytest.approx(found.figures())
+    assert written["settings"]["num_rows"] == 4
+    for name, value in found.figures().items():
+        assert re.search(rf"{name.replace('/', ': ').replace('_', ' ')} +{re.escape(f'{value:.5g}')}\n", printed), name
+    assert (folder / "inspection.png").read_bytes().startswith(b"\x89PNG")
+    svg = (folder / "inspection.svg").read_text(encoding="utf-8")
+    panels = [
+        "log_snr", "divergence", "drift", "reconstruction", "hits_by_position", "hits_by_block", "flow_by_time", "flow_by_block",
+        "history", "map",
+    ]  # fmt: skip
+    for panel in panels:
+        assert f'id="{panel}"' in svg
+    before = (folder / "inspection.json").read_bytes()
+    assert main([*arguments, *few]) == 2
+    assert "inspection exists and is not overwritten; choose another --out, or remove it yourself." in capsys.readouterr().err
+    assert (folder / "inspection.json").read_bytes() == before
+    assert main(["inspect", str(vae), "--data", str(data.folder), "--out", str(tmp_path / "out"), *few]) == 0
+    svg = (tmp_path / "out" / "inspection.svg").read_text(encoding="utf-8")
+    assert [panel for panel in panels if f'id="{panel}"' in svg] == [
+        "log_snr", "divergence", "reconstruction", "hits_by_position", "map",
+    ]  # fmt: skip
+
+
+def test_a_page_is_drawn_of_a_dead_vae_and_of_times_that_no_block_drew(data: PreparedData, tmp_path: Path) -> None:
+    checkpoint = of_data(data, tiny_dit(block_size=data.manifest.seq_len))
+    # The final layer's first half is the mean, which is the same number in all channels: 0 after the norm.
+    final = checkpoint.vae.encoder.final_layer
+    torch.nn.init.zeros_(final.weight[:CHANNELS])
+    torch.nn.init.zeros_(final.bias[:CHANNELS])
+    found = inspect_latents(checkpoint, data, dataclasses.replace(QUICK, num_rows=2, num_time_bins=20))
+    assert found.posterior.active_units == 0
+    written = found.to_json()
+    assert written["posterior"]["log_snr_per_channel"] == [None] * CHANNELS
+    assert written["flow"]["loss_by_time"].count(None) == 18
+    json.dumps(written, allow_nan=False)
+    draw_inspection(found, "dead", tmp_path / "dead.png", tmp_path / "dead.svg")
+    assert (tmp_path / "dead.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_an_inspection_refuses(data: PreparedData, tmp_path: Path) -> None:
+    good = of_data(data, tiny_dit())
+    baseline = TransformerCheckpoint(Transformer(TRANSFORMER, causal=True), data.tokenizer, {})
+    with pytest.raises(UserError, match="A baseline has no latents to inspect; give a checkpoint of `cola-train vae` or"):
+        check_inspectable(baseline, data, None)
+    with pytest.raises(UserError, match=r"was prepared with another tokenizer \(sha256 \w+\) than the checkpoint's"):
+        inspect_latents(tiny_checkpoint(tiny_vae(), None), data, QUICK)
+    with pytest.raises(UserError, match=r"data.seq_len \(32\) must be a multiple of patch_size x block_size \(1 x 5 = 5\)"):
+        inspect_latents(of_data(data, tiny_dit(block_size=5)), data, QUICK)
+    other = dataclasses.replace(good, vae=tiny_vae(vocab_size=320, latent_dim=2), dit=None)
+    with pytest.raises(UserError, match=r"The reference must have the checkpoint's tokenizer.*\(320, 4, 1\), not \(320, 2, 1\)"):
+        inspect_latents(good, data, QUICK, other)
+    folder = write(good, tmp_path / "good")
+    few_rows = PreparedData(data.folder, dataclasses.replace(data.manifest, splits={"train": data.manifest.splits["train"]}))
+    with pytest.raises(UserError, match=r"needs at least 2 held-out rows; .* has 0. Prepare data with a larger held_out_share"):
+        inspect_latents(ColaCheckpoint.load(folder), few_rows, QUICK)
+
+
+def test_a_baseline_is_no_reference(data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = write(of_data(data, None), tmp_path / "good")
+    transformer = Transformer(TRANSFORMER, causal=True)
+    TransformerCheckpoint(transformer, data.tokenizer, {}).save(tmp_path / "ar")
+    arguments = ["--data", str(data.folder), "--reference", str(tmp_path / "ar")]
+    assert main(["inspect", str(good), *arguments]) == 2
+    assert "is a baseline, which has no encoder; give the stage-1 checkpoint as --reference." in capsys.readouterr().err
+    assert not (good / "inspection").exists()
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("num_rows", 1, "inspection's num_rows must be at least 2, not 1"),
+        ("batch_size", 1, "inspection's batch_size must be at least 2, not 1"),
+        ("num_times", 1, "inspection's num_times must be at least 2, not 1"),
+        ("num_time_bins", 0, "inspection's num_time_bins must be at least 1, not 0"),
+        ("num_steps", 0, "inspection's num_steps must be at least 1, not 0"),
+        ("map_latents", 2, "inspection's map_latents must be at least 3, not 2"),
+        ("seed", -1, r"inspection's seed must be in \[0, 2\^63\), not -1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(name: str, value: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        InspectionConfig(**{name: value})
+
+
+def test_figures_have_names_that_stay(data: PreparedData) -> None:
+    found: Inspection = inspect_latents(of_data(data, tiny_dit()), data, QUICK, of_data(data, None, seed=4))
+    assert list(found.figures()) == [
+        "vae_log_snr", "active_units", "active_units_share", "kl_nats_per_token", "information_nats_per_latent", "posterior_hit",
+        "commonest_token_share", "coincidence", "noise_time_of_half_reconstruction", "prior_hit", "prior_hit_first_block",
+        "flow_mse", "flow_bound", "flow_over_bound", "history/true_history", "history/shuffled_history", "history/no_history",
+        "history/gain_over_shuffled", "history/gain_over_shuffled_standard_error", "history/gain_over_none",
+        "history/gain_over_none_standard_error", "reference_kl_nats_per_token", "reference_rms_change_of_means",
+        "reference_cosine_of_means",
+    ]  # fmt: skip

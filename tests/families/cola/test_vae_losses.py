@@ -1,0 +1,230 @@
+"""The loss terms both stages share, against hand computation from their definitions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cola_train.data.batch import Batch
+from cola_train.families.cola.config import Stage1Config
+from cola_train.families.cola.vae_losses import (
+    VAEPass,
+    latent_mask,
+    mask_positions,
+    standard_normal_latents,
+    vae_counts,
+    vae_pass,
+)
+from cola_train.models.text_vae import TextVAE
+from cola_train.objectives.objective import (
+    DENOMINATORS,
+    Losses,
+    documents_of,
+    mean_share,
+    summarise,
+)
+from cola_train.randomness import Purpose, normal, uniform
+from tests.helpers.compare import assert_near, largest_difference, number
+from tests.helpers.tiny import make_batch, random_tokens, tiny_vae
+
+SEED = 11
+RATIO = 0.25
+
+
+def run_pass(
+    vae: TextVAE, batch: Batch, mask_weight: float = 1.0, log_snr: float | None = None, mask_documents: bool = False
+) -> VAEPass:
+    config = Stage1Config(mask_ratio=RATIO, mask_weight=mask_weight, fixed_log_snr=log_snr, mask_documents=mask_documents)
+    return vae_pass(vae, batch, vae_counts(batch, vae.config.patch_size, config, SEED), config, SEED)
+
+
+def masked_by_hand(batch: Batch) -> list[list[int]]:
+    """The round(ratio x seq) real tokens with the smallest draws in each row; fewer if the row has fewer."""
+    seq = batch.tokens.shape[1]
+    draws = uniform(SEED, Purpose.TOKEN_MASK, batch.sample_index, seq).tolist()
+    out = []
+    for row, real in zip(draws, batch.loss_mask.tolist(), strict=True):
+        places = sorted((place for place in range(seq) if real[place]), key=row.__getitem__)
+        out.append(sorted(places[: round(RATIO * seq)]))
+    return out
+
+
+def nats(logits: Tensor, token: int) -> float:
+    return -number(logits.double().log_softmax(-1)[token])
+
+
+@pytest.mark.parametrize("patch_size", [1, 2])
+@pytest.mark.parametrize("mask_documents", [False, True])
+def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_documents: bool) -> None:
+    vae, batch = tiny_vae(patch_size=patch_size, block_size=2), six_rows
+    out = run_pass(vae, batch, mask_documents=mask_documents)
+    rows, seq = batch.tokens.shape
+    latents = seq // patch_size
+    documents = batch.document_ids[:, ::patch_size] if mask_documents else None
+
+    def draw(purpose: Purpose) -> Tensor:
+        return normal(SEED, purpose, batch.sample_index, latents * 4).reshape(rows, latents, 4)
+
+    posterior = vae.encode(batch.tokens, documents)
+    z_0 = posterior.sample(draw(Purpose.POSTERIOR_EPS))
+    logits = vae.decode(z_0, documents)
+    assert_near(out.z_0, z_0)
+    assert_near(out.posterior.mean, posterior.mean)
+    assert_near(out.posterior.logvar, posterior.logvar)
+
+    real = [(row, place) for row in range(rows) for place in range(seq) if batch.loss_mask[row, place]]
+    cross_entropy = [nats(logits[row, place], int(batch.tokens[row, place])) for row, place in real]
+    assert_near(out.terms["reconstruction_nats_per_token"], torch.tensor(sum(cross_entropy) / len(real)))
+    hits = sum(int(logits[row, place].argmax()) == int(batch.tokens[row, place]) for row, place in real)
+    assert_near(out.metrics["reconstruction_accuracy"], torch.tensor(hits / len(real)))
+
+    masked = masked_by_hand(batch)
+    copy = batch.tokens.clone()
+    for row, places in enumerate(masked):
+        copy[row, places] = vae.mask_token_id
+    # Of a row with too few real tokens, padding is masked as well; that is behind them, and carries no loss.
+    masked_logits = vae.decode(vae.encode(copy, documents).sample(draw(Purpose.MASKED_POSTERIOR_EPS)), documents)
+    losses = [
+        nats(masked_logits[row, place], int(batch.tokens[row, place])) for row, places in enumerate(masked) for place in places
+    ]
+    assert 0 < len(losses) < len(real)
+    assert_near(out.terms["mask_nats_per_masked_token"], torch.tensor(sum(losses) / len(losses)))
+
+    real_latents = {(row, place // patch_size) for row, place in real}
+    squares = [number(posterior.mean[at].square().mean()) for at in real_latents]
+    variances = [number(posterior.logvar[at].exp().mean()) for at in real_latents]
+    assert_near(out.metrics["posterior_mean_square"], torch.tensor(sum(squares) / len(squares)))
+    torch.testing.assert_close(out.metrics["posterior_variance"], torch.tensor(sum(variances) / len(variances)))
+
+
+def test_masking_uses_real_tokens_alone_and_exactly_as_many_as_asked(six_rows: Batch) -> None:
+    seq = six_rows.tokens.shape[1]
+    positions = mask_positions(six_rows, RATIO, SEED)
+    assert positions.shape == (6, round(RATIO * seq))
+    by_hand = masked_by_hand(six_rows)
+    for row, places in enumerate(positions.tolist()):
+        assert len(set(places)) == len(places)
+        assert sorted(place for place in places if six_rows.loss_mask[row, place]) == by_hand[row]
+    counts = vae_counts(six_rows, 1, Stage1Config(mask_ratio=RATIO), SEED)
+    assert int(counts["masked_tokens"]) == sum(map(len, by_hand)) < 6 * round(RATIO * seq)
+    assert int(counts["tokens"]) == int(six_rows.loss_mask.sum())
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.floats(0, 1), st.integers(0, 2**40))
+def test_a_full_row_masks_the_share_exactly(seq: int, ratio: float, index: int) -> None:
+    batch = make_batch(random_tokens(1, seq, seed=91), [0], first_index=index)
+    positions = mask_positions(batch, ratio, SEED)[0].tolist()
+    assert len(set(positions)) == max(1, round(ratio * seq))
+    assert all(0 <= position < seq for position in positions)
+
+
+def test_every_position_is_masked_as_often() -> None:
+    batch = make_batch(random_tokens(4000, 8, seed=92), [0] * 4000)
+    hits = torch.zeros(8).index_add(0, mask_positions(batch, RATIO, SEED).flatten(), torch.ones(8000))
+    # 2 of 8 per row, so each place is hit with probability 1/4; 5 standard deviations.
+    assert (hits - 1000).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+def test_masked_tokens_are_not_read_by_the_masked_copy(six_rows: Batch) -> None:
+    """Changing the token under a mask changes what is asked for, not what the encoder of the masked copy reads."""
+    vae = tiny_vae()
+    at = mask_positions(six_rows, RATIO, SEED)
+    seen: list[Tensor] = []
+    vae.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    run_pass(vae, six_rows)
+    run_pass(vae, six_rows._replace(tokens=six_rows.tokens.scatter(1, at, 7)))
+    (clean, masked), (other_clean, other_masked) = (tokens.chunk(2) for tokens in seen)
+    assert torch.equal(masked, other_masked)
+    assert not torch.equal(clean, other_clean)
+    assert torch.equal(clean, six_rows.tokens)
+    assert torch.equal((masked != clean).sum(1), torch.full((6,), at.shape[1]))
+    assert (masked[masked != clean] == vae.mask_token_id).all()
+
+
+def test_no_mask_weight_no_masked_copy(six_rows: Batch) -> None:
+    vae = tiny_vae()
+    rows: list[int] = []
+    vae.encoder.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[0]))
+    with_mask, without = run_pass(vae, six_rows), run_pass(vae, six_rows, mask_weight=0.0)
+    assert rows == [12, 6]
+    assert set(with_mask.terms) - set(without.terms) == {"mask_nats_per_masked_token"}
+    assert "masked_tokens" not in vae_counts(six_rows, 1, Stage1Config(mask_weight=0.0), SEED)
+    assert_near(with_mask.terms["reconstruction_nats_per_token"], without.terms["reconstruction_nats_per_token"])
+
+
+def test_a_fixed_log_snr_replaces_the_variance_everywhere(six_rows: Batch) -> None:
+    vae = tiny_vae()
+    out = run_pass(vae, six_rows, log_snr=1.5)
+    eps = standard_normal_latents(SEED, Purpose.POSTERIOR_EPS, six_rows, 24, 4)
+    assert_near(out.z_0, vae.encode(six_rows.tokens).mean + math.exp(-0.75) * eps)
+    figures = {name: number(value) for name, value in (out.terms | out.metrics).items()}
+    assert summarise(figures, {})["vae_log_snr"] == pytest.approx(1.5, abs=1e-3)
+    assert largest_difference(out.z_0, run_pass(vae, six_rows).z_0) > 1e-2
+    # The decoder's gradient reaches the encoder through the mean alone.
+    out.terms["reconstruction_nats_per_token"].backward()
+    gradient = vae.encoder.final_layer.weight.grad
+    assert gradient is not None
+    assert gradient[:4].any()
+    assert not gradient[4:].any()
+
+
+@pytest.mark.parametrize("patch_size", [1, 2, 3])
+def test_latents_count_if_any_token_does(patch_size: int) -> None:
+    mask = torch.tensor([[True] * 7 + [False] * 5, [True] * 12, [False] * 12])
+    counted = latent_mask(mask, patch_size)
+    for row in range(3):
+        for latent in range(12 // patch_size):
+            assert bool(counted[row, latent]) == any(mask[row, latent * patch_size : (latent + 1) * patch_size].tolist())
+
+
+def test_documents_of_latents(six_rows: Batch) -> None:
+    assert documents_of(six_rows, 2, mask_documents=False) is None
+    documents = documents_of(six_rows, 2, mask_documents=True)
+    assert documents is not None
+    for row in range(6):
+        pairs = six_rows.document_ids[row].tolist()
+        assert documents[row].tolist() == [pairs[place] for place in range(0, 24, 2)]
+        assert pairs[::2] == pairs[1::2]  # a latent never holds two documents here
+
+
+def test_total_and_figures() -> None:
+    value = torch.tensor(3.0, requires_grad=True)
+    losses = Losses(
+        {"flow_mse": value, "kl_nats_per_token": 2 * value},
+        {"flow_mse": 0.5, "kl_nats_per_token": 10.0},
+        {"posterior_mean_square": value.detach() * 4},
+    )
+    assert number(losses.total) == pytest.approx(0.5 * 3 + 10 * 6)
+    (gradient,) = torch.autograd.grad(losses.total, value)
+    assert float(gradient) == pytest.approx(0.5 + 20)
+    figures = losses.figures()
+    assert {name: float(figure) for name, figure in figures.items()} == {
+        "flow_mse": 3.0,
+        "kl_nats_per_token": 6.0,
+        "posterior_mean_square": 12.0,
+    }
+    assert not any(figure.requires_grad for figure in figures.values())
+
+
+def test_summarise_adds_what_follows() -> None:
+    weights = {"flow_mse": 2.0, "reconstruction_nats_per_token": 0.5}
+    figures = {"flow_mse": 3.0, "reconstruction_nats_per_token": 4.0}
+    assert summarise(figures, weights) == {"loss": 8.0, **figures}
+    moments = {"posterior_mean_square": 2.0, "posterior_variance": 0.5}
+    assert summarise(figures | moments, weights)["vae_log_snr"] == pytest.approx(math.log(4))
+    for square, variance in ((0.0, 1.0), (1.0, 0.0)):
+        broken = summarise({**figures, "posterior_mean_square": square, "posterior_variance": variance}, weights)
+        assert math.isnan(broken["vae_log_snr"])
+
+
+def test_shares_add_up_and_an_empty_count_gives_zero() -> None:
+    counts = {"tokens": torch.tensor(8)}
+    name = "kl_nats_per_token"
+    assert DENOMINATORS[name] == "tokens"
+    shares = [mean_share(name, torch.tensor(total), counts) for total in (6.0, 10.0)]
+    assert float(sum(shares)) == 2.0
+    assert float(mean_share(name, torch.tensor(0.0), {"tokens": torch.tensor(0)})) == 0.0

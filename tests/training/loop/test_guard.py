@@ -1,0 +1,153 @@
+"""A step that is not finite or far out is not taken, on any process; too many in a row end the run and cost nothing saved."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from cola_train.config.load import to_yaml
+from cola_train.config.loop import GuardConfig
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.run_folder import Status, read_status
+from cola_train.run_layout import folder_of
+from cola_train.training.checkpoints.folder import (
+    intact_manifest,
+    latest_checkpoint,
+    saved_steps,
+    step_folder,
+)
+from cola_train.training.checkpoints.tensors import CheckpointReader
+from cola_train.training.loop.guard import (
+    RunStoppedError,
+    count_skipped,
+    count_taken,
+    reason_to_skip,
+)
+from cola_train.training.loop.state import RunState
+from cola_train.training.loop.step_log import Step, read_step_log
+from cola_train.training.run import train
+from tests.helpers.programs import torchrun
+from tests.helpers.runs import figures
+
+
+def test_what_is_not_finite_is_named() -> None:
+    figures = {"loss": 1.0, "flow_mse": math.inf, "gradient_norm": math.nan}
+    assert reason_to_skip(GuardConfig(), figures, "a", RunState()) == "not finite: flow_mse = inf, gradient_norm = nan"
+    assert reason_to_skip(GuardConfig(), {"loss": 1e30, "gradient_norm": 0.0}, "a", RunState()) is None
+
+
+@given(st.lists(st.floats(-10, 10), min_size=4, max_size=12), st.floats(0.5, 6), st.floats(-100, 100))
+def test_a_spike_is_a_loss_beyond_the_sigmas_of_the_window(losses: list[float], sigmas: float, loss: float) -> None:
+    config, state = GuardConfig(spike_sigmas=sigmas, spike_window=4), RunState()
+    for number, earlier in enumerate(losses):
+        if number < 4:
+            assert reason_to_skip(config, {"loss": 1e9}, "a", state) is None
+        count_taken(config, state, "a", earlier)
+        count_taken(config, state, "a b", 1e6)
+    window = torch.tensor(losses[-4:], dtype=torch.float64)
+    limit = float(window.mean() + sigmas * window.std())
+    if abs(loss - limit) > 1e-6:
+        assert (reason_to_skip(config, {"loss": loss}, "a", state) is not None) == (loss > limit)
+
+
+def test_a_taken_step_ends_a_row_of_skipped_ones() -> None:
+    config, state = GuardConfig(max_skipped_in_a_row=3), RunState(step=7)
+    count_skipped(config, state, "x")
+    count_skipped(config, state, "x")
+    count_taken(config, state, "a", 1.0)
+    count_skipped(config, state, "x")
+    count_skipped(config, state, "x")
+    with pytest.raises(RunStoppedError, match=r"step 7 was not taken \(x\), like the 2 before it; after 3 in a row"):
+        count_skipped(config, state, "x")
+    assert state.skipped_steps == 5
+
+
+def test_the_counters_survive_being_saved_to_the_bit() -> None:
+    state = RunState(step=3, skipped_steps=1, recent_losses={"a": [0.1 + 0.2, 1 / 3, 1e-300]})
+    assert RunState.from_json(state.to_json()) == state
+
+
+def poisoned_run(config: VAERunConfig, tmp_path: Path, *steps: int) -> tuple[int, str]:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    done = torchrun(2, "tests.training.poison", str(tmp_path / "config"), "nan", *map(str, steps))
+    return done.returncode, done.stderr
+
+
+@pytest.mark.slow
+def test_nan_in_one_process_skips_the_step_on_all_and_the_run_goes_on(
+    vae_config: Callable[..., VAERunConfig], tmp_path: Path
+) -> None:
+    config = vae_config(
+        "run", "trainer.micro_batch_size=2", "trainer.max_steps=10", "checkpoint.every_steps=1", "checkpoint.keep=20"
+    )
+    returned, errors = poisoned_run(config, tmp_path, 1, 4, 5)
+    assert returned == 0, errors[-3000:]
+    run = folder_of(config)
+    assert read_status(run) == Status("finished", 10)
+    skipped = {entry.step: entry.skipped for entry in read_step_log(run) if isinstance(entry, Step) and entry.skipped}
+    assert skipped == dict.fromkeys((2, 5, 6), "not finite: gradient_norm = nan")
+    assert errors.count("is not taken, on any process") == 3
+    assert figures(run)[10, "train/skipped_steps"] == 3
+    assert saved_steps(run) == list(range(1, 11))
+    weights = {}
+    for step in saved_steps(run):
+        folder = step_folder(run, step)
+        manifest = intact_manifest(folder)
+        name = "model.vae.decoder.final_layer.weight"
+        tensors = {saved: torch.empty(shape) for saved, shape in manifest.shapes.items()}
+        CheckpointReader(folder, manifest, one_process=True).load(tensors)
+        assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+        weights[step] = tensors[name]
+    for step in range(2, 11):
+        # A skipped step leaves the weights as they were; all others move them.
+        assert torch.equal(weights[step], weights[step - 1]) == (step in (2, 5, 6))
+    exported = load_file(run / "hf" / "cola_dlm" / "cola_vae" / "model.safetensors")
+    assert torch.equal(exported["decoder.final_layer.weight"], weights[10])
+
+
+@pytest.mark.slow
+def test_five_in_a_row_stop_the_run_with_the_last_good_checkpoint_intact(
+    vae_config: Callable[..., VAERunConfig], tmp_path: Path
+) -> None:
+    config = vae_config("run", "trainer.micro_batch_size=2", "trainer.max_steps=12", "checkpoint.every_steps=3")
+    returned, errors = poisoned_run(config, tmp_path, 4, 5, 6, 7, 8)
+    assert returned == 1  # torchrun's, whatever the process'
+    run = folder_of(config)
+    assert "step 8 was not taken (not finite: gradient_norm = nan), like the 4 before it; after 5 in a row" in errors
+    status = read_status(run)
+    assert status is not None
+    assert (status.state, status.step) == ("stopped", 8)
+    latest = latest_checkpoint(run)
+    assert latest is not None
+    assert intact_manifest(latest).state.skipped_in_a_row in (0, 2)
+    # With the cause gone, the same run goes on from there, in another number of processes.
+    assert train(config) == Status("finished", 12)
+
+
+def test_a_spike_is_skipped_and_the_window_survives_a_resume(joint_config: Callable[..., JointRunConfig]) -> None:
+    # A learning rate far too high makes the loss jump about.
+    guard = [
+        "optim.learning_rate=0.1",
+        "guard.spike_sigmas=0.25",
+        "guard.spike_window=4",
+        "guard.max_skipped_in_a_row=20",
+        "checkpoint.every_steps=4",
+    ]
+    whole = joint_config("whole", *guard, "trainer.max_steps=16")
+    train(whole)
+    part = [*guard, "optim.decay=20"]
+    train(joint_config("part", *part, "trainer.max_steps=8"))
+    train(joint_config("part", *part, "trainer.max_steps=16"))
+    assert figures(folder_of(whole)) == figures(folder_of(joint_config("part")))
+    skipped = [entry.skipped for entry in read_step_log(folder_of(whole)) if isinstance(entry, Step) and entry.skipped]
+    assert skipped
+    assert all(text.startswith("loss spike: ") for text in skipped)
+    lines = [json.loads(line) for line in (folder_of(whole) / "metrics.jsonl").read_text().splitlines()]
+    assert max(line.get("train/skipped_steps", 0) for line in lines) == len(skipped)
