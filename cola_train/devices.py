@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 
 from cola_train.config.settings import UserError
-from cola_train.flops.peaks import find_device
+from cola_train.peaks import find_device
 
 _CPU_SIZE, _GPU_SIZE = 1024, 8192
 _PRODUCTS = 10

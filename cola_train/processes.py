@@ -11,6 +11,8 @@ from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch._C._distributed_c10d import HashStore
 
 from cola_train.config.settings import INTERRUPTED, UserError, require
@@ -94,6 +96,11 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
         # Of several processes each ends by `end_process`: tearing gloo down aborts one time in ten.
         if not launched_by_torchrun():
             dist.destroy_process_group()
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This process' part of a sharded tensor; a plain tensor is its own."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def end_process(status: int) -> NoReturn:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What is to be measured where there is a GPU (docs/benchmarks.md): training steps and sampling at the paper's size, then a model
-# trained through both stages on text of yours, with its curves, scores and continuations. Everything goes into a new folder.
+# trained through both stages on text of yours, with its curves, a look into its latents, and continuations. Everything goes into a new
+# folder.
 #   bash scripts/bench_gpu.sh 'texts/*.txt' bench-gpu      paths are from the repository's folder
 # Settings are environment variables [default]:
 #   ACCELERATOR, DEVICE            gpu and cuda; cpu and cpu tries the script out [gpu, cuda]
@@ -52,6 +53,6 @@ n="$(steps joint "$JOINT_SETTINGS" "${JOINT_MINUTES:-50}")"
 cola-train joint configs/bench_joint.yaml name=joint "init_vae_from=$out/vae" $size $JOINT_SETTINGS "trainer.max_steps=$n" \
     "optim.decay=$n"
 }
-cola-train report "$out/vae" "$out/joint" configs/report_quickstart.yaml
+cola-train inspect "$out/joint" --data "$out/rows" --reference "$out/vae" --device "${DEVICE:-cuda}"
 cola-train sample "$out/joint" --prompt "" --prompt "The" --prompt "It was" max_new_tokens=128 --device "${DEVICE:-cuda}" \
     --out "$out/samples.jsonl"

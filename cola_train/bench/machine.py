@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from cola_train.devices import matrix_flops
-from cola_train.flops.peaks import find_device
+from cola_train.peaks import find_device
 
 _STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

@@ -16,7 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from cola_train.training.loop.state import local_part
+from cola_train.processes import local_part
 
 Bytes = npt.NDArray[np.int64]
 

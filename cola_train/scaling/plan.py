@@ -13,7 +13,7 @@ from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
 from cola_train.families.costs import CONVENTIONS, flops_after, network_parameters, step_flops, step_parts, steps_to
 from cola_train.families.registry import family_of
-from cola_train.flops.peaks import DEVICES, Device, device_named
+from cola_train.peaks import DEVICES, Device, device_named
 from cola_train.scaling.memory import estimate, what_fits
 from cola_train.training.loop.budget import Budget
 

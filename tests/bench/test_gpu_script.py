@@ -11,10 +11,10 @@ import pytest
 
 from cola_train.bench.config import BenchSampleConfig, BenchTrainConfig, split_settings
 from cola_train.bench.workloads import run_config
+from cola_train.cli import _parser
 from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
-from cola_train.config.sampling import SamplerConfig
 from cola_train.families.costs import network_parameters
 from cola_train.families.registry import families, load_run_config
 from tests.helpers.programs import ROOT, clean_environment
@@ -49,7 +49,7 @@ def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tm
     verbs = [" ".join(command[:2]) if command[0] in ("bench", "tokenizer") else command[0] for command in record]
     assert verbs == [
         "bench train", "bench train", "bench sample", "bench sample", "tokenizer train", "prepare", "bench train", "vae",
-        "bench train", "joint", "report", "sample",
+        "bench train", "joint", "inspect", "sample",
     ]  # fmt: skip
     runs: dict[str, RunConfig] = {}
     for command in record:
@@ -64,8 +64,8 @@ def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tm
             assert load_config(PrepareConfig, None, command[1:]).corpus.inputs == ["my texts/*.txt"]
         elif command[0] in families():
             runs[command[0]] = load_run_config(ROOT / command[1], command[2:])
-        elif command[0] == "report":
-            load_config(SamplerConfig, ROOT / command[3])
+        elif command[0] == "inspect":
+            assert _parser().parse_args(command).reference == tmp_path / "out" / "vae"
     # Half a second a step: ten minutes of stage 1, two of stage 2.
     assert {stage: run.trainer.max_steps for stage, run in runs.items()} == {"vae": 1200, "joint": 240}
     assert all(run.runs_folder == str(tmp_path / "out") and run.optim.decay == str(run.trainer.max_steps) for run in runs.values())

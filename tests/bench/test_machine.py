@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.bench.machine import Clock, Memory, gflops, matrix_seconds
+from cola_train.bench.machine import Clock, Memory, gflops
 from cola_train.bench.report import spread
+from cola_train.devices import matrix_seconds
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def test_cpu_time_does_not_pass_while_others_work_and_wall_time_does() -> None:
 
 def test_rates_follow_from_the_median_product() -> None:
     assert gflops(CPU, [1.0, 2.0, 90.0]) == pytest.approx(2 * 1024**3 / 2.0 / 1e9)
-    seconds = matrix_seconds(Clock(CPU, 1), torch.float32)
+    seconds = matrix_seconds(CPU, torch.float32, Clock(CPU, 1).read)
     # Slower than a tenth of a GFLOP/s or faster than any core there is: not this product.
     assert 0.1 < gflops(CPU, seconds) < 10_000
 

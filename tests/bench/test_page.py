@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from cola_train.bench.config import BenchTrainConfig, split_settings
-from cola_train.bench.workloads import workloads, run_config
+from cola_train.bench.workloads import run_config, workloads
 from cola_train.cli import _parser
 from cola_train.config.load import load_config
 from tests.helpers.programs import ROOT

@@ -1,14 +1,12 @@
 """The verb as a user meets it: JSON where it belongs, refusals before anything is measured, searches, series."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +19,8 @@ from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
 from cola_train.cli import main
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
+from cola_train.families.checkpoint import SolverQuality
+from cola_train.families.cola.checkpoint import ColaCheckpoint
 
 
 def test_train_prints_json_of_a_run_file_and_nothing_else(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +87,7 @@ def a_step(seconds: float, rows: int, **more: Any) -> dict[str, Any]:
         "tokens_per_second_per_gflops": rows / seconds,
         "memory": {"peak_bytes": 10 * rows, "growth_bytes": 3 * rows},
         "machine": {"device": "none"},
-        "parameters": {"dit": 7},
+        "backbone_parameters": 7,
         "flops": {"executed": 11},
         **more,
     }
@@ -146,6 +146,7 @@ def test_growth_varies_one_size_at_a_time_and_finds_its_exponent(tmp_path: Path,
     assert result["time_ratio"] == pytest.approx(8)
     assert [point["value"] for point in result["series"]["batch"]] == [1, 2, 8]
     assert result["series"]["length"][0]["growth_bytes"] == 12
+    assert {(point["parameters"], point["flops"]) for points in result["series"].values() for point in points} == {(7, 11)}
     bf16 = "trainer.precision=bf16"
     assert asked == [
         (1, 256, (bf16,)), (2, 256, (bf16,)), (8, 256, (bf16,)), (4, 64, (bf16,)), (4, 256, (bf16,)),
@@ -192,30 +193,22 @@ def test_every_kind_explains_its_settings(kind: str, capsys: pytest.CaptureFixtu
     assert "  out\n      A new JSON file for the result; null prints it. [null]" in out
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    solver: str
-    num_steps: int
-
-
 def test_quality_reads_prompts_or_takes_passages_and_reports_rows(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
 
-    def measure_quality(checkpoint: Any, *arguments: Any) -> list[Row]:
+    def compare_solvers(checkpoint: ColaCheckpoint, *arguments: Any) -> list[SolverQuality]:
         asked.append(arguments)
-        return [Row("euler", steps) for steps in arguments[3]]
+        return [SolverQuality("euler", steps, steps, 0.5, 0.75, 1.0) for steps in arguments[3]]
 
-    monkeypatch.setitem(
-        sys.modules, "cola_train.bench.quality", SimpleNamespace(measure_quality=measure_quality, quality_table=str)
-    )
+    monkeypatch.setattr(ColaCheckpoint, "compare_solvers", compare_solvers)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "w4 w6"}\n{"input_ids": [5, 6, 7]}\n', encoding="utf-8")
     settings = ["steps=[2,3]", "reference_steps=9", "solvers=[euler]", "sampler.guidance_scale=1"]
     assert main(["bench", "quality", str(tiny_folder), f"prompts={prompts}", *settings, "--device", "cpu"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["rows"] == [{"solver": "euler", "num_steps": 2}, {"solver": "euler", "num_steps": 3}]
+    assert [(row["solver"], row["num_steps"]) for row in result["rows"]] == [("euler", 2), ("euler", 3)]
     assert (result["prompts"], result["reference_steps"], result["sampler"]["guidance_scale"]) == (2, 9, 1.0)
     given, sampler, *rest = asked[0]
     assert (given, sampler.guidance_scale, rest) == ([[4, 6], [5, 6, 7]], 1.0, [["euler"], [2, 3], 9])

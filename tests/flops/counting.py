@@ -6,24 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.data.batch import Batch
 from cola_train.families.autoregressive.config import AutoregressiveRunConfig
-from cola_train.families.autoregressive.objective import AutoregressiveObjective
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.families.cola.stage1 import Stage1Objective
-from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.masked_diffusion.config import LLaDARunConfig
-from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
-from cola_train.flops.passes import Parts
-from cola_train.flops.work import Work
-from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
-from cola_train.models.transformer import Transformer
+from cola_train.families.registry import family_of
+from cola_train.flops.work import Parts, Work
+from cola_train.objectives.objective import Objective, total_loss
 from cola_train.training.parallel.activations import checkpoint_activations
 from tests.helpers.runs import SMALL, SMALL_DIT
 from tests.helpers.tiny import make_batch, random_tokens, rows_of
@@ -61,15 +54,9 @@ def run_config(stage: str, *overrides: str) -> Any:
     return load_config(kind, None, [*_COMMON, *SMALL_TRANSFORMER, *places, *overrides])
 
 
-def build_objective(config: Any) -> nn.Module:
+def build_objective(config: RunConfig) -> Objective:
     """The stage's objective with whatever weights torch gives it."""
-    if isinstance(config, VAERunConfig):
-        return Stage1Objective(TextVAE(config.vae), config.objective, 1)
-    if isinstance(config, JointRunConfig):
-        return Stage2Objective(TextVAE(config.vae), BlockCausalDiT(config.dit), config.objective, 1)
-    if isinstance(config, AutoregressiveRunConfig):
-        return AutoregressiveObjective(Transformer(config.transformer, causal=True), config.objective, 1)
-    return MaskedDiffusionObjective(Transformer(config.transformer, causal=False), config.objective, 1)
+    return family_of(config).build(config)
 
 
 def training_batch(config: RunConfig) -> Batch:
@@ -104,16 +91,12 @@ def count_step(config: Any, step: int = 0) -> FlopCounterMode:
     """Run optimizer step `step`, all micro-batches forward and backward, under torch's counter."""
     objective, batch = build_objective(config), training_batch(config)
     checkpoint_activations(objective, config.parallel.activation_checkpointing)
-    counts: dict[str, Tensor] = objective.counts(batch)
+    counts = objective.counts(batch)
     size = config.trainer.micro_batch_size
     with counter() as counted:
         for start in range(0, len(batch.tokens), size):
             micro_batch = rows_of(batch, slice(start, start + size))
-            if isinstance(config, JointRunConfig):
-                losses = objective(micro_batch, counts, config.objective.vae_strategy.trains_vae(step))
-            else:
-                losses = objective(micro_batch, counts)
-            losses.total.backward()
+            total_loss(objective(micro_batch, step), counts).backward()
     return counted
 
 

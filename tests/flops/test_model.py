@@ -118,7 +118,7 @@ def test_useful_work_does_not_depend_on_how_a_step_is_spread(stage: str) -> None
 
 
 def test_a_frozen_vae_only_encodes_the_clean_rows() -> None:
-    parts = step_parts(run_config("joint", "objective.vae_strategy.mode=fix"), trains_vae=False)
+    parts = step_parts(run_config("joint", "objective.vae_strategy.mode=fix"))
     assert not [name for name in parts if name.startswith(("vae.decoder", "reference"))]
     encoder = total(parts, "vae.encoder")
     assert encoder.model_backward == encoder.executed_backward == encoder.recomputation == 0

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cola_train.families.costs import backbone_parameters, network_parameters, parameters_by_part
-from cola_train.families.registry import load_run_config
+from cola_train.families.costs import network_parameters
+from cola_train.families.registry import family_of, load_run_config
 from tests.flops.counting import build_objective, changed, run_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -40,20 +40,23 @@ def test_parts_are_sums_over_the_modules(name: str) -> None:
     config = load_run_config(CONFIGS / f"{name}.yaml")
     with torch.device("meta"):
         objective = build_objective(config)
-    assert parameters_by_part(config) == sums(objective)
+    assert family_of(config).parameters(config) == sums(objective)
 
 
 def test_the_papers_sizes() -> None:
     def config(name: str) -> Any:
         return load_run_config(CONFIGS / f"{name}.yaml")
 
+    def backbone(name: str) -> int:
+        return family_of(config(name)).backbone_parameters(config(name))
+
     assert network_parameters(config("joint_paper")) == {"vae": 501_871_574, "dit": 1_829_875_728}
-    assert backbone_parameters(config("joint_paper")) == 1_829_875_728
+    assert backbone("joint_paper") == 1_829_875_728
     ar = config("ar_paper")
-    assert backbone_parameters(ar) == backbone_parameters(config("llada_paper")) == 1_812_051_968
-    assert sum(parameters_by_part(ar).values()) == 1_812_051_968 + 410_738_688
+    assert backbone("ar_paper") == backbone("llada_paper") == 1_812_051_968
+    assert sum(family_of(ar).parameters(ar).values()) == 1_812_051_968 + 410_738_688
     # Stage 1: all but 100,279 rows of embedding and a head with bias.
-    assert backbone_parameters(config("vae_paper")) == 501_871_574 - 100_279 * 1536 - 100_278 * 1537
+    assert backbone("vae_paper") == 501_871_574 - 100_279 * 1536 - 100_278 * 1537
 
 
 @settings(max_examples=20)
@@ -70,5 +73,4 @@ def test_every_switch_of_the_networks_counts(
     config = changed(run_config("joint"), values)
     with torch.device("meta"):
         objective = build_objective(config)
-    counted = sums(objective)
-    assert {name: count for name, count in parameters_by_part(config).items() if count} == counted
+    assert {name: count for name, count in family_of(config).parameters(config).items() if count} == sums(objective)

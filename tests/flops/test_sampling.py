@@ -9,16 +9,19 @@ from hypothesis import strategies as st
 
 from cola_train.config.sampling import SamplerConfig, Solver
 from cola_train.config.settings import UserError
+from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
+from cola_train.families.autoregressive.flops import generation_work as token_by_token
 from cola_train.families.autoregressive.sampler import AutoregressiveGeneration
-from cola_train.families.costs import generation_parts
+from cola_train.families.cola.generation_flops import generation_work as block_by_block
 from cola_train.families.generate import generate
+from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
 from cola_train.families.masked_diffusion.sampler import generate_masked
 from cola_train.models.attention.masks import clean_places, packed_places, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
 from tests.flops.counting import changed, counter, run_config, total
-from tests.helpers.tiny import random_tokens, tiny_checkpoint
+from tests.helpers.tiny import random_tokens, tiny_checkpoint, tiny_tokenizer
 
 
 def prompts(length: int, batch: int) -> list[list[int]]:
@@ -37,7 +40,7 @@ def test_blocks_are_what_torch_counts(overrides: list[str], length: int, guidanc
     checkpoint = tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit))
     with counter() as counted:
         generate(checkpoint, prompts(length, 2), settings_)
-    work = total(generation_parts(config, settings_, length, 2))
+    work = total(checkpoint.generation_work(settings_, length, 2))
     assert work.executed == work.executed_forward == counted.get_total_flops()
 
 
@@ -45,9 +48,10 @@ def test_blocks_are_what_torch_counts(overrides: list[str], length: int, guidanc
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7), (0.9, 1.0)])
 def test_solvers_and_intervals_are_what_torch_counts(solver: Solver, interval: tuple[float, float]) -> None:
     config, settings_ = run_config("joint"), sampler(solver=solver, guidance_interval=interval, guidance_rescale=0.5, num_steps=4)
+    checkpoint = tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit))
     with counter() as counted:
-        generate(tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit)), prompts(9, 2), settings_)
-    assert total(generation_parts(config, settings_, 9, 2)).executed == counted.get_total_flops()
+        generate(checkpoint, prompts(9, 2), settings_)
+    assert total(checkpoint.generation_work(settings_, 9, 2)).executed == counted.get_total_flops()
 
 
 @pytest.mark.parametrize("length, new", [(0, 1), (0, 5), (1, 1), (6, 5)])
@@ -58,7 +62,8 @@ def test_token_by_token_is_what_torch_counts(length: int, new: int) -> None:
         generation = AutoregressiveGeneration(network, prompts(length, 3), range(3), settings_, start_token_id=1)
         for _ in range(new):
             generation.next_token()
-    assert total(generation_parts(config, settings_, length, 3)).executed == counted.get_total_flops()
+    checkpoint = AutoregressiveCheckpoint(network, tiny_tokenizer())
+    assert total(checkpoint.generation_work(settings_, length, 3)).executed == counted.get_total_flops()
 
 
 @pytest.mark.parametrize("length, new, num_steps", [(1, 5, 3), (6, 5, 3), (6, 3, 9)])
@@ -67,9 +72,10 @@ def test_masked_diffusion_is_what_torch_counts(length: int, new: int, num_steps:
     network = Transformer(config.transformer, causal=False)
     with counter() as counted, torch.inference_mode():
         generate_masked(network, prompts(length, 3), range(3), settings_)
-    assert total(generation_parts(config, settings_, length, 3)).executed == counted.get_total_flops()
+    checkpoint = MaskedDiffusionCheckpoint(network, tiny_tokenizer())
+    assert total(checkpoint.generation_work(settings_, length, 3)).executed == counted.get_total_flops()
     # Text from nothing begins after one token.
-    assert generation_parts(config, settings_, 0, 3) == generation_parts(config, settings_, 1, 3)
+    assert checkpoint.generation_work(settings_, 0, 3) == checkpoint.generation_work(settings_, 1, 3)
 
 
 @settings(max_examples=30)
@@ -90,7 +96,7 @@ def test_useful_attention_of_the_dit(length: int, new: int, num_steps: int, laye
             noised = ((places.copy == 1) & (places.block == block))[0]
             unconditional = size**2 if block else 0
             pairs += layers * num_steps * (int(seen[noised].sum()) + unconditional)
-    parts = generation_parts(config, sampler(max_new_tokens=new, num_steps=num_steps), length, 2)
+    parts = block_by_block((config.vae, config.dit), sampler(max_new_tokens=new, num_steps=num_steps), length, 2)
     assert parts["dit.attention"].model == 2 * pairs * 2 * 2 * 16
 
 
@@ -106,7 +112,7 @@ def test_useful_work_token_by_token(length: int, new: int) -> None:
     attention, mlp = network.model.layers[0].self_attn, network.model.layers[0].mlp  # type: ignore[union-attr]
     kept = sum(layer.weight.numel() for layer in (attention.k_proj, attention.v_proj))  # type: ignore[union-attr]
     read = sum(layer.weight.numel() for layer in (attention.q_proj, attention.o_proj, *mlp.children()))  # type: ignore[union-attr]
-    parts = generation_parts(config, sampler(max_new_tokens=new), length, 1)
+    parts = token_by_token(config.transformer, sampler(max_new_tokens=new), length, 1)
     assert parts["transformer.linear"].model == 2 * ((prompt + new - 1) * kept + new * read)
     assert parts["transformer.attention"].model == 2 * 2 * 32 * int(seen.sum())
     assert parts["transformer.head"].model == 2 * new * network.lm_head.weight.numel()
@@ -121,12 +127,12 @@ def test_the_time_embedding_is_computed_once_a_schedule() -> None:
         if isinstance(layer, torch.nn.Linear) and (".ada." in name or name.startswith(("emb_in", "txt_out_ada")))
     )
     for length, new, steps, useful in ((4, 4, 3, 4), (4, 40, 3, 4), (0, 4, 3, 3), (0, 8, 5, 6), (1, 1, 5, 6)):
-        adaln = generation_parts(config, sampler(max_new_tokens=new, num_steps=steps), length, 2)["dit.adaln"]
+        settings_ = sampler(max_new_tokens=new, num_steps=steps)
+        adaln = block_by_block((config.vae, config.dit), settings_, length, 2)["dit.adaln"]
         assert (adaln.model, adaln.executed) == (useful * per_time, (steps + 1) * per_time)
 
 
 def test_a_vae_alone_generates_nothing() -> None:
-    with pytest.raises(
-        UserError, match="small trains a Text VAE, which writes no text by itself; give a joint, ar or llada config"
-    ):
-        generation_parts(run_config("vae"), sampler(), 1, 1)
+    checkpoint = tiny_checkpoint(TextVAE(run_config("vae").vae), None)
+    with pytest.raises(UserError, match="holds a VAE only; sampling needs the DiT of stage 2"):
+        checkpoint.generation_work(sampler(), 1, 1)

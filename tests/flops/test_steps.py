@@ -7,6 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cola_train.families.costs import step_flops, step_parts
+from cola_train.objectives.objective import total_loss
 from tests.flops.counting import build_objective, count_step, counter, run_config, total, training_batch
 
 WITH_MASKS = "objective.mask_documents=true"
@@ -69,10 +70,9 @@ def test_each_part_is_what_its_modules_compute() -> None:
     """Forward, where torch's counter knows which module runs."""
     config = run_config("joint", "dit.num_layers=2", "vae.patch_size=2")
     parts, objective, batch = step_parts(config), build_objective(config), training_batch(config)
-    counts = objective.counts(batch)
     # Without gradients: the vocabulary head's loss computes its own in the forward pass.
     with counter() as counted, torch.no_grad():
-        objective(batch, counts)
+        objective(batch)
 
     def flops(network: str, *modules: str) -> int:
         by_module = {name.removeprefix("Stage2Objective."): ops for name, ops in counted.get_flop_counts().items()}
@@ -104,8 +104,8 @@ def test_forward_and_backward_apart() -> None:
     objective, batch = build_objective(config), training_batch(config)
     counts = objective.counts(batch)
     with counter() as forward, torch.no_grad():
-        objective(batch, counts)
+        objective(batch)
     with counter() as both:
-        objective(batch, counts).total.backward()
+        total_loss(objective(batch), counts).backward()
     assert forward.get_total_flops() == work.executed_forward
     assert both.get_total_flops() - forward.get_total_flops() == work.executed_backward + work.recomputation

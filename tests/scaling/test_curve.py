@@ -7,7 +7,7 @@ import pytest
 
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
-from cola_train.families.costs import backbone_parameters
+from cola_train.families.registry import family_of
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.curve import run_curve
 from cola_train.scaling.ladder import ladder
@@ -36,7 +36,7 @@ def test_a_ladder_is_climbed_once_and_only_what_is_missing_again(
     for point, name in zip(points, ("ar-one-3e-10", "ar-one-6e-10"), strict=True):
         config = rungs[name].config
         assert (point.family, point.size, point.kind, point.budget) == ("ar", "one", "anneal", float(name[7:]))
-        assert point.parameters == backbone_parameters(config)
+        assert point.parameters == family_of(config).backbone_parameters(config)
         assert point.tokens == config.trainer.max_steps * 4 * 32
         assert point.flops["model"] >= point.budget * 1e18
         assert 0 < point.metrics["judge_nats_per_token"] < 10

@@ -103,6 +103,15 @@ def test_all_families_read_the_same_samples(tmp_path: Path) -> None:
     assert {rung.config.init_vae_from for rung in rungs if rung.config.stage == "joint"} == {f"{spec.folder}/cola-stage1"}  # type: ignore[attr-defined]
 
 
+def test_a_config_needs_no_start_of_its_own_where_the_curve_gives_one(tmp_path: Path) -> None:
+    path = write_spec(tmp_path, "data")
+    joint = json.loads((tmp_path / "joint.yaml").read_text(encoding="utf-8"))
+    del joint["init_vae_from"]  # which its mode cannot do without
+    (tmp_path / "joint.yaml").write_text(json.dumps(joint), encoding="utf-8")
+    spec, rungs = read(path)
+    assert {rung.config.init_vae_from for rung in rungs if rung.config.stage == "joint"} == {f"{spec.folder}/cola-stage1"}  # type: ignore[attr-defined]
+
+
 def test_launch_lines_are_a_level_a_file_and_each_is_a_run(tmp_path: Path) -> None:
     path = write_spec(tmp_path, "data")
     spec, rungs = read(path)
@@ -137,6 +146,10 @@ def test_launch_lines_are_a_level_a_file_and_each_is_a_run(tmp_path: Path) -> No
         (
             {"families": {"cola": {"config": "joint.yaml", "sizes": {"x": []}}}},
             "whose cost no budget counts; give its config as `stage1`",
+        ),
+        (
+            {"families": {"ar": {"config": "ar.yaml", "stage1": "vae.yaml", "sizes": {"x": []}}}},
+            r"ar\.yaml is of a family that starts from no first stage; leave `stage1` out",
         ),
         ({"budget": [1]}, "Unknown config key 'budget'"),
     ],

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
 from cola_train.families.autoregressive.config import AutoregressiveRunConfig
-from cola_train.families.costs import backbone_parameters, flops_after, step_flops
+from cola_train.families.costs import flops_after, step_flops
 from cola_train.families.masked_diffusion.config import LLaDARunConfig
-from cola_train.families.registry import load_run_config
+from cola_train.families.registry import family_of, load_run_config
 from cola_train.scaling.match import fairness, match, show
 from tests.flops.counting import changed, run_config
 
@@ -22,6 +22,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 def paper(*overrides: str) -> Any:
     return load_run_config(CONFIGS / "joint_paper.yaml", overrides)
+
+
+def backbone_parameters(config: Any) -> int:
+    return family_of(config).backbone_parameters(config)
 
 
 def test_the_papers_baseline_is_found() -> None:
@@ -75,7 +79,7 @@ def test_flops_per_token_are_of_the_whole_run() -> None:
     """Of an interval run they are between those of its phases."""
     interval = paper("objective.vae_strategy.mode=interval", "trainer.max_steps=5000")
     table = fairness(interval, "flops")
-    cola = table["families"]["cola"]
+    cola = table["families"]["joint"]
     assert cola["FLOPs per token"]["model"] * cola["tokens"] == pytest.approx(flops_after(interval, 5000)["model"], rel=1e-12)
     for family in ("ar", "llada"):
         ratio = table["families"][family]["FLOPs per token"]["model"] / cola["FLOPs per token"]["model"]
@@ -85,7 +89,7 @@ def test_flops_per_token_are_of_the_whole_run() -> None:
 
 def test_tokens_alone_keep_the_dits_shape() -> None:
     table = fairness(paper(), "tokens")
-    assert {values["network"] for family, values in table["families"].items() if family != "cola"} == {"24 x 2048"}
+    assert {values["network"] for family, values in table["families"].items() if family != "joint"} == {"24 x 2048"}
     assert set(table["relative_difference"].values()) == {0.0}
 
 
@@ -95,7 +99,7 @@ def test_runs_that_end_by_a_budget_end_at_the_same_step(equal: Any) -> None:
     families = fairness(config, equal)["families"]
     assert {values["steps"] for values in families.values()} == {10_000}
     assert {values["tokens"] for values in families.values()} == {7_208_960_000}
-    assert families["cola"]["EFLOPs in all"]["paper"] == pytest.approx(77.856768)
+    assert families["joint"]["EFLOPs in all"]["paper"] == pytest.approx(77.856768)
 
 
 def test_overrides_make_the_matched_configs() -> None:
@@ -114,9 +118,9 @@ def test_the_table_says_what_is_equal() -> None:
     assert json.loads(show(table, as_json=True)) == table
     lines = show(table, as_json=False).splitlines()
     assert lines[:3] == [
-        "Equal in parameters of the backbone: the DiT's, and a baseline's without token embedding and vocabulary head.",
-        "ar: -0.974% from cola's",
-        "llada: -0.974% from cola's",
+        "Equal in parameters of the backbone: the DiT's, and of others all but token embedding and vocabulary head.",
+        "ar: -0.974% from joint's",
+        "llada: -0.974% from joint's",
     ]
     rows = {line[:34].strip(): line for line in lines}
     for same in ("data: path", "data: order seed", "tokenizer", "tokens", "rows per step", "schedule: warmup steps"):
@@ -129,5 +133,5 @@ def test_the_table_says_what_is_equal() -> None:
 
 
 def test_only_a_stage_2_run_is_matched() -> None:
-    with pytest.raises(UserError, match="match starts from the config of a stage-2 run; small is of stage 'ar'"):
+    with pytest.raises(UserError, match="match starts from a run of joint; small is of 'ar'"):
         match(run_config("ar"), "parameters")

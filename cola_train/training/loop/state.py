@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cola_train.models.blocks import HasBuffers
+from cola_train.processes import local_part
 from cola_train.training.optim.optimizers import ensure_state
 
 MODEL, AVERAGE = "model", "average"
@@ -41,11 +42,6 @@ class RunState:
     def from_json(cls, text: str) -> "RunState":
         """The inverse of `to_json`."""
         return cls(**json.loads(text))
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """This process' part of a sharded tensor; a plain tensor is its own."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def materialise(objective: nn.Module, device: torch.device | str) -> None:

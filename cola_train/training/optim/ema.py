@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from cola_train.training.loop.state import local_part
+from cola_train.processes import local_part
 
 
 class Average:

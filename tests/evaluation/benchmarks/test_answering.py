@@ -19,7 +19,6 @@ from cola_train.evaluation.benchmarks.answering import answer, draws_address, ma
 from cola_train.evaluation.benchmarks.prompts import build_prompt
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample
 from cola_train.families.checkpoint import Checkpoint
-from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.generate import generate
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from tests.helpers.benchmarks import FAMILIES, byte_tokenizer, make_samples, reader

@@ -126,7 +126,8 @@ def test_files_hold_what_answers_in_memory_give(family: str, data: Path, tmp_pat
     assert [line.split(",")[3] for line in summary[1:]] == [f"{value:.4f}" for value in accuracies(answers).values()]
     assert str(out) in text
     identity = json.loads((out / "evaluation.json").read_text())
-    assert (identity["checkpoint"]["family"], identity["checkpoint"]["step"], identity["device"]) == (family, 3, "cpu")
+    name = "joint" if family == "cola" else family
+    assert (identity["checkpoint"]["family"], identity["checkpoint"]["step"], identity["device"]) == (name, 3, "cpu")
     assert identity["tokenizer_sha256"] == hashlib.sha256((tmp_path / family / "hf" / "tokenizer.json").read_bytes()).hexdigest()
     sha256 = hashlib.sha256((data / "squad.jsonl").read_bytes()).hexdigest()
     assert identity["data"]["squad"] == {"num_samples": 12, "sha256": sha256}
@@ -240,11 +241,11 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     cases: list[tuple[list[str], str]] = [
         (
             [str(tmp_path / "nowhere"), "--tasks", "obqa", *with_data, *out],
-            r"nowhere does not exist, so it has no cola_dlm/cola_vae",
+            r"nowhere does not exist, so it holds no checkpoint of any family",
         ),
         (
             [str(tmp_path / "vae"), "--tasks", "obqa", *with_data, *out],
-            r"vae holds a VAE alone, which writes no text; give a checkpo",
+            r"vae is a checkpoint of `cola-train vae`, which writes no text; give one of stage 2",
         ),
         ([str(saved), "--tasks", "obqa,siqqa", *with_data, *out], r"There is no benchmark 'siqqa'; did you mean 'siqa'\?"),
         ([str(saved), "--tasks", "", *with_data, *out], r"There is no benchmark ''; allowed: hellaswag, "),

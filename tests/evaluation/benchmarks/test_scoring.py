@@ -305,7 +305,7 @@ def test_an_answer_of_many_spaces_takes_no_time() -> None:
 
 
 def test_scoring_needs_no_torch() -> None:
-    program = "import sys, cola_train.evaluation.scoring; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    program = "import sys, cola_train.evaluation.benchmarks.scoring; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 

@@ -10,12 +10,15 @@ from torch import Tensor
 
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import UserError
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, conditional_scores, log_likelihoods
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.families.cola.prior_density import block_log_densities
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.likelihood.rows import Draw, Row, batches, draws_at
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose, normal
 from tests.helpers.llama import tiny_baseline
 from tests.helpers.tiny import PAD, calm, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
@@ -238,11 +241,13 @@ def test_a_prompt_that_options_share_is_computed_once(monkeypatch: pytest.Monkey
     computed = []
 
     class Counting(LatentWeights):
-        def __init__(self, checkpoint: ColaCheckpoint, rows: list[Row], config: LikelihoodConfig) -> None:
+        def __init__(
+            self, vae: TextVAE, dit: BlockCausalDiT, tokenizer: Tokenizer, rows: list[Row], config: LikelihoodConfig
+        ) -> None:
             computed.extend(rows)
-            super().__init__(checkpoint, rows, config)
+            super().__init__(vae, dit, tokenizer, rows, config)
 
-    monkeypatch.setattr("cola_train.evaluation.likelihood.likelihood.LatentWeights", Counting)
+    monkeypatch.setattr("cola_train.families.cola.checkpoint.LatentWeights", Counting)
     conditional_scores(checkpoint, [(prompt, option) for option in options], FAST, [4] * 3)
     assert sorted(len(row.tokens) for row in computed) == [5, 7, 8, 8]
 

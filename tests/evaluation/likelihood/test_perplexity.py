@@ -20,9 +20,9 @@ from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods
 from cola_train.evaluation.likelihood.perplexity import held_out_rows, measure, perplexity_of, read_texts
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.families.registry import load_checkpoint
 from cola_train.likelihood.rows import Row
-from tests.helpers.llama import tiny_baseline, tiny_transformer
+from tests.helpers.llama import tiny_baseline
 from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_tokenizer, tiny_vae
 
 FAST = LikelihoodConfig(num_samples=2, num_steps=2, num_rows=3)
@@ -46,8 +46,8 @@ def on_disk(data: PreparedData, tmp_path: Path) -> Callable[[str], Path]:
         if family == "cola":
             ColaCheckpoint(tiny_vae(vocab_size=320), calm(tiny_dit()), data.tokenizer, {"seq_len": 32}).save(folder)
         else:
-            network = tiny_transformer(causal=family == "ar", vocab_size=320)
-            TransformerCheckpoint(network, data.tokenizer, {"seq_len": 32}).save(folder)
+            baseline = tiny_baseline(causal=family == "ar", vocab_size=320)
+            dataclasses.replace(baseline, tokenizer=data.tokenizer, training={"seq_len": 32}).save(folder)
         return folder
 
     return write
@@ -152,8 +152,7 @@ def test_held_out_rows_from_the_command_line(
     assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
     page = capsys.readouterr().out
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    family_class = ColaCheckpoint if family == "cola" else TransformerCheckpoint
-    expected = log_likelihoods(family_class.load(folder), held_out_rows(data, 3, mask_documents=False), FAST)
+    expected = log_likelihoods(load_checkpoint(folder), held_out_rows(data, 3, mask_documents=False), FAST)
     assert [line["row"] for line in lines] == [0, 1, 2]
     assert [line["log_p"] for line in lines] == pytest.approx([found.log_p for found in expected])
     nats = -sum(found.log_p for found in expected) / 96

@@ -6,22 +6,16 @@ import torch
 from cola_train.data.batch import Batch
 from cola_train.families.autoregressive.config import AutoregressiveConfig
 from cola_train.families.autoregressive.objective import AutoregressiveObjective
-from cola_train.objectives.objective import Losses
 from tests.helpers.compare import assert_near, number
 from tests.helpers.llama import tiny_transformer
+from tests.helpers.losses import losses_of
 from tests.helpers.partition import added_up, assert_same_step
 from tests.helpers.tiny import rows_of
-
-SEED = 12
 
 
 def objective_of(mask_documents: bool) -> AutoregressiveObjective:
     network = tiny_transformer(causal=True, seed=4).requires_grad_(True)
-    return AutoregressiveObjective(network, AutoregressiveConfig(mask_documents=mask_documents), SEED)
-
-
-def losses_of(objective: AutoregressiveObjective, batch: Batch) -> Losses:
-    return objective(batch, objective.counts(batch))
+    return AutoregressiveObjective(network, AutoregressiveConfig(mask_documents=mask_documents))
 
 
 @pytest.mark.parametrize("mask_documents", [False, True])
@@ -63,10 +57,10 @@ def test_the_head_runs_only_where_a_token_is_predicted(six_rows: Batch) -> None:
 @pytest.mark.parametrize("mask_documents", [False, True])
 def test_micro_batches_add_up_to_the_step(six_rows: Batch, mask_documents: bool) -> None:
     objective = objective_of(mask_documents)
-    whole = added_up(objective, objective, six_rows, 6)
+    whole = added_up(objective, six_rows, 6)
     assert len(whole[1]) == len(list(objective.parameters()))
     for rows_each in (1, 2, 3):
-        assert_same_step(added_up(objective, objective, six_rows, rows_each), whole)
+        assert_same_step(added_up(objective, six_rows, rows_each), whole)
 
 
 def test_padding_alone_gives_zero_losses_and_no_gradient(six_rows: Batch) -> None:

@@ -10,11 +10,13 @@ from torch import Tensor
 from cola_train.config.settings import UserError
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import FlowConfig, Stage2Config
-from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective, flow_draws, position_times
+from cola_train.families.cola.flow_draws import FlowDraws, flow_draws, position_times
+from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.cola.vae_losses import standard_normal_latents
 from cola_train.flow import interpolate
 from cola_train.randomness import Purpose
 from tests.helpers.compare import assert_near, number
+from tests.helpers.losses import losses_of
 from tests.helpers.tiny import tiny_dit, tiny_vae
 
 SEED, COPIES = 7, 3
@@ -55,7 +57,7 @@ def test_the_loss_is_the_mean_over_what_counts_in_all_copies(six_rows: Batch, ti
     flow = dataclasses.replace(FLOW, timestep_per=timestep_per)
     objective = Stage2Objective(tiny_vae(), tiny_dit(), Stage2Config(flow=flow), SEED)
     counts = objective.counts(six_rows)
-    found = objective(six_rows, counts).terms["flow_mse"]
+    found = losses_of(objective, six_rows).terms["flow_mse"]
 
     posterior = objective.vae.encode(six_rows.tokens)
     _, latents, channels = posterior.mean.shape

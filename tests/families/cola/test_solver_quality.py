@@ -2,20 +2,25 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import pytest
 import torch
-from cola_train.bench.quality import REFERENCE_SOLVER, QualityRow, measure_quality, quality_table
 
-from cola_train import Checkpoint, SamplerConfig, generate
+from cola_train import SamplerConfig, generate
+from cola_train.bench.config import BenchQualityConfig
+from cola_train.bench.run import run_quality
 from cola_train.config.settings import UserError
+from cola_train.families.checkpoint import SolverQuality
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.solver_quality import REFERENCE_SOLVER, compare_solvers
 from tests.helpers.tiny import calm, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
 
 CONFIG = SamplerConfig(max_new_tokens=4, guidance_scale=2.0, eos_token_ids=(), repetition_penalty=1.0, seed=3)
 
 
 @functools.cache
-def tiny(patch_size: int = 1) -> Checkpoint:
+def tiny(patch_size: int = 1) -> ColaCheckpoint:
     return tiny_checkpoint(calm(tiny_vae(patch_size=patch_size)), calm(tiny_dit()))
 
 
@@ -28,7 +33,7 @@ def test_one_block_is_compared_as_two_generations_are(patch_size: int) -> None:
     """Prompts of whole blocks and one block more: nothing is known of it, and no history differs."""
     block = 4 * patch_size
     some, config = prompts(0, block, 2 * block), dataclasses.replace(CONFIG, max_new_tokens=block)
-    (row,) = measure_quality(tiny(patch_size), some, config, ["euler"], [3], reference_steps=20)
+    (row,) = compare_solvers(tiny(patch_size), some, config, ["euler"], [3], reference_steps=20)
     few = generate(tiny(patch_size), some, dataclasses.replace(config, num_steps=3))
     many = generate(tiny(patch_size), some, dataclasses.replace(config, solver=REFERENCE_SOLVER, num_steps=20))
     differences = torch.cat([one.latents - other.latents for one, other in zip(few, many, strict=True)])
@@ -41,33 +46,39 @@ def test_one_block_is_compared_as_two_generations_are(patch_size: int) -> None:
 
 def test_more_steps_are_nearer_and_batches_do_not_matter() -> None:
     some, config = prompts(4, 8, 0, 12), dataclasses.replace(CONFIG, max_new_tokens=8)
-    rows = measure_quality(tiny(), some, config, ["euler", "heun"], [2, 32], reference_steps=64)
+    rows = compare_solvers(tiny(), some, config, ["euler", "heun"], [2, 32], reference_steps=64)
     assert [(row.solver, row.num_steps, row.network_calls) for row in rows] == [
         ("euler", 2, 2), ("euler", 32, 32), ("heun", 2, 3), ("heun", 32, 63),
     ]  # fmt: skip
     errors = [row.latent_rms_error for row in rows]
     assert errors[0] > 2 * errors[1] > 0
     assert errors[2] > 2 * errors[3] > 0
-    in_pairs = measure_quality(tiny(), some, dataclasses.replace(config, batch_size=2), ["euler"], [2], reference_steps=64)
+    in_pairs = compare_solvers(tiny(), some, dataclasses.replace(config, batch_size=2), ["euler"], [2], reference_steps=64)
     assert in_pairs[0].latent_rms_error == pytest.approx(errors[0], rel=1e-3)
 
 
 def test_the_reference_is_no_distance_from_itself() -> None:
-    (row,) = measure_quality(tiny(), prompts(5, 6), CONFIG, [REFERENCE_SOLVER], [8], reference_steps=8)
+    (row,) = compare_solvers(tiny(), prompts(5, 6), CONFIG, [REFERENCE_SOLVER], [8], reference_steps=8)
     assert (row.latent_rms_error, row.token_agreement) == (0.0, 1.0)
 
 
-def test_the_table_has_a_line_for_each_row() -> None:
-    text = quality_table([QualityRow("heun", 4, 7, 0.12345, 0.875, 1.5)])
-    head, rule, line = text.splitlines()
+def test_the_table_has_a_line_for_each_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [SolverQuality("heun", 4, 7, 0.12345, 0.875, 1.5)]
+    tiny().save(tmp_path / "tiny")
+    monkeypatch.setattr(ColaCheckpoint, "compare_solvers", lambda *arguments: rows)
+    found = run_quality(tmp_path / "tiny", BenchQualityConfig(num_prompts=2), "cpu")
+    assert found["rows"] == [dataclasses.asdict(row) for row in rows]
+    head, rule, line = (line for line in capsys.readouterr().err.splitlines() if line.startswith("|"))
     assert line == "| heun | 4 | 7 | 0.123 | 87.5% | 1.500 |"
     assert head.count("|") == rule.count("|") == line.count("|")
 
 
 def test_what_cannot_be_measured() -> None:
     with pytest.raises(UserError, match="There are no prompts to continue"):
-        measure_quality(tiny(), [], CONFIG, ["euler"], [2], 4)
+        compare_solvers(tiny(), [], CONFIG, ["euler"], [2], 4)
     with pytest.raises(UserError, match=r"There is no solver 'oiler'; did you mean 'euler'\?"):
-        measure_quality(tiny(), prompts(3), CONFIG, ["oiler"], [2], 4)
+        compare_solvers(tiny(), prompts(3), CONFIG, ["oiler"], [2], 4)
     with pytest.raises(UserError, match="This checkpoint holds a VAE only"):
-        measure_quality(tiny_checkpoint(tiny_vae(), None), prompts(3), CONFIG, ["euler"], [2], 4)
+        compare_solvers(tiny_checkpoint(tiny_vae(), None), prompts(3), CONFIG, ["euler"], [2], 4)

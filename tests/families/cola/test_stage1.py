@@ -8,17 +8,13 @@ import torch
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import Stage1Config
 from cola_train.families.cola.stage1 import Stage1Objective
-from cola_train.objectives.objective import Losses
 from tests.helpers.compare import assert_near, number
+from tests.helpers.losses import losses_of
 from tests.helpers.partition import added_up, assert_same_step
 from tests.helpers.tiny import tiny_vae
 
 SEED = 12
 CONFIG = Stage1Config(kl_weight=0.03, mask_weight=0.7, mask_ratio=0.25)
-
-
-def losses_of(objective: Stage1Objective, batch: Batch) -> Losses:
-    return objective(batch, objective.counts(batch))
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
@@ -40,8 +36,8 @@ def test_kl_and_total_by_hand(six_rows: Batch, patch_size: int) -> None:
     assert number(losses.total) == pytest.approx(total, rel=1e-6)
 
 
-def test_the_paper_is_silent_and_the_defaults_are_the_methods() -> None:
-    assert Stage1Objective(tiny_vae(), Stage1Config(), SEED).weights() == {
+def test_the_paper_is_silent_and_the_defaults_are_the_methods(six_rows: Batch) -> None:
+    assert losses_of(Stage1Objective(tiny_vae(), Stage1Config(), SEED), six_rows).weights == {
         "reconstruction_nats_per_token": 1.0,
         "kl_nats_per_token": 1e-4,
         "mask_nats_per_masked_token": 1.0,
@@ -60,10 +56,10 @@ def test_no_mask_weight_no_mask_term(six_rows: Batch) -> None:
 def test_micro_batches_add_up_to_the_step(six_rows: Batch, patch_size: int, mask_documents: bool) -> None:
     config = dataclasses.replace(CONFIG, mask_documents=mask_documents)
     objective = Stage1Objective(tiny_vae(patch_size=patch_size), config, SEED)
-    whole = added_up(objective, objective, six_rows, 6)
+    whole = added_up(objective, six_rows, 6)
     assert len(whole[1]) == len(list(objective.parameters()))
     for rows_each in (1, 2, 3):
-        assert_same_step(added_up(objective, objective, six_rows, rows_each), whole)
+        assert_same_step(added_up(objective, six_rows, rows_each), whole)
     # A mean of the parts' own means is another number: the parts have unlike counts.
     own_means = [number(losses_of(objective, Batch(*(x[row : row + 1] for x in six_rows))).total) for row in range(6)]
     assert sum(own_means) / 6 != pytest.approx(number(losses_of(objective, six_rows).total), rel=1e-3)

@@ -16,16 +16,11 @@ from cola_train.families.cola.vae_losses import (
     mask_positions,
     standard_normal_latents,
     vae_counts,
+    vae_log_snr,
     vae_pass,
 )
 from cola_train.models.text_vae import TextVAE
-from cola_train.objectives.objective import (
-    DENOMINATORS,
-    Losses,
-    documents_of,
-    mean_share,
-    summarise,
-)
+from cola_train.objectives.objective import documents_of
 from cola_train.randomness import Purpose, normal, uniform
 from tests.helpers.compare import assert_near, largest_difference, number
 from tests.helpers.tiny import make_batch, random_tokens, tiny_vae
@@ -38,7 +33,13 @@ def run_pass(
     vae: TextVAE, batch: Batch, mask_weight: float = 1.0, log_snr: float | None = None, mask_documents: bool = False
 ) -> VAEPass:
     config = Stage1Config(mask_ratio=RATIO, mask_weight=mask_weight, fixed_log_snr=log_snr, mask_documents=mask_documents)
-    return vae_pass(vae, batch, vae_counts(batch, vae.config.patch_size, config, SEED), config, SEED)
+    return vae_pass(vae, batch, config, SEED)
+
+
+def means_of(out: VAEPass, batch: Batch, patch_size: int = 1) -> dict[str, Tensor]:
+    """Terms and metrics of a pass over `batch`, by their names in metrics.jsonl."""
+    counts = vae_counts(batch, patch_size, Stage1Config(mask_ratio=RATIO), SEED)
+    return {term.key: term.share(counts) for term in (out.reconstruction(1.0), *out.mask(1.0), *out.metrics())}
 
 
 def masked_by_hand(batch: Batch) -> list[list[int]]:
@@ -61,6 +62,7 @@ def nats(logits: Tensor, token: int) -> float:
 def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_documents: bool) -> None:
     vae, batch = tiny_vae(patch_size=patch_size, block_size=2), six_rows
     out = run_pass(vae, batch, mask_documents=mask_documents)
+    means = means_of(out, batch, patch_size)
     rows, seq = batch.tokens.shape
     latents = seq // patch_size
     documents = batch.document_ids[:, ::patch_size] if mask_documents else None
@@ -77,9 +79,9 @@ def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_docume
 
     real = [(row, place) for row in range(rows) for place in range(seq) if batch.loss_mask[row, place]]
     cross_entropy = [nats(logits[row, place], int(batch.tokens[row, place])) for row, place in real]
-    assert_near(out.terms["reconstruction_nats_per_token"], torch.tensor(sum(cross_entropy) / len(real)))
+    assert_near(means["reconstruction_nats_per_token"], torch.tensor(sum(cross_entropy) / len(real)))
     hits = sum(int(logits[row, place].argmax()) == int(batch.tokens[row, place]) for row, place in real)
-    assert_near(out.metrics["reconstruction_accuracy"], torch.tensor(hits / len(real)))
+    assert_near(means["reconstruction_accuracy"], torch.tensor(hits / len(real)))
 
     masked = masked_by_hand(batch)
     copy = batch.tokens.clone()
@@ -91,13 +93,13 @@ def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_docume
         nats(masked_logits[row, place], int(batch.tokens[row, place])) for row, places in enumerate(masked) for place in places
     ]
     assert 0 < len(losses) < len(real)
-    assert_near(out.terms["mask_nats_per_masked_token"], torch.tensor(sum(losses) / len(losses)))
+    assert_near(means["mask_nats_per_masked_token"], torch.tensor(sum(losses) / len(losses)))
 
     real_latents = {(row, place // patch_size) for row, place in real}
     squares = [number(posterior.mean[at].square().mean()) for at in real_latents]
     variances = [number(posterior.logvar[at].exp().mean()) for at in real_latents]
-    assert_near(out.metrics["posterior_mean_square"], torch.tensor(sum(squares) / len(squares)))
-    torch.testing.assert_close(out.metrics["posterior_variance"], torch.tensor(sum(variances) / len(variances)))
+    assert_near(means["posterior_mean_square"], torch.tensor(sum(squares) / len(squares)))
+    torch.testing.assert_close(means["posterior_variance"], torch.tensor(sum(variances) / len(variances)))
 
 
 def test_masking_uses_real_tokens_alone_and_exactly_as_many_as_asked(six_rows: Batch) -> None:
@@ -149,11 +151,12 @@ def test_no_mask_weight_no_masked_copy(six_rows: Batch) -> None:
     vae = tiny_vae()
     rows: list[int] = []
     vae.encoder.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[0]))
-    with_mask, without = run_pass(vae, six_rows), run_pass(vae, six_rows, mask_weight=0.0)
+    passes = [run_pass(vae, six_rows, mask_weight) for mask_weight in (1.0, 0.0)]
     assert rows == [12, 6]
-    assert set(with_mask.terms) - set(without.terms) == {"mask_nats_per_masked_token"}
+    with_mask, without = (means_of(out, six_rows) for out in passes)
+    assert set(with_mask) - set(without) == {"mask_nats_per_masked_token"}
     assert "masked_tokens" not in vae_counts(six_rows, 1, Stage1Config(mask_weight=0.0), SEED)
-    assert_near(with_mask.terms["reconstruction_nats_per_token"], without.terms["reconstruction_nats_per_token"])
+    assert_near(with_mask["reconstruction_nats_per_token"], without["reconstruction_nats_per_token"])
 
 
 def test_a_fixed_log_snr_replaces_the_variance_everywhere(six_rows: Batch) -> None:
@@ -161,11 +164,11 @@ def test_a_fixed_log_snr_replaces_the_variance_everywhere(six_rows: Batch) -> No
     out = run_pass(vae, six_rows, log_snr=1.5)
     eps = standard_normal_latents(SEED, Purpose.POSTERIOR_EPS, six_rows, 24, 4)
     assert_near(out.z_0, vae.encode(six_rows.tokens).mean + math.exp(-0.75) * eps)
-    figures = {name: number(value) for name, value in (out.terms | out.metrics).items()}
-    assert summarise(figures, {})["vae_log_snr"] == pytest.approx(1.5, abs=1e-3)
+    means = means_of(out, six_rows)
+    assert vae_log_snr({name: number(value) for name, value in means.items()})["vae_log_snr"] == pytest.approx(1.5, abs=1e-3)
     assert largest_difference(out.z_0, run_pass(vae, six_rows).z_0) > 1e-2
     # The decoder's gradient reaches the encoder through the mean alone.
-    out.terms["reconstruction_nats_per_token"].backward()
+    means["reconstruction_nats_per_token"].backward()
     gradient = vae.encoder.final_layer.weight.grad
     assert gradient is not None
     assert gradient[:4].any()
@@ -191,40 +194,11 @@ def test_documents_of_latents(six_rows: Batch) -> None:
         assert pairs[::2] == pairs[1::2]  # a latent never holds two documents here
 
 
-def test_total_and_figures() -> None:
-    value = torch.tensor(3.0, requires_grad=True)
-    losses = Losses(
-        {"flow_mse": value, "kl_nats_per_token": 2 * value},
-        {"flow_mse": 0.5, "kl_nats_per_token": 10.0},
-        {"posterior_mean_square": value.detach() * 4},
-    )
-    assert number(losses.total) == pytest.approx(0.5 * 3 + 10 * 6)
-    (gradient,) = torch.autograd.grad(losses.total, value)
-    assert float(gradient) == pytest.approx(0.5 + 20)
-    figures = losses.figures()
-    assert {name: float(figure) for name, figure in figures.items()} == {
-        "flow_mse": 3.0,
-        "kl_nats_per_token": 6.0,
-        "posterior_mean_square": 12.0,
-    }
-    assert not any(figure.requires_grad for figure in figures.values())
-
-
-def test_summarise_adds_what_follows() -> None:
-    weights = {"flow_mse": 2.0, "reconstruction_nats_per_token": 0.5}
-    figures = {"flow_mse": 3.0, "reconstruction_nats_per_token": 4.0}
-    assert summarise(figures, weights) == {"loss": 8.0, **figures}
+def test_the_vae_log_snr_follows_from_its_moments() -> None:
     moments = {"posterior_mean_square": 2.0, "posterior_variance": 0.5}
-    assert summarise(figures | moments, weights)["vae_log_snr"] == pytest.approx(math.log(4))
+    assert vae_log_snr({"flow_mse": 3.0, **moments}) == {"vae_log_snr": pytest.approx(math.log(4))}
     for square, variance in ((0.0, 1.0), (1.0, 0.0)):
-        broken = summarise({**figures, "posterior_mean_square": square, "posterior_variance": variance}, weights)
+        broken = vae_log_snr({"posterior_mean_square": square, "posterior_variance": variance})
         assert math.isnan(broken["vae_log_snr"])
-
-
-def test_shares_add_up_and_an_empty_count_gives_zero() -> None:
-    counts = {"tokens": torch.tensor(8)}
-    name = "kl_nats_per_token"
-    assert DENOMINATORS[name] == "tokens"
-    shares = [mean_share(name, torch.tensor(total), counts) for total in (6.0, 10.0)]
-    assert float(sum(shares)) == 2.0
-    assert float(mean_share(name, torch.tensor(0.0), {"tokens": torch.tensor(0)})) == 0.0
+    # Where the VAE took no part there is none.
+    assert vae_log_snr({"flow_mse": 3.0}) == {}

@@ -14,9 +14,9 @@ from cola_train.families.masked_diffusion.config import MaskedDiffusionConfig
 from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
 from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import Transformer
-from cola_train.objectives.objective import Losses
 from tests.helpers.compare import assert_near, number
 from tests.helpers.llama import llama_logits, tiny_transformer
+from tests.helpers.losses import losses_of
 from tests.helpers.partition import added_up, assert_same_step
 from tests.helpers.tiny import make_batch, random_tokens, rows_of
 
@@ -33,10 +33,6 @@ class GivenMask(MaskedDiffusionObjective):
         t, mask = self.given
         rows = batch.tokens.shape[0]
         return torch.full((rows,), t), torch.tensor([mask]).expand(rows, -1) & batch.loss_mask
-
-
-def losses_of(objective: MaskedDiffusionObjective, batch: Batch) -> Losses:
-    return objective(batch, objective.counts(batch))
 
 
 def text_nats(objective: GivenMask, text: Sequence[int], t: float, mask: Sequence[bool]) -> float:
@@ -198,10 +194,10 @@ def test_the_loss_and_its_accuracy_by_hand(six_rows: Batch, mask_documents: bool
 def test_micro_batches_add_up_to_the_step(six_rows: Batch, mask_documents: bool) -> None:
     network = tiny_transformer(causal=False).requires_grad_(True)
     objective = MaskedDiffusionObjective(network, MaskedDiffusionConfig(mask_documents=mask_documents), SEED)
-    whole = added_up(objective, objective, six_rows, 6)
+    whole = added_up(objective, six_rows, 6)
     assert len(whole[1]) == len(list(objective.parameters()))
     for rows_each in (1, 2, 3):
-        assert_same_step(added_up(objective, objective, six_rows, rows_each), whole)
+        assert_same_step(added_up(objective, six_rows, rows_each), whole)
 
 
 def test_padding_alone_gives_zero_losses_and_no_gradient(six_rows: Batch) -> None:

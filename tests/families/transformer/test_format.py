@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cola_train.config.settings import UserError
+from cola_train.families.autoregressive.checkpoint import KIND
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.registry import load_checkpoint
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
@@ -117,14 +118,16 @@ def test_a_checkpoint_that_says_nothing_of_its_training(saved: Path) -> None:
     assert load_checkpoint(saved).trained_seq_len is None
 
 
-def test_each_family_is_known_by_its_files(checkpoint: ColaCheckpoint, saved: Path, tmp_path: Path) -> None:
+def test_each_family_is_known_by_its_files(
+    checkpoint: ColaCheckpoint, baseline: TransformerCheckpoint, saved: Path, tmp_path: Path
+) -> None:
     checkpoint.save(tmp_path / "cola")
     (tmp_path / "cola" / "config.json").write_text("{}", encoding="utf-8")  # as a hub may put one there
     assert isinstance(load_checkpoint(tmp_path / "cola"), ColaCheckpoint)
-    assert isinstance(load_checkpoint(saved), TransformerCheckpoint)
-    assert_refused(tmp_path, f"{tmp_path} has no cola_dlm/cola_vae", "cola-train export RUN")
-    with pytest.raises(UserError, match=r"cola is no baseline's checkpoint: it has no config\.json \(nor hf/config\.json\)"):
-        TransformerCheckpoint.load(tmp_path / "cola")
+    assert type(load_checkpoint(saved)) is type(baseline)
+    assert_refused(tmp_path, f"{tmp_path} holds no checkpoint of any family (vae, joint, ar, llada)", "cola-train export RUN")
+    with pytest.raises(UserError, match=r"cola is no checkpoint of the \w+ family: it has no config\.json \(nor hf/config\.json\)"):
+        type(baseline).load(tmp_path / "cola")
 
 
 class AskedFor(Mapping[str, Tensor]):
@@ -146,7 +149,8 @@ class AskedFor(Mapping[str, Tensor]):
 
 def test_tensors_are_asked_for_a_file_at_a_time(tmp_path: Path) -> None:
     state = AskedFor(tiny_transformer(True).state_dict(), tmp_path)
-    write_baseline(tmp_path / "out", TRANSFORMER_CONFIG, state, True, tiny_tokenizer(), FACTS, max_shard_bytes=3000)
+    out, tokenizer = tmp_path / "out", tiny_tokenizer()
+    write_transformer(out, TRANSFORMER_CONFIG, state, KIND, tokenizer, FACTS, replace=False, max_shard_bytes=3000)
     index = read_json(tmp_path / "out" / "model.safetensors.index.json")["weight_map"]
     assert state.files.keys() == index.keys()
     assert len(set(index.values())) > 2
@@ -160,8 +164,8 @@ def test_tensors_are_asked_for_a_file_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"model_type": "mistral"}, "config.json: model_type must be one of llama, cola_llada, not 'mistral'."),
-        ({"model_type": ["llama"]}, "model_type must be one of llama, cola_llada, not ['llama']."),
+        ({"model_type": "mistral"}, "saved holds no checkpoint of any family (vae, joint, ar, llada)"),
+        ({"model_type": ["llama"]}, "saved holds no checkpoint of any family"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported here, only 'silu'."),
         ({"num_key_value_heads": 1}, "num_key_value_heads = 1 is not supported here, only 2."),
         ({"tie_word_embeddings": True}, "tie_word_embeddings = True is not supported here, only False."),

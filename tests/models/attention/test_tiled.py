@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+from cola_train.models.attention import tiles
 from cola_train.models.attention.flex import block_mask
 from cola_train.models.attention.masks import Places, clean_places, packed_places, visible_set_mask
-from cola_train.models.attention.rows import Attention, RowAttention, tiles
+from cola_train.models.attention.rows import Attention, RowAttention
 from cola_train.models.attention.tiled import TiledAttention, packed_attention, row_attention
 from cola_train.models.attention.tiles import packed_tiles, row_tiles
 from cola_train.models.dit import Times

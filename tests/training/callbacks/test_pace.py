@@ -5,7 +5,7 @@ import torch
 
 from cola_train.config.settings import UserError
 from cola_train.devices import device_peak, matrix_rate
-from cola_train.flops.peaks import DEVICES, device_named, find_device
+from cola_train.peaks import DEVICES, device_named, find_device
 from cola_train.run_layout import CLOCKS
 from cola_train.training.callbacks.pace import Pace, cost_in_words, summarise_cost
 from cola_train.training.loop.state import RunState

@@ -1,4 +1,4 @@
-"""`cola-train inspect`: its parts agree with the report, it writes numbers and a page, and refuses what it cannot look at."""
+"""`cola-train inspect`: its parts agree with the objective, it writes numbers and a page, and refuses what it cannot look at."""
 
 import dataclasses
 import json
@@ -8,22 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cola_train.families.cola.inspection.held_out import held_out_flow, reconstruction_accuracy
 
 from cola_train.cli import main
 from cola_train.config.inspection import InspectionConfig
 from cola_train.config.settings import UserError
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
+from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import FlowConfig
 from cola_train.families.cola.inspection.figure import draw_inspection
-from cola_train.families.cola.inspection.inspection import Inspection, check_inspectable, half_time, inspect_latents
+from cola_train.families.cola.inspection.inspection import LatentInspection, half_time, inspect_latents
 from cola_train.families.cola.inspection.prior_probes import ReconstructionCurve
-from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.flow import mean_variance_bound
 from cola_train.models.config import TransformerConfig
 from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.initialize import initialise_dit
 from cola_train.models.transformer import Transformer
+from tests.helpers.held_out import held_out_flow, reconstruction_accuracy
 from tests.helpers.tiny import (
     calm,
     tiny_checkpoint,
@@ -49,9 +51,19 @@ def of_data(data: PreparedData, dit: BlockCausalDiT | None, seed: int = 1) -> Co
     return dataclasses.replace(checkpoint, tokenizer=data.tokenizer)
 
 
-def test_parts_of_an_inspection_agree_with_what_the_report_finds(data: PreparedData) -> None:
+def inspected(
+    checkpoint: ColaCheckpoint, data: PreparedData, config: InspectionConfig, reference: ColaCheckpoint | None = None
+) -> LatentInspection:
+    *batches, found = inspect_latents(checkpoint, data, config, reference)
+    # One for each batch, for whoever waits.
+    assert batches == [None] * -(-config.num_rows // config.batch_size)
+    assert found is not None
+    return found
+
+
+def test_parts_of_an_inspection_agree_with_the_objective(data: PreparedData) -> None:
     checkpoint = of_data(data, tiny_dit())
-    found = inspect_latents(checkpoint, data, QUICK)
+    found = inspected(checkpoint, data, QUICK)
     accuracy = reconstruction_accuracy(checkpoint, data, QUICK.num_rows, QUICK.seed)
     assert found.posterior_hits.share == pytest.approx(accuracy, abs=1e-9)
     assert found.reconstruction.noised[0] == pytest.approx(accuracy, abs=1e-9)
@@ -67,11 +79,27 @@ def test_parts_of_an_inspection_agree_with_what_the_report_finds(data: PreparedD
     assert np.mean(found.flow.bound_by_block) == pytest.approx(expected.bound, rel=1e-6)
 
 
+def test_an_untrained_dit_predicts_no_velocity_and_loses_to_the_bound(data: PreparedData) -> None:
+    dit = tiny_dit()
+    initialise_dit(dit, 0)
+    checkpoint = of_data(data, dit)
+    flow = inspected(checkpoint, data, dataclasses.replace(QUICK, num_rows=40)).flow
+    assert flow is not None
+    tokens = torch.stack([torch.from_numpy(data.row(VALIDATION, row)[0]) for row in range(40)])
+    posterior = checkpoint.vae.encode(tokens)
+    # Without a prediction the error is E[u^2] = 1 + E[mu^2] + E[sigma^2].
+    expected = 1 + posterior.mean.square().mean() + posterior.logvar.exp().mean()
+    assert flow.loss == pytest.approx(float(expected), rel=0.05)
+    assert flow.bound < flow.loss
+    variance = (posterior.mean.flatten(0, 1).var(0) + posterior.logvar.exp().flatten(0, 1).mean(0)).detach()
+    times = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
+    # 40 rows have 320 times: the two agree as far as so few draws can.
+    assert flow.bound == pytest.approx(mean_variance_bound(variance, times), rel=0.1)
+
+
 def test_the_batch_size_does_not_matter(data: PreparedData) -> None:
     checkpoint, reference = of_data(data, tiny_dit()), of_data(data, None, seed=4)
-    one, other = (
-        inspect_latents(checkpoint, data, dataclasses.replace(QUICK, batch_size=size), reference).to_json() for size in (3, 7)
-    )
+    one, other = (inspected(checkpoint, data, dataclasses.replace(QUICK, batch_size=size), reference).to_json() for size in (3, 7))
     assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-5)
 
 
@@ -84,7 +112,7 @@ def flat(value: object, name: str = "") -> dict[str, float]:
 
 
 def test_rows_of_one_block_have_no_history(data: PreparedData) -> None:
-    found = inspect_latents(of_data(data, tiny_dit(block_size=data.manifest.seq_len)), data, QUICK)
+    found = inspected(of_data(data, tiny_dit(block_size=data.manifest.seq_len)), data, QUICK)
     assert found.history is None
     assert not any(name.startswith("history/") for name in found.figures())
 
@@ -95,11 +123,11 @@ def test_the_time_of_half_reconstruction_lies_on_the_line_between_grid_points() 
 
 
 def test_a_stage_1_checkpoint_has_what_needs_no_prior(data: PreparedData) -> None:
-    found = inspect_latents(of_data(data, None), data, QUICK)
+    found = inspected(of_data(data, None), data, QUICK)
     assert (found.flow, found.prior_hits, found.history, found.drift, found.block_size) == (None, None, None, None, None)
     assert found.reconstruction.denoised is None
     assert len(found.posterior_hits.by_position) == data.manifest.seq_len
-    whole = inspect_latents(of_data(data, tiny_dit()), data, QUICK, of_data(data, None))
+    whole = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None))
     assert whole.figures().items() >= found.figures().items()
     assert whole.figures()["reference_kl_nats_per_token"] == 0
     tokens = np.concatenate([data.row(VALIDATION, row)[0] for row in range(QUICK.num_rows)])
@@ -125,7 +153,7 @@ def test_the_verb_writes_numbers_and_a_page_and_overwrites_nothing(
     folder = joint / "inspection"
     assert sorted(path.name for path in folder.iterdir()) == ["inspection.json", "inspection.png", "inspection.svg"]
     written = json.loads((folder / "inspection.json").read_text(encoding="utf-8"))
-    found = inspect_latents(ColaCheckpoint.load(joint), data, settings, ColaCheckpoint.load(vae))
+    found = inspected(ColaCheckpoint.load(joint), data, settings, ColaCheckpoint.load(vae))
     assert written["figures"] == pytest.approx(found.figures())
     assert written["settings"]["num_rows"] == 4
     for name, value in found.figures().items():
@@ -155,7 +183,7 @@ def test_a_page_is_drawn_of_a_dead_vae_and_of_times_that_no_block_drew(data: Pre
     final = checkpoint.vae.encoder.final_layer
     torch.nn.init.zeros_(final.weight[:CHANNELS])
     torch.nn.init.zeros_(final.bias[:CHANNELS])
-    found = inspect_latents(checkpoint, data, dataclasses.replace(QUICK, num_rows=2, num_time_bins=20))
+    found = inspected(checkpoint, data, dataclasses.replace(QUICK, num_rows=2, num_time_bins=20))
     assert found.posterior.active_units == 0
     written = found.to_json()
     assert written["posterior"]["log_snr_per_channel"] == [None] * CHANNELS
@@ -167,29 +195,29 @@ def test_a_page_is_drawn_of_a_dead_vae_and_of_times_that_no_block_drew(data: Pre
 
 def test_what_an_inspection_refuses(data: PreparedData, tmp_path: Path) -> None:
     good = of_data(data, tiny_dit())
-    baseline = TransformerCheckpoint(Transformer(TRANSFORMER, causal=True), data.tokenizer, {})
-    with pytest.raises(UserError, match="A baseline has no latents to inspect; give a checkpoint of `cola-train vae` or"):
-        check_inspectable(baseline, data, None)
+    baseline = AutoregressiveCheckpoint(Transformer(TRANSFORMER, causal=True), data.tokenizer, {})
+    with pytest.raises(UserError, match="A checkpoint of `cola-train ar` has no latents to inspect; give one that has"):
+        baseline.inspect(data, QUICK)
     with pytest.raises(UserError, match=r"was prepared with another tokenizer \(sha256 \w+\) than the checkpoint's"):
-        inspect_latents(tiny_checkpoint(tiny_vae(), None), data, QUICK)
+        inspected(tiny_checkpoint(tiny_vae(), None), data, QUICK)
     with pytest.raises(UserError, match=r"data.seq_len \(32\) must be a multiple of patch_size x block_size \(1 x 5 = 5\)"):
-        inspect_latents(of_data(data, tiny_dit(block_size=5)), data, QUICK)
+        inspected(of_data(data, tiny_dit(block_size=5)), data, QUICK)
     other = dataclasses.replace(good, vae=tiny_vae(vocab_size=320, latent_dim=2), dit=None)
     with pytest.raises(UserError, match=r"The reference must have the checkpoint's tokenizer.*\(320, 4, 1\), not \(320, 2, 1\)"):
-        inspect_latents(good, data, QUICK, other)
+        inspected(good, data, QUICK, other)
     folder = write(good, tmp_path / "good")
     few_rows = PreparedData(data.folder, dataclasses.replace(data.manifest, splits={"train": data.manifest.splits["train"]}))
     with pytest.raises(UserError, match=r"needs at least 2 held-out rows; .* has 0. Prepare data with a larger held_out_share"):
-        inspect_latents(ColaCheckpoint.load(folder), few_rows, QUICK)
+        inspected(ColaCheckpoint.load(folder), few_rows, QUICK)
 
 
 def test_a_baseline_is_no_reference(data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = write(of_data(data, None), tmp_path / "good")
     transformer = Transformer(TRANSFORMER, causal=True)
-    TransformerCheckpoint(transformer, data.tokenizer, {}).save(tmp_path / "ar")
+    AutoregressiveCheckpoint(transformer, data.tokenizer, {}).save(tmp_path / "ar")
     arguments = ["--data", str(data.folder), "--reference", str(tmp_path / "ar")]
     assert main(["inspect", str(good), *arguments]) == 2
-    assert "is a baseline, which has no encoder; give the stage-1 checkpoint as --reference." in capsys.readouterr().err
+    assert "The reference has no encoder; give the stage-1 checkpoint that this one started from." in capsys.readouterr().err
     assert not (good / "inspection").exists()
 
 
@@ -211,7 +239,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: int, message:
 
 
 def test_figures_have_names_that_stay(data: PreparedData) -> None:
-    found: Inspection = inspect_latents(of_data(data, tiny_dit()), data, QUICK, of_data(data, None, seed=4))
+    found = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None, seed=4))
     assert list(found.figures()) == [
         "vae_log_snr", "active_units", "active_units_share", "kl_nats_per_token", "information_nats_per_latent", "posterior_hit",
         "commonest_token_share", "coincidence", "noise_time_of_half_reconstruction", "prior_hit", "prior_hit_first_block",
