@@ -116,6 +116,8 @@ def samplers(family: str) -> dict[str, SamplerConfig]:
     )  # fmt: skip
     with_temperature = dataclasses.replace(greedy, temperature=0.8, top_k=12, top_p=0.9, eos_token_ids=None, seed=4)
     kinds = {"greedy": greedy, "temperature": with_temperature}
+    # All ids have a share, those of negative logits too, which a penalty moves the other way.
+    kinds["all_ids"] = dataclasses.replace(greedy, temperature=1.5, top_k=0, top_p=1.0, repetition_penalty=3.0, seed=5)
     if family == "base":
         kinds["heun"] = dataclasses.replace(greedy, solver="heun", guidance_interval=(0.2, 0.8))
         kinds["adams3"] = dataclasses.replace(greedy, solver="adams3", guidance_rescale=0.6)
