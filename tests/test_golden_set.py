@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cola_train.baseline_format import BaselineCheckpoint
-from cola_train.hf_format import Checkpoint
+from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.cola.checkpoint import ColaCheckpoint
 from tests.golden import computed, families, make
 from tests.golden.families import BASELINES, COLA, FAMILIES, FOLDER, AnyCheckpoint
 
@@ -33,7 +34,7 @@ SAMPLERS = [(family, name) for family in FAMILIES for name in families.samplers(
 
 @functools.cache
 def stored_checkpoint(family: str) -> AnyCheckpoint:
-    return (Checkpoint if family in COLA else BaselineCheckpoint).load(FOLDER / family)
+    return Checkpoint.load(FOLDER / family)
 
 
 @functools.cache
@@ -118,7 +119,7 @@ def test_forward_passes(family: str) -> None:
 
 def test_initial_weights() -> None:
     found, expected = (
-        computed.initial_weights(Checkpoint.load(FOLDER / "base"), BaselineCheckpoint.load(FOLDER / "ar")),
+        computed.initial_weights(ColaCheckpoint.load(FOLDER / "base"), AutoregressiveCheckpoint.load(FOLDER / "ar")),
         dict(tensors("initial")),
     )
     theirs = {"torch/uniform": found.pop("torch/uniform")}

@@ -82,17 +82,26 @@ def family_of(config: RunConfig) -> "Family[Any]":
 
 
 def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
-    """A config file of any family: of the one that it names as `stage` (as saved ones do), else of the smallest with all its keys.
+    """A config file of any family, see `family_of_file`.
 
     Raises:
-        UserError: as `load_config`; an unknown stage, or a file that does not say which of several.
+        UserError: as `load_config` and `family_of_file`.
+    """
+    return load_config(family_of_file(path).config, path, overrides)
+
+
+def family_of_file(path: Path) -> "Family[Any]":
+    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else the smallest with all its keys.
+
+    Raises:
+        UserError: no such file, an unknown stage, or a file that does not say which of several.
     """
     values = read_values(path)
     found = families()
     if "stage" in values:
         require(values["stage"] in found,
                 f"{path} says `stage: {values['stage']}`, and there is no such family; there are {', '.join(found)}.")  # fmt: skip
-        return load_config(found[values["stage"]].config, path, overrides)
+        return found[values["stage"]]
     sizes = {
         name: len(names)
         for name, family in found.items()
@@ -100,7 +109,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
     }
     smallest = [name for name, size in sizes.items() if size == min(sizes.values())]
     require(len(smallest) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}.")
-    return load_config(found[smallest[0]].config, path, overrides)
+    return found[smallest[0]]
 
 
 def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") -> "Checkpoint":

@@ -10,7 +10,7 @@ from cola_train.config.loop import Convention
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.families.costs import flops_after, steps_to
-from cola_train.families.registry import family_of, load_run_config
+from cola_train.families.registry import family_of, family_of_file, load_run_config
 from cola_train.scaling.config import CurveConfig, FamilyConfig
 
 # A constant-rate run's learning rate never falls: its anneals are branches.
@@ -80,7 +80,8 @@ def _common(spec: CurveConfig, path: Path, overrides: Sequence[str], stage1: Run
     common = [f"runs_folder={spec.folder}", f"budget.convention={spec.convention}", *spec.settings, *overrides]
     if stage1 is None:
         return common
-    key = family_of(load_run_config(path, ["name=none", *common])).stage1_key
+    # By the file alone: without the start that is given here, its config may be refused.
+    key = family_of_file(path).stage1_key
     require(key is not None, f"{path} is of a family that starts from no first stage; leave `stage1` out.")
     return [*common, f"{key}={spec.folder}/{stage1.name}"]
 

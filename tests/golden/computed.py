@@ -7,24 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cola_train.baseline_format import BaselineCheckpoint
-from cola_train.config.baselines import AutoregressiveConfig
-from cola_train.config.objectives import FlowConfig, Stage1Config, Stage2Config
 from cola_train.config.sampling import SamplerConfig
-from cola_train.data.datamodule import Batch
+from cola_train.data.batch import Batch
+from cola_train.families.autoregressive.config import AutoregressiveConfig
+from cola_train.families.autoregressive.objective import AutoregressiveObjective
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.config import FlowConfig, Stage1Config, Stage2Config
+from cola_train.families.cola.flow_draws import flow_draws
+from cola_train.families.cola.stage1 import Stage1Objective
+from cola_train.families.cola.stage2 import Stage2Objective
+from cola_train.families.cola.vae_losses import mask_positions
+from cola_train.families.generate import generate
+from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.flow import interpolate
-from cola_train.hf_format import Checkpoint
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.initialise import initialise_dit, initialise_text_vae, transformer_value
+from cola_train.models.initialize import initialise_dit, initialise_text_vae, transformer_value
 from cola_train.models.text_vae import TextVAE
-from cola_train.objectives.autoregressive import AutoregressiveObjective
-from cola_train.objectives.losses import Losses, mask_positions
-from cola_train.objectives.masked_diffusion import MaskedDiffusionObjective
-from cola_train.objectives.stage1 import Stage1Objective
-from cola_train.objectives.stage2 import Stage2Objective, flow_draws
+from cola_train.objectives.objective import Objective
 from cola_train.randomness import Purpose, named_generator, normal, uniform
-from cola_train.sampling.generate import generate
 from tests.golden.families import AnyCheckpoint, Settings, networks_of
+from tests.helpers.losses import losses_of
 
 LOSS_SEED = 11
 
@@ -34,7 +37,7 @@ FoundLosses = dict[str, dict[str, float]]
 @torch.no_grad()
 def forward(checkpoint: AnyCheckpoint, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Every network's output for its inputs, with documents together and apart."""
-    if isinstance(checkpoint, BaselineCheckpoint):
+    if isinstance(checkpoint, TransformerCheckpoint):
         network, tokens = checkpoint.transformer, inputs["tokens"]
         return {
             "logits": network.head(network(tokens)),
@@ -63,9 +66,9 @@ def losses(checkpoint: AnyCheckpoint, inputs: Mapping[str, Tensor], settings: Se
     """A step's figures and its total's gradient: {"counts", "figures", "gradient_norms"}, the last by parameter."""
     batch = Batch(*(inputs[field] for field in Batch._fields))
     trained = {name: copy.deepcopy(network).requires_grad_(True) for name, network in networks_of(checkpoint).items()}
-    objective, further = _objective(trained, settings)
+    objective, step = _objective(trained, settings)
     counts = objective.counts(batch)
-    found: Losses = objective(batch, counts, **further)
+    found = losses_of(objective, batch, counts, step)
     found.total.backward()
     norms = {
         f"{network}.{name}": _short(parameter.grad.norm())
@@ -82,18 +85,19 @@ def _short(value: Tensor) -> float:
     return float(f"{float(value):.9g}")
 
 
-def _objective(trained: Mapping[str, Any], settings: Settings) -> tuple[Any, dict[str, bool]]:
+def _objective(trained: Mapping[str, Any], settings: Settings) -> tuple[Objective, int | None]:
     if isinstance(settings, Stage1Config):
-        return Stage1Objective(trained["vae"], settings, LOSS_SEED), {}
+        return Stage1Objective(trained["vae"], settings, LOSS_SEED), None
     if isinstance(settings, Stage2Config):
         objective = Stage2Objective(trained["vae"], trained["dit"], settings, LOSS_SEED)
         with torch.no_grad():
             # Away from the reference encoder, which was copied just now: where they agree its term is 0 and its gradient too.
             for parameter in trained["vae"].encoder.parameters():
                 parameter.mul_(1.1)
-        return objective, {"train_vae": settings.vae_strategy.mode != "fix"}
-    kind = AutoregressiveObjective if isinstance(settings, AutoregressiveConfig) else MaskedDiffusionObjective
-    return kind(trained["transformer"], settings, LOSS_SEED), {}  # type: ignore[arg-type]
+        return objective, 0
+    if isinstance(settings, AutoregressiveConfig):
+        return AutoregressiveObjective(trained["transformer"], settings), None
+    return MaskedDiffusionObjective(trained["transformer"], settings, LOSS_SEED), None
 
 
 def samples(
@@ -132,7 +136,7 @@ def draws() -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in found.items()}
 
 
-def initial_weights(cola: Checkpoint, baseline: BaselineCheckpoint) -> dict[str, Tensor]:
+def initial_weights(cola: ColaCheckpoint, baseline: TransformerCheckpoint) -> dict[str, Tensor]:
     """Of each parameter as training from scratch draws it: its first values and the mean of its squares; and torch's own draws."""
     assert cola.dit is not None
     vae, dit, transformer = TextVAE(cola.vae.config), BlockCausalDiT(cola.dit.config), baseline.transformer

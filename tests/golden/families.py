@@ -11,13 +11,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cola_train.baseline_format import BaselineCheckpoint
-from cola_train.config.baselines import AutoregressiveConfig, MaskedDiffusionConfig, TransformerConfig
-from cola_train.config.models import DiTConfig, TextVAEConfig
-from cola_train.config.objectives import FlowConfig, Stage1Config, Stage2Config, VAEStrategyConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS
-from cola_train.hf_format import Checkpoint
+from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
+from cola_train.families.autoregressive.config import AutoregressiveConfig
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.config import (
+    FlowConfig,
+    Stage1Config,
+    Stage2Config,
+    VAEStrategyConfig,
+)
+from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
+from cola_train.families.masked_diffusion.config import MaskedDiffusionConfig
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.models.config import DiTConfig, TextVAEConfig, TransformerConfig
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
@@ -35,7 +43,7 @@ _TRANSFORMER = TransformerConfig(
 _CALM = {"txt_out.proj.weight": 0.4, "encoder.final_layer.weight": 0.3}
 
 Settings = Stage1Config | Stage2Config | AutoregressiveConfig | MaskedDiffusionConfig
-AnyCheckpoint = Checkpoint | BaselineCheckpoint
+AnyCheckpoint = ColaCheckpoint | TransformerCheckpoint
 
 
 def _vae(block_size: int, **changes: object) -> TextVAEConfig:
@@ -143,10 +151,10 @@ def checkpoint(family: str) -> AnyCheckpoint:
     made: AnyCheckpoint
     if family in COLA:
         vae, dit = TextVAE(COLA[family][0]), BlockCausalDiT(COLA[family][1])
-        networks, made = [vae, dit], Checkpoint(vae, dit, tokenizer, training)
+        networks, made = [vae, dit], ColaCheckpoint(vae, dit, tokenizer, training)
     else:
         transformer = Transformer(_TRANSFORMER, BASELINES[family])
-        networks, made = [transformer], BaselineCheckpoint(transformer, tokenizer, training)
+        networks, made = [transformer], (AutoregressiveCheckpoint if transformer.causal else MaskedDiffusionCheckpoint)(transformer, tokenizer, training)
     for network in networks:
         draw_weights(network.eval().requires_grad_(False), family)
     return made
@@ -154,7 +162,7 @@ def checkpoint(family: str) -> AnyCheckpoint:
 
 def networks_of(made: AnyCheckpoint) -> dict[str, nn.Module]:
     """A checkpoint's networks, by name."""
-    if isinstance(made, BaselineCheckpoint):
+    if isinstance(made, TransformerCheckpoint):
         return {"transformer": made.transformer}
     assert made.dit is not None
     return {"vae": made.vae, "dit": made.dit}

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from cola_train.baseline_format import BaselineCheckpoint
-from cola_train.hf_format import Checkpoint
+from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.cola.checkpoint import ColaCheckpoint
 from tests.golden import computed
 from tests.golden.families import FAMILIES, FOLDER, AnyCheckpoint, checkpoint, inputs, networks_of, objectives, prompts, samplers
 
@@ -87,7 +88,7 @@ def write_family(family: str, folder: Path) -> None:
         warnings.filterwarnings("ignore", message="The VAE has scaling_factor")
         checkpoint(family).save(folder)
     # From here on as the tests do: from what was written.
-    made = (Checkpoint if (folder / "cola_dlm").is_dir() else BaselineCheckpoint).load(folder)
+    made = Checkpoint.load(folder)
     given = inputs(family)
     save_file(given, folder / "inputs.safetensors")
     save_file(computed.forward(made, given), folder / "outputs.safetensors")
@@ -122,7 +123,7 @@ def write_all(folder: Path, proofs: int) -> None:
     for family in FAMILIES:
         write_family(family, folder / family)
     save_file(computed.draws(), folder / "draws.safetensors")
-    cola, baseline = Checkpoint.load(folder / "base"), BaselineCheckpoint.load(folder / "ar")
+    cola, baseline = ColaCheckpoint.load(folder / "base"), AutoregressiveCheckpoint.load(folder / "ar")
     save_file(computed.initial_weights(cola, baseline), folder / "initial.safetensors")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if (size := sum(path.stat().st_size for path in files)) > MAX_BYTES:
