@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cola_train.config.baselines import TransformerConfig
 from cola_train.config.settings import UserError, require
@@ -37,6 +37,9 @@ class BaselineCheckpoint(Trained):
     transformer: Transformer
     tokenizer: Tokenizer
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run
+    casts: dict[tuple[nn.Module, torch.device], nn.Module] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "BaselineCheckpoint":

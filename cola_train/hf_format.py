@@ -22,9 +22,16 @@ _VAE_FOLDER, _DIT_FOLDER = "cola_vae", "cola_dit"
 
 
 class Trained:
-    """A checkpoint that may say how it was trained."""
+    """A checkpoint that may say how it was trained.
+
+    Attributes:
+        casts: copies of its networks for computing in bf16, by network and device, half the size of the weights; made when first
+            sampled from (sampling/precision.py) and kept as long as the checkpoint. They do not follow the weights: whoever changes
+            these in place afterwards empties it, or makes another checkpoint, as `dataclasses.replace` does.
+    """
 
     training: dict[str, Any]
+    casts: dict[tuple[nn.Module, torch.device], nn.Module]
 
     @property
     def trained_seq_len(self) -> int | None:
@@ -46,6 +53,9 @@ class Checkpoint(Trained):
     dit: BlockCausalDiT | None
     tokenizer: Tokenizer
     training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run; {} if released
+    casts: dict[tuple[nn.Module, torch.device], nn.Module] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Checkpoint":

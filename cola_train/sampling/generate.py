@@ -18,7 +18,7 @@ from cola_train.models.transformer import Transformer
 from cola_train.sampling.autoregressive import AutoregressiveGeneration
 from cola_train.sampling.blocks import BlockGeneration, Noise, Prefix
 from cola_train.sampling.masked_diffusion import generate_masked
-from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
+from cola_train.sampling.precision import computes_in_bf16, network_for_passes
 from cola_train.sampling.stream import Text, stream
 
 AnyCheckpoint = Checkpoint | BaselineCheckpoint
@@ -52,6 +52,8 @@ def generate(
     config: SamplerConfig | None = None,
     noise: Noise | None = None,
     prompt_indices: Sequence[int] | None = None,
+    *,
+    warns: bool = True,
 ) -> list[GenerationResult]:
     """Continue each prompt (text, or token ids; empty generates from nothing).
 
@@ -61,6 +63,7 @@ def generate(
         config: the sampler's settings; its defaults when absent.
         noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size, latent_dim), in place of the seeded draws.
         prompt_indices: each prompt's address of its random draws, in [0, 2^63); 0, 1, 2, ... when absent.
+        warns: whether to warn of texts that are longer than training saw; a caller with many batches does so once by itself.
 
     Returns:
         One result per prompt, in order. The same seed gives the same result in any batch.
@@ -68,7 +71,7 @@ def generate(
     Raises:
         UserError: a checkpoint without a DiT, or a prompt id outside the vocabulary.
     """
-    return list(generate_stream(checkpoint, prompts, config, noise, prompt_indices))
+    return list(generate_stream(checkpoint, prompts, config, noise, prompt_indices, warns=warns))
 
 
 @torch.inference_mode()
@@ -78,6 +81,8 @@ def generate_stream(
     config: SamplerConfig | None = None,
     noise: Noise | None = None,
     prompt_indices: Sequence[int] | None = None,
+    *,
+    warns: bool = True,
 ) -> Iterator[GenerationResult]:
     """`generate`, giving each result as soon as it and those before it are there; a text that ends makes room for the next."""
     config = config or SamplerConfig()
@@ -86,7 +91,8 @@ def generate_stream(
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
     texts = _texts(checkpoint, ids, addresses, config, stops, noise)
-    _warn_if_long(ids, config, checkpoint.trained_seq_len)
+    if warns:
+        _warn_if_long(ids, config, checkpoint.trained_seq_len)
     for prompt in ids:
         # Entered for each result: between two of them the caller's own code runs.
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)):
@@ -119,7 +125,8 @@ def _texts(
             raise UserError("This checkpoint holds a VAE only; sampling needs the DiT of stage 2 (cola-train joint).")
         pad = checkpoint.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
         _check_ids([pad], checkpoint.vae.config.vocab_size, "pad_token_id")
-        vae, dit = ready_for_passes(checkpoint.vae, config, device), ready_for_passes(checkpoint.dit, config, device)
+        vae = network_for_passes(checkpoint, checkpoint.vae, config, device)
+        dit = network_for_passes(checkpoint, checkpoint.dit, config, device)
         size = vae.config.patch_size, dit.config.block_size
         prefixes = [Prefix.of(len(prompt), *size) for prompt in ids]
         capacity = max((prefix.history_blocks + prefix.num_blocks(config.max_new_tokens, *size) for prefix in prefixes), default=0)
@@ -127,7 +134,7 @@ def _texts(
             lambda prompts, indices: BlockGeneration(vae, dit, prompts, indices, config, pad, noise, capacity),
             ids, addresses, config, stops,
         )  # fmt: skip
-    transformer, eos = ready_for_passes(checkpoint.transformer, config, device), checkpoint.tokenizer.eos_token_id
+    transformer, eos = network_for_passes(checkpoint, checkpoint.transformer, config, device), checkpoint.tokenizer.eos_token_id
     if transformer.causal:
         longest = max(map(len, ids), default=0)
         return stream(

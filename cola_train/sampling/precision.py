@@ -1,12 +1,13 @@
 """Passes in bf16: the numbers of autocast, without its casting all weights anew in every pass."""
 
 import copy
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from cola_train.config.sampling import SamplerConfig
+from cola_train.hf_format import Trained
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -14,6 +15,15 @@ Network = TypeVar("Network", bound=nn.Module)
 def computes_in_bf16(config: SamplerConfig, device: torch.device) -> bool:
     """What `precision` means on a device."""
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+
+
+def network_for_passes(checkpoint: Trained, network: Network, config: SamplerConfig, device: torch.device) -> Network:
+    """One of a checkpoint's networks, `ready_for_passes`; a copy is made once and kept with the checkpoint (`Trained.casts`)."""
+    if not computes_in_bf16(config, device):
+        return network
+    if (network, device) not in checkpoint.casts:
+        checkpoint.casts[network, device] = ready_for_passes(network, config, device)
+    return cast(Network, checkpoint.casts[network, device])
 
 
 def ready_for_passes(network: Network, config: SamplerConfig, device: torch.device) -> Network:

@@ -81,10 +81,8 @@ def draws_address(task: str, sample_id: int | str) -> int:
 
 def _generate(checkpoint: AnyCheckpoint, batch: Sequence[Question], config: EvaluationConfig) -> list[Answer]:
     addresses = [draws_address(question.task, question.sample.id) for question in batch]
-    # The sampler warns of a prompt longer than training saw, and would so for each batch: whoever evaluates says it once.
-    facts = {name: value for name, value in checkpoint.training.items() if name != "seq_len"}
-    silent: AnyCheckpoint = dataclasses.replace(checkpoint, training=facts)
-    results = generate(silent, [question.prompt for question in batch], config.sampler, prompt_indices=addresses)
+    # The sampler would warn of a prompt longer than training saw for each batch: whoever evaluates says it once.
+    results = generate(checkpoint, [question.prompt for question in batch], config.sampler, prompt_indices=addresses, warns=False)
     texts = [checkpoint.tokenizer.decode(result.decoded_ids, special_tokens=True) for result in results]
     return [_answer(question, text) for question, text in zip(batch, texts, strict=True)]
 
