@@ -3,8 +3,8 @@
 import contextlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,16 +27,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     with _clear_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        working = _name_beside(path)
+        # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one the user's own permissions.
+        descriptor = os.open(working, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o666 & ~_umask())
-            Path(name).replace(path)
+            working.replace(path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            working.unlink(missing_ok=True)
             raise
         sync(path.parent)
 
@@ -127,10 +128,10 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise UserError(f"{final} exists and is not overwritten; choose another name or remove it yourself.")
     with _clear_os_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        working = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+        working = _name_beside(final)
+        working.mkdir()  # with the user's own permissions, as in write_atomically
         try:
             yield working
-            working.chmod(0o777 & ~_umask())
             for path in sorted(working.rglob("*")):
                 sync(path)
             sync(working)
@@ -140,18 +141,17 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(working, ignore_errors=True)
 
 
-def _umask() -> int:
-    # The temporary names that tempfile makes are for their owner only; what is left behind gets the user's own permissions.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _name_beside(path: Path) -> Path:
+    # Hidden, and nobody else's: 64 random bits, and whoever makes it fails where it exists.
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def _swap_in(working: Path, final: Path) -> None:
     if not final.exists():
         working.rename(final)
         return
-    old = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}.old."))
+    old = _name_beside(final.with_name(f"{final.name}.old"))
+    old.mkdir()
     final.rename(old / "content")
     try:
         working.rename(final)

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torch._C._distributed_c10d import HashStore
 
 from cola_train.config.settings import INTERRUPTED, UserError, require
 from cola_train.devices import uses_gpu
@@ -88,8 +87,9 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
         if not dist.is_initialized():  # by an earlier run of these processes
             dist.init_process_group(backend, timeout=timeout)
     else:
-        # A store in memory: no port is opened, no address left in the environment.
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        # A store in memory: it opens no port, leaves no address in the environment, and nothing on disk if the process is killed.
+        store = dist.HashStore()  # type: ignore[attr-defined]  # documented; exported where the system is not Windows
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     try:
         yield Processes(rank, world_size, local_rank, local_world_size, device)
     finally:

@@ -1,5 +1,6 @@
 """The command line: help that reads well, errors without tracebacks, imports that wait."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cola_train.cli import main
+from tests.helpers.programs import ROOT
 
 VERBS = [
     "tokenizer",
@@ -60,6 +62,16 @@ def test_a_verbs_help_lists_settings_with_meaning_and_default(capsys: pytest.Cap
     out = capsys.readouterr().out
     assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0]" in out
     assert "  name\n      The run's name: its folder under runs_folder. [required]" in out
+
+
+def test_flags_that_texts_name_are_those_of_their_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the program's messages and help."""
+    texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cola_train").rglob("*.py"))
+    named = set(re.findall(r"cola-train ([a-z-]+) (--[a-z-]+)", texts))
+    assert ("sample", "--prompts") in named
+    for verb, flag in named:
+        assert run(verb, "--help") == 0
+        assert re.search(rf"{flag}\b(?!-)", capsys.readouterr().out), f"cola-train {verb} has no {flag}"
 
 
 def test_a_sections_own_defaults_are_shown(capsys: pytest.CaptureFixture[str]) -> None:

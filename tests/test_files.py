@@ -1,6 +1,8 @@
-"""Lines that are only ever appended: none is lost to a full disk, none is joined to one that a crash cut short."""
+"""Lines that are only ever appended: none is lost to a full disk, none is joined to one that a crash cut short. And permissions."""
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -61,3 +63,28 @@ def test_rows_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFac
     for row in rows:
         lines.append(row)
     assert [*read_rows(lines.path)] == rows
+
+
+_WRITES = """
+import os, pathlib, sys
+from cola_train.files import atomic_folder, write_atomically
+
+os.umask(0o027)
+
+def refused(mask):
+    raise AssertionError("the whole process' mask was changed, which other threads' files are made by")
+
+os.umask = refused
+folder = pathlib.Path(sys.argv[1])
+for _ in range(2):
+    write_atomically(folder / "file", "x")
+    with atomic_folder(folder / "whole", replace=True) as working:
+        (working / "inside").write_text("x")
+"""
+
+
+def test_what_is_written_has_the_permissions_that_the_users_mask_leaves(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _WRITES, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"file": 0o640, "whole": 0o750, "whole/inside": 0o640}

@@ -108,7 +108,7 @@ class BenchQualityConfig:
     steps: list[int] = setting([2, 4, 6, 8, 10, 16, 32], help="Numbers of steps to compare.")
     reference_steps: int = setting(256, help="Steps of the reference.")
     prompts: str | None = setting(
-        None, help="A file of prompts, as `cola-train sample --file` reads; null takes passages of the novels that are included."
+        None, help="A file of prompts, as `cola-train sample --prompts` reads; null takes passages of the novels that are included."
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.")
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.")

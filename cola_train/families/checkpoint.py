@@ -2,9 +2,10 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,11 @@ from cola_train.families.registry import load_checkpoint
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import Estimator, LikelihoodKind
 from cola_train.likelihood.rows import Row
+from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
 from cola_train.sampling.stream import Noise, Text
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @runtime_checkable
@@ -126,6 +130,22 @@ class Checkpoint(abc.ABC):
     def masks_documents(self) -> bool:
         """Whether training kept documents of a row apart; False where the checkpoint does not say."""
         return self.training.get("mask_documents") is True
+
+    @functools.cached_property
+    def _casts(self) -> dict[tuple[nn.Module, torch.device], nn.Module]:
+        return {}
+
+    def for_passes(self, network: Network, config: SamplerConfig) -> Network:
+        """One of the networks as sampling computes with it: in bf16 a copy, which is made once and kept with the checkpoint.
+
+        The copy does not follow the weights: whoever changes these in place makes another checkpoint of them.
+        """
+        device = self.device
+        if not computes_in_bf16(config, device):
+            return network
+        if (network, device) not in self._casts:
+            self._casts[network, device] = ready_for_passes(network, config, device)
+        return cast(Network, self._casts[network, device])
 
     @abc.abstractmethod
     def texts(

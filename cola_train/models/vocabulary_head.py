@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # A number of parts, not a size, so that memory grows with the tokens alone: of a large vocabulary's 8 x 512 tokens, parts of 256. A
 # small one has one part for each so many ids: more calls than that cost more than the logits.
@@ -90,10 +91,25 @@ class _HeadLoss(torch.autograd.Function):
         return nats, right
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None
-        scaled = [None if kept is None else kept.mul_(grad.to(kept.dtype)).to(dtype) for kept, dtype in gradients]
+        gradients = ctx.gradients
+        if gradients is None:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time: the gradients that the vocabulary head kept went to the first "
+                "backward pass. Give that one retain_graph=True."
+            )
+        # Kept for another pass they must stay as they are; else they are scaled in place and given away, at no memory. Only this
+        # private function tells the two apart before the graph is freed.
+        retained = torch._C._autograd._get_current_graph_task_keep_graph()
+        if not retained:
+            ctx.gradients = None
+        scaled = [None if kept is None else _scaled(kept, grad, in_place=not retained).to(dtype) for kept, dtype in gradients]
         return *scaled, None, None, None, None
+
+
+def _scaled(kept: Tensor, grad: Tensor, *, in_place: bool) -> Tensor:
+    return kept.mul_(grad.to(kept.dtype)) if in_place else kept * grad.to(kept.dtype)
 
 
 def _add_losses(logits: Tensor, target: Tensor, scale: Tensor, nats: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:

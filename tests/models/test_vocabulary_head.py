@@ -103,3 +103,40 @@ def test_memory_beside_weights_gradients_and_inputs_is_a_small_part_of_the_logit
     beside = live.sum(axis=1) - live[:, Part.GRADIENTS] - live[:, Part.WEIGHTS]
     # A sixteenth of the logits is there at a time.
     assert 0.0625 < beside.max() / (rows * seq * vocab * 4) < 0.07
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_a_second_backward_of_a_retained_graph_gives_the_same_gradients(compute: torch.dtype) -> None:
+    """Those of the plain way; results of the first one stay as they were."""
+    head, hidden, targets, weights = example(2, 30, 16, 50, True, seed=5)
+    inputs = [hidden, *head.parameters()]
+    with torch.autocast("cpu", compute, enabled=compute != torch.float32):
+        loss, _ = head.losses(hidden, targets, weights)
+        expected, _ = plain(head, hidden, targets, weights)
+    once = torch.autograd.grad(0.3 * loss, inputs, retain_graph=True)
+    before = [gradient.clone() for gradient in once]
+    twice = torch.autograd.grad(0.3 * loss, inputs, retain_graph=True)
+    last = torch.autograd.grad(0.6 * loss, inputs)
+    wanted = torch.autograd.grad(0.3 * expected, inputs)
+    for first, kept, second, third, other in zip(once, before, twice, last, wanted, strict=True):
+        assert torch.equal(first, kept)
+        assert torch.equal(second, first)
+        assert relative(third, 2 * first) < (1e-6 if compute == torch.float32 else 1e-2)
+        assert relative(first, other) < (1e-4 if compute == torch.float32 else 2e-2)
+
+
+def test_a_graph_that_was_not_retained_is_refused_as_torch_refuses_it() -> None:
+    head, hidden, targets, weights = example(1, 20, 8, 30, False, seed=6)
+    for losses in (plain, VocabularyHead.losses):
+        loss, _ = losses(head, hidden, targets, weights)
+        torch.autograd.grad(loss, hidden)
+        with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
+            torch.autograd.grad(loss, hidden)
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    """They would be those of a scaling alone."""
+    head, hidden, targets, weights = example(1, 20, 8, 30, False, seed=7)
+    (once,) = torch.autograd.grad(head.losses(hidden, targets, weights)[0] ** 2, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        once.sum().backward()

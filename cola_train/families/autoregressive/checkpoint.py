@@ -13,7 +13,6 @@ from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import Row
-from cola_train.sampling.precision import ready_for_passes
 from cola_train.sampling.stream import Noise, Text, stream
 
 KIND = Kind("llama", "LlamaForCausalLM", causal=True)
@@ -39,7 +38,7 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         noise: Noise | None = None,
     ) -> Iterator[Text]:
         """See `Checkpoint`; there is no noise to give."""
-        transformer, eos = ready_for_passes(self.transformer, config, self.device), self.tokenizer.eos_token_id
+        transformer, eos = self.for_passes(self.transformer, config), self.tokenizer.eos_token_id
         longest = max(map(len, prompts), default=0)
         return stream(
             lambda some, indices: AutoregressiveGeneration(transformer, some, indices, config, eos, longest),

@@ -33,7 +33,6 @@ from cola_train.likelihood.rows import Row
 from cola_train.models.config import check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
-from cola_train.sampling.precision import ready_for_passes
 from cola_train.sampling.stream import Noise, Text, check_ids, stream
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, load_tensors, read_json
 
@@ -116,8 +115,8 @@ class ColaCheckpoint(Checkpoint):
     ) -> Iterator[Text]:
         """See `Checkpoint`; `noise` maps (prompt_index, block_index) to a block's (block_size, latent_dim)."""
         pad = self.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
-        dit = ready_for_passes(self.prior("sampling"), config, self.device)
-        vae = ready_for_passes(self.vae, config, self.device)
+        dit = self.for_passes(self.prior("sampling"), config)
+        vae = self.for_passes(self.vae, config)
         check_ids([pad], self.vocab_size, "pad_token_id")
         size = vae.config.patch_size, dit.config.block_size
         prefixes = [Prefix.of(len(prompt), *size) for prompt in prompts]

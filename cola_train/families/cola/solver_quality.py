@@ -13,7 +13,7 @@ from cola_train.console import progress_bar
 from cola_train.families.checkpoint import SolverQuality
 from cola_train.families.cola.blocks import BlockGeneration, GeneratedBlock
 from cola_train.families.cola.transport import BlockTransport
-from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
+from cola_train.sampling.precision import computes_in_bf16
 
 if TYPE_CHECKING:
     from cola_train.families.cola.checkpoint import ColaCheckpoint
@@ -54,7 +54,7 @@ def compare_solvers(
         require(solver in known, f"There is no solver '{solver}'; {nearest(solver, known)}")
     require(len(prompts) > 0, "There are no prompts to continue; give at least one.")
     device, prior = checkpoint.device, checkpoint.prior("sampling")
-    vae, dit = ready_for_passes(checkpoint.vae, config, device), ready_for_passes(prior, config, device)
+    vae, dit = checkpoint.for_passes(checkpoint.vae, config), checkpoint.for_passes(prior, config)
     greedy = dataclasses.replace(config, temperature=0.0, repetition_penalty=1.0, compile=False)
     reference = dataclasses.replace(greedy, solver=REFERENCE_SOLVER, num_steps=reference_steps)
     pairs = [(known[solver], count) for solver in solvers for count in steps]

@@ -13,7 +13,6 @@ from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import Row
-from cola_train.sampling.precision import ready_for_passes
 from cola_train.sampling.stream import Noise, Text
 
 KIND = Kind("cola_llada", "ColaLLaDAModel", causal=False)
@@ -39,7 +38,7 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
         noise: Noise | None = None,
     ) -> Iterator[Text]:
         """See `Checkpoint`; there is no noise to give, and rows of a batch end together, so none makes room for another."""
-        transformer = ready_for_passes(self.transformer, config, self.device)
+        transformer = self.for_passes(self.transformer, config)
         # After nothing, all positions would look the same and none be the most confident one.
         ids = [list(prompt) or [self.tokenizer.eos_token_id] for prompt in prompts]
         for start in range(0, len(ids), config.batch_size):

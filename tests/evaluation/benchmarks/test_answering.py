@@ -1,8 +1,10 @@
 """Answers do not depend on what else is asked; the option that is chosen is the likeliest one."""
 
+import copy
 import dataclasses
 import hashlib
 import random
+import types
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from cola_train.evaluation.benchmarks.tasks import TASKS, Sample
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.sampling import precision
 from tests.helpers.benchmarks import FAMILIES, byte_tokenizer, make_samples, reader
 from tests.helpers.tiny import random_latents
 
@@ -121,6 +124,24 @@ def test_prompts_longer_than_training_saw_are_answered_without_a_word_a_batch(re
     checkpoint.training = {"seq_len": 8}
     assert len([*answer(checkpoint, "lambada", make_samples("lambada", 3), alone(CONFIG))]) == 3
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_are_cast_once_for_all_batches(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint, samples, cast = reader(family), make_samples("lambada", 6), []
+
+    def deepcopy(network: object, memo: dict[int, object]) -> object:
+        cast.append(network)
+        return copy.deepcopy(network, memo)
+
+    monkeypatch.setattr(precision, "copy", types.SimpleNamespace(deepcopy=deepcopy))
+    config = dataclasses.replace(CONFIG, sampler=dataclasses.replace(SAMPLER, batch_size=2, precision="bf16"))
+    assert len(make_batches(checkpoint.tokenizer, "lambada", samples, config)) == 3
+    answers = [*answer(checkpoint, "lambada", samples, config)]
+    assert len(cast) == (2 if isinstance(checkpoint, Checkpoint) else 1)
+    # What another checkpoint has cast is nothing to this one, whose weights may be others.
+    assert [*answer(dataclasses.replace(checkpoint), "lambada", samples, config)] == answers
+    assert len(cast) == (4 if isinstance(checkpoint, Checkpoint) else 2)
 
 
 # Options chosen by likelihood
