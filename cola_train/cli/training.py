@@ -16,7 +16,7 @@ _SUMMARIES = {
     "ar": "baseline: train an autoregressive transformer",
     "llada": "baseline: train a masked diffusion transformer (LLaDA)",
 }
-_EXAMPLES = {"vae": "vae_quickstart", "joint": "joint_quickstart", "ar": "ar_paper", "llada": "llada_paper"}
+_EXAMPLES = {"vae": "small/vae_quickstart", "joint": "small/joint_quickstart", "ar": "paper/ar", "llada": "paper/llada"}
 
 
 def add(verbs: Any) -> None:

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def paper(*overrides: str) -> Any:
-    return load_run_config(CONFIGS / "joint_paper.yaml", overrides)
+    return load_run_config(CONFIGS / "paper" / "joint.yaml", overrides)
 
 
 def test_the_papers_baseline_is_found() -> None:
