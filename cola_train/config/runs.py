@@ -9,7 +9,7 @@ from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.amounts import Amount
 from cola_train.config.baselines import AutoregressiveConfig, MaskedDiffusionConfig, TransformerConfig
 from cola_train.config.data import DataConfig
-from cola_train.config.load import leaves, load_config, read_values, value_at
+from cola_train.config.load import build_config, leaves, read_values, value_at
 from cola_train.config.loop import (
     BudgetConfig,
     CheckpointConfig,
@@ -194,4 +194,4 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> StageConfig:
     stage = values.get("stage", "joint" if "dit" in values else "vae")
     if stage not in STAGES or ("transformer" in values and "stage" not in values):
         raise UserError(f"{path} must say what it is for as `stage:`, one of {', '.join(STAGES)}, not {values.get('stage')!r}.")
-    return load_config(STAGES[stage], path, overrides)  # type: ignore[return-value]  # one of these
+    return build_config(STAGES[stage], values, str(path), overrides)  # type: ignore[return-value]  # one of these
