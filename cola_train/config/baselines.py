@@ -10,7 +10,7 @@ from cola_train.config.settings import require, setting
 class TransformerConfig(NetworkConfig):
     """A LLaMA transformer: RMSNorm, rotary embedding, SwiGLU, untied embeddings, no biases. Fields are Hugging Face's."""
 
-    vocab_size: int = setting(100278, help="Number of token ids; LLaDA's input embedding adds one row for [mask].")
+    vocab_size: int = setting(100278, help="Number of token ids; LLaDA's input embedding adds one row for [mask].", common=True)
     hidden_size: int = setting(2048, help="Width.")
     intermediate_size: int = setting(8192, help="Hidden width of the SwiGLU feed-forward.")
     num_hidden_layers: int = setting(27, help="Transformer blocks.")

@@ -49,7 +49,7 @@ class NetworkConfig:
 class TextVAEConfig(NetworkConfig):
     """The Text VAE, fields and defaults of the released `cola_vae/config.json`."""
 
-    vocab_size: int = setting(100278, help="Number of token ids; the encoder adds one row for [mask].")
+    vocab_size: int = setting(100278, help="Number of token ids; the encoder adds one row for [mask].", common=True)
     encoder_num_blocks: int = setting(4, help="Transformer blocks of the encoder.")
     decoder_num_blocks: int = setting(4, help="Transformer blocks of the decoder.")
     dim: int = setting(1536, help="Width.")

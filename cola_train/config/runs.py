@@ -38,16 +38,16 @@ _MAY_CHANGE = (
 class RunConfig:
     """What all runs share."""
 
-    name: str = setting(help="The run's name: its folder under runs_folder.")
+    name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
     data: DataConfig = section(DataConfig, help="The prepared data.")
-    optim: OptimConfig = section(OptimConfig, help="Optimisation.")
+    optim: OptimConfig = section(OptimConfig, help="Optimization.")
     budget: BudgetConfig = section(BudgetConfig, help="Compute.")
     ema: EMAConfig = section(EMAConfig, help="A moving average of the weights.")
     trainer: TrainerConfig = section(TrainerConfig, help="The loop.")
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
     guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
-    watch: WatchConfig = section(WatchConfig, help="What is evaluated while the run trains.")
+    watch: WatchConfig = section(WatchConfig, help="What is evaluated while the run trains.", common=False)
     alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong with it.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
@@ -129,7 +129,9 @@ class JointRunConfig(ColaRunConfig):
     stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
     dit: DiTConfig = section(DiTConfig, help="The DiT.")
     objective: Stage2Config = section(Stage2Config, help="Stage 2's losses.")
-    init_vae_from: str | None = setting(None, help="Checkpoint folder whose VAE to start from; null starts from scratch.")
+    init_vae_from: str | None = setting(
+        None, help="Checkpoint folder whose VAE to start from; null starts from scratch.", common=True
+    )
     init_dit_from: str | None = setting(None, help="Checkpoint folder whose DiT to start from; null starts from scratch.")
 
     def __post_init__(self) -> None:
