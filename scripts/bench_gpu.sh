@@ -11,7 +11,7 @@
 #   SAMPLE_SETTINGS                more settings of it [""]
 #   VAE_MINUTES, JOINT_MINUTES     of training [10, 50]; at most so much, but for start, validation and checkpoints
 #   VOCAB_SIZE, SEQ_LEN            of the tokenizer and the rows [16384, 512]
-#   VAE_SETTINGS, JOINT_SETTINGS   more settings of the runs, over configs/bench_vae.yaml and configs/bench_joint.yaml
+#   VAE_SETTINGS, JOINT_SETTINGS   more settings of the runs, over configs/small/bench_vae.yaml and configs/small/bench_joint.yaml
 #                                  ["trainer.compile=true" each]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -43,14 +43,14 @@ cola-train prepare "out=$out/rows" "tokenizer=$out/tokenizer.json" "corpus.input
 
 # Steps of a run that fit into some minutes, by the measured time of one.
 steps() {
-    cola-train bench train "workload=configs/bench_$1.yaml" "seq_len=${SEQ_LEN:-512}" $2 "out=$out/step-$1.json"
+    cola-train bench train "workload=configs/small/bench_$1.yaml" "seq_len=${SEQ_LEN:-512}" $2 "out=$out/step-$1.json"
     python3 -c "import json; print(max(3, int($3 * 60 / json.load(open('$out/step-$1.json'))['seconds']['median'])))"
 }
 size="data.seq_len=${SEQ_LEN:-512} runs_folder=$out"
 n="$(steps vae "$VAE_SETTINGS" "${VAE_MINUTES:-10}")"
-cola-train vae configs/bench_vae.yaml name=vae $size $VAE_SETTINGS "trainer.max_steps=$n" "optim.decay=$n"
+cola-train vae configs/small/bench_vae.yaml name=vae $size $VAE_SETTINGS "trainer.max_steps=$n" "optim.decay=$n"
 n="$(steps joint "$JOINT_SETTINGS" "${JOINT_MINUTES:-50}")"
-cola-train joint configs/bench_joint.yaml name=joint "init_vae_from=$out/vae" $size $JOINT_SETTINGS "trainer.max_steps=$n" \
+cola-train joint configs/small/bench_joint.yaml name=joint "init_vae_from=$out/vae" $size $JOINT_SETTINGS "trainer.max_steps=$n" \
     "optim.decay=$n"
 }
 cola-train inspect "$out/joint" --data "$out/rows" --reference "$out/vae" --device "${DEVICE:-cuda}"

@@ -3,8 +3,8 @@
 #   bash scripts/curve_austen.sh           trains and measures what is missing, fits, draws: checkpoints/curve-austen/
 #   bash scripts/curve_austen.sh --smoke   the same path in a few minutes; its points mean nothing
 set -euo pipefail
-spec=configs/curve_austen.yaml
-[ "${1:-}" = "--smoke" ] && spec=configs/curve_smoke.yaml
+spec=configs/small/curve_austen.yaml
+[ "${1:-}" = "--smoke" ] && spec=configs/small/curve_smoke.yaml
 source "$(dirname "$0")/setup.sh"
 # Two runs at a time, a thread each.
 export OMP_NUM_THREADS=1

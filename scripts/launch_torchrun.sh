@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts cola-train under torchrun on this machine, which is the only one or one of several that all run this command.
-#   bash scripts/launch_torchrun.sh joint configs/joint_paper.yaml name=my-run
+#   bash scripts/launch_torchrun.sh joint configs/paper/joint.yaml name=my-run
 #   bash scripts/launch_torchrun.sh --dry-run joint ...   prints the command instead of running it
 # Settings are environment variables [default]:
 #   NNODES          number of machines [1]

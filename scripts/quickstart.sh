@@ -12,6 +12,9 @@ book=cola_train/data/austen.txt.xz
 
 cola-train tokenizer train out=data/austen-4096.json "corpus.inputs=[$book]" vocab_size=4096
 cola-train prepare out=data/austen-64 tokenizer=data/austen-4096.json "corpus.inputs=[$book]" seq_len=64 held_out_share=0.02
-cola-train vae "configs/vae_$size.yaml" "name=$run-vae"
-cola-train joint "configs/joint_$size.yaml" "name=$run" "init_vae_from=checkpoints/$run-vae"
-cola-train report "checkpoints/$run-vae" "checkpoints/$run" "configs/report_$size.yaml"
+cola-train vae "configs/small/vae_$size.yaml" "name=$run-vae"
+cola-train joint "configs/small/joint_$size.yaml" "name=$run" "init_vae_from=checkpoints/$run-vae"
+# One page: what the VAE keeps, what the prior has learned of it beside yardsticks, and what it writes.
+cola-train inspect "checkpoints/$run" --data data/austen-64 --reference "checkpoints/$run-vae"
+cola-train compare "checkpoints/$run" "configs/small/compare_$size.yaml"
+cola-train sample "checkpoints/$run" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1

@@ -30,7 +30,7 @@ from tests.helpers.programs import ROOT, clean_environment
 from tests.helpers.runs import figures
 
 LAUNCH, SBATCH = "scripts/launch_torchrun.sh", "scripts/slurm.sbatch"
-TRAINING = ["joint", "configs/joint_paper.yaml"]
+TRAINING = ["joint", "configs/paper/joint.yaml"]
 GUIDE = (ROOT / "docs/launching.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL) for line in block.splitlines()]
 # What the head of the script lists: one name and its meaning a line, or several names.

@@ -22,8 +22,8 @@ class MeasuringConfig:
         1, help="Threads of the measuring process on a CPU. With 1, CPU time is measured, which other programs disturb little."
     )
     warmups: int = setting(2, help="Runs before those that count.")
-    runs: int = setting(5, help="Runs that count; their median is the figure.")
-    out: str | None = setting(None, help="A new JSON file for the result; null prints it.")
+    runs: int = setting(5, help="Runs that count; their median is the figure.", common=True)
+    out: str | None = setting(None, help="A new JSON file for the result; null prints it.", common=True)
 
     def __post_init__(self) -> None:
         for name in ("threads", "runs"):
@@ -61,9 +61,11 @@ def _without_stops() -> SamplerConfig:
 class BenchSampleConfig(MeasuringConfig):
     """`cola-train bench sample`: prompts of one length continued together, none of which stops early."""
 
-    workload: str = setting("M", help="What generates: S, M or paper with random weights, or a checkpoint folder with a DiT.")
-    batch: int = setting(8, help="Prompts that are continued together.")
-    prompt_tokens: int = setting(48, help="Random token ids of each prompt.")
+    workload: str = setting(
+        "M", help="What generates: S, M or paper with random weights, or a checkpoint folder with a DiT.", common=True
+    )
+    batch: int = setting(8, help="Prompts that are continued together.", common=True)
+    prompt_tokens: int = setting(48, help="Random token ids of each prompt.", common=True)
     device: str = setting("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
     sampler: SamplerConfig = dataclasses.field(
         default_factory=_without_stops, metadata={"help": "How they are continued; batch_size is `batch`, and nothing ends a text."}
@@ -104,16 +106,16 @@ class BenchGrowthConfig(MeasuringConfig):
 class BenchQualityConfig:
     """`cola-train bench quality`: how near few steps of a solver come to the path that many steps follow."""
 
-    solvers: list[Solver] = setting(["euler", "heun", "adams2", "adams3"], help="The solvers to compare.")
-    steps: list[int] = setting([2, 4, 6, 8, 10, 16, 32], help="Numbers of steps to compare.")
-    reference_steps: int = setting(256, help="Steps of the reference.")
+    solvers: list[Solver] = setting(["euler", "heun", "adams2", "adams3"], help="The solvers to compare.", common=True)
+    steps: list[int] = setting([2, 4, 6, 8, 10, 16, 32], help="Numbers of steps to compare.", common=True)
+    reference_steps: int = setting(256, help="Steps of the reference.", common=True)
     prompts: str | None = setting(
         None, help="A file of prompts, as `cola-train sample --prompts` reads; null takes passages of the novels that are included."
     )
-    num_prompts: int = setting(16, help="How many passages, where no file is given.")
-    prompt_tokens: int = setting(24, help="Tokens of each passage, at most.")
-    sampler: SamplerConfig = section(SamplerConfig, help="How prompts are continued, but for solver and steps.")
-    out: str | None = setting(None, help="A new JSON file for the result; null prints it.")
+    num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
+    prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)
+    sampler: SamplerConfig = section(SamplerConfig, help="How prompts are continued, but for solver and steps.", common=False)
+    out: str | None = setting(None, help="A new JSON file for the result; null prints it.", common=True)
 
     def __post_init__(self) -> None:
         require(len(self.solvers) >= 1, "solvers must name at least one, such as [euler].")

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 something failed, 2 something the user gave is wrong, 75 stopped by a signal and saved, 130 interrupted at once.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    parser = _parser()
+    parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse gives a `*` positional only what stands together: settings may also follow the options.
     if any(argument.startswith("-") for argument in rest) or (rest and not hasattr(options, "settings")):
@@ -49,12 +49,13 @@ def run() -> NoReturn:
     sys.exit(status)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The program's parser, with all verbs."""
     parser = argparse.ArgumentParser(
         prog="cola-train",
         description="Train Cola DLM, a continuous latent diffusion language model.",
-        epilog="The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. `cola-train VERB --help` lists a "
-        "verb's settings with their defaults.",
+        epilog="The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. `cola-train VERB --help` shows the "
+        "settings that people change, `cola-train VERB --help all` every one.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for group in (data, training, results, evaluation, likelihood, inspection, scaling, trust, bench):

@@ -22,7 +22,7 @@ def add(verbs: Any) -> None:
 
     add_verb(
         verbs, "prepare", _prepare, "tokenize text into memory-mapped rows", PrepareConfig,
-        example="cola-train prepare out=data/austen tokenizer=data/tokenizer.json 'corpus.inputs=[my_texts]' seq_len=512",
+        example="cola-train prepare out=data/austen tokenizer=data/tokenizer.json 'corpus.inputs=[my_texts]'",
     )  # fmt: skip
 
 

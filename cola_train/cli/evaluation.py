@@ -18,7 +18,8 @@ def add(verbs: Any) -> None:
     )  # fmt: skip
     # The checkpoint is read from among the settings: argparse would not find one that may be absent and stand after options.
     evaluate.usage = (
-        "cola-train evaluate CHECKPOINT --data DIR [--tasks NAMES] [--out DIR] [--device NAME] [CONFIG.yaml] [key=value ...]\n"
+        "cola-train evaluate [-h [WORD]] CHECKPOINT --data DIR [--tasks NAMES] [--out DIR]\n"
+        "                           [--device NAME] [CONFIG.yaml] [key=value ...]\n"
         "       cola-train evaluate --fetch SOURCE --data DIR [--tasks NAMES]"
     )
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of TASK.jsonl files (docs/evaluation.md)")

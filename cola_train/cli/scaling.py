@@ -54,7 +54,7 @@ def add(verbs: Any) -> None:
 
 
 def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    return add_verb(kinds, name, run, summary, CurveConfig, example=f"cola-train curve {name} configs/curve_austen.yaml")
+    return add_verb(kinds, name, run, summary, CurveConfig, example=f"cola-train curve {name} configs/small/curve_austen.yaml")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -91,7 +91,7 @@ def _curve_run(options: argparse.Namespace) -> int:
 
 
 def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
-    require(len(options.settings) > 0, "Give the curve's spec, for example configs/curve_austen.yaml.")
+    require(len(options.settings) > 0, "Give the curve's spec, for example configs/small/curve_austen.yaml.")
     path = Path(options.settings[0])
     return load_config(CurveConfig, path, options.settings[1:]), path.parent
 

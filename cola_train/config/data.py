@@ -69,6 +69,6 @@ class PrepareConfig:
 class DataConfig:
     """The prepared data of a run."""
 
-    path: str = setting("???", help="A folder written by `cola-train prepare`.")
+    path: str = setting("???", help="A folder written by `cola-train prepare`.", common=True)
     seq_len: int = setting(512, help="Tokens in a row; must be what the data was prepared with (paper: 512).")
     num_workers: int = setting(0, help="Processes that read rows ahead; rows are memory-mapped, 0 mostly suffices.")

@@ -1,6 +1,7 @@
 """Read a config: defaults < YAML (with `base:` inheritance) < key=value; unknown keys and wrong types are refused by name."""
 
 import dataclasses
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,16 @@ def load_config(config_class: type[T], path: Path | None = None, overrides: Sequ
         UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing required value,
             or whatever the config's own validation refuses.
     """
-    layers = [] if path is None else [(str(path), read_values(path))]
+    return build_config(config_class, {} if path is None else read_values(path), str(path), overrides)
+
+
+def build_config(config_class: type[T], values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> T:
+    """As `load_config`, from values that were read already; messages about them name `origin`.
+
+    Raises:
+        UserError: as `load_config`, but for the file.
+    """
+    layers = [(origin, values)]
     layers += [(f"the override '{text}'", _parse_override(text)) for text in overrides]
     config = OmegaConf.structured(config_class)
     OmegaConf.set_readonly(config, False)
@@ -78,29 +88,37 @@ def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     if resolved in chain:
         raise UserError(f"Config inheritance goes in a circle: {' -> '.join(str(p) for p in (*chain, resolved))}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        near = [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        found = [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")] if path.parent.is_dir() else []
+        near = [p.relative_to(path.parent).as_posix() for p in found]
         hint = nearest(path.name, near) if near else f"the folder {path.parent} has no .yaml file"
         raise UserError(f"There is no config file {path}; {hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give a .yaml config file.") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file.") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
-    # OmegaConf's loader reads 1e-4 as a number, which plain YAML 1.1 does not.
-    values = OmegaConf.to_container(OmegaConf.load(path)) if isinstance(values, Mapping) else values
-    if values is None:
-        values = {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path} must hold keys and values at the top level, not a {type(values).__name__}.")
+    values = _parse(text, path)
     base = values.pop("base", None)
     if base is None:
         return values
     if not isinstance(base, str):
         raise UserError(f"{path}: `base` must be the name of another YAML file, not {base!r}.")
     return _deep_update(_read_with_bases(path.parent / base, (*chain, resolved)), values)
+
+
+def _parse(text: str, path: Path) -> dict[str, Any]:
+    try:
+        # OmegaConf takes a lone word for a key: what stands at the top is seen before its loader.
+        if not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode):
+            value = yaml.safe_load(text)
+            if value is None:
+                return {}
+            raise UserError(f"{path} must hold keys and values at the top level, not a {type(value).__name__}.")
+        # OmegaConf's loader reads 1e-4 as a number, which plain YAML 1.1 does not.
+        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # type: ignore[return-value]  # a dict
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
 
 
 def _deep_update(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,13 +51,14 @@ class EMAConfig:
 class TrainerConfig:
     """The loop."""
 
-    max_steps: int = setting(1_000_000, help="Optimizer steps in all; budget.eflops may end the run before.")
-    global_batch_size: int = setting(1408, help="Rows per optimizer step, over all processes (paper: 1,408).")
-    micro_batch_size: int = setting(8, help="Rows per forward and backward on one process.")
+    max_steps: int = setting(1_000_000, help="Optimizer steps in all; budget.eflops may end the run before.", common=True)
+    global_batch_size: int = setting(1408, help="Rows per optimizer step, over all processes (paper: 1,408).", common=True)
+    micro_batch_size: int = setting(8, help="Rows per forward and backward on one process.", common=True)
     precision: Literal["fp32", "bf16", "fp8", "auto"] = setting(
         "bf16",
         help="Forward precision; weights and optimizer state stay fp32. fp8 is bf16 with the blocks' matrix products in fp8 "
         "(pip install 'cola-train[fp8]'). auto is bf16 where the device computes it fast.",
+        common=True,
     )
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", help="Where to run.")
     compile: bool = setting(
@@ -86,7 +87,7 @@ class TrainerConfig:
 class ParallelConfig:
     """How a run is spread over processes. None of it changes the numbers, and all of it may change on resume."""
 
-    num_processes: int = setting(1, help="Processes to start on this machine, one a device; torchrun overrules it.")
+    num_processes: int = setting(1, help="Processes to start on this machine, one a device; torchrun overrules it.", common=True)
     strategy: Literal["single", "ddp", "fsdp2", "hsdp"] = setting(
         "fsdp2",
         help="fsdp2 shards weights, gradients and optimizer over all processes; ddp copies them to each; hsdp shards inside groups "

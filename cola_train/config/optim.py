@@ -16,15 +16,19 @@ class OptimConfig:
         help="adamw for every parameter; or muon for the matrices of the blocks, but for adaLN's, and AdamW for all else. One "
         "learning rate and weight decay serve both.",
     )
-    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached when warm-up ends.")
+    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached when warm-up ends.", common=True)
     start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.")
     final_learning_rate: float = setting(1e-5, help="Learning rate from the end of decay on.")
     schedule: Literal["cosine", "wsd"] = setting(
         "cosine",
         help="After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak rate, then a linear anneal.",
     )
-    warmup: str = setting("5000", help="How long the linear warm-up takes: '5000 steps', '3.6e9 tokens', '38.9 EFLOPs'.")
-    decay: str = setting("1000000", help="Where the final learning rate is reached, from the run's start; an amount like warmup.")
+    warmup: str = setting(
+        "5000", help="How long the linear warm-up takes: '5000 steps', '3.6e9 tokens', '38.9 EFLOPs'.", common=True
+    )
+    decay: str = setting(
+        "1000000", help="Where the final learning rate is reached, from the run's start; an amount like warmup.", common=True
+    )
     anneal: str = setting("0", help="wsd: how long the anneal before the end of decay takes; an amount like warmup.")
     beta1: float = setting(0.9, help="AdamW's first moment decay.")
     beta2: float = setting(0.95, help="AdamW's second moment decay.")

@@ -32,16 +32,16 @@ _MAY_CHANGE = (
 class RunConfig:
     """What all runs share. A family's own config adds its networks, `objective` and `stage`, the family's name."""
 
-    name: str = setting(help="The run's name: its folder under runs_folder.")
+    name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
     data: DataConfig = section(DataConfig, help="The prepared data.")
-    optim: OptimConfig = section(OptimConfig, help="Optimisation.")
+    optim: OptimConfig = section(OptimConfig, help="Optimization.")
     budget: BudgetConfig = section(BudgetConfig, help="Compute.")
     ema: EMAConfig = section(EMAConfig, help="A moving average of the weights.")
     trainer: TrainerConfig = section(TrainerConfig, help="The loop.")
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
     guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
-    watch: WatchConfig = section(WatchConfig, help="What is evaluated while the run trains.")
+    watch: WatchConfig = section(WatchConfig, help="What is evaluated while the run trains.", common=False)
     alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong with it.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")

@@ -12,18 +12,20 @@ Solver = Literal["euler", "heun", "adams2", "adams3"]
 class SamplerConfig:
     """How text is generated. Temperature 0 is greedy; top_k, top_p and seed of tokens then play no part."""
 
-    num_steps: int = setting(16, help="Steps of the solver from noise to data, per block.")
-    guidance_scale: float = setting(7.0, help="Classifier-free guidance g; 1 is off.")
-    max_new_tokens: int = setting(32, help="Tokens to generate, at most.")
-    temperature: float = setting(0.0, help="Softmax temperature of token choice; 0 takes the likeliest.")
+    num_steps: int = setting(16, help="Steps of the solver from noise to data, per block.", common=True)
+    guidance_scale: float = setting(7.0, help="Classifier-free guidance g; 1 is off.", common=True)
+    max_new_tokens: int = setting(32, help="Tokens to generate, at most.", common=True)
+    temperature: float = setting(0.0, help="Softmax temperature of token choice; 0 takes the likeliest.", common=True)
     top_k: int = setting(50, help="Choose among this many likeliest tokens; 0 is off.")
-    top_p: float = setting(0.9, help="Choose among the likeliest tokens whose probabilities reach this; 1 is off.")
+    top_p: float = setting(0.9, help="Choose among the likeliest tokens whose probabilities reach this; 1 is off.", common=True)
     repetition_penalty: float = setting(
-        1.1, help="Divides positive and multiplies negative logits of earlier blocks' ids; 1 is off."
+        1.1,
+        help="Divides positive and multiplies negative logits of earlier blocks' ids; 1 is off.",
+        common=True,
     )
     eos_token_ids: tuple[int, ...] | None = setting(None, help="Ids that end the text; null takes the tokenizer's eos and im_end.")
     pad_token_id: int | None = setting(None, help="Id that fills the prompt's last block; null takes the tokenizer's.")
-    seed: int = setting(0, help="Seed of the initial noise and of token draws.")
+    seed: int = setting(0, help="Seed of the initial noise and of token draws.", common=True)
     batch_size: int = setting(32, help="Prompts that are generated together; one that ends makes room for the next.")
     released_rounding: bool = setting(
         False, help="Round times and latents to bf16 on their way into the DiT, as the released code does."
@@ -32,6 +34,7 @@ class SamplerConfig:
         "euler",
         help="Of the flow's ODE: euler (order 1), heun (order 2, two network calls a step but for the last), adams2 or adams3 "
         "(Adams-Bashforth of order 2 or 3, one call a step; adams3 one more in all).",
+        common=True,
     )
     guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0), help="Least and greatest time t at which guidance applies; outside, the conditional branch runs alone."

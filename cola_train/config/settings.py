@@ -16,17 +16,24 @@ class UserError(ValueError):
     """
 
 
-def setting(default: Any = dataclasses.MISSING, *, help: str) -> Any:
-    """A dataclass field of a config; `help` is one sentence shown by `--help` and in docs/config.md."""
+def setting(default: Any = dataclasses.MISSING, *, help: str, common: bool = False) -> Any:
+    """A dataclass field of a config.
+
+    Args:
+        default: its default; without one it must be given.
+        help: one sentence, shown by `--help` and in docs/config.md.
+        common: it is one of the few that people change, which the first screen of `--help` shows.
+    """
+    metadata = {"help": help, "common": common}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
         value = default
-        return dataclasses.field(default_factory=lambda: value, metadata={"help": help})
-    return dataclasses.field(default=default, metadata={"help": help})
+        return dataclasses.field(default_factory=lambda: value, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(config_class: type, *, help: str) -> Any:
-    """A nested config, built from its own defaults."""
-    return dataclasses.field(default_factory=config_class, metadata={"help": help})
+def section(config_class: type, *, help: str, common: bool = True) -> Any:
+    """A nested config, built from its own defaults; without `common`, none of its settings is common where it is nested."""
+    return dataclasses.field(default_factory=config_class, metadata={"help": help, "common": common})
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

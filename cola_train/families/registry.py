@@ -9,11 +9,11 @@ An entry point names a `Family` object or class: in a package's pyproject.toml,
 import dataclasses
 import importlib
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_train.config.load import load_config, read_values
+from cola_train.config.load import read_values
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.run_layout import EXPORT
@@ -87,29 +87,31 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
     Raises:
         UserError: as `load_config` and `family_of_file`.
     """
-    return load_config(family_of_file(path).config, path, overrides)
+    values = read_values(path)
+    return build_config(_family_of_values(values, path).config, values, str(path), overrides)
 
 
 def family_of_file(path: Path) -> "Family[Any]":
-    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else the smallest with all its keys.
+    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else the smallest that knows its keys.
 
     Raises:
         UserError: no such file, an unknown stage, or a file that does not say which of several.
     """
-    values = read_values(path)
+    return _family_of_values(read_values(path), path)
+
+
+def _family_of_values(values: Mapping[str, Any], path: Path) -> "Family[Any]":
     found = families()
     if "stage" in values:
         require(values["stage"] in found,
                 f"{path} says `stage: {values['stage']}`, and there is no such family; there are {', '.join(found)}.")  # fmt: skip
         return found[values["stage"]]
-    sizes = {
-        name: len(names)
-        for name, family in found.items()
-        if values.keys() <= (names := {field.name for field in dataclasses.fields(family.config)})
-    }
-    smallest = [name for name, size in sizes.items() if size == min(sizes.values())]
-    require(len(smallest) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}.")
-    return found[smallest[0]]
+    # A key that none knows is refused by its name later.
+    fields = {name: {field.name for field in dataclasses.fields(family.config)} for name, family in found.items()}
+    fit = {name: (len(values.keys() & known), -len(known)) for name, known in fields.items()}
+    best = [name for name, score in fit.items() if score == max(fit.values())]
+    require(len(best) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}.")
+    return found[best[0]]
 
 
 def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") -> "Checkpoint":

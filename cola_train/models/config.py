@@ -49,7 +49,7 @@ class NetworkConfig:
 class TextVAEConfig(NetworkConfig):
     """The Text VAE, fields and defaults of the released `cola_vae/config.json`."""
 
-    vocab_size: int = setting(100278, help="Number of token ids; the encoder adds one row for [mask].")
+    vocab_size: int = setting(100278, help="Number of token ids; the encoder adds one row for [mask].", common=True)
     encoder_num_blocks: int = setting(4, help="Transformer blocks of the encoder.")
     decoder_num_blocks: int = setting(4, help="Transformer blocks of the decoder.")
     dim: int = setting(1536, help="Width.")
@@ -138,7 +138,7 @@ class DiTConfig(NetworkConfig):
 class TransformerConfig(NetworkConfig):
     """A LLaMA transformer: RMSNorm, rotary embedding, SwiGLU, untied embeddings, no biases. Fields are Hugging Face's."""
 
-    vocab_size: int = setting(100278, help="Number of token ids; LLaDA's input embedding adds one row for [mask].")
+    vocab_size: int = setting(100278, help="Number of token ids; LLaDA's input embedding adds one row for [mask].", common=True)
     hidden_size: int = setting(2048, help="Width.")
     intermediate_size: int = setting(8192, help="Hidden width of the SwiGLU feed-forward.")
     num_hidden_layers: int = setting(27, help="Transformer blocks.")

@@ -76,7 +76,7 @@ def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tm
 
 def test_both_runs_configs_inherit_the_papers_base() -> None:
     for stage in ("vae", "joint"):
-        path = ROOT / "configs" / f"bench_{stage}.yaml"
-        assert path.read_text(encoding="utf-8").startswith(f"# cola-train {stage} configs/bench_{stage}.yaml\n")
+        path = ROOT / "configs" / "small" / f"bench_{stage}.yaml"
+        assert path.read_text(encoding="utf-8").startswith(f"# cola-train {stage} configs/small/bench_{stage}.yaml\n")
         config = load_run_config(path)
         assert (config.name, config.seed, config.data.seq_len) == (f"bench_{stage}", 66, 512)

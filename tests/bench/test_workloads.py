@@ -45,9 +45,9 @@ def test_small_workloads_have_their_sizes(name: str, dit_millions: float, vae_mi
     assert (config.dit.block_size, config.trainer.precision, config.optim.gradient_clip) == (16, "fp32", 1.0)
 
 
-@pytest.mark.parametrize("name, file", [("paper_stage1", "vae_paper"), ("paper_stage2", "joint_paper")])
+@pytest.mark.parametrize("name, file", [("paper_stage1", "vae"), ("paper_stage2", "joint")])
 def test_the_papers_runs_are_those_of_their_config_files(name: str, file: str) -> None:
-    ours, theirs = run_config(BenchTrainConfig(workload=name)), load_run_config(CONFIGS / f"{file}.yaml")
+    ours, theirs = run_config(BenchTrainConfig(workload=name)), load_run_config(CONFIGS / "paper" / f"{file}.yaml")
     assert ours.trainer.micro_batch_size == ours.trainer.global_batch_size == 8
     for section in ("vae", "dit", "objective", "optim", "parallel", "budget", "ema"):
         assert getattr(ours, section, None) == getattr(theirs, section, None), section

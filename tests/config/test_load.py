@@ -1,6 +1,10 @@
 """Defaults < YAML with bases < key=value, strictly."""
 
+import builtins
+import io
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +12,7 @@ from cola_train.config.load import leaves, load_config, to_yaml
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.registry import load_run_config
 
 REQUIRED = ["name=run", "data.path=data/somewhere"]
 
@@ -68,6 +73,9 @@ def test_missing_required_values_are_named() -> None:
     "text, message",
     [
         ("a: [1", "is not valid YAML"),
+        ("seed: 1\nseed: 2\n", "is not valid YAML.*found duplicate key seed"),
+        ("just words", "must hold keys and values at the top level, not a str"),
+        ("7", "must hold keys and values at the top level, not a int"),
         ("- 1\n", "must hold keys and values at the top level"),
         ("base: 3\n", "`base` must be the name of another YAML file"),
         ("base: self.yaml\n", "goes in a circle"),
@@ -75,7 +83,7 @@ def test_missing_required_values_are_named() -> None:
     ],
 )
 def test_a_bad_file_gets_one_clear_message(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"(?s){message}"):
         load_config(VAERunConfig, write(tmp_path / "self.yaml", text), REQUIRED)
 
 
@@ -83,6 +91,10 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "vae_paper.yaml", "")
     with pytest.raises(UserError, match=r"There is no config file .*vae_papr.yaml; did you mean 'vae_paper.yaml'"):
         load_config(VAERunConfig, tmp_path / "vae_papr.yaml")
+    (tmp_path / "small").mkdir()
+    write(tmp_path / "small" / "smoke.yaml", "")
+    with pytest.raises(UserError, match=r"There is no config file .*smoke.yaml; did you mean 'small/smoke.yaml'"):
+        load_config(VAERunConfig, tmp_path / "smoke.yaml")
     with pytest.raises(UserError, match=r"is a folder; give a .yaml"):
         load_config(VAERunConfig, tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
@@ -94,3 +106,38 @@ def test_every_setting_says_what_it_is() -> None:
     for config_class in (VAERunConfig, JointRunConfig):
         for key, field in leaves(config_class):
             assert field.metadata["help"].endswith("."), key
+
+
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the YAML files that are opened from now on, by whatever code."""
+    names: list[str] = []
+    monkeypatch.setattr(io, "open", recording := _recording(names))
+    monkeypatch.setattr(builtins, "open", recording)
+    return names
+
+
+def _recording(names: list[str]) -> Callable[..., Any]:
+    original = io.open
+
+    def recording(file: Any, *arguments: Any, **named: Any) -> Any:
+        if str(file).endswith(".yaml"):
+            names.append(Path(file).name)
+        return original(file, *arguments, **named)
+
+    return recording
+
+
+def test_each_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "base.yaml", "name: base\ndata: {path: d}\nvae: {block_size: 1}\n")
+    path = write(tmp_path / "child.yaml", "base: base.yaml\nstage: vae\n")
+    names = opened(monkeypatch)
+    assert load_config(VAERunConfig, path).name == "base"
+    assert sorted(names) == ["base.yaml", "child.yaml"]
+    names.clear()
+    assert load_run_config(path, ["seed=3"]).seed == 3
+    assert sorted(names) == ["base.yaml", "child.yaml"]
+
+
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", "null\n"])
+def test_a_file_without_values_leaves_the_defaults(tmp_path: Path, text: str) -> None:
+    assert load_config(VAERunConfig, write(tmp_path / "empty.yaml", text), [*REQUIRED, "vae.block_size=1"]).name == "run"

@@ -67,10 +67,10 @@ def test_what_is_refused(override: str, message: str) -> None:
 
 
 def test_every_config_in_the_folder_can_go_on_with_itself() -> None:
-    for path in (Path(__file__).parents[2] / "configs").glob("*_paper.yaml"):
+    for path in (Path(__file__).parents[2] / "configs").glob("paper/*.yaml"):
         config = load_run_config(path)
         assert config.differences(config) == []
-        assert families()[path.name.split("_")[0]].config is type(config)
+        assert families()[path.stem].config is type(config)
 
 
 def test_a_baselines_file_must_say_which(tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def sums(objective: nn.Module) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("name", ["vae_paper", "joint_paper", "joint_all_scratch", "ar_paper", "llada_paper", "joint_quickstart"])
+@pytest.mark.parametrize(
+    "name", ["paper/vae", "paper/joint", "ablations/joint_all_scratch", "paper/ar", "paper/llada", "small/joint_quickstart"]
+)
 def test_parts_are_sums_over_the_modules(name: str) -> None:
     config = load_run_config(CONFIGS / f"{name}.yaml")
     with torch.device("meta"):
@@ -45,18 +47,18 @@ def test_parts_are_sums_over_the_modules(name: str) -> None:
 
 def test_the_papers_sizes() -> None:
     def config(name: str) -> Any:
-        return load_run_config(CONFIGS / f"{name}.yaml")
+        return load_run_config(CONFIGS / "paper" / f"{name}.yaml")
 
     def backbone(name: str) -> int:
         return family_of(config(name)).backbone_parameters(config(name))
 
-    assert network_parameters(config("joint_paper")) == {"vae": 501_871_574, "dit": 1_829_875_728}
-    assert backbone("joint_paper") == 1_829_875_728
-    ar = config("ar_paper")
-    assert backbone("ar_paper") == backbone("llada_paper") == 1_812_051_968
+    assert network_parameters(config("joint")) == {"vae": 501_871_574, "dit": 1_829_875_728}
+    assert backbone("joint") == 1_829_875_728
+    ar = config("ar")
+    assert backbone("ar") == backbone("llada") == 1_812_051_968
     assert sum(family_of(ar).parameters(ar).values()) == 1_812_051_968 + 410_738_688
     # Stage 1: all but 100,279 rows of embedding and a head with bias.
-    assert backbone("vae_paper") == 501_871_574 - 100_279 * 1536 - 100_278 * 1537
+    assert backbone("vae") == 501_871_574 - 100_279 * 1536 - 100_278 * 1537
 
 
 @settings(max_examples=20)

@@ -32,18 +32,19 @@ from cola_train.training.loop.step_log import Step
 from cola_train.training.run import train
 from tests.helpers.programs import ROOT
 
-RUNS = sorted(path for path in (ROOT / "configs").glob("*.yaml") if path.name.startswith(("vae_", "joint_")))
+CONFIGS = ROOT / "configs"
+RUNS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.stem.split("_")[0] in ("vae", "joint"))
 Report = pytest.CaptureFixture[str]
 
 
-def load(name: str, *overrides: str) -> RunConfig:
-    return load_config(VAERunConfig if name.startswith("vae_") else JointRunConfig, ROOT / "configs" / name, overrides)
+def load(path: Path, *overrides: str) -> RunConfig:
+    return load_config(VAERunConfig if path.name.startswith("vae") else JointRunConfig, path, overrides)
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("counts", [(1,), (2, 1, 4), (3, 2)])
 def test_a_small_copy_keeps_what_the_run_is(path: Path, counts: tuple[int, ...]) -> None:
-    config = load(path.name)
+    config = load(path)
     small = shrink(config, counts, 60)
     assert type(small) is type(config)
     assert small.vae.dim <= 32
@@ -76,9 +77,9 @@ def test_a_small_copy_keeps_what_the_run_is(path: Path, counts: tuple[int, ...])
         assert small.objective == config.objective  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["vae_paper.yaml", "joint_paper.yaml", "joint_interval.yaml"])
+@pytest.mark.parametrize("name", ["paper/vae.yaml", "paper/joint.yaml", "ablations/joint_interval.yaml"])
 def test_a_small_copy_is_a_config_that_can_be_saved(name: str, tmp_path: Path) -> None:
-    small = shrink(load(name, "parallel.num_processes=2", "trainer.micro_batch_size=4"), (2,), 60)
+    small = shrink(load(CONFIGS / name, "parallel.num_processes=2", "trainer.micro_batch_size=4"), (2,), 60)
     (tmp_path / "config.yaml").write_text(to_yaml(small))
     assert load_config(type(small), tmp_path / "config.yaml") == small
     # The paper's batches are accumulated from smaller ones; so are the small copy's.

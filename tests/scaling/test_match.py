@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def paper(*overrides: str) -> Any:
-    return load_run_config(CONFIGS / "joint_paper.yaml", overrides)
+    return load_run_config(CONFIGS / "paper" / "joint.yaml", overrides)
 
 
 def backbone_parameters(config: Any) -> int:

@@ -30,7 +30,7 @@ def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_memory")
 def test_the_papers_plan() -> None:
-    config = load_run_config(CONFIGS / "joint_paper.yaml", ["budget.eflops=2000", "budget.convention=paper"])
+    config = load_run_config(CONFIGS / "paper" / "joint.yaml", ["budget.eflops=2000", "budget.convention=paper"])
     text = show(make_plan(config, FLEET, ["10000", "15000", "250000"]), as_json=False)
     for line in (
         "vae 501,871,574", "dit 1,829,875,728", "paper 7,785,676,800,000,000 7.7857e+15",
@@ -45,7 +45,7 @@ def test_the_papers_plan() -> None:
 @pytest.mark.usefixtures("without_memory")
 @pytest.mark.parametrize("stage, embeddings", [("ar", 410_738_688), ("llada", 410_738_688 + 2048)])
 def test_the_papers_baselines(stage: str, embeddings: int) -> None:
-    found = make_plan(load_run_config(CONFIGS / f"{stage}_paper.yaml"), FLEET, [])
+    found = make_plan(load_run_config(CONFIGS / "paper" / f"{stage}.yaml"), FLEET, [])
     parameters = found["parameters"]
     assert parameters["backbone"] == 1_812_051_968
     assert parameters["transformer.embedding"] + parameters["transformer.head"] == embeddings

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cola_train.config.settings import UserError
 from cola_train.data.batch import Batch
-from cola_train.objectives.objective import Losses
+from cola_train.families.cola.stage1 import Stage1Objective
+from cola_train.objectives.objective import Term
 from cola_train.processes import end_process
 from cola_train.run_folder import read_run_config
-from cola_train.training.loop.module import TextVAEStage
 from cola_train.training.run import train
 
 
@@ -36,18 +37,17 @@ class Poison(torch.autograd.Function):
 def main() -> None:
     torch.set_num_threads(1)
     poisoned = {int(step) for step in sys.argv[3:]}
-    losses_of = TextVAEStage.losses
+    plain = Stage1Objective.forward
 
-    def losses(stage: TextVAEStage, batch: Batch, counts: dict[str, Tensor], step: int) -> Losses:
-        losses = losses_of(stage, batch, counts, step)
-        if step not in poisoned or stage.processes.rank != stage.processes.world_size - 1:
-            return losses
+    def forward(objective: Stage1Objective, batch: Batch, step: int | None = None) -> list[Term]:
+        terms = plain(objective, batch, step)
+        if step not in poisoned or dist.get_rank() != dist.get_world_size() - 1:
+            return terms
         while sys.argv[2] == "hang":
             time.sleep(1)
-        terms = {name: Poison.apply(value) for name, value in losses.terms.items()}
-        return dataclasses.replace(losses, terms=terms)
+        return [dataclasses.replace(term, sum=Poison.apply(term.sum)) for term in terms]
 
-    TextVAEStage.losses = losses  # type: ignore[method-assign]
+    Stage1Objective.forward = forward  # type: ignore[method-assign]
     try:
         train(read_run_config(Path(sys.argv[1])))
     except UserError as error:

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,13 +14,15 @@ from cola_train.evaluation.writing.compare import compare_run
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.families.autoregressive.objective import AutoregressiveObjective
 from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
-from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.families.registry import load_checkpoint
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.objectives.objective import Objective, total_loss
 from cola_train.run_layout import folder_of
 from cola_train.training.loop import step_log
 from cola_train.training.run import train
 from tests.helpers.runs import figures
-from tests.training.test_strategies import draws, steps, train_all
+from tests.training.parallel.test_strategies import draws, steps, train_all
 
 Configs = Callable[..., BaselineRunConfig]
 LOSSES = {"ar": "next_token_nats_per_token", "llada": "masked_diffusion_nats_per_token"}
@@ -63,7 +64,7 @@ def test_an_interrupted_baseline_ends_as_if_it_had_not_been(
     assert train(broken).state == "interrupted"
     assert train(broken).state == "finished"
     assert figures(folder_of(broken)) == figures(folder_of(whole))
-    ours, theirs = (TransformerCheckpoint.load(folder_of(config)).transformer.state_dict() for config in (broken, whole))
+    ours, theirs = (load_checkpoint(folder_of(config)).networks["transformer"].state_dict() for config in (broken, whole))
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
@@ -72,16 +73,17 @@ def test_an_export_is_what_was_validated(baseline_config: Configs, stage: str) -
     config = baseline_config(stage, "run", "trainer.sample_every_steps=3", "trainer.validation_rows=5")
     train(config)
     run = folder_of(config)
-    checkpoint = TransformerCheckpoint.load(run)
+    checkpoint = load_checkpoint(run)
+    assert isinstance(checkpoint, TransformerCheckpoint)
     assert checkpoint.training == {"stage": stage, "step": 6, "seq_len": 32, "run": "run", "mask_documents": False}
-    objective: Any = (AutoregressiveObjective if stage == "ar" else MaskedDiffusionObjective)(
-        checkpoint.transformer,
-        config.objective,  # type: ignore[attr-defined]
-        config.seed,
-    )
+    objective: Objective
+    if stage == "ar":
+        objective = AutoregressiveObjective(checkpoint.transformer, config.objective)  # type: ignore[attr-defined]
+    else:
+        objective = MaskedDiffusionObjective(checkpoint.transformer, config.objective, config.seed)  # type: ignore[attr-defined]
     (batch,) = validation_batches(PreparedData.open(config.data.path), 5)
     with torch.no_grad():
-        loss = objective(batch, objective.counts(batch)).total
+        loss = total_loss(objective(batch), objective.counts(batch))
     assert float(loss) == pytest.approx(figures(run)[6, "validation/loss"], rel=1e-5)
     assert len((run / "samples.jsonl").read_text().splitlines()) == 2
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from cola_train.config.run import RunConfig
-from cola_train.families.cola import stage2
-from cola_train.families.cola import vae_losses as losses
+from cola_train.families.cola import flow_draws, vae_losses
 from cola_train.families.masked_diffusion import objective as masked_diffusion
 from cola_train.processes import end_process, launched_rank
 from cola_train.randomness import Purpose
@@ -36,7 +35,7 @@ def recorded(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-for module in (losses, stage2):
+for module in (vae_losses, flow_draws):
     module.normal, module.uniform = recorded(module.normal), recorded(module.uniform)
 masked_diffusion.uniform = recorded(masked_diffusion.uniform)
 

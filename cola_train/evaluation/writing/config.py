@@ -14,10 +14,10 @@ def _own_distribution() -> SamplerConfig:
 class ComparisonConfig:
     """`cola-train compare`: continuations of held-out openings."""
 
-    num_openings: int = setting(256, help="Held-out openings to continue, at most.")
-    num_new_tokens: int = setting(32, help="Tokens to generate after each.")
+    num_openings: int = setting(256, help="Held-out openings to continue, at most.", common=True)
+    num_new_tokens: int = setting(32, help="Tokens to generate after each.", common=True)
     judge_order: int = setting(4, help="Longest n-gram of the judge, which is trained on the training rows.")
-    greedy: SamplerConfig = section(SamplerConfig, help="How next words are taken; must be greedy (temperature 0).")
+    greedy: SamplerConfig = section(SamplerConfig, help="How next words are taken; must be greedy (temperature 0).", common=False)
     sampler: SamplerConfig = dataclasses.field(
         default_factory=_own_distribution,
         metadata={

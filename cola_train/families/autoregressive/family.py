@@ -16,7 +16,7 @@ class AutoregressiveFamily(TransformerFamily[AutoregressiveRunConfig]):
     name = "ar"
     config = AutoregressiveRunConfig
     summary = "baseline: train an autoregressive transformer"
-    example = "configs/ar_paper.yaml"
+    example = "configs/paper/ar.yaml"
     causal = True
 
     def build(self, config: AutoregressiveRunConfig) -> "AutoregressiveObjective":

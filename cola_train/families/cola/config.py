@@ -160,7 +160,9 @@ class JointRunConfig(ColaRunConfig):
     stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
     dit: DiTConfig = section(DiTConfig, help="The DiT.")
     objective: Stage2Config = section(Stage2Config, help="Stage 2's losses.")
-    init_vae_from: str | None = setting(None, help="Checkpoint folder whose VAE to start from; null starts from scratch.")
+    init_vae_from: str | None = setting(
+        None, help="Checkpoint folder whose VAE to start from; null starts from scratch.", common=True
+    )
     init_dit_from: str | None = setting(None, help="Checkpoint folder whose DiT to start from; null starts from scratch.")
 
     def __post_init__(self) -> None:

@@ -134,7 +134,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
     name = "vae"
     config = VAERunConfig
     summary = "stage 1: train the Text VAE"
-    example = "configs/vae_quickstart.yaml"
+    example = "configs/small/vae_quickstart.yaml"
     writes_text = False
     workloads = {"paper_stage1": ("vae.block_size=1", *_batch(8, 512))}  # noqa: RUF012 - read only, as all here
 
@@ -170,7 +170,7 @@ class JointFamily(_ColaFamily[JointRunConfig]):
     name = "joint"
     config = JointRunConfig
     summary = "stage 2: train VAE and DiT jointly"
-    example = "configs/joint_quickstart.yaml"
+    example = "configs/small/joint_quickstart.yaml"
     stage1_key = "init_vae_from"
     workloads = {  # noqa: RUF012
         "S": (*_FROZEN_VAE, *_S, *_batch(8, 256)),

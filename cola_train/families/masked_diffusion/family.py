@@ -16,7 +16,7 @@ class MaskedDiffusionFamily(TransformerFamily[LLaDARunConfig]):
     name = "llada"
     config = LLaDARunConfig
     summary = "baseline: train a masked diffusion transformer (LLaDA)"
-    example = "configs/llada_paper.yaml"
+    example = "configs/paper/llada.yaml"
     causal = False
 
     def build(self, config: LLaDARunConfig) -> "MaskedDiffusionObjective":

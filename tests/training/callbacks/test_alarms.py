@@ -33,7 +33,7 @@ from cola_train.training.callbacks.alarms import (
 from cola_train.training.checkpoints.folder import latest_checkpoint
 from cola_train.training.loop.guard import RunStoppedError
 from cola_train.training.loop.interrupts import StopRequest
-from cola_train.training.loop.module import StageModule, build_stage
+from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.state import RunState
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.run import train
@@ -198,7 +198,7 @@ def test_an_alarm_is_one_line_with_the_figure_the_threshold_and_what_to_do(value
 
 
 def stage_of(config: VAERunConfig) -> StageModule:
-    return build_stage(config, processes=Processes(0, 1, 0, 1), stop=StopRequest(), watchdog=Watchdog(0, 1))
+    return StageModule(config, Processes(0, 1, 0, 1), StopRequest(), Watchdog(0, 1))
 
 
 def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
@@ -239,6 +239,7 @@ def test_steps_count_from_the_end_of_warm_up_or_as_soon_as_the_kl_outweighs_reco
     config = vae_config("run", f"objective.kl_weight={kl_weight}", "optim.warmup=10", "alarms.raise_after=3")
     alarms, module = Alarms(config, tmp_path, True, lambda *_: None), stage_of(config)
     module.last_metrics = {"loss": 46.0, "vae_log_snr": 0.0, "kl_nats_per_token": 4.0, "reconstruction_nats_per_token": 6.0}
+    module.last_weights = {"kl_nats_per_token": kl_weight, "reconstruction_nats_per_token": 1.0}
     for step in range(1, 20):
         module.state.step = step
         alarms.look(module)

@@ -16,9 +16,9 @@ from cola_train.evaluation.benchmarks.summary import accuracies
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods
 from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of
+from cola_train.families.checkpoint import Checkpoint, Inspection
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.families.cola.inspection.inspection import inspect_latents
 from cola_train.families.registry import load_checkpoint
 from cola_train.families.transformer.config import BaselineRunConfig
 from cola_train.files import read_rows
@@ -54,12 +54,19 @@ def watched(run: Path) -> dict[int, dict[str, float]]:
     }
 
 
+def inspected(checkpoint: Checkpoint, *arguments: Any) -> Inspection:
+    """What is found, without what comes after each batch."""
+    *_, found = checkpoint.inspect(*arguments)
+    assert found is not None
+    return found
+
+
 def by_hand(config: JointRunConfig | BaselineRunConfig) -> dict[str, float]:
     """The same from the run's export, by the functions of the verbs."""
     checkpoint, data, settings = load_checkpoint(folder_of(config)), PreparedData.open(config.data.path), config.watch
     found: dict[str, float] = {}
     if isinstance(checkpoint, ColaCheckpoint):
-        inspection = inspect_latents(checkpoint, data, settings.inspection)
+        inspection = inspected(checkpoint, data, settings.inspection)
         found |= {f"inspection/{name}": value for name, value in inspection.figures().items()}
     rows = held_out_rows(data, settings.likelihood.num_rows, mask_documents=False)
     likelihood = perplexity_of(checkpoint, log_likelihoods(checkpoint, rows, settings.likelihood), settings.likelihood)
@@ -127,7 +134,7 @@ def test_stage_2_measures_its_drift_from_stage_1(
     reference, checkpoint = (load_checkpoint(folder_of(each)) for each in (stage1, config))
     assert isinstance(reference, ColaCheckpoint)
     assert isinstance(checkpoint, ColaCheckpoint)
-    inspection = inspect_latents(checkpoint, PreparedData.open(config.data.path), config.watch.inspection, reference)
+    inspection = inspected(checkpoint, PreparedData.open(config.data.path), config.watch.inspection, reference)
     assert drift[2] == pytest.approx(inspection.figures()["reference_kl_nats_per_token"], rel=1e-5)
 
 
@@ -135,7 +142,7 @@ def test_a_run_that_is_asked_to_stop_leaves_an_evaluation_and_does_it_when_it_go
     joint_config: Callable[..., JointRunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = joint_config("run", *SMALL, "watch.every_steps=4")
-    whole, inspect = joint_config("whole", *SMALL, "watch.every_steps=4"), watch.inspect_in_steps
+    whole, inspect = joint_config("whole", *SMALL, "watch.every_steps=4"), ColaCheckpoint.inspect
     train(whole)
     all_know = watch.Watch._all_know
 
@@ -147,7 +154,7 @@ def test_a_run_that_is_asked_to_stop_leaves_an_evaluation_and_does_it_when_it_go
     assert train(config).state == "interrupted"
     assert watched(folder_of(config)) == {}
     monkeypatch.setattr(watch.Watch, "_all_know", all_know)
-    assert inspect is watch.inspect_in_steps
+    assert inspect is ColaCheckpoint.inspect
     assert train(config).state == "finished"
     assert watched(folder_of(config)) == watched(folder_of(whole))
     assert [*watched(folder_of(config))] == [4]
@@ -160,7 +167,7 @@ def test_what_cannot_be_measured_is_said_and_costs_no_run(
         yield None
         raise UserError("The velocity is not finite.")
 
-    monkeypatch.setattr(watch, "inspect_in_steps", astray)
+    monkeypatch.setattr(ColaCheckpoint, "inspect", astray)
     config = joint_config("run", *SMALL, "watch.every_steps=6", "watch.instruments=[inspection,likelihood]")
     assert train(config).state == "finished"
     (found,) = watched(folder_of(config)).values()

@@ -42,6 +42,7 @@ from cola_train.training.checkpoints.folder import (
 from cola_train.training.checkpoints.folder import Manifest as CheckpointManifest
 from cola_train.training.checkpoints.snapshot import plain_copy
 from cola_train.training.data import PreparedDataModule
+from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.state import RunState
 from cola_train.training.loop.step_log import Attempt, read_step_log
 from cola_train.training.run import train
@@ -141,11 +142,13 @@ def test_the_last_validated_checkpoint_outlives_newer_ones(vae_config: Callable[
 def test_an_export_is_the_live_weights_to_the_bit_and_samples_like_them(
     joint_config: Callable[..., JointRunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    live: dict[str, Any] = {}
+    live: dict[str, torch.Tensor] = {}
+    modules: list[StageModule] = []
     saves = Saver.on_train_batch_end
 
     def remembered(saver: Saver, trainer: Any, module: Any, *rest: Any) -> None:
         saves(saver, trainer, module, *rest)
+        modules.append(module)
         live.update({name: getattr(t, "full_tensor", lambda t=t: t)().clone() for name, t in module.objective.state_dict().items()})
 
     monkeypatch.setattr(Saver, "on_train_batch_end", remembered)
@@ -159,7 +162,7 @@ def test_an_export_is_the_live_weights_to_the_bit_and_samples_like_them(
             if name.startswith("encoder.final_layer"):
                 continue  # says the fixed logSNR
             assert torch.equal(value, live[f"{part}.{name}"]), name
-    copy = plain_copy(config, live, 6, exported.tokenizer, torch.device("cpu"))
+    copy = plain_copy(modules[-1], live, exported.tokenizer)
     sampler = SamplerConfig(max_new_tokens=8, num_steps=3)
     ours, theirs = generate(exported, ["She was", ""], sampler), generate(copy, ["She was", ""], sampler)
     for one, other in zip(ours, theirs, strict=True):

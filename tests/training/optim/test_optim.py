@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.load import to_yaml
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import UserError
-from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.cola.config import JointRunConfig, Stage2Config, VAERunConfig, VAEStrategyConfig
+from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.costs import flops_after
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.folder import intact_manifest, step_folder
@@ -84,10 +85,9 @@ def test_horizons_that_do_not_fit_are_refused(
 # Muon.
 
 
-class BothNetworks(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.vae, self.dit = tiny_vae(), tiny_dit()
+def both_networks(factor: float = 1.0) -> Stage2Objective:
+    config = Stage2Config(reference_weight=0, vae_strategy=VAEStrategyConfig(learning_rate_factor=factor))
+    return Stage2Objective(tiny_vae(), tiny_dit(), config, seed=1)
 
 
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 1000))
@@ -102,7 +102,7 @@ def test_an_orthogonal_update_has_the_matrix_directions_and_no_sizes(rows: int, 
 
 
 def test_muon_is_for_the_matrices_inside_blocks() -> None:
-    names = muon_matrices(BothNetworks())
+    names = muon_matrices(both_networks())
     in_dit = {"msa.proj_qkv", "msa.proj_out", "mlp.proj_in", "mlp.proj_out"}
     in_vae = {"qkv_proj", "attn_out_proj", "ffn_proj", "ffn_out"}
     assert {name for name in names if name.startswith("dit.")} == {
@@ -115,9 +115,9 @@ def test_muon_is_for_the_matrices_inside_blocks() -> None:
 
 
 def test_both_optimizers_as_one_move_as_torchs_own_two_do() -> None:
-    ours, theirs = BothNetworks(), BothNetworks()
+    ours, theirs = both_networks(0.5), both_networks()
     config = OptimConfig(optimizer="muon", weight_decay=0.1)
-    optimizer = build_optimizer(ours, config, 0.5)
+    optimizer = build_optimizer(ours, config)
     matrices = muon_matrices(theirs)
     parts: list[tuple[float, torch.optim.Optimizer]] = []
     for network, factor in (("vae.", 0.5), ("dit.", 1.0)):
@@ -145,10 +145,10 @@ def test_both_optimizers_as_one_move_as_torchs_own_two_do() -> None:
 
 
 def test_muon_keeps_one_tensor_where_adamw_keeps_two() -> None:
-    objective = BothNetworks()
+    objective = both_networks()
     matrices = muon_matrices(objective)
     names = {parameter: name for name, parameter in objective.named_parameters()}
-    for parameter, kept in ensure_state(build_optimizer(objective, OptimConfig(optimizer="muon"), 1.0)).items():
+    for parameter, kept in ensure_state(build_optimizer(objective, OptimConfig(optimizer="muon"))).items():
         expected = {"momentum_buffer"} if names[parameter] in matrices else {"step", "exp_avg", "exp_avg_sq"}
         assert kept.keys() == expected, names[parameter]
 

@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 import torch._dynamo
-from torch import Tensor, nn
+from torch import Tensor
 
+from cola_train.objectives.objective import Objective, total_loss
 from cola_train.training.parallel.activations import checkpoint_activations
 from cola_train.training.parallel.compilation import compile_blocks
 from tests.flops.counting import build_objective, run_config, training_batch
 
 
-def step(objective: nn.Module, config: Any) -> tuple[float, dict[str, Tensor]]:
+def step(objective: Objective, config: Any) -> tuple[float, dict[str, Tensor]]:
     """The loss of a step, and its gradients."""
     objective.zero_grad()
     batch = training_batch(config)
-    losses = objective(batch, objective.counts(batch))  # type: ignore[operator]
-    losses.total.backward()
-    return float(losses.total.detach()), {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    loss = total_loss(objective(batch), objective.counts(batch))
+    loss.backward()
+    return float(loss.detach()), {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
 
 
 def compared(stage: str, checkpointing: Any) -> dict[str, Any]:

@@ -9,14 +9,14 @@ import pytest
 
 from cola_train.config.settings import UserError
 from cola_train.training.parallel.compilation import check_compiler
+from tests.helpers.programs import ROOT
 
 CASES = ["joint-none", "joint-full", "joint-selective", "llada-none"]
 
 
 def test_compiled_steps_equal_plain_ones_and_each_kind_of_block_compiles_once() -> None:
-    root = Path(__file__).resolve().parents[2]
-    program = [sys.executable, "-m", "tests.training.compiled_steps", *CASES]
-    done = subprocess.run(program, cwd=root, capture_output=True, text=True, timeout=300)
+    program = [sys.executable, "-m", "tests.training.parallel.compiled_steps", *CASES]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     for case, found in zip(CASES, json.loads(done.stdout.splitlines()[-1]), strict=True):
         assert found["loss"] < 1e-5, case

@@ -1,0 +1,137 @@
+"""A verb's help: one screen, from which `--help WORD` leads to a section's settings, to those with a word, or to all."""
+
+import argparse
+import difflib
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from cola_train.config.describe import Described, DescribedSection, describe, sections
+
+WIDTH = 100
+FEW = 15  # settings that are shown at once
+ALL = "all"
+
+
+class HelpAction(argparse.Action):
+    """`-h` and `--help` with an optional word; ends the program."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(
+            option_strings, dest, nargs="?", default=argparse.SUPPRESS, metavar="WORD",
+            help=f"this page; or settings: a section's, those that have a word, or {ALL}",
+        )  # fmt: skip
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        """Print what was asked for; status 2 if nothing has that word."""
+        word: str | None = given[1]
+        # Only now: the class is looked at only when its help is.
+        config_class: type = parser.get_default("config_class")
+        if word is None:
+            parser.epilog = settings_page(config_class)
+            parser.print_help()
+            parser.exit()
+        found = look_up(config_class, word)
+        if found is None:
+            parser.exit(2, f"cola-train: error: No setting of `{parser.prog}` has '{word}' {_hint(config_class, word)}\n")
+        title, entries = found
+        print(f"{title} of `{parser.prog}`:\n{table(entries)}")
+        parser.exit()
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves out the argument for settings, which the usage shows and the rest of the page explains."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=columns())
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """See argparse."""
+        if action.dest != "settings":
+            super().add_argument(action)
+
+
+def columns() -> int:
+    """Characters of a line: the terminal's, at most WIDTH."""
+    return min(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH)
+
+
+def settings_page(config_class: type) -> str:
+    """The part of the first screen that is about settings: all if they are few; else the common ones and the sections."""
+    entries, parts = describe(config_class), sections(config_class)
+    if len(entries) <= FEW:
+        return f"settings (key=value, after any YAML file):\n{table(entries)}"
+    lines = ["the most used settings (key=value, after any YAML file):", *_one_line_each(entries)]
+    if parts:
+        lines += [
+            "",
+            f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those with a word; --help {ALL}):",
+        ]
+        lines += _section_lines(parts)
+    else:
+        lines += ["", f"all {len(entries)} settings: --help {ALL}; those with a word in their name or meaning: --help WORD"]
+    return "\n".join(lines)
+
+
+def look_up(config_class: type, word: str) -> tuple[str, list[Described]] | None:
+    """What `--help WORD` lists, with its title: everything, a section's settings, or else all that have the word; or None."""
+    entries = describe(config_class)
+    if word == ALL:
+        return f"all {len(entries)} settings", entries
+    inside = [entry for entry in entries if entry.key == word or entry.key.startswith(f"{word}.")]
+    if any(entry.key != word for entry in inside):
+        return f"{_count(inside)} of section {word}", inside
+    sought = word.lower()
+    found = [
+        entry for entry in entries
+        if any(sought in text.lower() for text in (entry.key, entry.key.replace("_", " "), entry.meaning))
+    ]  # fmt: skip
+    return (f"{_count(found)} with '{word}'", found) if found else None
+
+
+def table(entries: Sequence[Described]) -> str:
+    """Each setting in full: its key, then its meaning and its default."""
+    wrap = textwrap.TextWrapper(columns(), initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(f"  {entry.key}\n{wrap.fill(f'{entry.meaning} [{entry.default}]')}" for entry in entries)
+
+
+def brief(meaning: str, room: int) -> str:
+    """The beginning of a meaning, in whole clauses or else in whole words, of at most `room` characters."""
+    if len(meaning) <= room:
+        return meaning
+    for mark in (". ", "; ", ": ", ", "):
+        end = "..." if mark == ", " else "."
+        cut = meaning.rfind(mark, 0, room - len(end) + len(mark))
+        # Neither a clause too short to say anything, such as "wsd: ...", nor half of a parenthesis.
+        while cut > room // 3:
+            if meaning.count("(", 0, cut) == meaning.count(")", 0, cut):
+                return meaning[:cut] + end
+            cut = meaning.rfind(mark, 0, cut)
+    return textwrap.shorten(meaning, max(room, 4), placeholder="...")
+
+
+def _count(entries: Sequence[Described]) -> str:
+    return f"{len(entries)} setting{'' if len(entries) == 1 else 's'}"
+
+
+def _one_line_each(entries: Sequence[Described]) -> list[str]:
+    shown = [entry for entry in entries if entry.common]
+    longest = max((len(entry.key) for entry in shown), default=0)
+    return [
+        f"  {entry.key:<{longest}}  {brief(entry.meaning, columns() - longest - len(entry.default) - 7)} [{entry.default}]"
+        for entry in shown
+    ]
+
+
+def _section_lines(parts: Sequence[DescribedSection]) -> list[str]:
+    longest = max(len(part.key) for part in parts)
+    return [f"  {part.key:<{longest}} {part.count:>3}  {brief(part.meaning, columns() - longest - 8)}" for part in parts]
+
+
+def _hint(config_class: type, word: str) -> str:
+    keys = [entry.key for entry in describe(config_class)]
+    prefixes = {key[:place] for key in keys for place, letter in enumerate(key) if letter == "."}
+    names = [*sorted(prefixes), *keys, *(key.rpartition(".")[2] for key in keys)]
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    return "in its name or meaning; " + (f"did you mean '{close[0]}'?" if close else f"--help {ALL} lists them.")

@@ -1,0 +1,74 @@
+"""What a config's settings are called, mean and default to: as `--help` and docs/config.md show them."""
+
+import dataclasses
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """One setting."""
+
+    key: str  # dotted; NAME stands for names that the user chooses
+    meaning: str
+    default: str  # as it is written in YAML, nearly; "required" where there is none
+    common: bool  # one of those that people change
+
+
+@dataclasses.dataclass(frozen=True)
+class DescribedSection:
+    """One section, or one table of sections by name."""
+
+    key: str
+    meaning: str
+    count: int  # of settings, those of sections inside included
+
+
+def describe(config_class: type) -> list[Described]:
+    """Every setting of a config class, in declaration order."""
+    return list(_walk(config_class, None, "", common=True))
+
+
+def sections(config_class: type) -> list[DescribedSection]:
+    """The sections at the top of a config class, in declaration order."""
+    keys = [entry.key for entry in describe(config_class)]
+    return [
+        DescribedSection(field.name, field.metadata["help"], sum(key.startswith(f"{field.name}.") for key in keys))
+        for field in dataclasses.fields(config_class)
+        if _inside(field) is not None
+    ]
+
+
+def _walk(config_class: type, defaults: object, prefix: str, *, common: bool) -> Iterator[Described]:
+    """The settings of `config_class`; `defaults` is an instance, whose values may be others than its class' own."""
+    for field in dataclasses.fields(config_class):
+        key = prefix + field.name
+        # Nobody sets it: a verb's config has the only value it can have.
+        if key == "stage":
+            continue
+        default = _default(field) if defaults is None else getattr(defaults, field.name)
+        inside = _inside(field)
+        marked = common and field.metadata.get("common", inside is not None)
+        if dataclasses.is_dataclass(field.type):
+            yield from _walk(field.type, default, f"{key}.", common=marked)  # type: ignore[arg-type]  # a class
+            continue
+        yield Described(key, field.metadata["help"], _shown(default), marked)
+        if inside is not None:
+            yield from _walk(inside, None, f"{key}.NAME.", common=marked)
+
+
+def _inside(field: dataclasses.Field[Any]) -> type | None:
+    """The config class of a section, or of a dictionary's values; None for a plain setting."""
+    kind: Any = typing.get_args(field.type)[1] if typing.get_origin(field.type) is dict else field.type
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _shown(value: Any) -> str:
+    if value in (dataclasses.MISSING, "???"):
+        return "required"
+    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else f"{value!r}"
