@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cola_train.config.load import read_values
+from cola_train.config.load import build_config, read_values
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.run_layout import EXPORT
