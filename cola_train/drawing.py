@@ -27,6 +27,7 @@ _STYLE = {
     "lines.markersize": 4.5,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "savefig.dpi": 150,
     # Text stays text in SVG, and two drawings of the same numbers are the same bytes.
     "svg.fonttype": "none",
     "svg.hashsalt": "cola_train",
@@ -34,16 +35,30 @@ _STYLE = {
 
 
 @contextlib.contextmanager
-def drawing(size: tuple[float, float], png: Path, svg: Path, style: Mapping[str, Any] | None = None) -> Iterator[Figure]:
+def drawing(
+    size: tuple[float, float],
+    png: Path,
+    svg: Path | None = None,
+    style: Mapping[str, Any] | None = None,
+    *,
+    fits_margins: bool = True,
+) -> Iterator[Figure]:
     """Yield an empty figure of `size` inches to fill; it is written, replacing older ones, when the block succeeds.
 
-    `style`: matplotlib's rc settings beside the common ones.
+    Args:
+        size: width and height.
+        png: where to write it.
+        svg: where to write it as SVG too.
+        style: matplotlib's rc settings beside the common ones.
+        fits_margins: whether margins are fitted to what stands in them. That takes about as long as drawing; a figure that is
+            drawn again and again while a run waits sets its own (`Figure.subplots_adjust`).
     """
     with mpl.rc_context({**_STYLE, **(style or {})}):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout="constrained" if fits_margins else None)
         FigureCanvasAgg(figure)
         yield figure
-        for path, kind, metadata in ((png, "png", {}), (svg, "svg", {"Date": None})):
+        targets = [(png, "png", {})] if svg is None else [(png, "png", {}), (svg, "svg", {"Date": None})]
+        for path, kind, metadata in targets:
             content = io.BytesIO()
-            figure.savefig(content, format=kind, dpi=150, metadata=metadata)
+            figure.savefig(content, format=kind, metadata=metadata)
             write_atomically(path, content.getvalue())

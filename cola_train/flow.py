@@ -5,7 +5,6 @@ velocity dz/dt = z_1 - z_0 points from data to noise, and sampling integrates it
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 
 import torch
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cola_train.config.sampling import Solver
+from cola_train.solvers import solver_steps
 
 
 def interpolate(z_0: Float[Tensor, "*shape"], z_1: Float[Tensor, "*shape"], t: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
@@ -30,42 +30,27 @@ def logit_normal_time(normal: Float[Tensor, "*shape"], loc: float, scale: float)
     return torch.sigmoid(loc + scale * normal)
 
 
-def schedule(num_steps: int) -> list[float]:
-    """The sampler's times: num_steps + 1 of them, evenly from 1 to 0."""
-    return [1 - step / num_steps for step in range(num_steps + 1)]
-
-
 def euler_step(z_t: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], t: float, t_next: float) -> Float[Tensor, "*shape"]:
     """One Euler step from t to t_next < t."""
     return z_t - (t - t_next) * velocity
 
 
-# Adams-Bashforth: weights of the velocities at this step and those before, by how many there are.
-_ADAMS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12))
-
-
 def integrate(
     velocity: Callable[[Tensor, int], Tensor], z_1: Float[Tensor, "*shape"], num_steps: int, solver: Solver
 ) -> Float[Tensor, "*shape"]:
-    """From z_1 at t = 1 to t = 0 along dz/dt = velocity(z, step), where `step` gives the time `schedule(num_steps)[step]`.
+    """From z_1 at t = 1 to t = 0 along dz/dt = velocity(z, place), where `place` is that of the time in `time_grid(num_steps)`.
 
-    euler: order 1. heun: order 2, the mean of the velocities at both ends of a step (Heun's method); its last step is Euler's, as
-    in Karras et al. 2022 (algorithm 1), for the velocity at t = 0 is one that training never asks for. adams2, adams3:
-    Adams-Bashforth, whose first steps know fewer velocities: adams2 begins with a step of Euler, adams3 with one of Heun, which
-    keeps its order of 3.
-    The calls are those of config/sampling.py's `evaluated_steps`.
+    What each solver does is in solvers.py.
     """
-    order = {"euler": 1, "heun": 1, "adams2": 2, "adams3": 3}[solver]
     z, past = z_1, list[Tensor]()
-    for step, (t, t_next) in enumerate(itertools.pairwise(schedule(num_steps))):
-        now = velocity(z, step)
-        past = [now, *past][:order]
-        corrects = solver == "heun" or (solver == "adams3" and step == 0)
-        if corrects and step + 1 < num_steps:
-            slope = (now + velocity(euler_step(z, now, t, t_next), step + 1)) / 2
+    for place, step in enumerate(solver_steps(solver, num_steps)):
+        now = velocity(z, place)
+        past = [now, *past][: len(step.weights)]
+        if step.is_heun:
+            slope = (now + velocity(euler_step(z, now, step.t, step.t_next), place + 1)) / 2
         else:
-            slope = functools.reduce(torch.add, (weight * v for weight, v in zip(_ADAMS[len(past) - 1], past, strict=True)))
-        z = euler_step(z, slope, t, t_next)
+            slope = functools.reduce(torch.add, (weight * v for weight, v in zip(step.weights, past, strict=True)))
+        z = euler_step(z, slope, step.t, step.t_next)
     return z
 
 

@@ -1,13 +1,15 @@
 """The straight path against derivatives, quadrature and least squares on draws."""
 
 import itertools
+import subprocess
+import sys
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.config.sampling import Solver, evaluated_steps
+from cola_train.config.sampling import Solver
 from cola_train.flow import (
     euler_step,
     guide,
@@ -16,9 +18,9 @@ from cola_train.flow import (
     logit_normal_time,
     mean_variance_bound,
     rescale_guided,
-    schedule,
     velocity_target,
 )
+from cola_train.solvers import network_calls, time_grid
 from tests.helpers.compare import assert_near
 from tests.helpers.tiny import random_latents
 
@@ -43,15 +45,15 @@ def test_the_target_is_the_derivative_of_the_path() -> None:
 
 
 @given(st.integers(1, 64))
-def test_the_schedule_is_even_from_noise_to_data(num_steps: int) -> None:
-    times = schedule(num_steps)
+def test_the_time_grid_is_even_from_noise_to_data(num_steps: int) -> None:
+    times = time_grid(num_steps)
     assert (times[0], times[-1], len(times)) == (1.0, 0.0, num_steps + 1)
     assert_near(torch.tensor(times, dtype=torch.float64), torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), 1e-12)
 
 
 @given(st.integers(1, 20))
 def test_euler_follows_a_straight_path_to_its_end(num_steps: int) -> None:
-    z, times = Z_1, schedule(num_steps)
+    z, times = Z_1, time_grid(num_steps)
     for t, t_next in itertools.pairwise(times):
         z = euler_step(z, velocity_target(Z_0, Z_1), t, t_next)
         assert_near(z, interpolate(Z_0, Z_1, torch.full((1, 1, 1), t_next)))
@@ -71,7 +73,7 @@ def gaussian_velocity(z: torch.Tensor, t: float) -> torch.Tensor:
 
 def solver_error(solver: Solver, num_steps: int) -> float:
     """Of the greatest error at t = 0, where the flow takes z_1 to MEAN + DEVIATION z_1."""
-    z_1, times = torch.linspace(-2, 2, 9, dtype=torch.float64), schedule(num_steps)
+    z_1, times = torch.linspace(-2, 2, 9, dtype=torch.float64), time_grid(num_steps)
     z_0 = integrate(lambda z, step: gaussian_velocity(z, times[step]), z_1, num_steps, solver)
     return float((z_0 - (MEAN + DEVIATION * z_1)).abs().max())
 
@@ -94,24 +96,34 @@ def test_every_solver_follows_a_straight_path_and_calls_where_it_says(solver: So
 
     def constant(z: torch.Tensor, step: int) -> torch.Tensor:
         called.append(step)
-        assert_near(z, interpolate(Z_0, Z_1, torch.full((1, 1, 1), schedule(num_steps)[step])))
+        assert_near(z, interpolate(Z_0, Z_1, torch.full((1, 1, 1), time_grid(num_steps)[step])))
         return velocity_target(Z_0, Z_1)
 
     assert_near(integrate(constant, Z_1, num_steps, solver), Z_0)
-    assert called == evaluated_steps(solver, num_steps)
+    assert called == network_calls(solver, num_steps)
     assert num_steps not in called  # t = 0
 
 
+def test_the_network_calls_are_known_without_torch() -> None:
+    code = (
+        "import sys\n"
+        "from cola_train.solvers import network_calls, time_grid\n"
+        "assert len(network_calls('heun', 16)) == 31 and time_grid(4)[1] == 0.75\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_network_calls_of_each_solver() -> None:
-    assert [len(evaluated_steps(solver, 10)) for solver in SOLVERS] == [10, 19, 10, 11]
-    assert [evaluated_steps(solver, 1) for solver in SOLVERS] == [[0]] * 4
+    assert [len(network_calls(solver, 10)) for solver in SOLVERS] == [10, 19, 10, 11]
+    assert [network_calls(solver, 1) for solver in SOLVERS] == [[0]] * 4
 
 
 def test_one_step_of_each_kind_by_hand() -> None:
     """dz/dt = z^2 + t from z = 1 in two steps of 1/2, worked out on paper."""
 
     def slope(z: torch.Tensor, step: int) -> torch.Tensor:
-        return z**2 + schedule(2)[step]
+        return z**2 + time_grid(2)[step]
 
     start = torch.ones(1, dtype=torch.float64)
     # The slope is 2 at first. Euler: z = 1 - 2/2 = 0, slope 1/2. Heun: z = 1 - (2 + 1/2)/4 = 3/8, slope 9/64 + 1/2 = 41/64.

@@ -19,9 +19,10 @@ class AlarmsConfig:
         100.0, help="Drift: KL(q || q_ref) stays above this, nats per token (with 16 channels about 3.5 sigma in each)."
     )
     spike_deviations: float | None = setting(
-        10.0, help="Spike: the loss exceeds the median of recent steps by this many robust deviations (1.4826 MAD)."
+        10.0,
+        help="Spike: the loss exceeds the median of recent ones (guard.spike_window) by this many robust deviations "
+        "(1.4826 MAD).",
     )
-    spike_window: int = setting(100, help="Recent steps that say what a usual loss is; none is a spike before that.")
     raise_after: int = setting(
         100,
         help="Steps in a row beyond min_log_snr or max_reference_kl that raise the alarm. Those below min_log_snr count once it "
@@ -36,6 +37,5 @@ class AlarmsConfig:
         for name in ("max_reference_kl", "spike_deviations"):
             value = getattr(self, name)
             require(value is None or value > 0, f"alarms.{name} must be above 0 or null (off), not {value}.")
-        require(self.spike_window >= 10, f"alarms.spike_window must be at least 10, not {self.spike_window}.")
         for name in ("raise_after", "clear_after"):
             require(getattr(self, name) >= 1, f"alarms.{name} must be at least 1, not {getattr(self, name)}.")

@@ -13,10 +13,12 @@ class LikelihoodConfig:
     """`cola-train likelihood`: how log p(x) is found. For an autoregressive model, batch_size and num_rows alone matter."""
 
     num_samples: int = setting(4, help="K: draws of the latents (LLaDA: of the mask) for each row.")
-    solver: Literal["euler", "heun", "dopri5"] = setting(
-        "heun", help="Of the prior's ODE: euler (order 1), heun (order 2) or dopri5 (order 5, with steps of its own choice)."
+    solver: Literal["euler", "trapezoid", "dopri5"] = setting(
+        "trapezoid",
+        help="Of the prior's ODE: euler (order 1), trapezoid (the explicit trapezoidal rule, order 2) "
+        "or dopri5 (order 5, with steps of its own choice).",
     )
-    num_steps: int = setting(16, help="Steps of euler (one pass of the DiT each) and heun (two).")
+    num_steps: int = setting(16, help="Steps of euler (one pass of the DiT each) and trapezoid (two).")
     rtol: float = setting(1e-3, help="dopri5: error of a step that is allowed, relative to the state.")
     atol: float = setting(1e-3, help="dopri5: error of a step that is allowed besides, absolute.")
     divergence: Literal["hutchinson", "exact"] = setting(

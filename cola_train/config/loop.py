@@ -130,13 +130,22 @@ class GuardConfig:
     """When a step is not taken. A skipped step uses up its rows and its number; weights and optimizer stay as they were."""
 
     max_skipped_in_a_row: int = setting(5, help="After this many skipped steps in a row the run stops; the last checkpoint stays.")
-    spike_sigmas: float = setting(0.0, help="Also skip a step whose loss is this many deviations above recent ones; 0 is off.")
-    spike_window: int = setting(128, help="Number of taken steps whose losses say what is usual; no spike is seen before that.")
+    spike_deviations: float | None = setting(
+        None,
+        help="Also skip a step whose loss exceeds the median of recent ones by this many robust deviations "
+        "(1.4826 MAD); null skips none.",
+    )
+    spike_window: int = setting(
+        100,
+        help="Taken steps whose losses say what is usual, for this and for alarms.spike_deviations; no loss "
+        "is a spike before there are so many.",
+    )
 
     def __post_init__(self) -> None:
         require(self.max_skipped_in_a_row >= 1, f"guard.max_skipped_in_a_row must be at least 1, not {self.max_skipped_in_a_row}.")
-        require(self.spike_sigmas >= 0, f"guard.spike_sigmas must be 0 (off) or more, not {self.spike_sigmas}.")
-        require(self.spike_window >= 2, f"guard.spike_window must be at least 2, not {self.spike_window}.")
+        require(self.spike_deviations is None or self.spike_deviations > 0,
+                f"guard.spike_deviations must be above 0 or null (off), not {self.spike_deviations}.")  # fmt: skip
+        require(self.spike_window >= 10, f"guard.spike_window must be at least 10, not {self.spike_window}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,20 +65,5 @@ class SamplerConfig:
     def guides_at(self, t: float) -> bool:
         """Whether guidance changes the velocity at time t of a block that has history."""
         low, high = self.guidance_interval
-        # The schedule's times are rounded: 1 - 9/10 is a little less than 0.1.
+        # The times of solvers.time_grid are rounded: 1 - 9/10 is a little less than 0.1.
         return self.guidance_scale != 1 and low - 1e-9 <= t <= high + 1e-9
-
-
-def evaluated_steps(solver: Solver, num_steps: int) -> list[int]:
-    """The steps at whose times a solver calls the network, in order; flow.py's `integrate` makes these calls.
-
-    Step k of n is at t = 1 - k/n. All are at the schedule's own times, so that what depends on time alone is computed once; none is
-    at t = 0, which no noised latent of training ever has.
-    """
-    steps = []
-    for step in range(num_steps):
-        steps.append(step)
-        corrects = solver == "heun" or (solver == "adams3" and step == 0)
-        if corrects and step + 1 < num_steps:
-            steps.append(step + 1)
-    return steps

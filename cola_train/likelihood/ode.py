@@ -13,7 +13,8 @@ from cola_train.config.settings import UserError
 State = tuple[Float64[Tensor, "batch blocks ..."], ...]
 Derivative = Callable[[Float64[Tensor, ""], State], State]
 
-_SOLVERS = {"euler": "euler", "heun": "heun2", "dopri5": "dopri5"}
+# The sampler's "heun" is another method: its last step is Euler's, so that it has no slope at t = 0, where this ODE begins.
+_SOLVERS = {"euler": "euler", "trapezoid": "heun2", "dopri5": "dopri5"}
 _MOST_STEPS = 1000
 
 
@@ -21,11 +22,12 @@ _MOST_STEPS = 1000
 def solve(derivative: Derivative, start: State, config: LikelihoodConfig) -> State:
     """The state at t = 1 of d state / dt = derivative(t, state), from `start` at t = 0.
 
-    The state's tensors all begin with (batch, blocks), and a block's derivative must depend on that block alone. euler and heun
-    (the explicit trapezoidal rule) take config.num_steps equal steps, so a block's result has nothing to do with its batch. dopri5
-    chooses steps for the whole batch, such that the estimated error of a step, root mean square over each tensor of a block in
-    units of atol + rtol |state|, is at most 1 in *every* block: each keeps the tolerance as if it were alone, and its result
-    depends on its batch only within that.
+    The state's tensors all begin with (batch, blocks), and a block's derivative must depend on that
+    block alone. euler and trapezoid (the explicit trapezoidal rule, torchdiffeq's heun2) take
+    config.num_steps equal steps, so a block's result has nothing to do with its batch. dopri5
+    chooses steps for the whole batch, such that the estimated error of a step, root mean square over
+    each tensor of a block in units of atol + rtol |state|, is at most 1 in *every* block: each keeps
+    the tolerance as if it were alone, and its result depends on its batch only within that.
 
     Raises:
         UserError: dopri5 cannot keep its tolerance.
@@ -41,8 +43,9 @@ def solve(derivative: Derivative, start: State, config: LikelihoodConfig) -> Sta
         path = odeint(derivative, start, ends, rtol=config.rtol, atol=config.atol, method=_SOLVERS[config.solver], options=options)
     except AssertionError as error:  # torchdiffeq's: not finite, a step of no length, too many steps
         raise UserError(
-            f"dopri5 cannot solve the prior's ODE to rtol={config.rtol}, atol={config.atol} ({str(error)[:60]}): the velocity "
-            "is not finite or not smooth. Use larger tolerances or solver=heun; look at the checkpoint with `cola-train inspect`."
+            f"dopri5 cannot solve the prior's ODE to rtol={config.rtol}, atol={config.atol} ({str(error)[:60]}): "
+            "the velocity is not finite or not smooth. Use larger tolerances or solver=trapezoid; look at the "
+            "checkpoint with `cola-train inspect`."
         ) from error
     return tuple(values[-1] for values in path)
 

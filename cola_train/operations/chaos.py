@@ -121,7 +121,7 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
         "checkpoint": dataclasses.replace(
             config.checkpoint, every_steps=every, keep=max(2, config.checkpoint.keep), if_damaged="previous"
         ),
-        "guard": dataclasses.replace(config.guard, spike_window=min(config.guard.spike_window, max(2, steps // 6))),
+        "guard": dataclasses.replace(config.guard, spike_window=min(config.guard.spike_window, max(10, steps // 6))),
         "wandb": dataclasses.replace(config.wandb, enabled=False),
         "budget": dataclasses.replace(config.budget, eflops=None, marks=[]),
     }

@@ -1,24 +1,12 @@
 """How uncertain a fit to few points is: the residual bootstrap."""
 
-from typing import NamedTuple
-
 import numpy as np
 from jaxtyping import Float64
 
+from cola_train.bootstrap import Interval, bootstrap_generator, percentile_interval
+
 LEVEL = 0.9  # of all intervals
 _NUM_RESAMPLES = 1000
-_SEED = 0
-
-
-class Interval(NamedTuple):
-    """What holds the middle 90% of the bootstrap; infinite where that has no end."""
-
-    low: float
-    high: float
-
-    def to_json(self) -> list[float | None]:
-        """Two numbers; null for an end that there is not."""
-        return [end if np.isfinite(end) else None for end in self]
 
 
 def resample(
@@ -36,15 +24,13 @@ def resample(
     num_points = len(values)
     freedom = num_points - num_parameters
     assert freedom > 0
-    generator = np.random.default_rng(_SEED)
+    draws = bootstrap_generator()
     residuals = values - fitted
     residuals = (residuals - residuals.mean()) * np.sqrt(num_points / freedom)
-    scale = np.sqrt(freedom / generator.chisquare(freedom, size=(_NUM_RESAMPLES, 1)))
-    return fitted + scale * residuals[generator.integers(num_points, size=(_NUM_RESAMPLES, num_points))]
+    scale = np.sqrt(freedom / draws.chisquare(freedom, size=(_NUM_RESAMPLES, 1)))
+    return fitted + scale * residuals[draws.integers(num_points, size=(_NUM_RESAMPLES, num_points))]
 
 
 def interval(resamples: Float64[np.ndarray, " resamples"]) -> Interval:
-    """The percentile interval."""
-    # Values that were drawn, not means of two: these may be infinite.
-    low, high = np.quantile(resamples, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
-    return Interval(float(low), float(high))
+    """The percentile interval; a parameter that the points do not determine is infinite in some resamples."""
+    return percentile_interval(resamples, LEVEL, "inverted_cdf")

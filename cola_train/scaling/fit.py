@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from cola_train.bootstrap import Interval
 from cola_train.config.loop import Convention
 from cola_train.config.settings import require
 from cola_train.console import aligned
-from cola_train.scaling.bootstrap import LEVEL, Interval
+from cola_train.scaling.bootstrap import LEVEL
 from cola_train.scaling.isoflop import IsoFLOP, Parabola, fit_isoflop
 from cola_train.scaling.points import Point, by_family
 from cola_train.scaling.power_law import Direction, NotFitted, PowerLaw, fit_power_law, frontier

@@ -11,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from cola_train.bootstrap import Interval
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.loop import Convention
-from cola_train.scaling.bootstrap import Interval, interval, resample
+from cola_train.scaling.bootstrap import interval, resample
 from cola_train.scaling.points import Point, by_budget
 
 Direction = Literal["falls", "rises"]

@@ -11,12 +11,9 @@ from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
-from cola_train.families.registry import load_run_config
+from cola_train.families.registry import family_of, load_run_config
 from cola_train.families.transformer.config import BaselineRunConfig
-from cola_train.processes import Processes
 from cola_train.scaling.config import CurveConfig
-from cola_train.training.loop.interrupts import StopRequest
-from cola_train.training.loop.watchdog import Watchdog
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
@@ -46,9 +43,8 @@ def test_a_config_of_a_run_builds(path: Path) -> None:
     config = load(path)
     assert config.name == (f"{path.stem}_paper" if path.parent.name == "paper" else path.stem)
     assert COMMANDS[path][0] == config.stage  # type: ignore[attr-defined]  # each of the four has one
-    processes, stop = Processes(0, 1, 0, 1), StopRequest()
     with torch.device("meta"):
-        objective = build_stage(config, processes=processes, stop=stop, watchdog=Watchdog(0, 1)).build_objective()
+        objective = family_of(config).build(config)
     if path.parent.name == "small":
         return
     if isinstance(config, ColaRunConfig):

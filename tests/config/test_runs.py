@@ -56,8 +56,8 @@ def test_what_makes_another_run(override: str, named: str) -> None:
         ("parallel.num_processes=3", r"\(8 x 3 = 24\)"),
         ("checkpoint.keep=0", "checkpoint.keep must be at least 1, not 0"),
         ("budget.marks=[0]", "budget.marks must be above 0, not '0'"),
-        ("guard.spike_sigmas=-1", "guard.spike_sigmas must be 0 .off. or more, not -1"),
-        ("guard.spike_window=1", "guard.spike_window must be at least 2, not 1"),
+        ("guard.spike_deviations=0", "guard.spike_deviations must be above 0 or null .off., not 0"),
+        ("guard.spike_window=9", "guard.spike_window must be at least 10, not 9"),
         ("guard.max_skipped_in_a_row=0", "guard.max_skipped_in_a_row must be at least 1, not 0"),
     ],
 )
@@ -76,8 +76,8 @@ def test_every_config_in_the_folder_can_go_on_with_itself() -> None:
 def test_a_baselines_file_must_say_which(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("name: x\ntransformer: {hidden_size: 8}\n", encoding="utf-8")
-    with pytest.raises(UserError, match=r"x.yaml must say what it is for as `stage:`, one of vae, joint, ar, llada, not None"):
+    with pytest.raises(UserError, match=r"x.yaml must say what it is for as `stage:`, one of vae, joint, ar, llada\."):
         load_run_config(path)
     path.write_text("name: x\nstage: gan\n", encoding="utf-8")
-    with pytest.raises(UserError, match="not 'gan'"):
+    with pytest.raises(UserError, match="says `stage: gan`, and there is no such family; there are vae, joint, ar, llada"):
         load_run_config(path)

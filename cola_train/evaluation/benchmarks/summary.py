@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from cola_train.bootstrap import Interval, bootstrap_generator, percentile_interval
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.scoring import Verdict, verdict
 from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
@@ -17,7 +18,6 @@ AVERAGE = "average"
 _COLUMNS = ("task", "num_samples", "correct", "accuracy", "low", "high", "released_accuracy")
 _LEVEL = 0.95
 _NUM_RESAMPLES = 10_000
-_SEED = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,13 +92,12 @@ def _average(rows: Sequence[Row], resamples: Sequence[Float64[np.ndarray, " resa
 
 def _resampled(task: str, num_samples: int, correct: int) -> Float64[np.ndarray, " resamples"]:
     """Accuracies of as many samples drawn with replacement: how many right ones are drawn is binomial. Always the same draws."""
-    generator = np.random.default_rng([_SEED, TASKS.index(task)])
-    return 100 * generator.binomial(num_samples, correct / num_samples, _NUM_RESAMPLES) / num_samples
+    draws = bootstrap_generator(TASKS.index(task))
+    return 100 * draws.binomial(num_samples, correct / num_samples, _NUM_RESAMPLES) / num_samples
 
 
-def _interval(resamples: Float64[np.ndarray, " resamples"]) -> tuple[float, float]:
-    low, high = np.quantile(resamples, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return float(low), float(high)
+def _interval(resamples: Float64[np.ndarray, " resamples"]) -> Interval:
+    return percentile_interval(resamples, _LEVEL)
 
 
 def to_csv(rows: Sequence[Row]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from cola_train.bootstrap import bootstrap_generator
 from cola_train.config.settings import require
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
@@ -255,7 +256,7 @@ def _jensen_shannon(p: Float64[np.ndarray, " kinds"], q: Float64[np.ndarray, " k
 
 def _resamples(num_openings: int) -> Float64[np.ndarray, "resamples openings"]:
     """How often each opening is drawn, as many draws in each half as it has openings: no half is ever empty."""
-    half, generator = num_openings // 2, np.random.default_rng(_SEED)
+    half, generator = num_openings // 2, bootstrap_generator()
     draws = [generator.multinomial(size, np.full(size, 1 / size), size=_NUM_RESAMPLES) for size in (half, num_openings - half)]
     return np.concatenate(draws, axis=1).astype(np.float64)
 

@@ -1,10 +1,11 @@
 """What generating text with Cola DLM costs, from the networks' configs alone."""
 
-from cola_train.config.sampling import SamplerConfig, evaluated_steps
+from cola_train.config.sampling import SamplerConfig
 from cola_train.families.cola.flops import decoder_pass, dit_pass, encoder_pass
 from cola_train.flops.passes import Span, added, named, row_pairs, times, visible_pairs
 from cola_train.flops.work import NO_BACKWARD, Extent, Parts
 from cola_train.models.config import DiTConfig, TextVAEConfig
+from cola_train.solvers import network_calls, time_grid
 
 Networks = tuple[TextVAEConfig, DiTConfig]
 
@@ -21,13 +22,14 @@ def generation_work(networks: Networks, sampler: SamplerConfig, prompt: int, bat
     read = max(1, -(-prompt // block_tokens)) * block_size
     encoder = Span.all_read(read * batch, row_pairs(read, networks[0].block_size) * batch)
     vae = named("vae.encoder", encoder_pass(networks[0], encoder, NO_BACKWARD))
-    passes = [vae, _schedule(networks, sampler, reads_clean=prompt > 0 or num_blocks > 1)]
+    passes = [vae, _time_modulations(networks, sampler, reads_clean=prompt > 0 or num_blocks > 1)]
     if history:
         filled = history * block_size
         pairs = row_pairs(filled, networks[0].block_size) * batch
         decoder = decoder_pass(networks[0], Span.none_read(filled * batch, pairs), Extent.of(0), NO_BACKWARD)
         passes += [named("vae.decoder", decoder), _commit(networks, row_pairs(filled, block_size), filled, batch)]
-    moments = [1 - step / sampler.num_steps for step in evaluated_steps(sampler.solver, sampler.num_steps)]
+    grid = time_grid(sampler.num_steps)
+    moments = [grid[place] for place in network_calls(sampler.solver, sampler.num_steps)]
     for block in range(num_blocks):
         before = (history + block) * block_size
         guided = sum(before > 0 and sampler.guides_at(t) for t in moments)
@@ -39,8 +41,8 @@ def generation_work(networks: Networks, sampler: SamplerConfig, prompt: int, bat
     return added(*passes)
 
 
-def _schedule(networks: Networks, sampler: SamplerConfig, reads_clean: bool) -> Parts:
-    """adaLN, once for every time of the schedule; the last, t = 0, is that of known latents and of blocks that fill the cache."""
+def _time_modulations(networks: Networks, sampler: SamplerConfig, reads_clean: bool) -> Parts:
+    """adaLN, once for every time of the grid; the last, t = 0, is that of known latents and of blocks that fill the cache."""
     distinct = Extent(sampler.num_steps + reads_clean, sampler.num_steps + 1)
     nothing = Span.all_read(0, Extent.of(0))
     return named("dit", dit_pass(networks[1], nothing, distinct, NO_BACKWARD, input_gradient=False))

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from cola_train.config.sampling import SamplerConfig, Solver, evaluated_steps
+from cola_train.config.sampling import SamplerConfig, Solver
 from cola_train.config.settings import nearest, require
 from cola_train.console import progress_bar
 from cola_train.families.checkpoint import SolverQuality
 from cola_train.families.cola.blocks import BlockGeneration, GeneratedBlock
 from cola_train.families.cola.transport import BlockTransport
 from cola_train.sampling.precision import computes_in_bf16
+from cola_train.solvers import network_calls
 
 if TYPE_CHECKING:
     from cola_train.families.cola.checkpoint import ColaCheckpoint
@@ -72,7 +73,7 @@ def compare_solvers(
             _compare(generation, transports, tallies)
             bar.update(1)
     return [
-        SolverQuality(solver, count, len(evaluated_steps(solver, count)), tally.rms, tally.agreement, tally.seconds / len(prompts))
+        SolverQuality(solver, count, len(network_calls(solver, count)), tally.rms, tally.agreement, tally.seconds / len(prompts))
         for (solver, count), tally in zip(pairs, tallies, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""One block of every row from noise to data: the solver's steps, guidance, and what both need once per schedule or block."""
+"""One block of every row from noise to data: the solver's steps, guidance, and what both need once per time grid or block."""
 
 import dataclasses
 
@@ -7,20 +7,21 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.flow import guide, integrate, rescale_guided, schedule
+from cola_train.flow import guide, integrate, rescale_guided
 from cola_train.models.attention.cached import CachedAttention, KVCache
 from cola_train.models.attention.masks import clean_places, visible_set_mask
 from cola_train.models.dit import DIT_TIME_SCALE, BlockCausalDiT, Times
+from cola_train.solvers import time_grid
 
 
 class BlockTransport:
     """The DiT as samplers use it, over a cache that holds the history of each row."""
 
     def __init__(self, dit: BlockCausalDiT, config: SamplerConfig) -> None:
-        """What depends on time alone is computed here, for every time of the schedule."""
+        """What depends on time alone is computed here, for every time of the grid."""
         self.dit, self.config = dit, config
         self.device = dit.txt_in.proj.weight.device
-        self.times = schedule(config.num_steps)
+        self.times = time_grid(config.num_steps)
         distinct = torch.tensor(self.times, device=self.device)
         if config.released_rounding:
             distinct = (DIT_TIME_SCALE * distinct).bfloat16().float() / DIT_TIME_SCALE
@@ -34,7 +35,7 @@ class BlockTransport:
 
     @property
     def clean(self) -> int:
-        """The step of the schedule that is at t = 0."""
+        """The place of t = 0 in the time grid."""
         return self.config.num_steps
 
     def fill(self, latents: Float[Tensor, "batch seq channels"], cache: KVCache, added: list[int]) -> None:
@@ -77,7 +78,7 @@ class BlockTransport:
         return latents.bfloat16().float() if self.config.released_rounding else latents
 
     def times_at(self, step: int, pinned: Bool[Tensor, "batch seq"] | None = None) -> Times:
-        """The time of a step of the schedule at every position, but for t = 0 where `pinned`."""
+        """The time of a step of the grid at every position, but for t = 0 where `pinned`."""
         index = self._steps[step] if pinned is None else torch.where(pinned, self.clean, step)
         return dataclasses.replace(self._times, index=index)
 
@@ -105,7 +106,7 @@ class _Block:
         return z if self.pinned is None else torch.where(self.pinned[..., None], self.known, z)
 
     def velocity(self, z: Float[Tensor, "batch block channels"], step: int) -> Float[Tensor, "batch block channels"]:
-        """The velocity at a step of the schedule, guided where the settings say so."""
+        """The velocity at a step of the time grid, guided where the settings say so."""
         z = self.pin(z)
         transport, config = self.transport, self.config
         if not (self.has_history and config.guides_at(transport.times[step])):

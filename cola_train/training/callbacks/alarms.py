@@ -1,12 +1,11 @@
 """Alarms: a run says, once an episode, that its latents collapse or drift or that its loss jumps; it goes on unless told to stop.
 
-The guard (guard.py) keeps bad steps from the weights; an alarm only tells. What it remembers is part of the run's state, so a
-resumed run neither forgets an episode nor raises it again.
+The guard (guard.py) keeps bad steps from the weights; an alarm only tells, of a step that the guard skipped too. What it remembers
+is part of the run's state, so a resumed run neither forgets an episode nor raises it again.
 """
 
 import dataclasses
 import math
-import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +21,9 @@ from cola_train.files import Lines
 from cola_train.run_layout import ALARM_LOG
 from cola_train.training.callbacks.validation import Report
 from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.spikes import UsualLoss
 
 COLLAPSE, INACTIVE, DRIFT, SPIKE = "posterior_collapse", "inactive_units", "latent_drift", "loss_spike"
-# 1.4826 x the median absolute deviation is a normal's standard deviation.
-_NORMAL_MAD = 1.4826
-# Of the median loss; a band is never narrower.
-_LEAST_DEVIATION = 1e-3
 
 _ADVICE = {
     COLLAPSE: "the latents are mostly noise. Lower objective.kl_weight (stage 2: objective.entropy_weight), or hold "
@@ -37,7 +33,7 @@ _ADVICE = {
     DRIFT: "the encoder leaves the one that stage 2 began with. Raise objective.reference_weight or lower "
     "objective.vae_strategy.learning_rate_factor, in a new run",
     SPIKE: "look at gradient_norm and at what this step read (steps.jsonl); if it stays, lower optim.learning_rate in a new run, "
-    "or let the guard skip such steps (guard.spike_sigmas)",
+    "or let the guard skip such steps (guard.spike_deviations)",
 }
 
 
@@ -100,25 +96,30 @@ class Memory:
 
     episodes: dict[str, Episode] = dataclasses.field(default_factory=dict)
     log_snr_was_above: bool = False
-    # By the names of the figures: steps that train the VAE and steps that do not have different losses.
-    losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Memory":
         """The inverse of `dataclasses.asdict`; nothing is a memory of nothing."""
         episodes = {name: Episode(**episode) for name, episode in values.get("episodes", {}).items()}
-        return cls(episodes, values.get("log_snr_was_above", False), dict(values.get("losses", {})))
+        return cls(episodes, values.get("log_snr_was_above", False))
 
-    def see(self, config: AlarmsConfig, figures: Mapping[str, float], past_start: bool) -> list[Change]:
+    def see(
+        self,
+        config: AlarmsConfig,
+        figures: Mapping[str, float],
+        past_start: bool,
+        usual: UsualLoss | None = None,
+    ) -> list[Change]:
         """Take in figures of a step, or of an inspection; those that are absent or not finite leave an alarm as it is.
 
         Args:
             config: the thresholds.
             figures: global ones, by the names that training and `Inspection.figures` give them.
             past_start: whether a low logSNR means anything. A fresh VAE's is low in health too.
+            usual: what the loss was compared with; None while too few losses are known.
         """
         figures = {name: value for name, value in figures.items() if math.isfinite(value)}
-        signals = [*self._of_latents(config, figures, past_start), *self._of_loss(config, figures)]
+        signals = [*self._of_latents(config, figures, past_start), *_of_loss(config, figures, usual)]
         changes = [self.episodes.setdefault(signal.name, Episode()).see(signal) for signal in signals]
         return [change for change in changes if change is not None]
 
@@ -139,19 +140,17 @@ class Memory:
             found.append(Signal(DRIFT, "reference_kl_nats_per_token", drift, most, "max_reference_kl", drift > most, *patience))
         return found
 
-    def _of_loss(self, config: AlarmsConfig, figures: Mapping[str, float]) -> list[Signal]:
-        loss, deviations = figures.get("loss"), config.spike_deviations
-        if loss is None or deviations is None:
-            return []
-        kind = " ".join(sorted(figures))
-        recent = self.losses.get(kind, [])
-        self.losses[kind] = [*recent, loss][-config.spike_window :]
-        if len(recent) < config.spike_window:
-            return []
-        median = statistics.median(recent)
-        deviation = _NORMAL_MAD * statistics.median(abs(value - median) for value in recent)
-        limit = median + deviations * max(deviation, _LEAST_DEVIATION * abs(median))
-        return [Signal(SPIKE, "loss", loss, limit, "spike_deviations", loss > limit, 1, config.clear_after)]
+
+def _of_loss(
+    config: AlarmsConfig, figures: Mapping[str, float], usual: UsualLoss | None
+) -> list[Signal]:
+    loss, deviations = figures.get("loss"), config.spike_deviations
+    if loss is None or deviations is None or usual is None:
+        return []
+    limit = usual.limit(deviations)
+    return [
+        Signal(SPIKE, "loss", loss, limit, "spike_deviations", loss > limit, 1, config.clear_after)
+    ]
 
 
 class Alarms(pl.Callback):
@@ -186,7 +185,8 @@ class Alarms(pl.Callback):
         memory = Memory.from_plain(state.alarms)
         figures = module.last_metrics
         past_start = state.step > module.schedule.warmup_steps or _kl_outweighs_reconstruction(figures, module.last_weights)
-        changes = memory.see(self.config, figures, past_start) + memory.see(self.config, self._inspected, past_start)
+        changes = memory.see(self.config, figures, past_start, module.last_usual_loss)
+        changes += memory.see(self.config, self._inspected, past_start)
         self._inspected = {}
         state.alarms = dataclasses.asdict(memory)
         for change in changes:

@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cola_train.files import read_rows, write_atomically
+from cola_train.drawing import BLUE, ORANGE, drawing
+from cola_train.files import read_rows
+
+_PANEL = (4.2, 2.8)  # inches
+# The legend has a frame because a noisy loss runs behind it.
+_STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "legend.frameon": True, "lines.markersize": 3}
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -32,31 +37,21 @@ def draw_watched(metrics_path: Path, plot_path: Path, instruments: Sequence[str]
 
 def _draw(series: Mapping[str, Sequence[tuple[int, float]]], panels: Mapping[str, Sequence[str]], plot_path: Path) -> None:
     """Panels by title, each of some of the series: those of training as lines, what is measured now and then with markers."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not panels:
         return
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    # Fixed margins: computing them takes as long as all the drawing.
-    figure = Figure(figsize=(4.2 * columns, 2.8 * rows))
-    figure.subplots_adjust(
-        left=0.65 / (4.2 * columns), right=0.98, bottom=0.5 / (2.8 * rows), top=1 - 0.3 / (2.8 * rows), hspace=0.45
-    )
-    FigureCanvasAgg(figure)
-    for place, (title, names) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        for name in names:
-            style = {"linewidth": 0.8, "alpha": 0.7} if name.startswith("train/") else {"marker": "o", "markersize": 3}
-            if points := series.get(name):
-                axes.plot(*zip(*points), label=name.split("/", 1)[0], **style)
-        axes.set_title(title.replace("_", " "), fontsize=9)
-        axes.set_xlabel("optimizer step", fontsize=8)
-        axes.tick_params(labelsize=7)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
-    working = plot_path.with_name(f".{plot_path.name}.tmp")
-    figure.savefig(working, format="png", dpi=110)
-    write_atomically(plot_path, working.read_bytes())
-    working.unlink()
+    width, height = _PANEL[0] * columns, _PANEL[1] * rows
+    # Training waits for this figure.
+    with drawing((width, height), plot_path, style=_STYLE, fits_margins=False) as figure:
+        figure.subplots_adjust(left=0.65 / width, right=0.98, bottom=0.5 / height, top=1 - 0.3 / height, hspace=0.45)
+        for place, (title, names) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(rows, columns, place)
+            for name in names:
+                is_training = name.startswith("train/")
+                style = {"color": BLUE, "linewidth": 0.8, "alpha": 0.7} if is_training else {"color": ORANGE, "marker": "o"}
+                if points := series.get(name):
+                    axes.plot(*zip(*points), label=name.split("/", 1)[0], **style)
+            axes.set_title(title.replace("_", " "))
+            axes.set_xlabel("optimizer step")
+            axes.legend()

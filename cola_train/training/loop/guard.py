@@ -1,11 +1,11 @@
 """When an optimizer step is not taken: a loss or gradient that is not finite, or a loss far above what is usual."""
 
 import math
-import statistics
 from collections.abc import Mapping
 
 from cola_train.config.loop import GuardConfig
 from cola_train.config.settings import UserError
+from cola_train.training.loop.spikes import UsualLoss
 from cola_train.training.loop.state import RunState
 
 
@@ -13,29 +13,31 @@ class RunStoppedError(UserError):
     """The guards gave up on a run."""
 
 
-def reason_to_skip(config: GuardConfig, figures: Mapping[str, float], terms: str, state: RunState) -> str | None:
-    """Why the step that gave `figures` (of all processes together, so that all decide alike) is not to be taken; None to take it.
+def reason_to_skip(
+    config: GuardConfig, figures: Mapping[str, float], usual: UsualLoss | None
+) -> str | None:
+    """Why the step that gave `figures` is not to be taken; None to take it.
 
-    A spike is a loss above mean + spike_sigmas x standard deviation of the losses of the last spike_window taken steps that had the
-    same `terms`.
+    Args:
+        config: what is skipped.
+        figures: of all processes together, so that all decide alike.
+        usual: what the loss is compared with (spikes.py); None while too few losses are known.
     """
     bad = [f"{name} = {value}" for name, value in figures.items() if not math.isfinite(value)]
     if bad:
         return f"not finite: {', '.join(bad)}"
-    recent = state.recent_losses.get(terms, [])
-    if config.spike_sigmas == 0 or len(recent) < config.spike_window:
+    deviations = config.spike_deviations
+    if usual is None or deviations is None or figures["loss"] <= usual.limit(deviations):
         return None
-    mean, deviation = statistics.fmean(recent), statistics.stdev(recent)
-    if figures["loss"] > mean + config.spike_sigmas * deviation:
-        return f"loss spike: {figures['loss']:.6g} above {mean:.6g} + {config.spike_sigmas:g} x {deviation:.3g}"
-    return None
+    return (
+        f"loss spike: {figures['loss']:.6g} above {usual.median:.6g} + {deviations:g} x "
+        f"{usual.deviation:.3g}"
+    )
 
 
-def count_taken(config: GuardConfig, state: RunState, terms: str, loss: float) -> None:
+def count_taken(state: RunState) -> None:
     """Record a step that was taken."""
     state.skipped_in_a_row = 0
-    if config.spike_sigmas > 0:
-        state.recent_losses[terms] = [*state.recent_losses.get(terms, []), loss][-config.spike_window :]
 
 
 def count_skipped(config: GuardConfig, state: RunState, reason: str) -> None:

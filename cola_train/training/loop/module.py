@@ -20,7 +20,7 @@ from cola_train.families.registry import family_of
 from cola_train.files import Lines
 from cola_train.objectives.objective import Objective, Term, total_loss, weights_of
 from cola_train.processes import Processes
-from cola_train.training.loop import guard
+from cola_train.training.loop import guard, spikes
 from cola_train.training.loop.budget import Budget
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.state import RunState, materialise, saved_tensors
@@ -44,6 +44,7 @@ class StageModule(pl.LightningModule):
         average: of the weights, where the config asks for one.
         last_metrics: the latest step's figures, for callbacks.
         last_weights: the weights of its loss terms.
+        last_usual_loss: what its loss was compared with; None while too few losses are known.
         stop_requested: some process was asked to stop; known to all from the start of a step on.
         all_have_written: the save under way is on disk on every process; as above.
         written: whether this process' part of the save under way is on disk.
@@ -61,6 +62,7 @@ class StageModule(pl.LightningModule):
         self.step_log: StepLog | None = None
         self.last_metrics: dict[str, float] = {}
         self.last_weights: dict[str, float] = {}
+        self.last_usual_loss: spikes.UsualLoss | None = None
         self.stop_requested = self.all_have_written = False
         self.written: Callable[[], bool] = lambda: False
         self.logs: list[Lines] = []
@@ -129,14 +131,17 @@ class StageModule(pl.LightningModule):
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.gradient_clip)
         figures = self.objective.summarize(self._global_sums(sums), weights)
         figures["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        kind = " ".join(sorted(weights))
-        skipped = guard.reason_to_skip(self.config.guard, figures, kind, self.state)
+        kind, window = " ".join(sorted(weights)), self.config.guard.spike_window
+        # Found before this loss is among those that it is compared with.
+        self.last_usual_loss = spikes.usual_loss(self.state, kind, window)
+        skipped = guard.reason_to_skip(self.config.guard, figures, self.last_usual_loss)
         figures["learning_rate"] = self.schedule.rate(step)
         set_learning_rate(optimizer, figures["learning_rate"])
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
             self.average.update()
-            guard.count_taken(self.config.guard, self.state, kind, figures["loss"])
+            guard.count_taken(self.state)
+            spikes.remember_loss(self.state, kind, window, figures["loss"])
         else:
             if self.processes.is_first:
                 say(f"cola-train: warning: optimizer step {step + 1} is not taken, on any process ({skipped}).")

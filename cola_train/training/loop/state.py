@@ -30,7 +30,7 @@ class RunState:
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran
     evaluated_step: int = -1  # and evaluation (watch.py)
-    # Of taken steps, for the spike guard, by the names of the loss's terms: an Interval run's phases have different ones.
+    # Of taken steps (spikes.py), by the names of the loss's terms: an Interval run's phases have different ones.
     recent_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # what alarms.py remembers
 

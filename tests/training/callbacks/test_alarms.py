@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import median_abs_deviation
 
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import UserError
@@ -34,6 +33,7 @@ from cola_train.training.checkpoints.folder import latest_checkpoint
 from cola_train.training.loop.guard import RunStoppedError
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.spikes import UsualLoss, remember_loss, usual_loss
 from cola_train.training.loop.state import RunState
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.run import train
@@ -135,28 +135,24 @@ def test_a_fresh_vae_has_time_and_one_that_was_above_has_not() -> None:
     assert found == [[], [], [], [], [(COLLAPSE, True)]]
 
 
-@given(st.lists(st.floats(-10, 10), min_size=10, max_size=25), st.floats(1, 20), st.floats(-200, 200))
-def test_a_spike_is_beyond_a_band_that_outliers_do_not_widen(losses: list[float], deviations: float, loss: float) -> None:
-    config, memory = AlarmsConfig(spike_deviations=deviations, spike_window=10), Memory()
-    for number, earlier in enumerate(losses):
-        found = raised(memory, config, {"loss": earlier})
-        assert number >= 10 or found == []
-        memory.episodes.clear()
-    recent = np.array(losses[-10:])
-    median = float(np.median(recent))
-    limit = median + deviations * max(median_abs_deviation(recent, scale="normal"), 1e-3 * abs(median))
-    # The step with another loss than usual, of other terms, is in another row.
-    assert raised(memory, config, {"loss": 1e6, "flow_mse": 1.0}) == []
-    if abs(loss - limit) > 1e-3:
-        assert raised(memory, config, {"loss": loss}) == ([(SPIKE, True)] if loss > limit else [])
+def test_a_spike_is_beyond_what_is_usual_by_the_deviations_asked_for() -> None:
+    usual = UsualLoss(2.0, 0.1)
+    for deviations, loss, expected in ((5.0, 2.6, True), (5.0, 2.5, False), (7.0, 2.6, False)):
+        found = Memory().see(AlarmsConfig(spike_deviations=deviations), {"loss": loss}, True, usual)
+        assert [(change.signal.name, change.signal.limit) for change in found] == [(SPIKE, 2.0 + 0.1 * deviations)] * expected
+    assert Memory().see(AlarmsConfig(spike_deviations=None), {"loss": 1e9}, True, usual) == []
+    assert Memory().see(AlarmsConfig(), {"loss": 1e9}, True, None) == []
 
 
 def test_a_lasting_jump_is_one_episode_and_becomes_what_is_usual() -> None:
-    config, memory = AlarmsConfig(spike_window=20, clear_after=5), Memory()
+    config, memory, state = AlarmsConfig(clear_after=5), Memory(), RunState()
     generator = np.random.default_rng(0)
     losses = np.concatenate([generator.normal(5, 0.1, 60), generator.normal(9, 0.1, 60)]).tolist()
-    steps = [raised(memory, config, {"loss": loss}) for loss in losses]
-    told = [(step, *change) for step, changes in enumerate(steps) for change in changes]
+    told = []
+    for step, loss in enumerate(losses):
+        changes = memory.see(config, {"loss": loss}, True, usual_loss(state, "a", 20))
+        told += [(step, change.signal.name, change.raised) for change in changes]
+        remember_loss(state, "a", 20, loss)
     assert told[0] == (60, SPIKE, True)
     assert [change[1:] for change in told] == [(SPIKE, True), (SPIKE, False)]
 
@@ -169,13 +165,14 @@ def test_drift_and_inactive_units_have_thresholds_of_their_own_and_null_is_off()
     assert inspected == [[], [(INACTIVE, True)], [], [(INACTIVE, False)]]
     off = AlarmsConfig(min_log_snr=None, min_active_units=None, max_reference_kl=None, spike_deviations=None, raise_after=1)
     bad = {"vae_log_snr": -9.0, "reference_kl_nats_per_token": 1e9, "active_units_share": 0.0, "loss": 1e9}
-    assert [raised(Memory(), off, bad) for _ in range(200)] == [[]] * 200
+    assert [Memory().see(off, bad, True, UsualLoss(1.0, 0.1)) for _ in range(200)] == [[]] * 200
 
 
 def test_memory_survives_being_saved_to_the_bit() -> None:
-    config, memory = AlarmsConfig(spike_window=10), Memory()
+    config, memory = AlarmsConfig(), Memory()
     for number in range(15):
-        memory.see(config, {"loss": 1 / (number + 1), "vae_log_snr": 0.1 * number}, past_start=True)
+        memory.see(config, {"loss": number / 3, "vae_log_snr": 0.1 * number}, True, UsualLoss(1 / 3, 0.1))
+    assert memory.episodes[SPIKE].raised
     state = RunState(step=15, alarms=dataclasses.asdict(memory))
     restored = RunState.from_json(state.to_json())
     assert restored == state
@@ -259,7 +256,6 @@ def test_a_fixed_log_snr_is_no_collapse(vae_config: VAEConfigs, tmp_path: Path) 
         ("min_active_units", 1.5, r"alarms.min_active_units must be in \(0, 1\] or null, not 1.5"),
         ("max_reference_kl", 0.0, r"alarms.max_reference_kl must be above 0 or null \(off\), not 0.0"),
         ("spike_deviations", -1.0, r"alarms.spike_deviations must be above 0 or null \(off\), not -1.0"),
-        ("spike_window", 9, "alarms.spike_window must be at least 10, not 9"),
         ("raise_after", 0, "alarms.raise_after must be at least 1, not 0"),
         ("clear_after", 0, "alarms.clear_after must be at least 1, not 0"),
     ],

@@ -13,7 +13,7 @@ from cola_train.data.batch import Batch, validation_batches
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
-from cola_train.flow import euler_step, schedule
+from cola_train.flow import euler_step
 from cola_train.models.attention.masks import (
     document_positions,
     packed,
@@ -26,6 +26,7 @@ from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import documents_of
 from cola_train.randomness import Purpose
+from cola_train.solvers import time_grid
 
 # Logits that are held at a time: 256 MB in fp32.
 _MOST_LOGITS = 2**26
@@ -88,7 +89,7 @@ def transport_all_blocks(
     What the sampler would give for each block if all before it had been given, in as many passes as for one block.
     """
     z = z_1
-    for t, t_next in itertools.pairwise(schedule(num_steps)):
+    for t, t_next in itertools.pairwise(time_grid(num_steps)):
         z = euler_step(z, dit.velocity(z, history, same_time(z, t), document), t, t_next)
     return z
 
