@@ -117,6 +117,30 @@ def test_a_wrong_config_is_refused_before_torch_is_imported() -> None:
     assert "Unknown config key 'dit.layers'" in done.stderr
 
 
+# Each of these takes a second or so of every process that imports it.
+_HEAVY = {
+    "lightning", "torchmetrics", "transformers", "torchao", "matplotlib", "scipy", "torchdiffeq", "wandb", "datasets", "pyarrow",
+    "pandas", "torch._dynamo", "torch._inductor",
+}  # fmt: skip
+_DRAWS = {"evaluation.benchmarks.evaluate"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "training.run", "training.branch", "scaling.curve", "operations.chaos", "data.prepare", "evaluation.writing.sample",
+        "evaluation.likelihood.perplexity", "evaluation.inspect", "bench.data", *sorted(_DRAWS),
+    ],
+)  # fmt: skip
+def test_what_a_verb_imports_first_is_nothing_that_only_some_of_its_uses_need(module: str) -> None:
+    """Lightning, above all: only what trains needs it, and not before it is known that it will."""
+    script = f"import sys, cola_train.{module}\nprint(*sys.modules, sep='\\n')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    found = {*done.stdout.split()}
+    assert f"cola_train.{module}" in found
+    assert _HEAVY & found == ({"matplotlib"} if module in _DRAWS else set())
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "cola_train", "--help"], capture_output=True, text=True, check=True)
     assert "usage: cola-train" in done.stdout

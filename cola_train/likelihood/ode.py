@@ -5,7 +5,6 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from torchdiffeq import odeint
 
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import UserError
@@ -32,6 +31,8 @@ def solve(derivative: Derivative, start: State, config: LikelihoodConfig) -> Sta
     Raises:
         UserError: dopri5 cannot keep its tolerance.
     """
+    from torchdiffeq import odeint  # it brings scipy with it, and every training can ask for likelihoods but few do
+
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=start[0].device)
     if config.solver == "dopri5":
         # Steps end at t = 1: the velocity is not asked for beyond, where it was never trained.

@@ -3,7 +3,6 @@
 import signal
 from collections.abc import Iterator
 
-import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -64,12 +63,12 @@ class ValidationBatchSampler(Sampler[list[int]]):
             yield list(range(first, first + self._batch_size))
 
 
-class PreparedDataModule(pl.LightningDataModule):
-    """A prepared folder as training and validation batches of one process.
+class RunData:
+    """A prepared folder as training and validation batches of a run's processes.
 
     A training batch is all the rows of this process for one optimizer step; the loop cuts it into micro-batches.
-    The first batch is that of optimizer step `start_step`, to be set before training starts. Needs
-    `Trainer(use_distributed_sampler=False)`: Lightning would otherwise deal each process' rows out again.
+    The first batch is that of optimizer step `start_step`, to be set before training starts. Not one of Lightning's data modules:
+    data are opened, and refused, before Lightning is imported.
 
     Attributes:
         start_step: optimizer steps that are done already.
@@ -96,7 +95,6 @@ class PreparedDataModule(pl.LightningDataModule):
         Raises:
             UserError: no or damaged prepared data, or another seq_len than it was prepared with.
         """
-        super().__init__()
         self.start_step = 0
         self.prepared = PreparedData.open(data.path)
         self.prepared.check_run(data, tokenizer_sha256=None)
@@ -111,46 +109,30 @@ class PreparedDataModule(pl.LightningDataModule):
         available = self.prepared.num_rows(VALIDATION)
         self.num_validation_rows = available if validation_rows is None else min(validation_rows, available)
 
-    def setup(self, stage: str) -> None:
-        """Check the batch size against the number of processes, which is known from here on.
+    def train_loader(self, rank: int, world_size: int) -> DataLoader[Batch]:
+        """Endless, of process `rank` of `world_size`; its first batch is that of optimizer step `start_step`.
 
         Raises:
             UserError: `global_batch_size` is not a multiple of processes x `micro_batch_size`.
         """
-        world_size = self._trainer().world_size
         unit = world_size * self._micro_batch_size
         below = self._global_batch_size // unit * unit
         allowed = f"{below} or {below + unit}" if below > 0 else f"{unit}"
         require(self._global_batch_size >= 1 and self._global_batch_size % unit == 0,
                 f"global_batch_size must be a multiple of {unit} = {world_size} processes x micro_batch_size "
                 f"{self._micro_batch_size}, not {self._global_batch_size}; nearest allowed: {allowed}.")  # fmt: skip
-
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Endless; its first batch is that of optimizer step `start_step`."""
-        trainer = self._trainer()
         sampler = StepBatchSampler(
-            global_batch_size=self._global_batch_size,
-            start_step=self.start_step,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            global_batch_size=self._global_batch_size, start_step=self.start_step, rank=rank, world_size=world_size
         )
         return batch_loader(PackedRows(self.prepared, self._data_seed), sampler, self._num_workers)
 
-    def validation_loader(self) -> DataLoader[Batch]:
-        """The same rows each time, `micro_batch_size` a batch, as many batches for every process."""
-        trainer = self._trainer()
+    def validation_loader(self, rank: int, world_size: int) -> DataLoader[Batch]:
+        """The same rows each time, `micro_batch_size` a batch, as many batches for every process; those of `rank`."""
         sampler = ValidationBatchSampler(
-            num_rows=self.num_validation_rows,
-            batch_size=self._micro_batch_size,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
+            num_rows=self.num_validation_rows, batch_size=self._micro_batch_size, rank=rank, world_size=world_size
         )
         # In this process: there are few, and starting others each time costs more than reading them.
         return batch_loader(ValidationRows(self.prepared, self.num_validation_rows), sampler, 0)
-
-    def _trainer(self) -> pl.Trainer:
-        assert self.trainer is not None, "the data module must be given to a Trainer, which knows the processes and the step"
-        return self.trainer
 
 
 def batch_loader(rows: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int) -> DataLoader[Batch]:

@@ -2,21 +2,22 @@
 
 import contextlib
 import dataclasses
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from cola_train.config.in_loop_evaluation import WatchConfig
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.data.packing import VALIDATION
-from cola_train.data.tokenizer import Tokenizer
 from cola_train.devices import cpu_bf16_is_fast, uses_gpu
+from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, read_samples
 from cola_train.families.registry import family_of
 from cola_train.run_folder import locked, saved_config, write_config
 from cola_train.run_layout import TOKENIZER, folder_of
-from cola_train.training.callbacks.in_loop_evaluation import benchmark_samples
 from cola_train.training.checkpoints.folder import clean, mend_pointer
-from cola_train.training.data import PreparedDataModule
+from cola_train.training.data import RunData
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.parallel.compilation import check_compiler
 from cola_train.training.parallel.precision import check_precision
@@ -32,18 +33,17 @@ def refuse(config: RunConfig) -> None:
     open_data(config)
 
 
-def take_over(config: RunT, held: contextlib.ExitStack) -> RunT:
+def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
     """Make the run's folder, or take over the one of the same run; on process 0. The run's lock is held until `held` ends.
 
     Returns:
         The config as it is saved, with nothing left to be decided by the machine.
 
     Raises:
-        UserError: the folder is another run's or in use, or data, tokenizer or initial checkpoints do not fit the config.
+        UserError: the folder is another run's or in use.
     """
     config = with_precision(config, saved_config(config))
     check_compiler(config.trainer.compile, uses_gpu(config.trainer.accelerator))
-    _, tokenizer = open_data(config)
     run_folder = folder_of(config)
     run_folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(run_folder))
@@ -51,7 +51,7 @@ def take_over(config: RunT, held: contextlib.ExitStack) -> RunT:
     mend_pointer(run_folder)
     write_config(run_folder, config)
     if not (run_folder / TOKENIZER).exists():
-        tokenizer.save(run_folder / TOKENIZER)
+        data.prepared.tokenizer.save(run_folder / TOKENIZER)
     return config
 
 
@@ -67,17 +67,17 @@ def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
     return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32"))
 
 
-def open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
+def open_data(config: RunConfig) -> RunData:
     """The data of a run; everything that can be refused before the run exists is refused here."""
     trainer = config.trainer
-    datamodule = PreparedDataModule(
+    data = RunData(
         config.data,
         global_batch_size=trainer.global_batch_size,
         micro_batch_size=trainer.micro_batch_size,
         validation_rows=trainer.validation_rows,
         data_seed=config.data_seed,
     )
-    tokenizer = datamodule.prepared.tokenizer
+    tokenizer = data.prepared.tokenizer
     key = config.vocab_size_key
     require(tokenizer.vocab_size <= config.vocab_size,
             f"{key} ({config.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
@@ -85,8 +85,23 @@ def open_data(config: RunConfig) -> tuple[PreparedDataModule, Tokenizer]:
     Schedule.of(config)
     benchmark_samples(config.watch)
     sees_rows = config.watch.is_on and config.watch.instruments != ["benchmarks"]
-    require(not sees_rows or datamodule.prepared.num_rows(VALIDATION) > 0,
+    require(not sees_rows or data.prepared.num_rows(VALIDATION) > 0,
             f"watch.instruments={config.watch.instruments} looks at held-out rows, and {config.data.path} has none; prepare it "
             "with held_out_share above 0.")  # fmt: skip
-    family_of(config).check_data(config, datamodule.prepared)
-    return datamodule, tokenizer
+    family_of(config).check_data(config, data.prepared)
+    return data
+
+
+def benchmark_samples(watch: WatchConfig) -> dict[str, list[Sample]]:
+    """The samples of each benchmark that a run is going to be asked; none where it is asked none.
+
+    Raises:
+        UserError: an unknown benchmark, or data that is missing or unfit.
+    """
+    if not watch.is_on or "benchmarks" not in watch.instruments:
+        return {}
+    asked = TASKS if watch.tasks == ["all"] else watch.tasks
+    for task in asked:
+        check_task(task)
+    assert watch.benchmark_data is not None
+    return {task: read_samples(Path(watch.benchmark_data), task)[: watch.benchmarks.num_samples] for task in asked}

@@ -10,9 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 
@@ -20,7 +18,7 @@ from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError
 from cola_train.data.packing import SplitCounts
 from cola_train.data.prepared import Manifest, PreparedData
-from cola_train.training.data import PreparedDataModule
+from cola_train.training.data import RunData
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
@@ -94,12 +92,11 @@ def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(prepa
     huge = PreparedData.open(tmp_path)
     tokens, document_ids = huge.row("train", num_rows - 1)
     seconds = time.perf_counter() - start
-    module = PreparedDataModule(
+    module = RunData(
         DataConfig(path=str(tmp_path)), global_batch_size=8, micro_batch_size=8, validation_rows=None, data_seed=5
     )
     module.start_step = 10**8
-    module.trainer = Mock(spec=pl.Trainer, global_rank=0, world_size=1)
-    batch = next(iter(module.train_dataloader()))
+    batch = next(iter(module.train_loader(0, 1)))
     until_first_batch = time.perf_counter() - start
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

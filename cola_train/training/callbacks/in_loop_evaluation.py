@@ -2,14 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cola_train.config.in_loop_evaluation import WatchConfig
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.console import say
@@ -18,7 +16,7 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.answering import answer
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.summary import accuracies
-from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, read_samples
+from cola_train.evaluation.benchmarks.tasks import Sample
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods_stream
 from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of
 from cola_train.families.checkpoint import Checkpoint
@@ -27,21 +25,6 @@ from cola_train.training.checkpoints.snapshot import gathered_weights, plain_cop
 from cola_train.training.loop.module import StageModule
 
 Samples = Mapping[str, Sequence[Sample]]
-
-
-def benchmark_samples(watch: WatchConfig) -> Samples:
-    """The samples of each benchmark that a run is going to be asked; none where it is asked none.
-
-    Raises:
-        UserError: an unknown benchmark, or data that is missing or unfit.
-    """
-    if not watch.is_on or "benchmarks" not in watch.instruments:
-        return {}
-    asked = TASKS if watch.tasks == ["all"] else watch.tasks
-    for task in asked:
-        check_task(task)
-    assert watch.benchmark_data is not None
-    return {task: read_samples(Path(watch.benchmark_data), task)[: watch.benchmarks.num_samples] for task in asked}
 
 
 class Watch(pl.Callback):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from cola_train.config.run import RunConfig
 from cola_train.data.batch import Batch
 from cola_train.objectives.objective import Term, weights_of
-from cola_train.training.data import PreparedDataModule
+from cola_train.training.data import RunData
 from cola_train.training.loop.module import StageModule
 
 Report = Callable[[int, Mapping[str, float], float], None]
@@ -27,8 +27,8 @@ class Validation(pl.Callback):
     A run that is asked to stop leaves a validation where it is; it is done again when the run goes on.
     """
 
-    def __init__(self, config: RunConfig, datamodule: PreparedDataModule, report: Report) -> None:
-        self.config, self.datamodule, self.report = config, datamodule, report
+    def __init__(self, config: RunConfig, data: RunData, report: Report) -> None:
+        self.config, self.data, self.report = config, data, report
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What an interrupted run left undone."""
@@ -62,7 +62,7 @@ class Validation(pl.Callback):
         terms: list[Term] = []
         module.eval()
         try:
-            for number, batch in enumerate(self.datamodule.validation_loader()):
+            for number, batch in enumerate(self.data.validation_loader(module.processes.rank, module.processes.world_size)):
                 module.watchdog.beat(f"validating after step {module.state.step}")
                 if number % _BATCHES_BETWEEN_LOOKS == 0 and module.asked_to_stop():
                     return None

@@ -3,8 +3,6 @@
 import os
 import shutil
 
-import torch
-import torch._dynamo
 from torch import nn
 
 from cola_train.config.settings import require
@@ -32,6 +30,8 @@ def compile_blocks(objective: nn.Module, backend: str = "inductor") -> None:
 
     Blocks and not the whole: what FSDP2 does between blocks cannot be part of a graph.
     """
+    import torch._dynamo  # not above: this module also refuses, before anything is trained, and the compiler is large
+
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_KINDS)
     for block in blocks_of(objective):
         block.forward = torch.compile(block.forward, backend=backend, dynamic=False, fullgraph=True)

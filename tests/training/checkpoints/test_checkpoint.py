@@ -41,7 +41,7 @@ from cola_train.training.checkpoints.folder import (
 )
 from cola_train.training.checkpoints.folder import Manifest as CheckpointManifest
 from cola_train.training.checkpoints.snapshot import plain_copy
-from cola_train.training.data import PreparedDataModule
+from cola_train.training.data import RunData
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.state import RunState
 from cola_train.training.loop.step_log import Attempt, read_step_log
@@ -249,10 +249,9 @@ def test_a_step_in_a_million_of_a_billion_rows_is_found_at_once(prepared_folder:
     (folder / MANIFEST_FILE).write_text(json.dumps(values))
     data = vae_config("x", f"data.path={folder}").data
     started = time.perf_counter()
-    module = PreparedDataModule(data, global_batch_size=batch, micro_batch_size=8, validation_rows=5, data_seed=6198)
+    module = RunData(data, global_batch_size=batch, micro_batch_size=8, validation_rows=5, data_seed=6198)
     module.start_step = step
-    module._trainer = lambda: type("Two", (), {"world_size": 2, "global_rank": 1})()  # type: ignore[method-assign,return-value]
-    first = next(iter(module.train_dataloader()))
+    first = next(iter(module.train_loader(1, 2)))
     assert time.perf_counter() - started < 5
     positions = np.arange(step * batch + batch // 2, (step + 1) * batch)
     assert first.sample_index.tolist() == positions.tolist()

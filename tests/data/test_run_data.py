@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import lightning.pytorch as pl
 import numpy as np
@@ -21,7 +20,7 @@ from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, Batch, PackedRows, v
 from cola_train.data.order import row_index
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
-from cola_train.training.data import PreparedDataModule, StepBatchSampler, ValidationBatchSampler
+from cola_train.training.data import RunData, StepBatchSampler, ValidationBatchSampler
 
 
 def data_module(
@@ -32,10 +31,8 @@ def data_module(
     validation_rows: int | None = None,
     num_workers: int = 0,
     step: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-) -> PreparedDataModule:
-    module = PreparedDataModule(
+) -> RunData:
+    module = RunData(
         DataConfig(path=str(prepared.folder), seq_len=64, num_workers=num_workers),
         global_batch_size=global_batch_size,
         micro_batch_size=micro_batch_size,
@@ -43,8 +40,6 @@ def data_module(
         data_seed=5,
     )
     module.start_step = step
-    module.trainer = Mock(spec=pl.Trainer, global_rank=rank, world_size=world_size)
-    module.setup("fit")
     return module
 
 
@@ -80,10 +75,7 @@ def test_steps_are_consecutive_positions_whatever_the_processes(world_size: int,
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_step_is_the_same_rows_on_any_number_of_processes(prepared: PreparedData, world_size: int) -> None:
     num_rows = prepared.num_rows("train")
-    parts = [
-        next(iter(data_module(prepared, step=100, rank=rank, world_size=world_size).train_dataloader()))
-        for rank in range(world_size)
-    ]
+    parts = [next(iter(data_module(prepared, step=100).train_loader(rank, world_size))) for rank in range(world_size)]
     batch = joined(parts)
     assert batch.sample_index.tolist() == list(range(100 * 12, 101 * 12))
     assert num_rows < 100 * 12  # beyond the first epoch
@@ -102,7 +94,7 @@ def test_an_epoch_of_batches_holds_every_row_once(prepared: PreparedData) -> Non
 
 
 def test_only_padding_carries_no_loss(prepared: PreparedData) -> None:
-    batch = joined(islice(data_module(prepared).train_dataloader(), 10))
+    batch = joined(islice(data_module(prepared).train_loader(0, 1), 10))
     assert batch.loss_mask.dtype == torch.bool
     assert [batch.tokens.dtype, batch.document_ids.dtype, batch.sample_index.dtype] == [torch.int64] * 3
     assert 0 < int((~batch.loss_mask).sum()) < batch.tokens.numel() // 2
@@ -112,8 +104,8 @@ def test_only_padding_carries_no_loss(prepared: PreparedData) -> None:
 
 @pytest.mark.parametrize("start_method, num_workers", [("fork", 2), ("spawn", 1)])
 def test_reader_processes_change_nothing(prepared: PreparedData, start_method: str, num_workers: int) -> None:
-    alone = data_module(prepared, step=3).train_dataloader()
-    with_readers = data_module(prepared, step=3, num_workers=num_workers).train_dataloader()
+    alone = data_module(prepared, step=3).train_loader(0, 1)
+    with_readers = data_module(prepared, step=3, num_workers=num_workers).train_loader(0, 1)
     with_readers.multiprocessing_context = multiprocessing.get_context(start_method)
     for one, other in zip(islice(alone, 5), islice(with_readers, 5), strict=True):
         assert_same(one, other)
@@ -137,16 +129,13 @@ def test_validation_rows_are_dealt_once_and_evenly(num_rows: int, batch_size: in
 
 @pytest.mark.parametrize("validation_rows, world_size", [(None, 1), (None, 3), (7, 2), (1, 4), (10**6, 1)])
 def test_validation_counts_each_row_once(prepared: PreparedData, validation_rows: int | None, world_size: int) -> None:
-    modules = [
-        data_module(prepared, validation_rows=validation_rows, rank=rank, world_size=world_size, global_batch_size=24)
-        for rank in range(world_size)
-    ]
-    loaders: list[Any] = [module.validation_loader() for module in modules]
+    module = data_module(prepared, validation_rows=validation_rows, global_batch_size=24)
+    loaders: list[Any] = [module.validation_loader(rank, world_size) for rank in range(world_size)]
     assert len({len(loader) for loader in loaders}) == 1
     batch = joined(batch for loader in loaders for batch in loader)
     real = batch.loss_mask.any(dim=1)
     num_rows = min(validation_rows or 10**9, prepared.num_rows("validation"))
-    assert modules[0].num_validation_rows == num_rows
+    assert module.num_validation_rows == num_rows
     rows = (batch.sample_index - VALIDATION_SAMPLE_OFFSET).tolist()
     assert sorted(row for row, counts in zip(rows, real.tolist(), strict=True) if counts) == list(range(num_rows))
     assert int((~real).sum()) < 2 * world_size
@@ -156,7 +145,7 @@ def test_validation_counts_each_row_once(prepared: PreparedData, validation_rows
 
 @pytest.mark.parametrize("num_rows", [1, 64, 100])
 def test_validation_in_one_go_is_what_the_loader_gives(prepared: PreparedData, num_rows: int) -> None:
-    loader: Any = data_module(prepared, validation_rows=num_rows).validation_loader()
+    loader: Any = data_module(prepared, validation_rows=num_rows).validation_loader(0, 1)
     batch = joined(loader)
     kept = batch.loss_mask.any(dim=1)
     assert_same(joined(validation_batches(prepared, num_rows)), Batch(*(part[kept] for part in batch)))
@@ -195,13 +184,12 @@ class Recorder(pl.LightningModule):
 
 def train(prepared: PreparedData, max_steps: int, start_step: int = 0) -> list[Batch]:
     module = data_module(prepared, num_workers=1, step=start_step)
-    module.trainer = None
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=max_steps, max_epochs=-1, use_distributed_sampler=False, logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
     recorder = Recorder()
-    trainer.fit(recorder, datamodule=module)
+    trainer.fit(recorder, train_dataloaders=module.train_loader(0, 1))
     return recorder.trained
 
 
@@ -235,7 +223,7 @@ def test_batches_that_do_not_divide(prepared: PreparedData, global_batch_size: i
         match=rf"global_batch_size must be a multiple of 6 = 3 processes x micro_batch_size 2, not {global_batch_size}; "
         rf"nearest allowed: {nearest}\.",
     ):
-        data_module(prepared, global_batch_size=global_batch_size, world_size=3)
+        data_module(prepared, global_batch_size=global_batch_size).train_loader(0, 3)
 
 
 def test_other_bad_settings(prepared: PreparedData, tmp_path: Path) -> None:
@@ -247,7 +235,7 @@ def test_other_bad_settings(prepared: PreparedData, tmp_path: Path) -> None:
         data_module(prepared, num_workers=-1)
     for path, message in [(prepared.folder, r"has rows of 64 tokens, the run asks for 512"), (tmp_path, "is not prepared data")]:
         with pytest.raises(UserError, match=message):
-            PreparedDataModule(
+            RunData(
                 DataConfig(path=str(path)), global_batch_size=2, micro_batch_size=1, validation_rows=None, data_seed=0
             )
 
