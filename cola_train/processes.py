@@ -18,7 +18,7 @@ from cola_train.config.settings import INTERRUPTED, UserError, require
 from cola_train.devices import uses_gpu
 
 T = TypeVar("T")
-# The watchdog (training/watchdog.py) speaks first: it can say what its process was doing.
+# The watchdog (training/loop/watchdog.py) speaks first: it can say what its process was doing.
 _GRACE_SECONDS = 30
 
 

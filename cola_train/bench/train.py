@@ -30,7 +30,7 @@ from cola_train.training.preflight import with_precision
 def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
     """Measure a run's step in this process.
 
-    Steps are those of the training loop (training/module.py) under the same Trainer and sharding, on one process. First whole ones
+    Steps are those of the training loop (training/loop/module.py) under the same Trainer and sharding, on one process. First whole ones
     are timed; parts, and the profile, are of steps after these, since watching takes time.
 
     Returns:

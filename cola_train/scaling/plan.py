@@ -24,7 +24,7 @@ _LISTED_MARKS = 30
 class Fleet:
     """The devices that a run is planned for."""
 
-    device: str  # a name of flops/peaks.py
+    device: str  # a name of peaks.py
     count: int
     per_node: int
     mfu: float  # the share of the peak that useful FLOPs (convention `model`) reach

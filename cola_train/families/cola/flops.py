@@ -69,7 +69,7 @@ def _vae(config: VAERunConfig | JointRunConfig, backward: Backward) -> Parts:
     """`vae_pass`: clean and masked copies through encoder and decoder, the head at clean tokens and at masked ones."""
     rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
     masks = objective.mask_weight > 0
-    # As many as objectives/losses.py's mask_positions replaces.
+    # As many as objectives/objective.py's mask_positions replaces.
     masked = max(1, round(objective.mask_ratio * seq)) if masks else 0
     span = _clean_rows(config, 2 * rows if masks else rows)
     encoder = encoder_pass(config.vae, span, backward)

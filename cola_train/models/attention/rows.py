@@ -46,7 +46,7 @@ class RowAttention:
 
     @classmethod
     def from_places(cls, places: Places) -> "RowAttention":
-        """The mask of the one predicate; every pair is computed, which tiled_attention.py is there to avoid."""
+        """The mask of the one predicate; every pair is computed, which tiled.py is there to avoid."""
         return cls(visible_set_mask(places, places)[:, None])
 
     def layer(self, index: int) -> LayerAttention:

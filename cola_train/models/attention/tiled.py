@@ -2,7 +2,7 @@
 
 A packed training row has a quarter of its pairs visible. Cut along its diagonals (tiles.py), two fifths are computed at 512
 latents. On a CPU each tile is one call of the fused kernel; on a GPU FlexAttention leaves out blocks of pairs that nobody sees
-(flex_attention.py). What is visible inside a tile is said by the one predicate (masks.py).
+(flex.py). What is visible inside a tile is said by the one predicate (masks.py).
 """
 
 import dataclasses

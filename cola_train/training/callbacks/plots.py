@@ -30,7 +30,7 @@ def draw_losses(metrics_path: Path, plot_path: Path) -> None:
 
 
 def draw_watched(metrics_path: Path, plot_path: Path, instruments: Sequence[str]) -> None:
-    """A panel for each figure of evaluation in training (watch.py); nothing is drawn before anything is logged."""
+    """A panel for each figure of evaluation in training (callbacks/in_loop_evaluation.py); nothing is drawn before anything is logged."""
     series = read_metrics(metrics_path)
     _draw(series, {name: [name] for name in series if name.split("/", 1)[0] in instruments}, plot_path)
 

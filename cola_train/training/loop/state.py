@@ -29,7 +29,7 @@ class RunState:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran
-    evaluated_step: int = -1  # and evaluation (watch.py)
+    evaluated_step: int = -1  # and evaluation (callbacks/in_loop_evaluation.py)
     # Of taken steps (spikes.py), by the names of the loss's terms: an Interval run's phases have different ones.
     recent_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # what alarms.py remembers
