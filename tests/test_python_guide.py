@@ -34,7 +34,7 @@ GUIDE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
 PREPARE, TRAIN, OWN_LOOP = BLOCKS
-# Of the block with a loop of one's own: what makes the config, and what is the same for all families.
+# Of the block with a loop of one's own: what makes the config, and what no family changes.
 OWN_CONFIG, OWN_LINES = OWN_LOOP.split("\nfamily = ", maxsplit=1)
 OWN_LINES = f"family = {OWN_LINES}"
 
@@ -65,14 +65,13 @@ def trained(place: Path) -> dict[str, Any]:
 
 
 def first_logged_loss(config: RunConfig, place: Path) -> float:
-    """The loss of the first step of `train`, in the numbers that a loop of one's own computes in."""
-    trainer = dataclasses.replace(
-        config.trainer, max_steps=1, log_every_steps=1, precision="fp32", accelerator="cpu"
-    )
-    changes = {"name": f"{config.name}-by-train", "runs_folder": "checkpoints", "trainer": trainer}
+    """The loss of the first step of `train`, in fp32 as the guide's own loop computes."""
+    name = f"{config.name}-by-train"
+    brief = {"max_steps": 1, "log_every_steps": 1, "precision": "fp32", "accelerator": "cpu"}
+    trainer = dataclasses.replace(config.trainer, **brief)
     with contextlib.chdir(place):
-        train(dataclasses.replace(config, **changes))
-    found = figures(place / "checkpoints" / f"{config.name}-by-train")[1, "train/loss"]
+        train(dataclasses.replace(config, name=name, runs_folder="checkpoints", trainer=trainer))
+    found = figures(place / "checkpoints" / name)[1, "train/loss"]
     assert found is not None
     return found
 
@@ -86,17 +85,15 @@ def test_the_first_block_prepares_what_the_others_read(place: Path, prepared_fol
 
 
 @pytest.mark.slow
-def test_a_program_and_the_command_line_end_with_equal_weights(
+def test_program_and_command_line_end_with_equal_weights(
     place: Path, trained: dict[str, Any]
 ) -> None:
     runs = place / "checkpoints"
     start = "init_vae_from=checkpoints/cli-vae"
     for verb, *settings in (["vae", "name=cli-vae"], ["joint", "name=cli-joint", start]):
         words = [verb, f"configs/small/{verb}_quickstart.yaml", *trained["shared"], *settings]
-        subprocess.run(
-            [sys.executable, "-m", "cola_train", *words],
-            cwd=place, env=clean_environment(), check=True, timeout=300,
-        )  # fmt: skip
+        command = [sys.executable, "-m", "cola_train", *words]
+        subprocess.run(command, cwd=place, env=clean_environment(), check=True, timeout=300)
     for name in ("vae", "joint"):
         ours, theirs = (Checkpoint.load(runs / f"{who}-{name}") for who in ("my", "cli"))
         assert ours.training["step"] == theirs.training["step"] == 20

@@ -17,7 +17,7 @@ from cola_train.families.registry import families, family_named, register_family
 from cola_train.run_folder import read_run_config
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint
 from cola_train.training.checkpoints.tensors import CheckpointReader
-from tests.helpers.benchmarks import write_samples
+from tests.helpers.benchmarks import make_samples, write_samples
 from tests.helpers.programs import clean_environment
 from tests.helpers.runs import figures
 
@@ -97,7 +97,7 @@ def tensors(run_folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_it_learns_and_goes_on_after_a_kill_to_the_bit(trained: Path) -> None:
+def test_it_learns_and_goes_on_after_a_kill_to_the_bit(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed, whole = tensors(trained / "killed"), tensors(trained / "whole")
     assert killed.keys() == whole.keys()
     assert len(killed) == 8  # two weights, and of each what AdamW keeps
@@ -106,6 +106,12 @@ def test_it_learns_and_goes_on_after_a_kill_to_the_bit(trained: Path) -> None:
     assert found == figures(trained / "killed")
     losses = [value for (_, name), value in sorted(found.items()) if name == "train/bigram_nats_per_token"]
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
+    # Here, unlike in the programs above, a call makes it known.
+    monkeypatch.syspath_prepend(str(THIRD_PARTY))
+    monkeypatch.setattr(registry, "_registered", {})
+    from bigram.family import BigramFamily
+
+    register_family(BigramFamily())
     assert read_run_config(trained / "whole").table.rank == 8
 
 
@@ -113,15 +119,17 @@ def test_it_learns_and_goes_on_after_a_kill_to_the_bit(trained: Path) -> None:
 def test_its_checkpoints_are_written_read_sampled_and_judged(trained: Path, run: Run, folder: Path) -> None:
     run("export", "checkpoints/whole", "--out", "exported")
     assert (folder / "exported/bigram.json").is_file()
-    sampled = [run("sample", place, "--prompt", "It was", "max_new_tokens=6").stdout for place in ("exported", "checkpoints/killed")]
+    sampled = [
+        run("sample", place, "--prompt", "It was", "max_new_tokens=6").stdout for place in ("exported", "checkpoints/killed")
+    ]
     assert sampled[0] == sampled[1]
     assert "[length, 6 tokens]" in sampled[0]
     compared = run("compare", "checkpoints/whole", "num_openings=4", "num_new_tokens=4").stdout
     assert "judge_nats_per_token" in compared
     assert "exact" in run("likelihood", "exported", "--texts", write_text(folder)).stdout
-    write_samples(folder / "benchmarks", "obqa", 3)
+    write_samples(folder / "benchmarks", "obqa", make_samples("obqa", 3))
     run("evaluate", "checkpoints/whole", "--data", "benchmarks", "--tasks", "obqa", "sampler.max_new_tokens=4")
-    identity = json.loads((trained / "whole/benchmarks/identity.json").read_text())
+    identity = json.loads((trained / "whole/benchmarks/evaluation.json").read_text())
     assert identity["checkpoint"]["family"] == "bigram"
     assert run("audit", "checkpoints/killed").stdout.rstrip().splitlines()[-1].startswith("CLEAN")
 

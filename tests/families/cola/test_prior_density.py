@@ -44,6 +44,21 @@ def quiet_dit(**changes: int) -> BlockCausalDiT:
     return calm(tiny_dit(**changes)).eval().requires_grad_(False)
 
 
+def smooth_dit() -> BlockCausalDiT:
+    """Deaf to the waves of its time embedding that turn by more than 5 radians over t in [0, 1].
+
+    A network of random weights feels them all, which a trained one has learned to smooth out: which steps dopri5 takes at its
+    default tolerance, and so its error of some 0.1 nats, then hangs on a CPU's rounding.
+    """
+    dit = quiet_dit()
+    weight = dit.emb_in.proj_in.weight
+    num_waves = weight.shape[1] // 2
+    fast = 1000 * 10_000 ** (-torch.arange(num_waves) / num_waves) > 5
+    with torch.no_grad():
+        weight[:, torch.cat([fast, fast])] = 0
+    return dit
+
+
 # On a Gaussian flow
 
 
@@ -148,16 +163,15 @@ def test_hutchinson_agrees_with_the_exact_divergence_on_a_dit() -> None:
 
 def test_solvers_agree_on_a_dit() -> None:
     # 16 coordinates a block; nats.
-    dit, z_0, probe = quiet_dit(), random_latents(3, 8, 4, seed=6), signs(3, 8, 4, seed=6).float()
+    dit, z_0, probe = smooth_dit(), random_latents(3, 8, 4, seed=6), signs(3, 8, 4, seed=6).float()
 
     def density(**settings: float | str) -> Tensor:
         return block_log_densities(dit, z_0, LikelihoodConfig(**settings), probe=probe)  # type: ignore[arg-type]
 
     fine = density(solver="dopri5", rtol=1e-4, atol=1e-4)
-    # A network of random weights feels the fast waves of its time embedding, which a trained one has learned to smooth out.
-    assert float((density(solver="dopri5") - fine).abs().max()) < 0.1
-    assert float((density(solver="trapezoid", num_steps=128) - fine).abs().max()) < 0.05
-    assert float((density(solver="trapezoid") - fine).abs().max()) < 0.2
+    assert float((density(solver="dopri5") - fine).abs().max()) < 0.03
+    assert float((density(solver="trapezoid", num_steps=128) - fine).abs().max()) < 0.003
+    assert float((density(solver="trapezoid") - fine).abs().max()) < 0.003
 
 
 def test_a_row_cut_after_a_block_gives_that_block_the_same_density() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
+import cola_train.models.attention.tiles
 from cola_train.models.attention.flex import block_mask
 from cola_train.models.attention.masks import Places, clean_places, packed_places, visible_set_mask
 from cola_train.models.attention.rows import Attention, RowAttention
@@ -24,7 +25,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several a row, at the sizes here."""
-    monkeypatch.setattr("cola_train.models.attention.rows.rows.tiles.TILE", 8)
+    monkeypatch.setattr(cola_train.models.attention.tiles, "TILE", 8)
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
@@ -108,7 +109,7 @@ def test_tiles_hold_every_visible_pair_once_and_leave_most_others_out(size: int,
 
 
 def test_under_two_fifths_of_the_pairs_are_computed_at_the_papers_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cola_train.models.attention.rows.rows.tiles.TILE", 128)
+    monkeypatch.setattr(cola_train.models.attention.tiles, "TILE", 128)
     computed = sum(tile.pairs for tile in packed_tiles(512, 16))
     # Four tiles over 1 to 4 tiles of history, less what the last block would be, twice; and the noised ones over themselves.
     assert computed == 128 * (4 * 128 + (112 + 240 + 368 + 496) + (128 + 256 + 384)) + 112 * 496
