@@ -49,9 +49,7 @@ def device_peak(device: torch.device, precision: str) -> float | None:
     return matrix_flops(device) / min(matrix_seconds(device, torch.bfloat16 if precision == "bf16" else torch.float32))
 
 
-def matrix_seconds(
-    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
-) -> list[float]:
+def matrix_seconds(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> list[float]:
     """Seconds of each of ten products of two square matrices, 1024 wide on a CPU (with this process' threads), 8192 on a GPU.
 
     `clock` is read once everything that was started has been done.

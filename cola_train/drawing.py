@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from cola_train.files import write_atomically
 
-# Okabe and Ito's palette, which all kinds of colour vision tell apart.
+# Okabe and Ito's palette, which all kinds of color vision tell apart.
 BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 
 _STYLE = {

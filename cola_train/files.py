@@ -42,7 +42,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         sync(path.parent)
 
 
-class Lines:
+class JsonlWriter:
     """A file of JSON lines, only ever appended to. A full disk costs no line: what cannot be written yet is kept for later."""
 
     def __init__(self, path: Path) -> None:
@@ -80,8 +80,8 @@ class Lines:
             sync(self.path)
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """What `Lines` wrote, row by row, without lines that a crash cut short; nothing if there is no such file."""
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """What `JsonlWriter` wrote, row by row, without lines that a crash cut short; nothing if there is no such file."""
     if not path.is_file():
         return
     # Not splitlines: a text may hold the separators of Unicode.
@@ -91,7 +91,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def read_given(path: Path, what: str) -> Iterator[tuple[str, Any]]:
+def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     """What stands in a JSON-lines file that a user gave, each with where it stands; blank lines are passed over.
 
     Args:

@@ -83,7 +83,7 @@ def _deviation(x: Tensor, counted: Tensor) -> Tensor:
     return (((x - mean).square() * weight).sum((1, 2), keepdim=True) / count).sqrt().clamp(min=torch.finfo(x.dtype).tiny)
 
 
-def mean_variance_bound(variance: Float[Tensor, " channels"], t: Float[Tensor, " draws"]) -> float:
+def gaussian_baseline(variance: Float[Tensor, " channels"], t: Float[Tensor, " draws"]) -> float:
     """The flow-matching loss of the best predictor that knows only each channel's mean and variance s^2.
 
     For independent z_0 of variance s^2 and z_1 of variance 1, the best linear prediction of u = z_1 - z_0 from z_t leaves

@@ -13,7 +13,7 @@ STEP_LOG = "steps.jsonl"
 ALARM_LOG = "alarms.jsonl"
 SAMPLES = "samples.jsonl"
 LOSSES_PLOT = "losses.png"
-EVALUATION_PLOT = "watched.png"
+EVALUATION_PLOT = "evaluations.png"
 EXPORT = "hf"  # the trained networks, in their family's layout
 MARKS = "marks"  # exports at budget.marks
 CHECKPOINTS = "lightning"
@@ -24,9 +24,7 @@ LOGS = "logs"
 LOCK = ".lock"
 
 # Figures of METRICS that are readings of a clock, and so differ between runs that are otherwise equal.
-CLOCKS = frozenset(
-    {"seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "hfu", "eta_seconds"}
-)
+CLOCKS = frozenset({"seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "hfu", "eta_seconds"})
 
 
 def folder_of(config: RunConfig) -> Path:

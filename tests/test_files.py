@@ -1,4 +1,4 @@
-"""Lines that are only ever appended: none is lost to a full disk, none is joined to one that a crash cut short. And permissions."""
+"""Lines are only ever appended: none is lost to a full disk, none is joined to one that a crash cut short. And permissions."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.files import Lines, read_rows
+from cola_train.files import JsonlWriter, read_log
 
 Rows = st.lists(st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False) | st.text(max_size=8), max_size=3), max_size=8)
 
@@ -19,7 +19,7 @@ Rows = st.lists(st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False) 
 def test_what_the_disk_refuses_is_written_when_it_can_be(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, float | str]], refused: set[int]
 ) -> None:
-    lines = Lines(tmp_path_factory.mktemp("lines") / "log.jsonl")
+    lines = JsonlWriter(tmp_path_factory.mktemp("lines") / "log.jsonl")
     write = lines._write
     for number, row in enumerate(rows):
         if number in refused:
@@ -39,7 +39,7 @@ def test_what_the_disk_refuses_is_written_when_it_can_be(
 
 
 def test_a_full_disk_warns_once_until_there_is_room(tmp_path: Path) -> None:
-    lines = Lines(tmp_path / "gone" / "log.jsonl")
+    lines = JsonlWriter(tmp_path / "gone" / "log.jsonl")
     with pytest.warns(UserWarning, match=r"Cannot write .*log.jsonl now \(No such file or directory\); its lines are kept"):
         lines.append({"a": 1})
     lines.append({"a": 2})
@@ -51,18 +51,18 @@ def test_a_full_disk_warns_once_until_there_is_room(tmp_path: Path) -> None:
 def test_a_line_cut_short_stays_alone(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"a": 1}\n{"a": ')
-    Lines(path).append({"a": 2})
+    JsonlWriter(path).append({"a": 2})
     assert path.read_text() == '{"a": 1}\n{"a": \n{"a": 2}\n'
-    assert [*read_rows(path)] == [{"a": 1}, {"a": 2}]
+    assert [*read_log(path)] == [{"a": 1}, {"a": 2}]
 
 
 @given(rows=Rows)
 def test_rows_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, float | str]]) -> None:
-    lines = Lines(tmp_path_factory.mktemp("lines") / "log.jsonl")
-    assert [*read_rows(lines.path)] == []
+    lines = JsonlWriter(tmp_path_factory.mktemp("lines") / "log.jsonl")
+    assert [*read_log(lines.path)] == []
     for row in rows:
         lines.append(row)
-    assert [*read_rows(lines.path)] == rows
+    assert [*read_log(lines.path)] == rows
 
 
 _WRITES = """

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from cola_train.config.sampling import Solver
 from cola_train.flow import (
     euler_step,
+    gaussian_baseline,
     guide,
     integrate,
     interpolate,
     logit_normal_time,
-    mean_variance_bound,
     rescale_guided,
     velocity_target,
 )
@@ -186,15 +186,15 @@ def test_the_mean_variance_bound_is_what_least_squares_leaves() -> None:
     residuals = [[least_squares_residual(s2.sqrt() * skewed, z_1, float(time)) for s2 in variance] for time in t]
     for time, row in zip(t, residuals, strict=True):
         for s2, residual in zip(variance, row, strict=True):
-            assert abs(residual / mean_variance_bound(s2[None], time[None]) - 1) < 0.02
-    assert abs(mean_variance_bound(variance, t) / float(torch.tensor(residuals).mean()) - 1) < 0.02
+            assert abs(residual / gaussian_baseline(s2[None], time[None]) - 1) < 0.02
+    assert abs(gaussian_baseline(variance, t) / float(torch.tensor(residuals).mean()) - 1) < 0.02
 
 
 @given(st.floats(0, 1), st.floats(1e-3, 10))
 def test_the_bound_at_the_ends_of_the_path(t: float, variance: float) -> None:
-    bound = mean_variance_bound(torch.tensor([variance]), torch.tensor([t]))
+    bound = gaussian_baseline(torch.tensor([variance]), torch.tensor([t]))
     # Knowing z_t never leaves more than not knowing it: Var(z_1 - z_0) = 1 + s^2.
     assert 0 < bound <= (1 + variance) * (1 + 1e-6)
     # z_t is z_0 at t = 0, and z_1 at t = 1: the other's variance is left.
-    assert mean_variance_bound(torch.tensor([variance]), torch.zeros(1)) == pytest.approx(1.0)
-    assert mean_variance_bound(torch.tensor([variance]), torch.ones(1)) == pytest.approx(variance)
+    assert gaussian_baseline(torch.tensor([variance]), torch.zeros(1)) == pytest.approx(1.0)
+    assert gaussian_baseline(torch.tensor([variance]), torch.ones(1)) == pytest.approx(variance)

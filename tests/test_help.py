@@ -201,5 +201,5 @@ def test_the_page_has_every_setting_of_every_verb_and_what_runs_share_once() -> 
     for name in VERBS:
         assert set(keys_of(name)) <= set(keys), name
         assert f"`cola-train {name}`" in text
-    assert keys.count("trainer.max_steps") == keys.count("watch.benchmarks.sampler.num_steps") == keys.count("vae.dim") == 1
+    assert keys.count("trainer.max_steps") == keys.count("in_loop_eval.benchmarks.sampler.num_steps") == keys.count("vae.dim") == 1
     assert {"families.NAME.config", "dit.num_layers", "transformer.head_dim"} <= set(keys)

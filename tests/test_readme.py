@@ -94,7 +94,10 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
         if "--resume" in words:
             words += ["trainer.max_steps=3", "trainer.micro_batch_size=2"]
         elif words[1] in ("vae", "joint", "ar", "llada", "warm-start"):
-            words += [*SHORT, *(["watch.every_steps=2", "watch.inspection.num_rows=8"] if "name=watched" in words else [])]
+            words += [
+                *SHORT,
+                *(["in_loop_eval.every_steps=2", "in_loop_eval.inspection.num_rows=8"] if "name=watched" in words else []),
+            ]
         elif words[1] == "branch":
             words += ["trainer.max_steps=4", "optim.decay=4", "optim.anneal=2"]
         elif words[1] in QUICK:

@@ -29,13 +29,9 @@ def _absent_names(module: str) -> frozenset[str]:
     """What a module imports under `if TYPE_CHECKING:`."""
     tree = ast.parse(inspect.getsource(sys.modules[module]))
     guarded = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    imports = [
-        inner for node in guarded for inner in node.body if isinstance(inner, (ast.Import, ast.ImportFrom))
-    ]
+    imports = [inner for node in guarded for inner in node.body if isinstance(inner, (ast.Import, ast.ImportFrom))]
     return frozenset(alias.asname or alias.name for node in imports for alias in node.names)
 
 
 def _names_in(hint: str) -> frozenset[str]:
     return frozenset(node.id for node in ast.walk(ast.parse(hint, mode="eval")) if isinstance(node, ast.Name))
-
-

@@ -133,7 +133,7 @@ Kind = Literal["train", "sample"]  # what a measuring process may be asked for
 
 @dataclasses.dataclass(frozen=True)
 class BenchDataConfig:
-    """`cola-train bench data`: tokenising, reading rows, and opening a store of 10^9 rows, by one process on one core."""
+    """`cola-train bench data`: tokenizing, reading rows, and opening a store of 10^9 rows, by one process on one core."""
 
     text: str | None = setting(None, help="A .txt file to tokenize, a paragraph a document; null is the novels that are included.")
     tokenizer: str | None = setting(None, help="A tokenizer.json; null learns one of 4,096 ids from the text.")

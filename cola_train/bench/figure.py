@@ -26,12 +26,12 @@ def draw_growth(series: Mapping[str, Sequence[Mapping[str, Any]]], png: Path, sv
         grid = figure.subplots(len(_MEASURES), len(series), sharey="row", sharex="col", squeeze=False)
         for column, (name, points) in enumerate(series.items()):
             sizes = [point["value"] for point in points]
-            for row, (label, key, unit, colour) in enumerate(_MEASURES):
+            for row, (label, key, unit, color) in enumerate(_MEASURES):
                 axes = grid[row][column]
                 values = [point[key] / unit for point in points]
                 if name != "block_size":  # which is no amount of work
                     axes.plot(sizes, [values[0] * size / sizes[0] for size in sizes], ":", color="0.5", linewidth=1)
-                axes.plot(sizes, values, "o-", color=colour)
+                axes.plot(sizes, values, "o-", color=color)
                 axes.set_xscale("log")
                 axes.set_yscale("log")
                 axes.yaxis.set_major_formatter(ScalarFormatter())

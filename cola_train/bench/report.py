@@ -24,7 +24,9 @@ class Speedometer:
 
     def read(self) -> None:
         """Measure once more; before and after."""
-        self._seconds.append({name: matrix_seconds(self._clock.device, dtype, self._clock.read) for name, dtype in self._dtypes.items()})
+        self._seconds.append(
+            {name: matrix_seconds(self._clock.device, dtype, self._clock.read) for name, dtype in self._dtypes.items()}
+        )
 
     def gflops(self, precision: str) -> float:
         """The median rate over all readings, in `precision` if it is measured."""
@@ -64,7 +66,7 @@ def speed(tokens: int, seconds: float, speedometer: Speedometer, precision: str)
     }
 
 
-def utilisation(
+def utilization(
     flops: Mapping[Convention, int], seconds: float, clock: Clock, speedometer: Speedometer, precision: str
 ) -> dict[str, Any]:
     """FLOPs by convention, and each as a share of the peak: of a CPU its measured matrix rate, of a GPU its data sheet's.

@@ -8,7 +8,7 @@ import torch
 
 from cola_train.bench.config import BenchSampleConfig
 from cola_train.bench.machine import Clock, Memory
-from cola_train.bench.report import Speedometer, speed, spread, used, utilisation
+from cola_train.bench.report import Speedometer, speed, spread, used, utilization
 from cola_train.bench.workloads import checkpoint
 from cola_train.config.loop import Convention
 from cola_train.config.settings import UserError
@@ -83,7 +83,7 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
         "first_block_seconds": first_block,
         "blocks": num_passes,
         "block_seconds": (seconds["median"] - first_block["median"]) / (num_passes - 1) if num_passes > 1 else None,
-        **utilisation(flops, seconds["median"], clock, speedometer, precision),
+        **utilization(flops, seconds["median"], clock, speedometer, precision),
         "memory": memory_used,
     }
 

@@ -10,8 +10,8 @@ import torch
 from cola_train.bench.config import BenchTrainConfig
 from cola_train.bench.machine import Clock, Memory
 from cola_train.bench.parts import parts_of, top_operations
-from cola_train.bench.report import Speedometer, speed, spread, used, utilisation
-from cola_train.bench.workloads import random_batch, randomise
+from cola_train.bench.report import Speedometer, speed, spread, used, utilization
+from cola_train.bench.workloads import random_batch, randomize
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import progress_bar
@@ -30,8 +30,8 @@ from cola_train.training.preflight import with_precision
 def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
     """Measure a run's step in this process.
 
-    Steps are those of the training loop (training/loop/module.py) under the same Trainer and sharding, on one process. First whole ones
-    are timed; parts, and the profile, are of steps after these, since watching takes time.
+    Steps are those of the training loop (training/loop/module.py), with the same Trainer and sharding, on one process. First
+    whole ones are timed; parts, and the profile, are of steps after these, since watching takes time.
 
     Returns:
         What `cola-train bench train` reports, see docs/benchmarks.md.
@@ -89,9 +89,9 @@ class _Measure(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Random weights."""
         assert isinstance(pl_module, StageModule)
-        randomise(pl_module.objective)
+        randomize(pl_module.objective)
         gather_each_once(pl_module.objective)
-        pl_module.average.start()
+        pl_module.ema.start()
         self._speedometer.read()
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
@@ -141,7 +141,7 @@ class _Measure(pl.Callback):
             "machine": self._speedometer.report(),
             "seconds": seconds,
             **speed(tokens, median, self._speedometer, precision),
-            **utilisation(step_flops(run, 0), median, self._clock, self._speedometer, precision),
+            **utilization(step_flops(run, 0), median, self._clock, self._speedometer, precision),
             "memory": self._used,
             "parts": {name: {"seconds": value, "share": value / sum(parts.values())} for name, value in parts.items()},
             "top_operations": self._top,

@@ -63,7 +63,7 @@ def random_batch(config: RunConfig) -> Batch:
     return Batch(tokens, torch.ones(rows, seq_len, dtype=torch.bool), torch.zeros_like(tokens), index, index.clone())
 
 
-def randomise(network: nn.Module) -> None:
+def randomize(network: nn.Module) -> None:
     """Give every tensor of the network, or of its part on this process, random values in place; none is left idle at zero.
 
     Values of the size that keeps activations near 1. With adaLN-Zero's zeros gradients would be denormal numbers for many steps,
@@ -97,7 +97,7 @@ def checkpoint(config: BenchSampleConfig, device: torch.device) -> Checkpoint:
     run = load_config(family.config, None, [*_NAMES, *family.workloads[family.generation_workloads[name]]])
     with torch.device(device):
         objective = family.build(run)
-    randomise(objective)
+    randomize(objective)
     return family.checkpoint(run, objective.state_dict(), _word_tokenizer(run.vocab_size), {}, device)
 
 

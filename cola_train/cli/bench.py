@@ -34,7 +34,7 @@ def add(verbs: Any) -> None:
         example="cola-train bench growth figure=growth out=growth.json",
     )  # fmt: skip
     add_verb(
-        kinds, "data", _data, "measure tokenising, reading rows and opening a huge store", BenchDataConfig,
+        kinds, "data", _data, "measure tokenizing, reading rows and opening a huge store", BenchDataConfig,
         example="cola-train bench data rows=8 seq_len=256",
     )  # fmt: skip
     quality = add_verb(

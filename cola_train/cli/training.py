@@ -115,4 +115,4 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
 def _export(options: argparse.Namespace) -> None:
     from cola_train.training.run import export_run
 
-    print(export_run(options.run_folder, options.step, options.out, int(options.max_shard_gb * 1e9), options.average))
+    print(export_run(options.run_folder, options.step, options.out, int(options.max_shard_gb * 1e9), options.ema))

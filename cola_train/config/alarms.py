@@ -13,15 +13,14 @@ class AlarmsConfig:
         0.5, help="Collapse: the VAE's logSNR stays below this (the paper's lowest is 1.0; a fresh VAE starts at 0)."
     )
     min_active_units: float | None = setting(
-        0.5, help="Collapse: a smaller share of channels is active, where the run is inspected (watch.instruments)."
+        0.5, help="Collapse: a smaller share of channels is active, where the run is inspected (in_loop_eval.evaluators)."
     )
     max_reference_kl: float | None = setting(
         100.0, help="Drift: KL(q || q_ref) stays above this, nats per token (with 16 channels about 3.5 sigma in each)."
     )
     spike_deviations: float | None = setting(
         10.0,
-        help="Spike: the loss exceeds the median of recent ones (guard.spike_window) by this many robust deviations "
-        "(1.4826 MAD).",
+        help="Spike: the loss exceeds the median of recent ones (guard.spike_window) by this many robust deviations (1.4826 MAD).",
     )
     raise_after: int = setting(
         100,

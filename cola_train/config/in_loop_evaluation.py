@@ -7,16 +7,16 @@ from cola_train.config.inspection import InspectionConfig
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import nearest, require, section, setting
 
-INSTRUMENTS = ("inspection", "likelihood", "benchmarks")
+EVALUATORS = ("inspection", "likelihood", "benchmarks")
 
 
 @dataclasses.dataclass(frozen=True)
-class WatchConfig:
+class InLoopEvalConfig:
     """What is measured while a run trains, as `inspect`, `likelihood` and `evaluate` do it; ema.evaluate says on which weights."""
 
     every_steps: int = setting(0, help="Optimizer steps between evaluations; 0 is never.")
     at_marks: bool = setting(False, help="Evaluate at budget.marks too.")
-    instruments: list[str] = setting(
+    evaluators: list[str] = setting(
         ["inspection"], help="Which: inspection (latents; not of baselines), likelihood and benchmarks (not in stage 1)."
     )
     tasks: list[str] = setting(["all"], help="Benchmarks to run, or all.")
@@ -26,13 +26,13 @@ class WatchConfig:
     benchmarks: EvaluationConfig = section(EvaluationConfig, help="As of `cola-train evaluate`.")
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 0, f"watch.every_steps must be 0 (never) or more, not {self.every_steps}.")
-        for name in self.instruments:
-            require(name in INSTRUMENTS, f"watch.instruments has an unknown entry '{name}'; {nearest(name, INSTRUMENTS)}")
-        needs_data = self.is_on and "benchmarks" in self.instruments
+        require(self.every_steps >= 0, f"in_loop_eval.every_steps must be 0 (never) or more, not {self.every_steps}.")
+        for name in self.evaluators:
+            require(name in EVALUATORS, f"in_loop_eval.evaluators has an unknown entry '{name}'; {nearest(name, EVALUATORS)}")
+        needs_data = self.is_on and "benchmarks" in self.evaluators
         require(not needs_data or self.benchmark_data is not None,
-                "watch.instruments has benchmarks, which need watch.benchmark_data: a folder of TASK.jsonl files, made by "
-                "`cola-train evaluate --fetch`.")  # fmt: skip
+                "in_loop_eval.evaluators has benchmarks, which need in_loop_eval.benchmark_data: a folder of TASK.jsonl files, "
+                "made by `cola-train evaluate --fetch`.")  # fmt: skip
 
     @property
     def is_on(self) -> bool:
@@ -40,11 +40,11 @@ class WatchConfig:
         return self.every_steps > 0 or self.at_marks
 
     def check_family(self, possible: tuple[str, ...], stage: str) -> None:
-        """Refuse instruments that a stage has no use for.
+        """Refuse evaluators that a stage has no use for.
 
         Raises:
             UserError: evaluation is on, with one that is not among `possible`.
         """
-        for name in self.instruments if self.is_on else []:
-            require(name in possible, f"watch.instruments={self.instruments}: {name} is not for a run of `cola-train {stage}`; it "
-                                      f"can have {', '.join(possible)}.")  # fmt: skip
+        for name in self.evaluators if self.is_on else []:
+            require(name in possible, f"in_loop_eval.evaluators={self.evaluators}: {name} is not for a run of `cola-train "
+                                      f"{stage}`; it can have {', '.join(possible)}.")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Settings of optimisation: the optimizer and the learning rate."""
+"""Settings of optimization: the optimizer and the learning rate."""
 
 import dataclasses
 from typing import Literal

@@ -5,7 +5,7 @@ import dataclasses
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.amounts import Amount
 from cola_train.config.data import DataConfig
-from cola_train.config.in_loop_evaluation import WatchConfig
+from cola_train.config.in_loop_evaluation import InLoopEvalConfig
 from cola_train.config.load import leaves, value_at
 from cola_train.config.loop import (
     BudgetConfig,
@@ -21,7 +21,7 @@ from cola_train.config.settings import require, section, setting
 
 # What may change when a run goes on: who computes, what is kept and shown, and how long. All else makes it another run.
 _MAY_CHANGE = (
-    "parallel.", "checkpoint.", "guard.", "watch.", "alarms.", "wandb.", "budget.eflops", "budget.marks", "runs_folder",
+    "parallel.", "checkpoint.", "guard.", "in_loop_eval.", "alarms.", "wandb.", "budget.eflops", "budget.marks", "runs_folder",
     "data.path", "data.num_workers", "ema.evaluate", "ema.export",
     "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.compile", "trainer.validate_every_steps",
     "trainer.validation_rows", "trainer.log_every_steps", "trainer.sample_every_steps", "trainer.sample_prompts",
@@ -41,7 +41,7 @@ class RunConfig:
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
     guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
-    watch: WatchConfig = section(WatchConfig, help="What is evaluated while the run trains.", common=False)
+    in_loop_eval: InLoopEvalConfig = section(InLoopEvalConfig, help="What is evaluated while the run trains.", common=False)
     alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong with it.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
@@ -92,5 +92,3 @@ class RunConfig:
             if ours != theirs and not decided and not key.startswith(_MAY_CHANGE):
                 listed.append(f"{key}: {ours!r}, now {theirs!r}")
         return listed
-
-

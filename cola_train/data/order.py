@@ -40,7 +40,7 @@ def _permute(
 ) -> UInt64[np.ndarray, " n"]:
     # A Feistel network permutes the numbers of 2 x half_bits bits. Applying it again to whatever falls outside [0, num_rows)
     # ("cycle walking") permutes [0, num_rows): following a cycle of a permutation from inside, one comes back inside.
-    # At least 3 bits a half: networks of fewer bits favour some orders of a handful of rows measurably.
+    # At least 3 bits a half: networks of fewer bits favor some orders of a handful of rows measurably.
     half_bits = max(3, ((num_rows - 1).bit_length() + 1) // 2)
     # Arrays throughout: unsigned arrays wrap silently, unsigned scalars warn of it.
     seed = _mix(np.full(1, data_seed % (1 << 64), dtype=np.uint64))
@@ -64,7 +64,7 @@ def _feistel(value: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"], hal
 
 
 def _mix(value: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """SplitMix64's finaliser: a bijection of 64 bits in which every input bit moves every output bit."""
+    """SplitMix64's finalizer: a bijection of 64 bits in which every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: UInt64[np.ndarray, " n"] = value ^ (value >> np.uint64(31))

@@ -102,7 +102,7 @@ class Tokenizer:
         return int(token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt: special tokens written in the text are recognised; none are added."""
+        """Ids of a prompt: special tokens written in the text are recognized; none are added."""
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_document(self, text: str) -> list[int]:

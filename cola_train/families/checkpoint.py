@@ -185,14 +185,21 @@ class Checkpoint(abc.ABC):
         """
 
     def compare_solvers(
-        self, prompts: Sequence[Sequence[int]], config: SamplerConfig, solvers: Sequence[str], steps: Sequence[int], reference_steps: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: SamplerConfig,
+        solvers: Sequence[str],
+        steps: Sequence[int],
+        reference_steps: int,
     ) -> Sequence[SolverQuality]:
         """How near each solver comes, with so many steps, to a reference of `reference_steps`.
 
         Raises:
             UserError: a family that solves nothing, no prompts, or a solver that there is not.
         """
-        raise UserError(f"A checkpoint of `cola-train {self.family}` has no solver whose steps could be compared; give one of stage 2.")
+        raise UserError(
+            f"A checkpoint of `cola-train {self.family}` has no solver whose steps could be compared; give one of stage 2."
+        )
 
     @property
     @abc.abstractmethod
@@ -224,4 +231,6 @@ class Checkpoint(abc.ABC):
         Raises:
             UserError: a family without latents, or data or a reference that do not fit.
         """
-        raise UserError(f"A checkpoint of `cola-train {self.family}` has no latents to inspect; give one that has, such as Cola DLM's.")
+        raise UserError(
+            f"A checkpoint of `cola-train {self.family}` has no latents to inspect; give one that has, such as Cola DLM's."
+        )

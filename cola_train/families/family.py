@@ -1,8 +1,8 @@
 """What a family of models brings: everything that the rest of the program asks of one kind of model.
 
 The four of the project are Cola DLM's two stages ("vae", "joint") and the baselines ("ar", "llada"). To add one, write a subclass
-and register it (registry.py). Its module is imported to list verbs, so torch is imported inside methods alone: a wrong config is then
-refused before that.
+and register it (registry.py). Its module is imported to list verbs, so torch is imported inside methods alone: a wrong config is
+then refused before that.
 """
 
 import abc
@@ -206,8 +206,8 @@ class Family(abc.ABC, Generic[RunT]):
         """The networks' sizes in a few words."""
 
     def growth_settings(self, config: RunT, size: str, value: int) -> tuple[str, ...] | None:
-        """Overrides that give a run's backbone a "block_size", "layers" or "width", for `cola-train bench growth`; () if it has that
-        value already, None where the family's cannot be varied so.
+        """Overrides that give a run's backbone a "block_size", "layers" or "width", for `cola-train bench growth`; () if it has
+        that value already, None where the family's cannot be varied so.
 
         Raises:
             UserError: a value that the config cannot take.

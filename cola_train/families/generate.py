@@ -24,7 +24,7 @@ class GenerationResult:
         text: the generated text alone, without the prompt and without the token that ended it.
         token_ids: its ids, max_new_tokens at most.
         prompt_ids: the prompt's ids.
-        latents: (generated positions, latent_dim), clean, normalised, without the prompt's own; None of a baseline.
+        latents: (generated positions, latent_dim), clean, normalized, without the prompt's own; None of a baseline.
         finish_reason: "stop" at one of eos_token_ids, "length" at max_new_tokens.
         decoded_ids: token_ids with the one that ended the text and, but for the AR baseline, what its block holds after that one.
     """

@@ -92,7 +92,8 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def family_of_file(path: Path) -> "Family[Any]":
-    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else the smallest that knows its keys.
+    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else the smallest that knows its
+    keys.
 
     Raises:
         UserError: no such file, an unknown stage, or a file that does not say which of several.

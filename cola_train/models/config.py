@@ -101,7 +101,7 @@ class TextVAEConfig(NetworkConfig):
         self._supports("attn_dropout", 0.0, "its draws would not be a function of (seed, sample, purpose)")
         self._supports("act", "swiglu", "no other activation was released")
         self._supports("block_causal", True, "without it the released code attends across samples")
-        self._supports("init_fn", "normal", "no other initialisation was released")
+        self._supports("init_fn", "normal", "no other initialization was released")
         self._supports("use_variation", True, "the posterior needs a variance")
 
 

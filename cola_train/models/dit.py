@@ -14,7 +14,7 @@ from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import packed_attention
 from cola_train.models.blocks import Block, HasBuffers, TimeModule
 from cola_train.models.config import DiTConfig
-from cola_train.models.layers import Rotation, interleaved_rotation, rotary_frequencies, rotate_interleaved, sinusoidal_time
+from cola_train.models.layers import CosSin, apply_rope_interleaved, interleaved_cos_sin, rotary_frequencies, sinusoidal_time
 
 DIT_TIME_SCALE = 1000.0  # T: the network reads 1000 t, the rest of the project t in [0, 1]
 _TIME_FREQUENCIES = 128
@@ -83,15 +83,15 @@ class DiTAttention(nn.Module):
         self.rope = _AttentionRope(config.rope_dim)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: LayerAttention, outputs: int
+        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention, outputs: int
     ) -> Float[Tensor, "batch outputs dim"]:
         """Attend over what `attention` offers; the first `outputs` positions alone ask."""
         if outputs == x.shape[1]:
             q, k, v = self.proj_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         else:
             q, k, v = self._few_queries(x, outputs)
-        q = rotate_interleaved(self.norm_q(q), turn[:, :outputs]).to(v.dtype)
-        k = rotate_interleaved(self.norm_k(k), turn).to(v.dtype)
+        q = apply_rope_interleaved(self.norm_q(q), cos_sin[:, :outputs]).to(v.dtype)
+        k = apply_rope_interleaved(self.norm_k(k), cos_sin).to(v.dtype)
         attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.proj_out(attended.transpose(1, 2).flatten(2))
 
@@ -151,7 +151,7 @@ class DiTBlock(Block):
         x: Float[Tensor, "batch seq dim"],
         times: Float[Tensor, "times dim"] | BlockModulation,
         index: Int[Tensor, "#batch #seq"],
-        turn: Rotation,
+        cos_sin: CosSin,
         attention: LayerAttention,
         outputs: int,
     ) -> Float[Tensor, "batch outputs dim"]:
@@ -161,14 +161,14 @@ class DiTBlock(Block):
             x: the residual stream.
             times: the embedding of each distinct time, or what `modulation` makes of it.
             index: of the time of each position.
-            turn: rotates queries and keys.
+            cos_sin: rotates queries and keys.
             attention: what the block attends over.
             outputs: the number of positions, from the first on, whose result someone reads. All give keys and values.
         """
         modulation = times if isinstance(times, BlockModulation) else self.modulation(times)
         h = _modulate(self._norm(x), modulation.msa_in, index)
         x, index = x[:, :outputs], index[:, :outputs]
-        x = torch.addcmul(x, F.embedding(index, modulation.msa_out), self.msa(h, turn, attention, outputs))
+        x = torch.addcmul(x, F.embedding(index, modulation.msa_out), self.msa(h, cos_sin, attention, outputs))
         h = _modulate(self._norm(x), modulation.mlp_in, index)
         return torch.addcmul(x, F.embedding(index, modulation.mlp_out), self.mlp(h))
 
@@ -241,7 +241,7 @@ class BlockCausalDiT(nn.Module):
         """Velocity at the first `outputs` positions, or at all, in fp32.
 
         Args:
-            latents: normalised latents, clean or noised.
+            latents: normalized latents, clean or noised.
             times: the time of each position, in [0, 1].
             positions: RoPE position of each.
             attention: what each layer attends over.
@@ -250,11 +250,11 @@ class BlockCausalDiT(nn.Module):
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
         x = self.txt_in.proj(latents)
         embedding = self.emb_in(times.distinct) if times.modulations is None else None
-        turn = interleaved_rotation(positions, blocks[0].msa.rope.rope.freqs, self.config.head_dim)
+        cos_sin = interleaved_cos_sin(positions, blocks[0].msa.rope.rope.freqs, self.config.head_dim)
         for layer, block in enumerate(blocks):
             modulation = embedding if times.modulations is None else times.modulations.blocks[layer]
             read = count if layer == len(blocks) - 1 else x.shape[1]
-            x = block(x, modulation, times.index, turn, attention.layer(layer), read)
+            x = block(x, modulation, times.index, cos_sin, attention.layer(layer), read)
         last = self.txt_out_ada.out_in(embedding) if times.modulations is None else times.modulations.out
         x = _modulate(self.txt_out_norm(x), last, times.index[:, :count])
         return self.txt_out.proj(x).float()

@@ -9,13 +9,13 @@ from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import named_generator
 
 
-def initialise_text_vae(vae: TextVAE, seed: int) -> None:
+def initialize_text_vae(vae: TextVAE, seed: int) -> None:
     """Truncated normal weights (init_std, cut at init_cutoff_factor deviations), zero biases, unit norms."""
     for name, parameter in vae.named_parameters():
         _fill(parameter, text_vae_value(name, parameter.shape, vae.config, seed))
 
 
-def initialise_dit(dit: BlockCausalDiT, seed: int) -> None:
+def initialize_dit(dit: BlockCausalDiT, seed: int) -> None:
     """Xavier-uniform weights, zero biases, unit norms; every adaLN layer and the output projection zero (adaLN-Zero)."""
     for name, parameter in dit.named_parameters():
         _fill(parameter, dit_value(name, parameter.shape, seed))

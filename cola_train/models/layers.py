@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 # Cosine and signed sine for each channel of a head: x turns into x cos + partner(x) sin.
-Rotation = Float[Tensor, "#batch seq 2 head_dim"]
+CosSin = Float[Tensor, "#batch seq 2 head_dim"]
 
 
 def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:
@@ -16,8 +16,8 @@ def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:
     return base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def interleaved_rotation(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"], head_dim: int) -> Rotation:
-    """For `rotate_interleaved`, once for all layers; channels beyond 2 x half do not turn."""
+def interleaved_cos_sin(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"], head_dim: int) -> CosSin:
+    """For `apply_rope_interleaved`, once for all layers; channels beyond 2 x half do not rotate."""
     angle = _angle(positions, frequencies)
     cos = angle.cos().repeat_interleave(2, dim=-1)
     sin = torch.stack([-angle.sin(), angle.sin()], dim=-1).flatten(-2)
@@ -25,8 +25,8 @@ def interleaved_rotation(positions: Int[Tensor, "#batch seq"], frequencies: Floa
     return torch.stack([F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))], dim=-2)
 
 
-def half_rotation(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]) -> Rotation:
-    """For `rotate_half`, once for all layers."""
+def half_cos_sin(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]) -> CosSin:
+    """For `apply_rope_half`, once for all layers."""
     angle = _angle(positions, frequencies)
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=-2)
@@ -36,18 +36,20 @@ def _angle(positions: Tensor, frequencies: Tensor) -> Tensor:
     return positions[..., None].float() * frequencies.float()
 
 
-def rotate_half(x: Float[Tensor, "batch seq heads head_dim"], turn: Rotation) -> Float[Tensor, "batch seq heads head_dim"]:
+def apply_rope_half(x: Float[Tensor, "batch seq heads head_dim"], cos_sin: CosSin) -> Float[Tensor, "batch seq heads head_dim"]:
     """The VAE's form: channel i pairs with channel i + head_dim/2."""
-    return _rotate(x, x.roll(x.shape[-1] // 2, dims=-1), turn)
+    return _rotate(x, x.roll(x.shape[-1] // 2, dims=-1), cos_sin)
 
 
-def rotate_interleaved(x: Float[Tensor, "batch seq heads head_dim"], turn: Rotation) -> Float[Tensor, "batch seq heads head_dim"]:
+def apply_rope_interleaved(
+    x: Float[Tensor, "batch seq heads head_dim"], cos_sin: CosSin
+) -> Float[Tensor, "batch seq heads head_dim"]:
     """The DiT's form: channels 2i and 2i + 1 pair."""
-    return _rotate(x, x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2), turn)
+    return _rotate(x, x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2), cos_sin)
 
 
-def _rotate(x: Tensor, partner: Tensor, turn: Rotation) -> Tensor:
-    cos, sin = turn[:, :, None].unbind(-2)
+def _rotate(x: Tensor, partner: Tensor, cos_sin: CosSin) -> Tensor:
+    cos, sin = cos_sin[:, :, None].unbind(-2)
     return torch.addcmul(x.float() * cos, partner.float(), sin).to(x.dtype)
 
 

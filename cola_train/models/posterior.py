@@ -1,4 +1,4 @@
-"""The diagonal Gaussian q_phi(z0 | x) over normalised latents: draw, entropy, divergences. Every figure in nats."""
+"""The diagonal Gaussian q_phi(z0 | x) over normalized latents: draw, entropy, divergences. Every figure in nats."""
 
 import dataclasses
 import math

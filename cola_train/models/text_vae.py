@@ -13,7 +13,7 @@ from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import row_attention
 from cola_train.models.blocks import Block
 from cola_train.models.config import TextVAEConfig
-from cola_train.models.layers import Rotation, half_rotation, rotary_frequencies, rotate_half
+from cola_train.models.layers import CosSin, apply_rope_half, half_cos_sin, rotary_frequencies
 from cola_train.models.posterior import LOG_VARIANCE_RANGE, Posterior
 from cola_train.models.vocabulary_head import VocabularyHead
 
@@ -36,17 +36,17 @@ class TextVAEBlock(Block):
         self.ffn_out = nn.Linear(config.ffn_dim // 2, dim, bias=config.bias)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: LayerAttention
+        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention
     ) -> Float[Tensor, "batch seq dim"]:
         """One block; `turn` rotates q and k, `attention` says what it attends over."""
         if self.config.post_norm:
             # The first norm is on the residual stream itself, not on what the attention reads or gives: a released quirk.
-            x = self.norm_attn(x) + self._attend(x, turn, attention)
+            x = self.norm_attn(x) + self._attend(x, cos_sin, attention)
             return x + self.norm_ffn(self._feed_forward(x))
-        x = x + self._attend(self.norm_attn(x), turn, attention)
+        x = x + self._attend(self.norm_attn(x), cos_sin, attention)
         return x + self._feed_forward(self.norm_ffn(x))
 
-    def _attend(self, x: Tensor, turn: Rotation, attention: LayerAttention) -> Tensor:
+    def _attend(self, x: Tensor, cos_sin: CosSin, attention: LayerAttention) -> Tensor:
         qkv = self.qkv_proj(x)
         if self.config.clip_qkv is not None:
             qkv = qkv.clamp(-self.config.clip_qkv, self.config.clip_qkv)
@@ -54,7 +54,7 @@ class TextVAEBlock(Block):
         if self.config.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (y.unflatten(-1, (self.config.num_heads, -1)) for y in (q, k, v))
-        q, k = rotate_half(q, turn).to(v.dtype), rotate_half(k, turn).to(v.dtype)
+        q, k = apply_rope_half(q, cos_sin).to(v.dtype), apply_rope_half(k, cos_sin).to(v.dtype)
         attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return self.attn_out_proj(attended.transpose(1, 2).flatten(2))
 
@@ -64,7 +64,7 @@ class TextVAEBlock(Block):
 
 
 class TextVAEEncoder(nn.Module):
-    """q_phi: tokens -> diagonal Gaussian per latent, in the DiT's normalised latent space."""
+    """q_phi: tokens -> diagonal Gaussian per latent, in the DiT's normalized latent space."""
 
     def __init__(self, config: TextVAEConfig) -> None:
         super().__init__()
@@ -78,9 +78,9 @@ class TextVAEEncoder(nn.Module):
         """Encode rows whose length is a multiple of patch_size; `document` (of each latent) keeps documents apart."""
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
-        turn, attention = _row_context(config, x, document)
+        cos_sin, attention = _row_context(config, x, document)
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, attention.layer(layer))
+            x = block(x, cos_sin, attention.layer(layer))
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
@@ -88,7 +88,7 @@ class TextVAEEncoder(nn.Module):
 
 
 class TextVAEDecoder(nn.Module):
-    """p_theta: normalised latents -> hidden states per token (`forward`) -> logits (`head`)."""
+    """p_theta: normalized latents -> hidden states per token (`forward`) -> logits (`head`)."""
 
     def __init__(self, config: TextVAEConfig) -> None:
         super().__init__()
@@ -113,12 +113,12 @@ class TextVAEDecoder(nn.Module):
         config = self.config
         x = self.in_layer(z_0 / config.scaling_factor + config.shifting_factor)
         if attention is None:
-            turn, attention = _row_context(config, x, document)
+            cos_sin, attention = _row_context(config, x, document)
         else:
             assert positions is not None
-            turn = _rotation(config, positions)
+            cos_sin = _rotation(config, positions)
         for layer, block in enumerate(self.blocks):
-            x = block(x, turn, attention.layer(layer))
+            x = block(x, cos_sin, attention.layer(layer))
         # The patch index runs fastest in the unpatched width.
         x = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size)).transpose(2, 3).flatten(1, 2)
         return self.final_norm(x)
@@ -129,7 +129,7 @@ class TextVAEDecoder(nn.Module):
 
 
 class TextVAE(nn.Module):
-    """Encoder and decoder. Latents outside this module are always the normalised ones."""
+    """Encoder and decoder. Latents outside this module are always the normalized ones."""
 
     def __init__(self, config: TextVAEConfig) -> None:
         super().__init__()
@@ -160,12 +160,12 @@ class TextVAE(nn.Module):
         return KVCache(layers, batch, capacity, self.config.num_heads, head_dim, weight.device, weight.dtype)
 
 
-def _rotation(config: TextVAEConfig, positions: Int[Tensor, "#batch seq"]) -> Rotation:
+def _rotation(config: TextVAEConfig, positions: Int[Tensor, "#batch seq"]) -> CosSin:
     frequencies = rotary_frequencies(config.dim // config.num_heads, config.rope_theta).to(positions.device)
-    return half_rotation(positions, frequencies)
+    return half_cos_sin(positions, frequencies)
 
 
-def _row_context(config: TextVAEConfig, x: Tensor, document: Tensor | None) -> tuple[Rotation, Attention]:
+def _row_context(config: TextVAEConfig, x: Tensor, document: Tensor | None) -> tuple[CosSin, Attention]:
     seq = x.shape[1]
     positions = torch.arange(seq, device=x.device)[None] if document is None else document_positions(document)
     return _rotation(config, positions), row_attention(seq, config.block_size, document, x.device)

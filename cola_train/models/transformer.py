@@ -13,7 +13,7 @@ from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import row_attention
 from cola_train.models.blocks import Block
 from cola_train.models.config import TransformerConfig
-from cola_train.models.layers import Rotation, half_rotation, rotary_frequencies, rotate_half
+from cola_train.models.layers import CosSin, apply_rope_half, half_cos_sin, rotary_frequencies
 from cola_train.models.vocabulary_head import VocabularyHead
 
 
@@ -39,9 +39,9 @@ class _SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, turn: Rotation, attention: LayerAttention) -> Tensor:
+    def forward(self, x: Tensor, cos_sin: CosSin, attention: LayerAttention) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        q, k = rotate_half(q, turn), rotate_half(k, turn)
+        q, k = apply_rope_half(q, cos_sin), apply_rope_half(k, cos_sin)
         attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return cast(Tensor, self.o_proj(attended.transpose(1, 2).flatten(2)))
 
@@ -68,10 +68,10 @@ class TransformerBlock(Block):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], turn: Rotation, attention: LayerAttention
+        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention
     ) -> Float[Tensor, "batch seq dim"]:
         """One block; `turn` rotates q and k, `attention` says what it attends over."""
-        x = x + self.self_attn(self.input_layernorm(x), turn, attention)
+        x = x + self.self_attn(self.input_layernorm(x), cos_sin, attention)
         return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
 
 
@@ -123,9 +123,9 @@ class Transformer(nn.Module):
             attention = row_attention(tokens.shape[1], 1 if self.causal else tokens.shape[1], document, x.device)
         assert positions is not None
         frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta).to(x.device)
-        turn = half_rotation(positions, frequencies)
+        cos_sin = half_cos_sin(positions, frequencies)
         for layer, block in enumerate(self.model.layers):
-            x = block(x, turn, attention.layer(layer))
+            x = block(x, cos_sin, attention.layer(layer))
         return cast(Tensor, self.model.norm(x))
 
     def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:

@@ -15,9 +15,9 @@ from cola_train.config.settings import UserError, require
 from cola_train.families.registry import family_of
 from cola_train.files import write_atomically
 from cola_train.operations.audit import audit
-from cola_train.operations.mischief import Disturbance, draw, goes_on_from, harm, strike
-from cola_train.operations.sameness import Ending, compare
-from cola_train.operations.watched import Job, JobError, Rhythm, Watch
+from cola_train.operations.faults import Disturbance, corrupt, draw, goes_on_from, inject
+from cola_train.operations.sameness import RunOutcome, compare
+from cola_train.operations.watched import JobError, ProcessJob, Rhythm, RunMonitor
 from cola_train.processes import Processes
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.parallel.sharding import check_mesh
@@ -62,7 +62,7 @@ def chaos(config: RunConfig, kills: int, processes: Sequence[int] | None, steps:
     try:
         rhythm = runs.undisturbed()
         runs.disturbed(draw(kills, last, chance), rhythm, chance)
-        same = compare(Ending.read(folder / "undisturbed"), Ending.read(folder / "disturbed"), exact=len(set(counts)) == 1)
+        same = compare(RunOutcome.read(folder / "undisturbed"), RunOutcome.read(folder / "disturbed"), exact=len(set(counts)) == 1)
     except (JobError, UserError) as failure:
         _write(f"FAILED: {failure}\nall in {folder}")
         return 1
@@ -142,12 +142,12 @@ class _Runs:
         """Train to the end; returns how long things take."""
         since = time.monotonic()
         with self._job("undisturbed", "undisturbed.log", self._counts[0]) as job:
-            watch = Watch(job, self._folder / "undisturbed")
-            watch.until(lambda: False)
+            monitor = RunMonitor(job, self._folder / "undisturbed")
+            monitor.until(lambda: False)
             self._must_have_finished(job)
-        rhythm = watch.rhythm()
+        rhythm = monitor.rhythm()
         _write(
-            f"undisturbed: {self._counts[0]} processes, {watch.step} steps in {time.monotonic() - since:.0f} s; a step "
+            f"undisturbed: {self._counts[0]} processes, {monitor.step} steps in {time.monotonic() - since:.0f} s; a step "
             f"{rhythm.step:.3f} s, a save {rhythm.save:.3f} s; SIGTERM has to end it within {rhythm.stop_within:.0f} s"
         )
         return rhythm
@@ -161,34 +161,34 @@ class _Runs:
         for number, disturbance in enumerate([*plan, None], start=1):
             processes = self._counts[(number - 1) % len(self._counts)]
             with self._job("disturbed", f"disturbed-{number:03}.log", processes) as job:
-                watch = Watch(job, run)
-                self._must_go_on(job, watch, begin, processes)
+                monitor = RunMonitor(job, run)
+                self._must_go_on(job, monitor, begin, processes)
                 if line is not None:
                     _write(f"{line[0]}  {time.monotonic() - struck:24.1f}  {line[1]}")
                 if disturbance is None:
-                    watch.until(lambda: False)
+                    monitor.until(lambda: False)
                     self._must_have_finished(job)
                     break
-                outcome = [strike(job, watch, disturbance, rhythm, chance)]
+                outcome = [inject(job, monitor, disturbance, rhythm, chance)]
                 struck = time.monotonic()
-            if disturbance.harm is not None:
-                outcome += harm(run, disturbance.harm, chance)
+            if disturbance.corrupt is not None:
+                outcome += corrupt(run, disturbance.corrupt, chance)
             begin = goes_on_from(run)
             outcome.append(f"on from step {begin}")
-            line = f"{number:5}  {disturbance.kind:14}  {watch.step:6}  {processes:9}", "; ".join(outcome)
+            line = f"{number:5}  {disturbance.kind:14}  {monitor.step:6}  {processes:9}", "; ".join(outcome)
         _write(f"disturbed: finished after {len(plan)} disturbances in {time.monotonic() - since:.0f} s")
 
-    def _job(self, name: str, output: str, processes: int) -> Job:
+    def _job(self, name: str, output: str, processes: int) -> ProcessJob:
         settings = [f"name={name}", f"parallel.num_processes={processes}"]
-        return Job([self._config.stage, str(self._folder / "config.yaml"), *settings], self._folder / output)
+        return ProcessJob([self._config.stage, str(self._folder / "config.yaml"), *settings], self._folder / output)
 
-    def _must_go_on(self, job: Job, watch: Watch, begin: int, processes: int) -> None:
-        watch.until(lambda: watch.step > 0)
-        found = watch.attempt
+    def _must_go_on(self, job: ProcessJob, monitor: RunMonitor, begin: int, processes: int) -> None:
+        monitor.until(lambda: monitor.step > 0)
+        found = monitor.attempt
         if found is None or (found.from_step, found.world_size) != (begin, processes):
             raise job.failure(f"it had to go on from step {begin} with {processes} processes, but did not: {found}")
 
-    def _must_have_finished(self, job: Job) -> None:
+    def _must_have_finished(self, job: ProcessJob) -> None:
         if job.ended != 0:
             raise job.failure(f"it ended with exit status {job.ended}")
 

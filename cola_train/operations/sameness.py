@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cola_train.files import read_rows
+from cola_train.files import read_log
 from cola_train.run_layout import CLOCKS, METRICS
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint
 from cola_train.training.checkpoints.tensors import CheckpointReader
@@ -20,7 +20,7 @@ _NOT_COMPARED = CLOCKS | {"step"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Ending:
+class RunOutcome:
     """What a run came to."""
 
     tensors: dict[str, Tensor]  # of the last checkpoint, whole, by saved name
@@ -29,7 +29,7 @@ class Ending:
     steps: dict[int, Step]
 
     @classmethod
-    def read(cls, run: Path) -> "Ending":
+    def read(cls, run: Path) -> "RunOutcome":
         """From its folder."""
         folder = latest_checkpoint(run)
         assert folder is not None
@@ -37,7 +37,7 @@ class Ending:
         tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
         CheckpointReader(folder, manifest, one_process=True).load(tensors)
         figures: dict[tuple[int, str], float | None] = {}
-        for row in read_rows(run / METRICS):
+        for row in read_log(run / METRICS):
             figures |= {(row["step"], name): value for name, value in row.items() if name not in _NOT_COMPARED}
         steps = {entry.step: entry for entry in read_step_log(run) if isinstance(entry, Step)}
         return cls(tensors, manifest.state, figures, steps)
@@ -60,26 +60,26 @@ class _Part:
     near: bool
 
 
-def compare(left_alone: Ending, disturbed: Ending, *, exact: bool) -> Comparison:
+def compare(reference: RunOutcome, disturbed: RunOutcome, *, exact: bool) -> Comparison:
     """Hold two runs' endings against each other: to the bit, or else samples to the bit and losses to 1e-4 of their value."""
-    states = left_alone.state == disturbed.state
+    states = reference.state == disturbed.state
     parts = {
-        "weights": _tensors(left_alone.tensors, disturbed.tensors, of_weights=True),
-        "optimizer and average": _tensors(left_alone.tensors, disturbed.tensors, of_weights=False),
+        "weights": _tensors(reference.tensors, disturbed.tensors, of_weights=True),
+        "optimizer and average": _tensors(reference.tensors, disturbed.tensors, of_weights=False),
         # Among the counters are losses.
-        "counters": _Part("equal to the bit" if states else "differ", states, left_alone.state.step == disturbed.state.step),
-        "metrics": _figures(left_alone.figures, disturbed.figures),
-        "samples and noise": _steps(left_alone.steps, disturbed.steps),
+        "counters": _Part("equal to the bit" if states else "differ", states, reference.state.step == disturbed.state.step),
+        "metrics": _figures(reference.figures, disturbed.figures),
+        "samples and noise": _steps(reference.steps, disturbed.steps),
     }
     good = {title: part.equal if exact else part.near for title, part in parts.items()}
     lines = tuple(f"{title:22}{part.text}{'' if good[title] else '   <-- must not be'}" for title, part in parts.items())
     return Comparison(lines, all(good.values()))
 
 
-def _tensors(left_alone: Mapping[str, Tensor], disturbed: Mapping[str, Tensor], *, of_weights: bool) -> _Part:
+def _tensors(reference: Mapping[str, Tensor], disturbed: Mapping[str, Tensor], *, of_weights: bool) -> _Part:
     ours, theirs = (
         {name: value for name, value in tensors.items() if name.startswith(f"{MODEL}.") == of_weights}
-        for tensors in (left_alone, disturbed)
+        for tensors in (reference, disturbed)
     )
     if ours.keys() != theirs.keys():
         return _Part(f"differ in names: {sorted(ours.keys() ^ theirs.keys())}", False, False)

@@ -41,7 +41,7 @@ class Rhythm:
         return 60 + 5 * (self.step + self.save)
 
 
-class Job:
+class ProcessJob:
     """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none of them behind."""
 
     def __init__(self, arguments: Sequence[str], output: Path) -> None:
@@ -54,7 +54,7 @@ class Job:
             )  # fmt: skip
         self._children: list[psutil.Process] = []  # as last seen, should the launcher end before them
 
-    def __enter__(self) -> "Job":
+    def __enter__(self) -> "ProcessJob":
         return self
 
     def __exit__(self, *rest: object) -> None:
@@ -112,7 +112,7 @@ class Job:
         return JobError(f"{what}; the end of {self._output}:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-class Watch:
+class RunMonitor:
     """What can be seen of a job from its run's folder.
 
     Attributes:
@@ -120,7 +120,7 @@ class Watch:
         step: the last step that the job has done; 0 before its first.
     """
 
-    def __init__(self, job: Job, run_folder: Path) -> None:
+    def __init__(self, job: ProcessJob, run_folder: Path) -> None:
         """The job has just been started."""
         self._job, self.run_folder, self._log = job, run_folder, run_folder / STEP_LOG
         self._read = self._log.stat().st_size if self._log.exists() else 0

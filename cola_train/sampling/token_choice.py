@@ -7,14 +7,14 @@ from torch import Tensor
 from cola_train.config.sampling import SamplerConfig
 
 
-def penalise_repetition(
+def penalize_repetition(
     logits: Float[Tensor, "batch seq vocab"], seen: Bool[Tensor, "batch vocab"], penalty: float
 ) -> Float[Tensor, "batch seq vocab"]:
     """Logits of `seen` ids: above 0 divided by the penalty, below 0 multiplied (method, section 6.3)."""
     if penalty == 1.0:
         return logits
-    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
-    return torch.where(seen[:, None, :], penalised, logits)
+    penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen[:, None, :], penalized, logits)
 
 
 def choose_tokens(
@@ -22,7 +22,7 @@ def choose_tokens(
 ) -> Int[Tensor, "batch seq"]:
     """One id per position. Temperature 0 takes the likeliest; else `draws`, uniform in [0, 1), pick by inverse CDF.
 
-    top_k keeps the k likeliest; top_p then keeps the smallest set of likeliest ids whose probabilities, renormalised after
+    top_k keeps the k likeliest; top_p then keeps the smallest set of likeliest ids whose probabilities, renormalized after
     top_k, reach it.
     """
     if config.temperature == 0:

@@ -27,7 +27,7 @@ class Part(enum.IntEnum):
     WEIGHTS = 0  # this process' part, fp32, frozen ones and buffers included
     GRADIENTS = 1  # this process' part, reduced
     OPTIMIZER = 2
-    AVERAGE = 3
+    EMA = 3
     GATHERED = 4  # whole units, while they compute, and what they are gathered through
     UNREDUCED = 5  # whole gradients: of units until they are reduced, of all between micro-batches
     REDUCING = 6  # the buffers that gradients are reduced from
@@ -36,7 +36,7 @@ class Part(enum.IntEnum):
     TEMPORARIES = 9  # the rest: gradients of activations, recomputed activations
 
 
-SHARDED = (Part.WEIGHTS, Part.GRADIENTS, Part.OPTIMIZER, Part.AVERAGE)
+SHARDED = (Part.WEIGHTS, Part.GRADIENTS, Part.OPTIMIZER, Part.EMA)
 """What each process has its part of, all the time; parallel.cpu_offload keeps these in the host's memory."""
 
 

@@ -14,11 +14,11 @@ from cola_train.config.settings import INTERRUPTED
 from cola_train.console import say
 from cola_train.data.prepared import PreparedData
 from cola_train.families.registry import family_of
-from cola_train.files import read_rows, write_atomically
+from cola_train.files import read_log, write_atomically
 from cola_train.run_folder import read_run_config, read_status
 from cola_train.run_layout import EXPORT, METRICS
 from cola_train.scaling.config import CurveConfig
-from cola_train.scaling.ladder import Rung, ladder, stage1_flops
+from cola_train.scaling.ladder import PlannedRun, ladder, stage1_flops
 from cola_train.scaling.points import Point, write_points
 
 POINTS = "points.csv"
@@ -35,28 +35,30 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
     Raises:
         UserError: whatever the spec or a run's config gets wrong, before anything is trained.
     """
-    rungs = ladder(spec, spec_folder)
-    PreparedData.open(rungs[0].config.data.path)
+    planned_runs = ladder(spec, spec_folder)
+    PreparedData.open(planned_runs[0].config.data.path)
     outcomes: dict[str, Outcome] = {}
-    for level in levels(rungs):
+    for level in levels(planned_runs):
         with ThreadPoolExecutor(parallel) as pool:
-            for rung, outcome in zip(level, pool.map(lambda rung: _climb(spec, rung, outcomes, retry), level), strict=True):
-                outcomes[rung.name] = outcome
-        write_points(Path(spec.folder) / POINTS, measured(spec, rungs))
+            for planned, outcome in zip(
+                level, pool.map(lambda planned: _bring_to_end(spec, planned, outcomes, retry), level), strict=True
+            ):
+                outcomes[planned.name] = outcome
+        write_points(Path(spec.folder) / POINTS, measured(spec, planned_runs))
     failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
-    points = measured(spec, rungs)
-    say(f"{len(points)} of {sum(rung.is_point for rung in rungs)} points are measured: {Path(spec.folder) / POINTS}")
+    points = measured(spec, planned_runs)
+    say(f"{len(points)} of {sum(planned.is_point for planned in planned_runs)} points are measured: {Path(spec.folder) / POINTS}")
     if failed:
         say(f"Not finished: {', '.join(failed)}. Their logs are {spec.folder}/NAME.log; --retry runs failed ones again.")
     return 1 if failed else 0
 
 
-def levels(rungs: Sequence[Rung]) -> list[list[Rung]]:
+def levels(planned_runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     """Runs that need nothing, then those that need these, and so on."""
     depth: dict[str, int] = {}
-    for rung in rungs:
-        depth[rung.name] = 0 if rung.after is None else depth[rung.after] + 1
-    return [[rung for rung in rungs if depth[rung.name] == number] for number in range(max(depth.values()) + 1)]
+    for planned in planned_runs:
+        depth[planned.name] = 0 if planned.after is None else depth[planned.after] + 1
+    return [[planned for planned in planned_runs if depth[planned.name] == number] for number in range(max(depth.values()) + 1)]
 
 
 def write_launch_lines(spec: CurveConfig, spec_folder: Path, folder: Path, launcher: str) -> list[Path]:
@@ -71,10 +73,10 @@ def write_launch_lines(spec: CurveConfig, spec_folder: Path, folder: Path, launc
     paths = []
     for number, level in enumerate(levels(ladder(spec, spec_folder))):
         lines = []
-        for rung in level:
-            line = f"{launcher} {shlex.join(rung.arguments)}"
-            if rung.is_point:
-                line += f" && {shlex.join(['cola-train', *_comparison_arguments(spec, rung)])}"
+        for planned in level:
+            line = f"{launcher} {shlex.join(planned.arguments)}"
+            if planned.is_point:
+                line += f" && {shlex.join(['cola-train', *_comparison_arguments(spec, planned)])}"
             lines.append(line)
         path = folder / f"level-{number}.sh"
         write_atomically(path, "\n".join(lines) + "\n")
@@ -82,25 +84,25 @@ def write_launch_lines(spec: CurveConfig, spec_folder: Path, folder: Path, launc
     return paths
 
 
-def _climb(spec: CurveConfig, rung: Rung, outcomes: dict[str, Outcome], retry: bool) -> Outcome:
+def _bring_to_end(spec: CurveConfig, planned: PlannedRun, outcomes: dict[str, Outcome], retry: bool) -> Outcome:
     """Bring one run to its end, and measure it."""
-    run = Path(spec.folder) / rung.name
-    if rung.after is not None and outcomes[rung.after] != "finished":
+    run = Path(spec.folder) / planned.name
+    if planned.after is not None and outcomes[planned.after] != "finished":
         return "waits"
     if not _is_finished(run):
         status = read_status(run)
         if status is not None and status.state in ("failed", "stopped") and not retry:
-            say(f"{rung.name} had failed at step {status.step}: {status.reason} (--retry runs it again)")
+            say(f"{planned.name} had failed at step {status.step}: {status.reason} (--retry runs it again)")
             return "failed"
-        say(f"{rung.name}: training, {rung.config.trainer.max_steps:,} steps")
-        if (code := _program(rung.arguments, run)) != 0:
+        say(f"{planned.name}: training, {planned.config.trainer.max_steps:,} steps")
+        if (code := _program(planned.arguments, run)) != 0:
             if code == INTERRUPTED:
                 raise KeyboardInterrupt
-            return _report(rung, run)
-    if rung.is_point and comparison_of(run) is None:
-        say(f"{rung.name}: comparing")
-        if _program(_comparison_arguments(spec, rung), run) != 0:
-            return _report(rung, run)
+            return _report(planned, run)
+    if planned.is_point and comparison_of(run) is None:
+        say(f"{planned.name}: comparing")
+        if _program(_comparison_arguments(spec, planned), run) != 0:
+            return _report(planned, run)
     return "finished"
 
 
@@ -109,15 +111,15 @@ def _is_finished(run: Path) -> bool:
     return status is not None and status.state == "finished" and (run / EXPORT).is_dir()
 
 
-def _report(rung: Rung, run: Path) -> Outcome:
+def _report(planned: PlannedRun, run: Path) -> Outcome:
     log = run.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    say(f"{rung.name} failed: {log[-1] if log else 'no output'}")
+    say(f"{planned.name} failed: {log[-1] if log else 'no output'}")
     return "failed"
 
 
-def _comparison_arguments(spec: CurveConfig, rung: Rung) -> list[str]:
+def _comparison_arguments(spec: CurveConfig, planned: PlannedRun) -> list[str]:
     changed = changed_values(spec.comparison)
-    return ["compare", f"{spec.folder}/{rung.name}", *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
+    return ["compare", f"{spec.folder}/{planned.name}", *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
 
 
 def _program(arguments: Sequence[str], run: Path) -> int:
@@ -128,7 +130,7 @@ def _program(arguments: Sequence[str], run: Path) -> int:
 
 def comparison_of(run: Path) -> dict[str, float] | None:
     """What `cola-train compare` found of a run's last step, from its metrics.jsonl; None if it has not been compared."""
-    rows = [*read_rows(run / METRICS)]
+    rows = [*read_log(run / METRICS)]
     last = max((row["step"] for row in rows if "tokens" in row), default=None)
     found = [row for row in rows if row["step"] == last and any(name.startswith(_COMPARISON) for name in row)]
     if not found:
@@ -136,29 +138,29 @@ def comparison_of(run: Path) -> dict[str, float] | None:
     return {name.removeprefix(_COMPARISON): value for name, value in found[-1].items() if name.startswith(_COMPARISON)}
 
 
-def measured(spec: CurveConfig, rungs: Sequence[Rung]) -> list[Point]:
+def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Point]:
     """The points that have been trained and compared, from their metrics.jsonl."""
-    stage1 = {rung.name: rung for rung in rungs if rung.kind == "stage1"}
-    trunks = {rung.name: rung for rung in rungs if rung.kind == "trunk"}
+    stage1 = {planned.name: planned for planned in planned_runs if planned.kind == "stage1"}
+    trunks = {planned.name: planned for planned in planned_runs if planned.kind == "trunk"}
     points = []
-    for rung in rungs:
-        run = Path(spec.folder) / rung.name
-        metrics = comparison_of(run) if rung.is_point and _is_finished(run) else None
+    for planned in planned_runs:
+        run = Path(spec.folder) / planned.name
+        metrics = comparison_of(run) if planned.is_point and _is_finished(run) else None
         if metrics is None:
             continue
-        spent = [row for row in read_rows(run / METRICS) if "tokens" in row][-1]
-        origin = trunks[rung.after].after if rung.after in trunks else rung.after
+        spent = [row for row in read_log(run / METRICS) if "tokens" in row][-1]
+        origin = trunks[planned.after].after if planned.after in trunks else planned.after
         before = stage1_flops(stage1[origin]) if origin is not None else {}
         flops = {name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0) for name in ("paper", "model", "executed")}
         points.append(
             Point(
-                family=rung.family,
-                size=rung.size,
-                parameters=family_of(rung.config).backbone_parameters(read_run_config(run)),
+                family=planned.family,
+                size=planned.size,
+                parameters=family_of(planned.config).backbone_parameters(read_run_config(run)),
                 tokens=int(spent["tokens"]),
-                budget=rung.budget,
+                budget=planned.budget,
                 flops=flops,
-                kind=rung.kind,
+                kind=planned.kind,
                 metrics=metrics,
             )
         )

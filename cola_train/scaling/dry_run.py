@@ -109,7 +109,7 @@ def _configure(stage: StageModule, mode: RecordingMode) -> dict[Part, list[Tenso
     return {
         Part.WEIGHTS: [*objective.parameters(), *objective.buffers()],
         Part.OPTIMIZER: [tensor for state in moments.values() for tensor in state.values()],
-        Part.AVERAGE: list(stage.average.tensors.values()),
+        Part.EMA: list(stage.ema.tensors.values()),
         Part.GATHERED: _gathered(objective),
     }
 

@@ -19,9 +19,9 @@ from cola_train.scaling.fit import Fits, MetricFits
 from cola_train.scaling.points import Point, by_family
 from cola_train.scaling.power_law import NotFitted, PowerLaw, frontier
 
-_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
+_COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 _MARKERS = {"run": "o", "anneal": "D"}
-_GREY = "0.35"
+_GRAY = "0.35"
 _UNITS = {"YFLOPs": 1e24, "ZFLOPs": 1e21, "EFLOPs": 1e18, "PFLOPs": 1e15, "TFLOPs": 1e12, "GFLOPs": 1e9, "FLOPs": 1.0}
 # How far past the most measured compute the curves go on.
 _BEYOND = 5.0
@@ -29,7 +29,7 @@ _PANEL = (4.0, 3.0)  # inches
 
 
 def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> None:
-    """Draw quality over training compute, a panel a metric of the fits and a colour a family.
+    """Draw quality over training compute, a panel a metric of the fits and a color a family.
 
     The curve and its band go through the best size at each budget and are dashed beyond the measured compute. Bars are one standard
     error where points have one; the dotted line is the same figure of real text.
@@ -50,7 +50,7 @@ def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> Non
         Line2D(
             [],
             [],
-            color=_GREY,
+            color=_GRAY,
             marker="o",
             markerfacecolor="white",
             markersize=3,
@@ -59,7 +59,7 @@ def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> Non
         ),
         _entry(label="power law through the best sizes"),
         _entry(linestyle="--", label="extrapolation"),
-        Patch(color=_GREY, alpha=0.2, linewidth=0, label=f"{LEVEL:.0%} interval of the curve"),
+        Patch(color=_GRAY, alpha=0.2, linewidth=0, label=f"{LEVEL:.0%} interval of the curve"),
     ]
     if any(f"held_out_{metric}" in points[0].metrics for metric in fits.metrics):
         entries.append(_entry(linestyle=":", label="real text"))
@@ -76,24 +76,24 @@ def draw_isoflop(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> N
     unit, name = _unit([budget * FLOPS_PER_EFLOP for budget in budgets])
     # The lightest shades of a map cannot be read on white.
     shades = mpl.colormaps["viridis_r"](np.linspace(0.2, 1, len(budgets)))
-    colours = dict(zip(budgets, shades, strict=True))
+    colors = dict(zip(budgets, shades, strict=True))
 
     def fill(figure: Figure) -> None:
         for row, (metric, of) in enumerate(fits.metrics.items()):
             for column, (family, members) in enumerate(families.items()):
                 axes = _panel(figure, row * len(families) + column, len(families), len(fits.metrics))
-                _draw_sizes(axes, members, metric, of, family, colours)
+                _draw_sizes(axes, members, metric, of, family, colors)
                 axes.set_title(f"{family}: {metric.replace('_', ' ')}", loc="left")
                 axes.set_xlabel("parameters of the backbone")
 
     entries = [
         *(
-            _entry(color=colour, marker="o", label=f"{budget * FLOPS_PER_EFLOP / unit:.3g} {name}")
-            for budget, colour in colours.items()
+            _entry(color=color, marker="o", label=f"{budget * FLOPS_PER_EFLOP / unit:.3g} {name}")
+            for budget, color in colors.items()
         ),
         *_kind_entries(points),
         Line2D(
-            [], [], color=_GREY, marker="*", markersize=12, markeredgecolor="black", linestyle="none", label="compute-optimal size"
+            [], [], color=_GRAY, marker="*", markersize=12, markeredgecolor="black", linestyle="none", label="compute-optimal size"
         ),
     ]
     _draw(fill, len(families), len(fits.metrics), entries, png, svg)
@@ -103,15 +103,15 @@ def _draw_metric(axes: Any, points: Sequence[Point], fits: Fits, metric: str, of
     spent = [point.flops[fits.convention] for point in points]
     most = max(spent)
     heights = [point.metrics[metric] for point in points]
-    for colour, (family, members) in zip(_colours(points), by_family(points).items(), strict=True):
+    for color, (family, members) in zip(_colors(points), by_family(points).items(), strict=True):
         best = frontier(members, metric, of.direction, fits.convention)
         for point in members:
-            _draw_point(axes, point, metric, point.flops[fits.convention] / unit, colour, stands_out=point in best)
+            _draw_point(axes, point, metric, point.flops[fits.convention] / unit, color, stands_out=point in best)
         law = of.power_laws[family]
         if isinstance(law, PowerLaw):
-            heights += _draw_law(axes, law, colour, unit, most)
+            heights += _draw_law(axes, law, color, unit, most)
     if (real := points[0].metrics.get(f"held_out_{metric}")) is not None:
-        axes.axhline(real, color=_GREY, linestyle=":", linewidth=1.2)
+        axes.axhline(real, color=_GRAY, linestyle=":", linewidth=1.2)
         heights.append(real)
     # Bands may be far wider than what they are around.
     margin = 0.08 * (max(heights) - min(heights)) or 0.01
@@ -119,56 +119,56 @@ def _draw_metric(axes: Any, points: Sequence[Point], fits: Fits, metric: str, of
     axes.set_xscale("log")
     axes.set_xlim(min(spent) / unit / 1.25, _BEYOND * most / unit)
     axes.axvspan(most / unit, _BEYOND * most / unit, color="0.94", zorder=0, linewidth=0)
-    axes.text(0.99, 0.985, "extrapolation", transform=axes.transAxes, ha="right", va="top", fontsize=7, style="italic", color=_GREY)
+    axes.text(0.99, 0.985, "extrapolation", transform=axes.transAxes, ha="right", va="top", fontsize=7, style="italic", color=_GRAY)
     _plain_ticks(axes, lambda value: f"{value:.6g}")
 
 
-def _draw_law(axes: Any, law: PowerLaw, colour: str, unit: float, most: int) -> list[float]:
+def _draw_law(axes: Any, law: PowerLaw, color: str, unit: float, most: int) -> list[float]:
     """Returns the heights that must be in the picture."""
     heights = []
     for start, end, style in ((law.flops[0], law.flops[-1], "-"), (law.flops[-1], _BEYOND * most, "--")):
         flops = np.geomspace(start, end, 60)
         low, high = zip(*(law.interval_at(at) for at in flops), strict=True)
         values = law.at(flops)
-        axes.plot(flops / unit, values, color=colour, linestyle=style, zorder=2)
-        axes.fill_between(flops / unit, low, high, color=colour, alpha=0.18 if style == "-" else 0.09, linewidth=0, zorder=1)
+        axes.plot(flops / unit, values, color=color, linestyle=style, zorder=2)
+        axes.fill_between(flops / unit, low, high, color=color, alpha=0.18 if style == "-" else 0.09, linewidth=0, zorder=1)
         heights += [float(values[0]), float(values[-1])]
     return heights
 
 
-def _draw_sizes(axes: Any, members: Sequence[Point], metric: str, of: MetricFits, family: str, colours: dict[float, Any]) -> None:
+def _draw_sizes(axes: Any, members: Sequence[Point], metric: str, of: MetricFits, family: str, colors: dict[float, Any]) -> None:
     for point in members:
-        _draw_point(axes, point, metric, point.parameters, colours[point.budget], stands_out=True)
+        _draw_point(axes, point, metric, point.parameters, colors[point.budget], stands_out=True)
     for budget, parabola in of.isoflops[family].parabolas.items():
         if isinstance(parabola, NotFitted):
             continue
         sizes = np.geomspace(parabola.parameters[0] / 1.2, parabola.parameters[-1] * 1.2, 60)
-        axes.plot(sizes, parabola.at(sizes), color=colours[budget], linewidth=1)
+        axes.plot(sizes, parabola.at(sizes), color=colors[budget], linewidth=1)
         if not parabola.problem:
             height = parabola.at(np.array([parabola.best]))
-            axes.plot(parabola.best, height, marker="*", markersize=12, color=colours[budget], markeredgecolor="black", zorder=5)
+            axes.plot(parabola.best, height, marker="*", markersize=12, color=colors[budget], markeredgecolor="black", zorder=5)
     axes.set_xscale("log")
     _plain_ticks(axes, _short)
 
 
-def _draw_point(axes: Any, point: Point, metric: str, place: float, colour: Any, stands_out: bool) -> None:
+def _draw_point(axes: Any, point: Point, metric: str, place: float, color: Any, stands_out: bool) -> None:
     axes.errorbar(
-        place, point.metrics[metric], yerr=point.metrics.get(f"{metric}_standard_error", 0.0), color=colour, elinewidth=0.7,
-        marker=_MARKERS[point.kind], markerfacecolor=colour if stands_out else "white", markersize=4.5 if stands_out else 3,
+        place, point.metrics[metric], yerr=point.metrics.get(f"{metric}_standard_error", 0.0), color=color, elinewidth=0.7,
+        marker=_MARKERS[point.kind], markerfacecolor=color if stands_out else "white", markersize=4.5 if stands_out else 3,
         markeredgewidth=0.7, alpha=1 if stands_out else 0.55, linestyle="none", zorder=4 if stands_out else 3,
     )  # fmt: skip
 
 
-def _colours(points: Sequence[Point]) -> list[str]:
-    return [_COLOURS[index % len(_COLOURS)] for index in range(len(by_family(points)))]
+def _colors(points: Sequence[Point]) -> list[str]:
+    return [_COLORS[index % len(_COLORS)] for index in range(len(by_family(points)))]
 
 
 def _entry(**style: Any) -> Line2D:
-    return Line2D([], [], **{"color": _GREY, **style})
+    return Line2D([], [], **{"color": _GRAY, **style})
 
 
 def _family_entries(points: Sequence[Point]) -> list[Patch]:
-    return [Patch(color=colour, label=family) for colour, family in zip(_colours(points), by_family(points), strict=True)]
+    return [Patch(color=color, label=family) for color, family in zip(_colors(points), by_family(points), strict=True)]
 
 
 def _kind_entries(points: Sequence[Point]) -> list[Line2D]:

@@ -18,7 +18,7 @@ _NEVER = ("optim.decay=1000000000000", "optim.anneal=1")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rung:
+class PlannedRun:
     """One run of a ladder.
 
     Attributes:
@@ -44,39 +44,39 @@ class Rung:
         return self.kind in ("anneal", "run")
 
 
-def ladder(spec: CurveConfig, spec_folder: Path) -> list[Rung]:
+def ladder(spec: CurveConfig, spec_folder: Path) -> list[PlannedRun]:
     """Every run of a spec, each after what it needs, small before large.
 
     Raises:
         UserError: a config that does not load, data order or data that differ between runs, a budget that stage 1 alone exceeds.
     """
-    rungs: list[Rung] = []
+    planned_runs: list[PlannedRun] = []
     for family_name, family in spec.families.items():
         stage1 = _stage1(spec, spec_folder, family_name, family)
-        rungs += [] if stage1 is None else [stage1]
+        planned_runs += [] if stage1 is None else [stage1]
         for size, overrides in family.sizes.items():
             points = _cosine_runs if spec.schedule == "cosine" else _trunk_and_anneals
-            rungs += points(spec, spec_folder / family.config, family_name, size, overrides, stage1)
-    _check_alike(rungs)
-    return rungs
+            planned_runs += points(spec, spec_folder / family.config, family_name, size, overrides, stage1)
+    _check_alike(planned_runs)
+    return planned_runs
 
 
-def stage1_flops(rung: Rung) -> dict[Convention, int]:
+def stage1_flops(planned: PlannedRun) -> dict[Convention, int]:
     """What a stage-1 run costs, by convention."""
-    return flops_after(rung.config, rung.config.trainer.max_steps)
+    return flops_after(planned.config, planned.config.trainer.max_steps)
 
 
-def _stage1(spec: CurveConfig, folder: Path, name: str, family: FamilyConfig) -> Rung | None:
+def _stage1(spec: CurveConfig, folder: Path, name: str, family: FamilyConfig) -> PlannedRun | None:
     if family.stage1 is None:
         return None
     run = f"{name}-stage1"
     settings = (f"name={run}", f"runs_folder={spec.folder}", *spec.settings)
     path = folder / family.stage1
     config = load_run_config(path, settings)
-    return Rung(run, "stage1", name, "", 0.0, config, (config.stage, str(path), *settings), None)
+    return PlannedRun(run, "stage1", name, "", 0.0, config, (config.stage, str(path), *settings), None)
 
 
-def _common(spec: CurveConfig, path: Path, overrides: Sequence[str], stage1: Rung | None) -> list[str]:
+def _common(spec: CurveConfig, path: Path, overrides: Sequence[str], stage1: PlannedRun | None) -> list[str]:
     common = [f"runs_folder={spec.folder}", f"budget.convention={spec.convention}", *spec.settings, *overrides]
     if stage1 is None:
         return common
@@ -86,7 +86,7 @@ def _common(spec: CurveConfig, path: Path, overrides: Sequence[str], stage1: Run
     return [*common, f"{key}={spec.folder}/{stage1.name}"]
 
 
-def _left_of(spec: CurveConfig, budget: float, stage1: Rung | None) -> int:
+def _left_of(spec: CurveConfig, budget: float, stage1: PlannedRun | None) -> int:
     """FLOPs that a budget leaves for the run itself."""
     whole = Amount.parse(f"{budget!r} EFLOPs", "budgets").count
     before = 0 if stage1 is None else stage1_flops(stage1)[spec.convention]
@@ -97,9 +97,9 @@ def _left_of(spec: CurveConfig, budget: float, stage1: Rung | None) -> int:
 
 
 def _cosine_runs(
-    spec: CurveConfig, path: Path, family: str, size: str, overrides: Sequence[str], stage1: Rung | None
-) -> list[Rung]:
-    rungs = []
+    spec: CurveConfig, path: Path, family: str, size: str, overrides: Sequence[str], stage1: PlannedRun | None
+) -> list[PlannedRun]:
+    planned_runs = []
     for budget in sorted(spec.budgets):
         left = Amount(_left_of(spec, budget, stage1), "EFLOPs")
         name = f"{family}-{size}-{budget:g}"
@@ -108,13 +108,13 @@ def _cosine_runs(
         settings = [*plain, f"optim.decay={steps}", f"trainer.max_steps={steps}"]
         config = load_run_config(path, settings)
         after = stage1.name if stage1 else None
-        rungs.append(Rung(name, "run", family, size, budget, config, (config.stage, str(path), *settings), after))
-    return rungs
+        planned_runs.append(PlannedRun(name, "run", family, size, budget, config, (config.stage, str(path), *settings), after))
+    return planned_runs
 
 
 def _trunk_and_anneals(
-    spec: CurveConfig, path: Path, family: str, size: str, overrides: Sequence[str], stage1: Rung | None
-) -> list[Rung]:
+    spec: CurveConfig, path: Path, family: str, size: str, overrides: Sequence[str], stage1: PlannedRun | None
+) -> list[PlannedRun]:
     trunk = f"{family}-{size}-trunk"
     plain = [f"name={trunk}", *_common(spec, path, overrides, stage1), "optim.schedule=wsd", *_NEVER]
     config = load_run_config(path, plain)
@@ -130,29 +130,30 @@ def _trunk_and_anneals(
     settings = [*plain, f"trainer.max_steps={begins[-1]}", f"budget.marks=[{marks}]"]
     after = stage1.name if stage1 else None
     config = load_run_config(path, settings)
-    rungs = [Rung(trunk, "trunk", family, size, 0.0, config, (config.stage, str(path), *settings), after)]
+    planned_runs = [PlannedRun(trunk, "trunk", family, size, 0.0, config, (config.stage, str(path), *settings), after)]
     for budget, begin, anneal, end in zip(sorted(spec.budgets), begins, anneals, ends, strict=True):
         name = f"{family}-{size}-{budget:g}"
         changes = [f"name={name}", f"optim.decay={end}", f"optim.anneal={anneal}", f"trainer.max_steps={end}", "budget.marks=[]"]
         annealed = load_run_config(path, [*settings, *changes])
         arguments = ("branch", f"{spec.folder}/{trunk}", "--step", str(begin), *changes)
-        rungs.append(Rung(name, "anneal", family, size, budget, annealed, arguments, trunk))
-    return rungs
+        planned_runs.append(PlannedRun(name, "anneal", family, size, budget, annealed, arguments, trunk))
+    return planned_runs
 
 
-def _check_alike(rungs: Sequence[Rung]) -> None:
+def _check_alike(planned_runs: Sequence[PlannedRun]) -> None:
     """All runs must read the same rows in the same order: what differs is the model alone."""
-    first = rungs[0]
-    for rung in rungs[1:]:
+    first = planned_runs[0]
+    for planned in planned_runs[1:]:
         for key, ours, theirs in (
-            ("data.path", first.config.data.path, rung.config.data.path),
-            ("data.seq_len", first.config.data.seq_len, rung.config.data.seq_len),
-            ("data_seed", first.config.data_seed, rung.config.data_seed),
+            ("data.path", first.config.data.path, planned.config.data.path),
+            ("data.seq_len", first.config.data.seq_len, planned.config.data.seq_len),
+            ("data_seed", first.config.data_seed, planned.config.data_seed),
         ):
             require(ours == theirs,
                     f"A curve compares runs on the same data in the same order, but {key} is {ours!r} in {first.name} and "
-                    f"{theirs!r} in {rung.name}. Set it for all under `settings`.")  # fmt: skip
-    for rung in rungs:
-        start = family_of(rung.config).uncounted_start(rung.config)
-        require(start is None or rung.after is not None,
-                f"{rung.name} starts from {start}, whose cost no budget counts; give its config as `stage1` of the family.")  # fmt: skip
+                    f"{theirs!r} in {planned.name}. Set it for all under `settings`.")  # fmt: skip
+    for planned in planned_runs:
+        start = family_of(planned.config).uncounted_start(planned.config)
+        require(start is None or planned.after is not None,
+                f"{planned.name} starts from {start}, whose cost no budget counts; "
+                "give its config as `stage1` of the family.")  # fmt: skip

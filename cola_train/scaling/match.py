@@ -49,8 +49,8 @@ def match(config: RunConfig, equal: Equal) -> dict[str, RunConfig]:
     """The configs of other families that are equal to a run, by family.
 
     They read the same rows in the same order for as many steps, and share seeds, optimization and loop. Widths are multiples of the
-    run's head_dim, and width over layers is within a factor of 2 of the run's. Sizes within 1% of equal count as equal, and of these
-    the width nearest to the run's is taken; where none is so close, the closest.
+    run's head_dim, and width over layers is within a factor of 2 of the run's. Sizes within 1% of equal count as equal, and of
+    these the width nearest to the run's is taken; where none is so close, the closest.
 
     Raises:
         UserError: a config of a family that nothing is matched to, or a head_dim that another family cannot have.

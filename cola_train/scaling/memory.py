@@ -22,7 +22,7 @@ _NAMES = {
     Part.WEIGHTS: "weights",
     Part.GRADIENTS: "gradients",
     Part.OPTIMIZER: "optimizer state",
-    Part.AVERAGE: "average of the weights",
+    Part.EMA: "moving average of the weights",
     Part.GATHERED: "gathered weights",
     Part.UNREDUCED: "gradients before reduction",
     Part.REDUCING: "gradients before reduction",

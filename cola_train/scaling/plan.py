@@ -65,8 +65,10 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
         "run": config.name,
         "stage": config.stage,
         "parameters": {
-            **family.parameters(config), **network_parameters(config), "backbone": family.backbone_parameters(config),
-        },  # fmt: skip
+            **family.parameters(config),
+            **network_parameters(config),
+            "backbone": family.backbone_parameters(config),
+        },
         "tokens_per_step": config.trainer.global_batch_size * config.data.seq_len,
         "step_flops": step_flops(config, 0),
         "step_flops_by_part": parts,

@@ -159,7 +159,7 @@ def fit_power_law(
     """Least squares, with bootstrap intervals (`bootstrap.resample`).
 
     For a given alpha, E and A are a linear problem that is solved exactly; the best alpha is searched for on a grid and then
-    between its neighbours. So the fit is the best there is and needs no starting point. If compute does not help, E is the mean, A
+    between its neighbors. So the fit is the best there is and needs no starting point. If compute does not help, E is the mean, A
     and alpha are 0.
 
     Args:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cola_train.config.load import load_config, to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.files import atomic_folder, read_rows
+from cola_train.files import atomic_folder, read_log
 from cola_train.run_folder import read_run_config, saved_config
 from cola_train.run_layout import CONFIG, METRICS, STEP_LOG, TOKENIZER, folder_of
 from cola_train.training.checkpoints.folder import (
@@ -79,5 +79,5 @@ def _copy(source: Path, step: int, config: RunConfig) -> None:
 
 def _lines_until(log: Path, step: int) -> list[str]:
     """The lines of a run's log up to an optimizer step, attempts that began by then among them."""
-    kept = [row for row in read_rows(log) if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step]
+    kept = [row for row in read_log(log) if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step]
     return [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]

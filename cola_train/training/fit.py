@@ -18,7 +18,7 @@ from cola_train.processes import Processes
 from cola_train.run_folder import Status, write_status
 from cola_train.run_layout import folder_of
 from cola_train.training.callbacks.alarms import Alarms
-from cola_train.training.callbacks.in_loop_evaluation import Watch
+from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation
 from cola_train.training.callbacks.metrics import Metrics, Progress, wandb_loggers
 from cola_train.training.callbacks.samples import Samples
 from cola_train.training.callbacks.saver import Saver
@@ -69,9 +69,11 @@ def fit(
         callbacks.append(Validation(config, data, metrics.log_evaluation))
     alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
     logs.append(alarms.lines)
-    if config.watch.is_on:
-        samples_of = benchmark_samples(config.watch)
-        callbacks.append(Watch(config, data.prepared, samples_of, tokenizer, metrics.log_evaluation, alarms.see_inspection))
+    if config.in_loop_eval.is_on:
+        samples_of = benchmark_samples(config.in_loop_eval)
+        callbacks.append(
+            InLoopEvaluation(config, data.prepared, samples_of, tokenizer, metrics.log_evaluation, alarms.see_inspection)
+        )
     callbacks += [alarms, Saver(config, run_folder, processes, tokenizer, data_sha256, validates), _End()]
     if first:
         write_status(run_folder, Status("running", done))
@@ -149,5 +151,3 @@ def _explained(error: Exception, processes: Processes, stage: StageModule, doing
         )
     error.add_note(f"on rank {rank}, while {doing} (step {step})")
     return error
-
-

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from cola_train.config.in_loop_evaluation import WatchConfig
+from cola_train.config.in_loop_evaluation import InLoopEvalConfig
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.data.packing import VALIDATION
@@ -16,7 +16,7 @@ from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, re
 from cola_train.families.registry import family_of
 from cola_train.run_folder import locked, saved_config, write_config
 from cola_train.run_layout import TOKENIZER, folder_of
-from cola_train.training.checkpoints.folder import clean, mend_pointer
+from cola_train.training.checkpoints.folder import clean, repair_latest
 from cola_train.training.data import RunData
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.parallel.compilation import check_compiler
@@ -48,7 +48,7 @@ def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
     run_folder.mkdir(parents=True, exist_ok=True)
     held.enter_context(locked(run_folder))
     clean(run_folder)
-    mend_pointer(run_folder)
+    repair_latest(run_folder)
     write_config(run_folder, config)
     if not (run_folder / TOKENIZER).exists():
         data.prepared.tokenizer.save(run_folder / TOKENIZER)
@@ -83,25 +83,25 @@ def open_data(config: RunConfig) -> RunData:
             f"{key} ({config.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
             f"set {key}={tokenizer.vocab_size}.")  # fmt: skip
     Schedule.of(config)
-    benchmark_samples(config.watch)
-    sees_rows = config.watch.is_on and config.watch.instruments != ["benchmarks"]
+    benchmark_samples(config.in_loop_eval)
+    sees_rows = config.in_loop_eval.is_on and config.in_loop_eval.evaluators != ["benchmarks"]
     require(not sees_rows or data.prepared.num_rows(VALIDATION) > 0,
-            f"watch.instruments={config.watch.instruments} looks at held-out rows, and {config.data.path} has none; prepare it "
-            "with held_out_share above 0.")  # fmt: skip
+            f"in_loop_eval.evaluators={config.in_loop_eval.evaluators} looks at held-out rows, and {config.data.path} has none; "
+            "prepare it with held_out_share above 0.")  # fmt: skip
     family_of(config).check_data(config, data.prepared)
     return data
 
 
-def benchmark_samples(watch: WatchConfig) -> dict[str, list[Sample]]:
+def benchmark_samples(config: InLoopEvalConfig) -> dict[str, list[Sample]]:
     """The samples of each benchmark that a run is going to be asked; none where it is asked none.
 
     Raises:
         UserError: an unknown benchmark, or data that is missing or unfit.
     """
-    if not watch.is_on or "benchmarks" not in watch.instruments:
+    if not config.is_on or "benchmarks" not in config.evaluators:
         return {}
-    asked = TASKS if watch.tasks == ["all"] else watch.tasks
+    asked = TASKS if config.tasks == ["all"] else config.tasks
     for task in asked:
         check_task(task)
-    assert watch.benchmark_data is not None
-    return {task: read_samples(Path(watch.benchmark_data), task)[: watch.benchmarks.num_samples] for task in asked}
+    assert config.benchmark_data is not None
+    return {task: read_samples(Path(config.benchmark_data), task)[: config.benchmarks.num_samples] for task in asked}

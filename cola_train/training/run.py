@@ -84,7 +84,7 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
         say(f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget goes on with it.")
     else:
         folder = step_folder(run_folder, status.step)
-        export_checkpoint(config, folder, tokenizer, run_folder / EXPORT, use_average=config.ema.export, replace=True)
+        export_checkpoint(config, folder, tokenizer, run_folder / EXPORT, use_ema=config.ema.export, replace=True)
         export_marks(config, run_folder, tokenizer)
         if (run_folder / SUMMARY).is_file():
             say(f"{run_folder}: {cost_in_words(json.loads((run_folder / SUMMARY).read_text(encoding='utf-8')))}")
@@ -118,7 +118,7 @@ def warm_started(config: RunT, source: Path) -> RunT:
     return dataclasses.replace(config, warm_start_from=str(source))
 
 
-def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_bytes: int, use_average: bool = False) -> Path:
+def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_bytes: int, use_ema: bool = False) -> Path:
     """Write a saved checkpoint of a run (the latest without `step`) in the released layout; returns the folder.
 
     Without `out` it replaces RUN/hf; another folder must not exist yet.
@@ -131,7 +131,5 @@ def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_b
     intact_manifest(folder)
     tokenizer = Tokenizer.load(run_folder / TOKENIZER)
     target = out or run_folder / EXPORT
-    export_checkpoint(
-        config, folder, tokenizer, target, use_average=use_average, replace=out is None, max_shard_bytes=max_shard_bytes
-    )
+    export_checkpoint(config, folder, tokenizer, target, use_ema=use_ema, replace=out is None, max_shard_bytes=max_shard_bytes)
     return target

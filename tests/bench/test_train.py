@@ -56,7 +56,7 @@ def test_parts_add_up_to_a_step(result: dict[str, Any]) -> None:
     assert parts["backward"]["seconds"] > parts["forward of the DiT"]["seconds"] > parts["encode"]["seconds"]
 
 
-def test_the_profile_names_the_dearest_operations(result: dict[str, Any]) -> None:
+def test_the_profile_names_the_costliest_operations(result: dict[str, Any]) -> None:
     top = result["top_operations"]
     assert len(top) == 10
     assert [one["seconds"] for one in top] == sorted((one["seconds"] for one in top), reverse=True)

@@ -13,7 +13,7 @@ from cola_train.bench.config import (
     BenchTrainConfig,
     split_settings,
 )
-from cola_train.bench.workloads import checkpoint, random_batch, randomise, run_config, workloads
+from cola_train.bench.workloads import checkpoint, random_batch, randomize, run_config, workloads
 from cola_train.config.load import load_config, to_yaml
 from cola_train.config.settings import UserError
 from cola_train.families.cola.checkpoint import ColaCheckpoint
@@ -86,7 +86,7 @@ def test_no_matrix_is_left_at_zero_and_activations_stay_near_one() -> None:
     dit = tiny_dit()
     for parameter in dit.parameters():
         parameter.data.zero_()
-    randomise(dit)
+    randomize(dit)
     assert all(parameter.abs().min() > 0 for parameter in dit.parameters() if parameter.ndim > 1)
     assert all(
         parameter.eq(float(name.endswith(".weight"))).all() for name, parameter in dit.named_parameters() if parameter.ndim == 1

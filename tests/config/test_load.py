@@ -39,7 +39,7 @@ def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
     "override, message",
     [
         ("optim.learning_rat=1", "Unknown config key 'optim.learning_rat'.*did you mean 'optim.learning_rate'"),
-        ("optimiser.learning_rate=1", "Unknown config key 'optimiser'.*did you mean 'optim'"),
+        ("optimizer.learning_rate=1", "Unknown config key 'optimizer'.*did you mean 'optim'"),
         ("trainer.max_steps=many", "'trainer.max_steps'.*many"),
         ("trainer.max_steps=1.5", "'trainer.max_steps'.*1.5.*Integer"),
         ("trainer.precision=fp16", "'trainer.precision'.*fp16.*bf16"),

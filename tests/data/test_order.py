@@ -80,7 +80,7 @@ def test_every_order_of_a_few_rows_is_as_likely(num_rows: int, vary: str, trials
 
 @pytest.mark.parametrize("num_rows", [1000, 10**9])
 def test_where_a_position_leads_is_uniform(num_rows: int) -> None:
-    # Over seeds at one position, and over neighbouring positions of one seed: rows fall evenly in 20 bins.
+    # Over seeds at one position, and over neighboring positions of one seed: rows fall evenly in 20 bins.
     across_seeds = np.array([row_index(17, num_rows, seed) for seed in range(4000)])
     count = min(num_rows, 100_000)
     differences = np.diff(row_index(np.arange(count), num_rows, 1)) % num_rows

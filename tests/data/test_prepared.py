@@ -92,9 +92,7 @@ def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(prepa
     huge = PreparedData.open(tmp_path)
     tokens, document_ids = huge.row("train", num_rows - 1)
     seconds = time.perf_counter() - start
-    module = RunData(
-        DataConfig(path=str(tmp_path)), global_batch_size=8, micro_batch_size=8, validation_rows=None, data_seed=5
-    )
+    module = RunData(DataConfig(path=str(tmp_path)), global_batch_size=8, micro_batch_size=8, validation_rows=None, data_seed=5)
     module.start_step = 10**8
     batch = next(iter(module.train_loader(0, 1)))
     until_first_batch = time.perf_counter() - start

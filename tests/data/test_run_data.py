@@ -235,9 +235,7 @@ def test_other_bad_settings(prepared: PreparedData, tmp_path: Path) -> None:
         data_module(prepared, num_workers=-1)
     for path, message in [(prepared.folder, r"has rows of 64 tokens, the run asks for 512"), (tmp_path, "is not prepared data")]:
         with pytest.raises(UserError, match=message):
-            RunData(
-                DataConfig(path=str(path)), global_batch_size=2, micro_batch_size=1, validation_rows=None, data_seed=0
-            )
+            RunData(DataConfig(path=str(path)), global_batch_size=2, micro_batch_size=1, validation_rows=None, data_seed=0)
 
 
 def test_validation_samples_fit_in_64_bits() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cola_train.families.costs import step_flops, step_parts
 from cola_train.flops.passes import row_pairs
-from cola_train.models.attention.masks import clean_places, packed_places, visible_set_mask
+from cola_train.models.attention.masks import clean_layout, packed_layout, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT, DiTBlock
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
@@ -27,7 +27,7 @@ def both_ways(multiply_adds: int) -> int:
 
 
 def clean_mask(length: int, block_size: int) -> Tensor:
-    places = clean_places(length, block_size)
+    places = clean_layout(length, block_size)
     return visible_set_mask(places, places)[0]
 
 
@@ -42,7 +42,7 @@ def naive_dit(config: Any, rows: int) -> dict[str, int]:
     """Position by position and layer by layer: what a wanted velocity needs, all of it with both gradients but the first layer."""
     dit, size = BlockCausalDiT(config.dit), config.dit.block_size
     latents = config.data.seq_len // config.vae.patch_size
-    places = packed_places(latents, size)
+    places = packed_layout(latents, size)
     visible, noised = visible_set_mask(places, places)[0], (places.copy[0] > 0).tolist()
     width = config.dit.heads * config.dit.head_dim
     linear = attended = 0

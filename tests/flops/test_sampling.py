@@ -16,7 +16,7 @@ from cola_train.families.cola.generation_flops import generation_work as block_b
 from cola_train.families.generate import generate
 from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
 from cola_train.families.masked_diffusion.sampler import generate_masked
-from cola_train.models.attention.masks import clean_places, packed_places, visible_set_mask
+from cola_train.models.attention.masks import clean_layout, packed_layout, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
@@ -85,7 +85,7 @@ def test_useful_attention_of_the_dit(length: int, new: int, num_steps: int, laye
     size = 4
     config = changed(run_config("joint"), {"dit.num_layers": layers})
     history, all_blocks = length // size, -(-(length + new) // size)
-    places = packed_places((all_blocks + 1) * size, size)
+    places = packed_layout((all_blocks + 1) * size, size)
     seen = visible_set_mask(places, places)[0].sum(1)
     pairs = 0
     for block in range(all_blocks):
@@ -106,7 +106,7 @@ def test_useful_work_token_by_token(length: int, new: int) -> None:
     """Each token but the last passes once; in the last block, only those pass whose next token is generated."""
     config = run_config("ar", "transformer.num_hidden_layers=1")
     prompt = max(1, length)
-    places = clean_places(prompt + new - 1, 1)
+    places = clean_layout(prompt + new - 1, 1)
     seen = visible_set_mask(places, places)[0].sum(1)[prompt - 1 :]
     network = Transformer(config.transformer, causal=True)
     attention, mlp = network.model.layers[0].self_attn, network.model.layers[0].mlp  # type: ignore[union-attr]

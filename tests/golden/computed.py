@@ -22,7 +22,7 @@ from cola_train.families.masked_diffusion.objective import MaskedDiffusionObject
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.flow import interpolate
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.initialize import initialise_dit, initialise_text_vae, transformer_value
+from cola_train.models.initialize import initialize_dit, initialize_text_vae, transformer_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective
 from cola_train.randomness import Purpose, named_generator, normal, uniform
@@ -140,8 +140,8 @@ def initial_weights(cola: ColaCheckpoint, baseline: TransformerCheckpoint) -> di
     """Of each parameter as training from scratch draws it: its first values and the mean of its squares; and torch's own draws."""
     assert cola.dit is not None
     vae, dit, transformer = TextVAE(cola.vae.config), BlockCausalDiT(cola.dit.config), baseline.transformer
-    initialise_text_vae(vae, LOSS_SEED)
-    initialise_dit(dit, LOSS_SEED)
+    initialize_text_vae(vae, LOSS_SEED)
+    initialize_dit(dit, LOSS_SEED)
     values = {f"vae/{name}": value for name, value in vae.named_parameters()}
     values |= {f"dit/{name}": value for name, value in dit.named_parameters()}
     values |= {

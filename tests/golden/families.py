@@ -154,7 +154,10 @@ def checkpoint(family: str) -> AnyCheckpoint:
         networks, made = [vae, dit], ColaCheckpoint(vae, dit, tokenizer, training)
     else:
         transformer = Transformer(_TRANSFORMER, BASELINES[family])
-        networks, made = [transformer], (AutoregressiveCheckpoint if transformer.causal else MaskedDiffusionCheckpoint)(transformer, tokenizer, training)
+        networks, made = (
+            [transformer],
+            (AutoregressiveCheckpoint if transformer.causal else MaskedDiffusionCheckpoint)(transformer, tokenizer, training),
+        )
     for network in networks:
         draw_weights(network.eval().requires_grad_(False), family)
     return made

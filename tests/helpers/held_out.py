@@ -11,7 +11,7 @@ from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrateg
 from cola_train.families.cola.flow_draws import flow_draws
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
-from cola_train.flow import mean_variance_bound
+from cola_train.flow import gaussian_baseline
 from cola_train.randomness import Purpose
 
 
@@ -20,7 +20,7 @@ class HeldOutFlow:
     """Flow matching on held-out rows."""
 
     loss: float  # mean squared error of the velocity, per latent channel
-    bound: float  # what a predictor would get that knows each channel's mean and variance (flow.mean_variance_bound)
+    bound: float  # what a predictor would get that knows each channel's mean and variance (flow.gaussian_baseline)
 
 
 @torch.inference_mode()
@@ -52,7 +52,7 @@ def held_out_flow(checkpoint: ColaCheckpoint, data: PreparedData, num_rows: int,
         latents.append(z_0)
         times.append(t)
     variance = torch.cat(latents).double().var(dim=0, correction=0)
-    return HeldOutFlow(loss=error / count, bound=mean_variance_bound(variance, torch.cat(times)))
+    return HeldOutFlow(loss=error / count, bound=gaussian_baseline(variance, torch.cat(times)))
 
 
 def _latents_and_times(objective: Stage2Objective, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,7 +12,7 @@ from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheck
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import Transformer
-from tests.helpers.tiny import VAE_CONFIG, randomise, tiny_tokenizer
+from tests.helpers.tiny import VAE_CONFIG, randomize, tiny_tokenizer
 
 TRANSFORMER_CONFIG = TransformerConfig(
     vocab_size=VAE_CONFIG.vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=6
@@ -20,7 +20,7 @@ TRANSFORMER_CONFIG = TransformerConfig(
 
 
 def tiny_transformer(causal: bool, seed: int = 3, **changes: Any) -> Transformer:
-    network = randomise(Transformer(dataclasses.replace(TRANSFORMER_CONFIG, **changes), causal), seed)
+    network = randomize(Transformer(dataclasses.replace(TRANSFORMER_CONFIG, **changes), causal), seed)
     return network.eval().requires_grad_(False)
 
 

@@ -29,7 +29,7 @@ class Place:
     sees_history: bool = True
 
 
-def sees(query: Place, key: Place) -> bool:
+def is_visible(query: Place, key: Place) -> bool:
     """The visible set: clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself; nothing else."""
     if query.document != key.document:
         return False
@@ -133,7 +133,7 @@ def _vae_block(config: TextVAEConfig, weights: Weights, name: str, row: list[Arr
         [qkv(x) for x in (row if config.post_norm else normed)],
         config.num_heads,
         lambda x, i: rotate(x, pairs, places[i].position, config.rope_theta),
-        lambda i, j: sees(places[i], places[j]),
+        lambda i, j: is_visible(places[i], places[j]),
     )
     out = []
     for x, n, a in zip(row, normed, attended, strict=True):
@@ -185,7 +185,7 @@ def velocity(config: DiTConfig, weights: Weights, latents: Array, times: Sequenc
     """The DiT over one row of latents, each with its own time in [0, 1] and place."""
     eps, width = config.norm_eps, config.heads * config.head_dim
     pairs = [(2 * i, 2 * i + 1) for i in range(config.rope_dim // 2)]
-    sees_at = [[sees(query, key) for key in places] for query in places]
+    sees_at = [[is_visible(query, key) for key in places] for query in places]
 
     def embed(t: float) -> Array:
         angles = [1000 * t * math.exp(-math.log(10000) * i / 128) for i in range(128)]

@@ -34,7 +34,7 @@ def generate_alone(
         z = _transport(dit, clean, known, noise(number), config)
         clean, known = torch.cat([clean, z]), z[:0]
         logits = vae.decode(clean[None])[0, -size * patch :]
-        ids = [int(_penalised(row, seen, config.repetition_penalty).argmax()) for row in logits]
+        ids = [int(_penalized(row, seen, config.repetition_penalty).argmax()) for row in logits]
         seen |= set(ids)
         results.append((z, logits, ids))
     return results
@@ -76,7 +76,7 @@ def _velocity(dit: BlockCausalDiT, clean: Tensor, z: Tensor, t: Tensor) -> Tenso
     return dit.velocity(row, row, Times(times, index))[0, len(clean) :]
 
 
-def _penalised(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
+def _penalized(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
     logits = logits.clone()
     for token in seen:
         logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty

@@ -25,7 +25,7 @@ PAD = TRAINED_SPECIAL_TOKENS.index("<|pad|>")
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def randomise(network: Network, seed: int) -> Network:
+def randomize(network: Network, seed: int) -> Network:
     """Fill every parameter with normals, sized so that activations stay near 1 and no layer is idle."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,11 +40,11 @@ def randomise(network: Network, seed: int) -> Network:
 
 
 def tiny_vae(seed: int = 1, **changes: Any) -> TextVAE:
-    return randomise(TextVAE(dataclasses.replace(VAE_CONFIG, **changes)), seed)
+    return randomize(TextVAE(dataclasses.replace(VAE_CONFIG, **changes)), seed)
 
 
 def tiny_dit(seed: int = 2, **changes: Any) -> BlockCausalDiT:
-    return randomise(BlockCausalDiT(dataclasses.replace(DIT_CONFIG, **changes)), seed)
+    return randomize(BlockCausalDiT(dataclasses.replace(DIT_CONFIG, **changes)), seed)
 
 
 def calm(network: Network) -> Network:

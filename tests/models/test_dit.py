@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cola_train.models.attention.masks import clean_places
+from cola_train.models.attention.masks import clean_layout
 from cola_train.models.attention.rows import RowAttention
 from cola_train.models.config import DiTConfig
 from cola_train.models.dit import BlockCausalDiT, Times
@@ -69,7 +69,7 @@ def test_forward_over_a_clean_row_equals_the_loops() -> None:
     dit = tiny_dit()
     latents, per_position = random_latents(1, LENGTH, 4, seed=24), PER_POSITION[1:]
     positions = torch.arange(LENGTH)[None] + 5
-    attention = RowAttention.from_places(clean_places(LENGTH, 4))
+    attention = RowAttention.from_layout(clean_layout(LENGTH, 4))
     velocity = dit(latents, times_of(per_position), positions, attention)
     places = naive.clean_row(LENGTH, 4)
     expected = naive.velocity(dit.config, naive.weights_of(dit), latents[0].double().numpy(), per_position[0].tolist(), places)
@@ -91,7 +91,7 @@ def test_known_modulations_give_the_same_and_run_no_time_layer() -> None:
 def test_first_outputs_alone_equal_those_of_the_whole() -> None:
     dit, times = tiny_dit(), times_of(PER_POSITION)
     latents = random_latents(2, LENGTH, 4, seed=28)
-    attention, positions = RowAttention.from_places(clean_places(LENGTH, 4)), torch.arange(LENGTH)[None]
+    attention, positions = RowAttention.from_layout(clean_layout(LENGTH, 4)), torch.arange(LENGTH)[None]
     whole = dit(latents, times, positions, attention)
     for outputs in (1, 3, LENGTH):
         assert_near(dit(latents, times, positions, attention, outputs=outputs), whole[:, :outputs], 1e-6)

@@ -9,23 +9,23 @@ import torch
 from torch import nn
 
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.initialize import initialise_dit, initialise_text_vae, transformer_value
+from cola_train.models.initialize import initialize_dit, initialize_text_vae, transformer_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
 from tests.helpers.llama import TRANSFORMER_CONFIG
 from tests.helpers.tiny import random_latents, tiny_dit, tiny_vae
 
 
-def initialised_vae(seed: int, start: int = 1) -> TextVAE:
+def initialized_vae(seed: int, start: int = 1) -> TextVAE:
     """From whatever random weights `start` gives."""
     vae = tiny_vae(start, dim=64, ffn_dim=96, init_std=0.03)
-    initialise_text_vae(vae, seed)
+    initialize_text_vae(vae, seed)
     return vae
 
 
-def initialised_dit(seed: int, start: int = 1) -> BlockCausalDiT:
+def initialized_dit(seed: int, start: int = 1) -> BlockCausalDiT:
     dit = tiny_dit(start, qk_bias=True)
-    initialise_dit(dit, seed)
+    initialize_dit(dit, seed)
     return dit
 
 
@@ -33,7 +33,7 @@ def matrices(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.ndim > 1}
 
 
-@pytest.mark.parametrize("build", [initialised_vae, initialised_dit])
+@pytest.mark.parametrize("build", [initialized_vae, initialized_dit])
 def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(build: Callable[..., nn.Module]) -> None:
     first = build(7, start=1).state_dict()
     torch.manual_seed(123)
@@ -43,29 +43,29 @@ def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(build: C
 
 
 def test_weights_do_not_depend_on_the_order_of_construction() -> None:
-    one_vae, one_dit = initialised_vae(7), initialised_dit(7)
-    other_dit, other_vae = initialised_dit(7), initialised_vae(7)
+    one_vae, one_dit = initialized_vae(7), initialized_dit(7)
+    other_dit, other_vae = initialized_dit(7), initialized_vae(7)
     deeper = tiny_vae(dim=64, ffn_dim=96, init_std=0.03, encoder_num_blocks=3)
-    initialise_text_vae(deeper, 7)
+    initialize_text_vae(deeper, 7)
     for one, other in ((one_vae, other_vae), (one_dit, other_dit), (one_vae, deeper)):
         weights = other.state_dict()
         assert all(torch.equal(value, weights[name]) for name, value in one.state_dict().items())
 
 
 def test_seeds_and_names_differ() -> None:
-    for build in (initialised_vae, initialised_dit):
+    for build in (initialized_vae, initialized_dit):
         first, second = matrices(build(7)), matrices(build(8))
         drawn = [name for name, value in first.items() if value.any()]
         assert drawn
         assert all(not torch.equal(first[name], second[name]) for name in drawn)
-    vae, dit = matrices(initialised_vae(7)), matrices(initialised_dit(7))
+    vae, dit = matrices(initialized_vae(7)), matrices(initialized_dit(7))
     assert not torch.equal(vae["encoder.blocks.0.qkv_proj.weight"], vae["encoder.blocks.1.qkv_proj.weight"])
     assert not torch.equal(vae["encoder.blocks.0.qkv_proj.weight"], vae["decoder.blocks.0.qkv_proj.weight"])
     assert not torch.equal(dit["blocks.0.mlp.proj_in.weight"], dit["blocks.1.mlp.proj_in.weight"])
 
 
 def test_vae_weights_are_a_truncated_normal() -> None:
-    vae = initialised_vae(7)
+    vae = initialized_vae(7)
     std = vae.config.init_std
     drawn = torch.cat([value.flatten() for value in matrices(vae).values()])
     assert drawn.abs().max() <= 3 * std
@@ -82,7 +82,7 @@ def test_vae_weights_are_a_truncated_normal() -> None:
 
 
 def test_dit_weights_are_xavier_and_its_velocity_exactly_zero() -> None:
-    dit = initialised_dit(7)
+    dit = initialized_dit(7)
     zero = {name for name, value in matrices(dit).items() if not value.any()}
     blocks = range(dit.config.num_layers)
     ada = {f"blocks.{n}.ada.{part}.1.weight" for n in blocks for part in ("msa_in", "mlp_in", "msa_out", "mlp_out")}
@@ -108,7 +108,7 @@ def test_dit_weights_are_xavier_and_its_velocity_exactly_zero() -> None:
 def test_initialising_touches_no_buffer() -> None:
     dit = tiny_dit()
     before = copy.deepcopy(dict(dit.named_buffers()))
-    initialise_dit(dit, 7)
+    initialize_dit(dit, 7)
     assert before
     assert all(torch.equal(value, before[name]) for name, value in dit.named_buffers())
     freqs = before["blocks.0.msa.rope.rope.freqs"]

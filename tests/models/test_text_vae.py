@@ -77,12 +77,12 @@ def test_documents_are_kept_apart_in_the_loops_too() -> None:
 def test_scaling_is_applied_on_the_way_out_and_undone_on_the_way_in(scale: float, shift: float) -> None:
     plain, scaled = tiny_vae(), tiny_vae(scaling_factor=scale, shifting_factor=shift)
     tokens, eps = random_tokens(2, 8, seed=9), random_latents(2, 8, 4, seed=10)
-    raw, normalised = plain.encode(tokens), scaled.encode(tokens)
-    assert_near(normalised.mean, (raw.mean - shift) * scale)
-    assert_near(normalised.logvar, raw.logvar + 2 * torch.tensor(scale).abs().log())
+    raw, normalized = plain.encode(tokens), scaled.encode(tokens)
+    assert_near(normalized.mean, (raw.mean - shift) * scale)
+    assert_near(normalized.logvar, raw.logvar + 2 * torch.tensor(scale).abs().log())
     # A sample of the one is the scaled sample of the other (eps turned where the scale is negative), and decodes alike.
     sample = raw.sample(eps)
-    assert_near(normalised.sample(eps if scale > 0 else -eps), (sample - shift) * scale)
+    assert_near(normalized.sample(eps if scale > 0 else -eps), (sample - shift) * scale)
     assert_near(scaled.decode((sample - shift) * scale), plain.decode(sample))
 
 

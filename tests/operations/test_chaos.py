@@ -22,9 +22,9 @@ from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.operations import chaos as module
 from cola_train.operations import watched
 from cola_train.operations.chaos import chaos, shrink
-from cola_train.operations.mischief import Disturbance, draw, goes_on_from, harm, intact_steps, strike
-from cola_train.operations.sameness import Ending, compare
-from cola_train.operations.watched import Job, JobError, Rhythm, Watch
+from cola_train.operations.faults import Disturbance, corrupt, draw, goes_on_from, inject, intact_steps
+from cola_train.operations.sameness import RunOutcome, compare
+from cola_train.operations.watched import JobError, ProcessJob, Rhythm, RunMonitor
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.folder import saved_steps, step_folder
 from cola_train.training.loop.state import RunState
@@ -110,7 +110,7 @@ def test_disturbances_are_of_every_kind_and_spread_over_the_run(number: int, mor
     assert 1 <= steps[0] <= steps[-1] <= last
     kinds = Counter(disturbance.kind for disturbance in plan)
     assert all(kinds[kind] in (number // 3, number // 3 + 1) for kind in ("kill", "kill in a save", "SIGTERM"))
-    assert all(disturbance.harm is None for disturbance in plan if disturbance.kind == "SIGTERM")
+    assert all(disturbance.corrupt is None for disturbance in plan if disturbance.kind == "SIGTERM")
 
 
 @pytest.fixture
@@ -123,23 +123,23 @@ def three_checkpoints(vae_config: Callable[..., VAERunConfig]) -> Path:
 def test_damage_is_done_to_the_newest_while_an_older_one_is_intact(three_checkpoints: Path) -> None:
     run, chance = three_checkpoints, random.Random(0)
     assert (intact_steps(run), goes_on_from(run)) == ([1, 2, 3], 3)
-    (text,) = harm(run, "one bit flipped", chance)
+    (text,) = corrupt(run, "one bit flipped", chance)
     assert text.startswith("step-00000003/")
     assert text.endswith(" one bit flipped")
     assert (intact_steps(run), goes_on_from(run)) == ([1, 2], 2)
     # The run sets aside what is damaged.
     step_folder(run, 3).rename(run / "aside")
-    (text,) = harm(run, "truncated", chance)
+    (text,) = corrupt(run, "truncated", chance)
     assert (text.split("/")[0], intact_steps(run)) == ("step-00000002", [1])
     step_folder(run, 2).rename(run / "aside2")
-    assert harm(run, "deleted", chance) == []
+    assert corrupt(run, "deleted", chance) == []
     assert (intact_steps(run), goes_on_from(run)) == ([1], 1)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_deleted_and_flipped_files_are_found_whichever_they_are(seed: int, three_checkpoints: Path) -> None:
     for how in ("deleted", "one bit flipped"):
-        harm(three_checkpoints, how, random.Random(seed))
+        corrupt(three_checkpoints, how, random.Random(seed))
         assert goes_on_from(three_checkpoints) == 2
 
 
@@ -147,8 +147,8 @@ def test_a_run_that_is_not_there_goes_on_from_nothing(tmp_path: Path) -> None:
     assert goes_on_from(tmp_path / "nothing") == 0
 
 
-def ending(**changes: Any) -> Ending:
-    made = Ending(
+def ending(**changes: Any) -> RunOutcome:
+    made = RunOutcome(
         tensors={"model.a": torch.tensor([1.0, -3.0]), "model.b": torch.tensor(0.0), "exp_avg.a": torch.tensor([0.1])},
         state=RunState(step=2),
         figures={(1, "train/loss"): 2.0, (2, "train/loss"): 1.0, (2, "train/gradient_norm"): None},
@@ -224,16 +224,16 @@ def test_one_changed_weight_fails_the_whole_thing(
     assert lines[-1].startswith("PASSED: 2 disturbances; all in ")
     folder = Path(lines[-1].rpartition(" in ")[2])
     assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "disturbed", "undisturbed"]
-    read = Ending.read
+    read = RunOutcome.read
 
-    def altered(run: Path) -> Ending:
+    def altered(run: Path) -> RunOutcome:
         found = read(run)
         if run.name == "disturbed":
             found.tensors["model.vae.encoder.wte.weight"].view(-1)[0].mul_(1 + 2**-20)
         return found
 
     assert "model.vae.encoder.wte.weight" in read(folder / "disturbed").tensors
-    monkeypatch.setattr(Ending, "read", altered)
+    monkeypatch.setattr(RunOutcome, "read", altered)
     monkeypatch.setattr(time, "strftime", lambda form: "again")
     assert chaos(config, 2, None, 12, 0) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -253,14 +253,14 @@ def test_a_job_that_fails_fails_the_whole_thing(
 
 
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
-    with Job(["joint", str(tmp_path / "absent.yaml")], tmp_path / "output.log") as job:
-        watch = Watch(job, tmp_path / "run")
-        assert not watch.until(lambda: watch.step > 0)
+    with ProcessJob(["joint", str(tmp_path / "absent.yaml")], tmp_path / "output.log") as job:
+        monitor = RunMonitor(job, tmp_path / "run")
+        assert not monitor.until(lambda: monitor.step > 0)
         assert job.ended == 2
         with pytest.raises(
             JobError, match=r"(?s)the run ended at step 0, before .*the end of .*output.log.*There is no config file"
         ):
-            strike(job, watch, Disturbance("kill", 1, 0.0, None), Rhythm(0.0, 0.0), random.Random(0))
+            inject(job, monitor, Disturbance("kill", 1, 0.0, None), Rhythm(0.0, 0.0), random.Random(0))
 
 
 def test_a_job_that_hangs_is_ended_with_all_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,15 +275,15 @@ def test_a_job_that_hangs_is_ended_with_all_its_processes(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(watched, "_QUIET_SECONDS", 1.0)
     log = tmp_path / "output.log"
-    with Job([], log) as job:
+    with ProcessJob([], log) as job:
         while "asleep" not in log.read_text():
             time.sleep(0.05)
         (child,) = job._process.children()
         with pytest.raises(JobError, match="it still runs after 0 s"):
             job.wait(0.1)
-        watch = Watch(job, tmp_path / "run")
+        monitor = RunMonitor(job, tmp_path / "run")
         with pytest.raises(JobError, match=r"no step has been done for 1 s; the end of .*\n  asleep"):
-            watch.until(lambda: False)
+            monitor.until(lambda: False)
     assert not psutil.pid_exists(job._process.pid)
     assert watched._is_gone(child)
 

@@ -19,7 +19,7 @@ from cola_train.evaluation.writing.sample import sample
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.models.transformer import Transformer
 from cola_train.randomness import Purpose, uniform
-from cola_train.sampling.token_choice import choose_tokens, penalise_repetition
+from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 from tests.helpers.llama import llama_of, tiny_baseline
 from tests.helpers.tiny import random_tokens
 
@@ -56,7 +56,7 @@ def one_by_one(network: Transformer, prompt: list[int], row: int, config: Sample
     for place in range(config.max_new_tokens):
         seen = torch.zeros(1, 29, dtype=torch.bool)
         seen[0, new] = True
-        logits = penalise_repetition(last_logits(network, [*(prompt or [EOS]), *new]), seen, config.repetition_penalty)
+        logits = penalize_repetition(last_logits(network, [*(prompt or [EOS]), *new]), seen, config.repetition_penalty)
         new.append(int(choose_tokens(logits, config, draws[:, place : place + 1])))
     return new
 

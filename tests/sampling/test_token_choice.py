@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
 from cola_train.randomness import Purpose, uniform
-from cola_train.sampling.token_choice import choose_tokens, penalise_repetition
+from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 from tests.helpers.statistics import assert_shares
 
 LOGITS = st.lists(st.floats(-6, 6, width=32, allow_subnormal=False), min_size=1, max_size=12, unique=True)
@@ -25,21 +25,21 @@ def test_the_penalty_by_hand() -> None:
             [[1.0, 1.0, 1.0, -1.25, -1.25]] * 2,
         ]
     )
-    torch.testing.assert_close(penalise_repetition(logits, seen, 1.25), expected)
-    assert torch.equal(penalise_repetition(logits, seen, 1.0), logits)
-    assert torch.equal(penalise_repetition(logits, torch.zeros_like(seen), 1.25), logits)
+    torch.testing.assert_close(penalize_repetition(logits, seen, 1.25), expected)
+    assert torch.equal(penalize_repetition(logits, seen, 1.0), logits)
+    assert torch.equal(penalize_repetition(logits, torch.zeros_like(seen), 1.25), logits)
 
 
 @given(LOGITS, st.floats(1.01, 3.0))
 def test_a_penalty_never_raises_and_never_changes_sign(logits: list[float], penalty: float) -> None:
     before = torch.tensor(logits)[None, None]
-    after = penalise_repetition(before, torch.ones(1, len(logits), dtype=torch.bool), penalty)
+    after = penalize_repetition(before, torch.ones(1, len(logits), dtype=torch.bool), penalty)
     assert (after <= before).all()
     assert torch.equal(after.sign(), before.sign())
 
 
 def distribution(logits: list[float], temperature: float, top_k: int, top_p: float) -> dict[int, float]:
-    """Share of each id that may be chosen: the k likeliest, renormalised, then the fewest that reach top_p, renormalised."""
+    """Share of each id that may be chosen: the k likeliest, renormalized, then the fewest that reach top_p, renormalized."""
     order = sorted(range(len(logits)), key=lambda token: -logits[token])[: top_k or len(logits)]
     weights = {token: math.exp((logits[token] - logits[order[0]]) / temperature) for token in order}
     total = sum(weights.values())

@@ -32,9 +32,9 @@ def test_a_ladder_is_climbed_once_and_only_what_is_missing_again(
     assert "2 of 4 points are measured" in said
     assert "Not finished: ar-mad-trunk, ar-mad-3e-10, ar-mad-6e-10" in said
     points = read_points(tmp_path / "curve" / "points.csv")
-    rungs = {rung.name: rung for rung in ladder(load_config(CurveConfig, path), tmp_path)}
+    planned_runs = {planned.name: planned for planned in ladder(load_config(CurveConfig, path), tmp_path)}
     for point, name in zip(points, ("ar-one-3e-10", "ar-one-6e-10"), strict=True):
-        config = rungs[name].config
+        config = planned_runs[name].config
         assert (point.family, point.size, point.kind, point.budget) == ("ar", "one", "anneal", float(name[7:]))
         assert point.parameters == family_of(config).backbone_parameters(config)
         assert point.tokens == config.trainer.max_steps * 4 * 32

@@ -11,7 +11,7 @@ from cola_train.config.settings import UserError
 from cola_train.families.costs import flops_after
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.curve import levels, write_launch_lines
-from cola_train.scaling.ladder import Rung, ladder
+from cola_train.scaling.ladder import PlannedRun, ladder
 from cola_train.training.optim.schedule import Schedule
 from tests.helpers.runs import SMALL, SMALL_DIT
 
@@ -57,50 +57,58 @@ def write_spec(folder: Path, data: Path | str, **changes: object) -> Path:
     return folder / "spec.yaml"
 
 
-def read(path: Path) -> tuple[CurveConfig, list[Rung]]:
+def read(path: Path) -> tuple[CurveConfig, list[PlannedRun]]:
     spec = load_config(CurveConfig, path)
     return spec, ladder(spec, path.parent)
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])
 def test_a_point_ends_at_the_first_step_that_reaches_its_budget(tmp_path: Path, schedule: str) -> None:
-    _, rungs = read(write_spec(tmp_path, "data", schedule=schedule))
-    points = [rung for rung in rungs if rung.is_point]
+    _, planned_runs = read(write_spec(tmp_path, "data", schedule=schedule))
+    points = [planned for planned in planned_runs if planned.is_point]
     assert len(points) == 6
-    stage1 = flops_after(rungs[0].config, 4)["model"]
-    for rung in points:
-        before, steps = (stage1 if rung.family == "cola" else 0), rung.config.trainer.max_steps
-        budget = round(rung.budget * 1e18)
-        assert before + flops_after(rung.config, steps - 1)["model"] < budget <= before + flops_after(rung.config, steps)["model"]
-        assert Schedule.of(rung.config).rate(steps) == rung.config.optim.final_learning_rate
+    stage1 = flops_after(planned_runs[0].config, 4)["model"]
+    for planned in points:
+        before, steps = (stage1 if planned.family == "cola" else 0), planned.config.trainer.max_steps
+        budget = round(planned.budget * 1e18)
+        assert (
+            before + flops_after(planned.config, steps - 1)["model"]
+            < budget
+            <= before + flops_after(planned.config, steps)["model"]
+        )
+        assert Schedule.of(planned.config).rate(steps) == planned.config.optim.final_learning_rate
 
 
 def test_anneals_branch_off_at_the_marks_of_a_constant_rate_run(tmp_path: Path) -> None:
-    _, rungs = read(write_spec(tmp_path, "data"))
-    assert [(rung.name, rung.kind, rung.after) for rung in rungs if rung.family == "cola"] == [
+    _, planned_runs = read(write_spec(tmp_path, "data"))
+    assert [(planned.name, planned.kind, planned.after) for planned in planned_runs if planned.family == "cola"] == [
         ("cola-stage1", "stage1", None),
         ("cola-one-trunk", "trunk", "cola-stage1"),
         ("cola-one-3e-10", "anneal", "cola-one-trunk"),
         ("cola-one-6e-10", "anneal", "cola-one-trunk"),
     ]
-    for trunk in (rung for rung in rungs if rung.kind == "trunk"):
+    for trunk in (planned for planned in planned_runs if planned.kind == "trunk"):
         constant = Schedule.of(trunk.config)
-        anneals = [rung for rung in rungs if rung.after == trunk.name]
-        begins = [int(rung.arguments[rung.arguments.index("--step") + 1]) for rung in anneals]
+        anneals = [planned for planned in planned_runs if planned.after == trunk.name]
+        begins = [int(planned.arguments[planned.arguments.index("--step") + 1]) for planned in anneals]
         assert trunk.config.budget.marks == [f"{begin} steps" for begin in begins]
         assert trunk.config.trainer.max_steps == begins[-1]
-        for rung, begin in zip(anneals, begins, strict=True):
-            own, steps = Schedule.of(rung.config), rung.config.trainer.max_steps
+        for planned, begin in zip(anneals, begins, strict=True):
+            own, steps = Schedule.of(planned.config), planned.config.trainer.max_steps
             assert all(own.rate(step) == constant.rate(step) for step in range(begin + 1))
             assert own.rate(begin + 1) < constant.rate(begin + 1)
             assert steps - begin == max(1, round(0.2 * steps))
 
 
 def test_all_families_read_the_same_samples(tmp_path: Path) -> None:
-    spec, rungs = read(write_spec(tmp_path, "data"))
-    assert {(rung.config.data.path, rung.config.data_seed, rung.config.seed) for rung in rungs} == {("data", 6198, 66)}
-    assert all(rung.config.runs_folder == spec.folder for rung in rungs)
-    assert {rung.config.init_vae_from for rung in rungs if rung.config.stage == "joint"} == {f"{spec.folder}/cola-stage1"}  # type: ignore[attr-defined]
+    spec, planned_runs = read(write_spec(tmp_path, "data"))
+    assert {(planned.config.data.path, planned.config.data_seed, planned.config.seed) for planned in planned_runs} == {
+        ("data", 6198, 66)
+    }
+    assert all(planned.config.runs_folder == spec.folder for planned in planned_runs)
+    assert {planned.config.init_vae_from for planned in planned_runs if planned.config.stage == "joint"} == {
+        f"{spec.folder}/cola-stage1"
+    }  # type: ignore[attr-defined]
 
 
 def test_a_config_needs_no_start_of_its_own_where_the_curve_gives_one(tmp_path: Path) -> None:
@@ -108,25 +116,27 @@ def test_a_config_needs_no_start_of_its_own_where_the_curve_gives_one(tmp_path: 
     joint = json.loads((tmp_path / "joint.yaml").read_text(encoding="utf-8"))
     del joint["init_vae_from"]  # which its mode cannot do without
     (tmp_path / "joint.yaml").write_text(json.dumps(joint), encoding="utf-8")
-    spec, rungs = read(path)
-    assert {rung.config.init_vae_from for rung in rungs if rung.config.stage == "joint"} == {f"{spec.folder}/cola-stage1"}  # type: ignore[attr-defined]
+    spec, planned_runs = read(path)
+    assert {planned.config.init_vae_from for planned in planned_runs if planned.config.stage == "joint"} == {
+        f"{spec.folder}/cola-stage1"
+    }  # type: ignore[attr-defined]
 
 
 def test_launch_lines_are_a_level_a_file_and_each_is_a_run(tmp_path: Path) -> None:
     path = write_spec(tmp_path, "data")
-    spec, rungs = read(path)
+    spec, planned_runs = read(path)
     written = write_launch_lines(spec, tmp_path, tmp_path / "lines", "bash launch.sh")
     # Stage 1 and the baselines' trunks; then their anneals and Cola's trunk; then its anneals.
     assert [len(file.read_text().splitlines()) for file in written] == [3, 5, 2]
     lines = [line for file in written for line in file.read_text().splitlines()]
-    assert len(lines) == len(rungs)
-    for level, file in zip(levels(rungs), written, strict=True):
-        for rung, line in zip(level, file.read_text().splitlines(), strict=True):
+    assert len(lines) == len(planned_runs)
+    for level, file in zip(levels(planned_runs), written, strict=True):
+        for planned, line in zip(level, file.read_text().splitlines(), strict=True):
             training, *comparison = line.split(" && ")
-            assert shlex.split(training) == ["bash", "launch.sh", *rung.arguments]
-            assert bool(comparison) == rung.is_point
+            assert shlex.split(training) == ["bash", "launch.sh", *planned.arguments]
+            assert bool(comparison) == planned.is_point
             if comparison:
-                assert shlex.split(comparison[0])[:3] == ["cola-train", "compare", f"{spec.folder}/{rung.name}"]
+                assert shlex.split(comparison[0])[:3] == ["cola-train", "compare", f"{spec.folder}/{planned.name}"]
                 assert "num_openings=8" in comparison[0]
 
 

@@ -17,7 +17,7 @@ from cola_train.config.settings import UserError
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialize import initialise_dit, initialise_text_vae
+from cola_train.models.initialize import initialize_dit, initialize_text_vae
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import total_loss
 from cola_train.run_layout import folder_of
@@ -114,8 +114,8 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(joint_
     results = {}
     for mode in ("none", "selective", "full"):
         vae, dit = TextVAE(config.vae), BlockCausalDiT(config.dit)
-        initialise_text_vae(vae, 1)
-        initialise_dit(dit, 1)
+        initialize_text_vae(vae, 1)
+        initialize_dit(dit, 1)
         for parameter in dit.parameters():
             if not parameter.any():
                 nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
@@ -145,8 +145,8 @@ def test_initial_weights_are_those_of_plain_networks(joint_config: JointConfigs)
     config = joint_config("run", "trainer.max_steps=1", "optim.start_learning_rate=1e-30", "optim.weight_decay=0")
     train(config)
     vae, dit = TextVAE(config.vae), BlockCausalDiT(config.dit)
-    initialise_text_vae(vae, config.seed)
-    initialise_dit(dit, config.seed)
+    initialize_text_vae(vae, config.seed)
+    initialize_dit(dit, config.seed)
     found = saved(config, 1)
     for network, name in ((vae, "vae"), (dit, "dit")):
         for key, value in network.state_dict().items():
@@ -175,7 +175,7 @@ def test_the_average_is_what_its_formula_says_and_is_validated_and_exported(join
     assert torch.equal(load_file(raw / "cola_dlm" / "cola_dit" / "model.safetensors")[name.removeprefix("dit.")],
                        saved(config, 6)[f"model.{name}"])  # fmt: skip
     with pytest.raises(UserError, match=r"has no moving average of the weights; only a run with ema\.decay"):
-        export_run(folder_of(plain), None, tmp_path / "none", 10**9, use_average=True)
+        export_run(folder_of(plain), None, tmp_path / "none", 10**9, use_ema=True)
 
 
 def test_what_an_average_needs_is_said(vae_config: Callable[..., VAERunConfig]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from cola_train.config.settings import UserError, require
 from cola_train.evaluation.benchmarks.tasks import TASKS
-from cola_train.files import Lines, read_rows, write_atomically
+from cola_train.files import JsonlWriter, read_log, write_atomically
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
 _PARTS = "parts"
@@ -113,11 +113,11 @@ class AnswerFolder:
             raise UserError(f"Cannot read {path} ({error}); put it back, or give another folder by --out.") from error
         return found
 
-    def append_to(self, part: int) -> Lines:
+    def append_to(self, part: int) -> JsonlWriter:
         """Where process `part` appends its answers, each as `part_row`."""
         folder = self.path / _PARTS
         folder.mkdir(exist_ok=True)
-        return Lines(folder / f"{part}.jsonl")
+        return JsonlWriter(folder / f"{part}.jsonl")
 
     def keys(self) -> set[Key]:
         """Which samples have an answer."""
@@ -141,7 +141,7 @@ class AnswerFolder:
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for path in sorted((self.path / _PARTS).glob("*.jsonl")):
-            yield from read_rows(path)
+            yield from read_log(path)
 
 
 def part_row(answer: Answer, place: int) -> dict[str, Any]:

@@ -49,8 +49,8 @@ def evaluate(
     with connected("auto" if launched_by_torchrun() and device != "cpu" else "cpu", _PATIENCE_SECONDS) as processes:
         checkpoint = load_checkpoint(checkpoint_folder, _device(device, processes))
         require(family_named(checkpoint.family).writes_text,
-                f"{checkpoint_folder} is a checkpoint of `cola-train {checkpoint.family}`, which writes no text; give one of stage 2 "
-                "(cola-train joint) or of a baseline.")  # fmt: skip
+                f"{checkpoint_folder} is a checkpoint of `cola-train {checkpoint.family}`, which writes no text; give one of "
+                "stage 2 (cola-train joint) or of a baseline.")  # fmt: skip
         batches = [batch for task in tasks for batch in make_batches(checkpoint.tokenizer, task, samples[task], config)]
         path = out or _default_folder(checkpoint_folder)
 
@@ -140,7 +140,11 @@ def _identity(checkpoint: Checkpoint, config: EvaluationConfig, counts: Mapping[
         for name in without:
             del values[name]
     return {
-        "checkpoint": {"family": checkpoint.family, "weights_xxh3": _weights_digest(checkpoint.networks.values()), **checkpoint.training},
+        "checkpoint": {
+            "family": checkpoint.family,
+            "weights_xxh3": _weights_digest(checkpoint.networks.values()),
+            **checkpoint.training,
+        },
         "tokenizer_sha256": checkpoint.tokenizer.sha256,
         # On a GPU the networks run in bf16.
         "device": checkpoint.device.type,

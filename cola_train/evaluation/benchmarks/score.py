@@ -9,7 +9,7 @@ from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
 from cola_train.evaluation.benchmarks.results import write_results
-from cola_train.evaluation.benchmarks.summary import judge, summarise, to_table
+from cola_train.evaluation.benchmarks.summary import judge, summarize, to_table
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
 from cola_train.files import atomic_folder, read_errors_explained
 
@@ -28,7 +28,7 @@ def score(path: Path, data: Path | None, out: Path | None) -> str:
     require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
     answers = read_answers(path, data)
     if out is None:
-        return to_table(summarise([(answer, judge(answer)) for answer in answers]), {})
+        return to_table(summarize([(answer, judge(answer)) for answer in answers]), {})
     with atomic_folder(out) as working:
         return write_results(working, answers, {})
 

@@ -92,7 +92,7 @@ def norm(text: str) -> str:
 
 
 def similarity(x: str, y: str) -> float:
-    """Ratcliff/Obershelp's ratio of the normalised texts, 0 to 1. The order matters, and where `y` has 200 code points and more its
+    """Ratcliff/Obershelp's ratio of the normalized texts, 0 to 1. The order matters, and where `y` has 200 code points and more its
     popular characters begin no block (unless both parts begin with it): difflib's rules."""
     return difflib.SequenceMatcher(None, norm(x), norm(y)).ratio()
 

@@ -14,7 +14,7 @@ from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.scoring import Verdict, verdict
 from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
 
-AVERAGE = "average"
+EMA_PREFIX = "average"
 _COLUMNS = ("task", "num_samples", "correct", "accuracy", "low", "high", "released_accuracy")
 _LEVEL = 0.95
 _NUM_RESAMPLES = 10_000
@@ -59,10 +59,10 @@ def verdict_row(answer: Answer, found: Verdict) -> dict[str, Any]:
 
 def accuracies(answers: Iterable[Answer]) -> dict[str, float]:
     """Percent of each benchmark that is there, in the benchmarks' order, and `average`, their plain mean."""
-    return {row.task: row.accuracy for row in summarise([(answer, judge(answer)) for answer in answers])}
+    return {row.task: row.accuracy for row in summarize([(answer, judge(answer)) for answer in answers])}
 
 
-def summarise(judged: Sequence[tuple[Answer, Verdict]]) -> list[Row]:
+def summarize(judged: Sequence[tuple[Answer, Verdict]]) -> list[Row]:
     """A row for each benchmark that is there, in the benchmarks' order, then the average's. Without answers there are none."""
     rows, resamples = [], []
     for task in TASKS:
@@ -81,7 +81,7 @@ def summarise(judged: Sequence[tuple[Answer, Verdict]]) -> list[Row]:
 
 def _average(rows: Sequence[Row], resamples: Sequence[Float64[np.ndarray, " resamples"]]) -> Row:
     return Row(
-        AVERAGE,
+        EMA_PREFIX,
         sum(row.num_samples for row in rows),
         sum(row.correct for row in rows),
         float(np.mean([row.accuracy for row in rows])),

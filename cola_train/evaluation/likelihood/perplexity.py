@@ -22,7 +22,7 @@ from cola_train.devices import named_device
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods_stream
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import read_given, write_atomically
+from cola_train.files import read_jsonl, write_atomically
 from cola_train.likelihood.rows import Row
 
 
@@ -126,14 +126,14 @@ def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool
 def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[str, Any]]]:
     """Rows of a JSON-lines file, {"text": ...} or {"prompt": ..., "continuation": ...} a line; also the objects.
 
-    Special tokens written in a text are recognised, as in a prompt; none are added. Line n's draws have the address n, from 0.
+    Special tokens written in a text are recognized, as in a prompt; none are added. Line n's draws have the address n, from 0.
 
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), nothing to score in one, or no line at all.
     """
     rows: list[Row] = []
     records = []
-    for where, record in read_given(path, "texts"):
+    for where, record in read_jsonl(path, "texts"):
         prompt, text = _parts(record, where)
         ids = tokenizer.encode(text)
         require(bool(ids), f"{where} has no token to score: its {'text' if 'text' in record else 'continuation'} is empty.")

@@ -12,7 +12,7 @@ from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import Lines
+from cola_train.files import JsonlWriter
 from cola_train.run_folder import read_run_config
 from cola_train.run_layout import METRICS
 
@@ -33,7 +33,7 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
     figures = compare(_generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config)
     values = {f"comparison/{name}": estimate.value for name, estimate in figures.estimates.items()}
     errors = {f"comparison/{name}_standard_error": estimate.standard_error for name, estimate in figures.estimates.items()}
-    Lines(run_folder / METRICS).append({"step": checkpoint.training["step"], **values, **errors})
+    JsonlWriter(run_folder / METRICS).append({"step": checkpoint.training["step"], **values, **errors})
     return _text(run_folder, figures)
 
 

@@ -199,7 +199,7 @@ def _grams(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 
 def _pairs(openings: Openings, texts: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
-    """Neighbouring tokens of each continuation, its opening's last token and its first among them."""
+    """Neighboring tokens of each continuation, its opening's last token and its first among them."""
     return [[*itertools.pairwise([prompt[-1], *text])] for prompt, text in zip(openings.prompts, texts, strict=True)]
 
 

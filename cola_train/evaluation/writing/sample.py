@@ -13,7 +13,7 @@ from cola_train.config.settings import require
 from cola_train.devices import named_device
 from cola_train.families.generate import GenerationResult, generate_stream
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import read_given, write_atomically
+from cola_train.files import read_jsonl, write_atomically
 
 Prompt = str | list[int]
 
@@ -26,7 +26,7 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[dict[str, Any]]]:
     """
     prompts: list[Prompt] = []
     records = []
-    for where, record in read_given(path, "prompts"):
+    for where, record in read_jsonl(path, "prompts"):
         require(
             isinstance(record, dict), f'{where} must be an object such as {{"prompt": "It is"}}, not {json.dumps(record)[:40]!r}.'
         )

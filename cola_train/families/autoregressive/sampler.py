@@ -8,11 +8,11 @@ from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
 from cola_train.models.attention.cached import CachedAttention, KVCache
-from cola_train.models.attention.masks import clean_places, visible_set_mask
+from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.transformer import Transformer
 from cola_train.randomness import Purpose, uniform
 from cola_train.sampling.stream import Part
-from cola_train.sampling.token_choice import choose_tokens, penalise_repetition
+from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
 class AutoregressiveGeneration:
@@ -76,7 +76,7 @@ class AutoregressiveGeneration:
         return hidden[torch.arange(len(prompts), device=self.device), torch.tensor(lengths, device=self.device) - 1]
 
     def _pass(self, tokens: Int[Tensor, "batch seq"], cache: KVCache, added: Sequence[int]) -> Float[Tensor, "batch seq dim"]:
-        places = clean_places(tokens.shape[1], 1, device=self.device)
+        places = clean_layout(tokens.shape[1], 1, device=self.device)
         attention = CachedAttention(cache, 1 if tokens.shape[1] == 1 else visible_set_mask(places, places)[0])
         hidden: Tensor = self.transformer(tokens, positions=attention.slots, attention=attention)
         cache.commit(added)
@@ -91,8 +91,8 @@ class AutoregressiveGeneration:
         """One more token of every row. The repetition penalty is on the ids generated so far."""
         self._pass_pending()
         logits = self.transformer.head(self.last).float()[:, None]
-        penalised = penalise_repetition(logits, self.seen, self.config.repetition_penalty)
-        token = choose_tokens(penalised, self.config, self._draws())
+        penalized = penalize_repetition(logits, self.seen, self.config.repetition_penalty)
+        token = choose_tokens(penalized, self.config, self._draws())
         self.seen.scatter_(1, token, True)
         self.tokens_done = [done + 1 for done in self.tokens_done]
         self._pending = token

@@ -14,12 +14,12 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.transport import BlockTransport
 from cola_train.models.attention.cached import CachedAttention, KVCache
-from cola_train.models.attention.masks import clean_places, visible_set_mask
+from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 from cola_train.sampling.stream import Noise, Part
-from cola_train.sampling.token_choice import choose_tokens, penalise_repetition
+from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,8 +177,8 @@ class BlockGeneration:
         z_1 = self._initial_noise(rows.known.shape[-1])
         z_0 = transport(z_1, rows.known, rows.pinned if opens else None, self.dit_cache)
         logits = self.vae.decoder.head(self._decode(z_0, self.vae_cache)).float()
-        penalised = penalise_repetition(logits, rows.seen, self.config.repetition_penalty)
-        return GeneratedBlock(z_0, logits, choose_tokens(penalised, self.config, self._token_draws(logits.shape[1])))
+        penalized = penalize_repetition(logits, rows.seen, self.config.repetition_penalty)
+        return GeneratedBlock(z_0, logits, choose_tokens(penalized, self.config, self._token_draws(logits.shape[1])))
 
     @property
     def generated(self) -> Bool[Tensor, "batch block"]:
@@ -227,7 +227,7 @@ class BlockGeneration:
         return _Rows(list(prompt_indices), prefixes, [0] * len(prompts), seen, known, place < counts[:, None])
 
     def _decode(self, z_0: Float[Tensor, "batch latents channels"], cache: KVCache) -> Float[Tensor, "batch seq dim"]:
-        places = clean_places(z_0.shape[1], self.vae.config.block_size, device=self.device)
+        places = clean_layout(z_0.shape[1], self.vae.config.block_size, device=self.device)
         attention = CachedAttention(cache, visible_set_mask(places, places)[0])
         hidden: Tensor = self.vae.decoder(z_0, positions=attention.slots, attention=attention)
         return hidden

@@ -144,7 +144,12 @@ class ColaCheckpoint(Checkpoint):
         return generation_work((self.vae.config, self.prior("sampling").config), config, prompt_tokens, batch)
 
     def compare_solvers(
-        self, prompts: Sequence[Sequence[int]], config: SamplerConfig, solvers: Sequence[str], steps: Sequence[int], reference_steps: int
+        self,
+        prompts: Sequence[Sequence[int]],
+        config: SamplerConfig,
+        solvers: Sequence[str],
+        steps: Sequence[int],
+        reference_steps: int,
     ) -> Sequence[SolverQuality]:
         """Of the flow's ODE."""
         from cola_train.families.cola.solver_quality import compare_solvers

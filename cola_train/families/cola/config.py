@@ -138,7 +138,7 @@ class VAERunConfig(ColaRunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.watch.check_family(("inspection",), self.stage)
+        self.in_loop_eval.check_family(("inspection",), self.stage)
         self._check_log_snr()
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.vae.block_size)
 

@@ -145,9 +145,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
 
         return Stage1Objective(TextVAE(config.vae), config.objective, config.seed)
 
-    def initial_values(
-        self, config: VAERunConfig, shapes: "Mapping[str, torch.Size]"
-    ) -> "Iterator[tuple[str, Tensor]]":
+    def initial_values(self, config: VAERunConfig, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
         """Drawn."""
         from cola_train.families.cola.start import vae_values
 
@@ -190,9 +188,7 @@ class JointFamily(_ColaFamily[JointRunConfig]):
 
         return Stage2Objective(TextVAE(config.vae), BlockCausalDiT(config.dit), config.objective, config.seed)
 
-    def initial_values(
-        self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]"
-    ) -> "Iterator[tuple[str, Tensor]]":
+    def initial_values(self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
         """Drawn, or read from the checkpoints that the config names; the reference encoder is the VAE's."""
         from cola_train.families.cola.start import dit_values, vae_values
 

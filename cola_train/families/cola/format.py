@@ -112,6 +112,7 @@ def _write_network(
 
 
 def network_folder(root: Path, name: str) -> Path:
+    """The folder of the VAE or the DiT of a released checkpoint; UserError where it has none."""
     folder = root / "cola_dlm" / name
     if not folder.is_dir():
         raise UserError(f"{root} has no cola_dlm/{name}; a checkpoint of stage 1 holds the VAE only, stage 2 adds the DiT.")

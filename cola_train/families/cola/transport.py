@@ -9,7 +9,7 @@ from torch import Tensor
 from cola_train.config.sampling import SamplerConfig
 from cola_train.flow import guide, integrate, rescale_guided
 from cola_train.models.attention.cached import CachedAttention, KVCache
-from cola_train.models.attention.masks import clean_places, visible_set_mask
+from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.dit import DIT_TIME_SCALE, BlockCausalDiT, Times
 from cola_train.solvers import time_grid
 
@@ -44,7 +44,7 @@ class BlockTransport:
         if num_latents == block_size:
             attention = CachedAttention(cache, block_size)
         else:
-            places = clean_places(num_latents, block_size, device=self.device)
+            places = clean_layout(num_latents, block_size, device=self.device)
             attention = CachedAttention(cache, visible_set_mask(places, places)[0])
         # Nobody reads what the last layer makes of its keys and values.
         self.dit(self.passed(latents), self.times_at(self.clean), attention.slots, attention, outputs=0)

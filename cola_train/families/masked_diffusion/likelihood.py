@@ -23,9 +23,7 @@ class MaskedDiffusionBound:
     That has the same mean and less variance. Tokens that are given are never masked.
     """
 
-    def __init__(
-        self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[Row], config: LikelihoodConfig
-    ) -> None:
+    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[Row], config: LikelihoodConfig) -> None:
         """`rows` are not empty."""
         self.transformer, self.config, self.rows = transformer, config, rows
         self.pad_token_id = tokenizer.pad_token_id

@@ -15,7 +15,7 @@ class BaselineRunConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.watch.check_family(("likelihood", "benchmarks"), self.stage)
+        self.in_loop_eval.check_family(("likelihood", "benchmarks"), self.stage)
 
     @property
     def vocab_size_key(self) -> str:

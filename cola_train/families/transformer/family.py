@@ -37,9 +37,7 @@ class TransformerFamily(Family[BaselineT]):
         """The objective's settings of a run that is matched to another."""
         raise NotImplementedError
 
-    def initial_values(
-        self, config: BaselineT, shapes: "Mapping[str, torch.Size]"
-    ) -> "Iterator[tuple[str, Tensor]]":
+    def initial_values(self, config: BaselineT, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
         """Drawn."""
         from cola_train.models.initialize import transformer_value
 

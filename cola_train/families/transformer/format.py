@@ -116,9 +116,7 @@ def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
     return fields if kind.causal else {**fields, "mask_token_id": config.vocab_size}
 
 
-def _config_fields(
-    config: TransformerConfig, kind: Kind, tokenizer: Tokenizer, training: Mapping[str, Any]
-) -> dict[str, Any]:
+def _config_fields(config: TransformerConfig, kind: Kind, tokenizer: Tokenizer, training: Mapping[str, Any]) -> dict[str, Any]:
     fields = {**config.to_json(), **_fixed_fields(config, kind)}
     fields |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     if "seq_len" in training:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from cola_train.models.attention.masks import Places, sees
+from cola_train.models.attention.masks import TokenLayout, is_visible
 from cola_train.models.attention.rows import LayerAttention
 
 
@@ -20,7 +20,7 @@ class FlexAttention:
     outputs: BlockMask  # of the first positions alone, whose results the last layer's readers want
 
     @classmethod
-    def over(cls, places: Places, outputs: int) -> "FlexAttention":
+    def over(cls, places: TokenLayout, outputs: int) -> "FlexAttention":
         """Of a row whose positions are `places`."""
         return cls(block_mask(places, places.block.shape[1]), block_mask(places, outputs))
 
@@ -37,17 +37,17 @@ class FlexAttention:
         return out
 
 
-def block_mask(places: Places, queries: int) -> BlockMask:
+def block_mask(places: TokenLayout, queries: int) -> BlockMask:
     """The predicate for the first `queries` positions over all, by blocks of 128 x 128."""
     rows = max(len(x) for x in (places.block, places.document, places.sees_history) if x is not None)
     seq = places.block.shape[1]
 
-    def at(row: Tensor, position: Tensor) -> Places:
+    def at(row: Tensor, position: Tensor) -> TokenLayout:
         # A field that is the same for all rows has one.
-        return places.each(lambda x: x[row if x.shape[0] > 1 else 0, position])
+        return places.map(lambda x: x[row if x.shape[0] > 1 else 0, position])
 
     def visible(row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return sees(at(row, query), at(row, key))
+        return is_visible(at(row, query), at(row, key))
 
     # A lambda: torch reads the number of its arguments, which checked functions hide.
     predicate = lambda row, head, query, key: visible(row, query, key)  # noqa: E731

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class TokenLayout:
     """Where each position of a row stands. All fields broadcast against each other, most of them (#batch, seq).
 
     Attributes:
@@ -24,18 +24,18 @@ class Places:
     document: Int[Tensor, "*#places"] | None = None
     sees_history: Bool[Tensor, "*#places"] | None = None
 
-    def each(self, of: Callable[[Tensor], Tensor]) -> "Places":
+    def map(self, of: Callable[[Tensor], Tensor]) -> "TokenLayout":
         """These with `of` applied to each field."""
         document = None if self.document is None else of(self.document)
-        return Places(of(self.block), of(self.copy), document, None if self.sees_history is None else of(self.sees_history))
+        return TokenLayout(of(self.block), of(self.copy), document, None if self.sees_history is None else of(self.sees_history))
 
 
-def visible_set_mask(query: Places, key: Places) -> Bool[Tensor, "batch query key"]:
-    """`sees` for every pair of a query and a key of a row."""
-    return sees(query.each(lambda x: x[:, :, None]), key.each(lambda x: x[:, None]))
+def visible_set_mask(query: TokenLayout, key: TokenLayout) -> Bool[Tensor, "batch query key"]:
+    """`is_visible` for every pair of a query and a key of a row."""
+    return is_visible(query.map(lambda x: x[:, :, None]), key.map(lambda x: x[:, None]))
 
 
-def sees(query: Places, key: Places) -> Tensor:
+def is_visible(query: TokenLayout, key: TokenLayout) -> Tensor:
     """V_b of the paper: a query sees earlier clean blocks, and of its own block the positions of its own copy.
 
     So clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself, bidirectionally. Fields broadcast.
@@ -62,22 +62,22 @@ def document_positions(document: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch
     return index - torch.where(starts, index, 0).cummax(dim=1).values
 
 
-def clean_places(
+def clean_layout(
     num_positions: int, block_size: int, document: Int[Tensor, "batch seq"] | None = None, device: torch.device | str = "cpu"
-) -> Places:
+) -> TokenLayout:
     """A row of clean positions only: the VAE's attention, and the DiT's over history."""
     block = blocks_of(num_positions, block_size, device)
-    return Places(block=block, copy=torch.zeros_like(block), document=document)
+    return TokenLayout(block=block, copy=torch.zeros_like(block), document=document)
 
 
-def packed_places(
+def packed_layout(
     num_latents: int,
     block_size: int,
     document: Int[Tensor, "batch latents"] | None = None,
     sees_history: Bool[Tensor, "batch noised"] | None = None,
     device: torch.device | str = "cpu",
     copies: int = 1,
-) -> Places:
+) -> TokenLayout:
     """The DiT's training row: all blocks of each noised copy, then the clean blocks but the last, which is nobody's history.
 
     That is (copies + 1) num_latents - block_size positions. The noised ones come first, so that those whose output is read are the
@@ -95,7 +95,7 @@ def packed_places(
     if sees_history is not None:
         clean_sees = sees_history.new_ones(sees_history.shape[0], num_clean)
         sees_history = torch.cat([sees_history, clean_sees], dim=1)
-    return Places(
+    return TokenLayout(
         block=packed(block, block[:, :num_clean], copies),
         copy=torch.cat([copy, copy.new_zeros(1, num_clean)], dim=1),
         document=None if document is None else packed(document, document[:, :num_clean], copies),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cola_train.models.attention.masks import Places, visible_set_mask
+from cola_train.models.attention.masks import TokenLayout, visible_set_mask
 
 
 @runtime_checkable
@@ -45,7 +45,7 @@ class RowAttention:
     causal: bool = False  # without a mask: each position sees those up to itself, or all
 
     @classmethod
-    def from_places(cls, places: Places) -> "RowAttention":
+    def from_layout(cls, places: TokenLayout) -> "RowAttention":
         """The mask of the one predicate; every pair is computed, which tiled.py is there to avoid."""
         return cls(visible_set_mask(places, places)[:, None])
 

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cola_train.models.attention.flex import FlexAttention
-from cola_train.models.attention.masks import Places, clean_places, packed_places, visible_set_mask
+from cola_train.models.attention.masks import TokenLayout, clean_layout, packed_layout, visible_set_mask
 from cola_train.models.attention.rows import Attention, LayerAttention, RowAttention
 from cola_train.models.attention.tiles import Span, Tile, packed_tiles, row_tiles
 
@@ -29,7 +29,7 @@ class TiledAttention:
     biases: tuple[Tensor, ...]  # (#batch, 1, queries, keys) of each tile: 0 where visible, else -inf
 
     @classmethod
-    def over(cls, tiles: list[Tile], places: Places) -> "TiledAttention":
+    def over(cls, tiles: list[Tile], places: TokenLayout) -> "TiledAttention":
         """`tiles` of a row whose positions are `places`."""
         biases = []
         for tile in tiles:
@@ -104,14 +104,14 @@ def _spans_of(x: Tensor, spans: tuple[Span, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
-def _part(places: Places, spans: tuple[Span, ...]) -> Places:
-    return places.each(lambda x: torch.cat([x[:, start:end] for start, end in spans], dim=1))
+def _part(places: TokenLayout, spans: tuple[Span, ...]) -> TokenLayout:
+    return places.map(lambda x: torch.cat([x[:, start:end] for start, end in spans], dim=1))
 
 
 def row_attention(seq: int, block_size: int, document: Int[Tensor, "batch seq"] | None, device: torch.device) -> Attention:
     """Of a row of clean positions: each sees its own block and those before, of its own document."""
     if document is not None:
-        return _over(row_tiles(seq, block_size), clean_places(seq, block_size, document, device), seq)
+        return _over(row_tiles(seq, block_size), clean_layout(seq, block_size, document, device), seq)
     if block_size in (1, seq):
         return RowAttention(None, causal=block_size == 1)
     return _static_row(seq, block_size, device)
@@ -125,10 +125,10 @@ def packed_attention(
     device: torch.device,
     copies: int = 1,
 ) -> Attention:
-    """Of a training row (masks.packed_places)."""
+    """Of a training row (masks.packed_layout)."""
     if document is None and sees_history is None:
         return _static_packed(num_latents, block_size, device, copies)
-    places = packed_places(num_latents, block_size, document, sees_history, device, copies)
+    places = packed_layout(num_latents, block_size, document, sees_history, device, copies)
     return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
 
 
@@ -137,13 +137,13 @@ def packed_attention(
 @functools.lru_cache(maxsize=4)
 @torch.inference_mode(False)
 def _static_row(seq: int, block_size: int, device: torch.device) -> Attention:
-    return _over(row_tiles(seq, block_size), clean_places(seq, block_size, device=device), seq)
+    return _over(row_tiles(seq, block_size), clean_layout(seq, block_size, device=device), seq)
 
 
 @functools.lru_cache(maxsize=4)
 @torch.inference_mode(False)
 def _static_packed(num_latents: int, block_size: int, device: torch.device, copies: int) -> Attention:
-    places = packed_places(num_latents, block_size, None, None, device, copies)
+    places = packed_layout(num_latents, block_size, None, None, device, copies)
     return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
 
 
@@ -153,7 +153,7 @@ def forget_masks() -> None:
     _static_packed.cache_clear()
 
 
-def _over(tiles: list[Tile], places: Places, outputs: int) -> Attention:
+def _over(tiles: list[Tile], places: TokenLayout, outputs: int) -> Attention:
     """`outputs`: how many positions' results the last layer's readers want."""
     if places.block.device.type == "cuda":
         return FlexAttention.over(places, outputs)

@@ -27,7 +27,7 @@ def row_tiles(num_positions: int, block_size: int) -> list[Tile]:
 
 
 def packed_tiles(num_latents: int, block_size: int, copies: int = 1) -> list[Tile]:
-    """Of a training row (masks.packed_places): noised ones, over their own span and the clean blocks before; then clean ones."""
+    """Of a training row (masks.packed_layout): noised ones, over their own span and the clean blocks before; then clean ones."""
     first_clean, num_clean = copies * num_latents, num_latents - block_size
     tiles = []
     for offset in range(0, first_clean, num_latents):

@@ -17,7 +17,7 @@ from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.run import RunConfig
 from cola_train.console import say
 from cola_train.families.registry import family_of
-from cola_train.files import Lines
+from cola_train.files import JsonlWriter
 from cola_train.run_layout import ALARM_LOG
 from cola_train.training.callbacks.validation import Report
 from cola_train.training.loop.module import StageModule
@@ -141,16 +141,12 @@ class Memory:
         return found
 
 
-def _of_loss(
-    config: AlarmsConfig, figures: Mapping[str, float], usual: UsualLoss | None
-) -> list[Signal]:
+def _of_loss(config: AlarmsConfig, figures: Mapping[str, float], usual: UsualLoss | None) -> list[Signal]:
     loss, deviations = figures.get("loss"), config.spike_deviations
     if loss is None or deviations is None or usual is None:
         return []
     limit = usual.limit(deviations)
-    return [
-        Signal(SPIKE, "loss", loss, limit, "spike_deviations", loss > limit, 1, config.clear_after)
-    ]
+    return [Signal(SPIKE, "loss", loss, limit, "spike_deviations", loss > limit, 1, config.clear_after)]
 
 
 class Alarms(pl.Callback):
@@ -165,7 +161,7 @@ class Alarms(pl.Callback):
 
     def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, report: Report) -> None:
         self.config, self.is_first, self.report = family_of(config).alarms(config), is_first, report
-        self.lines = Lines(run_folder / ALARM_LOG)
+        self.lines = JsonlWriter(run_folder / ALARM_LOG)
         self.stopped_by: str | None = None
         self._inspected: dict[str, float] = {}
 

@@ -1,4 +1,4 @@
-"""Evaluation while a run trains: the instruments of `inspect`, `likelihood` and `evaluate`, on a plain copy of the weights."""
+"""Evaluation while a run trains: the evaluators of `inspect`, `likelihood` and `evaluate`, on a plain copy of the weights."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +27,8 @@ from cola_train.training.loop.module import StageModule
 Samples = Mapping[str, Sequence[Sample]]
 
 
-class Watch(pl.Callback):
-    """Evaluates every `watch.every_steps`, and at marks if asked, before the step is saved.
+class InLoopEvaluation(pl.Callback):
+    """Evaluates every `in_loop_eval.every_steps`, and at marks if asked, before the step is saved.
 
     Process 0 computes; the others wait, and hear at every batch that it goes on. A run that is asked to stop leaves an evaluation
     where it is; it is done again when the run goes on. All draws are addressed: training goes on as if it had not been.
@@ -57,11 +57,11 @@ class Watch(pl.Callback):
 
     def _evaluate_if_due(self, module: pl.LightningModule) -> None:
         assert isinstance(module, StageModule)
-        state, watch = module.state, self.config.watch
+        state, config = module.state, self.config.in_loop_eval
         if state.step == 0 or state.evaluated_step == state.step or module.stop_requested:
             return
-        at_mark = watch.at_marks and module.budget.at_mark(state)
-        if not at_mark and (watch.every_steps == 0 or state.step % watch.every_steps):
+        at_mark = config.at_marks and module.budget.at_mark(state)
+        if not at_mark and (config.every_steps == 0 or state.step % config.every_steps):
             return
         began = time.monotonic()
         weights = gathered_weights(module)
@@ -88,25 +88,25 @@ class Watch(pl.Callback):
         return bool(flags[0]), bool(flags[1])
 
     def _figures(self, module: StageModule, weights: dict[str, Tensor]) -> Iterator[dict[str, float]]:
-        """What each instrument finds by names that begin with the instrument's; and nothing after each batch."""
+        """What each evaluator finds by names that begin with the evaluator's; and nothing after each batch."""
         checkpoint = plain_copy(module, weights, self.tokenizer)
-        for instrument in self.config.watch.instruments:
-            if instrument == "inspection":
+        for evaluator in self.config.in_loop_eval.evaluators:
+            if evaluator == "inspection":
                 found = self._inspect(checkpoint, reference_copy(module, weights, self.tokenizer))
             else:
-                found = self._likelihood(checkpoint) if instrument == "likelihood" else self._benchmarks(checkpoint)
+                found = self._likelihood(checkpoint) if evaluator == "likelihood" else self._benchmarks(checkpoint)
             try:
                 for part in found:
-                    yield {f"{instrument}/{name}": value for name, value in part.items()}
+                    yield {f"{evaluator}/{name}": value for name, value in part.items()}
             except UserError as error:  # weights that have gone astray, say; the guard and the alarms are for those
-                say(f"cola-train: warning: no {instrument} after step {module.state.step}: {error}")
+                say(f"cola-train: warning: no {evaluator} after step {module.state.step}: {error}")
 
     def _inspect(self, checkpoint: Checkpoint, reference: Checkpoint | None) -> Iterator[dict[str, float]]:
-        for found in checkpoint.inspect(self.data, self.config.watch.inspection, reference):
+        for found in checkpoint.inspect(self.data, self.config.in_loop_eval.inspection, reference):
             yield {} if found is None else found.figures()
 
     def _likelihood(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
-        likelihood = self.config.watch.likelihood
+        likelihood = self.config.in_loop_eval.likelihood
         rows = held_out_rows(self.data, likelihood.num_rows, checkpoint.masks_documents)
         found = {}
         for place, row in log_likelihoods_stream(checkpoint, rows, likelihood):
@@ -117,7 +117,7 @@ class Watch(pl.Callback):
     def _benchmarks(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
         answers: list[Answer] = []
         for task, samples in self.samples.items():
-            for found in answer(checkpoint, task, samples, self.config.watch.benchmarks):
+            for found in answer(checkpoint, task, samples, self.config.in_loop_eval.benchmarks):
                 answers.append(found)
                 yield {}
         yield accuracies(answers)

@@ -17,10 +17,10 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.devices import device_peak
-from cola_train.files import Lines, write_atomically
+from cola_train.files import JsonlWriter, write_atomically
 from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS, SUMMARY
-from cola_train.training.callbacks.pace import Pace, summarise_cost
-from cola_train.training.callbacks.plots import draw_losses, draw_watched
+from cola_train.training.callbacks.pace import Pace, summarize_cost
+from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
 from cola_train.training.loop.budget import eflops
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.state import RunState
@@ -37,7 +37,7 @@ class Metrics(pl.Callback):
 
     def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Any]) -> None:
         self.config, self.run_folder, self.is_first, self.loggers = config, run_folder, is_first, loggers
-        self.lines = Lines(run_folder / METRICS)
+        self.lines = JsonlWriter(run_folder / METRICS)
         self.started = self.last_drawn = self.last_ended = time.monotonic()
         self.pace = Pace(self.started, RunState(), 1, None)
 
@@ -80,7 +80,7 @@ class Metrics(pl.Callback):
         if not pl_module.stop_requested:
             self._draw()
         if self.is_first:
-            summary = summarise_cost(pl_module.state, self.pace.peak)
+            summary = summarize_cost(pl_module.state, self.pace.peak)
             with contextlib.suppress(UserError):  # a disk that refuses it is not worth a run
                 write_atomically(self.run_folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
         for logger in self.loggers:
@@ -92,8 +92,8 @@ class Metrics(pl.Callback):
         self.last_drawn = time.monotonic()
         try:
             draw_losses(self.lines.path, self.run_folder / LOSSES_PLOT)
-            if self.config.watch.is_on:
-                draw_watched(self.lines.path, self.run_folder / EVALUATION_PLOT, self.config.watch.instruments)
+            if self.config.in_loop_eval.is_on:
+                draw_evaluations(self.lines.path, self.run_folder / EVALUATION_PLOT, self.config.in_loop_eval.evaluators)
         except (UserError, OSError) as error:  # no picture is worth a run
             say(f"cola-train: warning: the pictures in {self.run_folder} were not drawn: {error}")
 

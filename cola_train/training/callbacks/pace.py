@@ -42,7 +42,7 @@ class Pace:
         return found
 
 
-def summarise_cost(state: RunState, peak: float | None) -> dict[str, Any]:
+def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
     """What a run has cost so far, over all attempts at it: what summary.json holds. Rates are over its whole time."""
     known = peak is not None and state.device_seconds > 0
     flops_per_peak = {name: state.flops.get(name, 0) / (peak * state.device_seconds) if known else None  # type: ignore[operator]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cola_train.drawing import BLUE, ORANGE, drawing
-from cola_train.files import read_rows
+from cola_train.files import read_log
 
 _PANEL = (4.2, 2.8)  # inches
 # The legend has a frame because a noisy loss runs behind it.
@@ -14,7 +14,7 @@ _STYLE = {"xtick.labelsize": 7, "ytick.labelsize": 7, "legend.fontsize": 7, "leg
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Each figure's (step, value) pairs, by name. A step logged twice (after a resume) keeps its last value."""
     series: dict[str, dict[int, float]] = {}
-    for row in read_rows(path):
+    for row in read_log(path):
         for name, value in row.items():
             if "/" in name and isinstance(value, (int, float)):
                 series.setdefault(name, {})[row["step"]] = value
@@ -29,10 +29,10 @@ def draw_losses(metrics_path: Path, plot_path: Path) -> None:
     _draw(series, panels, plot_path)
 
 
-def draw_watched(metrics_path: Path, plot_path: Path, instruments: Sequence[str]) -> None:
-    """A panel for each figure of evaluation in training (callbacks/in_loop_evaluation.py); nothing is drawn before anything is logged."""
+def draw_evaluations(metrics_path: Path, plot_path: Path, evaluators: Sequence[str]) -> None:
+    """A panel for each figure of callbacks/in_loop_evaluation.py; nothing is drawn before anything is logged."""
     series = read_metrics(metrics_path)
-    _draw(series, {name: [name] for name in series if name.split("/", 1)[0] in instruments}, plot_path)
+    _draw(series, {name: [name] for name in series if name.split("/", 1)[0] in evaluators}, plot_path)
 
 
 def _draw(series: Mapping[str, Sequence[tuple[int, float]]], panels: Mapping[str, Sequence[str]], plot_path: Path) -> None:

@@ -9,7 +9,7 @@ from cola_train.config.run import RunConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.generate import generate
-from cola_train.files import Lines
+from cola_train.files import JsonlWriter
 from cola_train.run_layout import SAMPLES
 from cola_train.training.checkpoints.snapshot import gathered_weights, plain_copy
 from cola_train.training.loop.module import StageModule
@@ -19,7 +19,7 @@ class Samples(pl.Callback):
     """Generates from `trainer.sample_prompts` every `trainer.sample_every_steps`, always with the same noise."""
 
     def __init__(self, config: RunConfig, run_folder: Path, tokenizer: Tokenizer) -> None:
-        self.config, self.lines, self.tokenizer = config, Lines(run_folder / SAMPLES), tokenizer
+        self.config, self.lines, self.tokenizer = config, JsonlWriter(run_folder / SAMPLES), tokenizer
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -37,4 +37,4 @@ class Start(pl.Callback):
         else:
             shapes = {name: parameter.shape for name, parameter in pl_module.objective.named_parameters()}
             fill(pl_module.objective, family_of(self.config).initial_values(self.config, shapes))
-        pl_module.average.start()
+        pl_module.ema.start()

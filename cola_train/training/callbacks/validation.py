@@ -47,7 +47,7 @@ class Validation(pl.Callback):
         if not due or state.validated_step == state.step or module.stop_requested:
             return
         began = time.monotonic()
-        with module.average.in_place_of_the_weights() if self.config.ema.evaluate else contextlib.nullcontext():
+        with module.ema.in_place_of_the_weights() if self.config.ema.evaluate else contextlib.nullcontext():
             figures = self._means(module)
         if figures is not None:
             self.report(state.step, {f"validation/{name}": value for name, value in figures.items()}, began)

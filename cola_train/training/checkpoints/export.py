@@ -14,21 +14,21 @@ from cola_train.run_layout import MARKS
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
 from cola_train.training.checkpoints.folder import Manifest, read_manifest, saved_steps, step_folder
 from cola_train.training.checkpoints.tensors import CheckpointReader
-from cola_train.training.loop.state import AVERAGE, MODEL
+from cola_train.training.loop.state import EMA_PREFIX, MODEL
 
 
 class SavedWeights(Mapping[str, Tensor]):
     """The objective's weights in a checkpoint, each read when it is asked for."""
 
-    def __init__(self, folder: Path, manifest: Manifest, use_average: bool) -> None:
-        """With `use_average` the moving average of those that have one (frozen weights have none)."""
+    def __init__(self, folder: Path, manifest: Manifest, use_ema: bool) -> None:
+        """With `use_ema` the moving average of those that have one (frozen weights have none)."""
         self._shapes, self._reader = manifest.shapes, CheckpointReader(folder, manifest, one_process=True)
         self._saved_as = {}
         for saved in manifest.shapes:
             kind, _, name = saved.partition(".")
             if kind == MODEL:
-                average = f"{AVERAGE}.{name}"
-                self._saved_as[name] = average if use_average and average in manifest.shapes else saved
+                average = f"{EMA_PREFIX}.{name}"
+                self._saved_as[name] = average if use_ema and average in manifest.shapes else saved
 
     def __getitem__(self, name: str) -> Tensor:
         saved = self._saved_as[name]
@@ -60,7 +60,7 @@ def export_checkpoint(
     tokenizer: Tokenizer,
     target: Path,
     *,
-    use_average: bool,
+    use_ema: bool,
     replace: bool,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
 ) -> None:
@@ -70,11 +70,11 @@ def export_checkpoint(
         UserError: a damaged checkpoint, no average where one is asked for, or a `target` that exists and is not to be replaced.
     """
     manifest = read_manifest(folder)
-    require(not use_average or any(name.startswith(f"{AVERAGE}.") for name in manifest.shapes),
+    require(not use_ema or any(name.startswith(f"{EMA_PREFIX}.") for name in manifest.shapes),
             f"{folder} has no moving average of the weights; only a run with ema.decay above 0 has one.")  # fmt: skip
 
     family_of(config).write(
-        target, config, SavedWeights(folder, manifest, use_average), tokenizer, training_facts(config, manifest.step),
+        target, config, SavedWeights(folder, manifest, use_ema), tokenizer, training_facts(config, manifest.step),
         replace=replace, max_shard_bytes=max_shard_bytes,
     )  # fmt: skip
 
@@ -85,4 +85,4 @@ def export_marks(config: RunConfig, run_folder: Path, tokenizer: Tokenizer) -> N
         folder = step_folder(run_folder, step)
         target = run_folder / MARKS / folder.name
         if not target.exists() and read_manifest(folder).mark:
-            export_checkpoint(config, folder, tokenizer, target, use_average=config.ema.export, replace=False)
+            export_checkpoint(config, folder, tokenizer, target, use_ema=config.ema.export, replace=False)

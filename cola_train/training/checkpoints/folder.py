@@ -20,13 +20,13 @@ from cola_train.run_layout import CHECKPOINTS, LATEST
 from cola_train.training.loop.state import RunState
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _SAVING, _REMOVING = ".saving-", ".removing-"
 _READ_BYTES = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
-class FileFact:
+class FileChecksum:
     """A file as it was written."""
 
     bytes: int
@@ -42,7 +42,7 @@ class Manifest:
     data_sha256: str  # of the prepared data's manifest
     world_size: int  # of the processes that wrote it; any number can read it
     shapes: dict[str, tuple[int, ...]]  # of every saved tensor
-    files: dict[str, FileFact]
+    files: dict[str, FileChecksum]
     good: bool  # weights finite and, where the run validates, validated at this step
     mark: bool  # never to be removed
 
@@ -62,7 +62,7 @@ class Manifest:
             raise ValueError(f"format_version {version}, this version of cola-train reads {FORMAT_VERSION}")
         values["state"] = RunState(**values["state"])
         values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
-        values["files"] = {name: FileFact(**fact) for name, fact in values["files"].items()}
+        values["files"] = {name: FileChecksum(**fact) for name, fact in values["files"].items()}
         return cls(**values)
 
 
@@ -122,10 +122,10 @@ def read_manifest(folder: Path) -> Manifest:
         reason = "is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"is damaged ({error})"
-    raise UserError(f"{folder / MANIFEST} {reason}, so the checkpoint cannot be used. {what_to_do(folder)}")
+    raise UserError(f"{folder / MANIFEST} {reason}, so the checkpoint cannot be used. {recovery_hint(folder)}")
 
 
-def what_to_do(folder: Path) -> str:
+def recovery_hint(folder: Path) -> str:
     """The end of a message about a checkpoint that cannot be used."""
     others = [step for step in saved_steps(folder.parent.parent) if step_folder(folder.parent.parent, step) != folder]
     if not others:
@@ -133,17 +133,17 @@ def what_to_do(folder: Path) -> str:
     return f"Go on from the newest intact one with checkpoint.if_damaged=previous; the others are of steps {others}."
 
 
-def file_fact(path: Path) -> FileFact:
+def file_checksum(path: Path) -> FileChecksum:
     """Size and checksum of a file, read from disk."""
     digest, size = xxhash.xxh3_128(), 0
     with path.open("rb") as file:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
             size += len(piece)
-    return FileFact(size, digest.hexdigest())
+    return FileChecksum(size, digest.hexdigest())
 
 
-def damage(folder: Path, files: Mapping[str, FileFact]) -> list[str]:
+def damage(folder: Path, files: Mapping[str, FileChecksum]) -> list[str]:
     """What is wrong with these files of a checkpoint, one line each."""
     found = []
     for name, expected in files.items():
@@ -152,7 +152,7 @@ def damage(folder: Path, files: Mapping[str, FileFact]) -> list[str]:
             size = path.stat().st_size
             if size != expected.bytes:
                 found.append(f"{name} has {size} bytes, the manifest says {expected.bytes}: truncated or half-copied")
-            elif file_fact(path) != expected:
+            elif file_checksum(path) != expected:
                 found.append(f"{name} has been altered: its checksum is not the manifest's")
         except FileNotFoundError:
             found.append(f"{name} is missing")
@@ -175,7 +175,7 @@ def intact_manifest(folder: Path) -> Manifest:
 def refuse_damage(folder: Path, problems: Sequence[str]) -> None:
     """Raise a UserError of all `problems`, if there are any."""
     if problems:
-        raise UserError(f"The checkpoint {folder} is damaged:\n  " + "\n  ".join(problems) + f"\n{what_to_do(folder)}")
+        raise UserError(f"The checkpoint {folder} is damaged:\n  " + "\n  ".join(problems) + f"\n{recovery_hint(folder)}")
 
 
 def begin(run_folder: Path, step: int) -> Path:
@@ -217,7 +217,7 @@ def point_to(folder: Path) -> None:
     write_atomically(folder.parent / LATEST, folder.name + "\n")
 
 
-def mend_pointer(run_folder: Path) -> None:
+def repair_latest(run_folder: Path) -> None:
     """Make `latest` name the newest checkpoint where a crash came between its being named and its being pointed to."""
     steps = saved_steps(run_folder)
     if not steps:
@@ -230,7 +230,7 @@ def mend_pointer(run_folder: Path) -> None:
             point_to(newest)
 
 
-def set_aside(folder: Path) -> Path:
+def quarantine(folder: Path) -> Path:
     """Take a damaged checkpoint out of the way under a name of its own, for whoever wants to look at it."""
     number = 0
     while (aside := folder.with_name(f"damaged-{folder.name}" + (f".{number}" if number else ""))).exists():

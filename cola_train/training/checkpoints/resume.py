@@ -13,10 +13,10 @@ from cola_train.training.checkpoints.folder import (
     damage,
     latest_checkpoint,
     point_to,
+    quarantine,
     read_manifest,
     refuse_damage,
     saved_steps,
-    set_aside,
     step_folder,
 )
 
@@ -42,7 +42,7 @@ def intact_checkpoint(run_folder: Path, processes: Processes, if_damaged: str) -
                 raise
             if processes.is_first:
                 say(f"cola-train: warning: {error}")
-            aside = processes.agree(functools.partial(set_aside, folder))
+            aside = processes.agree(functools.partial(quarantine, folder))
             if processes.is_first:
                 say(f"cola-train: warning: it is kept as {aside}; going on from the checkpoint before it.")
 

@@ -18,7 +18,7 @@ from cola_train.training.loop.module import StageModule
 def gathered_weights(module: StageModule) -> dict[str, Tensor]:
     """The objective's full tensors (with `ema.evaluate` their average) on process 0's CPU, by name; a collective call."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    with module.average.in_place_of_the_weights() if module.config.ema.evaluate else contextlib.nullcontext():
+    with module.ema.in_place_of_the_weights() if module.config.ema.evaluate else contextlib.nullcontext():
         state = get_model_state_dict(module.objective, options=options)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 

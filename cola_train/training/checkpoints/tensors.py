@@ -23,13 +23,13 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import Metadata
 
 from cola_train.config.settings import UserError
-from cola_train.training.checkpoints.folder import FileFact, Manifest, file_fact, what_to_do
+from cola_train.training.checkpoints.folder import FileChecksum, Manifest, file_checksum, recovery_hint
 
 
 class _HashingStream:
     """What the writer writes into: counts and hashes on the way, and is durable once closed."""
 
-    def __init__(self, stream: io.IOBase, facts: dict[str, FileFact], name: str) -> None:
+    def __init__(self, stream: io.IOBase, facts: dict[str, FileChecksum], name: str) -> None:
         self._stream, self._facts, self._name = stream, facts, name
         self._digest, self._size = xxhash.xxh3_128(), 0
 
@@ -53,13 +53,13 @@ class _HashingStream:
             # The writer syncs before its buffer is flushed; this is the sync that counts.
             self._stream.flush()
             os.fsync(self._stream.fileno())
-            self._facts[self._name] = FileFact(self._size, self._digest.hexdigest())
+            self._facts[self._name] = FileChecksum(self._size, self._digest.hexdigest())
             self._stream.close()
 
 
 class _HashingFileSystem(FileSystem):
     def __init__(self) -> None:
-        self.facts: dict[str, FileFact] = {}
+        self.facts: dict[str, FileChecksum] = {}
 
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[Any]:
@@ -94,13 +94,13 @@ class Writing:
         """Whether `result` will not wait."""
         return self._future is None or self._future.done()
 
-    def result(self) -> tuple[dict[str, FileFact], str | None]:
+    def result(self) -> tuple[dict[str, FileChecksum], str | None]:
         """The files that this process wrote, once they are on disk and read back as they were written; or what went wrong."""
         with self._problems_kept():
             if self._future is not None:
                 self._future.result()
             for name, written in self._files.facts.items():
-                if file_fact(self._folder / name) != written:
+                if file_checksum(self._folder / name) != written:
                     raise OSError(f"{name} does not read back as it was written")
         return self._files.facts, self._problem
 
@@ -161,7 +161,7 @@ class CheckpointReader:
             CheckpointException,
         ) as error:  # the library wraps what went wrong anywhere in kinds of its own
             raise UserError(
-                f"The checkpoint {self._folder} cannot be read: {_reason(error)}. {what_to_do(self._folder)}"
+                f"The checkpoint {self._folder} cannot be read: {_reason(error)}. {recovery_hint(self._folder)}"
             ) from error
 
 

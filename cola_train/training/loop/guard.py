@@ -13,9 +13,7 @@ class RunStoppedError(UserError):
     """The guards gave up on a run."""
 
 
-def reason_to_skip(
-    config: GuardConfig, figures: Mapping[str, float], usual: UsualLoss | None
-) -> str | None:
+def reason_to_skip(config: GuardConfig, figures: Mapping[str, float], usual: UsualLoss | None) -> str | None:
     """Why the step that gave `figures` is not to be taken; None to take it.
 
     Args:
@@ -29,10 +27,7 @@ def reason_to_skip(
     deviations = config.spike_deviations
     if usual is None or deviations is None or figures["loss"] <= usual.limit(deviations):
         return None
-    return (
-        f"loss spike: {figures['loss']:.6g} above {usual.median:.6g} + {deviations:g} x "
-        f"{usual.deviation:.3g}"
-    )
+    return f"loss spike: {figures['loss']:.6g} above {usual.median:.6g} + {deviations:g} x {usual.deviation:.3g}"
 
 
 def count_taken(state: RunState) -> None:

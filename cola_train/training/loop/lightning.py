@@ -1,7 +1,7 @@
 """All that touches Lightning's private sides, or keeps it from doing what we do ourselves.
 
-It drives the loop, the callbacks and the strategy. It does not save, resume, validate, launch or handle signals: each of those broke
-exact resumption or hung with several processes (docs/design.md, decision 9).
+It drives the loop, the callbacks and the strategy. It does not save, resume, validate, launch or handle signals: each of those
+broke exact resumption or hung with several processes (docs/design.md, decision 9).
 """
 
 import logging

@@ -1,6 +1,6 @@
-"""A stage as a Lightning module: step = objective(batch), clip, optimise, log. No maths here.
+"""A stage as a Lightning module: step = objective(batch), clip, optimize, log. No maths here.
 
-Optimisation is by hand, so that one `training_step` is one optimizer step: its micro-batches share their means' denominators
+Optimization is by hand, so that one `training_step` is one optimizer step: its micro-batches share their means' denominators
 (objectives/objective.py), a checkpoint never falls between micro-batches, and a bad step is seen before it reaches the weights.
 """
 
@@ -17,16 +17,16 @@ from cola_train.config.run import RunConfig
 from cola_train.console import say
 from cola_train.data.batch import Batch
 from cola_train.families.registry import family_of
-from cola_train.files import Lines
+from cola_train.files import JsonlWriter
 from cola_train.objectives.objective import Objective, Term, total_loss, weights_of
 from cola_train.processes import Processes
 from cola_train.training.loop import guard, spikes
 from cola_train.training.loop.budget import Budget
 from cola_train.training.loop.interrupts import StopRequest
-from cola_train.training.loop.state import RunState, materialise, saved_tensors
+from cola_train.training.loop.state import RunState, materialize, saved_tensors
 from cola_train.training.loop.step_log import Step, StepLog, digest_text, sample_digest
 from cola_train.training.loop.watchdog import Watchdog
-from cola_train.training.optim.ema import Average
+from cola_train.training.optim.ema import EMA
 from cola_train.training.optim.optimizers import build_optimizer, set_learning_rate
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.parallel.activations import checkpoint_activations
@@ -52,7 +52,7 @@ class StageModule(pl.LightningModule):
     """
 
     objective: Objective
-    average: Average
+    average: EMA
 
     def __init__(self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class StageModule(pl.LightningModule):
         self.last_usual_loss: spikes.UsualLoss | None = None
         self.stop_requested = self.all_have_written = False
         self.written: Callable[[], bool] = lambda: False
-        self.logs: list[Lines] = []
+        self.logs: list[JsonlWriter] = []
 
     @property
     def is_done(self) -> bool:
@@ -93,9 +93,9 @@ class StageModule(pl.LightningModule):
 
     def allocate(self, objective: Objective) -> None:
         """Give a sharded objective its memory, and take it."""
-        materialise(objective, "cpu" if self.config.parallel.cpu_offload else self.processes.device)
+        materialize(objective, "cpu" if self.config.parallel.cpu_offload else self.processes.device)
         self.objective = objective
-        self.average = Average(objective, self.config.ema.decay)
+        self.ema = EMA(objective, self.config.ema.decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The run's optimizer; the learning rate is set at each step."""
@@ -103,7 +103,7 @@ class StageModule(pl.LightningModule):
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, live."""
-        return saved_tensors(self.objective, self._optimizer(), self.average.tensors)
+        return saved_tensors(self.objective, self._optimizer(), self.ema.tensors)
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -139,7 +139,7 @@ class StageModule(pl.LightningModule):
         set_learning_rate(optimizer, figures["learning_rate"])
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
-            self.average.update()
+            self.ema.update()
             guard.count_taken(self.state)
             spikes.remember_loss(self.state, kind, window, figures["loss"])
         else:

@@ -13,7 +13,7 @@ from cola_train.models.blocks import HasBuffers
 from cola_train.processes import local_part
 from cola_train.training.optim.optimizers import ensure_state
 
-MODEL, AVERAGE = "model", "average"
+MODEL, EMA_PREFIX = "model", "average"
 
 
 @dataclasses.dataclass
@@ -44,7 +44,7 @@ class RunState:
         return cls(**json.loads(text))
 
 
-def materialise(objective: nn.Module, device: torch.device | str) -> None:
+def materialize(objective: nn.Module, device: torch.device | str) -> None:
     """Give a sharded objective from the meta device memory; its buffers have their values then, its parameters none yet."""
     objective.to_empty(device=device)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def saved_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, averag
     exp_avg_sq.NAME and step.NAME, or momentum_buffer.NAME.
     """
     tensors = {f"{MODEL}.{name}": value for name, value in objective.state_dict().items()}
-    tensors |= {f"{AVERAGE}.{name}": value for name, value in average.items()}
+    tensors |= {f"{EMA_PREFIX}.{name}": value for name, value in average.items()}
     names: dict[Tensor, str] = {parameter: name for name, parameter in objective.named_parameters()}
     for parameter, moments in ensure_state(optimizer).items():
         tensors |= {f"{kind}.{names[parameter]}": value for kind, value in moments.items()}

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cola_train.files import Lines
+from cola_train.files import JsonlWriter
 from cola_train.randomness import philox4x32
 from cola_train.run_layout import STEP_LOG
 
@@ -65,7 +65,7 @@ class StepLog:
     """Writes steps.jsonl; on one process only."""
 
     def __init__(self, run_folder: Path, attempt: Attempt) -> None:
-        self.lines = Lines(run_folder / STEP_LOG)
+        self.lines = JsonlWriter(run_folder / STEP_LOG)
         self.lines.append({"attempt": dataclasses.asdict(attempt)})
 
     def write(self, step: Step) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cola_train.processes import local_part
 
 
-class Average:
+class EMA:
     """average = decay average + (1 - decay) weights after each step taken; empty where decay is 0.
 
     Attributes:

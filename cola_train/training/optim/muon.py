@@ -33,7 +33,7 @@ def muon_matrices(objective: nn.Module) -> set[str]:
     return names
 
 
-def orthogonalised(matrix: Float[Tensor, "rows columns"], iterations: int) -> Float[Tensor, "rows columns"]:
+def orthogonalized(matrix: Float[Tensor, "rows columns"], iterations: int) -> Float[Tensor, "rows columns"]:
     """About U V^T of the matrix's singular value decomposition U S V^T, in bf16: singular values of some 0.7 to 1.2.
 
     By Newton-Schulz iterations, which converge to no fixed value but get there in few.
@@ -52,7 +52,7 @@ def orthogonalised(matrix: Float[Tensor, "rows columns"], iterations: int) -> Fl
 class WholeMatrixMuon(torch.optim.Muon):
     """torch's Muon, with updates as large as AdamW's (Liu et al., 2025, section 2.2), over sharded matrices too.
 
-    Every process orthogonalises every matrix whole. torch's own would multiply shards and add up their products in bf16, and so
+    Every process orthogonalizes every matrix whole. torch's own would multiply shards and add up their products in bf16, and so
     compute something else on each number of processes.
     """
 
@@ -89,15 +89,15 @@ class WholeMatrixMuon(torch.optim.Muon):
 
 
 def _over_shards(direction: Tensor, iterations: int) -> Tensor:
-    """`orthogonalised` of the whole, sharded as it was."""
+    """`orthogonalized` of the whole, sharded as it was."""
     if not isinstance(direction, DTensor):
-        return orthogonalised(direction, iterations)
+        return orthogonalized(direction, iterations)
     # What is offloaded is in the host's memory, and gathered on the mesh's devices. In bf16, which is what is computed in.
     mesh = direction.device_mesh
     whole = direction.to(mesh.device_type, torch.bfloat16)
     assert isinstance(whole, DTensor)
     # Every process has the same whole: nothing is sent.
-    update = distribute_tensor(orthogonalised(whole.full_tensor(), iterations), mesh, direction.placements, src_data_rank=None)
+    update = distribute_tensor(orthogonalized(whole.full_tensor(), iterations), mesh, direction.placements, src_data_rank=None)
     return update.to(direction.device)
 
 

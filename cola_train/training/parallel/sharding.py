@@ -84,5 +84,3 @@ def sync_gradients_only_if(objective: nn.Module, last: bool) -> None:
     """Reduce gradients over processes in a step's last micro-batch alone."""
     assert isinstance(objective, FSDPModule)
     objective.set_requires_gradient_sync(last)
-
-

@@ -24,7 +24,7 @@ from cola_train.evaluation.benchmarks.evaluate import evaluate
 from cola_train.evaluation.benchmarks.scoring import is_correct
 from cola_train.evaluation.benchmarks.summary import accuracies
 from cola_train.evaluation.benchmarks.tasks import read_samples
-from cola_train.files import Lines
+from cola_train.files import JsonlWriter
 from cola_train.processes import Processes
 from tests.helpers.benchmarks import FAMILIES, make_samples, reader, write_samples
 from tests.helpers.programs import ROOT, clean_environment, torchrun
@@ -210,15 +210,15 @@ def test_long_prompts_are_counted_by_benchmark_and_said_once(
 def test_answers_that_a_full_disk_did_not_take_are_asked_for_again(
     saved: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, written = Lines._write, []
+    write, written = JsonlWriter._write, []
 
-    def full_after_nine(lines: Lines, content: bytes) -> None:
+    def full_after_nine(lines: JsonlWriter, content: bytes) -> None:
         written.append(content)
         if len(written) > 9:
             raise OSError(28, "No space left on device")
         write(lines, content)
 
-    monkeypatch.setattr(Lines, "_write", full_after_nine)
+    monkeypatch.setattr(JsonlWriter, "_write", full_after_nine)
     with (
         pytest.raises(UserError, match=r"Not all answers could be written to .*out \(squad 9 of 12, obqa 0 of 7\)\. Make room"),
         pytest.warns(UserWarning, match=r"Cannot write .*0\.jsonl now \(No space left"),

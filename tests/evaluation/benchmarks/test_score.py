@@ -15,7 +15,7 @@ from cola_train.evaluation.benchmarks.score import read_answers, score
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample
 from tests.helpers.benchmarks import make_samples, reader, write_samples
 
-COLOURS = ["red fox", "blue", "blue whale", "cat"]
+COLORS = ["red fox", "blue", "blue whale", "cat"]
 
 
 def write(path: Path, *lines: str | dict[str, object]) -> Path:
@@ -42,10 +42,10 @@ def test_our_own_answers_come_to_the_summary_that_they_came_to(tmp_path: Path, c
 def test_published_answers_have_another_name_and_a_tail(tmp_path: Path) -> None:
     path = write(
         tmp_path / "mmlu.jsonl",
-        {"id": 3, "generate": " the cat", "others": "Question: (A)", "ground_truth": "cat", "choices": COLOURS, "prompt": "x"},
-        {"id": 4, "generate": " blue", "answer": "blue", "choices": COLOURS},
-        {"id": 4, "generate": " cat", "others": "", "ground_truth": "blue", "choices": COLOURS},
-        {"generate": None, "ground_truth": "blue", "choices": COLOURS},
+        {"id": 3, "generate": " the cat", "others": "Question: (A)", "ground_truth": "cat", "choices": COLORS, "prompt": "x"},
+        {"id": 4, "generate": " blue", "answer": "blue", "choices": COLORS},
+        {"id": 4, "generate": " cat", "others": "", "ground_truth": "blue", "choices": COLORS},
+        {"generate": None, "ground_truth": "blue", "choices": COLORS},
     )
     found = read_answers(path)
     assert [one.generation for one in found] == [" the cat\nQuestion: (A)", " blue", " cat\n", ""]
@@ -76,7 +76,7 @@ def test_lines_that_are_blank_or_not_json_are_skipped_and_counted(tmp_path: Path
 
 
 def test_truths_from_the_data(tmp_path: Path) -> None:
-    write_samples(tmp_path / "data", "siqa", [Sample(number, "?", COLOURS[number], tuple(COLOURS)) for number in (1, 0)])
+    write_samples(tmp_path / "data", "siqa", [Sample(number, "?", COLORS[number], tuple(COLORS)) for number in (1, 0)])
     path = write(
         tmp_path / "siqa.jsonl", {"id": 0, "generation": " red fox", "ground_truth": "cat"}, {"id": 1, "generation": "cat"}
     )

@@ -11,7 +11,7 @@ from scipy import stats
 
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.figure import draw_benchmarks
-from cola_train.evaluation.benchmarks.summary import Row, accuracies, judge, summarise, to_csv, to_table, verdict_row
+from cola_train.evaluation.benchmarks.summary import Row, accuracies, judge, summarize, to_csv, to_table, verdict_row
 from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
 
 
@@ -24,7 +24,7 @@ def siqa(*chosen: str) -> list[Answer]:
 
 
 def rows_of(answers: list[Answer]) -> list[Row]:
-    return summarise([(answer, judge(answer)) for answer in answers])
+    return summarize([(answer, judge(answer)) for answer in answers])
 
 
 def test_accuracies_in_the_benchmarks_order_and_their_plain_mean() -> None:

@@ -18,7 +18,7 @@ from cola_train.families.cola.prior_density import (
     velocity_and_divergence,
 )
 from cola_train.models.attention.cached import CachedAttention
-from cola_train.models.attention.masks import clean_places, visible_set_mask
+from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.attention.rows import LayerAttention
 from cola_train.models.dit import BlockCausalDiT, Times
 from tests.helpers.gaussian import GaussianFlow, gaussian_flow
@@ -190,7 +190,7 @@ def test_a_row_cut_after_a_block_gives_that_block_the_same_density() -> None:
 def test_block_at_a_time_through_the_samplers_cache_gives_the_same() -> None:
     dit, z_0 = quiet_dit(), random_latents(2, 12, 4, seed=7)
     config = dataclasses.replace(EXACT, num_steps=4)
-    places = clean_places(4, 4)
+    places = clean_layout(4, 4)
     inside = visible_set_mask(places, places)[0]
     cache = dit.new_cache(2, 12)
     index = torch.zeros(2, 4, dtype=torch.long)

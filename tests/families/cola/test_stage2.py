@@ -22,7 +22,7 @@ from tests.helpers.compare import assert_near, largest_difference, number
 from tests.helpers.losses import losses_of
 from tests.helpers.partition import added_up, assert_same_step
 from tests.helpers.statistics import assert_distribution, assert_shares, assert_uncorrelated
-from tests.helpers.tiny import randomise, rows_of, tiny_dit, tiny_vae
+from tests.helpers.tiny import randomize, rows_of, tiny_dit, tiny_vae
 
 SEED = 13
 BLOCK_SIZE = 4
@@ -412,7 +412,7 @@ def test_interval_trains_first_and_then_rests() -> None:
 def test_the_dit_learns_the_same_in_a_frozen_step(six_rows: Batch) -> None:
     """Freezing stops the VAE's gradient and nothing else."""
     objective = make_objective()
-    randomise(objective.vae, 99)
+    randomize(objective.vae, 99)
     joint = gradients_of(objective, losses_of(objective, rows_of(six_rows, slice(0, 2))).terms["flow_mse"])
     frozen = gradients_of(objective, losses_of(objective, rows_of(six_rows, slice(0, 2)), step=FROZEN).total / 1.3)
     assert frozen

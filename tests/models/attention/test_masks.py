@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cola_train.models.attention.masks import (
-    clean_places,
+    clean_layout,
     document_positions,
-    packed_places,
+    packed_layout,
     visible_set_mask,
 )
 from cola_train.models.dit import BlockCausalDiT, Times
@@ -41,7 +41,7 @@ def test_packed_mask_is_the_rules_enumerated(
 ) -> None:
     block_size, documents, shown = row
     length = len(documents[0])
-    places = packed_places(
+    places = packed_layout(
         length, block_size, torch.tensor(documents) if with_documents else None, torch.tensor(shown) if hides else None
     )
     mask = visible_set_mask(places, places)
@@ -59,7 +59,7 @@ def test_clean_mask_and_document_positions_are_the_rules_enumerated(
     row: tuple[int, list[list[int]], list[list[bool]]], with_documents: bool
 ) -> None:
     block_size, documents, _ = row
-    places = clean_places(len(documents[0]), block_size, torch.tensor(documents) if with_documents else None)
+    places = clean_layout(len(documents[0]), block_size, torch.tensor(documents) if with_documents else None)
     mask = visible_set_mask(places, places)
     positions = document_positions(torch.tensor(documents))
     for number, of_row in enumerate(documents):

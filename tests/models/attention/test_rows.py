@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cola_train.models.attention.cached import CachedAttention, KVCache
-from cola_train.models.attention.masks import clean_places, visible_set_mask
+from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.attention.rows import RowAttention
 from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.text_vae import TextVAE
@@ -21,7 +21,7 @@ ROWS = len(HISTORY_BLOCKS)
 
 
 def inside(length: int, block_size: int) -> Tensor:
-    places = clean_places(length, block_size)
+    places = clean_layout(length, block_size)
     return visible_set_mask(places, places)[0]
 
 

@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import cola_train.models.attention.tiles
 from cola_train.models.attention.flex import block_mask
-from cola_train.models.attention.masks import Places, clean_places, packed_places, visible_set_mask
+from cola_train.models.attention.masks import TokenLayout, clean_layout, packed_layout, visible_set_mask
 from cola_train.models.attention.rows import Attention, RowAttention
 from cola_train.models.attention.tiled import TiledAttention, packed_attention, row_attention
 from cola_train.models.attention.tiles import packed_tiles, row_tiles
@@ -67,11 +67,11 @@ def packed_rows(draw: st.DrawFn) -> tuple[int, int, int, Tensor | None, Tensor |
 def test_packed_rows_equal_every_pair_under_the_mask(row: tuple[int, int, int, Tensor | None, Tensor | None], seed: int) -> None:
     latents, size, copies, document, shown = row
     rows = next((len(x) for x in (document, shown) if x is not None), 2)
-    places = packed_places(latents, size, document, shown, copies=copies)
+    places = packed_layout(latents, size, document, shown, copies=copies)
     seq = places.block.shape[1]
     assert seq == (copies + 1) * latents - size
     q, k, v, grad = torch.randn(4, rows, 2, seq, 8, generator=torch.Generator().manual_seed(seed))
-    fast, plain = packed_attention(latents, size, document, shown, CPU, copies), RowAttention.from_places(places)
+    fast, plain = packed_attention(latents, size, document, shown, CPU, copies), RowAttention.from_layout(places)
     assert isinstance(fast, TiledAttention)
     assert_same(run(fast, (q, k, v), grad), run(plain, (q, k, v), grad))
     # The last layer asks for the noised positions alone.
@@ -87,7 +87,7 @@ def test_clean_rows_equal_every_pair_under_the_mask(size: int, blocks: int, docu
     generator = torch.Generator().manual_seed(seed)
     document = torch.randint(0, 2, (2, blocks), generator=generator).cumsum(1).repeat_interleave(size, dim=1) if documents else None
     q, k, v, grad = torch.randn(4, 2, 2, seq, 8, generator=generator)
-    plain = RowAttention.from_places(clean_places(seq, size, document))
+    plain = RowAttention.from_layout(clean_layout(seq, size, document))
     assert_same(run(row_attention(seq, size, document, CPU), (q, k, v), grad), run(plain, (q, k, v), grad))
 
 
@@ -96,8 +96,8 @@ def test_clean_rows_equal_every_pair_under_the_mask(size: int, blocks: int, docu
 def test_tiles_hold_every_visible_pair_once_and_leave_most_others_out(size: int, blocks: int, copies: int) -> None:
     latents = size * blocks
     for row, places in (
-        (packed_tiles(latents, size, copies), packed_places(latents, size, copies=copies)),
-        (row_tiles(latents, size), clean_places(latents, size)),
+        (packed_tiles(latents, size, copies), packed_layout(latents, size, copies=copies)),
+        (row_tiles(latents, size), clean_layout(latents, size)),
     ):
         computed = torch.zeros(places.block.shape[1], places.block.shape[1], dtype=torch.int64)
         for tile in row:
@@ -117,9 +117,9 @@ def test_under_two_fifths_of_the_pairs_are_computed_at_the_papers_length(monkeyp
 
 
 def test_bf16_is_within_a_hundredth() -> None:
-    places = packed_places(32, 4)
+    places = packed_layout(32, 4)
     q, k, v, grad = torch.randn(4, 2, 2, places.block.shape[1], 16, generator=torch.Generator().manual_seed(1))
-    expected = run(RowAttention.from_places(places), (q, k, v), grad)
+    expected = run(RowAttention.from_layout(places), (q, k, v), grad)
     half = run(packed_attention(32, 4, None, None, CPU), (q.bfloat16(), k.bfloat16(), v.bfloat16()), grad.bfloat16())
     assert [x.dtype for x in half] == [torch.bfloat16] * 4
     assert max(relative(one, other) for one, other in zip(half, expected, strict=True)) < 1e-2
@@ -131,12 +131,12 @@ def test_flex_attentions_mask_is_the_predicate(apart: bool, monkeypatch: pytest.
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     document = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 2]]).repeat_interleave(5, dim=1) if apart else None
     shown = torch.tensor([[True, False] * 4, [True] * 8]).repeat_interleave(5, dim=1) if apart else None
-    places = packed_places(20, 5, document, shown, copies=2)
+    places = packed_layout(20, 5, document, shown, copies=2)
     q, k, v = torch.randn(3, 2, 1, places.block.shape[1], 16, generator=torch.Generator().manual_seed(7))
     for queries in (places.block.shape[1], 40):
         out = flex_attention(q[:, :, :queries], k, v, block_mask=block_mask(places, queries))
         assert isinstance(out, Tensor)
-        assert_near(out, RowAttention.from_places(places)(q[:, :, :queries], k, v), 1e-5)
+        assert_near(out, RowAttention.from_layout(places)(q[:, :, :queries], k, v), 1e-5)
 
 
 def test_copies_do_not_see_each_other() -> None:
@@ -165,7 +165,7 @@ def test_the_whole_fast_pass_equals_the_plain_one(dtype: torch.dtype, tolerance:
     def plain() -> Tensor:
         positions = torch.arange(16)[None]
         whole = Times(times.distinct, torch.cat([index, torch.full((2, 12), 4)], dim=1))
-        attention = RowAttention.from_places(packed_places(16, 4, copies=2))
+        attention = RowAttention.from_layout(packed_layout(16, 4, copies=2))
         latents = torch.cat([z_t, history[:, :12]], dim=1)
         return dit(latents, whole, torch.cat([positions, positions, positions[:, :12]], dim=1), attention)[:, :32]
 
@@ -189,13 +189,13 @@ def test_masks_first_made_without_gradients_serve_with_them() -> None:
     with torch.inference_mode():
         packed_attention(20, 4, None, None, CPU)
     q, k, v, grad = torch.randn(4, 1, 1, 36, 8, generator=torch.Generator().manual_seed(2))
-    plain = RowAttention.from_places(packed_places(20, 4))
+    plain = RowAttention.from_layout(packed_layout(20, 4))
     assert_same(run(packed_attention(20, 4, None, None, CPU), (q, k, v), grad), run(plain, (q, k, v), grad))
 
 
 def test_places_of_parts_keep_their_fields() -> None:
-    places = Places(torch.arange(4)[None], torch.zeros(1, 4, dtype=torch.int64), None, torch.ones(1, 4, dtype=torch.bool))
-    part = places.each(lambda x: x[:, 1:3])
+    places = TokenLayout(torch.arange(4)[None], torch.zeros(1, 4, dtype=torch.int64), None, torch.ones(1, 4, dtype=torch.bool))
+    part = places.map(lambda x: x[:, 1:3])
     assert part.block.tolist() == [[1, 2]]
     assert part.document is None
     assert part.sees_history is not None

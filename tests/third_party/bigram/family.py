@@ -12,9 +12,9 @@ from cola_train.families.family import Family
 
 if TYPE_CHECKING:
     import torch
-    from bigram.model import BigramCheckpoint, BigramObjective
     from torch import Tensor
 
+    from bigram.model import BigramCheckpoint, BigramObjective
     from cola_train.data.tokenizer import Tokenizer
     from cola_train.flops.work import Parts
 
@@ -55,9 +55,7 @@ class BigramFamily(Family[BigramRunConfig]):
 
         return BigramObjective(Table(config.table))
 
-    def initial_values(
-        self, config: BigramRunConfig, shapes: "Mapping[str, torch.Size]"
-    ) -> "Iterator[tuple[str, Tensor]]":
+    def initial_values(self, config: BigramRunConfig, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
         import torch
 
         from cola_train.randomness import named_generator
@@ -67,7 +65,6 @@ class BigramFamily(Family[BigramRunConfig]):
 
     def step_work(self, config: BigramRunConfig, phase: str) -> "Parts":
         from bigram.model import table_pass
-
         from cola_train.flops.work import Backward
 
         positions = config.trainer.global_batch_size * (config.data.seq_len - 1)
@@ -100,7 +97,6 @@ class BigramFamily(Family[BigramRunConfig]):
 
     def load(self, folder: Path, device: "str | torch.device" = "cpu") -> "BigramCheckpoint":
         from bigram.model import BigramCheckpoint, Table
-
         from cola_train.data.tokenizer import Tokenizer
         from cola_train.tensor_files import load_tensors
 
@@ -118,7 +114,6 @@ class BigramFamily(Family[BigramRunConfig]):
         device: "str | torch.device",
     ) -> "BigramCheckpoint":
         from bigram.model import BigramCheckpoint, Table
-
         from cola_train.tensor_files import Below
 
         table = Table(config.table)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bigram.family import TableConfig
 from torch import Tensor, nn
 
+from bigram.family import TableConfig
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.batch import Batch
@@ -74,9 +74,7 @@ class BigramGeneration:
         return [Part([token]) for token in self.last]
 
     def keep(self, rows: Sequence[int]) -> None:
-        self.last, self.addresses, self.done = (
-            [values[row] for row in rows] for values in (self.last, self.addresses, self.done)
-        )
+        self.last, self.addresses, self.done = ([values[row] for row in rows] for values in (self.last, self.addresses, self.done))
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
         self.last += [([self.start, *prompt])[-1] for prompt in prompts]

@@ -209,7 +209,7 @@ def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
     for step in range(1, 6):
         module.state.step = step
         if step == 3:
-            alarms.see_inspection({"active_units_share": 0.125, "vae_log_snr": -1.0, "posterior_hit": 0.9})
+            alarms.see_inspection({"active_units_share": 0.125, "vae_log_snr": -1.0, "posterior_token_accuracy": 0.9})
         alarms.look(module)
         assert module.stop_requested == (step >= 3)
     assert reported == [(3, {"alarm/inactive_units": 1.0})]

@@ -21,20 +21,22 @@ from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.registry import load_checkpoint
 from cola_train.families.transformer.config import BaselineRunConfig
-from cola_train.files import read_rows
+from cola_train.files import read_log
 from cola_train.run_layout import folder_of
-from cola_train.training.callbacks import in_loop_evaluation as watch
+from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation
 from cola_train.training.run import train
 from tests.helpers.benchmarks import make_samples, write_samples
 from tests.helpers.programs import torchrun
 from tests.helpers.runs import figures
 
 SMALL = [
-    "watch.inspection.num_rows=4", "watch.inspection.num_steps=2", "watch.inspection.map_latents=8", "watch.likelihood.num_rows=2",
-    "watch.likelihood.num_steps=2", "watch.likelihood.num_samples=2", "watch.benchmarks.sampler.num_steps=2",
-    "watch.benchmarks.sampler.max_new_tokens=4", "watch.tasks=[lambada,obqa]", "watch.benchmarks.num_samples=3",
+    "in_loop_eval.inspection.num_rows=4", "in_loop_eval.inspection.num_steps=2", "in_loop_eval.inspection.map_latents=8",
+    "in_loop_eval.likelihood.num_rows=2", "in_loop_eval.likelihood.num_steps=2", "in_loop_eval.likelihood.num_samples=2",
+    "in_loop_eval.benchmarks.sampler.num_steps=2",
+    "in_loop_eval.benchmarks.sampler.max_new_tokens=4", "in_loop_eval.tasks=[lambada,obqa]",
+    "in_loop_eval.benchmarks.num_samples=3",
 ]  # fmt: skip
-ALL = "watch.instruments=[inspection,likelihood,benchmarks]"
+ALL = "in_loop_eval.evaluators=[inspection,likelihood,benchmarks]"
 PREFIXES = ("inspection/", "likelihood/", "benchmarks/")
 
 
@@ -49,7 +51,7 @@ def watched(run: Path) -> dict[int, dict[str, float]]:
     """What was evaluated after each step."""
     return {
         row["step"]: {name: value for name, value in row.items() if name.startswith(PREFIXES)}
-        for row in read_rows(run / "metrics.jsonl")
+        for row in read_log(run / "metrics.jsonl")
         if any(name.startswith(PREFIXES) for name in row)
     }
 
@@ -63,7 +65,7 @@ def inspected(checkpoint: Checkpoint, *arguments: Any) -> Inspection:
 
 def by_hand(config: JointRunConfig | BaselineRunConfig) -> dict[str, float]:
     """The same from the run's export, by the functions of the verbs."""
-    checkpoint, data, settings = load_checkpoint(folder_of(config)), PreparedData.open(config.data.path), config.watch
+    checkpoint, data, settings = load_checkpoint(folder_of(config)), PreparedData.open(config.data.path), config.in_loop_eval
     found: dict[str, float] = {}
     if isinstance(checkpoint, ColaCheckpoint):
         inspection = inspected(checkpoint, data, settings.inspection)
@@ -84,13 +86,13 @@ def test_stage_2_is_evaluated_as_its_export_is_and_trains_as_if_it_were_not(
     joint_config: Callable[..., JointRunConfig], benchmark_data: Path
 ) -> None:
     plain = joint_config("plain")
-    config = joint_config("watched", *SMALL, ALL, f"watch.benchmark_data={benchmark_data}", "watch.every_steps=3")
+    config = joint_config("watched", *SMALL, ALL, f"in_loop_eval.benchmark_data={benchmark_data}", "in_loop_eval.every_steps=3")
     for each in (plain, config):
         assert train(each).state == "finished"
     found = watched(folder_of(config))
     assert [*found] == [3, 6]
     assert found[3] != found[6]
-    assert (folder_of(config) / "watched.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder_of(config) / "evaluations.png").read_bytes().startswith(b"\x89PNG")
     assert found[6] == pytest.approx(by_hand(config), rel=1e-6, nan_ok=True)
     with_, without = (load_checkpoint(folder_of(each)) for each in (config, plain))
     assert isinstance(with_, ColaCheckpoint)
@@ -108,8 +110,8 @@ def test_a_baseline_is_evaluated_at_a_mark(
     stage: str, baseline_config: Callable[..., BaselineRunConfig], benchmark_data: Path
 ) -> None:
     config = baseline_config(
-        stage, "run", *SMALL, "watch.instruments=[likelihood,benchmarks]", f"watch.benchmark_data={benchmark_data}",
-        "watch.at_marks=true", "budget.marks=['6 steps']",
+        stage, "run", *SMALL, "in_loop_eval.evaluators=[likelihood,benchmarks]", f"in_loop_eval.benchmark_data={benchmark_data}",
+        "in_loop_eval.at_marks=true", "budget.marks=['6 steps']",
     )  # fmt: skip
     train(config)
     found = watched(folder_of(config))
@@ -120,12 +122,12 @@ def test_a_baseline_is_evaluated_at_a_mark(
 def test_stage_2_measures_its_drift_from_stage_1(
     vae_config: Callable[..., VAERunConfig], joint_config: Callable[..., JointRunConfig]
 ) -> None:
-    stage1 = vae_config("stage1", *SMALL, "watch.every_steps=6")
+    stage1 = vae_config("stage1", *SMALL, "in_loop_eval.every_steps=6")
     train(stage1)
     (found,) = watched(folder_of(stage1)).values()
     assert {"inspection/vae_log_snr", "inspection/active_units"} <= found.keys()
     assert "inspection/flow_mse" not in found
-    overrides = [f"init_vae_from={folder_of(stage1)}", "objective.reference_weight=0.01", "watch.every_steps=2"]
+    overrides = [f"init_vae_from={folder_of(stage1)}", "objective.reference_weight=0.01", "in_loop_eval.every_steps=2"]
     config = joint_config("stage2", *SMALL, *overrides)
     train(config)
     drift = [values["inspection/reference_kl_nats_per_token"] for values in watched(folder_of(config)).values()]
@@ -134,26 +136,26 @@ def test_stage_2_measures_its_drift_from_stage_1(
     reference, checkpoint = (load_checkpoint(folder_of(each)) for each in (stage1, config))
     assert isinstance(reference, ColaCheckpoint)
     assert isinstance(checkpoint, ColaCheckpoint)
-    inspection = inspected(checkpoint, PreparedData.open(config.data.path), config.watch.inspection, reference)
+    inspection = inspected(checkpoint, PreparedData.open(config.data.path), config.in_loop_eval.inspection, reference)
     assert drift[2] == pytest.approx(inspection.figures()["reference_kl_nats_per_token"], rel=1e-5)
 
 
 def test_a_run_that_is_asked_to_stop_leaves_an_evaluation_and_does_it_when_it_goes_on(
     joint_config: Callable[..., JointRunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = joint_config("run", *SMALL, "watch.every_steps=4")
-    whole, inspect = joint_config("whole", *SMALL, "watch.every_steps=4"), ColaCheckpoint.inspect
+    config = joint_config("run", *SMALL, "in_loop_eval.every_steps=4")
+    whole, inspect = joint_config("whole", *SMALL, "in_loop_eval.every_steps=4"), ColaCheckpoint.inspect
     train(whole)
-    all_know = watch.Watch._all_know
+    all_know = InLoopEvaluation._all_know
 
-    def asked_amid(self: watch.Watch, module: Any, done: bool) -> tuple[bool, bool]:
+    def asked_amid(self: InLoopEvaluation, module: Any, done: bool) -> tuple[bool, bool]:
         module.stop.signal_name = "SIGTERM"
         return all_know(self, module, done)
 
-    monkeypatch.setattr(watch.Watch, "_all_know", asked_amid)
+    monkeypatch.setattr(InLoopEvaluation, "_all_know", asked_amid)
     assert train(config).state == "interrupted"
     assert watched(folder_of(config)) == {}
-    monkeypatch.setattr(watch.Watch, "_all_know", all_know)
+    monkeypatch.setattr(InLoopEvaluation, "_all_know", all_know)
     assert inspect is ColaCheckpoint.inspect
     assert train(config).state == "finished"
     assert watched(folder_of(config)) == watched(folder_of(whole))
@@ -168,7 +170,7 @@ def test_what_cannot_be_measured_is_said_and_costs_no_run(
         raise UserError("The velocity is not finite.")
 
     monkeypatch.setattr(ColaCheckpoint, "inspect", astray)
-    config = joint_config("run", *SMALL, "watch.every_steps=6", "watch.instruments=[inspection,likelihood]")
+    config = joint_config("run", *SMALL, "in_loop_eval.every_steps=6", "in_loop_eval.evaluators=[inspection,likelihood]")
     assert train(config).state == "finished"
     (found,) = watched(folder_of(config)).values()
     assert {name.split("/")[0] for name in found} == {"likelihood"}
@@ -179,7 +181,13 @@ def test_what_cannot_be_measured_is_said_and_costs_no_run(
 def test_two_processes_find_what_one_finds(
     joint_config: Callable[..., JointRunConfig], benchmark_data: Path, tmp_path: Path
 ) -> None:
-    overrides = [*SMALL, ALL, f"watch.benchmark_data={benchmark_data}", "watch.every_steps=6", "trainer.micro_batch_size=2"]
+    overrides = [
+        *SMALL,
+        ALL,
+        f"in_loop_eval.benchmark_data={benchmark_data}",
+        "in_loop_eval.every_steps=6",
+        "trainer.micro_batch_size=2",
+    ]
     one, two = (joint_config(name, *overrides) for name in ("one", "two"))
     train(one)
     (tmp_path / "config").mkdir()
@@ -192,11 +200,17 @@ def test_two_processes_find_what_one_finds(
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["watch.instruments=[inspecton]"], "watch.instruments has an unknown entry 'inspecton'; did you mean 'inspection'?"),
-        (["watch.every_steps=-1"], "watch.every_steps must be 0 (never) or more, not -1."),
-        ([ALL, "watch.every_steps=1"], "watch.instruments has benchmarks, which need watch.benchmark_data"),
-        ([ALL, "watch.every_steps=1", "watch.benchmark_data=nowhere"], "nowhere"),
-        ([ALL, "watch.every_steps=1", "watch.benchmark_data=nowhere", "watch.tasks=[lambda]"], "did you mean 'lambada'?"),
+        (
+            ["in_loop_eval.evaluators=[inspecton]"],
+            "in_loop_eval.evaluators has an unknown entry 'inspecton'; did you mean 'inspection'?",
+        ),
+        (["in_loop_eval.every_steps=-1"], "in_loop_eval.every_steps must be 0 (never) or more, not -1."),
+        ([ALL, "in_loop_eval.every_steps=1"], "in_loop_eval.evaluators has benchmarks, which need in_loop_eval.benchmark_data"),
+        ([ALL, "in_loop_eval.every_steps=1", "in_loop_eval.benchmark_data=nowhere"], "nowhere"),
+        (
+            [ALL, "in_loop_eval.every_steps=1", "in_loop_eval.benchmark_data=nowhere", "in_loop_eval.tasks=[lambda]"],
+            "did you mean 'lambada'?",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_run_exists(
@@ -212,13 +226,13 @@ def test_instruments_of_other_stages_are_refused(
     vae_config: Callable[..., VAERunConfig], baseline_config: Callable[..., BaselineRunConfig]
 ) -> None:
     with pytest.raises(UserError, match=r"likelihood is not for a run of `cola-train vae`; it can have inspection\."):
-        vae_config("run", "watch.every_steps=1", "watch.instruments=[likelihood]")
+        vae_config("run", "in_loop_eval.every_steps=1", "in_loop_eval.evaluators=[likelihood]")
     with pytest.raises(UserError, match=r"not for a run of `cola-train ar or llada`; it can have likelihood, benchmarks\."):
-        baseline_config("ar", "run", "watch.every_steps=1")
+        baseline_config("ar", "run", "in_loop_eval.every_steps=1")
 
 
 def test_a_line_of_metrics_is_json_without_nan(joint_config: Callable[..., JointRunConfig]) -> None:
-    config = joint_config("run", *SMALL, "watch.every_steps=6")
+    config = joint_config("run", *SMALL, "in_loop_eval.every_steps=6")
     train(config)
     for line in (folder_of(config) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))

@@ -7,7 +7,7 @@ from cola_train.config.settings import UserError
 from cola_train.devices import device_peak, matrix_flops, matrix_seconds
 from cola_train.peaks import DEVICES, device_named, find_device
 from cola_train.run_layout import CLOCKS
-from cola_train.training.callbacks.pace import Pace, cost_in_words, summarise_cost
+from cola_train.training.callbacks.pace import Pace, cost_in_words, summarize_cost
 from cola_train.training.loop.state import RunState
 
 
@@ -32,7 +32,7 @@ def test_rates_are_of_what_was_done_since_and_without_pauses() -> None:
 
 def test_without_a_known_peak_there_is_no_mfu() -> None:
     assert "mfu" not in Pace(0.0, state(0), 1, None).rates(1.0, state(1), 2)
-    summary = summarise_cost(state(3), None)
+    summary = summarize_cost(state(3), None)
     assert summary["mfu"] is None
     assert (
         cost_in_words(summary)
@@ -43,7 +43,7 @@ def test_without_a_known_peak_there_is_no_mfu() -> None:
 def test_a_summary_is_over_all_devices_and_the_whole_time() -> None:
     done = state(30)
     done.seconds, done.device_seconds = 10.0, 40.0
-    summary = summarise_cost(done, 60.0)
+    summary = summarize_cost(done, 60.0)
     assert (summary["mfu"], summary["hfu"]) == (1200 / 2400, 1800 / 2400)
     assert summary["tokens_per_second"] == 3000.0
     assert summary["device_hours"] == pytest.approx(40 / 3600, abs=1e-6)

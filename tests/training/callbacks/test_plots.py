@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cola_train.training.callbacks.plots import draw_losses, draw_watched
+from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
 
 
 def write_metrics(folder: Path) -> Path:
@@ -33,11 +33,11 @@ def test_training_stands_beside_validation_and_nothing_else_is_left(tmp_path: Pa
     monkeypatch.setattr(Figure, "savefig", noting)
     metrics = write_metrics(tmp_path)
     draw_losses(metrics, tmp_path / "losses.png")
-    draw_watched(metrics, tmp_path / "evaluation.png", ["inspection"])
+    draw_evaluations(metrics, tmp_path / "evaluation.png", ["inspection"])
     loss = {"train": [9.0 / step for step in range(1, 9)], "validation": [2.0]}
     assert drawn == [("loss", loss), ("kl nats", {"train": [1.0] * 8}), ("inspection/active units", {"inspection": [15.0]})]
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "losses.png", "evaluation.png"}
-    draw_watched(metrics, tmp_path / "none.png", ["likelihood"])
+    draw_evaluations(metrics, tmp_path / "none.png", ["likelihood"])
     assert not (tmp_path / "none.png").exists()
 
 

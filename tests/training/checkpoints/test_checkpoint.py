@@ -29,7 +29,7 @@ from cola_train.run_layout import folder_of
 from cola_train.training.callbacks.saver import Saver
 from cola_train.training.checkpoints import folder as checkpoint
 from cola_train.training.checkpoints.folder import (
-    FileFact,
+    FileChecksum,
     begin,
     clean,
     finish,
@@ -111,7 +111,7 @@ def test_a_crash_between_a_checkpoints_name_and_the_pointer_costs_nothing(
 @given(st.data())
 def test_a_manifest_reads_back_and_knows_a_changed_character(data: st.DataObject) -> None:
     state = RunState(step=5, recent_losses={"a": [0.1, 1e-9]})
-    manifest = CheckpointManifest(5, state, "ab", 2, {"model.a": (2, 3), "step.a": ()}, {"f": FileFact(7, "cd")}, True, False)
+    manifest = CheckpointManifest(5, state, "ab", 2, {"model.a": (2, 3), "step.a": ()}, {"f": FileChecksum(7, "cd")}, True, False)
     text = manifest.to_json()
     assert CheckpointManifest.from_json(text) == manifest
     place = data.draw(st.integers(0, len(text) - 1))

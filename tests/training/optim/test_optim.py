@@ -20,7 +20,7 @@ from cola_train.families.costs import flops_after
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.folder import intact_manifest, step_folder
 from cola_train.training.checkpoints.tensors import CheckpointReader
-from cola_train.training.optim.muon import muon_matrices, orthogonalised
+from cola_train.training.optim.muon import muon_matrices, orthogonalized
 from cola_train.training.optim.optimizers import build_optimizer, ensure_state, set_learning_rate
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.run import train
@@ -94,7 +94,7 @@ def both_networks(factor: float = 1.0) -> Stage2Objective:
 def test_an_orthogonal_update_has_the_matrix_directions_and_no_sizes(rows: int, columns: int, seed: int) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     u, sizes, v = torch.linalg.svd(matrix, full_matrices=False)
-    within = u.T @ orthogonalised(matrix, 5).float() @ v.T
+    within = u.T @ orthogonalized(matrix, 5).float() @ v.T
     kept = sizes > 0.05 * sizes[0]  # five iterations lift what is smaller only part of the way
     assert within.diagonal()[kept].min() > 0.5
     assert within.diagonal().max() < 1.3

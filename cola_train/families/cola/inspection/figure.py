@@ -11,8 +11,8 @@ from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, YELLOW, drawing
 from cola_train.families.cola.inspection.inspection import LatentInspection
 from cola_train.families.cola.inspection.posterior_probes import ACTIVE_VARIANCE, TOKEN_KINDS
 
-_GREY = "0.45"
-_KIND_COLOURS = dict(zip(TOKEN_KINDS, (BLUE, YELLOW, ORANGE, GREEN, PURPLE), strict=True))
+_GRAY = "0.45"
+_KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, YELLOW, ORANGE, GREEN, PURPLE), strict=True))
 _COLUMNS = 3
 _PANEL = (4.2, 3.1)  # inches
 _MOST_MARKED = 24  # points on a line that are marked one by one
@@ -97,29 +97,31 @@ def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
 
 def _hits_by_position(axes: Any, inspection: LatentInspection) -> None:
     where = "row" if inspection.block_size is None else "block"
-    found = {"posterior hit": inspection.posterior_hits.by_position}
-    if inspection.prior_hits is not None:
-        found["prior hit"] = inspection.prior_hits.by_position
+    found = {"posterior hit": inspection.posterior_accuracy.by_position}
+    if inspection.prior_accuracy is not None:
+        found["prior hit"] = inspection.prior_accuracy.by_position
     _hit_lines(axes, inspection, found)
     _title(axes, f"True token hit, by place in the {where}", f"token of the {where}", "share of true tokens")
 
 
 def _hits_by_block(axes: Any, inspection: LatentInspection) -> None:
-    assert inspection.prior_hits is not None
-    _hit_lines(axes, inspection, {"posterior hit": inspection.posterior_hits.by_block, "prior hit": inspection.prior_hits.by_block})
+    assert inspection.prior_accuracy is not None
+    _hit_lines(
+        axes, inspection, {"posterior hit": inspection.posterior_accuracy.by_block, "prior hit": inspection.prior_accuracy.by_block}
+    )
     _title(axes, f"True token hit, by block of {inspection.block_size} latents", "block of the row", "share of true tokens")
 
 
 def _hit_lines(axes: Any, inspection: LatentInspection, found: dict[str, list[float]]) -> None:
-    hits = {"posterior hit": inspection.posterior_hits, "prior hit": inspection.prior_hits}
-    for (name, values), colour in zip(found.items(), (BLUE, ORANGE)):
-        _line(axes, values, colour, f"{name}: {hits[name].share:.3f}")  # type: ignore[union-attr]  # of those that are there
+    hits = {"posterior hit": inspection.posterior_accuracy, "prior hit": inspection.prior_accuracy}
+    for (name, values), color in zip(found.items(), (BLUE, ORANGE)):
+        _line(axes, values, color, f"{name}: {hits[name].share:.3f}")  # type: ignore[union-attr]  # of those that are there
     _commonest(axes, inspection)
-    axes.axhline(inspection.coincidence, color=_GREY, linestyle="-.", linewidth=1.2,
-                 label=f"tokens drawn by frequency: {inspection.coincidence:.3f}")  # fmt: skip
+    axes.axhline(inspection.chance_token_accuracy, color=_GRAY, linestyle="-.", linewidth=1.2,
+                 label=f"tokens drawn by frequency: {inspection.chance_token_accuracy:.3f}")  # fmt: skip
     # Posterior and prior may be a hundredfold apart.
     axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(0.4 * inspection.coincidence, 1.5)
+    axes.set_ylim(0.4 * inspection.chance_token_accuracy, 1.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(loc="center", bbox_to_anchor=(0.5, 0.7))
 
@@ -128,7 +130,7 @@ def _flow_by_time(axes: Any, inspection: LatentInspection) -> None:
     flow = inspection.flow
     assert flow is not None
     axes.stairs(flow.loss_by_time, flow.time_bins, color=BLUE, linewidth=1.6, baseline=None, label=f"DiT: {flow.loss:.4f} in all")
-    axes.stairs(flow.bound_by_time, flow.time_bins, color=_GREY, linestyle="--", baseline=None, linewidth=1.2,
+    axes.stairs(flow.baseline_by_time, flow.time_bins, color=_GRAY, linestyle="--", baseline=None, linewidth=1.2,
                 label=f"mean and variance alone: {flow.bound:.4f}")  # fmt: skip
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower center")
@@ -139,9 +141,9 @@ def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
     flow = inspection.flow
     assert flow is not None
     # The bound of a block moves with the times that the block happened to draw: the ratio does not.
-    ratios = [loss / bound for loss, bound in zip(flow.loss_by_block, flow.bound_by_block, strict=True)]
+    ratios = [loss / bound for loss, bound in zip(flow.loss_by_block, flow.baseline_by_block, strict=True)]
     _line(axes, ratios, BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
-    axes.axhline(1.0, color=_GREY, linestyle="--", linewidth=1.2, label="mean and variance alone")
+    axes.axhline(1.0, color=_GRAY, linestyle="--", linewidth=1.2, label="mean and variance alone")
     _title(axes, "Flow-matching loss over its bound, by block", "block of the row", "loss / mean-and-variance bound")
     axes.legend()
 
@@ -163,10 +165,10 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
 
 def _map(axes: Any, inspection: LatentInspection) -> None:
     found = inspection.map
-    for kind, colour in _KIND_COLOURS.items():
+    for kind, color in _KIND_COLORS.items():
         at = [place for place, other in enumerate(found.kind) if other == kind]
         if at:
-            axes.scatter([found.x[i] for i in at], [found.y[i] for i in at], s=5, color=colour, alpha=0.55, linewidths=0,
+            axes.scatter([found.x[i] for i in at], [found.y[i] for i in at], s=5, color=color, alpha=0.55, linewidths=0,
                          label=f"{kind} ({len(at) / len(found.kind):.0%})")  # fmt: skip
     for text, x, y in found.common_tokens:
         axes.annotate(_shown(text), (x, y), fontsize=7, ha="center", va="center",
@@ -186,19 +188,19 @@ def _title(axes: Any, title: str, x: str, y: str) -> None:
 
 
 def _commonest(axes: Any, inspection: LatentInspection) -> None:
-    share = inspection.commonest_token_share
-    axes.axhline(share, color=_GREY, linestyle=":", linewidth=1.2, label=f"the commonest token always: {share:.3f}")
+    share = inspection.majority_token_accuracy
+    axes.axhline(share, color=_GRAY, linestyle=":", linewidth=1.2, label=f"the commonest token always: {share:.3f}")
 
 
-def _line(axes: Any, values: Sequence[float], colour: str, label: str) -> None:
+def _line(axes: Any, values: Sequence[float], color: str, label: str) -> None:
     places = [place for place, value in enumerate(values) if math.isfinite(value)]
     marker = "o" if len(values) <= _MOST_MARKED else ""
-    axes.plot(places, [values[place] for place in places], color=colour, marker=marker, label=label)
+    axes.plot(places, [values[place] for place in places], color=color, marker=marker, label=label)
 
 
 def _pairs(axes: Any, bars: dict[str, list[float]]) -> None:
-    for (name, values), shift, colour in zip(bars.items(), (-0.2, 0.2), (BLUE, ORANGE), strict=True):
-        axes.bar([place + shift for place in range(len(values))], values, 0.4, color=colour, label=name)
+    for (name, values), shift, color in zip(bars.items(), (-0.2, 0.2), (BLUE, ORANGE), strict=True):
+        axes.bar([place + shift for place in range(len(values))], values, 0.4, color=color, label=name)
     # Room for the legend above the bars.
     axes.set_ylim(top=1.3 * max(1e-6, *(max(values) for values in bars.values())))
     axes.legend(loc="upper left")

@@ -25,10 +25,10 @@ from cola_train.families.cola.inspection.prior_probes import (
     FlowByPlace,
     FlowTally,
     HistoryUse,
-    Hits,
-    HitTally,
     ReconstructionCurve,
     ReconstructionTally,
+    TokenAccuracy,
+    TokenAccuracyTally,
     TokenTally,
     posterior_tokens,
     prior_tokens,
@@ -48,13 +48,13 @@ class LatentInspection:
     block_size: int | None  # of the DiT, in latents
     posterior: PosteriorHealth
     reconstruction: ReconstructionCurve
-    posterior_hits: Hits
-    commonest_token_share: float  # what always saying the commonest token would hit
-    coincidence: float  # what drawing tokens by their frequencies would hit; a prior draws, so this is its chance
+    posterior_accuracy: TokenAccuracy
+    majority_token_accuracy: float  # what always saying the commonest token would hit
+    chance_token_accuracy: float  # what drawing tokens by their frequencies would hit; a prior draws, so this is its chance
     map: LatentMap
     drift: Drift | None
     flow: FlowByPlace | None
-    prior_hits: Hits | None
+    prior_accuracy: TokenAccuracy | None
     history: HistoryUse | None
 
     def figures(self) -> dict[str, float]:
@@ -65,18 +65,21 @@ class LatentInspection:
             "active_units_share": self.posterior.active_units_share,
             "kl_nats_per_token": self.posterior.kl_nats_per_token,
             "information_nats_per_latent": sum(self.posterior.information_per_channel),
-            "posterior_hit": self.posterior_hits.share,
-            "commonest_token_share": self.commonest_token_share,
-            "coincidence": self.coincidence,
+            "posterior_token_accuracy": self.posterior_accuracy.share,
+            "majority_token_accuracy": self.majority_token_accuracy,
+            "chance_token_accuracy": self.chance_token_accuracy,
             "noise_time_of_half_reconstruction": half_time(self.reconstruction),
         }
-        if self.prior_hits is not None:
-            found |= {"prior_hit": self.prior_hits.share, "prior_hit_first_block": self.prior_hits.by_block[0]}
+        if self.prior_accuracy is not None:
+            found |= {
+                "prior_token_accuracy": self.prior_accuracy.share,
+                "prior_token_accuracy_first_block": self.prior_accuracy.by_block[0],
+            }
         if self.flow is not None:
             found |= {
                 "flow_mse": self.flow.loss,
-                "flow_bound": self.flow.bound,
-                "flow_over_bound": self.flow.loss / self.flow.bound,
+                "flow_gaussian_baseline": self.flow.bound,
+                "flow_over_gaussian_baseline": self.flow.loss / self.flow.bound,
             }
         if self.history is not None:
             found |= {f"history/{name}": value for name, value in dataclasses.asdict(self.history).items()}
@@ -159,16 +162,16 @@ def inspect_latents(
     on_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
     times = [step / (config.num_times - 1) for step in range(config.num_times)]
     reconstruction = ReconstructionTally(vae, dit, times)
-    posterior_hits, prior_hits = HitTally(seq_len, block_tokens), HitTally(seq_len, block_tokens)
+    posterior_accuracy, prior_accuracy = TokenAccuracyTally(seq_len, block_tokens), TokenAccuracyTally(seq_len, block_tokens)
     drift = None if reference is None else DriftTally(reference.vae.encoder)
     flow = None if dit is None else FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
     for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
         for tally in (health, tokens, on_map, reconstruction, drift, flow):
             if tally is not None:
                 tally.add(rows)
-        posterior_hits.add(rows, posterior_tokens(vae, rows))
+        posterior_accuracy.add(rows, posterior_tokens(vae, rows))
         if dit is not None:
-            prior_hits.add(rows, prior_tokens(vae, dit, rows, config.num_steps, config.seed))
+            prior_accuracy.add(rows, prior_tokens(vae, dit, rows, config.num_steps, config.seed))
         yield None
     yield LatentInspection(
         num_rows=num_rows,
@@ -176,13 +179,13 @@ def inspect_latents(
         block_size=None if dit is None else dit.config.block_size,
         posterior=health.health(),
         reconstruction=reconstruction.curve(),
-        posterior_hits=posterior_hits.hits(),
-        commonest_token_share=tokens.commonest_share(),
-        coincidence=tokens.coincidence(),
+        posterior_accuracy=posterior_accuracy.hits(),
+        majority_token_accuracy=tokens.majority_accuracy(),
+        chance_token_accuracy=tokens.chance_token_accuracy(),
         map=on_map.map(),
         drift=None if drift is None else drift.drift(),
         flow=None if flow is None else flow.flow(),
-        prior_hits=None if dit is None else prior_hits.hits(),
+        prior_accuracy=None if dit is None else prior_accuracy.hits(),
         history=None if flow is None else flow.history_use(),
     )
 

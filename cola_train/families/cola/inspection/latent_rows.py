@@ -17,7 +17,7 @@ from cola_train.flow import euler_step
 from cola_train.models.attention.masks import (
     document_positions,
     packed,
-    packed_places,
+    packed_layout,
     visible_set_mask,
 )
 from cola_train.models.attention.rows import RowAttention
@@ -104,7 +104,7 @@ def decode_after_history(
     """The likeliest tokens of each of `blocks`, the decoder being given the blocks of `history` before it; one packed pass."""
     num_latents, device = history.shape[1], history.device
     num_clean = num_latents - block_size
-    places = packed_places(num_latents, block_size, document, device=device)
+    places = packed_layout(num_latents, block_size, document, device=device)
     index = torch.arange(num_latents, device=device)[None]
     positions = index if document is None else document_positions(document)
     # Inside a block of the DiT the decoder looks back only, by blocks of its own.

@@ -20,7 +20,7 @@ from cola_train.families.cola.inspection.latent_rows import (
 )
 from cola_train.families.cola.inspection.tally import Tally
 from cola_train.families.cola.vae_losses import standard_normal_latents
-from cola_train.flow import interpolate, mean_variance_bound, velocity_target
+from cola_train.flow import gaussian_baseline, interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose
@@ -66,7 +66,7 @@ class ReconstructionTally:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hits:
+class TokenAccuracy:
     """How often the likeliest token of the decoder is the true one."""
 
     share: float
@@ -74,8 +74,8 @@ class Hits:
     by_position: list[float]  # of tokens, within their block
 
 
-class HitTally:
-    """Adds up Hits."""
+class TokenAccuracyTally:
+    """Adds up TokenAccuracy."""
 
     def __init__(self, num_tokens: int, block_tokens: int) -> None:
         """Of rows of `num_tokens` in blocks of `block_tokens`."""
@@ -89,9 +89,9 @@ class HitTally:
         self.blocks.add(right, counted, self.block.to(found.device))
         self.positions.add(right, counted, self.position.to(found.device))
 
-    def hits(self) -> Hits:
+    def hits(self) -> TokenAccuracy:
         """Of what was added."""
-        return Hits(self.blocks.mean(), self.blocks.means(), self.positions.means())
+        return TokenAccuracy(self.blocks.mean(), self.blocks.means(), self.positions.means())
 
 
 class TokenTally:
@@ -104,11 +104,11 @@ class TokenTally:
         """Add some rows."""
         self.uses.update(rows.batch.tokens[rows.batch.loss_mask].tolist())
 
-    def commonest_share(self) -> float:
+    def majority_accuracy(self) -> float:
         """What always saying the commonest token hits."""
         return max(self.uses.values()) / self.uses.total()
 
-    def coincidence(self) -> float:
+    def chance_token_accuracy(self) -> float:
         """What drawing tokens by their frequencies hits: the sum of squared shares."""
         return sum((uses / self.uses.total()) ** 2 for uses in self.uses.values())
 
@@ -134,16 +134,16 @@ class FlowByPlace:
     """The flow-matching loss, the mean of (v - (z_1 - z_0))^2 over latents and channels, at times uniform in [0, 1], one a block.
 
     Beside it the loss of the best predictor that knows only each channel's mean and variance, at these very times
-    (flow.mean_variance_bound).
+    (flow.gaussian_baseline).
     """
 
     loss: float
     bound: float
     time_bins: list[float]  # their edges
     loss_by_time: list[float]
-    bound_by_time: list[float]
+    baseline_by_time: list[float]
     loss_by_block: list[float]
-    bound_by_block: list[float]
+    baseline_by_block: list[float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +224,11 @@ class FlowTally:
         bins = (t * self.num_bins).long().clamp(max=self.num_bins - 1)
 
         def bound(chosen: Tensor) -> float:
-            return mean_variance_bound(variance, t[chosen])
+            return gaussian_baseline(variance, t[chosen])
 
         return FlowByPlace(
             self.by_time.mean(),
-            mean_variance_bound(variance, t),
+            gaussian_baseline(variance, t),
             [number / self.num_bins for number in range(self.num_bins + 1)],
             self.by_time.means(),
             [bound(bins == number) for number in range(self.num_bins)],

@@ -20,10 +20,10 @@ from cola_train.families.cola.config import FlowConfig
 from cola_train.families.cola.inspection.figure import draw_inspection
 from cola_train.families.cola.inspection.inspection import LatentInspection, half_time, inspect_latents
 from cola_train.families.cola.inspection.prior_probes import ReconstructionCurve
-from cola_train.flow import mean_variance_bound
+from cola_train.flow import gaussian_baseline
 from cola_train.models.config import TransformerConfig
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialize import initialise_dit
+from cola_train.models.initialize import initialize_dit
 from cola_train.models.transformer import Transformer
 from tests.helpers.held_out import held_out_flow, reconstruction_accuracy
 from tests.helpers.tiny import (
@@ -65,7 +65,7 @@ def test_parts_of_an_inspection_agree_with_the_objective(data: PreparedData) -> 
     checkpoint = of_data(data, tiny_dit())
     found = inspected(checkpoint, data, QUICK)
     accuracy = reconstruction_accuracy(checkpoint, data, QUICK.num_rows, QUICK.seed)
-    assert found.posterior_hits.share == pytest.approx(accuracy, abs=1e-9)
+    assert found.posterior_accuracy.share == pytest.approx(accuracy, abs=1e-9)
     assert found.reconstruction.noised[0] == pytest.approx(accuracy, abs=1e-9)
     assert found.reconstruction.denoised is not None
     assert found.reconstruction.denoised[0] == pytest.approx(accuracy, abs=1e-9)
@@ -76,12 +76,12 @@ def test_parts_of_an_inspection_agree_with_the_objective(data: PreparedData) -> 
     assert found.flow.bound == pytest.approx(expected.bound, rel=1e-6)
     # Bins and blocks are parts of the same whole; all rows are full and so all blocks count alike.
     assert np.mean(found.flow.loss_by_block) == pytest.approx(expected.loss, rel=1e-6)
-    assert np.mean(found.flow.bound_by_block) == pytest.approx(expected.bound, rel=1e-6)
+    assert np.mean(found.flow.baseline_by_block) == pytest.approx(expected.bound, rel=1e-6)
 
 
 def test_an_untrained_dit_predicts_no_velocity_and_loses_to_the_bound(data: PreparedData) -> None:
     dit = tiny_dit()
-    initialise_dit(dit, 0)
+    initialize_dit(dit, 0)
     checkpoint = of_data(data, dit)
     flow = inspected(checkpoint, data, dataclasses.replace(QUICK, num_rows=40)).flow
     assert flow is not None
@@ -94,7 +94,7 @@ def test_an_untrained_dit_predicts_no_velocity_and_loses_to_the_bound(data: Prep
     variance = (posterior.mean.flatten(0, 1).var(0) + posterior.logvar.exp().flatten(0, 1).mean(0)).detach()
     times = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
     # 40 rows have 320 times: the two agree as far as so few draws can.
-    assert flow.bound == pytest.approx(mean_variance_bound(variance, times), rel=0.1)
+    assert flow.bound == pytest.approx(gaussian_baseline(variance, times), rel=0.1)
 
 
 def test_the_batch_size_does_not_matter(data: PreparedData) -> None:
@@ -124,17 +124,17 @@ def test_the_time_of_half_reconstruction_lies_on_the_line_between_grid_points() 
 
 def test_a_stage_1_checkpoint_has_what_needs_no_prior(data: PreparedData) -> None:
     found = inspected(of_data(data, None), data, QUICK)
-    assert (found.flow, found.prior_hits, found.history, found.drift, found.block_size) == (None, None, None, None, None)
+    assert (found.flow, found.prior_accuracy, found.history, found.drift, found.block_size) == (None, None, None, None, None)
     assert found.reconstruction.denoised is None
-    assert len(found.posterior_hits.by_position) == data.manifest.seq_len
+    assert len(found.posterior_accuracy.by_position) == data.manifest.seq_len
     whole = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None))
     assert whole.figures().items() >= found.figures().items()
     assert whole.figures()["reference_kl_nats_per_token"] == 0
     tokens = np.concatenate([data.row(VALIDATION, row)[0] for row in range(QUICK.num_rows)])
     real = tokens[tokens != data.manifest.pad_token_id]
-    assert found.commonest_token_share == pytest.approx(np.bincount(real).max() / len(real))
+    assert found.majority_token_accuracy == pytest.approx(np.bincount(real).max() / len(real))
     # All pairs of tokens, each with itself too.
-    assert found.coincidence == pytest.approx((real[:, None] == real[None]).mean())
+    assert found.chance_token_accuracy == pytest.approx((real[:, None] == real[None]).mean())
 
 
 def write(checkpoint: ColaCheckpoint, folder: Path) -> Path:
@@ -241,9 +241,13 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: int, message:
 def test_figures_have_names_that_stay(data: PreparedData) -> None:
     found = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None, seed=4))
     assert list(found.figures()) == [
-        "vae_log_snr", "active_units", "active_units_share", "kl_nats_per_token", "information_nats_per_latent", "posterior_hit",
-        "commonest_token_share", "coincidence", "noise_time_of_half_reconstruction", "prior_hit", "prior_hit_first_block",
-        "flow_mse", "flow_bound", "flow_over_bound", "history/true_history", "history/shuffled_history", "history/no_history",
+        "vae_log_snr", "active_units", "active_units_share", "kl_nats_per_token", "information_nats_per_latent",
+        "posterior_token_accuracy",
+        "majority_token_accuracy", "chance_token_accuracy", "noise_time_of_half_reconstruction",
+        "prior_token_accuracy",
+        "prior_token_accuracy_first_block",
+        "flow_mse", "flow_gaussian_baseline", "flow_over_gaussian_baseline", "history/true_history", "history/shuffled_history",
+        "history/no_history",
         "history/gain_over_shuffled", "history/gain_over_shuffled_standard_error", "history/gain_over_none",
         "history/gain_over_none_standard_error", "reference_kl_nats_per_token", "reference_rms_change_of_means",
         "reference_cosine_of_means",

@@ -1,4 +1,4 @@
-"""The instruments of an inspection: each figure against a slow loop, a closed form, or what another part of the project finds."""
+"""The evaluators of an inspection: each figure against a slow loop, a closed form, or what another part of the project finds."""
 
 import dataclasses
 from pathlib import Path

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from cola_train.config.settings import INTERRUPTED, UserError
-from cola_train.operations.watched import Job, Rhythm, Watch
+from cola_train.operations.watched import ProcessJob, Rhythm, RunMonitor
 from cola_train.run_folder import read_status
 from cola_train.training.checkpoints.folder import intact_manifest, saved_steps, step_folder
 
 Kind = Literal["kill", "kill in a save", "SIGTERM"]
-Harm = Literal["one bit flipped", "truncated", "deleted"]
+Corruption = Literal["one bit flipped", "truncated", "deleted"]
 
 _KINDS: tuple[Kind, ...] = ("kill in a save", "SIGTERM", "kill")
-_HARMS: tuple[Harm, ...] = ("one bit flipped", "truncated", "deleted")
+_CORRUPTIONS: tuple[Corruption, ...] = ("one bit flipped", "truncated", "deleted")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Disturbance:
     kind: Kind
     step: int  # when this step has been done
     fraction: float  # and this share of another step's, or of the next save's, duration is over
-    harm: Harm | None  # to the latest checkpoint, after a kill
+    corrupt: Corruption | None  # to the latest checkpoint, after a kill
 
 
 def draw(number: int, last_step: int, chance: random.Random) -> list[Disturbance]:
@@ -36,41 +36,41 @@ def draw(number: int, last_step: int, chance: random.Random) -> list[Disturbance
     drawn = []
     for index, kind in enumerate(kinds):
         step = 1 + int((index + chance.random()) * last_step / number)
-        harm = chance.choice(_HARMS) if kind != "SIGTERM" and chance.random() < 0.5 else None
+        corrupt = chance.choice(_CORRUPTIONS) if kind != "SIGTERM" and chance.random() < 0.5 else None
         # A save may take less long than those that were measured.
         fraction = chance.uniform(0, 0.8 if kind == "kill in a save" else 1.0)
-        drawn.append(Disturbance(kind, min(step, last_step), fraction, harm))
+        drawn.append(Disturbance(kind, min(step, last_step), fraction, corrupt))
     return drawn
 
 
-def strike(job: Job, watch: Watch, disturbance: Disturbance, rhythm: Rhythm, chance: random.Random) -> str:
+def inject(job: ProcessJob, monitor: RunMonitor, disturbance: Disturbance, rhythm: Rhythm, chance: random.Random) -> str:
     """Wait for the moment, do it, and check that it ended as it has to; returns what happened.
 
     Raises:
         JobError: the run ended before that moment, or not as it has to.
     """
     saves = disturbance.kind == "kill in a save"
-    if not watch.until(lambda: watch.step >= disturbance.step and (not saves or watch.saving() is not None)):
-        raise job.failure(f"the run ended at step {watch.step}, before it could be disturbed")
-    saving = watch.saving()
+    if not monitor.until(lambda: monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)):
+        raise job.failure(f"the run ended at step {monitor.step}, before it could be disturbed")
+    saving = monitor.saving()
     time.sleep(disturbance.fraction * (rhythm.save if saves else rhythm.step))
     if disturbance.kind != "SIGTERM":
         number = job.kill()
-        watch.until(lambda: True)
-        left = watch.saving()
+        monitor.until(lambda: True)
+        left = monitor.saving()
         when = f"in the save of step {left}" if left is not None else f"as step {saving} had just been saved" if saves else ""
         return f"{number} processes killed {when}".rstrip()
     asked, target = time.monotonic(), job.terminate_one(chance)
     status = job.wait(rhythm.stop_within)
     seconds = time.monotonic() - asked
-    watch.until(lambda: True)
-    found = read_status(watch.run_folder)
-    if status != INTERRUPTED or found is None or (found.state, found.step) != ("interrupted", watch.step):
-        raise job.failure(f"after SIGTERM to {target} it ended with exit status {status}, {found}; its last step is {watch.step}")
+    monitor.until(lambda: True)
+    found = read_status(monitor.run_folder)
+    if status != INTERRUPTED or found is None or (found.state, found.step) != ("interrupted", monitor.step):
+        raise job.failure(f"after SIGTERM to {target} it ended with exit status {status}, {found}; its last step is {monitor.step}")
     return f"{target}; saved step {found.step} and ended after {seconds:.1f} s"
 
 
-def harm(run_folder: Path, how: Harm, chance: random.Random) -> list[str]:
+def corrupt(run_folder: Path, how: Corruption, chance: random.Random) -> list[str]:
     """Damage one file of the newest checkpoint, if an older one is intact; returns what was done, if anything."""
     steps = saved_steps(run_folder)
     if not any(step < steps[-1] for step in intact_steps(run_folder)):
