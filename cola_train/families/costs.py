@@ -14,9 +14,9 @@ CONVENTIONS: dict[Convention, str] = {
     "which nobody reads; adaLN once per distinct time of the step. What depends on the data (padding, documents that are kept "
     "apart, hidden histories) is not subtracted.",
     "executed": "What kernels compute, as torch's FlopCounterMode counts it: attention over whole tiles of pairs "
-    "(models/attention/tiles.py; a kernel without a mask takes whole rows, and leaves out nearly half of a causal one), every position that "
-    "runs, adaLN once per distinct time of a micro-batch, what activation checkpointing computes again, and the scores that the fused attention "
-    "backward computes again.",
+    "(models/attention/tiles.py; a kernel without a mask takes whole rows, and leaves out nearly half of a causal one), every "
+    "position that runs, adaLN once per distinct time of a micro-batch, what activation checkpointing computes again, and the "
+    "scores that the fused attention backward computes again.",
 }
 
 

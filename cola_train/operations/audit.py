@@ -1,6 +1,5 @@
 """`cola-train audit`: whether every step of a run used the samples that were promised, from its steps.jsonl alone."""
 
-import array
 import contextlib
 import sys
 from collections import Counter
@@ -11,33 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Int64, UInt64
 
-from cola_train.config.settings import UserError
 from cola_train.console import progress_bar
 from cola_train.data.order import row_index
-from cola_train.files import read_errors_explained
-from cola_train.run_layout import STEP_LOG
-from cola_train.training.loop.step_log import Attempt, read_step_log, sample_digest
+from cola_train.operations.step_history import History, read_history
+from cola_train.training.loop.step_log import sample_digest
 
 _SAMPLES_AT_ONCE = 1 << 16  # arrays of so many stay in a processor's cache
 _SAMPLES_WORTH_A_BAR = 5_000_000
-_LARGEST_STEP = 1 << 32
 _LISTED, _SKIPS_SHOWN = 10, 3
 _SAME_IN_ALL = ("seed", "data_seed", "num_rows", "global_batch_size", "data_sha256")
-
-
-@dataclass(frozen=True)
-class History:
-    """Every line of steps.jsonl, in order. The steps that count make up the run: no later attempt began before them."""
-
-    attempts: tuple[Attempt, ...]
-    attempt: Int64[np.ndarray, " lines"]  # index into attempts
-    step: Int64[np.ndarray, " lines"]
-    rows: Int64[np.ndarray, " lines"]
-    digest: UInt64[np.ndarray, " lines"]
-    counts: Bool[np.ndarray, " lines"]
-    skipped: dict[int, str]  # step that counts -> why it was not taken
 
 
 @dataclass(frozen=True)
@@ -84,47 +67,6 @@ def audit(run_folder: Path) -> int:
     rule = f"the samples it had to, in the order of seed {first.seed} and data_seed {first.data_seed}"
     _write(f"NOT CLEAN: not every step used {rule}." if findings else f"CLEAN: every step used {rule}.")
     return 1 if findings else 0
-
-
-def read_history(run_folder: Path) -> History:
-    """A run's log as arrays, 33 bytes a line.
-
-    Raises:
-        UserError: no run or no log there, or lines in it that are none of steps.jsonl's.
-    """
-    path = run_folder / STEP_LOG
-    if not path.is_file():
-        raise UserError(f"{run_folder} has no {STEP_LOG} to audit; give the folder of a run that has begun, checkpoints/NAME.")
-    attempts: list[Attempt] = []
-    attempt_of, steps, rows, digests = array.array("q"), array.array("q"), array.array("q"), array.array("Q")
-    reasons: dict[int, str] = {}
-    try:
-        with read_errors_explained(path):
-            for entry in read_step_log(run_folder):
-                if isinstance(entry, Attempt):
-                    attempts.append(entry)
-                    continue
-                if not (attempts and 1 <= entry.step <= _LARGEST_STEP):
-                    raise ValueError(f"step {entry.step} of attempt {len(attempts)}")
-                if entry.skipped is not None:
-                    reasons[len(steps)] = entry.skipped
-                attempt_of.append(len(attempts) - 1)
-                steps.append(entry.step)
-                rows.append(entry.rows)
-                digests.append(int(entry.digest, 16))
-        if not attempts:
-            raise ValueError("it has no attempt")
-    except UserError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is not a log of steps ({error}); audit the file as the training wrote it.") from error
-    attempt, step = np.array(attempt_of, dtype=np.int64), np.array(steps, dtype=np.int64)
-    begins = np.array([*(entry.from_step for entry in attempts[1:]), _LARGEST_STEP], dtype=np.int64)
-    counts = step <= np.minimum.accumulate(begins[::-1])[::-1][attempt]
-    skipped = {int(step[line]): reason for line, reason in reasons.items() if counts[line]}
-    return History(
-        tuple(attempts), attempt, step, np.array(rows, dtype=np.int64), np.array(digests, dtype=np.uint64), counts, skipped
-    )
 
 
 def promise(history: History) -> Promised:

@@ -15,7 +15,8 @@ from cola_train.config.settings import UserError
 from cola_train.data.order import row_index
 from cola_train.families.cola.config import JointRunConfig
 from cola_train.operations import audit as module
-from cola_train.operations.audit import audit, promise, read_history
+from cola_train.operations.audit import audit, promise
+from cola_train.operations.step_history import read_history
 from cola_train.run_layout import STEP_LOG, folder_of
 from cola_train.training.loop.step_log import Attempt, Step, digest_of
 from cola_train.training.run import resume, train

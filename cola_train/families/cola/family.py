@@ -1,7 +1,6 @@
 """Cola DLM's two stages, as families."""
 
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import require
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig, VAEStrategyConfig
+from cola_train.families.cola.parameters import dit_parameters, vae_parameters
 from cola_train.families.family import Family, MatchTarget, Phase
-from cola_train.models.config import DiTConfig, TextVAEConfig
+from cola_train.models.config import DiTConfig
 
 if TYPE_CHECKING:
     import torch
@@ -159,7 +159,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
 
     def parameters(self, config: VAERunConfig) -> dict[str, int]:
         """The VAE's."""
-        return dict(_vae_parameters(config.vae))
+        return dict(vae_parameters(config.vae))
 
 
 class JointFamily(_ColaFamily[JointRunConfig]):
@@ -223,11 +223,11 @@ class JointFamily(_ColaFamily[JointRunConfig]):
 
     def parameters(self, config: JointRunConfig) -> dict[str, int]:
         """VAE and DiT; the frozen reference encoder is a copy and not among them."""
-        return {**_vae_parameters(config.vae), **_dit_parameters(config.dit)}
+        return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
 
     def backbone_parameters(self, config: JointRunConfig) -> int:
         """The DiT's."""
-        return sum(_dit_parameters(config.dit).values())
+        return sum(dit_parameters(config.dit).values())
 
     def reference(
         self,
@@ -295,29 +295,3 @@ def _short_strategy(strategy: VAEStrategyConfig, num_steps: int) -> VAEStrategyC
     joint = min(cycle - 1, max(1, round(cycle * share)))
     mode = "joint" if strategy.mode == "fix" else strategy.mode
     return dataclasses.replace(strategy, mode=mode, joint_steps=joint, frozen_steps=cycle - joint)
-
-
-@functools.lru_cache
-def _vae_parameters(config: TextVAEConfig) -> Mapping[str, int]:
-    import torch
-
-    from cola_train.flops.passes import named
-    from cola_train.models.blocks import parameters_by_part
-    from cola_train.models.text_vae import TextVAE
-
-    with torch.device("meta"):
-        vae = TextVAE(config)
-    encoder, decoder = parameters_by_part(vae.encoder), parameters_by_part(vae.decoder)
-    return named("vae.encoder", encoder) | named("vae.decoder", decoder)
-
-
-@functools.lru_cache
-def _dit_parameters(config: DiTConfig) -> Mapping[str, int]:
-    import torch
-
-    from cola_train.flops.passes import named
-    from cola_train.models.blocks import parameters_by_part
-    from cola_train.models.dit import BlockCausalDiT
-
-    with torch.device("meta"):
-        return named("dit", parameters_by_part(BlockCausalDiT(config)))
