@@ -105,8 +105,10 @@ class AllocationLog:
 
     def take(self, part: Part, tensors: Sequence[Tensor]) -> None:
         """These are for `part`."""
-        for tensor in tensors:
-            self._parts[self._number(local_part(tensor))] = part
+        # With gradients on, each DTensor's part would be a call of an autograd function.
+        with torch.no_grad():
+            for tensor in tensors:
+                self._parts[self._number(local_part(tensor))] = part
 
     def take_rest(self, part: Part) -> None:
         """All that lives and is for nothing yet is for `part`."""
@@ -177,12 +179,15 @@ class RecordingMode(FakeTensorMode):
         self._log: AllocationLog | None = None
         self._depth = 0
 
-    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See FakeTensorMode."""
+        if func is torch.ops.prim.device.default:
+            # Half of all calls: FSDP2 asks each parameter, and the fake mode's own answer takes it ten times as long.
+            return args[0].fake_device
         # What is fake about an operator may be made of others, which the real one does not call.
         self._depth += 1
         try:
-            result = super().dispatch(func, types, args, kwargs)
+            result = super().__torch_dispatch__(func, types, args, kwargs or {})
         finally:
             self._depth -= 1
         if self._log is not None and self._depth == 0:
