@@ -145,9 +145,27 @@ class AllocationLog:
 
     def live(self) -> Bytes:
         """What lives after each change, by part."""
-        changes = np.zeros((len(self._changes), len(Part)), dtype=np.int64)
-        changes[np.arange(len(self._changes)), self.parts()] = [size for _, size in self._changes]
-        return changes.cumsum(axis=0)
+        return self._by_part([size for _, size in self._changes])
+
+    def live_apart(self, units: int) -> tuple[Bytes, Bytes]:
+        """What lives after each change, by part: the bytes that are there anyway, and those of each of `units` units of rows.
+
+        Args:
+            units: how many were recorded; more than twice the bytes of any storage that is there anyway, so that each
+                storage's bytes tell both.
+        """
+        changes: list[tuple[int, int]] = []
+        for number, change in self._changes:
+            of_unit, fixed = divmod(abs(change), units)
+            assert fixed < units // 2, f"{change} bytes ({self._parts[number]}) with {units} units are not fixed + units x bytes"
+            changes.append((fixed, of_unit) if change > 0 else (-fixed, -of_unit))
+        fixed_changes, unit_changes = zip(*changes, strict=True)
+        return self._by_part(fixed_changes), self._by_part(unit_changes)
+
+    def _by_part(self, changes: npt.ArrayLike) -> Bytes:
+        by_part = np.zeros((len(self._changes), len(Part)), dtype=np.int64)
+        by_part[np.arange(len(self._changes)), self.parts()] = changes
+        return by_part.cumsum(axis=0)
 
     def _number(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()

@@ -5,8 +5,9 @@ So what is recorded is what the program does, whatever the stage; only what kern
 """
 
 import contextlib
+import dataclasses
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -21,40 +22,85 @@ from cola_train.models.attention.tiled import TiledAttention, forget_masks
 from cola_train.models.vocabulary_head import PARTS
 from cola_train.objectives.objective import total_loss
 from cola_train.processes import Processes
-from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
+from cola_train.scaling.allocations import AllocationLog, Bytes, Part, RecordingMode, Timeline
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.optim.optimizers import ensure_state
-from cola_train.training.parallel.sharding import check_mesh, gather_each_once
+from cola_train.training.parallel.activations import Checkpointing, checkpointing_activations
+from cola_train.training.parallel.sharding import check_mesh, gather_each_once, sharding_units
 
 
-def record(config: RunConfig, world_size: int, local_world_size: int, device_type: str) -> Timeline:
-    """The timeline of process 0's forward and backward of one micro-batch, from a step on that the optimizer has state for.
+def record(
+    config: RunConfig, world_size: int, local_world_size: int, device_type: str, checkpointing: Sequence[Checkpointing]
+) -> list[Timeline]:
+    """Timelines of process 0's forward and backward of one micro-batch, from a step on that the optimizer has state for.
 
-    Clipping and the optimizer's step need less than the backward pass before them, and are left out. Memory is affine in the
-    rows: two recordings tell them all. Their rows are multiples of the parts that the vocabulary head cuts positions into; with
-    other rows parts differ by a position, which is left out.
+    Clipping and the optimizer's step need less than the backward pass before them, and are left out. The rows of the micro-batch
+    are a multiple of the parts that the vocabulary head cuts positions into; with other rows parts differ by a position, which is
+    left out.
 
     Args:
         config: the run; its precision decided, not `auto`.
         world_size: processes of the run.
         local_world_size: those of one machine.
         device_type: "cuda" for the attention kernels of a GPU, "cpu" for those of a CPU.
+        checkpointing: kinds of activation checkpointing, in place of the config's: a timeline of each. They share one stage.
 
     Raises:
         UserError: a strategy that does not fit the number of processes.
     """
     processes = Processes(0, world_size, 0, local_world_size)
     check_mesh(config.parallel, processes)
+    config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, activation_checkpointing="none"))
     with _fake_group(world_size), _kernels_of(device_type):
-        stage = StageModule(config, processes, StopRequest(), Watchdog(0, config.parallel.timeout_seconds))
-        mode = RecordingMode()
-        there = _configure(stage, mode)
-        some, more = (_record_step(stage, mode, there, rows) for rows in (PARTS, 2 * PARTS))
+        try:
+            return _record(config, processes, checkpointing, _record_once)
+        except (RuntimeError, OverflowError) as error:
+            # The largest models: so many rows of them have more bytes than 64 bits count.
+            if "overflow" not in str(error):
+                raise
+            return _record(config, processes, checkpointing, _record_twice)
+
+
+def _record(
+    config: RunConfig, processes: Processes, checkpointing: Sequence[Checkpointing], record_timeline: Callable[..., Timeline]
+) -> list[Timeline]:
+    stage = StageModule(config, processes, StopRequest(), Watchdog(0, config.parallel.timeout_seconds))
+    mode = RecordingMode()
+    there = _configure(stage, mode)
+    timelines = []
+    for kind in checkpointing:
+        with checkpointing_activations(stage.objective, kind):
+            timelines.append(record_timeline(stage, mode, there))
+    return timelines
+
+
+def _record_once(stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]) -> Timeline:
+    """By a micro-batch of so many rows that their number exceeds the bytes of whatever has a size of its own."""
+    # The largest such storages are those that a unit is gathered into and reduced from: fp32, with some padding, and twice that.
+    units = [_numbers(unit) for unit in sharding_units(stage.objective)]
+    root = _numbers(stage.objective) - sum(units)
+    many = 1 << (4 * 4 * max(root, *units)).bit_length()
+    fixed, of_parts = _record_step(stage, mode, there, many * PARTS).live_apart(many)
+    return _affine(fixed + of_parts, fixed + 2 * of_parts)
+
+
+def _record_twice(stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]) -> Timeline:
+    """By two micro-batches, of different rows."""
+    some, more = (_record_step(stage, mode, there, rows) for rows in (PARTS, 2 * PARTS))
     assert some.parts() == more.parts(), "the rows of a micro-batch change what is allocated"
-    per_row = (more.live() - some.live()) // PARTS
-    return Timeline(some.live() - PARTS * per_row, per_row)
+    return _affine(some.live(), more.live())
+
+
+def _affine(some: Bytes, more: Bytes) -> Timeline:
+    """Through what lives with PARTS rows and with twice as many."""
+    per_row = (more - some) // PARTS
+    return Timeline(some - PARTS * per_row, per_row)
+
+
+def _numbers(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ weights.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from cola_train.config.run import RunConfig
@@ -14,6 +15,7 @@ from cola_train.config.settings import require
 from cola_train.devices import cpu_bf16_is_fast
 from cola_train.scaling.allocations import SHARDED, Part, Timeline
 from cola_train.scaling.dry_run import record
+from cola_train.training.activations import Checkpointing
 
 DeviceType = Literal["cpu", "cuda"]
 # CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured for this project.
@@ -30,6 +32,7 @@ _NAMES = {
     Part.LOGITS: "vocabulary logits",
     Part.TEMPORARIES: "temporaries",
 }
+_KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 # A recording takes seconds, and a plan asks for the same one more than once.
 _recorded: dict[str, Timeline] = {}
 
@@ -67,10 +70,7 @@ def estimate(
     Raises:
         UserError: a batch or strategy that does not fit the number of devices.
     """
-    micro, local_rows = config.trainer.micro_batch_size, _local_rows(config, world_size)
-    require(local_rows % micro == 0,
-            f"trainer.global_batch_size ({config.trainer.global_batch_size}) must be a multiple of trainer.micro_batch_size x "
-            f"devices ({micro} x {world_size} = {micro * world_size}): choose one that divides {local_rows}.")  # fmt: skip
+    micro, local_rows = config.trainer.micro_batch_size, check_rows(config, world_size)
     timeline = _timeline(config, world_size, local_world_size or world_size, device_type)
     live = _of_step(timeline, micro, local_rows).at(micro)
     highest = live[live.sum(axis=1).argmax()]
@@ -117,18 +117,29 @@ def what_fits(
         shard_sizes["hsdp"] = config.parallel.shard_size or local_world_size
     if world_size > 1:
         shard_sizes["ddp"] = 1
+    parallel = dataclasses.replace(config.parallel, strategy="fsdp2", shard_size=None)
+    sharded = _timelines(dataclasses.replace(config, parallel=parallel), world_size, local_world_size, device_type, _KINDS)
     options = []
     for strategy, shard_size in shard_sizes.items():
-        for checkpointing in ("none", "selective", "full"):
-            parallel = dataclasses.replace(
-                config.parallel, strategy="fsdp2", shard_size=None, activation_checkpointing=checkpointing
-            )
-            sharded = _timeline(dataclasses.replace(config, parallel=parallel), world_size, local_world_size, device_type)
-            timeline = sharded.resharded(world_size // shard_size)
+        for checkpointing, recorded in zip(_KINDS, sharded, strict=True):
+            timeline = recorded.resharded(world_size // shard_size)
             micro = _largest(timeline, local_rows, device_bytes - _runtime(device_type))
             peak = _of_step(timeline, micro or 1, local_rows).peak(micro or 1) + _runtime(device_type)
             options.append(Option(strategy, checkpointing, micro, peak))
     return options
+
+
+def check_rows(config: RunConfig, world_size: int) -> int:
+    """A device's rows of a step, which its micro-batches must divide among.
+
+    Raises:
+        UserError: they do not.
+    """
+    micro, local_rows = config.trainer.micro_batch_size, _local_rows(config, world_size)
+    require(local_rows % micro == 0,
+            f"trainer.global_batch_size ({config.trainer.global_batch_size}) must be a multiple of trainer.micro_batch_size x "
+            f"devices ({micro} x {world_size} = {micro * world_size}): choose one that divides {local_rows}.")  # fmt: skip
+    return local_rows
 
 
 def _local_rows(config: RunConfig, world_size: int) -> int:
@@ -143,18 +154,33 @@ def _runtime(device_type: DeviceType) -> int:
 
 
 def _timeline(config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType) -> Timeline:
+    """Of the config's own checkpointing."""
+    return _timelines(config, world_size, local_world_size, device_type, (config.parallel.activation_checkpointing,))[0]
+
+
+def _timelines(
+    config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType, kinds: Sequence[Checkpointing]
+) -> list[Timeline]:
+    """Of each kind of checkpointing, in place of the config's."""
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if device_type == "cuda" or cpu_bf16_is_fast() else "fp32"
     if precision == "fp8":  # it keeps no more than bf16, and its kernels cannot be recorded without its devices
         precision = "bf16"
     # Whatever the micro-batch, its timeline is the same.
-    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision=precision, micro_batch_size=1))
-    key = repr((config, world_size, local_world_size, device_type))
-    if key not in _recorded:
-        _recorded[key] = record(config, world_size, local_world_size, device_type)
-    timeline = _recorded[key]
-    return timeline.without(SHARDED) if config.parallel.cpu_offload and device_type == "cuda" else timeline
+    config = dataclasses.replace(
+        config,
+        trainer=dataclasses.replace(config.trainer, precision=precision, micro_batch_size=1),
+        parallel=dataclasses.replace(config.parallel, activation_checkpointing="none"),
+    )
+    keys = {kind: repr((config, world_size, local_world_size, device_type, kind)) for kind in kinds}
+    missing = [kind for kind in kinds if keys[kind] not in _recorded]
+    if missing:
+        recorded = record(config, world_size, local_world_size, device_type, missing)
+        _recorded.update(zip((keys[kind] for kind in missing), recorded, strict=True))
+    timelines = [_recorded[key] for key in keys.values()]
+    offloaded = config.parallel.cpu_offload and device_type == "cuda"
+    return [timeline.without(SHARDED) if offloaded else timeline for timeline in timelines]
 
 
 def _of_step(timeline: Timeline, micro: int, local_rows: int) -> Timeline:

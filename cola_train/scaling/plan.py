@@ -14,7 +14,7 @@ from cola_train.data.prepared import PreparedData
 from cola_train.families.costs import CONVENTIONS, flops_after, network_parameters, step_flops, step_parts, steps_to
 from cola_train.families.registry import family_of
 from cola_train.peaks import DEVICES, Device, device_named
-from cola_train.scaling.memory import estimate, what_fits
+from cola_train.scaling.memory import check_rows, estimate, what_fits
 from cola_train.training.loop.budget import Budget
 
 _LISTED_MARKS = 30
@@ -60,6 +60,9 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     moments = {*_mark_steps(config, end), *(steps_to(config, Amount.parse(text, "--at")) for text in extra), end}
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
     per_node = min(fleet.count, fleet.per_node)
+    check_rows(config, fleet.count)
+    # First what records every kind of checkpointing at once: the config's own is most often among them.
+    options = what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)
     memory = estimate(config, fleet.count, per_node, "cuda")
     return {
         "run": config.name,
@@ -77,7 +80,7 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
         "moments": [_moment(config, steps, rows, fleet) for steps in sorted(moments) if steps > 0],
         "devices": {**dataclasses.asdict(fleet), "memory_bytes": fleet.kind.memory_bytes},
         "memory": {"parts": memory.by_part, "peak": memory.peak, "fits": memory.peak <= fleet.kind.memory_bytes},
-        "what_fits": [dataclasses.asdict(option) for option in what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)],
+        "what_fits": [dataclasses.asdict(option) for option in options],
     }
 
 

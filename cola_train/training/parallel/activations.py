@@ -1,7 +1,8 @@
 """Activation checkpointing: what the backward pass computes again instead of keeping."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from cola_train.models.blocks import blocks_of
 
+Checkpointing = Literal["none", "selective", "full"]
 _aten = torch.ops.aten
 # The costly operations, whose results `selective` keeps: matrix products and attention.
 _KEPT = {
@@ -25,7 +27,7 @@ _KEPT = {
 }
 
 
-def checkpoint_activations(objective: nn.Module, mode: Literal["none", "selective", "full"]) -> None:
+def checkpoint_activations(objective: nn.Module, mode: Checkpointing) -> None:
     """Make every block compute again in the backward pass what `mode` does not keep. Before sharding."""
     if mode == "none":
         return
@@ -35,6 +37,17 @@ def checkpoint_activations(objective: nn.Module, mode: Literal["none", "selectiv
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
     for block in blocks_of(objective):
         block.forward = _checkpointed(block.forward, options)
+
+
+@contextlib.contextmanager
+def checkpointing_activations(objective: nn.Module, mode: Checkpointing) -> Iterator[None]:
+    """As `checkpoint_activations`, of an objective built without and maybe sharded, while the block runs."""
+    checkpoint_activations(objective, mode)
+    try:
+        yield
+    finally:
+        for block in blocks_of(objective):
+            vars(block).pop("forward", None)
 
 
 def _checkpointed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:

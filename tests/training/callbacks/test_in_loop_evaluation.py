@@ -227,7 +227,7 @@ def test_instruments_of_other_stages_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=r"likelihood is not for a run of `cola-train vae`; it can have inspection\."):
         vae_config("run", "in_loop_eval.every_steps=1", "in_loop_eval.evaluators=[likelihood]")
-    with pytest.raises(UserError, match=r"not for a run of `cola-train ar or llada`; it can have likelihood, benchmarks\."):
+    with pytest.raises(UserError, match=r"inspection is not for a run of `cola-train ar`; it can have likelihood, benchmarks\."):
         baseline_config("ar", "run", "in_loop_eval.every_steps=1")
 
 

@@ -100,10 +100,10 @@ def test_networks_without_a_fit_layer(vae_config: Callable[..., VAERunConfig]) -
 def test_memory_is_planned_as_bf16s(vae_config: Callable[..., VAERunConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = []
 
-    def record(config: VAERunConfig, *rest: Any) -> Timeline:
+    def record(config: VAERunConfig, *rest: Any) -> list[Timeline]:
         recorded.append(config.trainer.precision)
         nothing = np.zeros((1, len(Part)), dtype=np.int64)
-        return Timeline(nothing, nothing)
+        return [Timeline(nothing, nothing)]
 
     monkeypatch.setattr(memory, "record", record)
     monkeypatch.setattr(memory, "_recorded", {})
