@@ -162,7 +162,7 @@ class AllocationLog:
         fixed_changes, unit_changes = zip(*changes, strict=True)
         return self._by_part(fixed_changes), self._by_part(unit_changes)
 
-    def _by_part(self, changes: npt.ArrayLike) -> Bytes:
+    def _by_part(self, changes: Sequence[int]) -> Bytes:
         by_part = np.zeros((len(self._changes), len(Part)), dtype=np.int64)
         by_part[np.arange(len(self._changes)), self.parts()] = changes
         return by_part.cumsum(axis=0)
