@@ -9,7 +9,7 @@ import yaml
 
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
-from cola_train.config.sampling import SamplerConfig
+from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
 from cola_train.families.registry import family_of, load_run_config
 from cola_train.families.transformer.config import BaselineRunConfig
@@ -86,8 +86,8 @@ def test_every_other_file_loads_or_is_a_base() -> None:
             for name in {name for family in config.families.values() for name in (family.config, family.stage1) if name}:
                 assert path.parent / name in RUNS
         else:
-            assert COMMANDS[path][0] == "report"
-            assert load_config(SamplerConfig, path).num_steps >= 1
+            assert COMMANDS[path][0] == "compare"
+            assert load_config(ComparisonConfig, path).sampler.num_steps >= 1
 
 
 def test_a_file_opens_with_the_command_that_runs_it() -> None:

@@ -146,7 +146,7 @@ CORRUPTIONS: dict[str, tuple[Callable[[Log], object], list[str]]] = {
     ),
     "twice in one attempt": (
         lambda log: log.insert(3, done(2)),
-        ["steps out of cos_sin: 1", "  step 2 comes after step 2"],
+        ["steps out of turn: 1", "  step 2 comes after step 2"],
     ),
     "another row": (
         lambda log: log.__setitem__(2, other(2, row=1)),

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from cola_train.config.runs import RunConfig, load_run_config
+from cola_train.config.run import RunConfig
+from cola_train.families.registry import load_run_config
 from cola_train.scaling import dry_run, memory
 from cola_train.scaling.allocations import AllocationLog, RecordingMode, Timeline
 from cola_train.scaling.dry_run import record
 from cola_train.scaling.plan import Fleet, make_plan
-from cola_train.training.activations import Checkpointing
+from cola_train.training.parallel.activations import Checkpointing
 from tests.scaling.test_memory import small_ar, small_joint, small_llada, small_vae
 
 KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
@@ -38,7 +39,7 @@ def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(mon
     for name in calls:
         monkeypatch.setattr(dry_run, name, counted(name))
     monkeypatch.setattr(memory, "_recorded", {})
-    config = load_run_config(Path("configs/joint_paper.yaml"), ["dit.num_layers=1", "budget.eflops=1", "vae.encoder_num_blocks=1"])
+    config = load_run_config(Path("configs/paper/joint.yaml"), ["dit.num_layers=1", "budget.eflops=1", "vae.encoder_num_blocks=1"])
     make_plan(config, Fleet("H100", count=8, per_node=8, mfu=0.4, price=None), [])
     assert calls == {"_configure": 1, "_record_step": len(KINDS)}
 

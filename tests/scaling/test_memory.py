@@ -104,7 +104,7 @@ def test_persistent_parts_are_what_the_shapes_say(processes: int) -> None:
     # FSDP2 cuts the first dimension into equal pieces; process 0 never has the short one.
     numbers = sum(-(-shape[0] // processes) * shape[1:].numel() for shape in shapes)
     by_part = estimate(config, processes).by_part
-    assert by_part["weights"] == by_part["average of the weights"] == 4 * numbers
+    assert by_part["weights"] == by_part["moving average of the weights"] == 4 * numbers
     # Two moments, and a step count of each parameter.
     assert by_part["optimizer state"] == 2 * 4 * numbers + 4 * len(shapes)
 

@@ -50,7 +50,7 @@ def test_packed_mask_is_the_rules_enumerated(
             length, block_size, documents[number] if with_documents else None, shown[number] if hides else None
         )
         assert len(naive_row) == 2 * length - block_size
-        expected = [[naive.sees(query, key) for key in naive_row] for query in naive_row]
+        expected = [[naive.is_visible(query, key) for key in naive_row] for query in naive_row]
         assert mask[number if mask.shape[0] > 1 else 0].tolist() == expected
 
 
@@ -64,7 +64,7 @@ def test_clean_mask_and_document_positions_are_the_rules_enumerated(
     positions = document_positions(torch.tensor(documents))
     for number, of_row in enumerate(documents):
         naive_row = naive.clean_row(len(of_row), block_size, of_row if with_documents else None)
-        assert mask[number if with_documents else 0].tolist() == [[naive.sees(q, k) for k in naive_row] for q in naive_row]
+        assert mask[number if with_documents else 0].tolist() == [[naive.is_visible(q, k) for k in naive_row] for q in naive_row]
         assert positions[number].tolist() == [place.position for place in naive.clean_row(len(of_row), block_size, of_row)]
 
 

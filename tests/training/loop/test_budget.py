@@ -29,7 +29,7 @@ from cola_train.training.loop.state import RunState
 from cola_train.training.run import train
 from tests.helpers.runs import figures
 
-# Frozen and joint steps cost differently: 2 of each in cos_sin.
+# Frozen and joint steps cost differently: 2 of each in turn.
 INTERVAL = ["objective.vae_strategy.mode=interval", "objective.vae_strategy.joint_steps=2", "objective.vae_strategy.frozen_steps=2"]
 Configs = Callable[..., JointRunConfig]
 
