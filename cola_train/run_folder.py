@@ -24,12 +24,18 @@ def read_run_config(run_folder: Path) -> Any:
     """The resolved config that a run was last trained with.
 
     Raises:
-        UserError: not a run folder.
+        UserError: not a run folder, or one of another version, whose config has other keys.
     """
     path = run_folder / CONFIG
     if not path.is_file():
         raise UserError(f"{run_folder} is not a run folder: it has no {CONFIG}. Runs lie in checkpoints/NAME.")
-    return load_run_config(path)
+    try:
+        return load_run_config(path)
+    except UserError as error:
+        raise UserError(
+            f"{run_folder} cannot be read: {error} If another version of cola-train wrote it, go on with that version, or start a "
+            "run from what its `cola-train export` writes: exports are the same in all."
+        ) from error
 
 
 def saved_config(config: RunT) -> RunT | None:

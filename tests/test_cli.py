@@ -144,3 +144,11 @@ def test_what_a_verb_imports_first_is_nothing_that_only_some_of_its_uses_need(mo
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "cola_train", "--help"], capture_output=True, text=True, check=True)
     assert "usage: cola-train" in done.stdout
+
+
+def test_a_run_of_another_version_is_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text("stage: vae\nguard: {spike_sigmas: 6}\n", encoding="utf-8")
+    assert run("export", str(tmp_path)) == 2
+    message = capsys.readouterr().err
+    assert "Unknown config key 'guard.spike_sigmas'" in message
+    assert "If another version of cola-train wrote it, go on with that version" in message

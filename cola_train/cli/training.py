@@ -34,7 +34,9 @@ def add(verbs: Any) -> None:
     export.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME")
     export.add_argument("--step", type=int, help="which saved step; the latest without it")
     export.add_argument("--out", type=Path, help="the folder to write, which must not exist; RUN/hf without it, replaced")
-    export.add_argument("--average", dest="ema", action="store_true", help="the moving average of the weights (ema.decay) instead of them")
+    export.add_argument(
+        "--average", dest="ema", action="store_true", help="the moving average of the weights (ema.decay) instead of them"
+    )
     export.add_argument(
         "--max-shard-gb", type=float, default=5.0, help="split weights into files of at most this many GB (%(default)s)"
     )
