@@ -4,7 +4,11 @@
 #   bash scripts/quickstart.sh --smoke   the same path in under 2 minutes; its text means nothing
 set -euo pipefail
 size=quickstart
-[ "${1:-}" = "--smoke" ] && size=smoke
+rows=256
+if [ "${1:-}" = "--smoke" ]; then
+    size=smoke
+    rows=16
+fi
 source "$(dirname "$0")/setup.sh"
 
 run=$size-$(date +%Y%m%d-%H%M%S)
@@ -15,6 +19,6 @@ cola-train prepare out=data/austen-64 tokenizer=data/austen-4096.json "corpus.in
 cola-train vae "configs/small/vae_$size.yaml" "name=$run-vae"
 cola-train joint "configs/small/joint_$size.yaml" "name=$run" "init_vae_from=checkpoints/$run-vae"
 # One page: what the VAE keeps, what the prior has learned of it beside yardsticks, and what it writes.
-cola-train inspect "checkpoints/$run" --data data/austen-64 --reference "checkpoints/$run-vae"
+cola-train inspect "checkpoints/$run" --data data/austen-64 --reference "checkpoints/$run-vae" "num_rows=$rows"
 cola-train compare "checkpoints/$run" "configs/small/compare_$size.yaml"
 cola-train sample "checkpoints/$run" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1
