@@ -164,8 +164,8 @@ def test_tensors_are_asked_for_a_file_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"model_type": "mistral"}, "saved holds no checkpoint of any family (vae, joint, ar, llada)"),
-        ({"model_type": ["llama"]}, "saved holds no checkpoint of any family"),
+        ({"model_type": "mistral"}, "config.json says model_type = 'mistral', which is that of no family here"),
+        ({"model_type": ["llama"]}, "config.json says model_type = ['llama'], which is that of no family here"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported here, only 'silu'."),
         ({"num_key_value_heads": 1}, "num_key_value_heads = 1 is not supported here, only 2."),
         ({"tie_word_embeddings": True}, "tie_word_embeddings = True is not supported here, only False."),
