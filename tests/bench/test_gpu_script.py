@@ -11,7 +11,7 @@ import pytest
 
 from cola_train.bench.config import BenchSampleConfig, BenchTrainConfig, split_settings
 from cola_train.bench.workloads import run_config
-from cola_train.cli import _parser
+from cola_train.cli import make_parser
 from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
@@ -65,7 +65,7 @@ def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tm
         elif command[0] in families():
             runs[command[0]] = load_run_config(ROOT / command[1], command[2:])
         elif command[0] == "inspect":
-            assert _parser().parse_args(command).reference == tmp_path / "out" / "vae"
+            assert make_parser().parse_args(command).reference == tmp_path / "out" / "vae"
     # Half a second a step: ten minutes of stage 1, two of stage 2.
     assert {stage: run.trainer.max_steps for stage, run in runs.items()} == {"vae": 1200, "joint": 240}
     assert all(run.runs_folder == str(tmp_path / "out") and run.optim.decay == str(run.trainer.max_steps) for run in runs.values())

@@ -7,7 +7,7 @@ import pytest
 
 from cola_train.bench.config import BenchTrainConfig, split_settings
 from cola_train.bench.workloads import run_config, workloads
-from cola_train.cli import _parser
+from cola_train.cli import make_parser
 from cola_train.config.load import load_config
 from tests.helpers.programs import ROOT
 
@@ -18,7 +18,7 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DO
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("cola-train ")])
 def test_commands_of_the_page_are_taken(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    options = _parser().parse_args(shlex.split(command)[1:])
+    options = make_parser().parse_args(shlex.split(command)[1:])
     own, of_run = split_settings(options.settings)
     config = load_config(options.config_class, None, own)
     if isinstance(config, BenchTrainConfig):
