@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -190,7 +191,7 @@ def test_every_kind_explains_its_settings(kind: str, capsys: pytest.CaptureFixtu
     assert end.value.code == 0
     out = capsys.readouterr().out
     assert f"usage: cola-train bench {kind}" in out
-    assert "  out\n      A new JSON file for the result; null prints it. [null]" in out
+    assert re.search(r"\n  out\s+A new JSON file for the result; null prints it. \[null\]", out)
 
 
 def test_quality_reads_prompts_or_takes_passages_and_reports_rows(
