@@ -74,7 +74,6 @@ def test_the_curve_runs_in_its_smoke_form() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # forty programs, one after the other: over ten minutes where the machine does other work as well
 def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     texts = tmp_path / "my_texts"
