@@ -22,6 +22,14 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
 
+def model_type(folder: Path) -> object:
+    """What a folder of the Hugging Face layout says it is, in config.json; None of a folder that says nothing."""
+    try:
+        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def read_json(path: Path) -> tuple[dict[str, Any], str]:
     """The fields of a JSON file, and its name for messages.
 

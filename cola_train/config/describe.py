@@ -5,6 +5,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from cola_train.config.load import section_class
+
 
 @dataclasses.dataclass(frozen=True)
 class Described:
@@ -50,8 +52,8 @@ def _walk(config_class: type, defaults: object, prefix: str, *, common: bool) ->
         default = _default(field) if defaults is None else getattr(defaults, field.name)
         inside = _inside(field)
         marked = common and field.metadata.get("common", inside is not None)
-        if dataclasses.is_dataclass(field.type):
-            yield from _walk(field.type, default, f"{key}.", common=marked)  # type: ignore[arg-type]  # a class
+        if (section := section_class(field.type)) is not None:
+            yield from _walk(section, default, f"{key}.", common=marked)
             continue
         yield Described(key, field.metadata["help"], _shown(default), marked)
         if inside is not None:
@@ -60,8 +62,7 @@ def _walk(config_class: type, defaults: object, prefix: str, *, common: bool) ->
 
 def _inside(field: dataclasses.Field[Any]) -> type | None:
     """The config class of a section, or of a dictionary's values; None for a plain setting."""
-    kind: Any = typing.get_args(field.type)[1] if typing.get_origin(field.type) is dict else field.type
-    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+    return section_class(typing.get_args(field.type)[1] if typing.get_origin(field.type) is dict else field.type)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

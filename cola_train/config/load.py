@@ -4,7 +4,7 @@ import dataclasses
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -42,7 +42,7 @@ def build_config(config_class: type[T], values: Mapping[str, Any], origin: str, 
     if missing:
         raise UserError(f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the YAML file.")
     try:
-        return OmegaConf.to_object(config)  # type: ignore[return-value]  # omegaconf types it as a container
+        return cast(T, OmegaConf.to_object(config))
     except Exception as error:  # omegaconf re-raises what a __post_init__ raised, with lines of its own added
         raise UserError(_first_line(error)) from error
 
@@ -61,11 +61,16 @@ def to_yaml(config: Any) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
+def section_class(annotation: object) -> type | None:
+    """The config class that a field of this type is a section of; None for a setting."""
+    return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
+
+
 def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
     """Every setting of a config class as (dotted key, field), sections flattened, in declaration order."""
     for field in dataclasses.fields(config_class):
-        if dataclasses.is_dataclass(field.type):
-            yield from leaves(field.type, f"{prefix}{field.name}.")  # type: ignore[arg-type]  # a class, checked above
+        if (section := section_class(field.type)) is not None:
+            yield from leaves(section, f"{prefix}{field.name}.")
         else:
             yield prefix + field.name, field
 
@@ -116,7 +121,7 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
                 return {}
             raise UserError(f"{path} must hold keys and values at the top level, not a {type(value).__name__}.")
         # OmegaConf's loader reads 1e-4 as a number, which plain YAML 1.1 does not.
-        return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))  # type: ignore[return-value]  # a dict
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(io.StringIO(text))))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} is not valid YAML: {error}") from None
 
@@ -134,7 +139,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not key:
         raise UserError(f"'{text}' is not an override; write key=value, for example trainer.max_steps=100.")
     try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([text]))  # type: ignore[return-value]  # a dict
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([text])))
     except Exception as error:  # omegaconf lets several parsers' errors through here
         raise UserError(f"The override '{text}' cannot be read: {_first_line(error)}") from error
 
@@ -145,16 +150,15 @@ def _refuse_unknown_keys(values: Mapping[str, Any], config_class: type, origin: 
         if key not in fields:
             everything = [prefix + name for name in fields]
             raise UserError(f"Unknown config key '{prefix}{key}' in {origin}; {nearest(f'{prefix}{key}', everything)}")
-        inner = fields[key].type
-        if dataclasses.is_dataclass(inner):
+        if (section := section_class(fields[key].type)) is not None:
             if not isinstance(value, Mapping):
                 raise UserError(f"Config key '{prefix}{key}' in {origin} is a section of keys, not the value {value!r}.")
-            _refuse_unknown_keys(value, inner, origin, f"{prefix}{key}.")  # type: ignore[arg-type]  # a class
+            _refuse_unknown_keys(value, section, origin, f"{prefix}{key}.")
 
 
 def _merge(config: Any, values: Mapping[str, Any], origin: str) -> DictConfig:
     try:
-        return OmegaConf.merge(config, values)  # type: ignore[return-value]  # merging into a DictConfig gives one
+        return cast(DictConfig, OmegaConf.merge(config, values))
     except ConfigKeyError as error:
         raise UserError(f"{origin}: {_first_line(error)}") from error
     except OmegaConfBaseException as error:

@@ -1,5 +1,6 @@
 """What the configs of all runs share, and which of its settings make a run what it is."""
 
+import abc
 import dataclasses
 
 from cola_train.config.alarms import AlarmsConfig
@@ -29,7 +30,7 @@ _MAY_CHANGE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(abc.ABC):
     """What all runs share. A family's own config adds its networks, `objective` and `stage`, the family's name."""
 
     name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
@@ -68,9 +69,9 @@ class RunConfig:
                 "a run is spread over devices, and the learning rate must not. Use paper or model.")  # fmt: skip
 
     @property
+    @abc.abstractmethod
     def vocab_size_key(self) -> str:
         """The setting that holds `vocab_size`, for messages."""
-        raise NotImplementedError
 
     @property
     def vocab_size(self) -> int:

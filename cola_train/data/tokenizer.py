@@ -179,13 +179,13 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
         show_progress=False,
     )
     documents = (text for text in read_documents(config.corpus) if text)
-    first = next(documents, None)
-    require(first is not None, "The corpus has no text to learn merges from: every document is empty; check corpus.inputs.")
+    first = next(documents, "")
+    require(first != "", "The corpus has no text to learn merges from: every document is empty; check corpus.inputs.")
     num_documents = 1
 
     def counted() -> Iterator[str]:
         nonlocal num_documents
-        yield first  # type: ignore[misc]  # not None, required above
+        yield first
         for text in documents:
             num_documents += 1
             yield text

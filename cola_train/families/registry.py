@@ -9,7 +9,6 @@ An entry point names a `Family` object or class: in a package's pyproject.toml,
 import dataclasses
 import importlib
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,17 +126,12 @@ def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") ->
         for family in families().values():
             if family.recognizes(root):
                 return family.load(root, device)
+    from cola_train.tensor_files import model_type
+
+    found = model_type(folder)
+    hint = "" if found is None else f" Its config.json says model_type = {found!r}, which is that of no family here."
     what = "holds no checkpoint" if folder.is_dir() else "does not exist, so it holds no checkpoint"
     raise UserError(
         f"{folder} {what} of any family ({', '.join(families())}): give an exported folder (cola_dlm/cola_vae for Cola DLM, a "
-        f"config.json for a baseline), or a run folder that has been exported (cola-train export RUN).{_model_type(folder)}"
+        f"config.json for a baseline), or a run folder that has been exported (cola-train export RUN).{hint}"
     )
-
-
-def _model_type(folder: Path) -> str:
-    """What a folder of the Hugging Face layout says it is, where no family knows it: most often another kind of model."""
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
-    return f" Its config.json says model_type = {found!r}, which is that of no family here."

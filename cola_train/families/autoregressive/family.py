@@ -17,7 +17,6 @@ class AutoregressiveFamily(TransformerFamily[AutoregressiveRunConfig]):
     config = AutoregressiveRunConfig
     summary = "baseline: train an autoregressive transformer"
     example = "configs/paper/ar.yaml"
-    causal = True
 
     def build(self, config: AutoregressiveRunConfig) -> "AutoregressiveObjective":
         """A transformer that sees what comes before."""

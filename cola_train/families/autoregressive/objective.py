@@ -1,5 +1,8 @@
 """The autoregressive baseline: next-token cross-entropy (method, section 8)."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -12,7 +15,7 @@ from cola_train.objectives.objective import Objective, Term, documents_of
 class AutoregressiveObjective(Objective):
     """Holds the transformer it trains."""
 
-    timed_forwards = {"transformer": "forward of the transformer"}  # noqa: RUF012
+    timed_forwards: ClassVar[Mapping[str, str]] = {"transformer": "forward of the transformer"}
 
     def __init__(self, transformer: Transformer, config: AutoregressiveConfig) -> None:
         super().__init__()

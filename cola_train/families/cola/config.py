@@ -1,5 +1,6 @@
 """Settings of Cola DLM's two stages. Values that the paper does not state say so; each is then our default."""
 
+import abc
 import dataclasses
 from typing import Literal
 
@@ -116,9 +117,9 @@ class ColaRunConfig(RunConfig):
         return "vae.vocab_size"
 
     @property
+    @abc.abstractmethod
     def fixed_log_snr(self) -> float | None:
         """The logSNR at which the VAE is held, if it is."""
-        raise NotImplementedError
 
     def _check_log_snr(self) -> None:
         fixed_log_snr = self.fixed_log_snr

@@ -5,6 +5,7 @@ L = lambda_VAE (reconstruction + beta E_q[log q] + lambda_mask L_mask) + lambda_
 
 import copy
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -34,7 +35,7 @@ class Stage2Objective(Objective):
     The reference encoder is a copy of the VAE's encoder at construction, so build this after loading stage 1.
     """
 
-    timed_forwards = {  # noqa: RUF012
+    timed_forwards: ClassVar[Mapping[str, str]] = {
         "vae.encoder": "encode",
         "reference_encoder": "encode by the reference",
         "vae.decoder": "decode",

@@ -17,7 +17,6 @@ class MaskedDiffusionFamily(TransformerFamily[LLaDARunConfig]):
     config = LLaDARunConfig
     summary = "baseline: train a masked diffusion transformer (LLaDA)"
     example = "configs/paper/llada.yaml"
-    causal = False
 
     def build(self, config: LLaDARunConfig) -> "MaskedDiffusionObjective":
         """A transformer that sees the whole row."""

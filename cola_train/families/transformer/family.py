@@ -1,10 +1,11 @@
 """What both transformer baselines share as families."""
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cola_train.config.run import RunConfig
 from cola_train.families.family import Family, MatchTarget
@@ -27,15 +28,17 @@ _SMALL_WIDTH = 32
 class TransformerFamily(Family[BaselineT]):
     """A transformer over tokens, trained and sampled in one way or another."""
 
-    causal: ClassVar[bool]
-
+    @abc.abstractmethod
     def checkpoint_class(self) -> "type[TransformerCheckpoint]":
-        """The family's."""
-        raise NotImplementedError
+        """The class of the family's checkpoints, which imports torch; its `kind` says whether the transformer is causal."""
 
+    @abc.abstractmethod
     def matched_objective(self, mask_documents: bool) -> Any:
         """The objective's settings of a run that is matched to another."""
-        raise NotImplementedError
+
+    @property
+    def _causal(self) -> bool:
+        return self.checkpoint_class().kind.causal
 
     def initial_values(self, config: BaselineT, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
         """Drawn."""
@@ -48,11 +51,11 @@ class TransformerFamily(Family[BaselineT]):
         """Every step is alike."""
         from cola_train.families.transformer.flops import step_work
 
-        return step_work(config, self.causal)
+        return step_work(config, self._causal)
 
     def parameters(self, config: BaselineT) -> dict[str, int]:
         """The transformer's."""
-        return dict(_parameters(config.transformer, self.causal))
+        return dict(_parameters(config.transformer, self._causal))
 
     def write(
         self,
@@ -98,7 +101,7 @@ class TransformerFamily(Family[BaselineT]):
         from cola_train.models.transformer import Transformer
         from cola_train.tensor_files import Below
 
-        transformer = Transformer(config.transformer, self.causal)
+        transformer = Transformer(config.transformer, self._causal)
         transformer.load_state_dict(dict(Below(weights, "transformer.")))
         return self.checkpoint_class()(transformer.to(device).eval().requires_grad_(False), tokenizer, dict(training))
 

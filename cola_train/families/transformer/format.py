@@ -1,7 +1,6 @@
 """The baselines' checkpoints: Hugging Face's Llama folder for AR, and the same with a [mask] row for LLaDA (docs/baselines.md)."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 from cola_train.files import atomic_folder
 from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import Transformer
-from cola_train.tensor_files import TRAINING, read_json, write_json, write_tensors
+from cola_train.tensor_files import TRAINING, model_type, read_json, write_json, write_tensors
 
 _CONFIG = "config.json"
 # For other programs: here the tokenizer and training.json say it.
@@ -37,15 +36,9 @@ class Kind:
     causal: bool
 
 
-def model_type_of(folder: Path) -> str | None:
+def model_type_of(folder: Path) -> object:
     """What a folder's config.json says it is; None of a folder that has none, or is of Cola DLM whatever its hub put there."""
-    if (folder / "cola_dlm").is_dir():
-        return None
-    try:
-        found = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, str) else None
+    return None if (folder / "cola_dlm").is_dir() else model_type(folder)
 
 
 def write_transformer(
