@@ -16,10 +16,9 @@ from cola_train.families import registry
 from cola_train.families.registry import families, family_named, register_family
 from cola_train.run_folder import read_run_config
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint
-from cola_train.training.checkpoints.tensors import CheckpointReader
 from tests.helpers.benchmarks import make_samples, write_samples
 from tests.helpers.programs import clean_environment
-from tests.helpers.runs import figures
+from tests.helpers.runs import figures, saved_tensors
 
 THIRD_PARTY = Path(__file__).resolve().parents[1] / "third_party"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -88,18 +87,9 @@ def trained(folder: Path, run: Run) -> Path:
     return folder / "checkpoints"
 
 
-def tensors(run_folder: Path) -> dict[str, torch.Tensor]:
-    saved = latest_checkpoint(run_folder)
-    assert saved is not None
-    manifest = intact_manifest(saved)
-    found = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
-    CheckpointReader(saved, manifest, one_process=True).load(found)
-    return found
-
-
 @pytest.mark.slow
 def test_it_learns_and_goes_on_after_a_kill_to_the_bit(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed, whole = tensors(trained / "killed"), tensors(trained / "whole")
+    killed, whole = saved_tensors(trained / "killed"), saved_tensors(trained / "whole")
     assert killed.keys() == whole.keys()
     assert len(killed) == 8  # two weights, and of each what AdamW keeps
     assert all(torch.equal(killed[name], whole[name]) for name in killed)

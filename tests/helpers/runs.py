@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import load_config
@@ -17,6 +18,8 @@ from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.registry import family_named
 from cola_train.families.transformer.config import BaselineRunConfig
 from cola_train.run_layout import CLOCKS
+from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, step_folder
+from cola_train.training.checkpoints.tensors import CheckpointReader
 from tests.helpers.programs import clean_environment
 
 BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt.xz"
@@ -110,3 +113,13 @@ def figures(run: Path) -> dict[tuple[int, str], float | None]:
             if name not in CLOCKS | {"step"}:
                 found[row["step"], name] = value
     return found
+
+
+def saved_tensors(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
+    """Every tensor of a run's checkpoint: of a step, or of the latest."""
+    folder = latest_checkpoint(run) if step is None else step_folder(run, step)
+    assert folder is not None
+    manifest = intact_manifest(folder)
+    tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
+    CheckpointReader(folder, manifest, one_process=True).load(tensors)
+    return tensors

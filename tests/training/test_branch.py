@@ -4,31 +4,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from cola_train.config.settings import UserError
 from cola_train.families.cola.config import VAERunConfig
 from cola_train.operations.audit import audit
 from cola_train.run_folder import Status, read_status
 from cola_train.training.branch import branch
-from cola_train.training.checkpoints.folder import latest_checkpoint, read_manifest, saved_steps
-from cola_train.training.checkpoints.tensors import CheckpointReader
+from cola_train.training.checkpoints.folder import saved_steps
 from cola_train.training.run import train
 from tests.helpers.programs import torchrun
-from tests.helpers.runs import figures
+from tests.helpers.runs import figures, saved_tensors
 
 STABLE = ["optim.schedule=wsd", "trainer.validate_every_steps=5", "optim.anneal=1", "optim.decay=1000000", "budget.marks=[5 steps]"]
 END = ["trainer.max_steps=9", "optim.decay=9", "optim.anneal=4", "budget.marks=[]"]
 Configs = Callable[..., VAERunConfig]
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    folder = latest_checkpoint(run)
-    assert folder is not None
-    manifest = read_manifest(folder)
-    tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
-    CheckpointReader(folder, manifest, one_process=True).load(tensors)
-    return tensors
 
 
 @pytest.fixture
@@ -45,7 +34,7 @@ def test_a_branch_is_the_run_that_had_its_schedule_all_along(vae_config: Configs
     assert config.branched_from == f"{trunk}/step-5"
     assert train(config).step == 9
     ours, theirs = trunk.parent / "anneal", trunk.parent / "straight"
-    assert all(value.equal(weights(theirs)[name]) for name, value in weights(ours).items())
+    assert all(value.equal(saved_tensors(theirs)[name]) for name, value in saved_tensors(ours).items())
     assert figures(ours) == figures(theirs)
     assert audit(ours) == 0
     # The trunk's mark is the trunk's: the branch neither keeps nor exports it.

@@ -21,21 +21,16 @@ from cola_train.models.initialize import initialize_dit, initialize_text_vae
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import total_loss
 from cola_train.run_layout import folder_of
-from cola_train.training.checkpoints.folder import intact_manifest, saved_steps, step_folder
-from cola_train.training.checkpoints.tensors import CheckpointReader
+from cola_train.training.checkpoints.folder import saved_steps
 from cola_train.training.parallel.activations import checkpoint_activations
 from cola_train.training.run import export_run, train
-from tests.helpers.runs import figures
+from tests.helpers.runs import figures, saved_tensors
 
 JointConfigs = Callable[..., JointRunConfig]
 
 
 def saved(config: RunConfig, step: int) -> dict[str, Tensor]:
-    folder = step_folder(folder_of(config), step)
-    manifest = intact_manifest(folder)
-    tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
-    CheckpointReader(folder, manifest, one_process=True).load(tensors)
-    return tensors
+    return saved_tensors(folder_of(config), step)
 
 
 def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:

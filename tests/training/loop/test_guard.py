@@ -18,9 +18,7 @@ from cola_train.training.checkpoints.folder import (
     intact_manifest,
     latest_checkpoint,
     saved_steps,
-    step_folder,
 )
-from cola_train.training.checkpoints.tensors import CheckpointReader
 from cola_train.training.loop.guard import (
     RunStoppedError,
     count_skipped,
@@ -32,7 +30,7 @@ from cola_train.training.loop.state import RunState
 from cola_train.training.loop.step_log import Step, read_step_log
 from cola_train.training.run import train
 from tests.helpers.programs import torchrun
-from tests.helpers.runs import figures
+from tests.helpers.runs import figures, saved_tensors
 
 
 def test_what_is_not_finite_is_named() -> None:
@@ -92,11 +90,8 @@ def test_nan_in_one_process_skips_the_step_on_all_and_the_run_goes_on(
     assert saved_steps(run) == list(range(1, 11))
     weights = {}
     for step in saved_steps(run):
-        folder = step_folder(run, step)
-        manifest = intact_manifest(folder)
         name = "model.vae.decoder.final_layer.weight"
-        tensors = {saved: torch.empty(shape) for saved, shape in manifest.shapes.items()}
-        CheckpointReader(folder, manifest, one_process=True).load(tensors)
+        tensors = saved_tensors(run, step)
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
         weights[step] = tensors[name]
     for step in range(2, 11):

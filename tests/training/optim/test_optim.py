@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.load import to_yaml
@@ -18,14 +17,12 @@ from cola_train.families.cola.config import JointRunConfig, Stage2Config, VAERun
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.costs import flops_after
 from cola_train.run_layout import folder_of
-from cola_train.training.checkpoints.folder import intact_manifest, step_folder
-from cola_train.training.checkpoints.tensors import CheckpointReader
 from cola_train.training.optim.muon import muon_matrices, orthogonalized
 from cola_train.training.optim.optimizers import build_optimizer, ensure_state, set_learning_rate
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.run import train
 from tests.helpers.programs import torchrun
-from tests.helpers.runs import figures
+from tests.helpers.runs import figures, saved_tensors
 from tests.helpers.tiny import tiny_dit, tiny_vae
 
 PAPER = Schedule(OptimConfig(), 5000, 1_000_000, 0)
@@ -153,14 +150,6 @@ def test_muon_keeps_one_tensor_where_adamw_keeps_two() -> None:
         assert kept.keys() == expected, names[parameter]
 
 
-def saved(run_folder: Path, step: int) -> dict[str, Tensor]:
-    folder = step_folder(run_folder, step)
-    manifest = intact_manifest(folder)
-    tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
-    CheckpointReader(folder, manifest, one_process=True).load(tensors)
-    return tensors
-
-
 def test_a_run_with_muon_is_the_same_on_two_processes_and_after_resuming(
     vae_config: Callable[..., VAERunConfig], tmp_path: Path
 ) -> None:
@@ -170,7 +159,7 @@ def test_a_run_with_muon_is_the_same_on_two_processes_and_after_resuming(
     train(whole)
     train(part)
     train(vae_config("part", *muon))
-    tensors, resumed = saved(folder_of(whole), 6), saved(folder_of(part), 6)
+    tensors, resumed = saved_tensors(folder_of(whole), 6), saved_tensors(folder_of(part), 6)
     assert any(name.startswith("momentum_buffer.") for name in tensors)
     assert tensors.keys() == resumed.keys()
     assert [name for name in tensors if not torch.equal(tensors[name], resumed[name])] == []
