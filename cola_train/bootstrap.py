@@ -1,11 +1,13 @@
-"""How sure a figure is, by resampling: what every bootstrap here shares, and which resampling is for what.
+"""How sure a figure is, by resampling: what every bootstrap here shares, and which resampling is
+for what.
 
-- A fit to a few points resamples residuals (scaling/bootstrap.py): with so few points, drawing the points themselves often leaves
-  too few different ones to fit.
-- An accuracy resamples a benchmark's samples, which makes the number of correct ones binomial (evaluation/benchmarks/summary.py).
-- A figure of generated text resamples the openings that the text continues, since tokens of one continuation depend on each other
-  (evaluation/writing/comparison.py). It is given with a standard error, the standard deviation of the resamples, in place of an
-  interval.
+- A fit to a few points resamples residuals (scaling/bootstrap.py): with so few points, drawing the
+  points themselves often leaves too few different ones to fit.
+- An accuracy resamples a benchmark's samples, which makes the number of correct ones binomial
+  (evaluation/benchmarks/summary.py).
+- A figure of generated text resamples the openings that the text continues, since tokens of one
+  continuation depend on each other (evaluation/writing/comparison.py). It is given with a standard
+  error, the standard deviation of the resamples, in place of an interval.
 
 The draws are the same each time, so a figure that is computed again is the same to the bit.
 """
@@ -38,12 +40,15 @@ def bootstrap_generator(*address: int) -> np.random.Generator:
 
 
 def percentile_interval(
-    resamples: Float64[np.ndarray, " resamples"], level: float, method: Literal["linear", "inverted_cdf"] = "linear"
+    resamples: Float64[np.ndarray, " resamples"],
+    level: float,
+    method: Literal["linear", "inverted_cdf"] = "linear",
 ) -> Interval:
     """What holds the middle `level` (in (0, 1)) of the resamples (Efron's percentile interval).
 
-    `method` is np.quantile's. "linear" interpolates between two resamples; "inverted_cdf" gives values that were drawn, as it must
-    be where resamples may be infinite: between a number and infinity there is nothing to interpolate.
+    `method` is np.quantile's. "linear" interpolates between two resamples; "inverted_cdf" gives
+    values that were drawn, as it must be where resamples may be infinite: between a number and
+    infinity there is nothing to interpolate.
     """
     low, high = np.quantile(resamples, [(1 - level) / 2, (1 + level) / 2], method=method)
     return Interval(float(low), float(high))

@@ -1,4 +1,6 @@
-"""The devices of this machine: which one a name means, what it can do, and how fast it multiplies matrices."""
+"""The devices of this machine: which one a name means, what it can do, and how fast it multiplies
+matrices.
+"""
 
 import time
 from collections.abc import Callable
@@ -25,7 +27,9 @@ def named_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"--device {name} is not usable here ({first}); try cpu, cuda or auto.") from None
+        raise UserError(
+            f"--device {name} is not usable here ({first}); try cpu, cuda or auto."
+        ) from None
     return device
 
 
@@ -35,22 +39,31 @@ def uses_gpu(accelerator: str) -> bool:
 
 
 def cpu_bf16_is_fast() -> bool:
-    """Whether the processor multiplies in bf16; one without these instructions emulates it, far slower than fp32."""
+    """Whether the processor multiplies in bf16; one without these instructions emulates it, far
+    slower than fp32.
+    """
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """FLOPs per second in `precision`, "bf16" or "fp32": of a GPU from a table, None if that has it not; of a CPU measured."""
+    """FLOPs per second in `precision`, "bf16" or "fp32": of a GPU from a table, None if that has it
+    not; of a CPU measured.
+    """
     if device.type == "cuda":
         known = find_device(torch.cuda.get_device_name(device))
         return None if known is None else known.peak(precision)
     # Whatever else runs on the machine only makes it slower.
-    return matrix_flops(device) / min(matrix_seconds(device, torch.bfloat16 if precision == "bf16" else torch.float32))
+    return matrix_flops(device) / min(
+        matrix_seconds(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    )
 
 
-def matrix_seconds(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> list[float]:
-    """Seconds of each of ten products of two square matrices, 1024 wide on a CPU (with this process' threads), 8192 on a GPU.
+def matrix_seconds(
+    device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Seconds of each of ten products of two square matrices, 1024 wide on a CPU (with this
+    process' threads), 8192 on a GPU.
 
     `clock` is read once everything that was started has been done.
     """

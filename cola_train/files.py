@@ -1,4 +1,6 @@
-"""Writing so that a crash leaves the old thing or the new one, never half of one. Nothing existing is overwritten unasked."""
+"""Writing so that a crash leaves the old thing or the new one, never half of one. Nothing existing
+is overwritten unasked.
+"""
 
 import contextlib
 import json
@@ -28,7 +30,8 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     with _clear_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(path)
-        # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one the user's own permissions.
+        # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one
+        # the user's own permissions.
         descriptor = os.open(working, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -43,7 +46,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class JsonlWriter:
-    """A file of JSON lines, only ever appended to. A full disk costs no line: what cannot be written yet is kept for later."""
+    """A file of JSON lines, only ever appended to. A full disk costs no line: what cannot be
+    written yet is kept for later.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +62,11 @@ class JsonlWriter:
             self._write(self._waiting)
         except OSError as error:
             if not self._warned:
-                warnings.warn(f"Cannot write {self.path} now ({error.strerror}); its lines are kept until it can be.", stacklevel=2)
+                warnings.warn(
+                    f"Cannot write {self.path} now ({error.strerror}); its lines are kept until it "
+                    "can be.",
+                    stacklevel=2,
+                )
             self._warned = True
             return
         self._waiting, self._warned = b"", False
@@ -66,7 +75,8 @@ class JsonlWriter:
         with self.path.open("a+b", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-                data = b"\n" + data  # a crash cut the last line short: what follows must not be joined to it
+                # a crash cut the last line short: what follows must not be joined to it
+                data = b"\n" + data
             try:
                 while data:
                     data = data[file.write(data) :]
@@ -81,7 +91,9 @@ class JsonlWriter:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """What `JsonlWriter` wrote, row by row, without lines that a crash cut short; nothing if there is no such file."""
+    """What `JsonlWriter` wrote, row by row, without lines that a crash cut short; nothing if there
+    is no such file.
+    """
     if not path.is_file():
         return
     # Not splitlines: a text may hold the separators of Unicode.
@@ -92,21 +104,26 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
-    """What stands in a JSON-lines file that a user gave, each with where it stands; blank lines are passed over.
+    """What stands in a JSON-lines file that a user gave, each with where it stands; blank lines are
+    passed over.
 
     Args:
         path: the file.
         what: its content, for messages: "prompts".
 
     Raises:
-        UserError: no such file, not UTF-8, a line that is not JSON (its number is given), or nothing in it.
+        UserError: no such file, not UTF-8, a line that is not JSON (its number is given), or
+            nothing in it.
     """
     try:
-        lines = path.read_bytes().decode("utf-8").split("\n")  # other separators may stand in a JSON string
+        # other separators may stand in a JSON string
+        lines = path.read_bytes().decode("utf-8").split("\n")
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); convert it first.") from None
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); convert it first."
+        ) from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     require(bool(numbered), f"{path} holds no {what}.")
     for number, line in numbered:
@@ -119,13 +136,16 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `final` to fill; it takes `final`'s name when the block succeeds, and vanishes if it fails.
+    """Yield an empty folder beside `final` to fill; it takes `final`'s name when the block
+    succeeds, and vanishes if it fails.
 
     Raises:
         UserError: `final` exists and `replace` is False; or the disk refuses (full, read-only).
     """
     if not replace and final.exists():
-        raise UserError(f"{final} exists and is not overwritten; choose another name or remove it yourself.")
+        raise UserError(
+            f"{final} exists and is not overwritten; choose another name or remove it yourself."
+        )
     with _clear_os_errors(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(final)
@@ -169,14 +189,19 @@ def _clear_os_errors(target: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose another place."
+            f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose "
+            "another place."
         ) from error
 
 
 @contextlib.contextmanager
 def read_errors_explained(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body (no permission, a lost disk, ...) into one UserError that names the file."""
+    """Turn an OSError of the body (no permission, a lost disk, ...) into one UserError that names
+    the file.
+    """
     try:
         yield
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}. Check that it exists and may be read.") from error
+        raise UserError(
+            f"Cannot read {path}: {error.strerror or error}. Check that it exists and may be read."
+        ) from error

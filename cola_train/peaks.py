@@ -1,4 +1,6 @@
-"""What devices can do at most: the denominators of MFU and HFU, and how much memory a plan may fill."""
+"""What devices can do at most: the denominators of MFU and HFU, and how much memory a plan may
+fill.
+"""
 
 import dataclasses
 
@@ -7,14 +9,18 @@ from cola_train.config.settings import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A kind of accelerator: dense rates, without sparsity, in FLOPs per second (vendors' data sheets), and its memory."""
+    """A kind of accelerator: dense rates, without sparsity, in FLOPs per second (vendors' data
+    sheets), and its memory.
+    """
 
     bf16: float
     fp32: float  # without TF32, which torch leaves off by default
     memory_bytes: int
 
     def peak(self, precision: str) -> float:
-        """The rate in `precision`: "fp32" or "bf16", which is also what shares of the peak are of in "fp8"."""
+        """The rate in `precision`: "fp32" or "bf16", which is also what shares of the peak are of
+        in "fp8".
+        """
         return self.fp32 if precision == "fp32" else self.bf16
 
 
@@ -29,7 +35,9 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device | None:
-    """The device that a driver's name, such as "NVIDIA H100 80GB HBM3", is of; None if it is none of these."""
+    """The device that a driver's name, such as "NVIDIA H100 80GB HBM3", is of; None if it is none
+    of these.
+    """
     known = [key for key in DEVICES if key.lower() in name.lower()]
     return DEVICES[max(known, key=len)] if known else None
 
@@ -41,5 +49,7 @@ def device_named(name: str) -> Device:
         UserError: none of ours.
     """
     if name not in DEVICES:
-        raise UserError(f"There is no device {name!r} in the table of peaks; {nearest(name, DEVICES)}")
+        raise UserError(
+            f"There is no device {name!r} in the table of peaks; {nearest(name, DEVICES)}"
+        )
     return DEVICES[name]

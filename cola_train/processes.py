@@ -38,7 +38,9 @@ class Processes:
         return self.rank == 0
 
     def agree(self, decide: Callable[[], T]) -> T:
-        """What process 0 decides, on all of them; a UserError of process 0 is raised on all of them."""
+        """What process 0 decides, on all of them; a UserError of process 0 is raised on all of
+        them.
+        """
         outcome: list[tuple[T | None, str | None]] = [(None, None)]
         if self.is_first:
             try:
@@ -68,18 +70,26 @@ def launched_rank() -> int:
 
 @contextlib.contextmanager
 def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
-    """The processes that torchrun started, or this one alone, as torch.distributed's default group while the block runs."""
+    """The processes that torchrun started, or this one alone, as torch.distributed's default group
+    while the block runs.
+    """
     timeout = datetime.timedelta(seconds=timeout_seconds + _GRACE_SECONDS)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (int(os.environ[n]) for n in names) if launched_by_torchrun() else (0, 1, 0, 1)
+    rank, world_size, local_rank, local_world_size = (
+        (int(os.environ[n]) for n in names) if launched_by_torchrun() else (0, 1, 0, 1)
+    )
     device = torch.device("cpu")
     if uses_gpu(accelerator):
         available = torch.cuda.device_count()
-        require(local_rank < available,
-                f"Process {local_rank} of this machine has no GPU: there are {available}. Start at most as many.")  # fmt: skip
+        require(
+            local_rank < available,
+            f"Process {local_rank} of this machine has no GPU: there are {available}. Start at "
+            "most as many.",
+        )
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
-        # Gloo beside NCCL: checkpoints written in the background and offloaded weights communicate from host memory.
+        # Gloo beside NCCL: checkpoints written in the background and offloaded weights communicate
+        # from host memory.
         backend = "cpu:gloo,cuda:nccl"
     else:
         backend = "gloo"
@@ -87,7 +97,8 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
         if not dist.is_initialized():  # by an earlier run of these processes
             dist.init_process_group(backend, timeout=timeout)
     else:
-        # A store in memory: it opens no port, leaves no address in the environment, and nothing on disk if the process is killed.
+        # A store in memory: it opens no port, leaves no address in the environment, and nothing on
+        # disk if the process is killed.
         store = dist.HashStore()  # type: ignore[attr-defined]  # documented; exported where the system is not Windows
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     try:
@@ -106,7 +117,8 @@ def local_part(tensor: Tensor) -> Tensor:
 def end_process(status: int) -> NoReturn:
     """End a process that torchrun started, with its exit status."""
     if status not in (0, INTERRUPTED) and launched_rank():
-        # At the first failure torchrun ends all: process 0, which fails alike, must have said why by then.
+        # At the first failure torchrun ends all: process 0, which fails alike, must have said why
+        # by then.
         time.sleep(2)
     sys.stdout.flush()
     sys.stderr.flush()

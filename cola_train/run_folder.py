@@ -1,4 +1,6 @@
-"""A run's folder: its config, its lock, and how it stands. A folder is one run's, and no other run writes into it."""
+"""A run's folder: its config, its lock, and how it stands. A folder is one run's, and no other run
+writes into it.
+"""
 
 import contextlib
 import dataclasses
@@ -28,21 +30,26 @@ def read_run_config(run_folder: Path) -> Any:
     """
     path = run_folder / CONFIG
     if not path.is_file():
-        raise UserError(f"{run_folder} is not a run folder: it has no {CONFIG}. Runs lie in checkpoints/NAME.")
+        raise UserError(
+            f"{run_folder} is not a run folder: it has no {CONFIG}. Runs lie in checkpoints/NAME."
+        )
     try:
         return load_run_config(path)
     except UserError as error:
         raise UserError(
-            f"{run_folder} cannot be read: {error} If another version of cola-train wrote it, go on with that version, or start a "
-            "run from what its `cola-train export` writes: exports are the same in all."
+            f"{run_folder} cannot be read: {error} If another version of cola-train wrote it, go "
+            "on with that version, or start a run from what its `cola-train export` writes: "
+            "exports are the same in all."
         ) from error
 
 
 def saved_config(config: RunT) -> RunT | None:
-    """The config of the run that lies in this config's folder, if there is one that `config` may go on with.
+    """The config of the run that lies in this config's folder, if there is one that `config` may go
+    on with.
 
     Raises:
-        UserError: what lies there is no run, a run of the other stage, or one that differs in more than may change.
+        UserError: what lies there is no run, a run of the other stage, or one that differs in more
+            than may change.
     """
     run_folder = folder_of(config)
     if not run_folder.exists():
@@ -51,17 +58,22 @@ def saved_config(config: RunT) -> RunT | None:
         # A launcher may have put its logs there before the run began.
         if all(path.name in (LOGS, LOCK) for path in run_folder.iterdir()):
             return None
-        raise UserError(f"{run_folder} exists, is not a run (it has no {CONFIG}) and is not overwritten; choose another name=...")
+        raise UserError(
+            f"{run_folder} exists, is not a run (it has no {CONFIG}) and is not overwritten; "
+            "choose another name=..."
+        )
     saved = read_run_config(run_folder)
     if type(saved) is not type(config):
         raise UserError(
-            f"{run_folder} is a run of `cola-train {saved.stage}`; go on with it by that verb, or choose another name=..."
+            f"{run_folder} is a run of `cola-train {saved.stage}`; go on with it by that verb, or "
+            "choose another name=..."
         )
     differences = saved.differences(config)
     if differences:
         raise UserError(
-            f"{run_folder} holds another run, which is not overwritten: it differs in {'; '.join(differences)}. Choose another "
-            f"name=..., or go on with that run by `cola-train {saved.stage} --resume {run_folder}`."
+            f"{run_folder} holds another run, which is not overwritten: it differs in "
+            f"{'; '.join(differences)}. Choose another name=..., or go on with that run by "
+            f"`cola-train {saved.stage} --resume {run_folder}`."
         )
     return saved
 
@@ -113,7 +125,8 @@ def status_time(run_folder: Path) -> int:
 
 @contextlib.contextmanager
 def locked(run_folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run while the block runs; the system frees the lock when this process ends, however.
+    """Keep other processes out of a run while the block runs; the system frees the lock when this
+    process ends, however.
 
     Raises:
         UserError: another process trains this run.
@@ -128,8 +141,8 @@ def locked(run_folder: Path) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"Another process is training {run_folder}; two would spoil each other's files. Wait for it, stop it, "
-                        "or choose another name=..."
+                        f"Another process is training {run_folder}; two would spoil each other's "
+                        "files. Wait for it, stop it, or choose another name=..."
                     ) from None
                 time.sleep(0.2)
             except OSError:

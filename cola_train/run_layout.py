@@ -23,8 +23,11 @@ INSPECTION = "inspection"
 LOGS = "logs"
 LOCK = ".lock"
 
-# Figures of METRICS that are readings of a clock, and so differ between runs that are otherwise equal.
-CLOCKS = frozenset({"seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "hfu", "eta_seconds"})
+# Figures of METRICS that are readings of a clock, and so differ between runs that are otherwise
+# equal.
+CLOCKS = frozenset(
+    {"seconds", "tokens_per_second", "tokens_per_second_per_device", "mfu", "hfu", "eta_seconds"}
+)
 
 
 def folder_of(config: RunConfig) -> Path:

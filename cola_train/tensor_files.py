@@ -1,4 +1,6 @@
-"""Networks' tensors in safetensors files, one or several with an index, as Hugging Face lays them out; and the JSON beside them."""
+"""Networks' tensors in safetensors files, one or several with an index, as Hugging Face lays them
+out; and the JSON beside them.
+"""
 
 import contextlib
 import dataclasses
@@ -23,7 +25,9 @@ _SINGLE = "model.safetensors"
 
 
 def model_type(folder: Path) -> object:
-    """What a folder of the Hugging Face layout says it is, in config.json; None of a folder that says nothing."""
+    """What a folder of the Hugging Face layout says it is, in config.json; None of a folder that
+    says nothing.
+    """
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -39,9 +43,13 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} is missing; the checkpoint is incomplete, copy or export it again.") from None
+        raise UserError(
+            f"{path} is missing; the checkpoint is incomplete, copy or export it again."
+        ) from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); copy or export the checkpoint again.") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}); copy or export the checkpoint again."
+        ) from None
     if not isinstance(fields, dict):
         raise UserError(f"{path} must hold an object of fields, not a {type(fields).__name__}.")
     return fields, str(path)
@@ -55,12 +63,18 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
 def load_tensors(network: nn.Module, folder: Path) -> None:
     """Give a network its folder's values; as `read_tensors`."""
     wanted = network.state_dict()
-    for name, tensor in read_tensors({name: tuple(value.shape) for name, value in wanted.items()}, folder):
+    for name, tensor in read_tensors(
+        {name: tuple(value.shape) for name, value in wanted.items()}, folder
+    ):
         wanted[name].copy_(tensor)
 
 
-def read_tensors(wanted: Mapping[str, tuple[int, ...]], folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a network's folder, once all names and shapes are known to be the wanted ones."""
+def read_tensors(
+    wanted: Mapping[str, tuple[int, ...]], folder: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a network's folder, once all names and shapes are known to be the wanted
+    ones.
+    """
     files = _weight_files(folder)
     problems, seen = [], set()
     for path in files:
@@ -73,7 +87,9 @@ def read_tensors(wanted: Mapping[str, tuple[int, ...]], folder: Path) -> Iterato
                     problems.append(f"{name}: shape {shape}, the config needs {wanted[name]}")
     problems += [f"{name}: missing" for name in wanted if name not in seen]
     if problems:
-        raise UserError(f"The tensors in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+        raise UserError(
+            f"The tensors in {folder} do not fit its config.json:\n  " + "\n  ".join(problems)
+        )
     return _read_in_turn(files)
 
 
@@ -90,14 +106,19 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        raise UserError(f"{path} is corrupt or truncated ({error}); copy or export the checkpoint again.") from None
+        raise UserError(
+            f"{path} is corrupt or truncated ({error}); copy or export the checkpoint again."
+        ) from None
 
 
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if not (folder / _INDEX).is_file():
-        raise UserError(f"{folder} has neither {_SINGLE} nor {_INDEX}; the checkpoint is incomplete, copy or export it again.")
+        raise UserError(
+            f"{folder} has neither {_SINGLE} nor {_INDEX}; the checkpoint is incomplete, copy or "
+            "export it again."
+        )
     index, origin = read_json(folder / _INDEX)
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(
@@ -107,18 +128,30 @@ def _weight_files(folder: Path) -> list[Path]:
     files = [folder / name for name in sorted(set(weight_map.values()))]
     for path in files:
         if not path.is_file():
-            raise UserError(f"{path} is missing though {_INDEX} names it; copy or export the checkpoint again.")
+            raise UserError(
+                f"{path} is missing though {_INDEX} names it; copy or export the checkpoint again."
+            )
     return files
 
 
-def write_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]], state: Mapping[str, Tensor], max_shard_bytes: int) -> None:
-    """Write `state`, whose tensors are of `shapes`, in fp32: files of at most max_shard_bytes, or of a single larger tensor."""
+def write_tensors(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    state: Mapping[str, Tensor],
+    max_shard_bytes: int,
+) -> None:
+    """Write `state`, whose tensors are of `shapes`, in fp32: files of at most max_shard_bytes, or
+    of a single larger tensor.
+    """
     sizes = {key: 4 * math.prod(shape) for key, shape in shapes.items()}
     shards = _split(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file = _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        # Only now are this file's tensors asked for: a state that reads them from disk is never whole in memory.
+        file = (
+            _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
+        # Only now are this file's tensors asked for: a state that reads them from disk is never
+        # whole in memory.
         tensors = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in names}
         save_file(tensors, folder / file, metadata={"format": "pt"})
         del tensors  # or two files' would be in memory while the next one's are read
@@ -142,7 +175,9 @@ def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Below(Mapping[str, Tensor]):
-    """The tensors of a mapping whose names begin with a prefix, by the rest of their names; read as the mapping reads them."""
+    """The tensors of a mapping whose names begin with a prefix, by the rest of their names; read as
+    the mapping reads them.
+    """
 
     weights: Mapping[str, Tensor]
     prefix: str
@@ -151,7 +186,9 @@ class Below(Mapping[str, Tensor]):
         return self.weights[self.prefix + name]
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self.prefix) for name in self.weights if name.startswith(self.prefix))
+        return (
+            name.removeprefix(self.prefix) for name in self.weights if name.startswith(self.prefix)
+        )
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

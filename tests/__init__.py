@@ -1,4 +1,6 @@
-"""Tests of cola_train. `tests.checker` is what pytest checks every annotated shape with (pyproject.toml)."""
+"""Tests of cola_train. `tests.checker` is what pytest checks every annotated shape with
+(pyproject.toml).
+"""
 
 from tests.typecheck import checker
 

@@ -9,25 +9,45 @@ from hypothesis import settings
 from cola_train.data.batch import Batch
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from tests.helpers.golden import NAMES, Golden
-from tests.helpers.runs import baseline_config, joint_config, prepared_folder, run_program, vae_config
+from tests.helpers.runs import (
+    baseline_config,
+    joint_config,
+    prepared_folder,
+    run_program,
+    vae_config,
+)
 from tests.helpers.tiny import make_batch, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
 
-__all__ = ["baseline_config", "joint_config", "prepared_folder", "run_program", "vae_config"]  # fixtures that pytest finds here
+# fixtures that pytest finds here
+__all__ = ["baseline_config", "joint_config", "prepared_folder", "run_program", "vae_config"]
 
-# No deadline: a busy machine is not a bug. The same examples every time: neither is an unlucky draw.
+# No deadline: a busy machine is not a bug. The same examples every time: neither is an unlucky
+# draw.
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
 # Minutes each.
-_LONGEST = ["test_readme.py", "test_strategies.py", "test_curve.py", "test_faults.py", "test_memory.py"]
+_LONGEST = [
+    "test_readme.py",
+    "test_strategies.py",
+    "test_curve.py",
+    "test_faults.py",
+    "test_memory.py",
+]
 
 # The networks here are so small that threads only get in each other's way.
 torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first: two processes that take file by file (scripts/test.sh) then end at about the same time."""
-    items.sort(key=lambda item: _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST))
+    """The longest files first: two processes that take file by file (scripts/test.sh) then end at
+    about the same time.
+    """
+    items.sort(
+        key=lambda item: (
+            _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST)
+        )
+    )
 
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -47,21 +67,26 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     folder = _SHARED / "golden" / request.param
     if not folder.is_dir():
         pytest.skip(
-            "no released numbers in ../shared/golden; tests/test_golden_set.py proves the same arithmetic by figures that were "
-            "written when it agreed with them (tests/golden/README.md)"
+            "no released numbers in ../shared/golden; tests/test_golden_set.py proves the same "
+            "arithmetic by figures that were written when it agreed with them "
+            "(tests/golden/README.md)"
         )
     return Golden.load(folder)
 
 
 @pytest.fixture
 def checkpoint() -> ColaCheckpoint:
-    """A VAE with one token a latent, a DiT with blocks of 4 latents and a tokenizer of 29 words, ready to sample from."""
+    """A VAE with one token a latent, a DiT with blocks of 4 latents and a tokenizer of 29 words,
+    ready to sample from.
+    """
     return tiny_checkpoint(tiny_vae(), tiny_dit())
 
 
 @pytest.fixture
 def six_rows() -> Batch:
-    """Rows of 24 tokens with padding of several lengths, one of padding alone; documents that start on multiples of 8."""
+    """Rows of 24 tokens with padding of several lengths, one of padding alone; documents that start
+    on multiples of 8.
+    """
     seq_len = 24
     starts = torch.tensor([[0, 0, 1], [0, 1, 1], [0, 0, 0], [0, 1, 2], [0, 1, 2], [0, 0, 1]])
     documents = starts.repeat_interleave(seq_len // 3, dim=1)

@@ -13,7 +13,9 @@ def test_the_interval_is_the_percentile_one_of_scipy() -> None:
     sample = np.random.default_rng(1).gamma(2.0, size=30)
     settings = {"confidence_level": 0.8, "method": "percentile", "n_resamples": 500}
     found = stats.bootstrap((sample,), np.mean, rng=np.random.default_rng(2), **settings)
-    assert percentile_interval(found.bootstrap_distribution, 0.8) == pytest.approx(tuple(found.confidence_interval), rel=1e-12)
+    assert percentile_interval(found.bootstrap_distribution, 0.8) == pytest.approx(
+        tuple(found.confidence_interval), rel=1e-12
+    )
 
 
 def test_values_that_were_drawn_may_be_infinite() -> None:
@@ -30,5 +32,11 @@ def test_the_draws_are_the_same_each_time_and_others_at_each_address() -> None:
     assert len(set(draws)) == 8
     assert bootstrap_generator().integers(2**60) == draws[0]
     # Published figures rest on these.
-    assert bootstrap_generator().integers(100, size=5).tolist() == np.random.default_rng(0).integers(100, size=5).tolist()
-    assert bootstrap_generator(3).integers(100, size=5).tolist() == np.random.default_rng([0, 3]).integers(100, size=5).tolist()
+    assert (
+        bootstrap_generator().integers(100, size=5).tolist()
+        == np.random.default_rng(0).integers(100, size=5).tolist()
+    )
+    assert (
+        bootstrap_generator(3).integers(100, size=5).tolist()
+        == np.random.default_rng([0, 3]).integers(100, size=5).tolist()
+    )

@@ -57,7 +57,9 @@ def test_the_top_help_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(verb.split()[0] in out for verb in VERBS)
 
 
-def test_a_verbs_help_lists_settings_with_meaning_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_verbs_help_lists_settings_with_meaning_and_default(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert run("joint", "--help", "all") == 0
     out = capsys.readouterr().out
     assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0]" in out
@@ -66,38 +68,73 @@ def test_a_verbs_help_lists_settings_with_meaning_and_default(capsys: pytest.Cap
 
 def test_flags_that_texts_name_are_those_of_their_verb(capsys: pytest.CaptureFixture[str]) -> None:
     """In the program's messages and help."""
-    texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "cola_train").rglob("*.py"))
+    texts = "".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "cola_train").rglob("*.py")
+    )
     named = set(re.findall(r"cola-train ([a-z-]+) (--[a-z-]+)", texts))
     assert ("sample", "--prompts") in named
     for verb, flag in named:
         assert run(verb, "--help") == 0
-        assert re.search(rf"{flag}\b(?!-)", capsys.readouterr().out), f"cola-train {verb} has no {flag}"
+        assert re.search(rf"{flag}\b(?!-)", capsys.readouterr().out), (
+            f"cola-train {verb} has no {flag}"
+        )
 
 
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["vae", "name=x", "data.path=nowhere", "vae.block_size=1"], "cola-train: error: There is no prepared data folder nowhere"),
-        (["vae", "trainer.max_step=3"], "cola-train: error: Unknown config key 'trainer.max_step'"),
-        (["vae", "configs/none.yaml"], "cola-train: error: There is no config file configs/none.yaml"),
-        (["sample", "nowhere", "--prompt", "x"], "cola-train: error: nowhere does not exist, so it holds no checkpoint of any"),
+        (
+            ["vae", "name=x", "data.path=nowhere", "vae.block_size=1"],
+            "cola-train: error: There is no prepared data folder nowhere",
+        ),
+        (
+            ["vae", "trainer.max_step=3"],
+            "cola-train: error: Unknown config key 'trainer.max_step'",
+        ),
+        (
+            ["vae", "configs/none.yaml"],
+            "cola-train: error: There is no config file configs/none.yaml",
+        ),
+        (
+            ["sample", "nowhere", "--prompt", "x"],
+            "cola-train: error: nowhere does not exist, so it holds no checkpoint of any",
+        ),
         (["sample", "nowhere"], "cola-train: error: Give either --prompt TEXT"),
         (["export", "nowhere"], "cola-train: error: nowhere is not a run folder"),
         (["vae", "--resume", "nowhere"], "cola-train: error: nowhere is not a run folder"),
-        (["tokenizer", "train", "out=x.json"], "cola-train: error: Give exactly one of corpus.inputs"),
-        (["sample", "nowhere", "--prompt", "x", "top_p=2"], r"cola-train: error: top_p must be in (0, 1], not 2"),
-        (["plan", "configs/none.yaml"], "cola-train: error: There is no config file configs/none.yaml"),
+        (
+            ["tokenizer", "train", "out=x.json"],
+            "cola-train: error: Give exactly one of corpus.inputs",
+        ),
+        (
+            ["sample", "nowhere", "--prompt", "x", "top_p=2"],
+            r"cola-train: error: top_p must be in (0, 1], not 2",
+        ),
+        (
+            ["plan", "configs/none.yaml"],
+            "cola-train: error: There is no config file configs/none.yaml",
+        ),
         (["curve", "fit"], "cola-train: error: Give the curve's spec"),
         (["curve", "run", "none.yaml"], "cola-train: error: There is no config file none.yaml"),
-        (["compare", "nowhere"], "cola-train: error: nowhere is not a run folder: it has no config.yaml"),
+        (
+            ["compare", "nowhere"],
+            "cola-train: error: nowhere is not a run folder: it has no config.yaml",
+        ),
         (["branch", "nowhere", "name=x"], "cola-train: error: nowhere is not a run folder"),
-        (["ar", "name=x", "data.path=x", "budget.eflops=-1"], "cola-train: error: budget.eflops must be above 0 or null, not -1.0"),
+        (
+            ["ar", "name=x", "data.path=x", "budget.eflops=-1"],
+            "cola-train: error: budget.eflops must be above 0 or null, not -1.0",
+        ),
         (["prepare", "--fast"], "cola-train: error: unrecognized arguments: --fast"),
         (["export", "nowhere", "extra=1"], "cola-train: error: unrecognized arguments: extra=1"),
     ],
 )
 def test_a_mistake_gets_a_message_and_status_2(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(*arguments) == 2
@@ -112,42 +149,71 @@ def test_a_wrong_config_is_refused_before_torch_is_imported() -> None:
         "status = main(['joint', 'dit.layers=3'])\n"
         "sys.exit(10 + status if 'torch' not in sys.modules else 1)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 12, done.stderr
     assert "Unknown config key 'dit.layers'" in done.stderr
 
 
 # Each of these takes a second or so of every process that imports it.
 _HEAVY = {
-    "lightning", "torchmetrics", "transformers", "torchao", "matplotlib", "scipy", "torchdiffeq", "wandb", "datasets", "pyarrow",
-    "pandas", "torch._dynamo", "torch._inductor",
-}  # fmt: skip
+    "lightning",
+    "torchmetrics",
+    "transformers",
+    "torchao",
+    "matplotlib",
+    "scipy",
+    "torchdiffeq",
+    "wandb",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "torch._dynamo",
+    "torch._inductor",
+}
 _DRAWS = {"evaluation.benchmarks.evaluate"}
 
 
 @pytest.mark.parametrize(
     "module",
     [
-        "training.run", "training.branch", "scaling.curve", "operations.chaos", "data.prepare", "evaluation.writing.sample",
-        "evaluation.likelihood.perplexity", "evaluation.inspect", "bench.data", *sorted(_DRAWS),
+        "training.run",
+        "training.branch",
+        "scaling.curve",
+        "operations.chaos",
+        "data.prepare",
+        "evaluation.writing.sample",
+        "evaluation.likelihood.perplexity",
+        "evaluation.inspect",
+        "bench.data",
+        *sorted(_DRAWS),
     ],
-)  # fmt: skip
+)
 def test_what_a_verb_imports_first_is_nothing_that_only_some_of_its_uses_need(module: str) -> None:
     """Lightning, above all: only what trains needs it, and not before it is known that it will."""
     script = f"import sys, cola_train.{module}\nprint(*sys.modules, sep='\\n')"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     found = {*done.stdout.split()}
     assert f"cola_train.{module}" in found
     assert _HEAVY & found == ({"matplotlib"} if module in _DRAWS else set())
 
 
 def test_the_module_runs_as_a_program() -> None:
-    done = subprocess.run([sys.executable, "-m", "cola_train", "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "cola_train", "--help"], capture_output=True, text=True, check=True
+    )
     assert "usage: cola-train" in done.stdout
 
 
-def test_a_run_of_another_version_is_refused_with_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "config.yaml").write_text("stage: vae\nguard: {spike_sigmas: 6}\n", encoding="utf-8")
+def test_a_run_of_another_version_is_refused_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(
+        "stage: vae\nguard: {spike_sigmas: 6}\n", encoding="utf-8"
+    )
     assert run("export", str(tmp_path)) == 2
     message = capsys.readouterr().err
     assert "Unknown config key 'guard.spike_sigmas'" in message

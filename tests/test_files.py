@@ -1,4 +1,6 @@
-"""Lines are only ever appended: none is lost to a full disk, none is joined to one that a crash cut short. And permissions."""
+"""Lines are only ever appended: none is lost to a full disk, none is joined to one that a crash cut
+short. And permissions.
+"""
 
 import json
 import subprocess
@@ -12,7 +14,12 @@ from hypothesis import strategies as st
 
 from cola_train.files import JsonlWriter, read_log
 
-Rows = st.lists(st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False) | st.text(max_size=8), max_size=3), max_size=8)
+Rows = st.lists(
+    st.dictionaries(
+        st.text(max_size=5), st.floats(allow_nan=False) | st.text(max_size=8), max_size=3
+    ),
+    max_size=8,
+)
 
 
 @given(rows=Rows, refused=st.sets(st.integers(0, 7)))
@@ -35,12 +42,17 @@ def test_what_the_disk_refuses_is_written_when_it_can_be(
             lines.append(row)
     lines._write = write  # type: ignore[method-assign]
     lines.append({"end": 1.0})
-    assert [json.loads(line) for line in lines.path.read_text(encoding="utf-8").split("\n")[:-1]] == [*rows, {"end": 1.0}]
+    assert [
+        json.loads(line) for line in lines.path.read_text(encoding="utf-8").split("\n")[:-1]
+    ] == [*rows, {"end": 1.0}]
 
 
 def test_a_full_disk_warns_once_until_there_is_room(tmp_path: Path) -> None:
     lines = JsonlWriter(tmp_path / "gone" / "log.jsonl")
-    with pytest.warns(UserWarning, match=r"Cannot write .*log.jsonl now \(No such file or directory\); its lines are kept"):
+    with pytest.warns(
+        UserWarning,
+        match=r"Cannot write .*log.jsonl now \(No such file or directory\); its lines are kept",
+    ):
         lines.append({"a": 1})
     lines.append({"a": 2})
     (tmp_path / "gone").mkdir()
@@ -57,7 +69,9 @@ def test_a_line_cut_short_stays_alone(tmp_path: Path) -> None:
 
 
 @given(rows=Rows)
-def test_rows_are_read_as_they_were_written(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, float | str]]) -> None:
+def test_rows_are_read_as_they_were_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, float | str]]
+) -> None:
     lines = JsonlWriter(tmp_path_factory.mktemp("lines") / "log.jsonl")
     assert [*read_log(lines.path)] == []
     for row in rows:
@@ -72,7 +86,7 @@ from cola_train.files import atomic_folder, write_atomically
 os.umask(0o027)
 
 def refused(mask):
-    raise AssertionError("the whole process' mask was changed, which other threads' files are made by")
+    raise AssertionError("the mask of the whole process was changed, other threads' files too")
 
 os.umask = refused
 folder = pathlib.Path(sys.argv[1])
@@ -84,7 +98,11 @@ for _ in range(2):
 
 
 def test_what_is_written_has_the_permissions_that_the_users_mask_leaves(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", _WRITES, str(tmp_path)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITES, str(tmp_path)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    modes = {
+        str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")
+    }
     assert modes == {"file": 0o640, "whole": 0o750, "whole/inside": 0o640}

@@ -35,7 +35,9 @@ def test_the_path_runs_from_data_to_noise() -> None:
     for row in range(2):
         for position in range(3):
             t = float(per_position[row, position])
-            assert_near(z_t[row, position], (1 - t) * Z_0[row, position] + t * Z_1[row, position], 1e-6)
+            assert_near(
+                z_t[row, position], (1 - t) * Z_0[row, position] + t * Z_1[row, position], 1e-6
+            )
 
 
 def test_the_target_is_the_derivative_of_the_path() -> None:
@@ -48,7 +50,11 @@ def test_the_target_is_the_derivative_of_the_path() -> None:
 def test_the_time_grid_is_even_from_noise_to_data(num_steps: int) -> None:
     times = time_grid(num_steps)
     assert (times[0], times[-1], len(times)) == (1.0, 0.0, num_steps + 1)
-    assert_near(torch.tensor(times, dtype=torch.float64), torch.linspace(1, 0, num_steps + 1, dtype=torch.float64), 1e-12)
+    assert_near(
+        torch.tensor(times, dtype=torch.float64),
+        torch.linspace(1, 0, num_steps + 1, dtype=torch.float64),
+        1e-12,
+    )
 
 
 @given(st.integers(1, 20))
@@ -65,7 +71,9 @@ MEAN, DEVIATION = 1.5, 0.3
 
 
 def gaussian_velocity(z: torch.Tensor, t: float) -> torch.Tensor:
-    """E[z_1 - z_0 | z_t = z] for z_0 ~ N(MEAN, DEVIATION^2): the exact field whose flow is known in closed form."""
+    """E[z_1 - z_0 | z_t = z] for z_0 ~ N(MEAN, DEVIATION^2): the exact field whose flow is known in
+    closed form.
+    """
     variance = (1 - t) ** 2 * DEVIATION**2 + t**2
     away = (z - (1 - t) * MEAN) / variance
     return t * away - (MEAN + (1 - t) * DEVIATION**2 * away)
@@ -78,7 +86,9 @@ def solver_error(solver: Solver, num_steps: int) -> float:
     return float((z_0 - (MEAN + DEVIATION * z_1)).abs().max())
 
 
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("adams2", 2), ("adams3", 3)])
+@pytest.mark.parametrize(
+    ("solver", "order"), [("euler", 1), ("heun", 2), ("adams2", 2), ("adams3", 3)]
+)
 def test_solvers_converge_with_their_order(solver: Solver, order: int) -> None:
     errors = [solver_error(solver, num_steps) for num_steps in (128, 256, 512)]
     for coarse, fine in itertools.pairwise(errors):
@@ -91,7 +101,9 @@ def test_higher_orders_are_nearer_in_few_steps() -> None:
 
 
 @given(st.sampled_from(SOLVERS), st.integers(1, 20))
-def test_every_solver_follows_a_straight_path_and_calls_where_it_says(solver: Solver, num_steps: int) -> None:
+def test_every_solver_follows_a_straight_path_and_calls_where_it_says(
+    solver: Solver, num_steps: int
+) -> None:
     called: list[int] = []
 
     def constant(z: torch.Tensor, step: int) -> torch.Tensor:
@@ -126,7 +138,8 @@ def test_one_step_of_each_kind_by_hand() -> None:
         return z**2 + time_grid(2)[step]
 
     start = torch.ones(1, dtype=torch.float64)
-    # The slope is 2 at first. Euler: z = 1 - 2/2 = 0, slope 1/2. Heun: z = 1 - (2 + 1/2)/4 = 3/8, slope 9/64 + 1/2 = 41/64.
+    # The slope is 2 at first. Euler: z = 1 - 2/2 = 0, slope 1/2. Heun: z = 1 - (2 + 1/2)/4 = 3/8,
+    # slope 9/64 + 1/2 = 41/64.
     expected = {
         "euler": 0 - 1 / 4,
         "heun": 3 / 8 - 41 / 128,
@@ -134,7 +147,9 @@ def test_one_step_of_each_kind_by_hand() -> None:
         "adams3": 3 / 8 - (3 / 2 * 41 / 64 - 1 / 2 * 2) / 2,
     }
     for solver in SOLVERS:
-        assert float(integrate(slope, start, 2, solver)) == pytest.approx(expected[solver], abs=1e-12)
+        assert float(integrate(slope, start, 2, solver)) == pytest.approx(
+            expected[solver], abs=1e-12
+        )
 
 
 def test_rescaling_gives_the_conditional_deviation_over_counted_positions() -> None:
@@ -147,7 +162,10 @@ def test_rescaling_gives_the_conditional_deviation_over_counted_positions() -> N
         wanted = conditional[row, counted[row]].std(correction=0)
         assert_near(whole[row, counted[row]].std(correction=0), wanted, 1e-6)
         # A scaling, of the mean too; and half of the way.
-        assert_near(whole[row] / guided[row], (wanted / guided[row, counted[row]].std(correction=0)).expand(5, 4))
+        assert_near(
+            whole[row] / guided[row],
+            (wanted / guided[row, counted[row]].std(correction=0)).expand(5, 4),
+        )
         assert_near(half[row], (guided[row] + whole[row]) / 2)
 
 
@@ -169,7 +187,9 @@ def test_logit_normal_times_have_the_logit_of_a_normal(loc: float, scale: float)
 
 
 def least_squares_residual(z_0: torch.Tensor, z_1: torch.Tensor, t: float) -> float:
-    """What the best linear prediction of z_1 - z_0 from z_t leaves, found from the draws themselves."""
+    """What the best linear prediction of z_1 - z_0 from z_t leaves, found from the draws
+    themselves.
+    """
     z_t, u = (1 - t) * z_0 + t * z_1, z_1 - z_0
     features = torch.stack([z_t, torch.ones_like(z_t)], dim=1)
     solution = torch.linalg.lstsq(features, u[:, None]).solution
@@ -183,7 +203,10 @@ def test_the_mean_variance_bound_is_what_least_squares_leaves() -> None:
     # Whatever z_0's distribution, two moments decide; a skewed one with a mean shows it.
     skewed = torch.rand(draws, generator=generator, dtype=torch.float64).log().neg() + 2
     z_1 = torch.randn(draws, generator=generator, dtype=torch.float64)
-    residuals = [[least_squares_residual(s2.sqrt() * skewed, z_1, float(time)) for s2 in variance] for time in t]
+    residuals = [
+        [least_squares_residual(s2.sqrt() * skewed, z_1, float(time)) for s2 in variance]
+        for time in t
+    ]
     for time, row in zip(t, residuals, strict=True):
         for s2, residual in zip(variance, row, strict=True):
             assert abs(residual / gaussian_baseline(s2[None], time[None]) - 1) < 0.02

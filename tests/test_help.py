@@ -1,4 +1,6 @@
-"""A verb's help: one screen, and the way from it to every setting; and docs/config.md, which lists them all."""
+"""A verb's help: one screen, and the way from it to every setting; and docs/config.md, which lists
+them all.
+"""
 
 import dataclasses
 import re
@@ -44,12 +46,16 @@ def keys_of(name: str) -> list[str]:
 
 def test_the_verbs_with_many_settings_are_those_that_need_a_first_screen() -> None:
     assert {"vae", "joint", "ar", "llada", "sample", "evaluate", "compare", "curve run"} < set(MANY)
-    assert {"prepare", "tokenizer train", "likelihood", "inspect", "bench train"} <= set(VERBS) - set(MANY)
+    assert {"prepare", "tokenizer train", "likelihood", "inspect", "bench train"} <= set(
+        VERBS
+    ) - set(MANY)
 
 
 @pytest.mark.parametrize("name", MANY)
 @pytest.mark.parametrize("option", ["-h", "--help"])
-def test_the_first_screen_fits_and_leads_on(name: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_screen_fits_and_leads_on(
+    name: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = shown(capsys, *name.split(), option)
     lines = out.splitlines()
     assert len(lines) <= 40
@@ -60,9 +66,9 @@ def test_the_first_screen_fits_and_leads_on(name: str, option: str, capsys: pyte
     assert 5 <= len(common) <= 14
     assert common == re.findall(r"^  ([\w.]+) +\S.* \[.*\]$", out, flags=re.MULTILINE)
     parts = sections(VERBS[name])
-    assert re.findall(r"^  (\w+) +(\d+)  \S", out, flags=re.MULTILINE)[-len(parts) or len(lines) :] == [
-        (part.key, str(part.count)) for part in parts
-    ]
+    assert re.findall(r"^  (\w+) +(\d+)  \S", out, flags=re.MULTILINE)[
+        -len(parts) or len(lines) :
+    ] == [(part.key, str(part.count)) for part in parts]
     assert "--help all" in out
     assert "--help WORD" in out
 
@@ -74,11 +80,18 @@ def test_few_settings_are_shown_at_once(name: str, capsys: pytest.CaptureFixture
     assert all(len(line) <= 100 for line in out.splitlines())
 
 
-def test_the_first_screen_has_options_and_what_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_first_screen_has_options_and_what_is_required(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = shown(capsys, "joint", "--help")
     assert "  --resume RUN " in out
-    assert re.search(r"^  data\.path +A folder written by `cola-train prepare`\. \[required\]$", out, flags=re.MULTILINE)
-    # The samplers of what watch evaluates have common settings as well, which are not common in a training.
+    assert re.search(
+        r"^  data\.path +A folder written by `cola-train prepare`\. \[required\]$",
+        out,
+        flags=re.MULTILINE,
+    )
+    # The samplers of what watch evaluates have common settings as well, which are not common in a
+    # training.
     assert "num_steps" not in out
 
 
@@ -89,7 +102,9 @@ def test_all_are_all(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert f"all {len(listed(out))} settings of `cola-train {name}`:" in out
 
 
-def test_a_section_is_listed_with_meanings_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_section_is_listed_with_meanings_and_defaults(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = shown(capsys, "joint", "--help", "objective.flow")
     assert out.startswith("8 settings of section objective.flow of `cola-train joint`:\n")
     assert listed(out) == [key for key in keys_of("joint") if key.startswith("objective.flow.")]
@@ -98,7 +113,9 @@ def test_a_section_is_listed_with_meanings_and_defaults(capsys: pytest.CaptureFi
 
 
 def test_a_sections_own_defaults_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "  greedy.guidance_scale\n      Classifier-free guidance g; 1 is off. [7.0]" in shown(capsys, "compare", "-h", "greedy")
+    assert "  greedy.guidance_scale\n      Classifier-free guidance g; 1 is off. [7.0]" in shown(
+        capsys, "compare", "-h", "greedy"
+    )
     assert "  sampler.guidance_scale\n      Classifier-free guidance g; 1 is off. [1.0]" in shown(
         capsys, "compare", "-h", "sampler"
     )
@@ -106,7 +123,12 @@ def test_a_sections_own_defaults_are_shown(capsys: pytest.CaptureFixture[str]) -
 
 def test_settings_by_a_name_of_ones_own_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "curve", "run", "--help", "families")
-    assert listed(out) == ["families", "families.NAME.config", "families.NAME.sizes", "families.NAME.stage1"]
+    assert listed(out) == [
+        "families",
+        "families.NAME.config",
+        "families.NAME.sizes",
+        "families.NAME.stage1",
+    ]
     assert "start from the spec's folder. [required]" in out
 
 
@@ -114,7 +136,11 @@ def test_a_word_finds_settings_by_key_and_by_meaning(capsys: pytest.CaptureFixtu
     found = listed(shown(capsys, "joint", "--help", "learning"))
     assert "optim.learning_rate" in found  # by its key
     assert "optim.weight_decay" in found  # by its meaning
-    by_hand = [key for key, field in leaves(VERBS["joint"]) if "learning" in f"{key} {field.metadata['help']}"]
+    by_hand = [
+        key
+        for key, field in leaves(VERBS["joint"])
+        if "learning" in f"{key} {field.metadata['help']}"
+    ]
     assert found == by_hand
     # A name's words are found as words are written, too.
     meanings = {key: field.metadata["help"] for key, field in leaves(VERBS["joint"])}
@@ -126,7 +152,9 @@ def test_a_word_finds_settings_by_key_and_by_meaning(capsys: pytest.CaptureFixtu
 
 
 def test_one_setting_is_one_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    assert shown(capsys, "joint", "--help", "data_seed").startswith("1 setting with 'data_seed' of `cola-train joint`:\n")
+    assert shown(capsys, "joint", "--help", "data_seed").startswith(
+        "1 setting with 'data_seed' of `cola-train joint`:\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,15 +166,24 @@ def test_one_setting_is_one_setting(capsys: pytest.CaptureFixture[str]) -> None:
         ("xyzzy", "--help all lists them."),
     ],
 )
-def test_an_unknown_word_gets_one_line_and_status_2(word: str, end: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_word_gets_one_line_and_status_2(
+    word: str, end: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     err = shown(capsys, "joint", "--help", word, status=2)
-    assert err == f"cola-train: error: No setting of `cola-train joint` has '{word}' in its name or meaning; {end}\n"
+    assert (
+        err == f"cola-train: error: No setting of `cola-train joint` has '{word}' in its name or "
+        f"meaning; {end}\n"
+    )
 
 
-def test_a_narrow_terminal_is_not_exceeded_by_settings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_terminal_is_not_exceeded_by_settings(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "72")
     assert max(map(len, shown(capsys, "joint", "--help", "all").splitlines())) <= 72
-    assert "  optim.warmup               How long the linear warm-up takes. ['5000']\n" in shown(capsys, "joint", "--help")
+    assert "  optim.warmup               How long the linear warm-up takes. ['5000']\n" in shown(
+        capsys, "joint", "--help"
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,12 +191,18 @@ def test_a_narrow_terminal_is_not_exceeded_by_settings(capsys: pytest.CaptureFix
     [
         ("Steps in all; a budget may end it.", 40, "Steps in all; a budget may end it."),
         ("Steps in all; a budget may end it.", 30, "Steps in all."),
-        ("wsd: a run at a constant rate, and an anneal from it.", 40, "wsd: a run at a constant rate..."),
+        (
+            "wsd: a run at a constant rate, and an anneal from it.",
+            40,
+            "wsd: a run at a constant rate...",
+        ),
         ("Of the ODE: euler (order 1, cheap), heun.", 38, "Of the ODE: euler (order 1, cheap)..."),
         ("Divides positive and multiplies negative ones.", 24, "Divides positive and..."),
     ],
 )
-def test_a_meaning_is_cut_where_it_still_says_something(meaning: str, room: int, expected: str) -> None:
+def test_a_meaning_is_cut_where_it_still_says_something(
+    meaning: str, room: int, expected: str
+) -> None:
     assert brief(meaning, room) == expected
     assert len(expected) <= room
 
@@ -181,18 +224,31 @@ def test_common_is_declared_where_a_setting_is() -> None:
         g: int = setting(1, help="G.")
 
     assert [(entry.key, entry.default, entry.common) for entry in describe(Outer)] == [
-        ("near.a", "1", True), ("near.b", "2", False), ("far.a", "1", False), ("far.b", "2", False), ("c", "[1]", True),
-        ("d", "false", False), ("e", "null", False), ("f", "required", False), ("g", "1", False),
-    ]  # fmt: skip
+        ("near.a", "1", True),
+        ("near.b", "2", False),
+        ("far.a", "1", False),
+        ("far.b", "2", False),
+        ("c", "[1]", True),
+        ("d", "false", False),
+        ("e", "null", False),
+        ("f", "required", False),
+        ("g", "1", False),
+    ]
     assert [(part.key, part.count) for part in sections(Outer)] == [("near", 2), ("far", 2)]
 
 
 def test_no_section_or_setting_is_called_as_everything_is() -> None:
-    assert all("all" not in entry.key.split(".") for config_class in VERBS.values() for entry in describe(config_class))
+    assert all(
+        "all" not in entry.key.split(".")
+        for config_class in VERBS.values()
+        for entry in describe(config_class)
+    )
 
 
 def test_the_page_of_settings_is_what_the_code_says() -> None:
-    assert DOCS.read_text(encoding="utf-8") == page(), f"docs/config.md is not of this code: run `{COMMAND}`"
+    assert DOCS.read_text(encoding="utf-8") == page(), (
+        f"docs/config.md is not of this code: run `{COMMAND}`"
+    )
 
 
 def test_the_page_has_every_setting_of_every_verb_and_what_runs_share_once() -> None:
@@ -201,5 +257,10 @@ def test_the_page_has_every_setting_of_every_verb_and_what_runs_share_once() -> 
     for name in VERBS:
         assert set(keys_of(name)) <= set(keys), name
         assert f"`cola-train {name}`" in text
-    assert keys.count("trainer.max_steps") == keys.count("in_loop_eval.benchmarks.sampler.num_steps") == keys.count("vae.dim") == 1
+    assert (
+        keys.count("trainer.max_steps")
+        == keys.count("in_loop_eval.benchmarks.sampler.num_steps")
+        == keys.count("vae.dim")
+        == 1
+    )
     assert {"families.NAME.config", "dit.num_layers", "transformer.head_dim"} <= set(keys)

@@ -1,4 +1,6 @@
-"""The launch scripts say what torchrun is to do, the guide's commands are ones they take, two hosts train as one process does."""
+"""The launch scripts say what torchrun is to do, the guide's commands are ones they take, two hosts
+train as one process does.
+"""
 
 import argparse
 import contextlib
@@ -32,15 +34,32 @@ from tests.helpers.runs import figures
 LAUNCH, SBATCH = "scripts/launch_torchrun.sh", "scripts/slurm.sbatch"
 TRAINING = ["joint", "configs/paper/joint.yaml"]
 GUIDE = (ROOT / "docs/launching.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)
+    for line in block.splitlines()
+]
 # What the head of the script lists: one name and its meaning a line, or several names.
-SETTINGS = set(re.findall(r"\b[A-Z_]{5,}\b(?=  |, [A-Z])", "\n".join(re.findall(r"^#   .*", (ROOT / LAUNCH).read_text(), re.M))))
+SETTINGS = set(
+    re.findall(
+        r"\b[A-Z_]{5,}\b(?=  |, [A-Z])",
+        "\n".join(re.findall(r"^#   .*", (ROOT / LAUNCH).read_text(), re.M)),
+    )
+)
 
 
 def shell(*command: str, folder: Path = ROOT, **settings: str) -> subprocess.CompletedProcess[str]:
     """Run in an environment of nothing but `settings`."""
     environment = {"PATH": clean_environment()["PATH"], **settings}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def dry_run(*arguments: str, **settings: str) -> tuple[dict[str, str], argparse.Namespace]:
@@ -50,7 +69,9 @@ def dry_run(*arguments: str, **settings: str) -> tuple[dict[str, str], argparse.
 
 
 def parsed(printed: str) -> tuple[dict[str, str], argparse.Namespace]:
-    """Environment and options of a printed command; torchrun's own parser refuses options that it does not have."""
+    """Environment and options of a printed command; torchrun's own parser refuses options that it
+    does not have.
+    """
     (line,) = printed.splitlines()
     words = shlex.split(line)
     place = words.index("torchrun")
@@ -61,7 +82,9 @@ def parsed(printed: str) -> tuple[dict[str, str], argparse.Namespace]:
 def assert_fits(arguments: list[str], processes: int) -> None:
     """The arguments are a training that loads and whose batch can be spread over `processes`."""
     verb, path, *overrides = arguments
-    config = load_config({"vae": VAERunConfig, "joint": JointRunConfig}[verb], ROOT / path, overrides)
+    config = load_config(
+        {"vae": VAERunConfig, "joint": JointRunConfig}[verb], ROOT / path, overrides
+    )
     assert config.trainer.global_batch_size % (config.trainer.micro_batch_size * processes) == 0
 
 
@@ -85,20 +108,48 @@ def test_one_machine_by_default() -> None:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[${rank}] ",
     }
-    assert (options.nnodes, options.nproc_per_node) == ("1", str(max(1, torch.cuda.device_count())))
+    assert (options.nnodes, options.nproc_per_node) == (
+        "1",
+        str(max(1, torch.cuda.device_count())),
+    )
     assert (options.standalone, options.local_addr, options.max_restarts) == (True, "127.0.0.1", 0)
     assert re.fullmatch(r"checkpoints/\.logs/\d{8}-\d{6}/node0", options.log_dir)
-    assert (options.module, options.training_script, options.training_script_args) == (True, "cola_train", arguments)
+    assert (options.module, options.training_script, options.training_script_args) == (
+        True,
+        "cola_train",
+        arguments,
+    )
 
 
 def test_several_machines_meet_at_the_first(tmp_path: Path) -> None:
     for rank, (is_host, address) in enumerate([(True, "first.example"), (False, None)]):
-        settings = {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "first.example", "LOG_DIR": str(tmp_path)}
+        settings = {
+            "NNODES": "2",
+            "NODE_RANK": str(rank),
+            "MASTER_ADDR": "first.example",
+            "LOG_DIR": str(tmp_path),
+        }
         _, options = dry_run("joint", **settings)
         config, _, worker = config_from_args(options)
-        assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.max_restarts) == (2, 2, 8, 0)
-        assert (config.rdzv_backend, config.rdzv_endpoint, config.run_id) == ("c10d", "first.example:29500", "cola_train")
-        meeting = RendezvousParameters("c10d", config.rdzv_endpoint, config.run_id, 2, 2, **config.rdzv_configs)
+        assert (
+            config.min_nodes,
+            config.max_nodes,
+            config.nproc_per_node,
+            config.max_restarts,
+        ) == (
+            2,
+            2,
+            8,
+            0,
+        )
+        assert (config.rdzv_backend, config.rdzv_endpoint, config.run_id) == (
+            "c10d",
+            "first.example:29500",
+            "cola_train",
+        )
+        meeting = RendezvousParameters(
+            "c10d", config.rdzv_endpoint, config.run_id, 2, 2, **config.rdzv_configs
+        )
         assert meeting.get_as_bool("is_host") is is_host
         assert config.local_addr == address
         assert worker == ["-u", "-m", "cola_train", "joint"]
@@ -106,7 +157,10 @@ def test_several_machines_meet_at_the_first(tmp_path: Path) -> None:
         assert config.logs_specs is not None
         logs = config.logs_specs.reify({process: {} for process in range(8)})
         assert {*logs.stdouts, *logs.stderrs} == set(range(8))
-        assert all(path.startswith(str(tmp_path / f"node{rank}")) for path in [*logs.stdouts.values(), *logs.stderrs.values()])
+        assert all(
+            path.startswith(str(tmp_path / f"node{rank}"))
+            for path in [*logs.stdouts.values(), *logs.stderrs.values()]
+        )
         assert (set(logs.tee_stdouts), set(logs.tee_stderrs)) == ({0}, {0})
 
 
@@ -114,9 +168,23 @@ def test_every_setting_that_the_script_names_is_one_that_it_reads_and_hands_on()
     assert set(re.findall(r"\$\{([A-Z_]+):-", (ROOT / LAUNCH).read_text())) == SETTINGS
     given = dict.fromkeys(SETTINGS, "17") | {"MASTER_ADDR": "host"}
     environment, options = dry_run(**given)
-    assert environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == environment["OMP_NUM_THREADS"] == environment["OMP_WAIT_POLICY"] == "17"
-    assert (options.nnodes, options.nproc_per_node, options.max_restarts, options.local_addr) == ("17", "17", 17, "17")
-    assert (options.rdzv_endpoint, options.rdzv_id, options.log_dir) == ("host:17", "17", "17/node17")
+    assert (
+        environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+        == environment["OMP_NUM_THREADS"]
+        == environment["OMP_WAIT_POLICY"]
+        == "17"
+    )
+    assert (options.nnodes, options.nproc_per_node, options.max_restarts, options.local_addr) == (
+        "17",
+        "17",
+        17,
+        "17",
+    )
+    assert (options.rdzv_endpoint, options.rdzv_id, options.log_dir) == (
+        "host:17",
+        "17",
+        "17/node17",
+    )
 
 
 def test_the_signals_are_those_that_a_training_takes_and_that_its_own_launcher_passes_on() -> None:
@@ -143,11 +211,16 @@ time.sleep(60)
 
 
 def test_a_signal_reaches_every_process_and_what_does_not_end_is_killed(tmp_path: Path) -> None:
-    # torchrun starts `-m cola_train`: in this folder that is the stand-in. Without an __init__.py any later path's would win.
+    # torchrun starts `-m cola_train`: in this folder that is the stand-in. Without an __init__.py
+    # any later path's would win.
     (tmp_path / "cola_train").mkdir()
     (tmp_path / "cola_train" / "__init__.py").touch()
     (tmp_path / "cola_train" / "__main__.py").write_text(STAND_IN)
-    settings = {"NPROC_PER_NODE": "2", "LOG_DIR": str(tmp_path / "logs"), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2"}
+    settings = {
+        "NPROC_PER_NODE": "2",
+        "LOG_DIR": str(tmp_path / "logs"),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "2",
+    }
     command, environment = ["bash", str(ROOT / LAUNCH)], {**clean_environment(), **settings}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=tmp_path, env=environment, text=True, **streams) as program:
@@ -159,7 +232,9 @@ def test_a_signal_reaches_every_process_and_what_does_not_end_is_killed(tmp_path
             program.kill()
     assert (tmp_path / "saved").read_text() == "SIGUSR2"
     assert "closing signal SIGUSR2" in err
-    assert re.findall(r"process (\d+) via 12, forcefully exiting via 9", err), "the second process does not end by itself"
+    assert re.findall(r"process (\d+) via 12, forcefully exiting via 9", err), (
+        "the second process does not end by itself"
+    )
     # The console has the first process' lines, the files have everyone's.
     assert out == "[0] started 0\n[0] saved by 0\n"
     assert "[0] trouble of 0" in err
@@ -170,7 +245,9 @@ def test_a_signal_reaches_every_process_and_what_does_not_end_is_killed(tmp_path
         assert (folder / "stderr.log").read_text() == f"trouble of {rank}\n"
 
 
-def wait_until(condition: Callable[[], bool], *programs: subprocess.Popen[str], seconds: float = 60) -> None:
+def wait_until(
+    condition: Callable[[], bool], *programs: subprocess.Popen[str], seconds: float = 60
+) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert all(program.poll() is None for program in programs), "ended too early"
@@ -180,7 +257,9 @@ def wait_until(condition: Callable[[], bool], *programs: subprocess.Popen[str], 
 
 @dataclasses.dataclass(frozen=True)
 class FakeSlurm:
-    """A `srun` that runs its command once a node, notes its arguments and leaves a status.json, and a `scontrol`."""
+    """A `srun` that runs its command once a node, notes its arguments and leaves a status.json, and
+    a `scontrol`.
+    """
 
     folder: Path
 
@@ -193,7 +272,11 @@ class FakeSlurm:
             exit "${STATUS:-0}"
         """
         scontrol = """
-            if [ "$*" = "show hostnames node[08-09]" ]; then printf 'node08\\nnode09\\n'; else echo "$*" > "$FOLDER/scontrol"; fi
+            if [ "$*" = "show hostnames node[08-09]" ]; then
+                printf 'node08\\nnode09\\n'
+            else
+                echo "$*" > "$FOLDER/scontrol"
+            fi
         """
         (self.folder / "bin").mkdir()
         for name, text in (("srun", srun), ("scontrol", scontrol)):
@@ -201,7 +284,12 @@ class FakeSlurm:
             (self.folder / "bin" / name).chmod(0o755)
 
     def run(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        slurm = {"SLURM_JOB_ID": "123456", "SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "node[08-09]", "NPROC_PER_NODE": "8"}
+        slurm = {
+            "SLURM_JOB_ID": "123456",
+            "SLURM_NNODES": "2",
+            "SLURM_JOB_NODELIST": "node[08-09]",
+            "NPROC_PER_NODE": "8",
+        }
         path = f"{self.folder / 'bin'}{os.pathsep}{clean_environment()['PATH']}"
         places = {"PATH": path, "FOLDER": str(self.folder), "RUN": str(self.folder)}
         return shell("bash", SBATCH, *arguments, **{**slurm, **places, **settings})
@@ -220,7 +308,10 @@ def test_slurm_starts_one_torchrun_a_node(tmp_path: Path) -> None:
     for rank, (_, options) in enumerate(nodes):
         assert (options.nnodes, options.nproc_per_node) == ("2", "8")
         assert (options.rdzv_endpoint, options.rdzv_id) == ("node08:23456", "123456")
-        assert (options.rdzv_conf, options.log_dir) == (f"is_host={str(rank == 0).lower()}", f"checkpoints/.logs/123456/node{rank}")
+        assert (options.rdzv_conf, options.log_dir) == (
+            f"is_host={str(rank == 0).lower()}",
+            f"checkpoints/.logs/123456/node{rank}",
+        )
         assert options.training_script_args == [*TRAINING, "name=a b"]
     # A dry run prints that call of srun and no more.
     called = (tmp_path / "srun").read_text().splitlines()
@@ -236,7 +327,8 @@ def test_slurm_starts_one_torchrun_a_node(tmp_path: Path) -> None:
         (None, ("interrupted", 5), 1, True),
         (("interrupted", 5), ("interrupted", 9), 1, True),
         (("interrupted", 5), None, 1, False),  # failed before it could say so
-        (("interrupted", 5), ("interrupted", 5), 1, False),  # no step further: nor would it be the next time
+        # no step further: nor would it be the next time
+        (("interrupted", 5), ("interrupted", 5), 1, False),
         (("interrupted", 5), ("finished", 9), 0, False),
         (("interrupted", 5), ("failed", 7), 1, False),
         (None, ("stopped", 7), 3, False),
@@ -244,7 +336,11 @@ def test_slurm_starts_one_torchrun_a_node(tmp_path: Path) -> None:
     ],
 )
 def test_slurm_requeues_a_run_that_was_interrupted(
-    tmp_path: Path, before: tuple[str, int] | None, after: tuple[str, int] | None, ended: int, requeued: bool
+    tmp_path: Path,
+    before: tuple[str, int] | None,
+    after: tuple[str, int] | None,
+    ended: int,
+    requeued: bool,
 ) -> None:
     def text(status: tuple[str, int]) -> str:
         return json.dumps({"state": status[0], "step": status[1], "reason": ""})
@@ -265,7 +361,9 @@ def test_slurm_wants_the_runs_folder() -> None:
 
 def test_slurm_signals_all_but_the_shell_and_leaves_time_to_save() -> None:
     options = dict(
-        line.split(" ")[1].partition("=")[::2] for line in (ROOT / SBATCH).read_text().splitlines() if "#SBATCH" in line[:7]
+        line.split(" ")[1].partition("=")[::2]
+        for line in (ROOT / SBATCH).read_text().splitlines()
+        if "#SBATCH" in line[:7]
     )
     name, seconds = options["--signal"].split("@")
     environment, torchrun = dry_run("joint")
@@ -288,24 +386,42 @@ def test_the_pytorchjob_runs_the_script_with_settings_that_it_reads() -> None:
         assert container["name"] == "pytorch"
         settings = {entry["name"]: entry["value"] for entry in container["env"]}
         assert set(settings) <= SETTINGS
-        # What the operator adds to the container's variables; Kubernetes puts them into its command.
-        operator = {"RANK": str(rank), "MASTER_ADDR": "cola-joint-master-0", "MASTER_PORT": "23456", "WORLD_SIZE": str(machines)}
+        # What the operator adds to the container's variables; Kubernetes puts them into its
+        # command.
+        operator = {
+            "RANK": str(rank),
+            "MASTER_ADDR": "cola-joint-master-0",
+            "MASTER_PORT": "23456",
+            "WORLD_SIZE": str(machines),
+        }
         command = [word.replace("$(RANK)", operator["RANK"]) for word in container["command"]]
         command.insert(command.index(LAUNCH) + 1, "--dry-run")
         done = shell(*command, **operator, **settings)
         environment, options = parsed(done.stdout)
         assert int(options.nnodes) == machines
         assert int(options.nproc_per_node) == container["resources"]["limits"]["nvidia.com/gpu"]
-        assert (options.rdzv_conf, options.local_addr) == [("is_host=true", "cola-joint-master-0"), ("is_host=false", None)][rank]
+        assert (options.rdzv_conf, options.local_addr) == [
+            ("is_host=true", "cola-joint-master-0"),
+            ("is_host=false", None),
+        ][rank]
         meetings.add((options.rdzv_endpoint, options.rdzv_id))
-        assert pod["terminationGracePeriodSeconds"] > int(environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+        assert pod["terminationGracePeriodSeconds"] > int(
+            environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"]
+        )
         assert_fits(options.training_script_args, machines * int(options.nproc_per_node))
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
         assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
-        places = [argument.partition("=")[2] for argument in options.training_script_args if "=/" in argument]
+        places = [
+            argument.partition("=")[2]
+            for argument in options.training_script_args
+            if "=/" in argument
+        ]
         for place in [*places, options.log_dir]:
-            assert any(place.startswith(mount) and "persistentVolumeClaim" in volume for mount, volume in mounts.items()), place
+            assert any(
+                place.startswith(mount) and "persistentVolumeClaim" in volume
+                for mount, volume in mounts.items()
+            ), place
     assert len(meetings) == 1
 
 
@@ -320,11 +436,18 @@ def test_every_command_of_the_guide_is_one_that_exists(command: str) -> None:
         if words[1] == "doctor":
             assert_verb(words[1:])
         else:
-            assert_fits(words[1:], load_config(JointRunConfig, ROOT / words[2], words[3:]).parallel.num_processes)
+            assert_fits(
+                words[1:],
+                load_config(JointRunConfig, ROOT / words[2], words[3:]).parallel.num_processes,
+            )
         return
     if words[0] == "sbatch":
         place = words.index(SBATCH)
-        assert {word.split("=")[0] for word in words[1:place]} <= {"--nodes", "--gpus-per-node", "--exclusive"}
+        assert {word.split("=")[0] for word in words[1:place]} <= {
+            "--nodes",
+            "--gpus-per-node",
+            "--exclusive",
+        }
         assert settings.keys() == {"RUN"}
         words, settings = ["bash", *words[place:]], {**settings, "DRY_RUN": "1"}
     if words[1] == SBATCH:
@@ -351,9 +474,16 @@ def assert_verb(arguments: list[str]) -> None:
 
 
 def test_the_guide_names_the_signals_of_a_training_and_no_other_setting() -> None:
-    saved = {name for row in re.findall(r"^\| (SIG.*?) \|.*(?:save|same)", GUIDE, re.M) for name in row.split(", ")}
+    saved = {
+        name
+        for row in re.findall(r"^\| (SIG.*?) \|.*(?:save|same)", GUIDE, re.M)
+        for name in row.split(", ")
+    }
     assert saved == {number.name for number in interrupts._SIGNALS}
-    named = set(re.findall(r"`([A-Z_]{6,})`", GUIDE)) - {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
+    named = set(re.findall(r"`([A-Z_]{6,})`", GUIDE)) - {
+        "GLOO_SOCKET_IFNAME",
+        "NCCL_SOCKET_IFNAME",
+    }
     assert named
     assert named <= SETTINGS
 
@@ -373,10 +503,15 @@ def ip(*arguments: str) -> str:
 
 @pytest.fixture
 def hosts() -> Iterator[list[Host]]:
-    """Two hosts that reach each other and nothing else. This machine's host name is that of both and resolves to neither."""
+    """Two hosts that reach each other and nothing else. This machine's host name is that of both
+    and resolves to neither.
+    """
     if shutil.which("ip") is None:
         pytest.skip("no program `ip` (package iproute2) to make network namespaces with")
-    pair = [Host(f"cola-{os.getpid()}-{n}", f"cola{os.getpid()}{'ab'[n]}", f"10.213.7.{n + 1}") for n in range(2)]
+    pair = [
+        Host(f"cola-{os.getpid()}-{n}", f"cola{os.getpid()}{'ab'[n]}", f"10.213.7.{n + 1}")
+        for n in range(2)
+    ]
     try:
         try:
             for host in pair:
@@ -412,11 +547,21 @@ def hosts() -> Iterator[list[Host]]:
 
 @pytest.mark.slow
 def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_process(
-    hosts: list[Host], vae_config: Callable[..., VAERunConfig], run_program: Callable[..., Any], tmp_path: Path
+    hosts: list[Host],
+    vae_config: Callable[..., VAERunConfig],
+    run_program: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     for name in ("one", "two"):
-        changes = ["trainer.max_steps=40", "optim.decay=100", "trainer.micro_batch_size=2", "checkpoint.every_steps=1000"]
-        (tmp_path / f"{name}.yaml").write_text(to_yaml(vae_config(name, *changes)), encoding="utf-8")
+        changes = [
+            "trainer.max_steps=40",
+            "optim.decay=100",
+            "trainer.micro_batch_size=2",
+            "checkpoint.every_steps=1000",
+        ]
+        (tmp_path / f"{name}.yaml").write_text(
+            to_yaml(vae_config(name, *changes)), encoding="utf-8"
+        )
     done = run_program("vae", "one.yaml")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "two"
@@ -424,12 +569,39 @@ def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_proc
     def start(attempt: int) -> list[subprocess.Popen[str]]:
         programs = []
         for rank, host in enumerate(hosts):
-            settings = {"NNODES": "2", "NODE_RANK": str(rank), "NPROC_PER_NODE": "1", "MASTER_ADDR": hosts[0].address}
-            places = {"LOCAL_ADDR": host.address, "GLOO_SOCKET_IFNAME": host.interface, "LOG_DIR": str(tmp_path / f"logs{attempt}")}
-            command = ["ip", "netns", "exec", host.name, "bash", str(ROOT / LAUNCH), "vae", "two.yaml"]
+            settings = {
+                "NNODES": "2",
+                "NODE_RANK": str(rank),
+                "NPROC_PER_NODE": "1",
+                "MASTER_ADDR": hosts[0].address,
+            }
+            places = {
+                "LOCAL_ADDR": host.address,
+                "GLOO_SOCKET_IFNAME": host.interface,
+                "LOG_DIR": str(tmp_path / f"logs{attempt}"),
+            }
+            command = [
+                "ip",
+                "netns",
+                "exec",
+                host.name,
+                "bash",
+                str(ROOT / LAUNCH),
+                "vae",
+                "two.yaml",
+            ]
             with (tmp_path / f"console{attempt}-{rank}").open("w") as console:
                 environment = {**clean_environment(), **settings, **places}
-                programs.append(subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=console, stderr=console, text=True))
+                programs.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=tmp_path,
+                        env=environment,
+                        stdout=console,
+                        stderr=console,
+                        text=True,
+                    )
+                )
         return programs
 
     def console(attempt: int, rank: int) -> str:
@@ -456,4 +628,7 @@ def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_proc
     # The first host is rank 0 and says how far it is; both keep their logs.
     assert "[0] training: 100%" in console(2, 0)
     assert "training:" not in console(2, 1)
-    assert [len(list((tmp_path / "logs2" / f"node{rank}").glob("*/attempt_0/0/stderr.log"))) for rank in range(2)] == [1, 1]
+    assert [
+        len(list((tmp_path / "logs2" / f"node{rank}").glob("*/attempt_0/0/stderr.log")))
+        for rank in range(2)
+    ] == [1, 1]

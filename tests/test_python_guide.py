@@ -85,7 +85,9 @@ def test_the_first_block_prepares_what_the_others_read(place: Path, prepared_fol
 
 
 @pytest.mark.slow
-def test_program_and_command_line_end_with_equal_weights(place: Path, trained: dict[str, Any]) -> None:
+def test_program_and_command_line_end_with_equal_weights(
+    place: Path, trained: dict[str, Any]
+) -> None:
     runs = place / "checkpoints"
     start = "init_vae_from=checkpoints/cli-vae"
     for verb, *settings in (["vae", "name=cli-vae"], ["joint", "name=cli-joint", start]):
@@ -161,8 +163,15 @@ def test_the_entry_point_is_that_of_the_example() -> None:
 
 def test_the_three_lists_of_public_names_are_one() -> None:
     tree = ast.parse(Path(cola_train.__file__).read_text(encoding="utf-8"))
-    (guarded,) = (node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name))
-    imported = {alias.name: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    (guarded,) = (
+        node for node in tree.body if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+    )
+    imported = {
+        alias.name: node.module
+        for node in guarded.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     assert imported == cola_train._HOMES
     assert sorted(imported) == sorted(cola_train.__all__)
 
@@ -195,18 +204,26 @@ seen.append("torch" in sys.modules)
 print(seen)
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], env=clean_environment(), capture_output=True, text=True,
-        check=True, cwd=ROOT,
-    )  # fmt: skip
+        [sys.executable, "-c", code],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
     assert done.stdout.strip() == "[False, False, True]"
 
 
 @pytest.mark.slow
-def test_the_blocks_pass_mypys_strictest_and_mistakes_do_not(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+def test_the_blocks_pass_mypys_strictest_and_mistakes_do_not(
+    tmp_path: Path, pytestconfig: pytest.Config
+) -> None:
     (in_readme,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     files = {f"block_{number}.py": code for number, code in enumerate([*BLOCKS, in_readme])}
     names = cola_train.__all__
-    files["names.py"] = f"from cola_train import {', '.join(names)}\n" + "".join(f"reveal_type({name})\n" for name in names)
+    files["names.py"] = f"from cola_train import {', '.join(names)}\n" + "".join(
+        f"reveal_type({name})\n" for name in names
+    )
     files["wrong.py"] = "import cola_train\ncola_train.trian\ncola_train.DataConfig(path=3)\n"
     for name, code in files.items():
         (tmp_path / name).write_text(code, encoding="utf-8")
@@ -218,12 +235,18 @@ def test_the_blocks_pass_mypys_strictest_and_mistakes_do_not(tmp_path: Path, pyt
     options = ["--strict", "--follow-imports=silent", "--config-file=", f"--cache-dir={cache}"]
     done = subprocess.run(
         [sys.executable, "-m", "mypy", *options, *files],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
         env={**os.environ, "MYPYPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     lines = done.stdout.splitlines()
     errors = [line for line in lines if ": error: " in line]
-    assert [line.split(":")[:2] for line in errors] == [["wrong.py", "2"], ["wrong.py", "3"]], lines
+    assert [line.split(":")[:2] for line in errors] == [
+        ["wrong.py", "2"],
+        ["wrong.py", "3"],
+    ], lines
     revealed = [line for line in lines if "Revealed type is" in line]
     assert len(revealed) == len(names)
     assert not [line for line in revealed if line.endswith('is "Any"')]

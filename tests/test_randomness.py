@@ -1,4 +1,6 @@
-"""The generator against its published vectors and a scalar re-implementation; the draws against their distributions."""
+"""The generator against its published vectors and a scalar re-implementation; the draws against
+their distributions.
+"""
 
 import itertools
 import math
@@ -15,9 +17,21 @@ from tests.helpers.statistics import assert_distribution, assert_uncorrelated
 WORD = st.integers(0, 2**32 - 1)
 # Random123's known answers for philox4x32-10: counter, key, result.
 KNOWN_ANSWERS = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -47,9 +61,15 @@ def test_known_answers(counter: str, key: str, result: str) -> None:
     assert scalar_philox(words(counter), words(key)) == words(result)
 
 
-@given(st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 9)), min_size=1, max_size=4), st.integers(1, 9))
+@given(
+    st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 9)), min_size=1, max_size=4),
+    st.integers(1, 9),
+)
 def test_samples_may_each_skip_their_own_number(samples: list[tuple[int, int]], count: int) -> None:
-    index, starts = torch.tensor([i for i, _ in samples]), torch.tensor([4 * fours for _, fours in samples])
+    index, starts = (
+        torch.tensor([i for i, _ in samples]),
+        torch.tensor([4 * fours for _, fours in samples]),
+    )
     for draw in (uniform, normal):
         together = draw(3, Purpose.SAMPLER_NOISE, index, count, starts)
         for row, (_, fours) in enumerate(samples):
@@ -68,7 +88,9 @@ def test_philox_equals_unbounded_integers(counter: list[int], low: int, high: in
     index=st.integers(0, 2**63 - 1),
     place=st.integers(0, 40),
 )
-def test_a_draw_is_the_generator_at_its_address(seed: int, purpose: Purpose, index: int, place: int) -> None:
+def test_a_draw_is_the_generator_at_its_address(
+    seed: int, purpose: Purpose, index: int, place: int
+) -> None:
     block, word = divmod(place, 4)
     counter = [block, int(purpose), index % 2**32, index >> 32]
     bits = scalar_philox(counter, [seed % 2**32, seed >> 32])
@@ -76,7 +98,9 @@ def test_a_draw_is_the_generator_at_its_address(seed: int, purpose: Purpose, ind
     assert float(draws[0, place]) == (bits[word] >> 8) / 2**24
     # Box and Muller: two words make the two normals in their places.
     radius, angle = ((bits[word // 2 * 2 + k] + 0.5) / 2**32 for k in range(2))
-    expected = math.sqrt(-2 * math.log(radius)) * (math.sin if word % 2 else math.cos)(2 * math.pi * angle)
+    expected = math.sqrt(-2 * math.log(radius)) * (math.sin if word % 2 else math.cos)(
+        2 * math.pi * angle
+    )
     normals = normal(seed, purpose, torch.tensor([index]), place + 1)
     assert float(normals[0, place]) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
@@ -96,7 +120,9 @@ def test_a_sample_draws_the_same_in_any_batch_and_in_any_chunks(draw, data: st.D
         rest = draw(5, Purpose.FLOW_NOISE, alone, count - start, start)
         assert torch.equal(rest[0], together[row, start:])
     # Asking for more does not change the first ones.
-    assert torch.equal(draw(5, Purpose.FLOW_NOISE, torch.tensor(indices), count + 9)[:, :count], together)
+    assert torch.equal(
+        draw(5, Purpose.FLOW_NOISE, torch.tensor(indices), count + 9)[:, :count], together
+    )
 
 
 def test_a_start_within_a_block_of_four_is_refused() -> None:
@@ -124,7 +150,8 @@ def test_normal_draws_are_normal() -> None:
     count = draws.numel()
     assert draws.dtype == torch.float32
     assert_distribution(draws, torch.special.ndtr(draws.double()))
-    # E x, E x^2, E x^3, E x^4 of a standard normal, whose deviations are sqrt(1, 2, 15, 96) / sqrt(n).
+    # E x, E x^2, E x^3, E x^4 of a standard normal, whose deviations are sqrt(1, 2, 15, 96) /
+    # sqrt(n).
     for power, (mean, variance) in enumerate([(0, 1), (1, 2), (0, 15), (3, 96)], start=1):
         assert abs(float(draws.double().pow(power).mean()) - mean) < 5 * (variance / count) ** 0.5
     # The two normals of a Box-Muller pair.
@@ -165,5 +192,7 @@ def test_named_generators() -> None:
         return torch.rand(4, generator=named_generator(seed, name)).tolist()
 
     assert draw(1, "vae.a") == draw(1, "vae.a")
-    drawn = [tuple(draw(seed, name)) for seed in (1, 2, 2**62) for name in ("vae.a", "vae.b", "dit.a")]
+    drawn = [
+        tuple(draw(seed, name)) for seed in (1, 2, 2**62) for name in ("vae.a", "vae.b", "dit.a")
+    ]
     assert len(set(drawn)) == len(drawn)

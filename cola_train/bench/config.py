@@ -9,7 +9,9 @@ from cola_train.config.settings import require, section, setting
 
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The bench's own settings; and the measured run's, which have a dot in their name: `trainer.precision=bf16`."""
+    """The bench's own settings; and the measured run's, which have a dot in their name:
+    `trainer.precision=bf16`.
+    """
     of_run = [text for text in settings if "=" in text and "." in text.partition("=")[0]]
     return [text for text in settings if text not in of_run], of_run
 
@@ -19,32 +21,56 @@ class MeasuringConfig:
     """How anything is measured: in a process of its own, several times."""
 
     threads: int = setting(
-        1, help="Threads of the measuring process on a CPU. With 1, CPU time is measured, which other programs disturb little."
+        1,
+        help=(
+            "Threads of the measuring process on a CPU. With 1, CPU time is measured, which other "
+            "programs disturb little."
+        ),
     )
     warmups: int = setting(2, help="Runs before those that count.")
     runs: int = setting(5, help="Runs that count; their median is the figure.", common=True)
-    out: str | None = setting(None, help="A new JSON file for the result; null prints it.", common=True)
+    out: str | None = setting(
+        None, help="A new JSON file for the result; null prints it.", common=True
+    )
 
     def __post_init__(self) -> None:
         for name in ("threads", "runs"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}."
+            )
         # The first run makes the optimizer's state, caches and compiled code.
-        require(self.warmups >= 1, f"warmups must be at least 1, not {self.warmups}: a first run does work that later ones do not.")
+        require(
+            self.warmups >= 1,
+            f"warmups must be at least 1, not {self.warmups}: a first run does work that later "
+            "ones do not.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchTrainConfig(MeasuringConfig):
     """`cola-train bench train`: optimizer steps, on random tokens."""
 
-    workload: str = setting("M", help="What trains: S, M, paper_stage1, paper_stage2, or a run's config file (.yaml).")
+    workload: str = setting(
+        "M", help="What trains: S, M, paper_stage1, paper_stage2, or a run's config file (.yaml)."
+    )
     rows: int | None = setting(None, help="Rows of a micro-batch; null is the workload's own.")
-    micro_batches: int | None = setting(None, help="Micro-batches of an optimizer step; null is the workload's own.")
+    micro_batches: int | None = setting(
+        None, help="Micro-batches of an optimizer step; null is the workload's own."
+    )
     seq_len: int | None = setting(None, help="Tokens of a row; null is the workload's own.")
     find_rows: bool = setting(
         False,
-        help="Double `rows` until memory ends or that is no faster, a short measurement each; then measure the fastest.",
+        help=(
+            "Double `rows` until memory ends or that is no faster, a short measurement each; then "
+            "measure the fastest."
+        ),
     )
-    profile: bool = setting(False, help="Also give the ten operations that take most of a step by themselves (torch.profiler).")
+    profile: bool = setting(
+        False,
+        help=(
+            "Also give the ten operations that take most of a step by themselves (torch.profiler)."
+        ),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,73 +85,128 @@ def _without_stops() -> SamplerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BenchSampleConfig(MeasuringConfig):
-    """`cola-train bench sample`: prompts of one length continued together, none of which stops early."""
+    """`cola-train bench sample`: prompts of one length continued together, none of which stops
+    early.
+    """
 
     workload: str = setting(
-        "M", help="What generates: S, M or paper with random weights, or a checkpoint folder with a DiT.", common=True
+        "M",
+        help=(
+            "What generates: S, M or paper with random weights, or a checkpoint folder with a DiT."
+        ),
+        common=True,
     )
     batch: int = setting(8, help="Prompts that are continued together.", common=True)
     prompt_tokens: int = setting(48, help="Random token ids of each prompt.", common=True)
     device: str = setting("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
     sampler: SamplerConfig = dataclasses.field(
-        default_factory=_without_stops, metadata={"help": "How they are continued; batch_size is `batch`, and nothing ends a text."}
+        default_factory=_without_stops,
+        metadata={
+            "help": "How they are continued; batch_size is `batch`, and nothing ends a text."
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.batch >= 1, f"batch must be at least 1, not {self.batch}.")
-        require(self.prompt_tokens >= 1, f"prompt_tokens must be at least 1, not {self.prompt_tokens}.")
-        require(self.sampler.eos_token_ids == (), "sampler.eos_token_ids must be []: texts that end early are no measure of speed.")
-        require(self.sampler.batch_size in (_without_stops().batch_size, self.batch),
-                f"sampler.batch_size is `batch` here; give batch={self.sampler.batch_size}.")  # fmt: skip
+        require(
+            self.prompt_tokens >= 1, f"prompt_tokens must be at least 1, not {self.prompt_tokens}."
+        )
+        require(
+            self.sampler.eos_token_ids == (),
+            "sampler.eos_token_ids must be []: texts that end early are no measure of speed.",
+        )
+        require(
+            self.sampler.batch_size in (_without_stops().batch_size, self.batch),
+            f"sampler.batch_size is `batch` here; give batch={self.sampler.batch_size}.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchGrowthConfig(MeasuringConfig):
-    """`cola-train bench growth`: how a training step's time and memory grow with batch, length, block size and model size."""
+    """`cola-train bench growth`: how a training step's time and memory grow with batch, length,
+    block size and model size.
+    """
 
-    workload: str = setting("S", help="What is varied, one of its sizes at a time: S, M or a stage-2 run's config file (.yaml).")
+    workload: str = setting(
+        "S",
+        help=(
+            "What is varied, one of its sizes at a time: S, M or a stage-2 run's config file "
+            "(.yaml)."
+        ),
+    )
     seq_len: int = setting(256, help="Tokens of a row, where the length is not what varies.")
     rows: int = setting(4, help="Rows of a step, where the batch is not what varies.")
     batches: list[int] = setting([1, 2, 4, 8], help="Rows of a step, to see growth with the batch.")
-    lengths: list[int] = setting([128, 256, 512, 1024], help="Tokens of a row, to see growth with the length.")
-    block_sizes: list[int] = setting([1, 4, 16, 64], help="Latents of a block, to see growth with it.")
+    lengths: list[int] = setting(
+        [128, 256, 512, 1024], help="Tokens of a row, to see growth with the length."
+    )
+    block_sizes: list[int] = setting(
+        [1, 4, 16, 64], help="Latents of a block, to see growth with it."
+    )
     layers: list[int] = setting([2, 4, 8], help="Layers of the DiT, to see growth with depth.")
-    widths: list[int] = setting([128, 256, 384], help="Widths of the DiT, to see growth with it; multiples of its head width.")
-    figure: str | None = setting(None, help="Draw the growth: this path with .png and .svg added; neither may exist.")
+    widths: list[int] = setting(
+        [128, 256, 384],
+        help="Widths of the DiT, to see growth with it; multiples of its head width.",
+    )
+    figure: str | None = setting(
+        None, help="Draw the growth: this path with .png and .svg added; neither may exist."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("batches", "lengths", "block_sizes", "layers", "widths"):
             values = getattr(self, name)
-            require(len(values) > 0 and min(values) >= 1 and values == sorted(set(values)),
-                    f"{name} must be numbers from 1 on, each larger than the one before, not {values}.")  # fmt: skip
+            require(
+                len(values) > 0 and min(values) >= 1 and values == sorted(set(values)),
+                f"{name} must be numbers from 1 on, each larger than the one before, not {values}.",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchQualityConfig:
-    """`cola-train bench quality`: how near few steps of a solver come to the path that many steps follow."""
+    """`cola-train bench quality`: how near few steps of a solver come to the path that many steps
+    follow.
+    """
 
-    solvers: list[Solver] = setting(["euler", "heun", "adams2", "adams3"], help="The solvers to compare.", common=True)
-    steps: list[int] = setting([2, 4, 6, 8, 10, 16, 32], help="Numbers of steps to compare.", common=True)
+    solvers: list[Solver] = setting(
+        ["euler", "heun", "adams2", "adams3"], help="The solvers to compare.", common=True
+    )
+    steps: list[int] = setting(
+        [2, 4, 6, 8, 10, 16, 32], help="Numbers of steps to compare.", common=True
+    )
     reference_steps: int = setting(256, help="Steps of the reference.", common=True)
     prompts: str | None = setting(
-        None, help="A file of prompts, as `cola-train sample --prompts` reads; null takes passages of the novels that are included."
+        None,
+        help=(
+            "A file of prompts, as `cola-train sample --prompts` reads; null takes passages of the "
+            "novels that are included."
+        ),
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)
-    sampler: SamplerConfig = section(SamplerConfig, help="How prompts are continued, but for solver and steps.", common=False)
-    out: str | None = setting(None, help="A new JSON file for the result; null prints it.", common=True)
+    sampler: SamplerConfig = section(
+        SamplerConfig, help="How prompts are continued, but for solver and steps.", common=False
+    )
+    out: str | None = setting(
+        None, help="A new JSON file for the result; null prints it.", common=True
+    )
 
     def __post_init__(self) -> None:
         require(len(self.solvers) >= 1, "solvers must name at least one, such as [euler].")
         require(
-            len(self.steps) >= 1 and all(steps >= 1 for steps in self.steps), f"steps must be numbers from 1 on, not {self.steps}."
+            len(self.steps) >= 1 and all(steps >= 1 for steps in self.steps),
+            f"steps must be numbers from 1 on, not {self.steps}.",
         )
-        require(self.reference_steps > max(self.steps),
-                f"reference_steps ({self.reference_steps}) must be more than any of steps, {self.steps}.")  # fmt: skip
+        require(
+            self.reference_steps > max(self.steps),
+            f"reference_steps ({self.reference_steps}) must be more than any of steps, "
+            f"{self.steps}.",
+        )
         for name in ("num_prompts", "prompt_tokens"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}."
+            )
 
 
 Kind = Literal["train", "sample"]  # what a measuring process may be asked for
@@ -133,23 +214,45 @@ Kind = Literal["train", "sample"]  # what a measuring process may be asked for
 
 @dataclasses.dataclass(frozen=True)
 class BenchDataConfig:
-    """`cola-train bench data`: tokenizing, reading rows, and opening a store of 10^9 rows, by one process on one core."""
+    """`cola-train bench data`: tokenizing, reading rows, and opening a store of 10^9 rows, by one
+    process on one core.
+    """
 
-    text: str | None = setting(None, help="A .txt file to tokenize, a paragraph a document; null is the novels that are included.")
-    tokenizer: str | None = setting(None, help="A tokenizer.json; null learns one of 4,096 ids from the text.")
+    text: str | None = setting(
+        None,
+        help=(
+            "A .txt file to tokenize, a paragraph a document; null is the novels that are included."
+        ),
+    )
+    tokenizer: str | None = setting(
+        None, help="A tokenizer.json; null learns one of 4,096 ids from the text."
+    )
     least_characters: int = setting(
-        4_000_000, help="A shorter text is repeated up to this many, its paragraphs in another order each time."
+        4_000_000,
+        help=(
+            "A shorter text is repeated up to this many, its paragraphs in another order each time."
+        ),
     )
     seq_len: int = setting(256, help="Tokens in a row.")
     rows: int = setting(8, help="Rows of a training batch.")
     step_seconds: float | None = setting(
-        None, help="Seconds of the training step to compare reading with; null measures workload S's with such a batch."
+        None,
+        help=(
+            "Seconds of the training step to compare reading with; null measures workload S's with "
+            "such a batch."
+        ),
     )
-    runs: int = setting(5, help="Runs that count, after one to warm up; their median is the figure.")
+    runs: int = setting(
+        5, help="Runs that count, after one to warm up; their median is the figure."
+    )
     out: str | None = setting(None, help="A new JSON file for the result; null prints it.")
 
     def __post_init__(self) -> None:
         for name in ("least_characters", "seq_len", "rows", "runs"):
-            require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}.")
-        require(self.step_seconds is None or self.step_seconds > 0,
-                f"step_seconds must be above 0, or null to measure a step, not {self.step_seconds}.")  # fmt: skip
+            require(
+                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}."
+            )
+        require(
+            self.step_seconds is None or self.step_seconds > 0,
+            f"step_seconds must be above 0, or null to measure a step, not {self.step_seconds}.",
+        )

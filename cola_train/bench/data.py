@@ -1,4 +1,6 @@
-"""`cola-train bench data`: what data costs beside training: text to rows, rows to batches, and the opening of a huge store."""
+"""`cola-train bench data`: what data costs beside training: text to rows, rows to batches, and the
+opening of a huge store.
+"""
 
 import contextlib
 import dataclasses
@@ -46,17 +48,24 @@ def run_data(config: BenchDataConfig) -> dict[str, Any]:
 
     Returns:
         What can be written as JSON:
-        `tokenizing`: tokens per second of CPU time, separators not counted, of the whole of `cola-train prepare`, and of the
-        tokenizer library's `encode_batch_fast` alone on the same documents, by the texts in a call; ours over the best of these.
-        Both load the tokenizer's file.
-        `reading`: microseconds of CPU time a row takes through the training loop's loader, collation included, and what a batch
-        takes of a training step; of the prepared text, and of a store of 10^9 rows of 512 tokens whose files are sparse.
-        `huge_store`: seconds on the wall to open that store, and to open it and have the batch of step 10^6.
+        `tokenizing`: tokens per second of CPU time, separators not counted, of the whole of
+        `cola-train prepare`, and of the tokenizer library's `encode_batch_fast` alone on the same
+        documents, by the texts in a call; ours over the best of these. Both load the tokenizer's
+        file.
+        `reading`: microseconds of CPU time a row takes through the training loop's loader,
+        collation included, and what a batch takes of a training step; of the prepared text, and of
+        a store of 10^9 rows of 512 tokens whose files are sparse.
+        `huge_store`: seconds on the wall to open that store, and to open it and have the batch of
+            step 10^6.
 
     Raises:
-        UserError: a text or tokenizer that cannot be read, a text that fills no row, or a disk without room for sparse files.
+        UserError: a text or tokenizer that cannot be read, a text that fills no row, or a disk
+            without room for sparse files.
     """
-    require(config.text is None or Path(config.text).is_file(), f"There is no text file {config.text}; give a .txt file, or null.")
+    require(
+        config.text is None or Path(config.text).is_file(),
+        f"There is no text file {config.text}; give a .txt file, or null.",
+    )
     if config.tokenizer is not None:
         Tokenizer.load(config.tokenizer)
     step_seconds = config.step_seconds or _step_seconds(config)
@@ -68,11 +77,16 @@ def run_data(config: BenchDataConfig) -> dict[str, Any]:
         tokenizing = _tokenizing(config, corpus, tokenizer, folder / "rows")
         prepared = PreparedData.open(folder / "rows")
         huge = _sparse_store(prepared, folder / "huge")
-        reading = {"prepared_text": _reading(config, prepared, 0), "huge_store": _reading(config, huge, HUGE_STEP)}
+        reading = {
+            "prepared_text": _reading(config, prepared, 0),
+            "huge_store": _reading(config, huge, HUGE_STEP),
+        }
         opening = _opening(config, huge.folder)
         speedometer.read()
     for read in reading.values():
-        read["share_of_step"] = read["microseconds_per_row"]["median"] * config.rows / 1e6 / step_seconds
+        read["share_of_step"] = (
+            read["microseconds_per_row"]["median"] * config.rows / 1e6 / step_seconds
+        )
     return {
         "text": config.text or _AUSTEN.name,
         "tokenizer": config.tokenizer or f"{_LEARNT_IDS} ids learnt from the text",
@@ -87,8 +101,12 @@ def run_data(config: BenchDataConfig) -> dict[str, Any]:
 
 
 def _step_seconds(config: BenchDataConfig) -> float:
-    train = BenchTrainConfig(workload="S", rows=config.rows, seq_len=config.seq_len, runs=config.runs)
-    median: float = measure_in_a_process("train", train, ["trainer.accelerator=cpu"])["seconds"]["median"]
+    train = BenchTrainConfig(
+        workload="S", rows=config.rows, seq_len=config.seq_len, runs=config.runs
+    )
+    median: float = measure_in_a_process("train", train, ["trainer.accelerator=cpu"])["seconds"][
+        "median"
+    ]
     return median
 
 
@@ -108,7 +126,9 @@ def _one_core() -> Iterator[None]:
 
 def _corpus(config: BenchDataConfig, folder: Path) -> CorpusConfig:
     """The text, repeated until it is long enough, as a file."""
-    paragraphs = [text for text in read_documents(CorpusConfig(inputs=[config.text or str(_AUSTEN)])) if text]
+    paragraphs = [
+        text for text in read_documents(CorpusConfig(inputs=[config.text or str(_AUSTEN)])) if text
+    ]
     require(bool(paragraphs), f"{config.text} has no text in it; give a .txt file of prose.")
     repeated, shuffled = list(paragraphs), random.Random(0)
     num_characters = once = sum(map(len, paragraphs))
@@ -130,10 +150,20 @@ def _tokenizer(config: BenchDataConfig, folder: Path) -> Path:
     return path
 
 
-def _tokenizing(config: BenchDataConfig, corpus: CorpusConfig, tokenizer: Path, out: Path) -> dict[str, Any]:
-    """Library and `prepare` by turns, so that both meet the same machine; each from the tokenizer's file on."""
+def _tokenizing(
+    config: BenchDataConfig, corpus: CorpusConfig, tokenizer: Path, out: Path
+) -> dict[str, Any]:
+    """Library and `prepare` by turns, so that both meet the same machine; each from the tokenizer's
+    file on.
+    """
     documents = [text for text in read_documents(corpus) if text]
-    settings = PrepareConfig(out=str(out), tokenizer=str(tokenizer), seq_len=config.seq_len, corpus=corpus, held_out_share=0.0)
+    settings = PrepareConfig(
+        out=str(out),
+        tokenizer=str(tokenizer),
+        seq_len=config.seq_len,
+        corpus=corpus,
+        held_out_share=0.0,
+    )
     ours: list[float] = []
     library: dict[int, list[float]] = {size: [] for size in _LIBRARY_BATCHES}
     num_tokens = 0
@@ -158,28 +188,42 @@ def _tokenizing(config: BenchDataConfig, corpus: CorpusConfig, tokenizer: Path, 
 
 
 def _library(tokenizer: Path, documents: Sequence[str], size: int) -> tuple[int, float]:
-    """Tokens, and CPU seconds of the library alone on `size` texts a call; its results are counted and dropped."""
+    """Tokens, and CPU seconds of the library alone on `size` texts a call; its results are counted
+    and dropped.
+    """
     num_tokens, begin = 0, _CLOCK.read()
     encode_batch = Tokenizer.load(tokenizer).library_for_documents.encode_batch_fast
     for first in range(0, len(documents), size):
-        num_tokens += sum(map(len, encode_batch(documents[first : first + size], add_special_tokens=False)))
+        num_tokens += sum(
+            map(len, encode_batch(documents[first : first + size], add_special_tokens=False))
+        )
     return num_tokens, _CLOCK.read() - begin
 
 
 def _sparse_store(like: PreparedData, folder: Path) -> PreparedData:
-    """A store of 10^9 rows whose files take no room on the disk: rows of id 0, where no document starts but the first."""
+    """A store of 10^9 rows whose files take no room on the disk: rows of id 0, where no document
+    starts but the first.
+    """
     folder.mkdir()
     num_tokens = HUGE_ROWS * _HUGE_SEQ_LEN
-    sizes = {tokens_file(TRAIN): num_tokens * np.dtype("<u4").itemsize, documents_file(TRAIN): HUGE_ROWS * np.dtype("<u8").itemsize}
+    sizes = {
+        tokens_file(TRAIN): num_tokens * np.dtype("<u4").itemsize,
+        documents_file(TRAIN): HUGE_ROWS * np.dtype("<u8").itemsize,
+    }
     for name, size in sizes.items():
         (folder / name).touch()
         try:
             os.truncate(folder / name, size)
         except OSError as error:
-            require(False, f"Cannot make a sparse file of {size:,} bytes in {folder.parent} ({error.strerror}); "
-                           "set TMPDIR to a folder of another file system.")  # fmt: skip
+            require(
+                False,
+                f"Cannot make a sparse file of {size:,} bytes in {folder.parent} "
+                f"({error.strerror}); set TMPDIR to a folder of another file system.",
+            )
     splits = {TRAIN: SplitCounts(HUGE_ROWS, HUGE_ROWS, num_tokens, 0)}
-    manifest = dataclasses.replace(like.manifest, seq_len=_HUGE_SEQ_LEN, token_dtype="<u4", splits=splits, files=sizes)
+    manifest = dataclasses.replace(
+        like.manifest, seq_len=_HUGE_SEQ_LEN, token_dtype="<u4", splits=splits, files=sizes
+    )
     (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return PreparedData.open(folder)
 
@@ -199,7 +243,11 @@ def _reading(config: BenchDataConfig, prepared: PreparedData, step: int) -> dict
 
     read()
     seconds = [_CLOCK.time(read) for _ in range(config.runs)]
-    return {"microseconds_per_row": spread([second / _BATCHES_A_RUN / config.rows * 1e6 for second in seconds])}
+    return {
+        "microseconds_per_row": spread(
+            [second / _BATCHES_A_RUN / config.rows * 1e6 for second in seconds]
+        )
+    }
 
 
 def _opening(config: BenchDataConfig, folder: Path) -> dict[str, Any]:

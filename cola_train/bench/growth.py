@@ -26,18 +26,24 @@ class Point:
 
 
 def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, Any]:
-    """Measure the workload's step with one size at a time varied, each point in a process of its own; draw it where asked.
+    """Measure the workload's step with one size at a time varied, each point in a process of its
+    own; draw it where asked.
 
     Returns:
-        `series`: by what varies ("batch", "length", "block_size", "layers", "width") its points, each with `value`, `seconds`
-        (median), `tokens_per_second`, `tokens_per_second_per_gflops`, `growth_bytes`, `parameters` of the backbone and `flops`
-        (executed); `exponents`: by series the slope of log time over log size; `time_ratio`: time at the largest batch over that
+        `series`: by what varies ("batch", "length", "block_size", "layers", "width") its points,
+        each with `value`, `seconds` (median), `tokens_per_second`, `tokens_per_second_per_gflops`,
+        `growth_bytes`, `parameters` of the backbone and `flops` (executed); `exponents`: by series
+        the slope of log time over log size; `time_ratio`: time at the largest batch over that
         at the smallest; and the `machine` of the first point.
 
     Raises:
-        UserError: whatever the settings are refused for, the workload's widths among it; a figure that exists.
+        UserError: whatever the settings are refused for, the workload's widths among it; a figure
+            that exists.
     """
-    png, svg = (None if config.figure is None else Path(f"{config.figure}.{kind}") for kind in ("png", "svg"))
+    png, svg = (
+        None if config.figure is None else Path(f"{config.figure}.{kind}")
+        for kind in ("png", "svg")
+    )
     refuse_existing(png, svg)
     series = points(config, of_run)
     measured: dict[tuple[Any, ...], dict[str, Any]] = {}
@@ -46,7 +52,11 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
         for point in steps:
             key = (point.rows, point.seq_len, point.of_run)
             if key not in measured:
-                say(" ".join([f"{name} {point.value}: {point.rows} x {point.seq_len}", *point.of_run]))
+                say(
+                    " ".join(
+                        [f"{name} {point.value}: {point.rows} x {point.seq_len}", *point.of_run]
+                    )
+                )
                 measured[key] = _measure(config, point, of_run)
             results.setdefault(name, []).append(_summary(point, measured[key]))
     batches = results["batch"]
@@ -68,7 +78,8 @@ def points(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[P
     """The points of each series.
 
     Raises:
-        UserError: the workload's backbone cannot be varied, or a width is no multiple of its head width.
+        UserError: the workload's backbone cannot be varied, or a width is no multiple of its head
+            width.
     """
     from cola_train.bench.workloads import run_config
 
@@ -77,8 +88,11 @@ def points(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[P
 
     def settings(size: str, value: int) -> tuple[str, ...]:
         found: tuple[str, ...] | None = family.growth_settings(run, size, value)
-        require(found is not None,
-                f"bench growth varies the sizes of a backbone: give a workload of stage 2, not {config.workload}.")  # fmt: skip
+        require(
+            found is not None,
+            "bench growth varies the sizes of a backbone: give a workload of stage 2, not "
+            f"{config.workload}.",
+        )
         assert found is not None
         return found
 
@@ -99,9 +113,13 @@ def points(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[P
 
 def _train_config(config: BenchGrowthConfig, point: Point) -> BenchTrainConfig:
     return BenchTrainConfig(
-        threads=config.threads, warmups=config.warmups, runs=config.runs, workload=config.workload, rows=point.rows,
+        threads=config.threads,
+        warmups=config.warmups,
+        runs=config.runs,
+        workload=config.workload,
+        rows=point.rows,
         seq_len=point.seq_len,
-    )  # fmt: skip
+    )
 
 
 def _measure(config: BenchGrowthConfig, point: Point, of_run: Sequence[str]) -> dict[str, Any]:
@@ -124,5 +142,7 @@ def _exponent(found: Sequence[dict[str, Any]]) -> float | None:
     """The least-squares slope of log time over log size."""
     if len(found) < 2:
         return None
-    slope, _ = statistics.linear_regression([math.log(one["value"]) for one in found], [math.log(one["seconds"]) for one in found])
+    slope, _ = statistics.linear_regression(
+        [math.log(one["value"]) for one in found], [math.log(one["seconds"]) for one in found]
+    )
     return slope

@@ -1,4 +1,6 @@
-"""What time and memory a process takes, and how fast the machine multiplies matrices: what speeds are compared by."""
+"""What time and memory a process takes, and how fast the machine multiplies matrices: what speeds
+are compared by.
+"""
 
 import contextlib
 import dataclasses
@@ -23,8 +25,8 @@ _STATUS, _RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 class Clock:
     """Reads the time that a device has worked.
 
-    Of one CPU thread that is the process' CPU time, which other programs on the machine disturb little; of several, and of a GPU,
-    it is the time on the wall.
+    Of one CPU thread that is the process' CPU time, which other programs on the machine disturb
+    little; of several, and of a GPU, it is the time on the wall.
     """
 
     device: torch.device
@@ -54,7 +56,9 @@ def gflops(device: torch.device, seconds: list[float]) -> float:
 
 
 class Memory:
-    """The memory of a process (CPU) or of its tensors (GPU), from a moment on: how much there was, and the most there has been."""
+    """The memory of a process (CPU) or of its tensors (GPU), from a moment on: how much there was,
+    and the most there has been.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -62,7 +66,8 @@ class Memory:
             torch.cuda.reset_peak_memory_stats(device)
             self.begin = torch.cuda.memory_allocated(device)
             return
-        # The peak so far may be that of building the networks. Where it cannot be forgotten, it counts.
+        # The peak so far may be that of building the networks. Where it cannot be forgotten, it
+        # counts.
         with contextlib.suppress(OSError):
             _RESET_PEAK.write_text("5")
         self.begin = psutil.Process().memory_info().rss
@@ -75,7 +80,9 @@ class Memory:
 
 
 def _peak_rss() -> int:
-    """Bytes. Not getrusage where the kernel says it better: what that gives begins with the peak of the process' parent."""
+    """Bytes. Not getrusage where the kernel says it better: what that gives begins with the peak of
+    the process' parent.
+    """
     if _STATUS.exists():
         (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
@@ -92,6 +99,8 @@ def device_name(device: torch.device) -> str:
 
 
 def data_sheet_flops(device: torch.device, precision: str) -> float | None:
-    """FLOPs per second that a GPU's vendor gives for `precision`, "bf16" or "fp32"; None of a CPU or an unknown GPU."""
+    """FLOPs per second that a GPU's vendor gives for `precision`, "bf16" or "fp32"; None of a CPU
+    or an unknown GPU.
+    """
     known = find_device(device_name(device)) if device.type == "cuda" else None
     return None if known is None else known.peak(precision)

@@ -17,9 +17,11 @@ _TOP = 10
 
 @contextlib.contextmanager
 def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
-    """Give the seconds by part of what the stage does while the block runs; what is in no part is "the rest": counts, exchange.
+    """Give the seconds by part of what the stage does while the block runs; what is in no part is
+    "the rest": counts, exchange.
 
-    On a GPU each part begins and ends with a wait for the device, which makes steps slower than they are: only shares are of use.
+    On a GPU each part begins and ends with a wait for the device, which makes steps slower than
+    they are: only shares are of use.
     """
     parts: dict[str, float] = {}
     begins: list[float] = []
@@ -46,18 +48,26 @@ def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
     optimizer = stage.optimizers(use_pl_optimizer=False)
     assert isinstance(optimizer, torch.optim.Optimizer)
     with contextlib.ExitStack() as held:
-        handles = [optimizer.register_step_pre_hook(begin), optimizer.register_step_post_hook(end("optimizer"))]
+        handles = [
+            optimizer.register_step_pre_hook(begin),
+            optimizer.register_step_post_hook(end("optimizer")),
+        ]
         # What the objective computes outside its networks is "losses".
         for path, name in {**forwards, "": "losses"}.items():
             if path in modules:
-                handles += [modules[path].register_forward_pre_hook(begin), modules[path].register_forward_hook(end(name))]
+                handles += [
+                    modules[path].register_forward_pre_hook(begin),
+                    modules[path].register_forward_hook(end(name)),
+                ]
         for handle in handles:
             held.callback(handle.remove)
         for owner, attribute, name in (
             (stage, "manual_backward", "backward"),
             (nn.utils, "clip_grad_norm_", "clip"),
         ):
-            held.enter_context(unittest.mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+            held.enter_context(
+                unittest.mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute)))
+            )
         start = clock.read()
         yield parts
         whole = clock.read() - start
@@ -67,16 +77,21 @@ def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def top_operations(device: torch.device) -> Iterator[list[dict[str, Any]]]:
-    """Give the operations that take most time by themselves while the block runs: a GPU's kernels, or what a CPU computes.
+    """Give the operations that take most time by themselves while the block runs: a GPU's kernels,
+    or what a CPU computes.
 
     Each has `operation`, `seconds`, `share` (of all operations) and `calls`.
     """
     on_gpu = device.type == "cuda"
     found: list[dict[str, Any]] = []
-    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as profiled:
+    with profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    ) as profiled:
         yield found
     attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = sorted(profiled.key_averages(), key=lambda event: getattr(event, attribute), reverse=True)
+    events = sorted(
+        profiled.key_averages(), key=lambda event: getattr(event, attribute), reverse=True
+    )
     whole = sum(getattr(event, attribute) for event in events)
     found += [
         {

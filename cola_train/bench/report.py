@@ -14,7 +14,9 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Speedometer:
-    """How fast the machine multiplies matrices before and after something is measured, by precision."""
+    """How fast the machine multiplies matrices before and after something is measured, by
+    precision.
+    """
 
     def __init__(self, clock: Clock) -> None:
         # Rates of a CPU are all by its fp32 rate, whatever it computes in.
@@ -25,13 +27,18 @@ class Speedometer:
     def read(self) -> None:
         """Measure once more; before and after."""
         self._seconds.append(
-            {name: matrix_seconds(self._clock.device, dtype, self._clock.read) for name, dtype in self._dtypes.items()}
+            {
+                name: matrix_seconds(self._clock.device, dtype, self._clock.read)
+                for name, dtype in self._dtypes.items()
+            }
         )
 
     def gflops(self, precision: str) -> float:
         """The median rate over all readings, in `precision` if it is measured."""
         name = precision if precision in self._dtypes else "fp32"
-        return gflops(self._clock.device, [seconds for reading in self._seconds for seconds in reading[name]])
+        return gflops(
+            self._clock.device, [seconds for reading in self._seconds for seconds in reading[name]]
+        )
 
     def report(self) -> dict[str, Any]:
         """The machine, with the rate of each reading."""
@@ -43,7 +50,10 @@ class Speedometer:
             "clock": self._clock.kind,
             "torch": torch.__version__,
             "matrix_gflops": {
-                name: {"median": self.gflops(name), "readings": [gflops(device, reading[name]) for reading in self._seconds]}
+                name: {
+                    "median": self.gflops(name),
+                    "readings": [gflops(device, reading[name]) for reading in self._seconds],
+                }
                 for name in self._dtypes
             },
         }
@@ -51,15 +61,25 @@ class Speedometer:
 
 def spread(runs: Sequence[float]) -> dict[str, Any]:
     """Runs with their median, extremes and quartiles."""
-    lower, _, upper = statistics.quantiles(runs, n=4, method="inclusive") if len(runs) > 1 else (runs[0],) * 3
+    lower, _, upper = (
+        statistics.quantiles(runs, n=4, method="inclusive") if len(runs) > 1 else (runs[0],) * 3
+    )
     return {
-        "median": statistics.median(runs), "min": min(runs), "lower_quartile": lower, "upper_quartile": upper, "max": max(runs),
+        "median": statistics.median(runs),
+        "min": min(runs),
+        "lower_quartile": lower,
+        "upper_quartile": upper,
+        "max": max(runs),
         "runs": list(runs),
-    }  # fmt: skip
+    }
 
 
-def speed(tokens: int, seconds: float, speedometer: Speedometer, precision: str) -> dict[str, float]:
-    """Tokens per second, and that per GFLOP/s of the machine's measured matrix rate, which compares across machines."""
+def speed(
+    tokens: int, seconds: float, speedometer: Speedometer, precision: str
+) -> dict[str, float]:
+    """Tokens per second, and that per GFLOP/s of the machine's measured matrix rate, which compares
+    across machines.
+    """
     return {
         "tokens_per_second": tokens / seconds,
         "tokens_per_second_per_gflops": tokens / seconds / speedometer.gflops(precision),
@@ -67,17 +87,28 @@ def speed(tokens: int, seconds: float, speedometer: Speedometer, precision: str)
 
 
 def utilization(
-    flops: Mapping[Convention, int], seconds: float, clock: Clock, speedometer: Speedometer, precision: str
+    flops: Mapping[Convention, int],
+    seconds: float,
+    clock: Clock,
+    speedometer: Speedometer,
+    precision: str,
 ) -> dict[str, Any]:
-    """FLOPs by convention, and each as a share of the peak: of a CPU its measured matrix rate, of a GPU its data sheet's.
+    """FLOPs by convention, and each as a share of the peak: of a CPU its measured matrix rate, of a
+    GPU its data sheet's.
 
     Of an unknown GPU the shares are None.
     """
-    peak = data_sheet_flops(clock.device, precision) if clock.device.type == "cuda" else speedometer.gflops("fp32") * 1e9
+    peak = (
+        data_sheet_flops(clock.device, precision)
+        if clock.device.type == "cuda"
+        else speedometer.gflops("fp32") * 1e9
+    )
     return {
         "flops": dict(flops),
         "peak_flops_per_second": peak,
-        "mfu": {name: None if peak is None else count / seconds / peak for name, count in flops.items()},
+        "mfu": {
+            name: None if peak is None else count / seconds / peak for name, count in flops.items()
+        },
     }
 
 

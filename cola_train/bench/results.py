@@ -17,7 +17,10 @@ def refuse_existing(*paths: Path | None) -> None:
         UserError: one of them exists.
     """
     for path in paths:
-        require(path is None or not path.exists(), f"{path} exists and is not overwritten; choose another name.")
+        require(
+            path is None or not path.exists(),
+            f"{path} exists and is not overwritten; choose another name.",
+        )
 
 
 def deliver(result: Mapping[str, Any], out: str | None) -> None:

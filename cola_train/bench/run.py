@@ -1,4 +1,6 @@
-"""`cola-train bench train`, `sample` and `quality` as verbs: what they measure, and how often they ask for it."""
+"""`cola-train bench train`, `sample` and `quality` as verbs: what they measure, and how often they
+ask for it.
+"""
 
 import dataclasses
 import lzma
@@ -20,24 +22,29 @@ _LEAST_GAIN = 1.01
 
 
 def run_train(config: BenchTrainConfig, of_run: Sequence[str]) -> dict[str, Any]:
-    """Measure a training step in a fresh process; with `find_rows`, at the micro-batch that is found to be the fastest.
+    """Measure a training step in a fresh process; with `find_rows`, at the micro-batch that is
+    found to be the fastest.
 
     Args:
         config: what to measure.
         of_run: settings of the run that override the workload's, key=value.
 
     Raises:
-        UserError: whatever the settings are refused for; memory that is too small for the first micro-batch.
+        UserError: whatever the settings are refused for; memory that is too small for the first
+            micro-batch.
     """
     if not config.find_rows:
         return measure_in_a_process("train", config, of_run)
     rows, tried = find_rows(config, of_run)
-    result = measure_in_a_process("train", dataclasses.replace(config, rows=rows, find_rows=False), of_run)
+    result = measure_in_a_process(
+        "train", dataclasses.replace(config, rows=rows, find_rows=False), of_run
+    )
     return {**result, "tried": tried}
 
 
 def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
-    """The micro-batch of most tokens per second, of config.rows (1 by default), twice as many, and so on; and each that was tried.
+    """The micro-batch of most tokens per second, of config.rows (1 by default), twice as many, and
+    so on; and each that was tried.
 
     The search ends where memory does, or at a doubling that gains less than 1 %.
 
@@ -47,7 +54,9 @@ def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, lis
     rows = config.rows or 1
     tried: list[dict[str, Any]] = []
     while True:
-        short = dataclasses.replace(config, rows=rows, find_rows=False, profile=False, warmups=1, runs=2)
+        short = dataclasses.replace(
+            config, rows=rows, find_rows=False, profile=False, warmups=1, runs=2
+        )
         try:
             found = measure_in_a_process("train", short, of_run)
         except MemoryTooSmallError:
@@ -57,7 +66,9 @@ def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, lis
             break
         speed = found["tokens_per_second"]
         gains = not tried or speed > _LEAST_GAIN * tried[-1]["tokens_per_second"]
-        tried.append({"rows": rows, "tokens_per_second": speed, "peak_bytes": found["memory"]["peak_bytes"]})
+        tried.append(
+            {"rows": rows, "tokens_per_second": speed, "peak_bytes": found["memory"]["peak_bytes"]}
+        )
         say(f"{rows} rows: {speed:.6g} tokens/s")
         if not gains:
             break
@@ -91,7 +102,9 @@ def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str
         prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in given]
     else:
         prompts = [encode(text)[: config.prompt_tokens] for text in _passages(config.num_prompts)]
-    rows = checkpoint.compare_solvers(prompts, config.sampler, config.solvers, config.steps, config.reference_steps)
+    rows = checkpoint.compare_solvers(
+        prompts, config.sampler, config.solvers, config.steps, config.reference_steps
+    )
     say(_quality_table(rows))
     return {
         "checkpoint": str(checkpoint_folder),
@@ -104,16 +117,25 @@ def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str
 
 def _quality_table(rows: "Sequence[SolverQuality]") -> str:
     """The rows as a table in Markdown."""
-    lines = ["| solver | steps | network calls | latent RMS error | tokens equal | CPU s a sample |", "| --- |" + " ---: |" * 5]
+    lines = [
+        "| solver | steps | network calls | latent RMS error | tokens equal | CPU s a sample |",
+        "| --- |" + " ---: |" * 5,
+    ]
     lines += [
-        f"| {row.solver} | {row.num_steps} | {row.network_calls} | {row.latent_rms_error:.3f} | {row.token_agreement:.1%} "
-        f"| {row.cpu_seconds_per_sample:.3f} |"
+        f"| {row.solver} | {row.num_steps} | {row.network_calls} | {row.latent_rms_error:.3f} | "
+        f"{row.token_agreement:.1%} | {row.cpu_seconds_per_sample:.3f} |"
         for row in rows
     ]
     return "\n".join(lines) + "\n"
 
 
 def _passages(count: int) -> list[str]:
-    """Passages of the novels that are included, spread evenly over them, each from the start of a paragraph."""
-    paragraphs = [text for text in lzma.decompress(_NOVELS.read_bytes()).decode().split("\n\n") if len(text) > 400]
+    """Passages of the novels that are included, spread evenly over them, each from the start of a
+    paragraph.
+    """
+    paragraphs = [
+        text
+        for text in lzma.decompress(_NOVELS.read_bytes()).decode().split("\n\n")
+        if len(text) > 400
+    ]
     return [paragraphs[place * len(paragraphs) // count] for place in range(count)]

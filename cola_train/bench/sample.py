@@ -1,4 +1,6 @@
-"""`cola-train bench sample`, in the measuring process: prompts of one length continued together, to the last token."""
+"""`cola-train bench sample`, in the measuring process: prompts of one length continued together, to
+the last token.
+"""
 
 import dataclasses
 import functools
@@ -36,7 +38,10 @@ def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any
     try:
         return _measure(config, model, Clock(device, config.threads))
     except torch.OutOfMemoryError:
-        raise UserError(f"The GPU has too little memory for {config.batch} prompts at a time; give a smaller batch.") from None
+        raise UserError(
+            f"The GPU has too little memory for {config.batch} prompts at a time; give a smaller "
+            "batch."
+        ) from None
 
 
 def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict[str, Any]:
@@ -55,7 +60,10 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
     bar = progress_bar("measuring", "batch", config.warmups + config.runs)
     whole, to_first = [], []
     for number in range(config.warmups + config.runs):
-        times = [clock.time(functools.partial(generate, model, prompts, settings)) for settings in (first, sampler)]
+        times = [
+            clock.time(functools.partial(generate, model, prompts, settings))
+            for settings in (first, sampler)
+        ]
         if number >= config.warmups:
             to_first.append(times[0])
             whole.append(times[1])
@@ -82,7 +90,11 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
         **speed(tokens, seconds["median"], speedometer, precision),
         "first_block_seconds": first_block,
         "blocks": num_passes,
-        "block_seconds": (seconds["median"] - first_block["median"]) / (num_passes - 1) if num_passes > 1 else None,
+        "block_seconds": (
+            (seconds["median"] - first_block["median"]) / (num_passes - 1)
+            if num_passes > 1
+            else None
+        ),
         **utilization(flops, seconds["median"], clock, speedometer, precision),
         "memory": memory_used,
     }

@@ -1,4 +1,6 @@
-"""`cola-train bench train`, in the measuring process: the training loop's own optimizer steps on random tokens."""
+"""`cola-train bench train`, in the measuring process: the training loop's own optimizer steps on
+random tokens.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -30,8 +32,10 @@ from cola_train.training.preflight import with_precision
 def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
     """Measure a run's step in this process.
 
-    Steps are those of the training loop (training/loop/module.py), with the same Trainer and sharding, on one process. First
-    whole ones are timed; parts, and the profile, are of steps after these, since watching takes time.
+    Steps are those of the training loop (training/loop/module.py), with the same Trainer and
+    sharding, on one process. First
+    whole ones are timed; parts, and the profile, are of steps after these, since watching takes
+    time.
 
     Returns:
         What `cola-train bench train` reports, see docs/benchmarks.md.
@@ -39,22 +43,32 @@ def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: a GPU is asked for and there is none, or its memory is too small.
     """
-    require(run.trainer.accelerator != "gpu" or torch.cuda.is_available(),
-            "trainer.accelerator=gpu, but torch sees no GPU here; use cpu or auto, or see `cola-train doctor`.")  # fmt: skip
+    require(
+        run.trainer.accelerator != "gpu" or torch.cuda.is_available(),
+        "trainer.accelerator=gpu, but torch sees no GPU here; use cpu or auto, or see `cola-train "
+        "doctor`.",
+    )
     torch.set_num_threads(config.threads)
     torch.manual_seed(0)
     with connected(run.trainer.accelerator, run.parallel.timeout_seconds) as processes:
         run = with_precision(run, None)
-        stage = StageModule(run, processes, StopRequest(), Watchdog(0, run.parallel.timeout_seconds))
+        stage = StageModule(
+            run, processes, StopRequest(), Watchdog(0, run.parallel.timeout_seconds)
+        )
         measure = _Measure(config, Clock(processes.device, config.threads))
         try:
-            build_trainer(run, processes, [measure]).fit(stage, train_dataloaders=_Repeated(random_batch(run)))
+            build_trainer(run, processes, [measure]).fit(
+                stage, train_dataloaders=_Repeated(random_batch(run))
+            )
         except torch.OutOfMemoryError:
             raise UserError(
-                f"The GPU has too little memory for {run.trainer.micro_batch_size} rows of {run.data.seq_len} tokens: give fewer "
-                "rows, or parallel.activation_checkpointing=full."
+                f"The GPU has too little memory for {run.trainer.micro_batch_size} rows of "
+                f"{run.data.seq_len} tokens: give fewer rows, or "
+                "parallel.activation_checkpointing=full."
             ) from None
-        assert stage.state.skipped_steps == 0, "steps were skipped: what was timed is not a whole step"
+        assert stage.state.skipped_steps == 0, (
+            "steps were skipped: what was timed is not a whole step"
+        )
         return measure.result(run)
 
 
@@ -70,7 +84,9 @@ class _Repeated:
 
 
 class _Measure(pl.Callback):
-    """Times steps from outside: warm-ups, steps that count, steps taken apart, one under the profiler."""
+    """Times steps from outside: warm-ups, steps that count, steps taken apart, one under the
+    profiler.
+    """
 
     def __init__(self, config: BenchTrainConfig, clock: Clock) -> None:
         self._config, self._clock, self._speedometer = config, clock, Speedometer(clock)
@@ -94,7 +110,9 @@ class _Measure(pl.Callback):
         pl_module.ema.start()
         self._speedometer.read()
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
+    ) -> None:
         """The last moment before a step."""
         assert isinstance(pl_module, StageModule)
         if self._memory is None:
@@ -105,7 +123,9 @@ class _Measure(pl.Callback):
             self._parts.append(self._watching.enter_context(parts_of(pl_module, self._clock)))
         self._begin = self._clock.read()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
+    ) -> None:
         """The first moment after it."""
         seconds = self._clock.read() - self._begin
         self._watching.close()
@@ -127,7 +147,10 @@ class _Measure(pl.Callback):
         seconds = spread(self._seconds)
         median = seconds["median"]
         tokens = trainer.global_batch_size * run.data.seq_len
-        parts = {name: sum(step[name] for step in self._parts) / len(self._parts) for name in self._parts[0]}
+        parts = {
+            name: sum(step[name] for step in self._parts) / len(self._parts)
+            for name in self._parts[0]
+        }
         return {
             "workload": self._config.workload,
             "rows": trainer.micro_batch_size,
@@ -143,6 +166,9 @@ class _Measure(pl.Callback):
             **speed(tokens, median, self._speedometer, precision),
             **utilization(step_flops(run, 0), median, self._clock, self._speedometer, precision),
             "memory": self._used,
-            "parts": {name: {"seconds": value, "share": value / sum(parts.values())} for name, value in parts.items()},
+            "parts": {
+                name: {"seconds": value, "share": value / sum(parts.values())}
+                for name, value in parts.items()
+            },
             "top_operations": self._top,
         }

@@ -1,6 +1,8 @@
-"""A measuring process of its own: its peak memory is of what it measures, and nothing that ran before slows it down.
+"""A measuring process of its own: its peak memory is of what it measures, and nothing that ran
+before slows it down.
 
-Run as a program, this module is one: its arguments are the kind, the device to sample on, then settings.
+Run as a program, this module is one: its arguments are the kind, the device to sample on, then
+settings.
 """
 
 import json
@@ -29,10 +31,14 @@ class MemoryTooSmallError(UserError):
 _RESULT = "cola_train measured: "
 
 
-def measure_in_a_process(kind: Kind, config: MeasuringConfig, of_run: Sequence[str] = (), device: str = "auto") -> dict[str, Any]:
-    """What `measure_train` or `measure_sample` finds in a fresh process; its progress goes to stderr.
+def measure_in_a_process(
+    kind: Kind, config: MeasuringConfig, of_run: Sequence[str] = (), device: str = "auto"
+) -> dict[str, Any]:
+    """What `measure_train` or `measure_sample` finds in a fresh process; its progress goes to
+    stderr.
 
-    Its environment is the user's, an allocator's settings in it too, but for OMP_NUM_THREADS, which is config.threads.
+    Its environment is the user's, an allocator's settings in it too, but for OMP_NUM_THREADS, which
+    is config.threads.
 
     Raises:
         UserError: of the measuring process; or it was killed, as a system without memory does.
@@ -41,16 +47,25 @@ def measure_in_a_process(kind: Kind, config: MeasuringConfig, of_run: Sequence[s
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
     done = subprocess.run(
         [sys.executable, "-m", __name__, kind, device, *settings, *of_run],
-        env=environment, stdout=subprocess.PIPE, text=True, check=False,
-    )  # fmt: skip
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     if done.returncode < 0:
         killed = f"The measuring process was killed by signal {-done.returncode}"
         if done.returncode == -signal.SIGKILL:
-            raise MemoryTooSmallError(f"{killed}, as a system does whose memory has run out: measure less at a time.")
+            raise MemoryTooSmallError(
+                f"{killed}, as a system does whose memory has run out: measure less at a time."
+            )
         raise UserError(f"{killed}; measure again.")
-    results = [line.removeprefix(_RESULT) for line in done.stdout.splitlines() if line.startswith(_RESULT)]
+    results = [
+        line.removeprefix(_RESULT) for line in done.stdout.splitlines() if line.startswith(_RESULT)
+    ]
     if not results:
-        raise RuntimeError(f"The measuring process failed (status {done.returncode}); its own message is above.")
+        raise RuntimeError(
+            f"The measuring process failed (status {done.returncode}); its own message is above."
+        )
     result: dict[str, Any] = json.loads(results[-1])
     if "refused" in result:
         raise (MemoryTooSmallError if result["memory"] else UserError)(result["refused"])

@@ -19,31 +19,57 @@ _OF_RUN = "settings with a dot in their name are the measured run's"
 
 def add(verbs: Any) -> None:
     """Add this verb."""
-    bench = verbs.add_parser("bench", help="how fast this machine trains and samples, at what memory; as JSON")
+    bench = verbs.add_parser(
+        "bench", help="how fast this machine trains and samples, at what memory; as JSON"
+    )
     kinds = bench.add_subparsers(title="kinds", metavar="KIND", required=True)
     add_verb(
-        kinds, "train", _train, f"measure optimizer steps on random tokens; {_OF_RUN}", BenchTrainConfig,
+        kinds,
+        "train",
+        _train,
+        f"measure optimizer steps on random tokens; {_OF_RUN}",
+        BenchTrainConfig,
         example="cola-train bench train workload=M rows=4 parallel.activation_checkpointing=full",
-    )  # fmt: skip
+    )
     sample = add_verb(
-        kinds, "sample", _sample, "measure how fast prompts are continued", BenchSampleConfig,
+        kinds,
+        "sample",
+        _sample,
+        "measure how fast prompts are continued",
+        BenchSampleConfig,
         example="cola-train bench sample workload=M batch=1 sampler.num_steps=8",
-    )  # fmt: skip
+    )
     add_verb(
-        kinds, "growth", _growth, f"measure how a step's cost grows with its sizes; {_OF_RUN}", BenchGrowthConfig,
+        kinds,
+        "growth",
+        _growth,
+        f"measure how a step's cost grows with its sizes; {_OF_RUN}",
+        BenchGrowthConfig,
         example="cola-train bench growth figure=growth out=growth.json",
-    )  # fmt: skip
+    )
     add_verb(
-        kinds, "data", _data, "measure tokenizing, reading rows and opening a huge store", BenchDataConfig,
+        kinds,
+        "data",
+        _data,
+        "measure tokenizing, reading rows and opening a huge store",
+        BenchDataConfig,
         example="cola-train bench data rows=8 seq_len=256",
-    )  # fmt: skip
+    )
     quality = add_verb(
-        kinds, "quality", _quality, "measure how near few steps of a solver come to many", BenchQualityConfig,
+        kinds,
+        "quality",
+        _quality,
+        "measure how near few steps of a solver come to many",
+        BenchQualityConfig,
         example="cola-train bench quality checkpoints/NAME solvers=[euler,heun] steps=[4,8,16]",
         positionals={"checkpoint": "a folder in the released layout, or a run folder, of stage 2"},
-    )  # fmt: skip
+    )
     for verb in (sample, quality):
-        verb.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one")
+        verb.add_argument(
+            "--device",
+            default="auto",
+            help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one",
+        )
 
 
 def _load(options: argparse.Namespace) -> Any:

@@ -1,4 +1,6 @@
-"""Writes docs/config.md from the verbs' settings: `python -m cola_train.cli.config_docs > docs/config.md`."""
+"""Writes docs/config.md from the verbs' settings: `python -m cola_train.cli.config_docs >
+docs/config.md`.
+"""
 
 import argparse
 import dataclasses
@@ -13,9 +15,10 @@ COMMAND = "python -m cola_train.cli.config_docs > docs/config.md"
 _HEAD = f"""\
 # Settings
 
-All settings of all verbs, with defaults and meanings. They come from a YAML file, then from `key=value` arguments:
-`optim.learning_rate=1e-3` after `cola-train joint my.yaml` is what `optim: {{learning_rate: 1e-3}}` is in that file. A *required*
-setting must be given; NAME stands for a name of your choice. In the terminal `cola-train VERB --help` shows the most used settings,
+All settings of all verbs, with defaults and meanings. They come from a YAML file, then from
+`key=value` arguments: `optim.learning_rate=1e-3` after `cola-train joint my.yaml` is what
+`optim: {{learning_rate: 1e-3}}` is in that file. A *required* setting must be given; NAME stands
+for a name of your choice. In the terminal `cola-train VERB --help` shows the most used settings,
 `--help WORD` those of a section or with a word.
 
 This page is made from the code; after a change to a setting run `{COMMAND}`.
@@ -25,7 +28,8 @@ This page is made from the code; after a change to a setting run `{COMMAND}`.
 def page() -> str:
     """The whole of docs/config.md.
 
-    A setting that several verbs share, because one class declares it for all of them, is listed once, before the first of them.
+    A setting that several verbs share, because one class declares it for all of them, is listed
+    once, before the first of them.
     """
     verbs: dict[type, list[str]] = {}
     for name, config_class in settings_verbs(make_parser()):
@@ -37,10 +41,21 @@ def page() -> str:
             if owner in listed:
                 continue
             listed.add(owner)
-            users = [name for other, names in verbs.items() if owner in owners[other].values() for name in names]
-            own = {field for field, declared_by in owners[config_class].items() if declared_by is owner}
+            users = [
+                name
+                for other, names in verbs.items()
+                if owner in owners[other].values()
+                for name in names
+            ]
+            own = {
+                field for field, declared_by in owners[config_class].items() if declared_by is owner
+            }
             heading = _verbs(users) if owner in verbs else _title(owner)
-            shared = [part for part in dict.fromkeys(owners[config_class].values()) if part is not owner and owner in verbs]
+            shared = [
+                part
+                for part in dict.fromkeys(owners[config_class].values())
+                if part is not owner and owner in verbs
+            ]
             parts.append(f"## {heading}\n")
             parts.append(_introduction(owner, users, shared, is_verb=owner in verbs))
             parts += _tables(config_class, own)
@@ -48,7 +63,9 @@ def page() -> str:
 
 
 def settings_verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, type]]:
-    """The verbs that take settings, with their config classes, in the order of `cola-train --help`."""
+    """The verbs that take settings, with their config classes, in the order of `cola-train
+    --help`.
+    """
     config_class = parser.get_default("config_class")
     if config_class is not None:
         yield name, config_class
@@ -61,13 +78,20 @@ def settings_verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[
 def _owners(config_class: type) -> dict[str, type]:
     """By name of a field, the class that declares it."""
     return {
-        field.name: next(base for base in config_class.__mro__ if field.name in inspect.get_annotations(base))
+        field.name: next(
+            base for base in config_class.__mro__ if field.name in inspect.get_annotations(base)
+        )
         for field in dataclasses.fields(config_class)
     }
 
 
 def _title(config_class: type) -> str:
-    return (inspect.getdoc(config_class) or config_class.__name__).partition("\n")[0].partition(": ")[0].rstrip(".")
+    return (
+        (inspect.getdoc(config_class) or config_class.__name__)
+        .partition("\n")[0]
+        .partition(": ")[0]
+        .rstrip(".")
+    )
 
 
 def _verbs(names: list[str]) -> str:
@@ -82,7 +106,10 @@ def _introduction(owner: type, users: list[str], shared: list[type], *, is_verb:
     meaning = text.partition("`: ")[2] if text.startswith("`cola-train ") else text
     lines = [f"{meaning[0].upper()}{meaning[1:]}"]
     if shared:
-        lines.append(f"It also takes the settings above under {' and '.join(f'*{_title(other)}*' for other in shared)}.")
+        lines.append(
+            "It also takes the settings above under "
+            f"{' and '.join(f'*{_title(other)}*' for other in shared)}."
+        )
     return " ".join(lines) + "\n"
 
 
@@ -93,7 +120,10 @@ def _tables(config_class: type, fields: set[str]) -> list[str]:
     plain = [entry for entry in entries if "." not in entry.key]
     if plain:
         tables.append(_table(plain))
-    tables += [_section(part, [entry for entry in entries if entry.key.startswith(f"{part.key}.")]) for part in parts]
+    tables += [
+        _section(part, [entry for entry in entries if entry.key.startswith(f"{part.key}.")])
+        for part in parts
+    ]
     return tables
 
 
@@ -102,12 +132,17 @@ def _section(part: DescribedSection, entries: list[Described]) -> str:
 
 
 def _table(entries: list[Described]) -> str:
-    rows = [f"| `{entry.key}` | {_default(entry)} | {entry.meaning.replace('|', '&#124;')} |" for entry in entries]
+    rows = [
+        f"| `{entry.key}` | {_default(entry)} | {entry.meaning.replace('|', '&#124;')} |"
+        for entry in entries
+    ]
     return "\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows, ""])
 
 
 def _default(entry: Described) -> str:
-    return "*required*" if entry.default == "required" else f"`{entry.default}`".replace("|", "&#124;")
+    return (
+        "*required*" if entry.default == "required" else f"`{entry.default}`".replace("|", "&#124;")
+    )
 
 
 if __name__ == "__main__":

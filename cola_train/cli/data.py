@@ -10,20 +10,38 @@ from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
-    tokenizer = verbs.add_parser("tokenizer", help="make a tokenizer.json: train one, or build OLMo 2's")
+    tokenizer = verbs.add_parser(
+        "tokenizer", help="make a tokenizer.json: train one, or build OLMo 2's"
+    )
     kinds = tokenizer.add_subparsers(title="kinds", metavar="KIND", required=True)
     add_verb(
-        kinds, "train", _tokenizer_train, "train a byte-level BPE on text", TokenizerTrainConfig,
-        example="cola-train tokenizer train out=data/tokenizer.json 'corpus.inputs=[my_texts]' vocab_size=4096",
-    )  # fmt: skip
-    olmo2 = kinds.add_parser("olmo2", help="build the OLMo 2 tokenizer of the paper (needs the extra 'olmo2')")
+        kinds,
+        "train",
+        _tokenizer_train,
+        "train a byte-level BPE on text",
+        TokenizerTrainConfig,
+        example=(
+            "cola-train tokenizer train out=data/tokenizer.json 'corpus.inputs=[my_texts]' "
+            "vocab_size=4096"
+        ),
+    )
+    olmo2 = kinds.add_parser(
+        "olmo2", help="build the OLMo 2 tokenizer of the paper (needs the extra 'olmo2')"
+    )
     olmo2.add_argument("out", type=Path, help="the tokenizer.json to write")
     olmo2.set_defaults(run=_tokenizer_olmo2)
 
     add_verb(
-        verbs, "prepare", _prepare, "tokenize text into memory-mapped rows", PrepareConfig,
-        example="cola-train prepare out=data/austen tokenizer=data/tokenizer.json 'corpus.inputs=[my_texts]'",
-    )  # fmt: skip
+        verbs,
+        "prepare",
+        _prepare,
+        "tokenize text into memory-mapped rows",
+        PrepareConfig,
+        example=(
+            "cola-train prepare out=data/austen tokenizer=data/tokenizer.json "
+            "'corpus.inputs=[my_texts]'"
+        ),
+    )
 
 
 def _tokenizer_train(options: argparse.Namespace) -> None:

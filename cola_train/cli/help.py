@@ -1,4 +1,6 @@
-"""A verb's help: one screen, from which `--help WORD` leads to a section's settings, to those with a word, or to all."""
+"""A verb's help: one screen, from which `--help WORD` leads to a section's settings, to those with
+a word, or to all.
+"""
 
 import argparse
 import difflib
@@ -19,9 +21,13 @@ class HelpAction(argparse.Action):
 
     def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
         super().__init__(
-            option_strings, dest, nargs="?", default=argparse.SUPPRESS, metavar="WORD",
+            option_strings,
+            dest,
+            nargs="?",
+            default=argparse.SUPPRESS,
+            metavar="WORD",
             help=f"this page; or settings: a section's, those that have a word, or {ALL}",
-        )  # fmt: skip
+        )
 
     def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
         """Print what was asked for; status 2 if nothing has that word."""
@@ -34,14 +40,20 @@ class HelpAction(argparse.Action):
             parser.exit()
         found = look_up(config_class, word)
         if found is None:
-            parser.exit(2, f"cola-train: error: No setting of `{parser.prog}` has '{word}' {_hint(config_class, word)}\n")
+            parser.exit(
+                2,
+                f"cola-train: error: No setting of `{parser.prog}` has '{word}' "
+                f"{_hint(config_class, word)}\n",
+            )
         title, entries = found
         print(f"{title} of `{parser.prog}`:\n{table(entries)}")
         parser.exit()
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves out the argument for settings, which the usage shows and the rest of the page explains."""
+    """Leaves out the argument for settings, which the usage shows and the rest of the page
+    explains.
+    """
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=columns())
@@ -58,7 +70,9 @@ def columns() -> int:
 
 
 def settings_page(config_class: type) -> str:
-    """The part of the first screen that is about settings: all if they are few; else the common ones and the sections."""
+    """The part of the first screen that is about settings: all if they are few; else the common
+    ones and the sections.
+    """
     entries, parts = describe(config_class), sections(config_class)
     if len(entries) <= FEW:
         return f"settings (key=value, after any YAML file):\n{table(entries)}"
@@ -66,16 +80,27 @@ def settings_page(config_class: type) -> str:
     if parts:
         lines += [
             "",
-            f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those with a word; --help {ALL}):",
+            (
+                f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those "
+                f"with a word; --help {ALL}):"
+            ),
         ]
         lines += _section_lines(parts)
     else:
-        lines += ["", f"all {len(entries)} settings: --help {ALL}; those with a word in their name or meaning: --help WORD"]
+        lines += [
+            "",
+            (
+                f"all {len(entries)} settings: --help {ALL}; those with a word in their name or "
+                "meaning: --help WORD"
+            ),
+        ]
     return "\n".join(lines)
 
 
 def look_up(config_class: type, word: str) -> tuple[str, list[Described]] | None:
-    """What `--help WORD` lists, with its title: everything, a section's settings, or else all that have the word; or None."""
+    """What `--help WORD` lists, with its title: everything, a section's settings, or else all that
+    have the word; or None.
+    """
     entries = describe(config_class)
     if word == ALL:
         return f"all {len(entries)} settings", entries
@@ -84,20 +109,28 @@ def look_up(config_class: type, word: str) -> tuple[str, list[Described]] | None
         return f"{_count(inside)} of section {word}", inside
     sought = word.lower()
     found = [
-        entry for entry in entries
-        if any(sought in text.lower() for text in (entry.key, entry.key.replace("_", " "), entry.meaning))
-    ]  # fmt: skip
+        entry
+        for entry in entries
+        if any(
+            sought in text.lower()
+            for text in (entry.key, entry.key.replace("_", " "), entry.meaning)
+        )
+    ]
     return (f"{_count(found)} with '{word}'", found) if found else None
 
 
 def table(entries: Sequence[Described]) -> str:
     """Each setting in full: its key, then its meaning and its default."""
     wrap = textwrap.TextWrapper(columns(), initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(f"  {entry.key}\n{wrap.fill(f'{entry.meaning} [{entry.default}]')}" for entry in entries)
+    return "\n".join(
+        f"  {entry.key}\n{wrap.fill(f'{entry.meaning} [{entry.default}]')}" for entry in entries
+    )
 
 
 def brief(meaning: str, room: int) -> str:
-    """The beginning of a meaning, in whole clauses or else in whole words, of at most `room` characters."""
+    """The beginning of a meaning, in whole clauses or else in whole words, of at most `room`
+    characters.
+    """
     if len(meaning) <= room:
         return meaning
     for mark in (". ", "; ", ": ", ", "):
@@ -119,14 +152,18 @@ def _one_line_each(entries: Sequence[Described]) -> list[str]:
     shown = [entry for entry in entries if entry.common]
     longest = max((len(entry.key) for entry in shown), default=0)
     return [
-        f"  {entry.key:<{longest}}  {brief(entry.meaning, columns() - longest - len(entry.default) - 7)} [{entry.default}]"
+        f"  {entry.key:<{longest}} "
+        f" {brief(entry.meaning, columns() - longest - len(entry.default) - 7)} [{entry.default}]"
         for entry in shown
     ]
 
 
 def _section_lines(parts: Sequence[DescribedSection]) -> list[str]:
     longest = max(len(part.key) for part in parts)
-    return [f"  {part.key:<{longest}} {part.count:>3}  {brief(part.meaning, columns() - longest - 8)}" for part in parts]
+    return [
+        f"  {part.key:<{longest}} {part.count:>3}  {brief(part.meaning, columns() - longest - 8)}"
+        for part in parts
+    ]
 
 
 def _hint(config_class: type, word: str) -> str:
@@ -134,4 +171,6 @@ def _hint(config_class: type, word: str) -> str:
     prefixes = {key[:place] for key in keys for place, letter in enumerate(key) if letter == "."}
     names = [*sorted(prefixes), *keys, *(key.rpartition(".")[2] for key in keys)]
     close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
-    return "in its name or meaning; " + (f"did you mean '{close[0]}'?" if close else f"--help {ALL} lists them.")
+    return "in its name or meaning; " + (
+        f"did you mean '{close[0]}'?" if close else f"--help {ALL} lists them."
+    )

@@ -16,45 +16,113 @@ from cola_train.scaling.config import CurveConfig
 def add(verbs: Any) -> None:
     """Add these verbs."""
     plan = verbs.add_parser("plan", help="what a run is, costs and needs, before it is launched")
-    plan.add_argument("settings", nargs="+", metavar=CONFIG_METAVAR, help="the run's config, of any stage, then overrides")
     plan.add_argument(
-        "--device", default="H100", help="what it shall run on (%(default)s): A100, H100, 'H100 PCIe', H200, B200, MI300X"
+        "settings",
+        nargs="+",
+        metavar=CONFIG_METAVAR,
+        help="the run's config, of any stage, then overrides",
     )
-    plan.add_argument("--devices", type=int, default=8, metavar="N", help="how many of them (%(default)s)")
-    plan.add_argument("--per-node", type=int, default=8, metavar="N", help="how many on one machine (%(default)s)")
-    plan.add_argument("--mfu", type=float, default=0.4, help="share of the devices' peak that useful work reaches (%(default)s)")
+    plan.add_argument(
+        "--device",
+        default="H100",
+        help="what it shall run on (%(default)s): A100, H100, 'H100 PCIe', H200, B200, MI300X",
+    )
+    plan.add_argument(
+        "--devices", type=int, default=8, metavar="N", help="how many of them (%(default)s)"
+    )
+    plan.add_argument(
+        "--per-node",
+        type=int,
+        default=8,
+        metavar="N",
+        help="how many on one machine (%(default)s)",
+    )
+    plan.add_argument(
+        "--mfu",
+        type=float,
+        default=0.4,
+        help="share of the devices' peak that useful work reaches (%(default)s)",
+    )
     plan.add_argument("--price", type=float, help="of a device-hour")
     plan.add_argument(
-        "--at", action="append", default=[], metavar="AMOUNT", help="also say the cost at '10000' steps, '2e9 tokens', '100 EFLOPs'"
+        "--at",
+        action="append",
+        default=[],
+        metavar="AMOUNT",
+        help="also say the cost at '10000' steps, '2e9 tokens', '100 EFLOPs'",
     )
     plan.add_argument("--json", action="store_true", help="one JSON object instead of text")
     plan.set_defaults(run=_plan)
 
-    match = verbs.add_parser("match", help="sizes of the other families that are equal to a joint run's, and how fair that is")
-    match.add_argument("settings", nargs="+", metavar=CONFIG_METAVAR, help="the stage-2 run's config, then overrides")
-    match.add_argument("--equal", choices=("parameters", "flops", "tokens"), default="parameters", help="in what (%(default)s)")
+    match = verbs.add_parser(
+        "match",
+        help="sizes of the other families that are equal to a joint run's, and how fair that is",
+    )
+    match.add_argument(
+        "settings",
+        nargs="+",
+        metavar=CONFIG_METAVAR,
+        help="the stage-2 run's config, then overrides",
+    )
+    match.add_argument(
+        "--equal",
+        choices=("parameters", "flops", "tokens"),
+        default="parameters",
+        help="in what (%(default)s)",
+    )
     match.add_argument("--json", action="store_true", help="one JSON object instead of text")
     match.set_defaults(run=_match)
 
     add_verb(
-        verbs, "compare", _compare, "judge what a run's export writes, by metrics that are the same for all families",
-        ComparisonConfig, example="cola-train compare checkpoints/NAME num_openings=128",
-        positionals={"run_folder": "a run folder of any family; the figures go into its metrics.jsonl"},
-    )  # fmt: skip
+        verbs,
+        "compare",
+        _compare,
+        "judge what a run's export writes, by metrics that are the same for all families",
+        ComparisonConfig,
+        example="cola-train compare checkpoints/NAME num_openings=128",
+        positionals={
+            "run_folder": "a run folder of any family; the figures go into its metrics.jsonl"
+        },
+    )
 
     curve = verbs.add_parser("curve", help="scaling curves: families x sizes x budgets")
     kinds = curve.add_subparsers(title="kinds", metavar="KIND", required=True)
-    run = _add_curve_verb(kinds, "run", _curve_run, "train and measure every point of a ladder; goes on where it stopped")
+    run = _add_curve_verb(
+        kinds,
+        "run",
+        _curve_run,
+        "train and measure every point of a ladder; goes on where it stopped",
+    )
     run.add_argument("--retry", action="store_true", help="run again what has failed")
-    run.add_argument("--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)")
-    run.add_argument("--write-lines", type=Path, metavar="FOLDER", help="train nothing: write one launch line a run there instead")
-    run.add_argument("--launcher", default="cola-train", help="what the lines start a training with (%(default)s)")
-    _add_curve_verb(kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the measured points")
+    run.add_argument(
+        "--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)"
+    )
+    run.add_argument(
+        "--write-lines",
+        type=Path,
+        metavar="FOLDER",
+        help="train nothing: write one launch line a run there instead",
+    )
+    run.add_argument(
+        "--launcher",
+        default="cola-train",
+        help="what the lines start a training with (%(default)s)",
+    )
+    _add_curve_verb(
+        kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the measured points"
+    )
     _add_curve_verb(kinds, "plot", _curve_plot, "draw quality over compute, with the fits")
 
 
 def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    return add_verb(kinds, name, run, summary, CurveConfig, example=f"cola-train curve {name} configs/small/curve_austen.yaml")
+    return add_verb(
+        kinds,
+        name,
+        run,
+        summary,
+        CurveConfig,
+        example=f"cola-train curve {name} configs/small/curve_austen.yaml",
+    )
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -91,7 +159,10 @@ def _curve_run(options: argparse.Namespace) -> int:
 
 
 def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
-    require(len(options.settings) > 0, "Give the curve's spec, for example configs/small/curve_austen.yaml.")
+    require(
+        len(options.settings) > 0,
+        "Give the curve's spec, for example configs/small/curve_austen.yaml.",
+    )
     path = Path(options.settings[0])
     return load_config(CurveConfig, path, options.settings[1:]), path.parent
 

@@ -17,28 +17,56 @@ def add(verbs: Any) -> None:
     """Add these verbs."""
     for family in families().values():
         _add_training_verb(verbs, family)
-    warm = verbs.add_parser("warm-start", help="train a new run that begins with the weights of another, and nothing else of it")
-    warm.add_argument("source", type=Path, metavar="RUN", help="the run folder whose latest weights to take")
-    warm.add_argument("settings", nargs="+", metavar=CONFIG_METAVAR, help="the new run's config, then overrides")
+    warm = verbs.add_parser(
+        "warm-start",
+        help="train a new run that begins with the weights of another, and nothing else of it",
+    )
+    warm.add_argument(
+        "source", type=Path, metavar="RUN", help="the run folder whose latest weights to take"
+    )
+    warm.add_argument(
+        "settings", nargs="+", metavar=CONFIG_METAVAR, help="the new run's config, then overrides"
+    )
     warm.set_defaults(run=_warm_start)
 
     branch = verbs.add_parser(
-        "branch", help="go on from a run's checkpoint with another end: the anneals of a constant-rate run (optim.schedule=wsd)"
+        "branch",
+        help=(
+            "go on from a run's checkpoint with another end: the anneals of a constant-rate run "
+            "(optim.schedule=wsd)"
+        ),
     )
     branch.add_argument("source", type=Path, metavar="RUN", help="the run folder to branch off")
-    branch.add_argument("settings", nargs="+", metavar="key=value", help="the branch's name=... and what its end differs in")
+    branch.add_argument(
+        "settings",
+        nargs="+",
+        metavar="key=value",
+        help="the branch's name=... and what its end differs in",
+    )
     branch.add_argument("--step", type=int, help="which saved step; the latest without it")
     branch.set_defaults(run=_branch)
 
     export = verbs.add_parser("export", help="write a run's checkpoint in the released layout")
-    export.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME")
-    export.add_argument("--step", type=int, help="which saved step; the latest without it")
-    export.add_argument("--out", type=Path, help="the folder to write, which must not exist; RUN/hf without it, replaced")
     export.add_argument(
-        "--average", dest="ema", action="store_true", help="the moving average of the weights (ema.decay) instead of them"
+        "run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME"
+    )
+    export.add_argument("--step", type=int, help="which saved step; the latest without it")
+    export.add_argument(
+        "--out",
+        type=Path,
+        help="the folder to write, which must not exist; RUN/hf without it, replaced",
     )
     export.add_argument(
-        "--max-shard-gb", type=float, default=5.0, help="split weights into files of at most this many GB (%(default)s)"
+        "--average",
+        dest="ema",
+        action="store_true",
+        help="the moving average of the weights (ema.decay) instead of them",
+    )
+    export.add_argument(
+        "--max-shard-gb",
+        type=float,
+        default=5.0,
+        help="split weights into files of at most this many GB (%(default)s)",
     )
     export.set_defaults(run=_export)
 
@@ -46,7 +74,12 @@ def add(verbs: Any) -> None:
 def _add_training_verb(verbs: Any, family: Family[Any]) -> None:
     example = f"cola-train {family.name} {family.example}"
     parser = add_verb(verbs, family.name, _train, family.summary, family.config, example=example)
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run, by its own config and the overrides")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with this run, by its own config and the overrides",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -60,11 +93,15 @@ def _train(options: argparse.Namespace) -> int:
 
     if config.warm_start_from is not None and saved_config(config) is None:
         raise UserError(
-            f"warm_start_from={config.warm_start_from} is not set by hand, so that no run begins from another by accident: use "
-            f"`cola-train warm-start {config.warm_start_from} ...`, or leave the key out."
+            f"warm_start_from={config.warm_start_from} is not set by hand, so that no run begins "
+            f"from another by accident: use `cola-train warm-start {config.warm_start_from} ...`, "
+            "or leave the key out."
         )
     if config.branched_from is not None and saved_config(config) is None:
-        raise UserError(f"branched_from={config.branched_from} is not set by hand: use `cola-train branch RUN`, or leave it out.")
+        raise UserError(
+            f"branched_from={config.branched_from} is not set by hand: use `cola-train branch "
+            "RUN`, or leave it out."
+        )
     return _run_processes(options.arguments, config)
 
 
@@ -75,7 +112,9 @@ def _warm_start(options: argparse.Namespace) -> int:
     options.config_class = type(read_run_config(options.source))
     config = load_settings(options)
     again = dataclasses.replace(config, warm_start_from=str(options.source))
-    return _run_processes(options.arguments, again if saved_config(again) else warm_started(config, options.source))
+    return _run_processes(
+        options.arguments, again if saved_config(again) else warm_started(config, options.source)
+    )
 
 
 def _branch(options: argparse.Namespace) -> int:
@@ -92,7 +131,9 @@ def _branch(options: argparse.Namespace) -> int:
 
 
 def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
-    """Train in this process; or, where several are asked for and torchrun has not started this one, start them by `arguments`."""
+    """Train in this process; or, where several are asked for and torchrun has not started this one,
+    start them by `arguments`.
+    """
     from cola_train.processes import launched_by_torchrun
     from cola_train.run_folder import read_status, status_time
     from cola_train.run_layout import folder_of
@@ -117,4 +158,12 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
 def _export(options: argparse.Namespace) -> None:
     from cola_train.training.run import export_run
 
-    print(export_run(options.run_folder, options.step, options.out, int(options.max_shard_gb * 1e9), options.ema))
+    print(
+        export_run(
+            options.run_folder,
+            options.step,
+            options.out,
+            int(options.max_shard_gb * 1e9),
+            options.ema,
+        )
+    )

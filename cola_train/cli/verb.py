@@ -21,18 +21,25 @@ def add_verb(
     example: str,
     positionals: Mapping[str, str] | None = None,
 ) -> argparse.ArgumentParser:
-    """Add a verb whose settings are those of `config_class`, shown by its help; `run` gets the parsed arguments."""
+    """Add a verb whose settings are those of `config_class`, shown by its help; `run` gets the
+    parsed arguments.
+    """
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
-        description=f"{textwrap.fill(f'{summary[0].upper()}{summary[1:]}. For example:', WIDTH)}\n  {example}",
+        description=(
+            f"{textwrap.fill(f'{summary[0].upper()}{summary[1:]}. For example:', WIDTH)}\n "
+            f" {example}"
+        ),
         formatter_class=HelpFormatter,
         add_help=False,
     )
     parser.add_argument("-h", "--help", action=HelpAction)
     for positional, meaning in (positionals or {}).items():
         parser.add_argument(positional, type=Path, metavar=positional.upper(), help=meaning)
-    parser.add_argument("settings", nargs="*", metavar=CONFIG_METAVAR, help="a config file, then overrides")
+    parser.add_argument(
+        "settings", nargs="*", metavar=CONFIG_METAVAR, help="a config file, then overrides"
+    )
     parser.set_defaults(run=run, config_class=config_class)
     return parser
 

@@ -1,4 +1,6 @@
-"""What a config's settings are called, mean and default to: as `--help` and docs/config.md show them."""
+"""What a config's settings are called, mean and default to: as `--help` and docs/config.md show
+them.
+"""
 
 import dataclasses
 import typing
@@ -36,14 +38,22 @@ def sections(config_class: type) -> list[DescribedSection]:
     """The sections at the top of a config class, in declaration order."""
     keys = [entry.key for entry in describe(config_class)]
     return [
-        DescribedSection(field.name, field.metadata["help"], sum(key.startswith(f"{field.name}.") for key in keys))
+        DescribedSection(
+            field.name,
+            field.metadata["help"],
+            sum(key.startswith(f"{field.name}.") for key in keys),
+        )
         for field in dataclasses.fields(config_class)
         if _inside(field) is not None
     ]
 
 
-def _walk(config_class: type, defaults: object, prefix: str, *, common: bool) -> Iterator[Described]:
-    """The settings of `config_class`; `defaults` is an instance, whose values may be others than its class' own."""
+def _walk(
+    config_class: type, defaults: object, prefix: str, *, common: bool
+) -> Iterator[Described]:
+    """The settings of `config_class`; `defaults` is an instance, whose values may be others than
+    its class' own.
+    """
     for field in dataclasses.fields(config_class):
         key = prefix + field.name
         # Nobody sets it: a verb's config has the only value it can have.
@@ -62,14 +72,22 @@ def _walk(config_class: type, defaults: object, prefix: str, *, common: bool) ->
 
 def _inside(field: dataclasses.Field[Any]) -> type | None:
     """The config class of a section, or of a dictionary's values; None for a plain setting."""
-    return section_class(typing.get_args(field.type)[1] if typing.get_origin(field.type) is dict else field.type)
+    return section_class(
+        typing.get_args(field.type)[1] if typing.get_origin(field.type) is dict else field.type
+    )
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return (
+        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    )
 
 
 def _shown(value: Any) -> str:
     if value in (dataclasses.MISSING, "???"):
         return "required"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else f"{value!r}"
+    return (
+        {None: "null", True: "true", False: "false"}[value]
+        if value is None or isinstance(value, bool)
+        else f"{value!r}"
+    )

@@ -10,21 +10,33 @@ from cola_train.config.settings import require, section, setting
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """`cola-train evaluate`: how benchmarks are answered. The defaults are the released protocol."""
+    """`cola-train evaluate`: how benchmarks are answered. The defaults are the released
+    protocol.
+    """
 
-    sampler: SamplerConfig = section(SamplerConfig, help="How answers are generated; batch_size samples at a time.")
+    sampler: SamplerConfig = section(
+        SamplerConfig, help="How answers are generated; batch_size samples at a time."
+    )
     num_samples: int | None = setting(
-        None, help="Answer the first so many samples of each benchmark; null answers all.", common=True
+        None,
+        help="Answer the first so many samples of each benchmark; null answers all.",
+        common=True,
     )
     choose_by: Literal["generation", "likelihood", "likelihood_per_token"] = setting(
         "generation",
-        help="How a sample with options is answered: generation (the released protocol: text, which is scored), likelihood (the "
-        "option that is likeliest after the prompt) or likelihood_per_token (the same, divided by the option's tokens).",
+        help=(
+            "How a sample with options is answered: generation (the released protocol: text, which "
+            "is scored), likelihood (the option that is likeliest after the prompt) or "
+            "likelihood_per_token (the same, divided by the option's tokens)."
+        ),
         common=True,
     )
-    likelihood: LikelihoodConfig = section(LikelihoodConfig, help="How likelihoods are found, where options are chosen by them.")
+    likelihood: LikelihoodConfig = section(
+        LikelihoodConfig, help="How likelihoods are found, where options are chosen by them."
+    )
 
     def __post_init__(self) -> None:
         require(
-            self.num_samples is None or self.num_samples >= 1, f"num_samples must be at least 1, or null, not {self.num_samples}."
+            self.num_samples is None or self.num_samples >= 1,
+            f"num_samples must be at least 1, or null, not {self.num_samples}.",
         )

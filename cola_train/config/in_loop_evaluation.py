@@ -12,27 +12,44 @@ EVALUATORS = ("inspection", "likelihood", "benchmarks")
 
 @dataclasses.dataclass(frozen=True)
 class InLoopEvalConfig:
-    """What is measured while a run trains, as `inspect`, `likelihood` and `evaluate` do it; ema.evaluate says on which weights."""
+    """What is measured while a run trains, as `inspect`, `likelihood` and `evaluate` do it;
+    ema.evaluate says on which weights.
+    """
 
     every_steps: int = setting(0, help="Optimizer steps between evaluations; 0 is never.")
     at_marks: bool = setting(False, help="Evaluate at budget.marks too.")
     evaluators: list[str] = setting(
-        ["inspection"], help="Which: inspection (latents; not of baselines), likelihood and benchmarks (not in stage 1)."
+        ["inspection"],
+        help=(
+            "Which: inspection (latents; not of baselines), likelihood and benchmarks (not in "
+            "stage 1)."
+        ),
     )
     tasks: list[str] = setting(["all"], help="Benchmarks to run, or all.")
-    benchmark_data: str | None = setting(None, help="Folder of TASK.jsonl files (`cola-train evaluate --fetch`), for benchmarks.")
+    benchmark_data: str | None = setting(
+        None, help="Folder of TASK.jsonl files (`cola-train evaluate --fetch`), for benchmarks."
+    )
     inspection: InspectionConfig = section(InspectionConfig, help="As of `cola-train inspect`.")
     likelihood: LikelihoodConfig = section(LikelihoodConfig, help="As of `cola-train likelihood`.")
     benchmarks: EvaluationConfig = section(EvaluationConfig, help="As of `cola-train evaluate`.")
 
     def __post_init__(self) -> None:
-        require(self.every_steps >= 0, f"in_loop_eval.every_steps must be 0 (never) or more, not {self.every_steps}.")
+        require(
+            self.every_steps >= 0,
+            f"in_loop_eval.every_steps must be 0 (never) or more, not {self.every_steps}.",
+        )
         for name in self.evaluators:
-            require(name in EVALUATORS, f"in_loop_eval.evaluators has an unknown entry '{name}'; {nearest(name, EVALUATORS)}")
+            require(
+                name in EVALUATORS,
+                f"in_loop_eval.evaluators has an unknown entry '{name}'; "
+                f"{nearest(name, EVALUATORS)}",
+            )
         needs_data = self.is_on and "benchmarks" in self.evaluators
-        require(not needs_data or self.benchmark_data is not None,
-                "in_loop_eval.evaluators has benchmarks, which need in_loop_eval.benchmark_data: a folder of TASK.jsonl files, "
-                "made by `cola-train evaluate --fetch`.")  # fmt: skip
+        require(
+            not needs_data or self.benchmark_data is not None,
+            "in_loop_eval.evaluators has benchmarks, which need in_loop_eval.benchmark_data: a "
+            "folder of TASK.jsonl files, made by `cola-train evaluate --fetch`.",
+        )
 
     @property
     def is_on(self) -> bool:
@@ -46,5 +63,8 @@ class InLoopEvalConfig:
             UserError: evaluation is on, with one that is not among `possible`.
         """
         for name in self.evaluators if self.is_on else []:
-            require(name in possible, f"in_loop_eval.evaluators={self.evaluators}: {name} is not for a run of `cola-train "
-                                      f"{stage}`; it can have {', '.join(possible)}.")  # fmt: skip
+            require(
+                name in possible,
+                f"in_loop_eval.evaluators={self.evaluators}: {name} is not for a run of "
+                f"`cola-train {stage}`; it can have {', '.join(possible)}.",
+            )

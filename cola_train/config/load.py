@@ -1,4 +1,6 @@
-"""Read a config: defaults < YAML (with `base:` inheritance) < key=value; unknown keys and wrong types are refused by name."""
+"""Read a config: defaults < YAML (with `base:` inheritance) < key=value; unknown keys and wrong
+types are refused by name.
+"""
 
 import dataclasses
 import io
@@ -15,17 +17,24 @@ from cola_train.config.settings import UserError, nearest
 T = TypeVar("T")
 
 
-def load_config(config_class: type[T], path: Path | None = None, overrides: Sequence[str] = ()) -> T:
-    """Build `config_class` from its defaults, then the YAML file at `path`, then `key.sub=value` overrides.
+def load_config(
+    config_class: type[T], path: Path | None = None, overrides: Sequence[str] = ()
+) -> T:
+    """Build `config_class` from its defaults, then the YAML file at `path`, then `key.sub=value`
+    overrides.
 
     Raises:
-        UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing required value,
-            or whatever the config's own validation refuses.
+        UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing
+            required value, or whatever the config's own validation refuses.
     """
-    return build_config(config_class, {} if path is None else read_values(path), str(path), overrides)
+    return build_config(
+        config_class, {} if path is None else read_values(path), str(path), overrides
+    )
 
 
-def build_config(config_class: type[T], values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()) -> T:
+def build_config(
+    config_class: type[T], values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()
+) -> T:
     """As `load_config`, from values that were read already; messages about them name `origin`.
 
     Raises:
@@ -40,10 +49,14 @@ def build_config(config_class: type[T], values: Mapping[str, Any], origin: str, 
         config = _merge(config, values, origin)
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise UserError(f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the YAML file.")
+        raise UserError(
+            f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the "
+            "YAML file."
+        )
     try:
         return cast(T, OmegaConf.to_object(config))
-    except Exception as error:  # omegaconf re-raises what a __post_init__ raised, with lines of its own added
+    # omegaconf re-raises what a __post_init__ raised, with lines of its own added
+    except Exception as error:
         raise UserError(_first_line(error)) from error
 
 
@@ -57,17 +70,25 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """The resolved config as YAML, as saved beside a run; `load_config` reads it back to an equal object."""
+    """The resolved config as YAML, as saved beside a run; `load_config` reads it back to an equal
+    object.
+    """
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def section_class(annotation: object) -> type | None:
     """The config class that a field of this type is a section of; None for a setting."""
-    return annotation if isinstance(annotation, type) and dataclasses.is_dataclass(annotation) else None
+    return (
+        annotation
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+        else None
+    )
 
 
 def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Every setting of a config class as (dotted key, field), sections flattened, in declaration order."""
+    """Every setting of a config class as (dotted key, field), sections flattened, in declaration
+    order.
+    """
     for field in dataclasses.fields(config_class):
         if (section := section_class(field.type)) is not None:
             yield from leaves(section, f"{prefix}{field.name}.")
@@ -83,26 +104,41 @@ def value_at(config: object, key: str) -> Any:
 
 
 def changed_values(config: Any) -> dict[str, Any]:
-    """The settings, by dotted key, that are not their class' defaults; all of these must have some."""
+    """The settings, by dotted key, that are not their class' defaults; all of these must have
+    some.
+    """
     default = type(config)()
-    return {key: value_at(config, key) for key, _ in leaves(type(config)) if value_at(config, key) != value_at(default, key)}
+    return {
+        key: value_at(config, key)
+        for key, _ in leaves(type(config))
+        if value_at(config, key) != value_at(default, key)
+    }
 
 
 def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
     resolved = path.resolve()
     if resolved in chain:
-        raise UserError(f"Config inheritance goes in a circle: {' -> '.join(str(p) for p in (*chain, resolved))}.")
+        raise UserError(
+            "Config inheritance goes in a circle: "
+            f"{' -> '.join(str(p) for p in (*chain, resolved))}."
+        )
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        found = [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")] if path.parent.is_dir() else []
+        found = (
+            [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")]
+            if path.parent.is_dir()
+            else []
+        )
         near = [p.relative_to(path.parent).as_posix() for p in found]
         hint = nearest(path.name, near) if near else f"the folder {path.parent} has no .yaml file"
         raise UserError(f"There is no config file {path}; {hint}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give a .yaml config file.") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file.") from None
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file."
+        ) from None
     values = _parse(text, path)
     base = values.pop("base", None)
     if base is None:
@@ -119,7 +155,9 @@ def _parse(text: str, path: Path) -> dict[str, Any]:
             value = yaml.safe_load(text)
             if value is None:
                 return {}
-            raise UserError(f"{path} must hold keys and values at the top level, not a {type(value).__name__}.")
+            raise UserError(
+                f"{path} must hold keys and values at the top level, not a {type(value).__name__}."
+            )
         # OmegaConf's loader reads 1e-4 as a number, which plain YAML 1.1 does not.
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(io.StringIO(text))))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
@@ -137,22 +175,32 @@ def _deep_update(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, An
 def _parse_override(text: str) -> dict[str, Any]:
     key, equals, _ = text.partition("=")
     if not equals or not key:
-        raise UserError(f"'{text}' is not an override; write key=value, for example trainer.max_steps=100.")
+        raise UserError(
+            f"'{text}' is not an override; write key=value, for example trainer.max_steps=100."
+        )
     try:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([text])))
     except Exception as error:  # omegaconf lets several parsers' errors through here
         raise UserError(f"The override '{text}' cannot be read: {_first_line(error)}") from error
 
 
-def _refuse_unknown_keys(values: Mapping[str, Any], config_class: type, origin: str, prefix: str) -> None:
+def _refuse_unknown_keys(
+    values: Mapping[str, Any], config_class: type, origin: str, prefix: str
+) -> None:
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key, value in values.items():
         if key not in fields:
             everything = [prefix + name for name in fields]
-            raise UserError(f"Unknown config key '{prefix}{key}' in {origin}; {nearest(f'{prefix}{key}', everything)}")
+            raise UserError(
+                f"Unknown config key '{prefix}{key}' in {origin}; "
+                f"{nearest(f'{prefix}{key}', everything)}"
+            )
         if (section := section_class(fields[key].type)) is not None:
             if not isinstance(value, Mapping):
-                raise UserError(f"Config key '{prefix}{key}' in {origin} is a section of keys, not the value {value!r}.")
+                raise UserError(
+                    f"Config key '{prefix}{key}' in {origin} is a section of keys, not the value "
+                    f"{value!r}."
+                )
             _refuse_unknown_keys(value, section, origin, f"{prefix}{key}.")
 
 
@@ -163,7 +211,9 @@ def _merge(config: Any, values: Mapping[str, Any], origin: str) -> DictConfig:
         raise UserError(f"{origin}: {_first_line(error)}") from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise UserError(f"Config key '{key}' in {origin} has a value it cannot take: {_first_line(error)}") from error
+        raise UserError(
+            f"Config key '{key}' in {origin} has a value it cannot take: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,46 +9,87 @@ from cola_train.config.settings import require, setting
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10). Horizons may be steps, tokens or EFLOPs."""
+    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10). Horizons may
+    be steps, tokens or EFLOPs.
+    """
 
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
-        help="adamw for every parameter; or muon for the matrices of the blocks, but for adaLN's, and AdamW for all else. One "
-        "learning rate and weight decay serve both.",
+        help=(
+            "adamw for every parameter; or muon for the matrices of the blocks, but for adaLN's, "
+            "and AdamW for all else. One learning rate and weight decay serve both."
+        ),
     )
-    learning_rate: float = setting(1.5e-4, help="Peak learning rate, reached when warm-up ends.", common=True)
+    learning_rate: float = setting(
+        1.5e-4, help="Peak learning rate, reached when warm-up ends.", common=True
+    )
     start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.")
     final_learning_rate: float = setting(1e-5, help="Learning rate from the end of decay on.")
     schedule: Literal["cosine", "wsd"] = setting(
         "cosine",
-        help="After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak rate, then a linear anneal.",
+        help=(
+            "After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak "
+            "rate, then a linear anneal."
+        ),
     )
     warmup: str = setting(
-        "5000", help="How long the linear warm-up takes: '5000 steps', '3.6e9 tokens', '38.9 EFLOPs'.", common=True
+        "5000",
+        help="How long the linear warm-up takes: '5000 steps', '3.6e9 tokens', '38.9 EFLOPs'.",
+        common=True,
     )
     decay: str = setting(
-        "1000000", help="Where the final learning rate is reached, from the run's start; an amount like warmup.", common=True
+        "1000000",
+        help=(
+            "Where the final learning rate is reached, from the run's start; an amount like warmup."
+        ),
+        common=True,
     )
-    anneal: str = setting("0", help="wsd: how long the anneal before the end of decay takes; an amount like warmup.")
+    anneal: str = setting(
+        "0", help="wsd: how long the anneal before the end of decay takes; an amount like warmup."
+    )
     beta1: float = setting(0.9, help="AdamW's first moment decay.")
     beta2: float = setting(0.95, help="AdamW's second moment decay.")
     eps: float = setting(1e-8, help="AdamW's epsilon; not stated in the paper.")
-    weight_decay: float = setting(0.01, help="Decoupled weight decay of every parameter, times the learning rate.")
-    muon_momentum: float = setting(0.95, help="Muon's moving average of the gradient: the share kept at each step.")
-    muon_nesterov: bool = setting(True, help="Muon moves by the average with the newest gradient counted once more.")
-    muon_iterations: int = setting(5, help="Newton-Schulz iterations by which Muon makes a matrix's update orthogonal.")
+    weight_decay: float = setting(
+        0.01, help="Decoupled weight decay of every parameter, times the learning rate."
+    )
+    muon_momentum: float = setting(
+        0.95, help="Muon's moving average of the gradient: the share kept at each step."
+    )
+    muon_nesterov: bool = setting(
+        True, help="Muon moves by the average with the newest gradient counted once more."
+    )
+    muon_iterations: int = setting(
+        5, help="Newton-Schulz iterations by which Muon makes a matrix's update orthogonal."
+    )
     gradient_clip: float = setting(1.0, help="Largest global norm of the gradient.")
 
     def __post_init__(self) -> None:
         for name in ("warmup", "decay", "anneal"):
             Amount.parse(getattr(self, name), f"optim.{name}")
         anneals = Amount.parse(self.anneal, "optim.anneal").count > 0
-        require(anneals == (self.schedule == "wsd"),
-                f"optim.anneal is the last part of optim.schedule=wsd and needs it, as it needs an anneal above 0; got "
-                f"schedule={self.schedule}, anneal={self.anneal!r}.")  # fmt: skip
-        require(self.learning_rate > 0, f"optim.learning_rate must be above 0, not {self.learning_rate}.")
-        require(self.gradient_clip > 0, f"optim.gradient_clip must be above 0, not {self.gradient_clip}.")
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
-                f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.")  # fmt: skip
-        require(0 <= self.muon_momentum < 1, f"optim.muon_momentum must be in [0, 1), not {self.muon_momentum}.")
-        require(1 <= self.muon_iterations < 100, f"optim.muon_iterations must be in [1, 99], not {self.muon_iterations}.")
+        require(
+            anneals == (self.schedule == "wsd"),
+            "optim.anneal is the last part of optim.schedule=wsd and needs it, as it needs an "
+            f"anneal above 0; got schedule={self.schedule}, anneal={self.anneal!r}.",
+        )
+        require(
+            self.learning_rate > 0,
+            f"optim.learning_rate must be above 0, not {self.learning_rate}.",
+        )
+        require(
+            self.gradient_clip > 0,
+            f"optim.gradient_clip must be above 0, not {self.gradient_clip}.",
+        )
+        require(
+            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
+            f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.",
+        )
+        require(
+            0 <= self.muon_momentum < 1,
+            f"optim.muon_momentum must be in [0, 1), not {self.muon_momentum}.",
+        )
+        require(
+            1 <= self.muon_iterations < 100,
+            f"optim.muon_iterations must be in [1, 99], not {self.muon_iterations}.",
+        )

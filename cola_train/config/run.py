@@ -20,18 +20,39 @@ from cola_train.config.loop import (
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import require, section, setting
 
-# What may change when a run goes on: who computes, what is kept and shown, and how long. All else makes it another run.
+# What may change when a run goes on: who computes, what is kept and shown, and how long. All else
+# makes it another run.
 _MAY_CHANGE = (
-    "parallel.", "checkpoint.", "guard.", "in_loop_eval.", "alarms.", "wandb.", "budget.eflops", "budget.marks", "runs_folder",
-    "data.path", "data.num_workers", "ema.evaluate", "ema.export",
-    "trainer.max_steps", "trainer.micro_batch_size", "trainer.accelerator", "trainer.compile", "trainer.validate_every_steps",
-    "trainer.validation_rows", "trainer.log_every_steps", "trainer.sample_every_steps", "trainer.sample_prompts",
-)  # fmt: skip
+    "parallel.",
+    "checkpoint.",
+    "guard.",
+    "in_loop_eval.",
+    "alarms.",
+    "wandb.",
+    "budget.eflops",
+    "budget.marks",
+    "runs_folder",
+    "data.path",
+    "data.num_workers",
+    "ema.evaluate",
+    "ema.export",
+    "trainer.max_steps",
+    "trainer.micro_batch_size",
+    "trainer.accelerator",
+    "trainer.compile",
+    "trainer.validate_every_steps",
+    "trainer.validation_rows",
+    "trainer.log_every_steps",
+    "trainer.sample_every_steps",
+    "trainer.sample_prompts",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(abc.ABC):
-    """What all runs share. A family's own config adds its networks, `objective` and `stage`, the family's name."""
+    """What all runs share. A family's own config adds its networks, `objective` and `stage`, the
+    family's name.
+    """
 
     name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
     data: DataConfig = section(DataConfig, help="The prepared data.")
@@ -42,8 +63,12 @@ class RunConfig(abc.ABC):
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
     checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
     guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
-    in_loop_eval: InLoopEvalConfig = section(InLoopEvalConfig, help="What is evaluated while the run trains.", common=False)
-    alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong with it.")
+    in_loop_eval: InLoopEvalConfig = section(
+        InLoopEvalConfig, help="What is evaluated while the run trains.", common=False
+    )
+    alarms: AlarmsConfig = section(
+        AlarmsConfig, help="When the run says that something is wrong with it."
+    )
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
     seed: int = setting(66, help="Seed of weights, noise, times and masks (paper: 66).")
@@ -52,21 +77,38 @@ class RunConfig(abc.ABC):
         None, help="The run whose weights this one started from; `cola-train warm-start` sets it."
     )
     stage: str = setting("", help="The family that a saved config is of.")
-    branched_from: str | None = setting(None, help="The run and step that this one goes on from; `cola-train branch` sets it.")
+    branched_from: str | None = setting(
+        None, help="The run and step that this one goes on from; `cola-train branch` sets it."
+    )
 
     def __post_init__(self) -> None:
-        require(self.name not in ("", ".", "..") and "/" not in self.name, f"name must be a plain folder name, not {self.name!r}.")
-        require(0 <= self.seed < 2**63 and 0 <= self.data_seed < 2**63, "seed and data_seed must be in [0, 2^63).")
-        rows, micro, processes = self.trainer.global_batch_size, self.trainer.micro_batch_size, self.parallel.num_processes
-        require(rows % (micro * processes) == 0,
-                f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x parallel.num_processes "
-                f"({micro} x {processes} = {micro * processes}).")  # fmt: skip
+        require(
+            self.name not in ("", ".", "..") and "/" not in self.name,
+            f"name must be a plain folder name, not {self.name!r}.",
+        )
+        require(
+            0 <= self.seed < 2**63 and 0 <= self.data_seed < 2**63,
+            "seed and data_seed must be in [0, 2^63).",
+        )
+        rows, micro, processes = (
+            self.trainer.global_batch_size,
+            self.trainer.micro_batch_size,
+            self.parallel.num_processes,
+        )
+        require(
+            rows % (micro * processes) == 0,
+            f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x "
+            f"parallel.num_processes ({micro} x {processes} = {micro * processes}).",
+        )
 
         horizons = (self.optim.warmup, self.optim.decay, self.optim.anneal)
         in_flops = any(Amount.parse(text, "optim").unit == "EFLOPs" for text in horizons)
-        require(not (in_flops and self.budget.convention == "executed"),
-                "optim.warmup, decay and anneal cannot be EFLOPs with budget.convention=executed: what is executed depends on how "
-                "a run is spread over devices, and the learning rate must not. Use paper or model.")  # fmt: skip
+        require(
+            not (in_flops and self.budget.convention == "executed"),
+            "optim.warmup, decay and anneal cannot be EFLOPs with budget.convention=executed: what "
+            "is executed depends on how a run is spread over devices, and the learning rate must "
+            "not. Use paper or model.",
+        )
 
     @property
     @abc.abstractmethod
@@ -84,7 +126,9 @@ class RunConfig(abc.ABC):
         return False
 
     def differences(self, other: "RunConfig") -> list[str]:
-        """The settings that make `other` another run than this, as "key: ours, theirs"; empty if it can go on with it."""
+        """The settings that make `other` another run than this, as "key: ours, theirs"; empty if it
+        can go on with it.
+        """
         listed = []
         for key, _ in leaves(type(self)):
             ours, theirs = value_at(self, key), value_at(other, key)

@@ -10,57 +10,106 @@ Solver = Literal["euler", "heun", "adams2", "adams3"]
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How text is generated. Temperature 0 is greedy; top_k, top_p and seed of tokens then play no part."""
+    """How text is generated. Temperature 0 is greedy; top_k, top_p and seed of tokens then play no
+    part.
+    """
 
-    num_steps: int = setting(16, help="Steps of the solver from noise to data, per block.", common=True)
+    num_steps: int = setting(
+        16, help="Steps of the solver from noise to data, per block.", common=True
+    )
     guidance_scale: float = setting(7.0, help="Classifier-free guidance g; 1 is off.", common=True)
     max_new_tokens: int = setting(32, help="Tokens to generate, at most.", common=True)
-    temperature: float = setting(0.0, help="Softmax temperature of token choice; 0 takes the likeliest.", common=True)
+    temperature: float = setting(
+        0.0, help="Softmax temperature of token choice; 0 takes the likeliest.", common=True
+    )
     top_k: int = setting(50, help="Choose among this many likeliest tokens; 0 is off.")
-    top_p: float = setting(0.9, help="Choose among the likeliest tokens whose probabilities reach this; 1 is off.", common=True)
+    top_p: float = setting(
+        0.9,
+        help="Choose among the likeliest tokens whose probabilities reach this; 1 is off.",
+        common=True,
+    )
     repetition_penalty: float = setting(
         1.1,
         help="Divides positive and multiplies negative logits of earlier blocks' ids; 1 is off.",
         common=True,
     )
-    eos_token_ids: tuple[int, ...] | None = setting(None, help="Ids that end the text; null takes the tokenizer's eos and im_end.")
-    pad_token_id: int | None = setting(None, help="Id that fills the prompt's last block; null takes the tokenizer's.")
+    eos_token_ids: tuple[int, ...] | None = setting(
+        None, help="Ids that end the text; null takes the tokenizer's eos and im_end."
+    )
+    pad_token_id: int | None = setting(
+        None, help="Id that fills the prompt's last block; null takes the tokenizer's."
+    )
     seed: int = setting(0, help="Seed of the initial noise and of token draws.", common=True)
-    batch_size: int = setting(32, help="Prompts that are generated together; one that ends makes room for the next.")
+    batch_size: int = setting(
+        32, help="Prompts that are generated together; one that ends makes room for the next."
+    )
     released_rounding: bool = setting(
-        False, help="Round times and latents to bf16 on their way into the DiT, as the released code does."
+        False,
+        help=(
+            "Round times and latents to bf16 on their way into the DiT, as the released code does."
+        ),
     )
     solver: Solver = setting(
         "euler",
-        help="Of the flow's ODE: euler (order 1), heun (order 2, two network calls a step but for the last), adams2 or adams3 "
-        "(Adams-Bashforth of order 2 or 3, one call a step; adams3 one more in all).",
+        help=(
+            "Of the flow's ODE: euler (order 1), heun (order 2, two network calls a step but for "
+            "the last), adams2 or adams3 (Adams-Bashforth of order 2 or 3, one call a step; "
+            "adams3 one more in all)."
+        ),
         common=True,
     )
     guidance_interval: tuple[float, float] = setting(
-        (0.0, 1.0), help="Least and greatest time t at which guidance applies; outside, the conditional branch runs alone."
+        (0.0, 1.0),
+        help=(
+            "Least and greatest time t at which guidance applies; outside, the conditional branch "
+            "runs alone."
+        ),
     )
     guidance_rescale: float = setting(
-        0.0, help="Share by which a guided velocity is scaled back to the conditional one's standard deviation; 0 is off."
+        0.0,
+        help=(
+            "Share by which a guided velocity is scaled back to the conditional one's standard "
+            "deviation; 0 is off."
+        ),
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", help="Of the networks' passes; weights stay fp32. auto is bf16 on a GPU and fp32 elsewhere."
+        "auto",
+        help=(
+            "Of the networks' passes; weights stay fp32. auto is bf16 on a GPU and fp32 elsewhere."
+        ),
     )
     compile: bool = setting(
-        False, help="Compile the DiT's denoising pass, with shapes that stay the same from block to block (Cola DLM alone)."
+        False,
+        help=(
+            "Compile the DiT's denoising pass, with shapes that stay the same from block to block "
+            "(Cola DLM alone)."
+        ),
     )
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "max_new_tokens", "batch_size"):
             value = getattr(self, name)
             require(value >= 1, f"{name} must be at least 1, not {value}.")
-        require(self.temperature >= 0, f"temperature must be 0 (greedy) or more, not {self.temperature}.")
+        require(
+            self.temperature >= 0,
+            f"temperature must be 0 (greedy) or more, not {self.temperature}.",
+        )
         require(self.top_k >= 0, f"top_k must be 0 (off) or more, not {self.top_k}.")
         require(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}.")
-        require(self.repetition_penalty > 0, f"repetition_penalty must be above 0, not {self.repetition_penalty}.")
+        require(
+            self.repetition_penalty > 0,
+            f"repetition_penalty must be above 0, not {self.repetition_penalty}.",
+        )
         times = self.guidance_interval
-        require(len(times) == 2 and 0 <= times[0] <= times[1] <= 1,
-                f"guidance_interval must be two times in [0, 1], the lower first, not {list(times)}; [0, 1] is on.")  # fmt: skip
-        require(0 <= self.guidance_rescale <= 1, f"guidance_rescale must be in [0, 1] (0 is off), not {self.guidance_rescale}.")
+        require(
+            len(times) == 2 and 0 <= times[0] <= times[1] <= 1,
+            f"guidance_interval must be two times in [0, 1], the lower first, not {list(times)}; "
+            "[0, 1] is on.",
+        )
+        require(
+            0 <= self.guidance_rescale <= 1,
+            f"guidance_rescale must be in [0, 1] (0 is off), not {self.guidance_rescale}.",
+        )
 
     def guides_at(self, t: float) -> bool:
         """Whether guidance changes the velocity at time t of a block that has history."""

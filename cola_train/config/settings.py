@@ -10,7 +10,8 @@ INTERRUPTED = 75
 
 
 class UserError(ValueError):
-    """Something the user gave is wrong. The command line prints the message alone, without a traceback.
+    """Something the user gave is wrong. The command line prints the message alone, without a
+    traceback.
 
     The message names the rule, the value that was given, what is allowed and the next step.
     """
@@ -32,12 +33,18 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, common: bool = Fal
 
 
 def section(config_class: type, *, help: str, common: bool = True) -> Any:
-    """A nested config, built from its own defaults; without `common`, none of its settings is common where it is nested."""
-    return dataclasses.field(default_factory=config_class, metadata={"help": help, "common": common})
+    """A nested config, built from its own defaults; without `common`, none of its settings is
+    common where it is nested.
+    """
+    return dataclasses.field(
+        default_factory=config_class, metadata={"help": help, "common": common}
+    )
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the closest allowed one, or all of them."""
+    """The end of an error message about an unknown name: the closest allowed one, or all of
+    them.
+    """
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(names)}"

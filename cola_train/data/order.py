@@ -1,4 +1,6 @@
-"""The order of training rows: a keyed permutation of each epoch, computed position by position, with no table."""
+"""The order of training rows: a keyed permutation of each epoch, computed position by position,
+with no table.
+"""
 
 from typing import overload
 
@@ -16,8 +18,8 @@ def row_index(position: np.ndarray, num_rows: int, data_seed: int) -> np.ndarray
 def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int | np.ndarray:
     """The row at a position of the endless stream of training rows.
 
-    Positions `e * num_rows` to `(e + 1) * num_rows - 1` are epoch `e` and hold every row once, in an order of that epoch's own.
-    Time and memory do not depend on `num_rows`.
+    Positions `e * num_rows` to `(e + 1) * num_rows - 1` are epoch `e` and hold every row once, in
+    an order of that epoch's own. Time and memory do not depend on `num_rows`.
 
     Args:
         position: 0-based, an int or an integer array of any shape.
@@ -29,18 +31,24 @@ def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int 
     """
     positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
     if num_rows < 1 or (positions.size and positions.min() < 0):
-        raise ValueError(f"row_index needs num_rows >= 1 and position >= 0, not {num_rows} and {position}")
+        raise ValueError(
+            f"row_index needs num_rows >= 1 and position >= 0, not {num_rows} and {position}"
+        )
     epoch, index = np.divmod(positions.ravel(), num_rows)
-    rows = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed).astype(np.int64)
+    rows = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed).astype(
+        np.int64
+    )
     return int(rows[0]) if np.ndim(position) == 0 else rows.reshape(positions.shape)
 
 
 def _permute(
     index: UInt64[np.ndarray, " n"], epoch: UInt64[np.ndarray, " n"], num_rows: int, data_seed: int
 ) -> UInt64[np.ndarray, " n"]:
-    # A Feistel network permutes the numbers of 2 x half_bits bits. Applying it again to whatever falls outside [0, num_rows)
-    # ("cycle walking") permutes [0, num_rows): following a cycle of a permutation from inside, one comes back inside.
-    # At least 3 bits a half: networks of fewer bits favor some orders of a handful of rows measurably.
+    # A Feistel network permutes the numbers of 2 x half_bits bits. Applying it again to whatever
+    # falls outside [0, num_rows) ("cycle walking") permutes [0, num_rows): following a cycle of a
+    # permutation from inside, one comes back inside.
+    # At least 3 bits a half: networks of fewer bits favor some orders of a handful of rows
+    # measurably.
     half_bits = max(3, ((num_rows - 1).bit_length() + 1) // 2)
     # Arrays throughout: unsigned arrays wrap silently, unsigned scalars warn of it.
     seed = _mix(np.full(1, data_seed % (1 << 64), dtype=np.uint64))
@@ -53,7 +61,9 @@ def _permute(
     return result
 
 
-def _feistel(value: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"], half_bits: int) -> UInt64[np.ndarray, " n"]:
+def _feistel(
+    value: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"], half_bits: int
+) -> UInt64[np.ndarray, " n"]:
     bits = np.uint64(half_bits)
     mask = np.uint64((1 << half_bits) - 1)
     left, right = value >> bits, value & mask
@@ -64,7 +74,9 @@ def _feistel(value: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"], hal
 
 
 def _mix(value: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """SplitMix64's finalizer: a bijection of 64 bits in which every input bit moves every output bit."""
+    """SplitMix64's finalizer: a bijection of 64 bits in which every input bit moves every output
+    bit.
+    """
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: UInt64[np.ndarray, " n"] = value ^ (value >> np.uint64(31))

@@ -1,4 +1,6 @@
-"""Documents to one stream of ids a split: the held-out choice, the separator, the alignment, and the files of a split."""
+"""Documents to one stream of ids a split: the held-out choice, the separator, the alignment, and
+the files of a split.
+"""
 
 import array
 import dataclasses
@@ -27,12 +29,16 @@ def tokens_file(split: str) -> str:
 
 
 def documents_file(split: str) -> str:
-    """The file of the positions, in the split's rows laid end to end, where documents start: ascending "<u8"."""
+    """The file of the positions, in the split's rows laid end to end, where documents start:
+    ascending "<u8".
+    """
     return f"{split}.documents.bin"
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a document belongs to validation: by its text alone, so adding files moves no document across."""
+    """Whether a document belongs to validation: by its text alone, so adding files moves no
+    document across.
+    """
     if share == 0:
         return False
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
@@ -62,7 +68,8 @@ class Encoder:
             UserError: the tokenizer makes its own separator or padding out of plain text.
         """
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        # Numbers as they are stored, since a list of a batch's would be read once more; 32 bits hold any id.
+        # Numbers as they are stored, since a list of a batch's would be read once more; 32 bits
+        # hold any id.
         flat = {TRAIN: array.array("I"), VALIDATION: array.array("I")}
         lengths: dict[str, list[int]] = {TRAIN: [], VALIDATION: []}
         num_padding = 0
@@ -75,14 +82,22 @@ class Encoder:
             flat[split].fromlist(ids)
             lengths[split].append(len(ids))
         dtype = token_dtype(self.tokenizer.vocab_size)
-        arrays = {split: np.frombuffer(ids, dtype=np.uint32).astype(dtype) for split, ids in flat.items()}
-        if (sum(int((a == eos).sum()) for a in arrays.values()) != len(texts)
-                or sum(int((a == pad).sum()) for a in arrays.values()) != num_padding):  # fmt: skip
+        arrays = {
+            split: np.frombuffer(ids, dtype=np.uint32).astype(dtype) for split, ids in flat.items()
+        }
+        if (
+            sum(int((a == eos).sum()) for a in arrays.values()) != len(texts)
+            or sum(int((a == pad).sum()) for a in arrays.values()) != num_padding
+        ):
             raise UserError(
-                f"The tokenizer turns plain text of a document into its separator (id {eos}) or padding (id {pad}); "
-                "use one that encodes special tokens written in text as text, for example of `cola-train tokenizer olmo2`."
+                f"The tokenizer turns plain text of a document into its separator (id {eos}) or "
+                f"padding (id {pad}); use one that encodes special tokens written in text as "
+                "text, for example of `cola-train tokenizer olmo2`."
             )
-        return {split: EncodedDocuments(arrays[split], np.array(lengths[split], dtype=np.uint64)) for split in arrays}
+        return {
+            split: EncodedDocuments(arrays[split], np.array(lengths[split], dtype=np.uint64))
+            for split in arrays
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,8 +138,13 @@ class SplitWriter:
             file.truncate(kept * self._dtype.itemsize)
         with self._documents as file:
             file.flush()
-            starts = np.memmap(file.name, dtype="<u8", mode="r") if self.num_documents else np.zeros(0, dtype="<u8")
-            # The key must have the array's own type, or numpy converts the whole array to floating point first.
+            starts = (
+                np.memmap(file.name, dtype="<u8", mode="r")
+                if self.num_documents
+                else np.zeros(0, dtype="<u8")
+            )
+            # The key must have the array's own type, or numpy converts the whole array to floating
+            # point first.
             num_documents = int(np.searchsorted(starts, np.uint64(kept)))
             file.truncate(num_documents * starts.itemsize)
         return SplitCounts(num_rows, num_documents, kept, self.num_tokens - kept)

@@ -27,7 +27,13 @@ from cola_train.data.packing import (
     token_dtype,
     tokens_file,
 )
-from cola_train.data.prepared import FORMAT_VERSION, MANIFEST_FILE, TOKENIZER_FILE, Manifest, PreparedData
+from cola_train.data.prepared import (
+    FORMAT_VERSION,
+    MANIFEST_FILE,
+    TOKENIZER_FILE,
+    Manifest,
+    PreparedData,
+)
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import atomic_folder
@@ -37,7 +43,8 @@ _BATCH_DOCUMENTS = 4096
 
 
 def prepare(config: PrepareConfig) -> PreparedData:
-    """Write the prepared folder `config.out`; if it holds exactly that already, say so and do nothing.
+    """Write the prepared folder `config.out`; if it holds exactly that already, say so and do
+    nothing.
 
     The bytes written depend on the corpus, the tokenizer and the settings, not on `num_processes`.
 
@@ -72,8 +79,10 @@ def prepare(config: PrepareConfig) -> PreparedData:
     prepared = PreparedData.open(out)
     seconds = time.monotonic() - started
     num_tokens = sum(counts.num_tokens + counts.num_dropped_tokens for counts in splits.values())
-    say(f"Prepared {prepared.summary}; {num_empty} empty documents skipped; "
-        f"{num_tokens:,} tokens in {seconds:.1f} s ({num_tokens / seconds:,.0f} tokens/s).")  # fmt: skip
+    say(
+        f"Prepared {prepared.summary}; {num_empty} empty documents skipped; "
+        f"{num_tokens:,} tokens in {seconds:.1f} s ({num_tokens / seconds:,.0f} tokens/s)."
+    )
     return prepared
 
 
@@ -92,8 +101,11 @@ def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _already_there(out: Path, config: PrepareConfig, recipe: dict[str, Any]) -> PreparedData:
-    require((out / MANIFEST_FILE).is_file(),
-            f"{out} already exists and is not prepared data; it is never overwritten. Give another out=.")  # fmt: skip
+    require(
+        (out / MANIFEST_FILE).is_file(),
+        f"{out} already exists and is not prepared data; it is never overwritten. Give another "
+        "out=.",
+    )
     existing = PreparedData.open(out)
     differences = [
         f"{name} is {getattr(existing.manifest, name)} there, {value} here"
@@ -103,10 +115,15 @@ def _already_there(out: Path, config: PrepareConfig, recipe: dict[str, Any]) -> 
     if not differences:
         here, there = _contents(source_hashes(config.corpus)), _contents(existing.manifest.sources)
         if here != there:
-            differences.append(f"the sources differ: {len(there)} files there, {len(here)} here, "
-                               f"{len(set(here) & set(there))} in common")  # fmt: skip
-    require(not differences, f"{out} already exists with something else in it, and is never overwritten "
-                             f"({'; '.join(differences)}); give another out=, or delete it first.")  # fmt: skip
+            differences.append(
+                f"the sources differ: {len(there)} files there, {len(here)} here, "
+                f"{len(set(here) & set(there))} in common"
+            )
+    require(
+        not differences,
+        f"{out} already exists with something else in it, and is never overwritten "
+        f"({'; '.join(differences)}); give another out=, or delete it first.",
+    )
     say(f"Already prepared, nothing to do: {existing.summary}.")
     return existing
 
@@ -116,7 +133,9 @@ def _contents(sources: Iterable[SourceHash]) -> list[tuple[str, str]]:
     return [(source.kind, source.sha256) for source in sources]
 
 
-def _write_splits(folder: Path, config: PrepareConfig, tokenizer: Tokenizer) -> tuple[dict[str, SplitCounts], int]:
+def _write_splits(
+    folder: Path, config: PrepareConfig, tokenizer: Tokenizer
+) -> tuple[dict[str, SplitCounts], int]:
     splits = [TRAIN, VALIDATION] if config.held_out_share > 0 else [TRAIN]
     encoder = Encoder(tokenizer, config.held_out_share, config.document_alignment)
     num_empty = num_documents = 0
@@ -130,11 +149,16 @@ def _write_splits(folder: Path, config: PrepareConfig, tokenizer: Tokenizer) -> 
                 num_empty += 1
 
     with contextlib.ExitStack() as stack:
-        writers = {split: SplitWriter(folder, split, config.seq_len, tokenizer.vocab_size) for split in splits}
+        writers = {
+            split: SplitWriter(folder, split, config.seq_len, tokenizer.vocab_size)
+            for split in splits
+        }
         for writer in writers.values():
             stack.callback(writer.close)
         bar = stack.enter_context(progress_bar("preparing", "tok"))
-        encoded = stack.enter_context(contextlib.closing(_encode(_batches(documents()), encoder, config.num_processes)))
+        encoded = stack.enter_context(
+            contextlib.closing(_encode(_batches(documents()), encoder, config.num_processes))
+        )
         started = time.monotonic()
         for batch in encoded:
             for split, writer in writers.items():
@@ -142,23 +166,35 @@ def _write_splits(folder: Path, config: PrepareConfig, tokenizer: Tokenizer) -> 
                 bar.update(len(batch[split].tokens))
                 num_documents += len(batch[split].lengths)
             rate = num_documents / (time.monotonic() - started)
-            bar.set_postfix_str(f"{num_documents:,} documents, {rate:,.0f} documents/s", refresh=False)
-        require(num_documents > 0, f"The corpus has no text: {num_empty} documents, all empty. "
-                                   "Check corpus.inputs (or corpus.dataset) and corpus.text_column.")  # fmt: skip
+            bar.set_postfix_str(
+                f"{num_documents:,} documents, {rate:,.0f} documents/s", refresh=False
+            )
+        require(
+            num_documents > 0,
+            f"The corpus has no text: {num_empty} documents, all empty. "
+            "Check corpus.inputs (or corpus.dataset) and corpus.text_column.",
+        )
         counts = {split: writer.finish() for split, writer in writers.items()}
     _require_rows(counts, config)
     return counts, num_empty
 
 
 def _require_rows(counts: dict[str, SplitCounts], config: PrepareConfig) -> None:
-    require(counts[TRAIN].num_rows > 0,
-            f"The corpus must fill at least one row of the training split: it has {counts[TRAIN].num_dropped_tokens} tokens, "
-            f"seq_len is {config.seq_len}. Give more text or a smaller seq_len.")  # fmt: skip
+    require(
+        counts[TRAIN].num_rows > 0,
+        "The corpus must fill at least one row of the training split: it has "
+        f"{counts[TRAIN].num_dropped_tokens} tokens, seq_len is {config.seq_len}. Give more text "
+        "or a smaller seq_len.",
+    )
     if VALIDATION in counts:
-        require(counts[VALIDATION].num_rows > 0,
-                f"The held-out documents must fill at least one row: held_out_share={config.held_out_share} chose "
-                f"{counts[VALIDATION].num_dropped_tokens} tokens, seq_len is {config.seq_len}. Raise held_out_share, "
-                "use a shorter seq_len, or set held_out_share=0 for no validation split.")  # fmt: skip
+        require(
+            counts[VALIDATION].num_rows > 0,
+            "The held-out documents must fill at least one row: "
+            f"held_out_share={config.held_out_share} chose "
+            f"{counts[VALIDATION].num_dropped_tokens} tokens, seq_len is {config.seq_len}. Raise "
+            "held_out_share, use a shorter seq_len, or set held_out_share=0 for no validation "
+            "split.",
+        )
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -182,9 +218,14 @@ def _encode(
         yield from map(encoder, batches)
         return
     executor = concurrent.futures.ProcessPoolExecutor(
-        num_processes, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(encoder,)
+        num_processes,
+        multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+        initargs=(encoder,),
     )
-    pending: collections.deque[concurrent.futures.Future[dict[str, EncodedDocuments]]] = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[dict[str, EncodedDocuments]]] = (
+        collections.deque()
+    )
     try:
         for batch in batches:
             pending.append(executor.submit(_encode_in_worker, batch))
@@ -208,7 +249,8 @@ def _start_worker(encoder: Encoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it, then ends the workers.
+    # Ctrl-C reaches every process of the terminal; the parent alone answers it, then ends the
+    # workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -52,13 +52,17 @@ class Manifest:
     def from_json(cls, text: str) -> "Manifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
         values: dict[str, Any] = json.loads(text)
-        values["splits"] = {name: SplitCounts(**counts) for name, counts in values["splits"].items()}
+        values["splits"] = {
+            name: SplitCounts(**counts) for name, counts in values["splits"].items()
+        }
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
         return cls(**values)
 
 
 class PreparedData:
-    """Rows of `seq_len` token ids by split ("train", and "validation" if some documents were held out)."""
+    """Rows of `seq_len` token ids by split ("train", and "validation" if some documents were held
+    out).
+    """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Use `open`, which checks the folder first."""
@@ -75,30 +79,46 @@ class PreparedData:
         """Open a prepared folder; reads the manifest and file sizes only.
 
         Raises:
-            UserError: no such folder, no or a damaged manifest, or a file whose size is not the manifest's.
+            UserError: no such folder, no or a damaged manifest, or a file whose size is not the
+                manifest's.
         """
         folder = Path(folder)
-        require(folder.is_dir(), f"There is no prepared data folder {folder}; write one with `cola-train prepare`.")
+        require(
+            folder.is_dir(),
+            f"There is no prepared data folder {folder}; write one with `cola-train prepare`.",
+        )
         path = folder / MANIFEST_FILE
-        require(path.is_file(), f"{folder} is not prepared data: it has no {MANIFEST_FILE}; "
-                                "give a folder written by `cola-train prepare`.")  # fmt: skip
+        require(
+            path.is_file(),
+            f"{folder} is not prepared data: it has no {MANIFEST_FILE}; "
+            "give a folder written by `cola-train prepare`.",
+        )
         again = "Delete the folder and prepare it again, or copy it again from its origin."
         with read_errors_explained(folder):
             try:
                 text = path.read_text(encoding="utf-8")
                 version = json.loads(text)["format_version"]
-                require(version == FORMAT_VERSION, f"{path} has format_version {version!r}; this version of cola-train reads "
-                                                   f"{FORMAT_VERSION}. Prepare the data again.")  # fmt: skip
+                require(
+                    version == FORMAT_VERSION,
+                    f"{path} has format_version {version!r}; this version of cola-train reads "
+                    f"{FORMAT_VERSION}. Prepare the data again.",
+                )
                 manifest = Manifest.from_json(text)
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from error
+                raise UserError(
+                    f"{path} is damaged ({type(error).__name__}: {error}). {again}"
+                ) from error
             for name, size in manifest.files.items():
                 file = folder / name
                 require(file.is_file(), f"{folder} is damaged: {name} is missing. {again}")
                 found = file.stat().st_size
-                require(found == size, f"{folder} is damaged: {name} has {found} bytes, its manifest says {size}. {again}")
+                require(
+                    found == size,
+                    f"{folder} is damaged: {name} has {found} bytes, its manifest says {size}. "
+                    f"{again}",
+                )
             return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,40 +133,56 @@ class PreparedData:
             UserError: the copy in the folder has been changed.
         """
         tokenizer = Tokenizer.load(self.folder / TOKENIZER_FILE)
-        require(tokenizer.sha256 == self.manifest.tokenizer_sha256,
-                f"{self.folder} is damaged: its {TOKENIZER_FILE} has sha256 {tokenizer.sha256}, its manifest says "
-                f"{self.manifest.tokenizer_sha256}. Put back the tokenizer it was prepared with.")  # fmt: skip
+        require(
+            tokenizer.sha256 == self.manifest.tokenizer_sha256,
+            f"{self.folder} is damaged: its {TOKENIZER_FILE} has sha256 {tokenizer.sha256}, its "
+            f"manifest says {self.manifest.tokenizer_sha256}. Put back the tokenizer it was "
+            "prepared with.",
+        )
         return tokenizer
 
     @property
     def summary(self) -> str:
         """One line for people."""
-        splits = ", ".join(f"{name}: {counts.num_rows:,} rows of {counts.num_documents:,} documents"
-                           for name, counts in self.manifest.splits.items())  # fmt: skip
-        return f"{self.folder}: rows of {self.manifest.seq_len} tokens; {splits}; {self.manifest.vocab_size:,} ids"
+        splits = ", ".join(
+            f"{name}: {counts.num_rows:,} rows of {counts.num_documents:,} documents"
+            for name, counts in self.manifest.splits.items()
+        )
+        return (
+            f"{self.folder}: rows of {self.manifest.seq_len} tokens; {splits}; "
+            f"{self.manifest.vocab_size:,} ids"
+        )
 
     def num_rows(self, split: str) -> int:
         """Rows of a split; 0 if there is no such split."""
         counts = self.manifest.splits.get(split)
         return 0 if counts is None else counts.num_rows
 
-    def row(self, split: str, index: int) -> tuple[Int64[np.ndarray, " seq"], Int64[np.ndarray, " seq"]]:
+    def row(
+        self, split: str, index: int
+    ) -> tuple[Int64[np.ndarray, " seq"], Int64[np.ndarray, " seq"]]:
         """One row.
 
         Returns:
-            The token ids, and for each token the number of its document, counted from 0 in each row.
+            The token ids, and for each token the number of its document, counted from 0 in each
+            row.
 
         Raises:
             IndexError: no such row.
         """
         if not 0 <= index < self.num_rows(split):
-            raise IndexError(f"the split '{split}' has {self.num_rows(split)} rows, there is no row {index}")
+            raise IndexError(
+                f"the split '{split}' has {self.num_rows(split)} rows, there is no row {index}"
+            )
         seq_len = self.manifest.seq_len
         start = index * seq_len
         tokens = np.array(self._tokens[split][start : start + seq_len], dtype=np.int64)
         starts = self._document_starts[split]
-        # The keys must have the array's own type, or numpy converts the whole array to floating point first.
-        first, last = np.searchsorted(starts, np.array([start + 1, start + seq_len], dtype=np.uint64))
+        # The keys must have the array's own type, or numpy converts the whole array to floating
+        # point first.
+        first, last = np.searchsorted(
+            starts, np.array([start + 1, start + seq_len], dtype=np.uint64)
+        )
         begins = np.zeros(seq_len, dtype=np.int64)
         begins[starts[first:last].astype(np.int64) - start] = 1
         return tokens, np.cumsum(begins)
@@ -156,25 +192,32 @@ class PreparedData:
 
         Args:
             data: the run's data settings.
-            tokenizer_sha256: of the tokenizer that the run's model was made with; None if it has none yet.
+            tokenizer_sha256: of the tokenizer that the run's model was made with; None if it has
+                none yet.
 
         Raises:
             UserError: another seq_len, or another tokenizer.
         """
         prepared = self.manifest
-        require(data.seq_len == prepared.seq_len,
-                f"data.seq_len must be what the data was prepared with: {self.folder} has rows of {prepared.seq_len} tokens, "
-                f"the run asks for {data.seq_len}. Set data.seq_len={prepared.seq_len}, "
-                f"or prepare another folder with seq_len={data.seq_len}.")  # fmt: skip
-        require(tokenizer_sha256 is None or tokenizer_sha256 == prepared.tokenizer_sha256,
-                f"The tokenizer of the run and of the data must be the same file: {self.folder} was prepared with "
-                f"sha256 {prepared.tokenizer_sha256}, the run has {tokenizer_sha256}. "
-                "Prepare the data again with the run's tokenizer.")  # fmt: skip
+        require(
+            data.seq_len == prepared.seq_len,
+            f"data.seq_len must be what the data was prepared with: {self.folder} has rows of "
+            f"{prepared.seq_len} tokens, the run asks for {data.seq_len}. Set "
+            f"data.seq_len={prepared.seq_len}, or prepare another folder with "
+            f"seq_len={data.seq_len}.",
+        )
+        require(
+            tokenizer_sha256 is None or tokenizer_sha256 == prepared.tokenizer_sha256,
+            f"The tokenizer of the run and of the data must be the same file: {self.folder} was "
+            f"prepared with sha256 {prepared.tokenizer_sha256}, the run has {tokenizer_sha256}. "
+            "Prepare the data again with the run's tokenizer.",
+        )
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    # Rows are read in no order: reading ahead of each, which the system does unless told, costs a thousand times the row itself.
+    # Rows are read in no order: reading ahead of each, which the system does unless told, costs a
+    # thousand times the row itself.
     mapped.madvise(mmap.MADV_RANDOM)
     return np.frombuffer(mapped, dtype=dtype)

@@ -1,4 +1,6 @@
-"""One file to its documents, in order, holding one document (parquet: one batch of rows) in memory at a time."""
+"""One file to its documents, in order, holding one document (parquet: one batch of rows) in memory
+at a time.
+"""
 
 import contextlib
 import gzip
@@ -23,11 +25,15 @@ def suffix_of(path: Path) -> str | None:
     return matches[0] if matches else None
 
 
-def read_file(path: Path, text_column: str, documents: Literal["paragraph", "file"]) -> Iterator[str]:
-    """The documents of one file; an empty string stands for a document without text, so that the caller can count it.
+def read_file(
+    path: Path, text_column: str, documents: Literal["paragraph", "file"]
+) -> Iterator[str]:
+    """The documents of one file; an empty string stands for a document without text, so that the
+    caller can count it.
 
     Raises:
-        UserError: unreadable or damaged file, invalid UTF-8, bad JSON, or no such column; with the place in the file.
+        UserError: unreadable or damaged file, invalid UTF-8, bad JSON, or no such column; with the
+            place in the file.
     """
     suffix = suffix_of(path)
     with read_errors_explained(path), _damage_explained(path):
@@ -51,12 +57,16 @@ def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{place}: corpus.text_column '{column}' must hold strings, not {type(value).__name__}.")
+        raise UserError(
+            f"{place}: corpus.text_column '{column}' must hold strings, not {type(value).__name__}."
+        )
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{place}: the text has a lone surrogate at character {error.start}, which is no Unicode text; "
-                        "repair or remove this record.") from None  # fmt: skip
+        raise UserError(
+            f"{place}: the text has a lone surrogate at character {error.start}, which is no "
+            "Unicode text; repair or remove this record."
+        ) from None
     return value if value.strip() else ""
 
 
@@ -80,11 +90,16 @@ def _damage_explained(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} cannot be decompressed ({error}): truncated or damaged; fetch or make it again.") from error
+        raise UserError(
+            f"{path} cannot be decompressed ({error}): truncated or damaged; fetch or make it "
+            "again."
+        ) from error
 
 
 def _lines(path: Path) -> Iterator[str]:
-    r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting bytes at "\n" never cuts a UTF-8 character."""
+    r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting bytes at "\n" never cuts a UTF-8
+    character.
+    """
     offset = 0
     with _open(path) as file:
         for raw in file:
@@ -98,8 +113,8 @@ def _lines(path: Path) -> Iterator[str]:
             except UnicodeDecodeError as error:
                 unpacked = " of the unpacked text" if path.suffix.lower() in (".gz", ".xz") else ""
                 raise UserError(
-                    f"{path} is not valid UTF-8 at byte {start + error.start}{unpacked} ({error.reason}); "
-                    "convert the file to UTF-8, for example with iconv."
+                    f"{path} is not valid UTF-8 at byte {start + error.start}{unpacked} "
+                    f"({error.reason}); convert the file to UTF-8, for example with iconv."
                 ) from None
             yield line[:-2] + "\n" if line.endswith("\r\n") else line
 
@@ -130,8 +145,13 @@ def _jsonl(path: Path, column: str) -> Iterator[str]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{place} is not valid JSON: {error}; every line must be one JSON object.") from None
-        require(isinstance(record, dict), f"{place} must be one JSON object, not a {type(record).__name__}.")
+            raise UserError(
+                f"{place} is not valid JSON: {error}; every line must be one JSON object."
+            ) from None
+        require(
+            isinstance(record, dict),
+            f"{place} must be one JSON object, not a {type(record).__name__}.",
+        )
         yield text_of(record, column, place)
 
 
@@ -149,11 +169,16 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
                     yield text_of({column: _string(value, path, row)}, column, f"{path}, row {row}")
                     row += 1
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a readable parquet file ({error}); fetch or make it again.") from error
+        raise UserError(
+            f"{path} is not a readable parquet file ({error}); fetch or make it again."
+        ) from error
 
 
 def _string(value: Any, path: Path, row: int) -> Any:
     try:
         return value.as_py()
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, row {row} is not valid UTF-8 at byte {error.start} of its text ({error.reason}).") from None
+        raise UserError(
+            f"{path}, row {row} is not valid UTF-8 at byte {error.start} of its text "
+            f"({error.reason})."
+        ) from None

@@ -1,4 +1,6 @@
-"""Where text comes from: files, folders, globs, or a dataset of the `datasets` library; always in the same order."""
+"""Where text comes from: files, folders, globs, or a dataset of the `datasets` library; always in
+the same order.
+"""
 
 import contextlib
 import dataclasses
@@ -33,24 +35,37 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
     found: dict[Path, Path] = {}
     for text in inputs:
         path = Path(text).expanduser()
-        # A path that exists is meant literally, be there a "[" in its name. Path.glob takes no absolute patterns.
-        matches = [path] if path.exists() else [Path(match) for match in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+        # A path that exists is meant literally, be there a "[" in its name. Path.glob takes no
+        # absolute patterns.
+        named = [str(path)]
+        if not path.exists():
+            named = glob.glob(str(path), recursive=True)  # noqa: PTH207
+        matches = [Path(match) for match in named]
         if not matches:
             raise UserError(_no_such_input(path))
-        files = [file for match in matches for file in (_files_below(match) if match.is_dir() else [match])]
+        files = [
+            file
+            for match in matches
+            for file in (_files_below(match) if match.is_dir() else [match])
+        ]
         known = [file for file in files if suffix_of(file) is not None]
-        require(bool(known), f"The corpus input {text} has no file of a known kind "
-                             f"({len(files)} of other kinds); allowed: {', '.join(SUFFIXES)}")  # fmt: skip
+        require(
+            bool(known),
+            f"The corpus input {text} has no file of a known kind "
+            f"({len(files)} of other kinds); allowed: {', '.join(SUFFIXES)}",
+        )
         for file in known:
             found.setdefault(file.resolve(), file)
     return [found[key] for key in sorted(found)]
 
 
 def read_documents(corpus: CorpusConfig) -> Iterator[str]:
-    """Stream the documents in order; an empty string stands for each document without text, so that they can be counted.
+    """Stream the documents in order; an empty string stands for each document without text, so that
+    they can be counted.
 
     Raises:
-        UserError: a missing, unreadable or malformed source; the message names the file and the place in it.
+        UserError: a missing, unreadable or malformed source; the message names the file and the
+            place in it.
     """
     if corpus.dataset is not None:
         yield from _read_dataset(corpus)
@@ -60,40 +75,68 @@ def read_documents(corpus: CorpusConfig) -> Iterator[str]:
 
 
 def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
-    """What identifies the corpus, in reading order: the sha256 of every file, or the fingerprint of a hosted dataset.
+    """What identifies the corpus, in reading order: the sha256 of every file, or the fingerprint of
+    a hosted dataset.
 
     Raises:
         UserError: a missing or unreadable source.
     """
     if corpus.dataset is None:
-        return _hash_files([(path, str(path), suffix_of(path) or "") for path in expand_inputs(corpus.inputs)])
+        return _hash_files(
+            [(path, str(path), suffix_of(path) or "") for path in expand_inputs(corpus.inputs)]
+        )
     folder = Path(corpus.dataset).expanduser()
     if folder.is_dir():
-        return _hash_files([(path, path.relative_to(folder).as_posix(), "dataset") for path in _files_below(folder)])
+        return _hash_files(
+            [
+                (path, path.relative_to(folder).as_posix(), "dataset")
+                for path in _files_below(folder)
+            ]
+        )
     with _dataset_errors_explained(corpus):
         builder = _builder(corpus)
-        # The builder's hash covers the repository's revision and the files that the name resolves to.
-        identity = "\n".join([corpus.dataset, str(corpus.dataset_config), corpus.dataset_split, str(builder.hash)])
-    return [SourceHash(corpus.dataset, "dataset", hashlib.sha256(identity.encode("utf-8")).hexdigest())]
+        # The builder's hash covers the repository's revision and the files that the name resolves
+        # to.
+        identity = "\n".join(
+            [corpus.dataset, str(corpus.dataset_config), corpus.dataset_split, str(builder.hash)]
+        )
+    return [
+        SourceHash(corpus.dataset, "dataset", hashlib.sha256(identity.encode("utf-8")).hexdigest())
+    ]
 
 
 def _files_below(folder: Path) -> list[Path]:
     files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return sorted(
+        path
+        for path in files
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def _no_such_input(path: Path) -> str:
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = nearest(path.name, siblings) if 0 < len(siblings) <= 1000 else f"look at what is in {path.parent}"
+    hint = (
+        nearest(path.name, siblings)
+        if 0 < len(siblings) <= 1000
+        else f"look at what is in {path.parent}"
+    )
     return f"The corpus input {path} does not exist and matches no file; {hint}"
 
 
 def _hash_files(files: Sequence[tuple[Path, str, str]]) -> list[SourceHash]:
     hashes = []
-    with progress_bar("hashing sources", "B", total=sum(path.stat().st_size for path, _, _ in files), divisor=1024) as bar:
+    with progress_bar(
+        "hashing sources",
+        "B",
+        total=sum(path.stat().st_size for path, _, _ in files),
+        divisor=1024,
+    ) as bar:
         for path, name, kind in files:
             with read_errors_explained(path), path.open("rb") as file:
-                hashes.append(SourceHash(name, kind, hashlib.file_digest(file, "sha256").hexdigest()))
+                hashes.append(
+                    SourceHash(name, kind, hashlib.file_digest(file, "sha256").hexdigest())
+                )
                 bar.update(file.tell())
     return hashes
 
@@ -103,7 +146,9 @@ def _read_dataset(corpus: CorpusConfig) -> Iterator[str]:
         rows = _open_dataset(corpus)
         columns = rows.column_names
         if columns is not None and corpus.text_column not in columns:
-            raise UserError(missing_column(corpus.text_column, columns, f"The dataset {corpus.dataset}"))
+            raise UserError(
+                missing_column(corpus.text_column, columns, f"The dataset {corpus.dataset}")
+            )
         for number, row in enumerate(rows):
             yield text_of(row, corpus.text_column, f"The dataset {corpus.dataset}, row {number}")
 
@@ -120,8 +165,10 @@ def _open_dataset(corpus: CorpusConfig) -> Any:
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
     if corpus.dataset_split not in loaded:
-        raise UserError(f"The dataset {folder} has no split '{corpus.dataset_split}' (corpus.dataset_split); "
-                        f"{nearest(corpus.dataset_split, loaded)}")  # fmt: skip
+        raise UserError(
+            f"The dataset {folder} has no split '{corpus.dataset_split}' (corpus.dataset_split); "
+            f"{nearest(corpus.dataset_split, loaded)}"
+        )
     return loaded[corpus.dataset_split]
 
 
@@ -139,5 +186,7 @@ def _dataset_errors_explained(corpus: CorpusConfig) -> Iterator[None]:
         raise
     except Exception as error:  # the library raises many kinds, its readers' own among them
         first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise UserError(f"The dataset {corpus.dataset} (split {corpus.dataset_split}) cannot be read: {first_line} "
-                        "Check corpus.dataset, corpus.dataset_config and corpus.dataset_split.") from error  # fmt: skip
+        raise UserError(
+            f"The dataset {corpus.dataset} (split {corpus.dataset_split}) cannot be read: "
+            f"{first_line} Check corpus.dataset, corpus.dataset_config and corpus.dataset_split."
+        ) from error

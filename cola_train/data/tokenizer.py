@@ -1,4 +1,6 @@
-"""Text to token ids and back: one `tokenizer.json` file, and the training of a byte-level BPE of one's own."""
+"""Text to token ids and back: one `tokenizer.json` file, and the training of a byte-level BPE of
+one's own.
+"""
 
 import functools
 import hashlib
@@ -21,12 +23,15 @@ PAD_TOKEN = "<|pad|>"
 TRAINED_SPECIAL_TOKENS = (EOS_TOKEN, IM_START_TOKEN, IM_END_TOKEN, PAD_TOKEN)
 
 DOLMA2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
+    r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 class Tokenizer:
-    """A `tokenizer.json` of the `tokenizers` library that has an end-of-text and a padding token."""
+    """A `tokenizer.json` of the `tokenizers` library that has an end-of-text and a padding
+    token.
+    """
 
     def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
         """Read the bytes of a tokenizer.json; `origin` names them in errors.
@@ -43,12 +48,18 @@ class Tokenizer:
                 "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
             ) from error
         self._unclaimed = {"tokenizer": self._tokenizer}
-        missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if self._tokenizer.token_to_id(token) is None]
-        require(not missing, f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
-                             "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`.")  # fmt: skip
+        missing = [
+            token for token in (EOS_TOKEN, PAD_TOKEN) if self._tokenizer.token_to_id(token) is None
+        ]
+        require(
+            not missing,
+            f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
+            "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`.",
+        )
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
-        # Another process parses the file again: what the library pickles is the same text, made anew.
+        # Another process parses the file again: what the library pickles is the same text, made
+        # anew.
         return Tokenizer, (self._content, self._origin)
 
     @classmethod
@@ -56,12 +67,16 @@ class Tokenizer:
         """Load a tokenizer.json file, or the one in a folder.
 
         Raises:
-            UserError: missing, unreadable, not a tokenizers file, or without `<|endoftext|>` or `<|pad|>`.
+            UserError: missing, unreadable, not a tokenizers file, or without `<|endoftext|>` or
+                `<|pad|>`.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
-        require(file.is_file(), f"There is no tokenizer file {file}; give a tokenizer.json or a folder that holds one, "
-                                "or make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`.")  # fmt: skip
+        require(
+            file.is_file(),
+            f"There is no tokenizer file {file}; give a tokenizer.json or a folder that holds one, "
+            "or make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`.",
+        )
         with read_errors_explained(file):
             content = file.read_bytes()
         return cls(content, str(file))
@@ -106,14 +121,22 @@ class Tokenizer:
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_document(self, text: str) -> list[int]:
-        """Ids of a corpus document: special tokens written in the text are plain text, so a corpus cannot forge a separator."""
-        # One text a call: the library spreads a batch of several over all cores, whatever number of processes was asked for, and
-        # on one core larger batches are no faster. `encode` also works out where each token stands, which costs a quarter more.
-        ids: list[int] = self.library_for_documents.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        """Ids of a corpus document: special tokens written in the text are plain text, so a corpus
+        cannot forge a separator.
+        """
+        # One text a call: the library spreads a batch of several over all cores, whatever number of
+        # processes was asked for, and
+        # on one core larger batches are no faster. `encode` also works out where each token stands,
+        # which costs a quarter more.
+        ids: list[int] = self.library_for_documents.encode_batch_fast(
+            [text], add_special_tokens=False
+        )[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """The text of ids; special tokens are left out, or with `special_tokens` written as they are called."""
+        """The text of ids; special tokens are left out, or with `special_tokens` written as they
+        are called.
+        """
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
 
     def save(self, path: str | Path) -> bool:
@@ -124,11 +147,18 @@ class Tokenizer:
         """
         path = Path(path)
         if path.is_dir():
-            raise UserError(f"{path} is a folder; name the file to write, for example {path / 'tokenizer.json'}.")
+            raise UserError(
+                f"{path} is a folder; name the file to write, for example "
+                f"{path / 'tokenizer.json'}."
+            )
         if path.exists():
             with read_errors_explained(path):
                 same = path.read_bytes() == self._content
-            require(same, f"{path} already exists with other content, and is never overwritten; give another path or delete it.")
+            require(
+                same,
+                f"{path} already exists with other content, and is never overwritten; give another "
+                "path or delete it.",
+            )
             return False
         write_atomically(path, self._content)
         return True
@@ -143,8 +173,8 @@ class Tokenizer:
         return self._claim(special_tokens_are_text=False)
 
     def _claim(self, *, special_tokens_are_text: bool) -> tokenizers.Tokenizer:
-        # The library keeps this switch on its object. Most programs need one of its positions; who needs both parses again, which
-        # takes a large vocabulary some tenths of a second.
+        # The library keeps this switch on its object. Most programs need one of its positions; who
+        # needs both parses again, which takes a large vocabulary some tenths of a second.
         tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self._content)
         tokenizer.encode_special_tokens = special_tokens_are_text
         return tokenizer
@@ -161,16 +191,20 @@ def _parse(content: bytes) -> tokenizers.Tokenizer:
 def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
     """Learn a byte-level BPE and write it to `config.out`. The same corpus gives the same bytes.
 
-    Fewer than `config.vocab_size` ids result if the corpus has no more pairs to merge; the message says so.
+    Fewer than `config.vocab_size` ids result if the corpus has no more pairs to merge; the message
+    says so.
 
     Raises:
-        UserError: an empty corpus, a source that cannot be read, or an output that exists with other content.
+        UserError: an empty corpus, a source that cannot be read, or an output that exists with
+            other content.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(DOLMA2_PATTERN), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(DOLMA2_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -180,7 +214,11 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
     )
     documents = (text for text in read_documents(config.corpus) if text)
     first = next(documents, "")
-    require(first != "", "The corpus has no text to learn merges from: every document is empty; check corpus.inputs.")
+    require(
+        first != "",
+        "The corpus has no text to learn merges from: every document is empty; check "
+        "corpus.inputs.",
+    )
     num_documents = 1
 
     def counted() -> Iterator[str]:
@@ -194,7 +232,12 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
     result = Tokenizer(tokenizer.to_str().encode("utf-8"), config.out)
     written = result.save(config.out)
     complete = result.vocab_size == config.vocab_size
-    short = "" if complete else f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
-    say(f"{'Wrote' if written else 'Already there, nothing to do:'} {config.out}: {result.vocab_size} ids{short}, "
-        f"learnt from {num_documents} documents, sha256 {result.sha256}.")  # fmt: skip
+    short = (
+        "" if complete else f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
+    )
+    say(
+        f"{'Wrote' if written else 'Already there, nothing to do:'} {config.out}: "
+        f"{result.vocab_size} ids{short}, learnt from {num_documents} documents, sha256 "
+        f"{result.sha256}."
+    )
     return result

@@ -1,4 +1,6 @@
-"""`cola-train inspect`: a look into the latent space, as numbers (inspection.json), as a page of pictures, and as a table."""
+"""`cola-train inspect`: a look into the latent space, as numbers (inspection.json), as a page of
+pictures, and as a table.
+"""
 
 import dataclasses
 import json
@@ -25,15 +27,20 @@ def inspect_checkpoint(
     device: str,
     config: InspectionConfig,
 ) -> str:
-    """Inspect a checkpoint and write a folder with inspection.json, inspection.png and inspection.svg; returns the table.
+    """Inspect a checkpoint and write a folder with inspection.json, inspection.png and
+    inspection.svg; returns the table.
 
     Without `out` the folder is CHECKPOINT/inspection; it must not exist.
 
     Raises:
-        UserError: as `Checkpoint.inspect`; no such checkpoint or data; the folder exists, or cannot be written.
+        UserError: as `Checkpoint.inspect`; no such checkpoint or data; the folder exists, or cannot
+            be written.
     """
     out = checkpoint_folder / INSPECTION if out is None else out
-    require(not out.exists(), f"{out} exists and is not overwritten; choose another --out, or remove it yourself.")
+    require(
+        not out.exists(),
+        f"{out} exists and is not overwritten; choose another --out, or remove it yourself.",
+    )
     data, at = PreparedData.open(data_folder), named_device(device)
     reference = None if reference_folder is None else load_checkpoint(reference_folder, at)
     checkpoint = load_checkpoint(checkpoint_folder, at)
@@ -48,11 +55,18 @@ def inspect_checkpoint(
         }
         content = json.dumps({**facts, **inspection.to_json()}, indent=1, ensure_ascii=False)
         (working / "inspection.json").write_text(content + "\n", encoding="utf-8")
-        inspection.draw(checkpoint_folder.name, working / "inspection.png", working / "inspection.svg")
+        inspection.draw(
+            checkpoint_folder.name, working / "inspection.png", working / "inspection.svg"
+        )
     return _table(inspection, checkpoint_folder, out)
 
 
-def _watched(checkpoint: Checkpoint, data: PreparedData, config: InspectionConfig, reference: Checkpoint | None) -> Inspection:
+def _watched(
+    checkpoint: Checkpoint,
+    data: PreparedData,
+    config: InspectionConfig,
+    reference: Checkpoint | None,
+) -> Inspection:
     num_rows = min(config.num_rows, data.num_rows(VALIDATION))
     with tqdm(total=num_rows, desc="inspecting", unit="row") as bar:
         for found in checkpoint.inspect(data, config, reference):
@@ -65,5 +79,16 @@ def _watched(checkpoint: Checkpoint, data: PreparedData, config: InspectionConfi
 def _table(inspection: Inspection, checkpoint_folder: Path, out: Path) -> str:
     of = f"{inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens"
     lines = [f"{checkpoint_folder}: {of}", ""]
-    lines += [f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}" for name, value in inspection.figures().items()]
-    return "\n".join([*lines, "", f"All numbers: {out / 'inspection.json'}", f"The page: {out / 'inspection.png'}", ""])
+    lines += [
+        f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}"
+        for name, value in inspection.figures().items()
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"All numbers: {out / 'inspection.json'}",
+            f"The page: {out / 'inspection.png'}",
+            "",
+        ]
+    )

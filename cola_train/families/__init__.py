@@ -1,1 +1,3 @@
-"""Kinds of models. A folder is a family or two that share networks; all else asks the registry and knows none by name."""
+"""Kinds of models. A folder is a family or two that share networks; all else asks the registry and
+knows none by name.
+"""

@@ -29,7 +29,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @runtime_checkable
 class Inspection(Protocol):
-    """What `Checkpoint.inspect` finds: numbers to log, everything for a file, and a page of plots."""
+    """What `Checkpoint.inspect` finds: numbers to log, everything for a file, and a page of
+    plots.
+    """
 
     @property
     def num_rows(self) -> int:
@@ -61,8 +63,10 @@ class SolverQuality:
     Attributes:
         solver: as of SamplerConfig.
         num_steps: steps a block.
-        network_calls: passes of the network a block; where guidance applies each runs both branches.
-        latent_rms_error: root mean square difference from the reference's latents, over positions and channels.
+        network_calls: passes of the network a block; where guidance applies each runs both
+            branches.
+        latent_rms_error: root mean square difference from the reference's latents, over positions
+            and channels.
         token_agreement: share of greedy tokens that are the reference's.
         cpu_seconds_per_sample: CPU time of transporting and decoding all blocks of a prompt.
     """
@@ -97,8 +101,16 @@ class Checkpoint(abc.ABC):
         return load_checkpoint(folder, device)
 
     @abc.abstractmethod
-    def save(self, folder: str | Path, *, replace: bool = False, max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES) -> None:
-        """Write the family's layout, atomically; `replace` allows an existing folder to be swapped for the new one."""
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        replace: bool = False,
+        max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    ) -> None:
+        """Write the family's layout, atomically; `replace` allows an existing folder to be swapped
+        for the new one.
+        """
 
     @property
     @abc.abstractmethod
@@ -128,7 +140,9 @@ class Checkpoint(abc.ABC):
 
     @property
     def masks_documents(self) -> bool:
-        """Whether training kept documents of a row apart; False where the checkpoint does not say."""
+        """Whether training kept documents of a row apart; False where the checkpoint does not
+        say.
+        """
         return self.training.get("mask_documents") is True
 
     @functools.cached_property
@@ -136,9 +150,11 @@ class Checkpoint(abc.ABC):
         return {}
 
     def for_passes(self, network: Network, config: SamplerConfig) -> Network:
-        """One of the networks as sampling computes with it: in bf16 a copy, which is made once and kept with the checkpoint.
+        """One of the networks as sampling computes with it: in bf16 a copy, which is made once and
+        kept with the checkpoint.
 
-        The copy does not follow the weights: whoever changes these in place makes another checkpoint of them.
+        The copy does not follow the weights: whoever changes these in place makes another
+        checkpoint of them.
         """
         device = self.device
         if not computes_in_bf16(config, device):
@@ -156,7 +172,8 @@ class Checkpoint(abc.ABC):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """What follows each prompt, in order: max_new_tokens ids and what their block holds beyond, or fewer after a stop.
+        """What follows each prompt, in order: max_new_tokens ids and what their block holds beyond,
+        or fewer after a stop.
 
         Args:
             prompts: ids of each; may be empty.
@@ -170,16 +187,21 @@ class Checkpoint(abc.ABC):
         """
 
     def latents_of(self, prompt: Sequence[int], text: Text, num_tokens: int) -> Tensor | None:
-        """The latents, (positions, channels), of a text's first `num_tokens` tokens; None of a family without latents."""
+        """The latents, (positions, channels), of a text's first `num_tokens` tokens; None of a
+        family without latents.
+        """
         return None
 
     @abc.abstractmethod
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-        """New tokens that the first pass after a prompt gives, and each later one: a block's, or one, or all."""
+        """New tokens that the first pass after a prompt gives, and each later one: a block's, or
+        one, or all.
+        """
 
     @abc.abstractmethod
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
-        """FLOPs of continuing `batch` prompts of `prompt_tokens` each by max_new_tokens, none of which stops early, by part.
+        """FLOPs of continuing `batch` prompts of `prompt_tokens` each by max_new_tokens, none of
+        which stops early, by part.
 
         Useful (`model`) leaves out hidden pairs, and last hidden states that nobody reads.
         """
@@ -198,13 +220,16 @@ class Checkpoint(abc.ABC):
             UserError: a family that solves nothing, no prompts, or a solver that there is not.
         """
         raise UserError(
-            f"A checkpoint of `cola-train {self.family}` has no solver whose steps could be compared; give one of stage 2."
+            f"A checkpoint of `cola-train {self.family}` has no solver whose steps could be "
+            "compared; give one of stage 2."
         )
 
     @property
     @abc.abstractmethod
     def likelihood_kind(self) -> LikelihoodKind:
-        """What `likelihood` finds. Of an ELBO, log p of a continuation is that of the whole text less that of the prompt."""
+        """What `likelihood` finds. Of an ELBO, log p of a continuation is that of the whole text
+        less that of the prompt.
+        """
 
     @abc.abstractmethod
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
@@ -221,7 +246,8 @@ class Checkpoint(abc.ABC):
     def inspect(
         self, data: PreparedData, config: InspectionConfig, reference: "Checkpoint | None" = None
     ) -> Iterator[Inspection | None]:
-        """Look into the latents of held-out rows: None after each batch of rows, and then what was found.
+        """Look into the latents of held-out rows: None after each batch of rows, and then what was
+        found.
 
         Args:
             data: prepared with the checkpoint's tokenizer.
@@ -232,5 +258,6 @@ class Checkpoint(abc.ABC):
             UserError: a family without latents, or data or a reference that do not fit.
         """
         raise UserError(
-            f"A checkpoint of `cola-train {self.family}` has no latents to inspect; give one that has, such as Cola DLM's."
+            f"A checkpoint of `cola-train {self.family}` has no latents to inspect; give one that "
+            "has, such as Cola DLM's."
         )

@@ -1,4 +1,6 @@
-"""What training steps cost, by three conventions, and how many of them an amount of compute is: from the run's config alone."""
+"""What training steps cost, by three conventions, and how many of them an amount of compute is:
+from the run's config alone.
+"""
 
 from cola_train.config.amounts import Amount
 from cola_train.config.loop import Convention
@@ -7,16 +9,25 @@ from cola_train.families.registry import family_of
 from cola_train.flops.work import Parts, Work
 
 CONVENTIONS: dict[Convention, str] = {
-    "paper": "6 x N x D: N is budget.nominal_parameters, or else the parameters of the backbone (the DiT; a baseline, or stage 1's "
-    "VAE, without token embedding and vocabulary head); D is the tokens of the step, padding included.",
-    "model": "What this architecture needs: matrix products, the patch convolution and attention over visible pairs, forward and "
-    "backward, 2 per multiply-add. Nothing that is computed twice, nothing of the clean half's last hidden states in the DiT, "
-    "which nobody reads; adaLN once per distinct time of the step. What depends on the data (padding, documents that are kept "
-    "apart, hidden histories) is not subtracted.",
-    "executed": "What kernels compute, as torch's FlopCounterMode counts it: attention over whole tiles of pairs "
-    "(models/attention/tiles.py; a kernel without a mask takes whole rows, and leaves out nearly half of a causal one), every "
-    "position that runs, adaLN once per distinct time of a micro-batch, what activation checkpointing computes again, and the "
-    "scores that the fused attention backward computes again.",
+    "paper": (
+        "6 x N x D: N is budget.nominal_parameters, or else the parameters of the backbone (the "
+        "DiT; a baseline, or stage 1's VAE, without token embedding and vocabulary head); D is "
+        "the tokens of the step, padding included."
+    ),
+    "model": (
+        "What this architecture needs: matrix products, the patch convolution and attention over "
+        "visible pairs, forward and backward, 2 per multiply-add. Nothing that is computed twice, "
+        "nothing of the clean half's last hidden states in the DiT, which nobody reads; adaLN "
+        "once per distinct time of the step. What depends on the data (padding, documents that "
+        "are kept apart, hidden histories) is not subtracted."
+    ),
+    "executed": (
+        "What kernels compute, as torch's FlopCounterMode counts it: attention over whole tiles of "
+        "pairs (models/attention/tiles.py; a kernel without a mask takes whole rows, and leaves "
+        "out nearly half of a causal one), every position that runs, adaLN once per distinct time "
+        "of a micro-batch, what activation checkpointing computes again, and the scores that the "
+        "fused attention backward computes again."
+    ),
 }
 
 
@@ -34,8 +45,8 @@ def phase_of(config: RunConfig, step: int) -> str:
 def step_parts(config: RunConfig, step: int = 0) -> Parts:
     """The work of optimizer step `step` over all its rows, by part of the networks.
 
-    `linear` are the projections and the patch convolution, `attention` its products, `head` the vocabulary head, `adaln` the time
-    embedding and what modulates by it.
+    `linear` are the projections and the patch convolution, `attention` its products, `head` the
+    vocabulary head, `adaln` the time embedding and what modulates by it.
     """
     return family_of(config).step_work(config, phase_of(config, step))
 
@@ -50,7 +61,11 @@ def phase_flops(config: RunConfig, phase: str) -> dict[Convention, int]:
     family = family_of(config)
     total = sum(family.step_work(config, phase).values(), Work())
     parameters = config.budget.nominal_parameters or family.backbone_parameters(config)
-    return {"paper": 6 * parameters * _tokens(config), "model": total.model, "executed": total.executed}
+    return {
+        "paper": 6 * parameters * _tokens(config),
+        "model": total.model,
+        "executed": total.executed,
+    }
 
 
 def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
@@ -67,7 +82,9 @@ def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
 
 
 def steps_to(config: RunConfig, amount: Amount) -> int:
-    """The fewest steps after which a run has come as far as `amount`; EFLOPs are counted by budget.convention."""
+    """The fewest steps after which a run has come as far as `amount`; EFLOPs are counted by
+    budget.convention.
+    """
     if amount.unit == "steps":
         return amount.count
     if amount.unit == "tokens":
@@ -92,7 +109,10 @@ def network_parameters(config: RunConfig) -> dict[str, int]:
 
 def _cycle(config: RunConfig) -> list[tuple[int, dict[Convention, int]]]:
     """What steps repeat: phases as their number of steps and the FLOPs of each."""
-    return [(phase.num_steps, phase_flops(config, phase.name)) for phase in family_of(config).phases(config)]
+    return [
+        (phase.num_steps, phase_flops(config, phase.name))
+        for phase in family_of(config).phases(config)
+    ]
 
 
 def _tokens(config: RunConfig) -> int:

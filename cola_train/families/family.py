@@ -1,8 +1,9 @@
-"""What a family of models brings: everything that the rest of the program asks of one kind of model.
+"""What a family of models brings: everything that the rest of the program asks of one kind of
+model.
 
-The four of the project are Cola DLM's two stages ("vae", "joint") and the baselines ("ar", "llada"). To add one, write a subclass
-and register it (registry.py). Its module is imported to list verbs, so torch is imported inside methods alone: a wrong config is
-then refused before that.
+The four of the project are Cola DLM's two stages ("vae", "joint") and the baselines ("ar",
+"llada"). To add one, write a subclass and register it (registry.py). Its module is imported to list
+verbs, so torch is imported inside methods alone: a wrong config is then refused before that.
 """
 
 import abc
@@ -29,7 +30,9 @@ RunT = TypeVar("RunT", bound=RunConfig)
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Steps of training that cost the same: `num_steps` of a cycle, for which a family's `step_work` is asked by `name`."""
+    """Steps of training that cost the same: `num_steps` of a cycle, for which a family's
+    `step_work` is asked by `name`.
+    """
 
     name: str
     num_steps: int
@@ -61,9 +64,11 @@ class Family(abc.ABC, Generic[RunT]):
         summary: the verb's help.
         example: a config file to start from, for the verb's help.
         writes_text: whether its checkpoints generate.
-        workloads: for `cola-train bench`: settings over the config's defaults, by the workload's name.
+        workloads: for `cola-train bench`: settings over the config's defaults, by the workload's
+            name.
         generation_workloads: for `bench sample`: a name, and the workload whose networks generate.
-        stage1_key: the setting that names a first stage whose cost is part of a run's; None where there is none.
+        stage1_key: the setting that names a first stage whose cost is part of a run's; None where
+            there is none.
     """
 
     name: ClassVar[str]
@@ -82,8 +87,11 @@ class Family(abc.ABC, Generic[RunT]):
         """The objective with its networks, without values; called on the meta device."""
 
     @abc.abstractmethod
-    def initial_values(self, config: RunT, shapes: Mapping[str, "torch.Size"]) -> Iterator[tuple[str, "Tensor"]]:
-        """Every tensor of a new run's objective, whole, one at a time: a function of the seed and the name, or read from a file.
+    def initial_values(
+        self, config: RunT, shapes: Mapping[str, "torch.Size"]
+    ) -> Iterator[tuple[str, "Tensor"]]:
+        """Every tensor of a new run's objective, whole, one at a time: a function of the seed and
+        the name, or read from a file.
 
         Args:
             config: the run.
@@ -98,26 +106,38 @@ class Family(abc.ABC, Generic[RunT]):
         """
 
     def alarms(self, config: RunT) -> AlarmsConfig:
-        """The thresholds of a run's alarms; a family takes out those that mean nothing for a run."""
+        """The thresholds of a run's alarms; a family takes out those that mean nothing for a
+        run.
+        """
         return config.alarms
 
     # Compute. All in whole FLOPs, from the config alone.
 
     def phases(self, config: RunT) -> Sequence[Phase]:
-        """The cycle of phases that a run's steps go through, from step 0 on; one phase by default."""
+        """The cycle of phases that a run's steps go through, from step 0 on; one phase by
+        default.
+        """
         return (Phase("", 1),)
 
     @abc.abstractmethod
     def step_work(self, config: RunT, phase: str) -> "Parts":
-        """The work of one optimizer step over all its rows, by part: NETWORK.linear, .attention, .head, .adaln."""
+        """The work of one optimizer step over all its rows, by part: NETWORK.linear, .attention,
+        .head, .adaln.
+        """
 
     @abc.abstractmethod
     def parameters(self, config: RunT) -> dict[str, int]:
-        """Weights and biases that a run trains, by part: NETWORK.embedding, .linear, .norms, .head, .adaln."""
+        """Weights and biases that a run trains, by part: NETWORK.embedding, .linear, .norms, .head,
+        .adaln.
+        """
 
     def backbone_parameters(self, config: RunT) -> int:
         """N of the paper's 6 N D: by default all but token embeddings and vocabulary heads."""
-        return sum(count for part, count in self.parameters(config).items() if not part.endswith((".embedding", ".head")))
+        return sum(
+            count
+            for part, count in self.parameters(config).items()
+            if not part.endswith((".embedding", ".head"))
+        )
 
     # Checkpoints.
 
@@ -133,14 +153,16 @@ class Family(abc.ABC, Generic[RunT]):
         replace: bool,
         max_shard_bytes: int,
     ) -> None:
-        """Write the layout that a checkpoint ships in, atomically; of `weights` one file's tensors are asked for at a time.
+        """Write the layout that a checkpoint ships in, atomically; of `weights` one file's tensors
+        are asked for at a time.
 
         Args:
             folder: what to write; must not exist unless `replace`.
             config: the run.
             weights: the objective's, by name.
             tokenizer: goes along.
-            training: what the checkpoint says of its run (stage, step, seq_len, run, mask_documents).
+            training: what the checkpoint says of its run (stage, step, seq_len, run,
+                mask_documents).
             replace: allows an existing folder to be swapped for the new one.
             max_shard_bytes: the most that a file of weights holds, but for a single larger tensor.
         """
@@ -154,8 +176,9 @@ class Family(abc.ABC, Generic[RunT]):
         """Read a folder that it recognizes.
 
         Raises:
-            UserError: a config field that is unknown or unsupported; any tensor missing, unexpected or of the wrong shape (all are
-                named); a truncated file; a tokenizer with more ids than the networks.
+            UserError: a config field that is unknown or unsupported; any tensor missing, unexpected
+                or of the wrong shape (all are named); a truncated file; a tokenizer with more ids
+                than the networks.
         """
 
     @abc.abstractmethod
@@ -167,7 +190,9 @@ class Family(abc.ABC, Generic[RunT]):
         training: Mapping[str, Any],
         device: "str | torch.device",
     ) -> "Checkpoint":
-        """The checkpoint of a run's weights, in memory, as an export would hold it; arguments as of `write`."""
+        """The checkpoint of a run's weights, in memory, as an export would hold it; arguments as of
+        `write`.
+        """
 
     def reference(
         self,
@@ -184,20 +209,28 @@ class Family(abc.ABC, Generic[RunT]):
 
     @abc.abstractmethod
     def shrink(self, config: RunT, num_steps: int) -> dict[str, Any]:
-        """Fields to replace in a config for a copy that trains in minutes and starts from nothing, for `cola-train chaos`."""
+        """Fields to replace in a config for a copy that trains in minutes and starts from nothing,
+        for `cola-train chaos`.
+        """
 
     def uncounted_start(self, config: RunT) -> str | None:
-        """The other run whose compute went into this one before its first step; None if there is none."""
+        """The other run whose compute went into this one before its first step; None if there is
+        none.
+        """
         return None
 
     def match_target(self, config: RunT) -> MatchTarget | None:
         """What others are matched to, where a run can be; None by default."""
         return None
 
-    def matched(self, config: RunConfig, target: MatchTarget, width: int, num_layers: int) -> RunT | None:
-        """A config of this family like `config` of another, of this width and depth; None where this family is never matched.
+    def matched(
+        self, config: RunConfig, target: MatchTarget, width: int, num_layers: int
+    ) -> RunT | None:
+        """A config of this family like `config` of another, of this width and depth; None where
+        this family is never matched.
 
-        Parameters and FLOPs must be affine in `num_layers`, and `width` a multiple of the target's head_dim.
+        Parameters and FLOPs must be affine in `num_layers`, and `width` a multiple of the target's
+        head_dim.
         """
         return None
 
@@ -206,8 +239,8 @@ class Family(abc.ABC, Generic[RunT]):
         """The networks' sizes in a few words."""
 
     def growth_settings(self, config: RunT, size: str, value: int) -> tuple[str, ...] | None:
-        """Overrides that give a run's backbone a "block_size", "layers" or "width", for `cola-train bench growth`; () if it has
-        that value already, None where the family's cannot be varied so.
+        """Overrides that give a run's backbone a "block_size", "layers" or "width", for `cola-train
+        bench growth`; () if it has that value already, None where the family's cannot be varied so.
 
         Raises:
             UserError: a value that the config cannot take.

@@ -24,9 +24,11 @@ class GenerationResult:
         text: the generated text alone, without the prompt and without the token that ended it.
         token_ids: its ids, max_new_tokens at most.
         prompt_ids: the prompt's ids.
-        latents: (generated positions, latent_dim), clean, normalized, without the prompt's own; None of a baseline.
+        latents: (generated positions, latent_dim), clean, normalized, without the prompt's own;
+            None of a baseline.
         finish_reason: "stop" at one of eos_token_ids, "length" at max_new_tokens.
-        decoded_ids: token_ids with the one that ended the text and, but for the AR baseline, what its block holds after that one.
+        decoded_ids: token_ids with the one that ended the text and, but for the AR baseline, what
+            its block holds after that one.
     """
 
     text: str
@@ -52,9 +54,12 @@ def generate(
         checkpoint: of Cola DLM, with its DiT, or of a baseline.
         prompts: any number, of any lengths; `config.batch_size` of them run together.
         config: the sampler's settings; its defaults when absent.
-        noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size, latent_dim), in place of the seeded draws.
-        prompt_indices: each prompt's address of its random draws, in [0, 2^63); 0, 1, 2, ... when absent.
-        warn_if_long: whether to warn of a prompt that comes, with what follows, to more than the rows of training.
+        noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size,
+            latent_dim), in place of the seeded draws.
+        prompt_indices: each prompt's address of its random draws, in [0, 2^63); 0, 1, 2, ... when
+            absent.
+        warn_if_long: whether to warn of a prompt that comes, with what follows, to more than the
+            rows of training.
 
     Returns:
         One result per prompt, in order. The same seed gives the same result in any batch.
@@ -74,10 +79,14 @@ def generate_stream(
     prompt_indices: Sequence[int] | None = None,
     warn_if_long: bool = True,
 ) -> Iterator[GenerationResult]:
-    """`generate`, giving each result as soon as it and those before it are there; a text that ends makes room for the next."""
+    """`generate`, giving each result as soon as it and those before it are there; a text that ends
+    makes room for the next.
+    """
     config = config or SamplerConfig()
     tokenizer, device = checkpoint.tokenizer, checkpoint.device
-    stops = frozenset(_default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids)
+    stops = frozenset(
+        _default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids
+    )
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
     texts = checkpoint.texts(ids, addresses, config, stops, noise)
@@ -101,7 +110,9 @@ def generate_stream(
 
 
 def _default_stops(tokenizer: Tokenizer) -> list[int]:
-    return [token for token in (tokenizer.eos_token_id, tokenizer.im_end_token_id) if token is not None]
+    return [
+        token for token in (tokenizer.eos_token_id, tokenizer.im_end_token_id) if token is not None
+    ]
 
 
 def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint) -> list[int]:
@@ -116,7 +127,8 @@ def _warn(ids: Sequence[Sequence[int]], config: SamplerConfig, trained_seq_len: 
     longest = max((len(prompt) for prompt in ids), default=0) + config.max_new_tokens
     if trained_seq_len is not None and longest > trained_seq_len:
         warnings.warn(
-            f"A prompt and its continuation come to {longest} tokens; this model was trained on rows of {trained_seq_len} and has "
-            "seen nothing longer. The text may fall apart; shorten the prompt or lower max_new_tokens.",
+            f"A prompt and its continuation come to {longest} tokens; this model was trained on "
+            f"rows of {trained_seq_len} and has seen nothing longer. The text may fall apart; "
+            "shorten the prompt or lower max_new_tokens.",
             stacklevel=4,
         )

@@ -1,4 +1,5 @@
-"""Which families there are. Third parties add theirs by an entry point of the group `cola_train.families`, or `register_family`.
+"""Which families there are. Third parties add theirs by an entry point of the group
+`cola_train.families`, or `register_family`.
 
 An entry point names a `Family` object or class: in a package's pyproject.toml,
 
@@ -36,7 +37,9 @@ _registered: dict[str, "Family[Any]"] = {}
 
 
 def families() -> dict[str, "Family[Any]"]:
-    """Every family by its name: the project's, those of entry points, those that were registered."""
+    """Every family by its name: the project's, those of entry points, those that were
+    registered.
+    """
     if not _known:
         for name, place in _BUILT_IN.items():
             module, _, attribute = place.partition(":")
@@ -55,13 +58,18 @@ def register_family(family: "Family[Any]") -> None:
     Raises:
         UserError: the name is that of a family of the project or of an entry point.
     """
-    require(family.name not in families() or family.name in _registered,
-            f"There is a family {family.name!r} already: give yours another name.")  # fmt: skip
+    require(
+        family.name not in families() or family.name in _registered,
+        f"There is a family {family.name!r} already: give yours another name.",
+    )
     _registered[family.name] = family
 
 
 def _add(known: "dict[str, Family[Any]]", family: "Family[Any]") -> None:
-    require(family.name not in known, f"Two families are named {family.name!r}: uninstall one of the packages that bring them.")
+    require(
+        family.name not in known,
+        f"Two families are named {family.name!r}: uninstall one of the packages that bring them.",
+    )
     known[family.name] = family
 
 
@@ -92,8 +100,8 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def family_of_file(path: Path) -> "Family[Any]":
-    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else the smallest that knows its
-    keys.
+    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else
+    the smallest that knows its keys.
 
     Raises:
         UserError: no such file, an unknown stage, or a file that does not say which of several.
@@ -104,14 +112,22 @@ def family_of_file(path: Path) -> "Family[Any]":
 def _family_of_values(values: Mapping[str, Any], path: Path) -> "Family[Any]":
     found = families()
     if "stage" in values:
-        require(values["stage"] in found,
-                f"{path} says `stage: {values['stage']}`, and there is no such family; there are {', '.join(found)}.")  # fmt: skip
+        require(
+            values["stage"] in found,
+            f"{path} says `stage: {values['stage']}`, and there is no such family; there are "
+            f"{', '.join(found)}.",
+        )
         return found[values["stage"]]
     # A key that none knows is refused by its name later.
-    fields = {name: {field.name for field in dataclasses.fields(family.config)} for name, family in found.items()}
+    fields = {
+        name: {field.name for field in dataclasses.fields(family.config)}
+        for name, family in found.items()
+    }
     fit = {name: (len(values.keys() & known), -len(known)) for name, known in fields.items()}
     best = [name for name, score in fit.items() if score == max(fit.values())]
-    require(len(best) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}.")
+    require(
+        len(best) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}."
+    )
     return found[best[0]]
 
 
@@ -129,9 +145,14 @@ def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") ->
     from cola_train.tensor_files import model_type
 
     found = model_type(folder)
-    hint = "" if found is None else f" Its config.json says model_type = {found!r}, which is that of no family here."
+    hint = (
+        ""
+        if found is None
+        else f" Its config.json says model_type = {found!r}, which is that of no family here."
+    )
     what = "holds no checkpoint" if folder.is_dir() else "does not exist, so it holds no checkpoint"
     raise UserError(
-        f"{folder} {what} of any family ({', '.join(families())}): give an exported folder (cola_dlm/cola_vae for Cola DLM, a "
-        f"config.json for a baseline), or a run folder that has been exported (cola-train export RUN).{hint}"
+        f"{folder} {what} of any family ({', '.join(families())}): give an exported folder "
+        "(cola_dlm/cola_vae for Cola DLM, a config.json for a baseline), or a run folder that "
+        f"has been exported (cola-train export RUN).{hint}"
     )

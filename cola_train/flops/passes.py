@@ -1,4 +1,6 @@
-"""The work of a pass through a stack of transformer blocks, and how passes are named and added up."""
+"""The work of a pass through a stack of transformer blocks, and how passes are named and added
+up.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,8 +19,8 @@ class Block:
     Attributes:
         query, keys_values, out: the attention's projections.
         mlp: the feed-forward's, in order.
-        ends_with_product: whether the block adds the last projection's output to its input as it is. No gradient needs that output,
-            so recomputing the block stops short of it.
+        ends_with_product: whether the block adds the last projection's output to its input as it
+            is. No gradient needs that output, so recomputing the block stops short of it.
     """
 
     query: Linear
@@ -35,7 +37,8 @@ class Span:
     Attributes:
         positions: those that the blocks run on.
         pairs: of query and key; useful are the visible ones.
-        outputs: positions whose last hidden state someone reads. Of the others the last block needs keys and values alone.
+        outputs: positions whose last hidden state someone reads. Of the others the last block needs
+            keys and values alone.
         output_pairs: pairs whose query is one of these.
     """
 
@@ -56,14 +59,17 @@ class Span:
 
 
 def visible_pairs(length: int, block_size: int) -> int:
-    """Pairs in a row of clean positions, each of which sees its own block and those before; `length` fills whole blocks."""
+    """Pairs in a row of clean positions, each of which sees its own block and those before;
+    `length` fills whole blocks.
+    """
     blocks = length // block_size
     assert blocks * block_size == length
     return block_size**2 * blocks * (blocks + 1) // 2
 
 
 def row_pairs(length: int, block_size: int, documents: bool = False) -> Extent:
-    """Visible pairs of such a row, and those that kernels compute: whole tiles, or all pairs where one kernel goes without a mask.
+    """Visible pairs of such a row, and those that kernels compute: whole tiles, or all pairs where
+    one kernel goes without a mask.
 
     `documents`: whether they are kept apart, which takes a mask.
     """
@@ -92,13 +98,17 @@ def times(parts: Parts, count: int) -> Parts:
 
 
 def stack(block: Block, count: int, span: Span, backward: Backward) -> Parts:
-    """`count` blocks: linear and attention; the last one's share is smaller where not all outputs are read."""
+    """`count` blocks: linear and attention; the last one's share is smaller where not all outputs
+    are read.
+    """
     inner = _block(block, span.positions, span.positions, span.pairs, backward)
     last = _block(block, span.positions, span.outputs, span.output_pairs, backward)
     return added(times(inner, count - 1), last)
 
 
-def _block(block: Block, positions: Extent, outputs: Extent, pairs: Extent, backward: Backward) -> Parts:
+def _block(
+    block: Block, positions: Extent, outputs: Extent, pairs: Extent, backward: Backward
+) -> Parts:
     linear = product(block.keys_values, positions, backward)
     for layer in (block.query, block.out, *block.mlp[:-1]):
         linear += product(layer, outputs, backward)

@@ -1,6 +1,8 @@
-"""Floating-point operations, 2 per multiply-add, of what a network is made of: matrix products and attention.
+"""Floating-point operations, 2 per multiply-add, of what a network is made of: matrix products and
+attention.
 
-All else (elementwise work, norms, softmax, rotary embedding, biases, losses, the optimizer) is not counted.
+All else (elementwise work, norms, softmax, rotary embedding, biases, losses, the optimizer) is not
+counted.
 """
 
 import dataclasses
@@ -8,7 +10,9 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """How many positions, pairs of positions or times: those whose result someone reads, and those that are computed."""
+    """How many positions, pairs of positions or times: those whose result someone reads, and those
+    that are computed.
+    """
 
     useful: int
     executed: int
@@ -24,7 +28,9 @@ class Extent:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A matrix that each position is multiplied with; a convolution whose patches do not overlap is one."""
+    """A matrix that each position is multiplied with; a convolution whose patches do not overlap is
+    one.
+    """
 
     inputs: int
     outputs: int
@@ -32,7 +38,9 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Backward:
-    """What the backward pass does of a pass through a network: nothing, its gradients, or its blocks' forward again before them."""
+    """What the backward pass does of a pass through a network: nothing, its gradients, or its
+    blocks' forward again before them.
+    """
 
     runs: bool
     recomputes_blocks: bool = False
@@ -48,7 +56,8 @@ class Work:
     Attributes:
         model_forward: of the forward pass, those that someone reads the result of.
         model_backward: of the gradients of these.
-        executed_forward: of the forward pass as kernels compute it: whole rectangles of pairs, unread results too.
+        executed_forward: of the forward pass as kernels compute it: whole rectangles of pairs,
+            unread results too.
         executed_backward: of the gradients of these.
         recomputation: of what the backward pass computes a second time, as it is executed.
     """
@@ -97,7 +106,9 @@ Parts = dict[str, Work]
 
 
 def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool = True) -> Work:
-    """A linear layer at some positions; its backward has a product of the same size for each of the two gradients."""
+    """A linear layer at some positions; its backward has a product of the same size for each of the
+    two gradients.
+    """
     per_position = 2 * layer.inputs * layer.outputs
     products = backward.runs * (1 + input_gradient)
     useful, executed = per_position * at.useful, per_position * at.executed
@@ -107,8 +118,9 @@ def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool 
 def attention(pairs: Extent, width: int, backward: Backward) -> Work:
     """Attention over pairs of query and key in all heads, whose channels come to `width`.
 
-    Forward: scores, and their product with the values. Backward: four products of that size (gradients of values, scores, queries
-    and keys), and a fifth by which fused kernels compute the scores again instead of keeping them.
+    Forward: scores, and their product with the values. Backward: four products of that size
+    (gradients of values, scores, queries and keys), and a fifth by which fused kernels compute the
+    scores again instead of keeping them.
     """
     useful, executed = 2 * width * pairs.useful, 2 * width * pairs.executed
     if not backward.runs:

@@ -10,7 +10,9 @@ from cola_train.likelihood.importance import LogWeights
 from cola_train.likelihood.rows import Draw
 
 LikelihoodKind = Literal["exact", "bound", "ELBO"]
-"""log p itself; draws whose mean bounds it; importance weights of latents, whose mean of logs and log of means do."""
+"""log p itself; draws whose mean bounds it; or importance weights of latents, of which the mean of
+logs and the log of means bound it.
+"""
 
 
 @runtime_checkable

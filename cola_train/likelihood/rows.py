@@ -11,7 +11,8 @@ from torch import Tensor
 from cola_train.config.likelihood import MOST_SAMPLES
 from cola_train.randomness import Purpose
 
-# Addresses of one draw of a row: more than there are coordinates in a row of 2^18 latents of 16 channels.
+# Addresses of one draw of a row: more than there are coordinates in a row of 2^18 latents of 16
+# channels.
 _STRIDE = 2**34 // MOST_SAMPLES
 
 
@@ -21,10 +22,12 @@ class Row:
 
     Attributes:
         tokens: ids; padding among them carries no likelihood.
-        key: the address of the row's random draws, in [0, 2^63). Rows of the same key share the draws of places that they both
-            have.
-        documents: of each token, where documents are apart (`mask_documents`); None where the row is one sequence.
-        given: so many tokens at the beginning are given: what is asked for is the likelihood of the others after them.
+        key: the address of the row's random draws, in [0, 2^63). Rows of the same key share the
+            draws of places that they both have.
+        documents: of each token, where documents are apart (`mask_documents`); None where the row
+            is one sequence.
+        given: so many tokens at the beginning are given: what is asked for is the likelihood of the
+            others after them.
     """
 
     tokens: Sequence[int]
@@ -41,12 +44,18 @@ class Draw(NamedTuple):
 
 
 def batches(widths: Sequence[int], num_draws: int, batch_size: int) -> Iterator[list[Draw]]:
-    """All draws of all rows in batches whose rows have one width, the widest first, a row's draws one after the other.
+    """All draws of all rows in batches whose rows have one width, the widest first, a row's draws
+    one after the other.
 
     So no row is padded to another's width, and the first batch shows what memory and time it takes.
     """
     for width in sorted(set(widths), reverse=True):
-        draws = [Draw(row, number) for row, w in enumerate(widths) if w == width for number in range(num_draws)]
+        draws = [
+            Draw(row, number)
+            for row, w in enumerate(widths)
+            if w == width
+            for number in range(num_draws)
+        ]
         for start in range(0, len(draws), batch_size):
             yield draws[start : start + batch_size]
 
@@ -60,7 +69,14 @@ def draws_at(
     count: int,
     device: torch.device,
 ) -> Float[Tensor, "draws count"]:
-    """`count` values of `draw` (`uniform` or `normal`) for each of `draws`, the first ones the same whatever `count` is."""
+    """`count` values of `draw` (`uniform` or `normal`) for each of `draws`, the first ones the same
+    whatever `count` is.
+    """
     assert count <= _STRIDE
     keys = [torch.tensor([rows[number].key], device=device) for number, _ in draws]
-    return torch.cat([draw(seed, purpose, key, count, number * _STRIDE) for key, (_, number) in zip(keys, draws, strict=True)])
+    return torch.cat(
+        [
+            draw(seed, purpose, key, count, number * _STRIDE)
+            for key, (_, number) in zip(keys, draws, strict=True)
+        ]
+    )

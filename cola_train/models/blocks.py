@@ -1,4 +1,6 @@
-"""What training must know of a network's modules: blocks, layers that run once per time, and what kind a parameter is."""
+"""What training must know of a network's modules: blocks, layers that run once per time, and what
+kind a parameter is.
+"""
 
 from collections.abc import Iterator
 
@@ -10,13 +12,16 @@ _PARTS = ("embedding", "linear", "adaln", "norms", "head")
 
 
 class Block(nn.Module):
-    """What a network repeats along its depth: compiled, computed again, gathered and freed as a whole."""
+    """What a network repeats along its depth: compiled, computed again, gathered and freed as a
+    whole.
+    """
 
 
 class TimeModule(nn.Module):
     """What runs once per distinct time and not per position: time embeddings and adaLN.
 
-    Its gradients have a handful of directions and its products a handful of rows, so neither Muon nor fp8 is for it.
+    Its gradients have a handful of directions and its products a handful of rows, so neither Muon
+    nor fp8 is for it.
     """
 
 
@@ -42,8 +47,8 @@ def time_parameters(network: nn.Module) -> set[int]:
 def parameters_by_part(network: nn.Module) -> dict[str, int]:
     """How many parameters a network has, which may be on the meta device.
 
-    `embedding`: token embeddings; `linear`: projections and convolutions; `adaln`: what runs once per time; `norms`; `head`: the
-    vocabulary head. Parts that a network lacks are left out.
+    `embedding`: token embeddings; `linear`: projections and convolutions; `adaln`: what runs once
+    per time; `norms`; `head`: the vocabulary head. Parts that a network lacks are left out.
     """
     of_times = time_parameters(network)
     counts: dict[str, int] = {}
@@ -59,4 +64,8 @@ def _part_of(module: nn.Module) -> str:
         return "embedding"
     if isinstance(module, VocabularyHead):
         return "head"
-    return "norms" if all(parameter.ndim == 1 for parameter in module.parameters(recurse=False)) else "linear"
+    return (
+        "norms"
+        if all(parameter.ndim == 1 for parameter in module.parameters(recurse=False))
+        else "linear"
+    )

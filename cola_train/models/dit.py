@@ -14,14 +14,22 @@ from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import packed_attention
 from cola_train.models.blocks import Block, HasBuffers, TimeModule
 from cola_train.models.config import DiTConfig
-from cola_train.models.layers import CosSin, apply_rope_interleaved, interleaved_cos_sin, rotary_frequencies, sinusoidal_time
+from cola_train.models.layers import (
+    CosSin,
+    apply_rope_interleaved,
+    interleaved_cos_sin,
+    rotary_frequencies,
+    sinusoidal_time,
+)
 
 DIT_TIME_SCALE = 1000.0  # T: the network reads 1000 t, the rest of the project t in [0, 1]
 _TIME_FREQUENCIES = 128
 
 
 class BlockModulation(NamedTuple):
-    """What a block's adaLN layers give for each distinct time, with no activation on any of them."""
+    """What a block's adaLN layers give for each distinct time, with no activation on any of
+    them.
+    """
 
     msa_in: Float[Tensor, "times two_dim"]  # shift and scale before attention
     msa_out: Float[Tensor, "times dim"]  # the gate after it
@@ -40,8 +48,9 @@ class Modulations(NamedTuple):
 class Times:
     """The time of each position, held as the distinct times and an index into them.
 
-    The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per distinct time, or not at all where
-    `modulations` of the same times are there already (the samplers' schedules).
+    The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per
+    distinct time, or not at all where `modulations` of the same times are there already (the
+    samplers' schedules).
     """
 
     distinct: Float[Tensor, " times"]
@@ -71,7 +80,9 @@ class _AttentionRope(nn.Module):
 
 
 class DiTAttention(nn.Module):
-    """Attention with per-head LayerNorm on q and k, and interleaved RoPE on the first rope_dim channels."""
+    """Attention with per-head LayerNorm on q and k, and interleaved RoPE on the first rope_dim
+    channels.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -83,7 +94,11 @@ class DiTAttention(nn.Module):
         self.rope = _AttentionRope(config.rope_dim)
 
     def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention, outputs: int
+        self,
+        x: Float[Tensor, "batch seq dim"],
+        cos_sin: CosSin,
+        attention: LayerAttention,
+        outputs: int,
     ) -> Float[Tensor, "batch outputs dim"]:
         """Attend over what `attention` offers; the first `outputs` positions alone ask."""
         if outputs == x.shape[1]:
@@ -123,7 +138,9 @@ def _ada(dim: int, width: int) -> nn.Sequential:
 
 
 class DiTModulation(TimeModule):
-    """adaLN: (shift, scale) before attention and MLP, a gate after each, with no activation on any of them."""
+    """adaLN: (shift, scale) before attention and MLP, a gate after each, with no activation on any
+    of them.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -132,7 +149,9 @@ class DiTModulation(TimeModule):
 
 
 class DiTBlock(Block):
-    """x = x + gate attention(LN(x)(1 + scale) + shift), then the same with the MLP; LN without affine."""
+    """x = x + gate attention(LN(x)(1 + scale) + shift), then the same with the MLP; LN without
+    affine.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -144,7 +163,12 @@ class DiTBlock(Block):
     def modulation(self, embedding: Float[Tensor, "times dim"]) -> BlockModulation:
         """Of each distinct time, from its embedding."""
         ada = self.ada
-        return BlockModulation(ada.msa_in(embedding), ada.msa_out(embedding), ada.mlp_in(embedding), ada.mlp_out(embedding))
+        return BlockModulation(
+            ada.msa_in(embedding),
+            ada.msa_out(embedding),
+            ada.mlp_in(embedding),
+            ada.mlp_out(embedding),
+        )
 
     def forward(
         self,
@@ -163,12 +187,15 @@ class DiTBlock(Block):
             index: of the time of each position.
             cos_sin: rotates queries and keys.
             attention: what the block attends over.
-            outputs: the number of positions, from the first on, whose result someone reads. All give keys and values.
+            outputs: the number of positions, from the first on, whose result someone reads. All
+                give keys and values.
         """
         modulation = times if isinstance(times, BlockModulation) else self.modulation(times)
         h = _modulate(self._norm(x), modulation.msa_in, index)
         x, index = x[:, :outputs], index[:, :outputs]
-        x = torch.addcmul(x, F.embedding(index, modulation.msa_out), self.msa(h, cos_sin, attention, outputs))
+        x = torch.addcmul(
+            x, F.embedding(index, modulation.msa_out), self.msa(h, cos_sin, attention, outputs)
+        )
         h = _modulate(self._norm(x), modulation.mlp_in, index)
         return torch.addcmul(x, F.embedding(index, modulation.mlp_out), self.mlp(h))
 
@@ -226,9 +253,14 @@ class BlockCausalDiT(nn.Module):
         self.txt_out = _LatentOut(config)
 
     def modulations(self, t: Float[Tensor, " times"]) -> Modulations:
-        """What the adaLN layers give for each of these times, for as many passes as go through them."""
+        """What the adaLN layers give for each of these times, for as many passes as go through
+        them.
+        """
         embedding = self.emb_in(t)
-        return Modulations(tuple(block.modulation(embedding) for block in self._blocks()), self.txt_out_ada.out_in(embedding))
+        return Modulations(
+            tuple(block.modulation(embedding) for block in self._blocks()),
+            self.txt_out_ada.out_in(embedding),
+        )
 
     def forward(
         self,
@@ -245,17 +277,24 @@ class BlockCausalDiT(nn.Module):
             times: the time of each position, in [0, 1].
             positions: RoPE position of each.
             attention: what each layer attends over.
-            outputs: how many positions' velocities are read; the last block does no more than they need.
+            outputs: how many positions' velocities are read; the last block does no more than they
+                need.
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
         x = self.txt_in.proj(latents)
         embedding = self.emb_in(times.distinct) if times.modulations is None else None
-        cos_sin = interleaved_cos_sin(positions, blocks[0].msa.rope.rope.freqs, self.config.head_dim)
+        cos_sin = interleaved_cos_sin(
+            positions, blocks[0].msa.rope.rope.freqs, self.config.head_dim
+        )
         for layer, block in enumerate(blocks):
             modulation = embedding if times.modulations is None else times.modulations.blocks[layer]
             read = count if layer == len(blocks) - 1 else x.shape[1]
             x = block(x, modulation, times.index, cos_sin, attention.layer(layer), read)
-        last = self.txt_out_ada.out_in(embedding) if times.modulations is None else times.modulations.out
+        last = (
+            self.txt_out_ada.out_in(embedding)
+            if times.modulations is None
+            else times.modulations.out
+        )
         x = _modulate(self.txt_out_norm(x), last, times.index[:, :count])
         return self.txt_out.proj(x).float()
 
@@ -270,10 +309,12 @@ class BlockCausalDiT(nn.Module):
         document: Int[Tensor, "batch latents"] | None = None,
         sees_history: Bool[Tensor, "batch noised"] | None = None,
     ) -> Float[Tensor, "batch noised channels"]:
-        """The packed training pass: every noised block given its clean history, all blocks of a row at once.
+        """The packed training pass: every noised block given its clean history, all blocks of a row
+        at once.
 
         Args:
-            z_t: noised latents (pinned prompt positions clean among them), of one copy of the row after another.
+            z_t: noised latents (pinned prompt positions clean among them), of one copy of the row
+                after another.
             history: clean latents z_0^(<b); the last block is never history and is dropped here.
             times: the times of `z_t`; the last distinct one must be 0, which clean history gets.
             document: document of each latent; keeps documents apart and restarts positions.
@@ -282,7 +323,11 @@ class BlockCausalDiT(nn.Module):
         rows, num_noised = z_t.shape[:2]
         num_latents, block_size = history.shape[1], self.config.block_size
         num_clean, copies = num_latents - block_size, num_noised // num_latents
-        positions = torch.arange(num_latents, device=z_t.device)[None] if document is None else document_positions(document)
+        positions = (
+            torch.arange(num_latents, device=z_t.device)[None]
+            if document is None
+            else document_positions(document)
+        )
         clean = times.index.new_full((rows, num_clean), times.distinct.shape[0] - 1)
         return self(
             torch.cat([z_t, history[:, :num_clean]], dim=1),
@@ -295,4 +340,12 @@ class BlockCausalDiT(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `capacity` latents a row."""
         config, weight = self.config, self.txt_in.proj.weight
-        return KVCache(config.num_layers, batch, capacity, config.heads, config.head_dim, weight.device, weight.dtype)
+        return KVCache(
+            config.num_layers,
+            batch,
+            capacity,
+            config.heads,
+            config.head_dim,
+            weight.device,
+            weight.dtype,
+        )

@@ -1,4 +1,6 @@
-"""Initial weights for training from scratch: each tensor a function of (seed, its name), whatever the order or the sharding."""
+"""Initial weights for training from scratch: each tensor a function of (seed, its name), whatever
+the order or the sharding.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +12,17 @@ from cola_train.randomness import named_generator
 
 
 def initialize_text_vae(vae: TextVAE, seed: int) -> None:
-    """Truncated normal weights (init_std, cut at init_cutoff_factor deviations), zero biases, unit norms."""
+    """Truncated normal weights (init_std, cut at init_cutoff_factor deviations), zero biases, unit
+    norms.
+    """
     for name, parameter in vae.named_parameters():
         _fill(parameter, text_vae_value(name, parameter.shape, vae.config, seed))
 
 
 def initialize_dit(dit: BlockCausalDiT, seed: int) -> None:
-    """Xavier-uniform weights, zero biases, unit norms; every adaLN layer and the output projection zero (adaLN-Zero)."""
+    """Xavier-uniform weights, zero biases, unit norms; every adaLN layer and the output projection
+    zero (adaLN-Zero).
+    """
     for name, parameter in dit.named_parameters():
         _fill(parameter, dit_value(name, parameter.shape, seed))
 
@@ -32,16 +38,22 @@ def text_vae_value(name: str, shape: torch.Size, config: TextVAEConfig, seed: in
         return _vector(name, shape)
     cut = config.init_std * config.init_cutoff_factor
     empty = torch.empty(shape)
-    return nn.init.trunc_normal_(empty, std=config.init_std, a=-cut, b=cut, generator=named_generator(seed, f"vae.{name}"))
+    return nn.init.trunc_normal_(
+        empty, std=config.init_std, a=-cut, b=cut, generator=named_generator(seed, f"vae.{name}")
+    )
 
 
 def transformer_value(name: str, shape: torch.Size, config: TransformerConfig, seed: int) -> Tensor:
-    """The whole initial tensor of a baseline's parameter `name`, of `shape`: truncated normal as the VAE's, unit norms."""
+    """The whole initial tensor of a baseline's parameter `name`, of `shape`: truncated normal as
+    the VAE's, unit norms.
+    """
     if len(shape) == 1:
         return torch.ones(shape)
     std = config.initializer_range
     generator = named_generator(seed, f"transformer.{name}")
-    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-3 * std, b=3 * std, generator=generator)
+    return nn.init.trunc_normal_(
+        torch.empty(shape), std=std, a=-3 * std, b=3 * std, generator=generator
+    )
 
 
 def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
@@ -50,7 +62,9 @@ def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
         return torch.zeros(shape)
     if len(shape) == 1:
         return _vector(name, shape)
-    return nn.init.xavier_uniform_(torch.empty(shape), generator=named_generator(seed, f"dit.{name}"))
+    return nn.init.xavier_uniform_(
+        torch.empty(shape), generator=named_generator(seed, f"dit.{name}")
+    )
 
 
 def _vector(name: str, shape: torch.Size) -> Tensor:

@@ -1,4 +1,6 @@
-"""The two kinds of rotary embedding, and the sinusoidal time embedding. All in fp32, whatever the inputs' type."""
+"""The two kinds of rotary embedding, and the sinusoidal time embedding. All in fp32, whatever the
+inputs' type.
+"""
 
 import math
 
@@ -16,7 +18,9 @@ def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:
     return base ** (-torch.arange(0, dim, 2, dtype=torch.float32) / dim)
 
 
-def interleaved_cos_sin(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"], head_dim: int) -> CosSin:
+def interleaved_cos_sin(
+    positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"], head_dim: int
+) -> CosSin:
     """For `apply_rope_interleaved`, once for all layers; channels beyond 2 x half do not rotate."""
     angle = _angle(positions, frequencies)
     cos = angle.cos().repeat_interleave(2, dim=-1)
@@ -25,7 +29,9 @@ def interleaved_cos_sin(positions: Int[Tensor, "#batch seq"], frequencies: Float
     return torch.stack([F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))], dim=-2)
 
 
-def half_cos_sin(positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]) -> CosSin:
+def half_cos_sin(
+    positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]
+) -> CosSin:
     """For `apply_rope_half`, once for all layers."""
     angle = _angle(positions, frequencies)
     cos, sin = angle.cos(), angle.sin()
@@ -36,7 +42,9 @@ def _angle(positions: Tensor, frequencies: Tensor) -> Tensor:
     return positions[..., None].float() * frequencies.float()
 
 
-def apply_rope_half(x: Float[Tensor, "batch seq heads head_dim"], cos_sin: CosSin) -> Float[Tensor, "batch seq heads head_dim"]:
+def apply_rope_half(
+    x: Float[Tensor, "batch seq heads head_dim"], cos_sin: CosSin
+) -> Float[Tensor, "batch seq heads head_dim"]:
     """The VAE's form: channel i pairs with channel i + head_dim/2."""
     return _rotate(x, x.roll(x.shape[-1] // 2, dims=-1), cos_sin)
 
@@ -53,8 +61,12 @@ def _rotate(x: Tensor, partner: Tensor, cos_sin: CosSin) -> Tensor:
     return torch.addcmul(x.float() * cos, partner.float(), sin).to(x.dtype)
 
 
-def sinusoidal_time(t: Float[Tensor, " times"], num_frequencies: int = 128) -> Float[Tensor, "times embedding"]:
-    """[sin(t w), cos(t w)] with w_i = exp(-ln(10000) i / num_frequencies); t in [0, 1000], embedding = 2 x num_frequencies."""
+def sinusoidal_time(
+    t: Float[Tensor, " times"], num_frequencies: int = 128
+) -> Float[Tensor, "times embedding"]:
+    """[sin(t w), cos(t w)] with w_i = exp(-ln(10000) i / num_frequencies); t in [0, 1000],
+    embedding = 2 x num_frequencies.
+    """
     steps = torch.arange(num_frequencies, dtype=torch.float32, device=t.device)
     angle = t.float()[:, None] * torch.exp(-math.log(10000.0) / num_frequencies * steps)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

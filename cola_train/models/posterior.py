@@ -1,4 +1,6 @@
-"""The diagonal Gaussian q_phi(z0 | x) over normalized latents: draw, entropy, divergences. Every figure in nats."""
+"""The diagonal Gaussian q_phi(z0 | x) over normalized latents: draw, entropy, divergences. Every
+figure in nats.
+"""
 
 import dataclasses
 import math
@@ -17,12 +19,16 @@ class Posterior:
     mean: Float[Tensor, "batch latents channels"]
     logvar: Float[Tensor, "batch latents channels"]
 
-    def sample(self, eps: Float[Tensor, "batch latents channels"]) -> Float[Tensor, "batch latents channels"]:
+    def sample(
+        self, eps: Float[Tensor, "batch latents channels"]
+    ) -> Float[Tensor, "batch latents channels"]:
         """z_0 = mean + std * eps, with eps from N(0, I)."""
         return self.mean + torch.exp(0.5 * self.logvar) * eps
 
     def with_log_snr(self, log_snr: float) -> "Posterior":
-        """The posterior of a fixed logSNR: sigma^2 = exp(-logSNR), since E[mu^2] = 1 (method, section 1)."""
+        """The posterior of a fixed logSNR: sigma^2 = exp(-logSNR), since E[mu^2] = 1 (method,
+        section 1).
+        """
         return Posterior(self.mean, torch.full_like(self.logvar, -log_snr))
 
     def kl_to_standard_normal(self) -> Float[Tensor, "batch latents"]:

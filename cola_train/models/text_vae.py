@@ -1,4 +1,6 @@
-"""The Text VAE: tokens -> posterior over latents -> token logits. Parameter names and arithmetic are the released format's."""
+"""The Text VAE: tokens -> posterior over latents -> token logits. Parameter names and arithmetic
+are the released format's.
+"""
 
 import math
 
@@ -19,7 +21,9 @@ from cola_train.models.vocabulary_head import VocabularyHead
 
 
 class TextVAEBlock(Block):
-    """A transformer block with the released residual arrangement: x = norm_attn(x) + a; x = x + norm_ffn(ffn(x))."""
+    """A transformer block with the released residual arrangement: x = norm_attn(x) + a; x = x +
+    norm_ffn(ffn(x)).
+    """
 
     def __init__(self, config: TextVAEConfig) -> None:
         super().__init__()
@@ -40,7 +44,8 @@ class TextVAEBlock(Block):
     ) -> Float[Tensor, "batch seq dim"]:
         """One block; `turn` rotates q and k, `attention` says what it attends over."""
         if self.config.post_norm:
-            # The first norm is on the residual stream itself, not on what the attention reads or gives: a released quirk.
+            # The first norm is on the residual stream itself, not on what the attention reads or
+            # gives: a released quirk.
             x = self.norm_attn(x) + self._attend(x, cos_sin, attention)
             return x + self.norm_ffn(self._feed_forward(x))
         x = x + self._attend(self.norm_attn(x), cos_sin, attention)
@@ -70,12 +75,20 @@ class TextVAEEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size + 1, config.dim)
-        self.patch_embedder = nn.Conv1d(config.dim, config.dim, kernel_size=config.patch_size, stride=config.patch_size)
+        self.patch_embedder = nn.Conv1d(
+            config.dim, config.dim, kernel_size=config.patch_size, stride=config.patch_size
+        )
         self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.encoder_num_blocks))
         self.final_layer = nn.Linear(config.dim, 2 * config.latent_dim, bias=config.bias)
 
-    def forward(self, tokens: Int[Tensor, "batch seq"], document: Int[Tensor, "batch latents"] | None = None) -> Posterior:
-        """Encode rows whose length is a multiple of patch_size; `document` (of each latent) keeps documents apart."""
+    def forward(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        document: Int[Tensor, "batch latents"] | None = None,
+    ) -> Posterior:
+        """Encode rows whose length is a multiple of patch_size; `document` (of each latent) keeps
+        documents apart.
+        """
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
         cos_sin, attention = _row_context(config, x, document)
@@ -84,7 +97,10 @@ class TextVAEEncoder(nn.Module):
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
-        return Posterior((mean - config.shifting_factor) * config.scaling_factor, logvar + 2 * math.log(abs(config.scaling_factor)))
+        return Posterior(
+            (mean - config.shifting_factor) * config.scaling_factor,
+            logvar + 2 * math.log(abs(config.scaling_factor)),
+        )
 
 
 class TextVAEDecoder(nn.Module):
@@ -108,7 +124,8 @@ class TextVAEDecoder(nn.Module):
     ) -> Float[Tensor, "batch seq dim"]:
         """Hidden states before the vocabulary head, patch_size per latent.
 
-        `positions` and `attention` are given together, by a sampler that decodes block by block over a cache.
+        `positions` and `attention` are given together, by a sampler that decodes block by block
+        over a cache.
         """
         config = self.config
         x = self.in_layer(z_0 / config.scaling_factor + config.shifting_factor)
@@ -120,7 +137,12 @@ class TextVAEDecoder(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, cos_sin, attention.layer(layer))
         # The patch index runs fastest in the unpatched width.
-        x = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size)).transpose(2, 3).flatten(1, 2)
+        x = (
+            self.unpatch_layer(x)
+            .unflatten(-1, (config.dim, config.patch_size))
+            .transpose(2, 3)
+            .flatten(1, 2)
+        )
         return self.final_norm(x)
 
     def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
@@ -142,12 +164,18 @@ class TextVAE(nn.Module):
         """The [mask] id of the BERT loss: the embedding's extra row."""
         return self.config.vocab_size
 
-    def encode(self, tokens: Int[Tensor, "batch seq"], document: Int[Tensor, "batch latents"] | None = None) -> Posterior:
+    def encode(
+        self,
+        tokens: Int[Tensor, "batch seq"],
+        document: Int[Tensor, "batch latents"] | None = None,
+    ) -> Posterior:
         """q_phi(z0 | x)."""
         return self.encoder(tokens, document)
 
     def decode(
-        self, z_0: Float[Tensor, "batch latents channels"], document: Int[Tensor, "batch latents"] | None = None
+        self,
+        z_0: Float[Tensor, "batch latents channels"],
+        document: Int[Tensor, "batch latents"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
         """Logits of p_theta(x | z0), all positions in parallel."""
         return self.decoder.head(self.decoder(z_0, document))
@@ -157,15 +185,25 @@ class TextVAE(nn.Module):
         weight = self.decoder.in_layer.weight
         head_dim = self.config.dim // self.config.num_heads
         layers = self.config.decoder_num_blocks
-        return KVCache(layers, batch, capacity, self.config.num_heads, head_dim, weight.device, weight.dtype)
+        return KVCache(
+            layers, batch, capacity, self.config.num_heads, head_dim, weight.device, weight.dtype
+        )
 
 
 def _rotation(config: TextVAEConfig, positions: Int[Tensor, "#batch seq"]) -> CosSin:
-    frequencies = rotary_frequencies(config.dim // config.num_heads, config.rope_theta).to(positions.device)
+    frequencies = rotary_frequencies(config.dim // config.num_heads, config.rope_theta).to(
+        positions.device
+    )
     return half_cos_sin(positions, frequencies)
 
 
-def _row_context(config: TextVAEConfig, x: Tensor, document: Tensor | None) -> tuple[CosSin, Attention]:
+def _row_context(
+    config: TextVAEConfig, x: Tensor, document: Tensor | None
+) -> tuple[CosSin, Attention]:
     seq = x.shape[1]
-    positions = torch.arange(seq, device=x.device)[None] if document is None else document_positions(document)
+    positions = (
+        torch.arange(seq, device=x.device)[None]
+        if document is None
+        else document_positions(document)
+    )
     return _rotation(config, positions), row_attention(seq, config.block_size, document, x.device)

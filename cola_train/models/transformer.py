@@ -1,4 +1,6 @@
-"""The baselines' network, a LLaMA transformer (method, section 8); parameter names are those of Hugging Face's Llama."""
+"""The baselines' network, a LLaMA transformer (method, section 8); parameter names are those of
+Hugging Face's Llama.
+"""
 
 from typing import cast
 
@@ -33,14 +35,20 @@ class RMSNorm(nn.Module):
 class _SelfAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, inner = config.num_attention_heads, config.num_attention_heads * config.head_dim
+        self.heads, inner = (
+            config.num_attention_heads,
+            config.num_attention_heads * config.head_dim,
+        )
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos_sin: CosSin, attention: LayerAttention) -> Tensor:
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            project(x).unflatten(-1, (self.heads, -1))
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         q, k = apply_rope_half(q, cos_sin), apply_rope_half(k, cos_sin)
         attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         return cast(Tensor, self.o_proj(attended.transpose(1, 2).flatten(2)))
@@ -79,12 +87,15 @@ class _Body(nn.Module):
     def __init__(self, config: TransformerConfig, rows: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
-        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            TransformerBlock(config) for _ in range(config.num_hidden_layers)
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states (`forward`) to logits (`head`): causal for the AR baseline, or seeing whole rows for LLaDA.
+    """Tokens to hidden states (`forward`) to logits (`head`): causal for the AR baseline, or seeing
+    whole rows for LLaDA.
 
     LLaDA's embedding has a row more than there are token ids: [mask]'s.
     """
@@ -119,8 +130,14 @@ class Transformer(nn.Module):
         # Where weights are gathered in bf16, the sums over layers are fp32 all the same.
         x = self.model.embed_tokens(tokens).float()
         if attention is None:
-            positions = torch.arange(tokens.shape[1], device=x.device)[None] if document is None else document_positions(document)
-            attention = row_attention(tokens.shape[1], 1 if self.causal else tokens.shape[1], document, x.device)
+            positions = (
+                torch.arange(tokens.shape[1], device=x.device)[None]
+                if document is None
+                else document_positions(document)
+            )
+            attention = row_attention(
+                tokens.shape[1], 1 if self.causal else tokens.shape[1], document, x.device
+            )
         assert positions is not None
         frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta).to(x.device)
         cos_sin = half_cos_sin(positions, frequencies)
@@ -136,5 +153,11 @@ class Transformer(nn.Module):
         """An empty cache for generating rows of `capacity` tokens."""
         config, weight = self.config, self.lm_head.weight
         return KVCache(
-            config.num_hidden_layers, batch, capacity, config.num_attention_heads, config.head_dim, weight.device, weight.dtype
+            config.num_hidden_layers,
+            batch,
+            capacity,
+            config.num_attention_heads,
+            config.head_dim,
+            weight.device,
+            weight.dtype,
         )

@@ -1,8 +1,10 @@
-"""The vocabulary head, and its cross-entropy without the logits of more than a few positions at a time.
+"""The vocabulary head, and its cross-entropy without the logits of more than a few positions at a
+time.
 
-At 100,278 classes the logits of 8 x 512 tokens are 1.6 GB in fp32, and autograd would keep them and their gradient. Here a part of
-the positions goes through logits, loss and gradients before the next one does; what the forward pass keeps is the gradients
-themselves, which the backward pass only scales. The work is that of the plain way: three products of the head's size.
+At 100,278 classes the logits of 8 x 512 tokens are 1.6 GB in fp32, and autograd would keep them and
+their gradient. Here a part of the positions goes through logits, loss and gradients before the next
+one does; what the forward pass keeps is the gradients themselves, which the backward pass only
+scales. The work is that of the plain way: three products of the head's size.
 """
 
 from typing import Any
@@ -13,21 +15,30 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# A number of parts, not a size, so that memory grows with the tokens alone: of a large vocabulary's 8 x 512 tokens, parts of 256. A
-# small one has one part for each so many ids: more calls than that cost more than the logits.
+# A number of parts, not a size, so that memory grows with the tokens alone: of a large vocabulary's
+# 8 x 512 tokens, parts of 256. A small one has one part for each so many ids: more calls than that
+# cost more than the logits.
 PARTS, _IDS_A_PART = 16, 1024
 
 
 class VocabularyHead(nn.Linear):
-    """Hidden states to logits; or, given targets, to their loss. One module for both: a call gathers sharded weights."""
+    """Hidden states to logits; or, given targets, to their loss. One module for both: a call
+    gathers sharded weights.
+    """
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None) -> Any:
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Any:
         """Logits, (*positions, vocab); with `targets` and `weights`, what `losses` says."""
         if targets is None:
             return F.linear(hidden, self.weight, self.bias)
         assert weights is not None
         device = hidden.device.type
-        compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        compute = (
+            torch.get_autocast_dtype(device)
+            if torch.is_autocast_enabled(device)
+            else self.weight.dtype
+        )
         with torch.autocast(device, enabled=False):
             return _HeadLoss.apply(  # type: ignore[no-untyped-call]
                 hidden.flatten(0, -2),
@@ -40,9 +51,14 @@ class VocabularyHead(nn.Linear):
             )
 
     def losses(
-        self, hidden: Float[Tensor, "*positions dim"], targets: Int[Tensor, "*positions"], weights: Float[Tensor, "*positions"]
+        self,
+        hidden: Float[Tensor, "*positions dim"],
+        targets: Int[Tensor, "*positions"],
+        weights: Float[Tensor, "*positions"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The weighted sum of -log p(target), nats, fp32; and at how many positions of weight above 0 the target is likeliest."""
+        """The weighted sum of -log p(target), nats, fp32; and at how many positions of weight above
+        0 the target is likeliest.
+        """
         nats, right = self(hidden, targets, weights)
         return nats, right
 
@@ -60,14 +76,24 @@ class _HeadLoss(torch.autograd.Function):
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
         read, matrix = hidden.to(compute), weight.to(compute)
-        nats, right = hidden.new_zeros((), dtype=torch.float32), hidden.new_zeros((), dtype=torch.float32)
+        nats, right = (
+            hidden.new_zeros((), dtype=torch.float32),
+            hidden.new_zeros((), dtype=torch.float32),
+        )
         needs = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
         grad_hidden = torch.empty_like(read) if needs[0] else None
         grad_matrix = torch.zeros_like(matrix) if needs[1] else None
-        grad_bias = bias.new_zeros(bias.shape, dtype=torch.float32) if bias is not None and needs[2] else None
+        grad_bias = (
+            bias.new_zeros(bias.shape, dtype=torch.float32)
+            if bias is not None and needs[2]
+            else None
+        )
         done, parts = 0, min(PARTS, max(1, len(weight) // _IDS_A_PART))
         for part, target, scale in zip(
-            read.tensor_split(parts), targets.tensor_split(parts), weights.float().tensor_split(parts), strict=True
+            read.tensor_split(parts),
+            targets.tensor_split(parts),
+            weights.float().tensor_split(parts),
+            strict=True,
         ):
             if len(part) == 0:
                 continue
@@ -86,7 +112,11 @@ class _HeadLoss(torch.autograd.Function):
             # Else it would still be there while the next part's logits are made.
             del logits
         # Not by save_for_backward: what autograd also holds it copies into .grad.
-        ctx.gradients = [(grad_hidden, hidden.dtype), (grad_matrix, weight.dtype), (grad_bias, weight.dtype)]
+        ctx.gradients = [
+            (grad_hidden, hidden.dtype),
+            (grad_matrix, weight.dtype),
+            (grad_bias, weight.dtype),
+        ]
         ctx.mark_non_differentiable(right)
         return nats, right
 
@@ -96,15 +126,20 @@ class _HeadLoss(torch.autograd.Function):
         gradients = ctx.gradients
         if gradients is None:
             raise RuntimeError(
-                "Trying to backward through the graph a second time: the gradients that the vocabulary head kept went to the first "
-                "backward pass. Give that one retain_graph=True."
+                "Trying to backward through the graph a second time: the gradients that the "
+                "vocabulary head kept went to the first backward pass. Give that one "
+                "retain_graph=True."
             )
-        # Kept for another pass they must stay as they are; else they are scaled in place and given away, at no memory. Only this
-        # private function tells the two apart before the graph is freed.
+        # Kept for another pass they must stay as they are; else they are scaled in place and given
+        # away, at no memory. Only this private function tells the two apart before the graph is
+        # freed.
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
         if not retained:
             ctx.gradients = None
-        scaled = [None if kept is None else _scaled(kept, grad, in_place=not retained).to(dtype) for kept, dtype in gradients]
+        scaled = [
+            None if kept is None else _scaled(kept, grad, in_place=not retained).to(dtype)
+            for kept, dtype in gradients
+        ]
         return *scaled, None, None, None, None
 
 
@@ -112,7 +147,9 @@ def _scaled(kept: Tensor, grad: Tensor, *, in_place: bool) -> Tensor:
     return kept.mul_(grad.to(kept.dtype)) if in_place else kept * grad.to(kept.dtype)
 
 
-def _add_losses(logits: Tensor, target: Tensor, scale: Tensor, nats: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def _add_losses(
+    logits: Tensor, target: Tensor, scale: Tensor, nats: Tensor, right: Tensor
+) -> tuple[Tensor, Tensor]:
     """Turns `logits` into their exponentials, each row's largest 1."""
     largest, likeliest = logits.max(-1)
     right = right + ((likeliest == target) & (scale > 0)).sum()
@@ -127,6 +164,10 @@ def _error(exponentials: Tensor, target: Tensor, scale: Tensor) -> Tensor:
     return exponentials.scatter_add_(1, target[:, None], -scale[:, None])
 
 
-def token_nats(logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]) -> Float[Tensor, "batch seq"]:
+def token_nats(
+    logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq"]:
     """-log p of each target, nats, in fp32."""
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none").unflatten(0, targets.shape)
+    return F.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), reduction="none"
+    ).unflatten(0, targets.shape)

@@ -1,7 +1,8 @@
 """What is minimized: an objective holds the networks it trains, takes a batch and gives loss terms.
 
-A term is a sum over a batch, to be divided by a count over the *whole* optimizer step (all processes, all micro-batches). So the
-shares of micro-batches add up to the step's means, and neither losses nor gradients depend on how a step is cut up.
+A term is a sum over a batch, to be divided by a count over the *whole* optimizer step (all
+processes, all micro-batches). So the shares of micro-batches add up to the step's means, and
+neither losses nor gradients depend on how a step is cut up.
 """
 
 import abc
@@ -50,7 +51,9 @@ class Term:
 
 def total_loss(terms: Sequence[Term], counts: Counts) -> Float[Tensor, ""]:
     """The weighted sum of the terms' shares, to minimize; `counts` are the whole step's."""
-    return torch.stack([term.weight * term.share(counts) for term in terms if term.weight is not None]).sum()
+    return torch.stack(
+        [term.weight * term.share(counts) for term in terms if term.weight is not None]
+    ).sum()
 
 
 def weights_of(terms: Sequence[Term]) -> dict[str, float]:
@@ -59,19 +62,23 @@ def weights_of(terms: Sequence[Term]) -> dict[str, float]:
 
 
 class Objective(nn.Module, abc.ABC):
-    """From a batch to loss terms. Built on the meta device; it is the root that is sharded, so all goes through `forward`.
+    """From a batch to loss terms. Built on the meta device; it is the root that is sharded, so all
+    goes through `forward`.
 
     Its parameters' names begin with the network's: "vae.", "dit.", "transformer.".
 
     Attributes:
-        timed_forwards: the modules whose forward `cola-train bench train` times, by path, with what it calls them.
+        timed_forwards: the modules whose forward `cola-train bench train` times, by path, with what
+            it calls them.
     """
 
     timed_forwards: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
     def counts(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
-        """What this batch adds to each denominator; the caller adds over micro-batches and processes."""
+        """What this batch adds to each denominator; the caller adds over micro-batches and
+        processes.
+        """
 
     @abc.abstractmethod
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
@@ -79,8 +86,8 @@ class Objective(nn.Module, abc.ABC):
 
         Args:
             batch: rows of tokens.
-            step: the optimizer step, counted from 0, for an objective that changes in the course of training; None asks for all
-                terms, as validation does.
+            step: the optimizer step, counted from 0, for an objective that changes in the course of
+                training; None asks for all terms, as validation does.
         """
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -91,11 +98,19 @@ class Objective(nn.Module, abc.ABC):
         """The learning rate of the parameter `name` over the schedule's."""
         return 1.0
 
-    def summarize(self, means: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
+    def summarize(
+        self, means: Mapping[str, float], weights: Mapping[str, float]
+    ) -> dict[str, float]:
         """A step's means with what follows from them: the loss, and `derived` metrics."""
-        return {"loss": sum(weights[name] * means[name] for name in weights), **means, **self.derived(means)}
+        return {
+            "loss": sum(weights[name] * means[name] for name in weights),
+            **means,
+            **self.derived(means),
+        }
 
 
-def documents_of(batch: Batch, patch_size: int, mask_documents: bool) -> Int[Tensor, "batch patches"] | None:
+def documents_of(
+    batch: Batch, patch_size: int, mask_documents: bool
+) -> Int[Tensor, "batch patches"] | None:
     """The document of each patch of tokens, or None where attention may cross documents."""
     return batch.document_ids[:, ::patch_size] if mask_documents else None

@@ -1,4 +1,6 @@
-"""`cola-train audit`: whether every step of a run used the samples that were promised, from its steps.jsonl alone."""
+"""`cola-train audit`: whether every step of a run used the samples that were promised, from its
+steps.jsonl alone.
+"""
 
 import contextlib
 import sys
@@ -25,7 +27,9 @@ _SAME_IN_ALL = ("seed", "data_seed", "num_rows", "global_batch_size", "data_sha2
 
 @dataclass(frozen=True)
 class Promised:
-    """What the steps of a log had to use, and how far through the data those that did so have come."""
+    """What the steps of a log had to use, and how far through the data those that did so have
+    come.
+    """
 
     steps: Int64[np.ndarray, " steps"]  # of the log, ascending
     digests: UInt64[np.ndarray, " steps"]
@@ -54,7 +58,12 @@ def audit(run_folder: Path) -> int:
     """
     history = read_history(run_folder)
     promised = promise(history)
-    findings = [*_attempt_findings(history), *_order_findings(history), *_sample_findings(history, promised), *promised.findings]
+    findings = [
+        *_attempt_findings(history),
+        *_order_findings(history),
+        *_sample_findings(history, promised),
+        *promised.findings,
+    ]
     for name, value in [("run", str(run_folder)), *_facts(history, promised)]:
         _write(f"{name:<10}{value}")
     for finding in findings:
@@ -64,13 +73,19 @@ def audit(run_folder: Path) -> int:
         if finding.number > len(finding.examples):
             _write(f"  and {finding.number - len(finding.examples):,} more")
     first = history.attempts[0]
-    rule = f"the samples it had to, in the order of seed {first.seed} and data_seed {first.data_seed}"
-    _write(f"NOT CLEAN: not every step used {rule}." if findings else f"CLEAN: every step used {rule}.")
+    rule = (
+        f"the samples it had to, in the order of seed {first.seed} and data_seed {first.data_seed}"
+    )
+    _write(
+        f"NOT CLEAN: not every step used {rule}." if findings else f"CLEAN: every step used {rule}."
+    )
     return 1 if findings else 0
 
 
 def promise(history: History) -> Promised:
-    """What every step of a log had to use; takes 16 bytes a step, one byte a row of the data, and some MB."""
+    """What every step of a log had to use; takes 16 bytes a step, one byte a row of the data, and
+    some MB.
+    """
     first = history.attempts[0]
     size, num_rows = first.global_batch_size, first.num_rows
     steps = np.unique(history.step)
@@ -93,11 +108,15 @@ def promise(history: History) -> Promised:
             epochs.add(positions[used].ravel(), rows[used].ravel())
             advance(positions.size)
     epochs.close()
-    return Promised(steps, digests, epochs.complete, epochs.rows_of_the_last, tuple(epochs.findings()))
+    return Promised(
+        steps, digests, epochs.complete, epochs.rows_of_the_last, tuple(epochs.findings())
+    )
 
 
 class _Epochs:
-    """Counts the rows of each epoch. Positions come in ascending order; small epochs are counted many at a time."""
+    """Counts the rows of each epoch. Positions come in ascending order; small epochs are counted
+    many at a time.
+    """
 
     def __init__(self, num_rows: int, gone_through: int) -> None:
         """`gone_through`: epochs of which every row should have been used."""
@@ -106,7 +125,10 @@ class _Epochs:
         self._samples = np.zeros(len(self._used), dtype=np.int64)
         self.complete = self.rows_of_the_last = 0
         self._numbers = Counter[str]()
-        self._examples: dict[str, list[str]] = {"epochs with rows used more than once": [], "epochs with rows not used": []}
+        self._examples: dict[str, list[str]] = {
+            "epochs with rows used more than once": [],
+            "epochs with rows not used": [],
+        }
 
     def add(self, positions: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]) -> None:
         epochs = positions // self._num_rows
@@ -131,29 +153,42 @@ class _Epochs:
         epochs = self._first + np.arange(len(self._used))
         distinct = np.count_nonzero(self._used, axis=1)
         over = epochs < self._gone_through
-        self.complete += int((over & (distinct == self._num_rows) & (self._samples == self._num_rows)).sum())
+        self.complete += int(
+            (over & (distinct == self._num_rows) & (self._samples == self._num_rows)).sum()
+        )
         self.rows_of_the_last = int(distinct[epochs == self._gone_through].sum())
         self._note(twice, epochs, self._samples - distinct)
         self._note(never, epochs, np.where(over, self._num_rows - distinct, 0))
         skipped = min(first, self._gone_through) - int(epochs[-1]) - 1
         if skipped > 0:
             self._numbers[never] += skipped
-            self._examples[never].append(f"epochs {epochs[-1] + 1} to {epochs[-1] + skipped}: all rows")
+            self._examples[never].append(
+                f"epochs {epochs[-1] + 1} to {epochs[-1] + skipped}: all rows"
+            )
         self._first = first
         self._used[:], self._samples[:] = False, 0
 
-    def _note(self, kind: str, epochs: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]) -> None:
+    def _note(
+        self, kind: str, epochs: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]
+    ) -> None:
         bad, texts = np.flatnonzero(rows), self._examples[kind]
         self._numbers[kind] += len(bad)
         bad = bad[: max(0, _LISTED - len(texts))]
-        texts += [f"epoch {epochs[at]}: {rows[at]:,} of {self._num_rows:,} rows, by the steps that fit" for at in bad]
+        texts += [
+            f"epoch {epochs[at]}: {rows[at]:,} of {self._num_rows:,} rows, by the steps that fit"
+            for at in bad
+        ]
 
 
 def _digests(
     seed: int, positions: Int64[np.ndarray, "steps batch"], rows: Int64[np.ndarray, "steps batch"]
 ) -> UInt64[np.ndarray, " steps"]:
-    of_steps = torch.vmap(lambda samples, rows_of_a_step: sample_digest(seed, samples, rows_of_a_step))
-    digests: UInt64[np.ndarray, " steps"] = of_steps(torch.from_numpy(positions), torch.from_numpy(rows)).numpy().view(np.uint64)
+    of_steps = torch.vmap(
+        lambda samples, rows_of_a_step: sample_digest(seed, samples, rows_of_a_step)
+    )
+    digests: UInt64[np.ndarray, " steps"] = (
+        of_steps(torch.from_numpy(positions), torch.from_numpy(rows)).numpy().view(np.uint64)
+    )
     return digests
 
 
@@ -174,7 +209,8 @@ def _finding(kind: str, texts: Sequence[str], number: int) -> Iterator[Finding]:
 def _attempt_findings(history: History) -> Iterator[Finding]:
     first = history.attempts[0]
     texts = [
-        f"attempt {number} (from step {attempt.from_step}): {name} {getattr(attempt, name)}, in attempt 1 {getattr(first, name)}"
+        f"attempt {number} (from step {attempt.from_step}): {name} {getattr(attempt, name)}, in "
+        f"attempt 1 {getattr(first, name)}"
         for number, attempt in enumerate(history.attempts, start=1)
         for name in _SAME_IN_ALL
         if getattr(attempt, name) != getattr(first, name)
@@ -202,14 +238,18 @@ def _sample_findings(history: History, promised: Promised) -> Iterator[Finding]:
         return f"samples {(step - 1) * size} to {step * size - 1}"
 
     lines = np.flatnonzero(history.rows != size)
-    texts = [f"step {history.step[at]}: {history.rows[at]} rows, not {size}" for at in lines[:_LISTED]]
+    texts = [
+        f"step {history.step[at]}: {history.rows[at]} rows, not {size}" for at in lines[:_LISTED]
+    ]
     yield from _finding("steps of another number of rows", texts, len(lines))
     if not len(steps):
         return
     own = np.searchsorted(steps, history.step)
     # Whose samples each line says that it used.
     order = np.argsort(digests)
-    whose = order[np.minimum(np.searchsorted(digests, history.digest, sorter=order), len(order) - 1)]
+    whose = order[
+        np.minimum(np.searchsorted(digests, history.digest, sorter=order), len(order) - 1)
+    ]
     whose = np.where(digests[own] == history.digest, own, whose)
     known, wrong = digests[whose] == history.digest, whose != own
     uses = np.bincount(whose[known & history.counts], minlength=len(steps))
@@ -223,30 +263,60 @@ def _sample_findings(history: History, promised: Promised) -> Iterator[Finding]:
         for at in lines[:_LISTED]:
             step, theirs = int(history.step[at]), int(steps[whose[at]])
             lost = "" if history.counts[at] else " (lost)"
-            used = f"{samples(theirs)}, those of step {theirs}" if known[at] else f"digest {history.digest[at]:016x}"
-            texts.append(f"step {step}{lost}: {used}; expected {samples(step)}, digest {digests[own[at]]:016x}")
+            used = (
+                f"{samples(theirs)}, those of step {theirs}"
+                if known[at]
+                else f"digest {history.digest[at]:016x}"
+            )
+            texts.append(
+                f"step {step}{lost}: {used}; expected {samples(step)}, digest "
+                f"{digests[own[at]]:016x}"
+            )
         yield from _finding(kind, texts, len(lines))
     _, first_line = np.unique(history.step, return_index=True)
     lines = np.flatnonzero(history.digest != history.digest[first_line[own]])
     texts = [
-        f"step {history.step[at]}: digest {history.digest[first_line[own[at]]]:016x}, then {history.digest[at]:016x}"
+        f"step {history.step[at]}: digest {history.digest[first_line[own[at]]]:016x}, then "
+        f"{history.digest[at]:016x}"
         for at in lines[:_LISTED]
     ]
     yield from _finding("steps done again with other samples", texts, len(lines))
 
 
 def _facts(history: History, promised: Promised) -> list[tuple[str, str]]:
-    first, counting, lost = history.attempts[0], history.step[history.counts], history.step[~history.counts]
+    first, counting, lost = (
+        history.attempts[0],
+        history.step[history.counts],
+        history.step[~history.counts],
+    )
     sizes = Counter(attempt.world_size for attempt in history.attempts)
-    of_sizes = ", ".join(f"{number} with {size} process{'' if size == 1 else 'es'}" for size, number in sizes.items())
+    of_sizes = ", ".join(
+        f"{number} with {size} process{'' if size == 1 else 'es'}" for size, number in sizes.items()
+    )
     again = np.isin(lost, counting).sum()
     skipped = sorted(history.skipped.items())
     return [
         ("attempts", f"{len(history.attempts):,}: {of_sizes}"),
-        ("steps", f"{len(counting):,}, of {first.global_batch_size:,} samples each; the last is {counting.max(initial=0):,}"),
+        (
+            "steps",
+            (
+                f"{len(counting):,}, of {first.global_batch_size:,} samples each; the last is "
+                f"{counting.max(initial=0):,}"
+            ),
+        ),
         ("lost", f"{len(lost):,} steps, {again:,} of them done again so far"),
-        ("skipped", f"{len(skipped):,} steps" + "".join(f"; step {step}: {reason}" for step, reason in skipped[:_SKIPS_SHOWN])),
-        ("epochs", f"{promised.complete_epochs:,} complete; {promised.rows_of_the_last:,} of {first.num_rows:,} rows of the next"),
+        (
+            "skipped",
+            f"{len(skipped):,} steps"
+            + "".join(f"; step {step}: {reason}" for step, reason in skipped[:_SKIPS_SHOWN]),
+        ),
+        (
+            "epochs",
+            (
+                f"{promised.complete_epochs:,} complete; {promised.rows_of_the_last:,} of "
+                f"{first.num_rows:,} rows of the next"
+            ),
+        ),
     ]
 
 

@@ -1,4 +1,6 @@
-"""`cola-train chaos`: a small copy of a run, once left alone and once disturbed until it finishes; both must come to the same."""
+"""`cola-train chaos`: a small copy of a run, once left alone and once disturbed until it finishes;
+both must come to the same.
+"""
 
 import dataclasses
 import math
@@ -28,19 +30,24 @@ _ROWS = 4
 _CHECKPOINTS = 12
 
 
-def chaos(config: RunConfig, kills: int, processes: Sequence[int] | None, steps: int, seed: int) -> int:
-    """Train a small copy of `config` undisturbed and disturbed, compare, and report to stdout. All is kept, in one new folder.
+def chaos(
+    config: RunConfig, kills: int, processes: Sequence[int] | None, steps: int, seed: int
+) -> int:
+    """Train a small copy of `config` undisturbed and disturbed, compare, and report to stdout. All
+    is kept, in one new folder.
 
     Args:
         config: the run to copy; its data must be there.
         kills: how many disturbances.
-        processes: numbers of processes, gone round at each restart of the disturbed run; None stays with the config's.
+        processes: numbers of processes, gone round at each restart of the disturbed run; None stays
+            with the config's.
         steps: optimizer steps of each run.
         seed: of kinds and moments of the disturbances.
 
     Returns:
-        The exit status: 0 if the disturbed run came to the same, 1 if not. The same is: every sample and every bit; with changing
-        numbers of processes, which add in another order, every sample and losses within 1e-4 of each other.
+        The exit status: 0 if the disturbed run came to the same, 1 if not. The same is: every
+        sample and every bit; with changing numbers of processes, which add in another order, every
+        sample and losses within 1e-4 of each other.
 
     Raises:
         UserError: numbers that do not fit, no data, or whatever else a training refuses.
@@ -49,7 +56,11 @@ def chaos(config: RunConfig, kills: int, processes: Sequence[int] | None, steps:
     small = shrink(config, counts, steps)
     # After the last disturbance there is a save yet to come, and the run still has steps to do.
     last = steps - small.checkpoint.every_steps - 3
-    require(1 <= kills <= last, f"--kills must be from 1 to {max(last, 1)} in {steps} steps, not {kills}; give more --steps.")
+    require(
+        1 <= kills <= last,
+        f"--kills must be from 1 to {max(last, 1)} in {steps} steps, not {kills}; give more "
+        "--steps.",
+    )
     refuse(small)
     folder = Path(config.runs_folder) / f"{config.name}-chaos-{time.strftime('%Y%m%d-%H%M%S')}"
     folder.mkdir(parents=True)
@@ -57,12 +68,22 @@ def chaos(config: RunConfig, kills: int, processes: Sequence[int] | None, steps:
     write_atomically(folder / "config.yaml", to_yaml(small))
     chance = random.Random(seed)
     runs = _Runs(small, folder, counts)
-    _write(f"chaos of {config.name}: {kills} disturbances in {steps} steps, seed {seed}; all in {folder}")
-    _write("a small copy, config.yaml there; beside sizes and schedule it differs in: " + _differences(config, small))
+    _write(
+        f"chaos of {config.name}: {kills} disturbances in {steps} steps, seed {seed}; all in "
+        f"{folder}"
+    )
+    _write(
+        "a small copy, config.yaml there; beside sizes and schedule it differs in: "
+        + _differences(config, small)
+    )
     try:
         rhythm = runs.undisturbed()
         runs.disturbed(draw(kills, last, chance), rhythm, chance)
-        same = compare(RunOutcome.read(folder / "undisturbed"), RunOutcome.read(folder / "disturbed"), exact=len(set(counts)) == 1)
+        same = compare(
+            RunOutcome.read(folder / "undisturbed"),
+            RunOutcome.read(folder / "disturbed"),
+            exact=len(set(counts)) == 1,
+        )
     except (JobError, UserError) as failure:
         _write(f"FAILED: {failure}\nall in {folder}")
         return 1
@@ -76,24 +97,32 @@ def chaos(config: RunConfig, kills: int, processes: Sequence[int] | None, steps:
 
 
 def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
-    """A config of the same stage, objective, strategy, optimizer, data, precision, average and guards, small enough for minutes.
+    """A config of the same stage, objective, strategy, optimizer, data, precision, average and
+    guards, small enough for minutes.
 
-    It starts from nothing: networks of other sizes fit no checkpoint. So nothing holds it to a first stage, and a VAE that would
+    It starts from nothing: networks of other sizes fit no checkpoint. So nothing holds it to a
+    first stage, and a VAE that would
     be fixed trains.
 
     Args:
         config: what to copy.
         counts: the numbers of processes that it must fit.
-        steps: optimizer steps; the schedule, checkpoints, validations and intervals are spread over them.
+        steps: optimizer steps; the schedule, checkpoints, validations and intervals are spread over
+            them.
 
     Raises:
         UserError: a strategy that does not fit one of the counts.
     """
-    require(all(count >= 1 for count in counts), f"--processes must be numbers of at least 1, not {list(counts)}.")
+    require(
+        all(count >= 1 for count in counts),
+        f"--processes must be numbers of at least 1, not {list(counts)}.",
+    )
     for count in counts:
         check_mesh(config.parallel, Processes(0, count, 0, count))
     trainer, common = config.trainer, math.lcm(*counts)
-    accumulates = trainer.global_batch_size > trainer.micro_batch_size * config.parallel.num_processes
+    accumulates = (
+        trainer.global_batch_size > trainer.micro_batch_size * config.parallel.num_processes
+    )
     rows = max(-(-_ROWS // common), 2 if accumulates else 1)  # of one process, where there are most
     every = max(1, steps // _CHECKPOINTS)
     schedule = Schedule.of(config)
@@ -103,7 +132,9 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
     changes: dict[str, Any] = {
         "name": "undisturbed",
         "warm_start_from": None,
-        "optim": dataclasses.replace(config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)),
+        "optim": dataclasses.replace(
+            config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)
+        ),
         "trainer": dataclasses.replace(
             trainer,
             max_steps=steps,
@@ -116,12 +147,19 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
             sample_every_steps=0,
         ),
         "parallel": dataclasses.replace(
-            config.parallel, num_processes=counts[0], timeout_seconds=min(config.parallel.timeout_seconds, 300)
+            config.parallel,
+            num_processes=counts[0],
+            timeout_seconds=min(config.parallel.timeout_seconds, 300),
         ),
         "checkpoint": dataclasses.replace(
-            config.checkpoint, every_steps=every, keep=max(2, config.checkpoint.keep), if_damaged="previous"
+            config.checkpoint,
+            every_steps=every,
+            keep=max(2, config.checkpoint.keep),
+            if_damaged="previous",
         ),
-        "guard": dataclasses.replace(config.guard, spike_window=min(config.guard.spike_window, max(10, steps // 6))),
+        "guard": dataclasses.replace(
+            config.guard, spike_window=min(config.guard.spike_window, max(10, steps // 6))
+        ),
         "wandb": dataclasses.replace(config.wandb, enabled=False),
         "budget": dataclasses.replace(config.budget, eflops=None, marks=[]),
     }
@@ -147,14 +185,19 @@ class _Runs:
             self._must_have_finished(job)
         rhythm = monitor.rhythm()
         _write(
-            f"undisturbed: {self._counts[0]} processes, {monitor.step} steps in {time.monotonic() - since:.0f} s; a step "
-            f"{rhythm.step:.3f} s, a save {rhythm.save:.3f} s; SIGTERM has to end it within {rhythm.stop_within:.0f} s"
+            f"undisturbed: {self._counts[0]} processes, {monitor.step} steps in "
+            f"{time.monotonic() - since:.0f} s; a step {rhythm.step:.3f} s, a save "
+            f"{rhythm.save:.3f} s; SIGTERM has to end it within {rhythm.stop_within:.0f} s"
         )
         return rhythm
 
     def disturbed(self, plan: Sequence[Disturbance], rhythm: Rhythm, chance: random.Random) -> None:
-        """Train, disturbed, until it finishes, with a line for each disturbance once the run has gone on."""
-        _write(f"  no.  {'disturbance':14}  {'step':>6}  processes  seconds until it went on  outcome")
+        """Train, disturbed, until it finishes, with a line for each disturbance once the run has
+        gone on.
+        """
+        _write(
+            f"  no.  {'disturbance':14}  {'step':>6}  processes  seconds until it went on  outcome"
+        )
         run, begin = self._folder / "disturbed", 0
         since = struck = time.monotonic()
         line: tuple[str, str] | None = None
@@ -175,18 +218,30 @@ class _Runs:
                 outcome += corrupt(run, disturbance.corrupt, chance)
             begin = goes_on_from(run)
             outcome.append(f"on from step {begin}")
-            line = f"{number:5}  {disturbance.kind:14}  {monitor.step:6}  {processes:9}", "; ".join(outcome)
-        _write(f"disturbed: finished after {len(plan)} disturbances in {time.monotonic() - since:.0f} s")
+            line = (
+                f"{number:5}  {disturbance.kind:14}  {monitor.step:6}  {processes:9}",
+                "; ".join(outcome),
+            )
+        _write(
+            f"disturbed: finished after {len(plan)} disturbances in "
+            f"{time.monotonic() - since:.0f} s"
+        )
 
     def _job(self, name: str, output: str, processes: int) -> ProcessJob:
         settings = [f"name={name}", f"parallel.num_processes={processes}"]
-        return ProcessJob([self._config.stage, str(self._folder / "config.yaml"), *settings], self._folder / output)
+        return ProcessJob(
+            [self._config.stage, str(self._folder / "config.yaml"), *settings],
+            self._folder / output,
+        )
 
     def _must_go_on(self, job: ProcessJob, monitor: RunMonitor, begin: int, processes: int) -> None:
         monitor.until(lambda: monitor.step > 0)
         found = monitor.attempt
         if found is None or (found.from_step, found.world_size) != (begin, processes):
-            raise job.failure(f"it had to go on from step {begin} with {processes} processes, but did not: {found}")
+            raise job.failure(
+                f"it had to go on from step {begin} with {processes} processes, but did not: "
+                f"{found}"
+            )
 
     def _must_have_finished(self, job: ProcessJob) -> None:
         if job.ended != 0:

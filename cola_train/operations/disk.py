@@ -1,4 +1,6 @@
-"""The disk under a folder, measured and tried: speed, space, and whether it keeps the promises that atomic writing builds on."""
+"""The disk under a folder, measured and tried: speed, space, and whether it keeps the promises that
+atomic writing builds on.
+"""
 
 import fcntl
 import os
@@ -23,9 +25,10 @@ _SHARED_MEMORY = Path("/dev/shm")
 class Disk:
     """The disk under `folder`.
 
-    `failure` says why it could not be tried; what could not be measured is None. Speeds are in GB/s, writing with fsync, reading
-    after asking the system to forget what it kept in memory. `rename_atomic`: a reader sees the old file or the new one at every
-    moment. `open_files`: how many this process may hold, None without limit.
+    `failure` says why it could not be tried; what could not be measured is None. Speeds are in
+    GB/s, writing with fsync, reading after asking the system to forget what it kept in memory.
+    `rename_atomic`: a reader sees the old file or the new one at every moment. `open_files`: how
+    many this process may hold, None without limit.
     """
 
     folder: str
@@ -48,16 +51,36 @@ class Disk:
         size = f"{self.measured_bytes / 1e6:.0f} MB"
         shared = "none"
         if self.shared_memory_bytes is not None and self.shared_memory_free_bytes is not None:
-            shared = f"{self.shared_memory_bytes / 1e9:.2f} GB, {self.shared_memory_free_bytes / 1e9:.2f} GB free"
+            shared = (
+                f"{self.shared_memory_bytes / 1e9:.2f} GB, "
+                f"{self.shared_memory_free_bytes / 1e9:.2f} GB free"
+            )
         return [
             ("folder", f"{self.folder} ({self.file_system})"),
             ("space", f"{self.total_bytes / 1e9:.1f} GB, {self.free_bytes / 1e9:.1f} GB free"),
-            ("write, fsync", "not measured" if self.write_gb_per_s is None else f"{self.write_gb_per_s:.2f} GB/s ({size})"),
-            ("read", "not measured" if self.read_gb_per_s is None else f"{self.read_gb_per_s:.2f} GB/s ({size})"),
+            (
+                "write, fsync",
+                (
+                    "not measured"
+                    if self.write_gb_per_s is None
+                    else f"{self.write_gb_per_s:.2f} GB/s ({size})"
+                ),
+            ),
+            (
+                "read",
+                (
+                    "not measured"
+                    if self.read_gb_per_s is None
+                    else f"{self.read_gb_per_s:.2f} GB/s ({size})"
+                ),
+            ),
             ("rename is atomic", answers[self.rename_atomic]),
             ("flock works", answers[self.flock]),
             ("/dev/shm", shared),
-            ("open files", "no limit" if self.open_files is None else f"at most {self.open_files}"),
+            (
+                "open files",
+                "no limit" if self.open_files is None else f"at most {self.open_files}",
+            ),
         ]
 
 
@@ -72,9 +95,14 @@ def existing_folder(folder: Path) -> Path:
         while not found.exists():
             found = found.parent
     except OSError as error:
-        raise UserError(f"--folder must be a folder, or one that can be made; {found}: {error.strerror}.") from error
+        raise UserError(
+            f"--folder must be a folder, or one that can be made; {found}: {error.strerror}."
+        ) from error
     if not found.is_dir():
-        raise UserError(f"--folder must be a folder, or one that can be made; {found} is a file. Choose another.")
+        raise UserError(
+            f"--folder must be a folder, or one that can be made; {found} is a file. Choose "
+            "another."
+        )
     return found
 
 
@@ -111,7 +139,8 @@ def measure_disk(folder: Path) -> Disk:
 
 
 def _speeds(folder: Path, blocks: int) -> tuple[float, float]:
-    # Random bytes, because some file systems compress. The file has no name, so nothing stays whatever ends this process.
+    # Random bytes, because some file systems compress. The file has no name, so nothing stays
+    # whatever ends this process.
     block = bytearray(os.urandom(_BLOCK))
     with tempfile.TemporaryFile(dir=folder) as file:
         start = time.perf_counter()
@@ -132,7 +161,9 @@ def _speeds(folder: Path, blocks: int) -> tuple[float, float]:
 
 
 def _rename_is_atomic(folder: Path) -> bool:
-    """Replace a file again and again while another thread reads it by name: it must always be there, and whole."""
+    """Replace a file again and again while another thread reads it by name: it must always be
+    there, and whole.
+    """
     target, versions = folder / "target", (b"a" * 4096, b"b" * 4096)
     target.write_bytes(versions[0])
     done = threading.Event()
@@ -177,6 +208,14 @@ def _flock_works(folder: Path) -> bool:
 
 def _file_system(folder: Path) -> str:
     resolved = folder.resolve()
-    mounted = [partition for partition in psutil.disk_partitions(all=True) if resolved.is_relative_to(partition.mountpoint)]
+    mounted = [
+        partition
+        for partition in psutil.disk_partitions(all=True)
+        if resolved.is_relative_to(partition.mountpoint)
+    ]
     # Of several on one mount point the last covers the others.
-    return max(reversed(mounted), key=lambda partition: len(partition.mountpoint)).fstype if mounted else "unknown"
+    return (
+        max(reversed(mounted), key=lambda partition: len(partition.mountpoint)).fstype
+        if mounted
+        else "unknown"
+    )

@@ -1,4 +1,6 @@
-"""`cola-train doctor`: what this machine or job offers a training, how fast it is, and what is wrong with it."""
+"""`cola-train doctor`: what this machine or job offers a training, how fast it is, and what is
+wrong with it.
+"""
 
 import json
 import sys
@@ -20,13 +22,15 @@ def doctor(folder: Path, num_processes: int, as_json: bool) -> int:
     """Report to stdout on versions, devices, launcher, bandwidth, disk and what is wrong.
 
     Args:
-        folder: where runs are to lie; if it does not exist, the nearest folder above it is measured. Nothing stays there.
-        num_processes: workers between which to measure bandwidth on this machine. Under torchrun it is measured between the
-            job's processes instead, and only rank 0 reports.
+        folder: where runs are to lie; if it does not exist, the nearest folder above it is
+            measured. Nothing stays there.
+        num_processes: workers between which to measure bandwidth on this machine. Under torchrun it
+            is measured between the job's processes instead, and only rank 0 reports.
         as_json: one JSON object rather than text: the fields of `Facts`, and `problems`.
 
     Returns:
-        The exit status: 1 if something is wrong, otherwise 0. Ranks other than 0 return 0 and leave judgement to it.
+        The exit status: 1 if something is wrong, otherwise 0. Ranks other than 0 return 0 and leave
+        judgement to it.
 
     Raises:
         UserError: `folder` is a file, or `num_processes` is below 1.
@@ -55,9 +59,20 @@ def doctor(folder: Path, num_processes: int, as_json: bool) -> int:
     )
     found = problems(facts)
     if as_json:
-        _write(json.dumps({**asdict(facts), "problems": [asdict(problem) for problem in found]}, indent=2))
+        _write(
+            json.dumps(
+                {**asdict(facts), "problems": [asdict(problem) for problem in found]}, indent=2
+            )
+        )
     else:
-        _write("\n".join(["what is wrong", *(f"  {line}" for line in (map(str, found) if found else ["nothing"]))]))
+        _write(
+            "\n".join(
+                [
+                    "what is wrong",
+                    *(f"  {line}" for line in (map(str, found) if found else ["nothing"])),
+                ]
+            )
+        )
     return 1 if found else 0
 
 

@@ -1,4 +1,6 @@
-"""What `cola-train chaos` does to a run: which process it ends how and when, and what it damages."""
+"""What `cola-train chaos` does to a run: which process it ends how and when, and what it
+damages.
+"""
 
 import os
 import random
@@ -30,27 +32,39 @@ class Disturbance:
 
 
 def draw(number: int, last_step: int, chance: random.Random) -> list[Disturbance]:
-    """`number` disturbances, one in each of as many equal parts of steps 1 to `last_step`; a third of each kind."""
+    """`number` disturbances, one in each of as many equal parts of steps 1 to `last_step`; a third
+    of each kind.
+    """
     kinds = [_KINDS[index % len(_KINDS)] for index in range(number)]
     chance.shuffle(kinds)
     drawn = []
     for index, kind in enumerate(kinds):
         step = 1 + int((index + chance.random()) * last_step / number)
-        corrupt = chance.choice(_CORRUPTIONS) if kind != "SIGTERM" and chance.random() < 0.5 else None
+        corrupt = (
+            chance.choice(_CORRUPTIONS) if kind != "SIGTERM" and chance.random() < 0.5 else None
+        )
         # A save may take less long than those that were measured.
         fraction = chance.uniform(0, 0.8 if kind == "kill in a save" else 1.0)
         drawn.append(Disturbance(kind, min(step, last_step), fraction, corrupt))
     return drawn
 
 
-def inject(job: ProcessJob, monitor: RunMonitor, disturbance: Disturbance, rhythm: Rhythm, chance: random.Random) -> str:
+def inject(
+    job: ProcessJob,
+    monitor: RunMonitor,
+    disturbance: Disturbance,
+    rhythm: Rhythm,
+    chance: random.Random,
+) -> str:
     """Wait for the moment, do it, and check that it ended as it has to; returns what happened.
 
     Raises:
         JobError: the run ended before that moment, or not as it has to.
     """
     saves = disturbance.kind == "kill in a save"
-    if not monitor.until(lambda: monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)):
+    if not monitor.until(
+        lambda: monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)
+    ):
         raise job.failure(f"the run ended at step {monitor.step}, before it could be disturbed")
     saving = monitor.saving()
     time.sleep(disturbance.fraction * (rhythm.save if saves else rhythm.step))
@@ -58,20 +72,35 @@ def inject(job: ProcessJob, monitor: RunMonitor, disturbance: Disturbance, rhyth
         number = job.kill()
         monitor.until(lambda: True)
         left = monitor.saving()
-        when = f"in the save of step {left}" if left is not None else f"as step {saving} had just been saved" if saves else ""
+        when = (
+            f"in the save of step {left}"
+            if left is not None
+            else f"as step {saving} had just been saved"
+            if saves
+            else ""
+        )
         return f"{number} processes killed {when}".rstrip()
     asked, target = time.monotonic(), job.terminate_one(chance)
     status = job.wait(rhythm.stop_within)
     seconds = time.monotonic() - asked
     monitor.until(lambda: True)
     found = read_status(monitor.run_folder)
-    if status != INTERRUPTED or found is None or (found.state, found.step) != ("interrupted", monitor.step):
-        raise job.failure(f"after SIGTERM to {target} it ended with exit status {status}, {found}; its last step is {monitor.step}")
+    if (
+        status != INTERRUPTED
+        or found is None
+        or (found.state, found.step) != ("interrupted", monitor.step)
+    ):
+        raise job.failure(
+            f"after SIGTERM to {target} it ended with exit status {status}, {found}; its last step "
+            f"is {monitor.step}"
+        )
     return f"{target}; saved step {found.step} and ended after {seconds:.1f} s"
 
 
 def corrupt(run_folder: Path, how: Corruption, chance: random.Random) -> list[str]:
-    """Damage one file of the newest checkpoint, if an older one is intact; returns what was done, if anything."""
+    """Damage one file of the newest checkpoint, if an older one is intact; returns what was done,
+    if anything.
+    """
     steps = saved_steps(run_folder)
     if not any(step < steps[-1] for step in intact_steps(run_folder)):
         return []

@@ -1,4 +1,6 @@
-"""How this process was started, and by which name and network interface other processes reach this machine."""
+"""How this process was started, and by which name and network interface other processes reach this
+machine.
+"""
 
 import ipaddress
 import os
@@ -9,16 +11,33 @@ import psutil
 import torch.distributed as dist
 
 _VARIABLES = (
-    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
-    "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_NNODES", "SLURM_NODELIST", "SLURM_NTASKS",
-    "SLURM_NTASKS_PER_NODE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_CPUS_PER_TASK", "SLURM_GPUS_ON_NODE",
-)  # fmt: skip
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "TORCHELASTIC_RUN_ID",
+    "CUDA_VISIBLE_DEVICES",
+    "SLURM_JOB_ID",
+    "SLURM_STEP_ID",
+    "SLURM_NNODES",
+    "SLURM_NODELIST",
+    "SLURM_NTASKS",
+    "SLURM_NTASKS_PER_NODE",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_CPUS_PER_TASK",
+    "SLURM_GPUS_ON_NODE",
+)
 _PREFIXES = ("GLOO_", "NCCL_", "TORCH_NCCL_")
 
 
 @dataclass(frozen=True)
 class Job:
-    """This process's place among those that torchrun started; `local_processes` are on this machine."""
+    """This process's place among those that torchrun started; `local_processes` are on this
+    machine.
+    """
 
     rank: int
     processes: int
@@ -38,8 +57,9 @@ class Interface:
 class Launcher:
     """The launcher's variables and the network.
 
-    `resolves_to` are the addresses of the host's own name, `own_address` the first of them that belongs to this machine, and
-    `gloo_interface` what gloo will use: GLOO_SOCKET_IFNAME, or else the interface of `own_address`.
+    `resolves_to` are the addresses of the host's own name, `own_address` the first of them that
+    belongs to this machine, and `gloo_interface` what gloo will use: GLOO_SOCKET_IFNAME, or else
+    the interface of `own_address`.
     """
 
     started_by: str
@@ -55,7 +75,8 @@ class Launcher:
     def lines(self) -> list[tuple[str, str]]:
         """Name and text of each line of the report."""
         interfaces = [
-            f"{found.name} {found.addresses[0]}" + (f" ({found.megabits / 1000:g} Gbit/s)" if found.megabits else "")
+            f"{found.name} {found.addresses[0]}"
+            + (f" ({found.megabits / 1000:g} Gbit/s)" if found.megabits else "")
             for found in self.interfaces
         ]
         return [
@@ -64,8 +85,16 @@ class Launcher:
             *self.variables.items(),
             ("interfaces", ", ".join(interfaces) or "none"),
             ("gloo uses", self.gloo_interface or "loopback, for want of another"),
-            ("NCCL uses", self.variables.get("NCCL_SOCKET_IFNAME", "what it chooses; NCCL_SOCKET_IFNAME is not set")),
-            ("hostname", f"{self.hostname}, resolves to {', '.join(self.resolves_to) or 'nothing'}"),
+            (
+                "NCCL uses",
+                self.variables.get(
+                    "NCCL_SOCKET_IFNAME", "what it chooses; NCCL_SOCKET_IFNAME is not set"
+                ),
+            ),
+            (
+                "hostname",
+                f"{self.hostname}, resolves to {', '.join(self.resolves_to) or 'nothing'}",
+            ),
         ]
 
 
@@ -77,11 +106,16 @@ def current_job() -> Job | None:
 
 
 def read_launcher(job: Job | None, num_processes: int) -> Launcher:
-    """The launcher's variables, and what the host's name resolves to, which may ask the machine's name server.
+    """The launcher's variables, and what the host's name resolves to, which may ask the machine's
+    name server.
 
     `num_processes`: how many a process started by hand would start itself.
     """
-    variables = {name: value for name, value in os.environ.items() if name in _VARIABLES or name.startswith(_PREFIXES)}
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name in _VARIABLES or name.startswith(_PREFIXES)
+    }
     interfaces = _interfaces()
     hostname = socket.gethostname()
     resolves_to = _addresses(hostname)
@@ -95,7 +129,8 @@ def read_launcher(job: Job | None, num_processes: int) -> Launcher:
         hostname=hostname,
         resolves_to=resolves_to,
         own_address=own_address,
-        gloo_interface=variables.get("GLOO_SOCKET_IFNAME") or _interface_of(own_address, interfaces),
+        gloo_interface=variables.get("GLOO_SOCKET_IFNAME")
+        or _interface_of(own_address, interfaces),
     )
 
 
@@ -108,7 +143,9 @@ def _interfaces() -> tuple[Interface, ...]:
     status = psutil.net_if_stats()
     found = []
     for name, addresses in psutil.net_if_addrs().items():
-        reachable = tuple(a.address for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6))
+        reachable = tuple(
+            a.address for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)
+        )
         if name in status and status[name].isup and reachable:
             found.append(Interface(name, reachable, status[name].speed))
     return tuple(found)
@@ -123,7 +160,8 @@ def _addresses(hostname: str) -> tuple[str, ...]:
 
 
 def _is_own(address: str) -> bool:
-    # As gloo finds out. Not every address of the loopback interface is listed with it: 127.0.1.1 is not.
+    # As gloo finds out. Not every address of the loopback interface is listed with it: 127.0.1.1 is
+    # not.
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         try:
             probe.bind((address, 0))
@@ -135,4 +173,7 @@ def _is_own(address: str) -> bool:
 def _interface_of(address: str | None, interfaces: tuple[Interface, ...]) -> str | None:
     if address is None:
         return None
-    return next((found.name for found in interfaces if address in found.addresses), "loopback" if is_loopback(address) else None)
+    return next(
+        (found.name for found in interfaces if address in found.addresses),
+        "loopback" if is_loopback(address) else None,
+    )

@@ -21,7 +21,9 @@ _LIBRARIES = ("lightning", "numpy", "safetensors", "tokenizers", "datasets")
 
 @dataclass(frozen=True)
 class Versions:
-    """What is installed, by name; and of each dependency of cola_train that is not met what was found and what is needed."""
+    """What is installed, by name; and of each dependency of cola_train that is not met what was
+    found and what is needed.
+    """
 
     found: dict[str, str]
     unmet: tuple[tuple[str, str], ...]
@@ -43,7 +45,9 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Devices:
-    """Processor, memory and GPUs; `peers` are the ordered pairs of GPUs that read each other's memory directly."""
+    """Processor, memory and GPUs; `peers` are the ordered pairs of GPUs that read each other's
+    memory directly.
+    """
 
     cpu: str
     cores: int
@@ -60,17 +64,31 @@ class Devices:
     def lines(self) -> list[tuple[str, str]]:
         """Name and text of each line of the report."""
         gpus = [
-            (f"GPU {index}", f"{gpu.name}, {gpu.memory_bytes / 1e9:.1f} GB, compute capability {gpu.capability}, "
-             f"{'bf16' if gpu.bf16 else 'no bf16'}")
+            (
+                f"GPU {index}",
+                (
+                    f"{gpu.name}, {gpu.memory_bytes / 1e9:.1f} GB, compute capability "
+                    f"{gpu.capability}, {'bf16' if gpu.bf16 else 'no bf16'}"
+                ),
+            )
             for index, gpu in enumerate(self.gpus)
-        ]  # fmt: skip
+        ]
         pairs = len(self.gpus) * (len(self.gpus) - 1)
         return [
             ("CPU", self.cpu),
             ("cores", f"{self.usable_cores} usable by this process, of {self.cores}"),
-            ("memory", f"{self.memory_bytes / 1e9:.1f} GB, {self.available_bytes / 1e9:.1f} GB available"),
-            ("OMP_NUM_THREADS", f"{self.omp_num_threads or 'not set'} (threads of torch: {self.torch_threads})"),
-            ("bf16 on the CPU", "fast" if self.cpu_bf16 else "slow: precision auto takes fp32 there"),
+            (
+                "memory",
+                f"{self.memory_bytes / 1e9:.1f} GB, {self.available_bytes / 1e9:.1f} GB available",
+            ),
+            (
+                "OMP_NUM_THREADS",
+                f"{self.omp_num_threads or 'not set'} (threads of torch: {self.torch_threads})",
+            ),
+            (
+                "bf16 on the CPU",
+                "fast" if self.cpu_bf16 else "slow: precision auto takes fp32 there",
+            ),
             *(gpus or [("GPU", "none")]),
             *([("P2P", f"{len(self.peers)} of {pairs} pairs of GPUs")] if pairs else []),
             ("clock", self.clock),
@@ -78,10 +96,16 @@ class Devices:
 
 
 def read_versions() -> Versions:
-    """Versions of cola_train, python and the libraries; of CUDA, NCCL, cuDNN and the driver where there are any."""
+    """Versions of cola_train, python and the libraries; of CUDA, NCCL, cuDNN and the driver where
+    there are any.
+    """
     gpu_software = {
         "CUDA": torch.version.cuda,
-        "NCCL": ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else None,
+        "NCCL": (
+            ".".join(map(str, torch.cuda.nccl.version()))
+            if torch.distributed.is_nccl_available()
+            else None
+        ),
         "cuDNN": torch.backends.cudnn.version(),
         "NVIDIA driver": _nvidia_driver(),
     }
@@ -92,7 +116,9 @@ def read_versions() -> Versions:
         **{name: str(version) for name, version in gpu_software.items() if version is not None},
         **{name: _version(name) or "missing" for name in _LIBRARIES},
     }
-    return Versions({name: str(version) for name, version in found.items()}, tuple(_unmet_requirements()))
+    return Versions(
+        {name: str(version) for name, version in found.items()}, tuple(_unmet_requirements())
+    )
 
 
 def read_devices() -> Devices:
@@ -111,7 +137,9 @@ def read_devices() -> Devices:
         torch_threads=torch.get_num_threads(),
         cpu_bf16=cpu_bf16_is_fast(),
         gpus=tuple(_gpu(index) for index in gpus),
-        peers=tuple((a, b) for a in gpus for b in gpus if a != b and torch.cuda.can_device_access_peer(a, b)),
+        peers=tuple(
+            (a, b) for a in gpus for b in gpus if a != b and torch.cuda.can_device_access_peer(a, b)
+        ),
         clock=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
@@ -146,7 +174,12 @@ def _unmet_requirements() -> list[tuple[str, str]]:
             continue
         version = _version(requirement.name)
         if version is None or not requirement.specifier.contains(version, prereleases=True):
-            unmet.append((f"{requirement.name} {version or 'missing'}", str(requirement.specifier) or "any version"))
+            unmet.append(
+                (
+                    f"{requirement.name} {version or 'missing'}",
+                    str(requirement.specifier) or "any version",
+                )
+            )
     return unmet
 
 

@@ -17,7 +17,9 @@ _LARGEST_STEP = 1 << 32
 
 @dataclass(frozen=True)
 class History:
-    """Every line of steps.jsonl, in order. The steps that count make up the run: no later attempt began before them."""
+    """Every line of steps.jsonl, in order. The steps that count make up the run: no later attempt
+    began before them.
+    """
 
     attempts: tuple[Attempt, ...]
     attempt: Int64[np.ndarray, " lines"]  # index into attempts
@@ -36,9 +38,17 @@ def read_history(run_folder: Path) -> History:
     """
     path = run_folder / STEP_LOG
     if not path.is_file():
-        raise UserError(f"{run_folder} has no {STEP_LOG} to audit; give the folder of a run that has begun, checkpoints/NAME.")
+        raise UserError(
+            f"{run_folder} has no {STEP_LOG} to audit; give the folder of a run that has begun, "
+            "checkpoints/NAME."
+        )
     attempts: list[Attempt] = []
-    attempt_of, steps, rows, digests = array.array("q"), array.array("q"), array.array("q"), array.array("Q")
+    attempt_of, steps, rows, digests = (
+        array.array("q"),
+        array.array("q"),
+        array.array("q"),
+        array.array("Q"),
+    )
     reasons: dict[int, str] = {}
     try:
         with read_errors_explained(path):
@@ -59,11 +69,19 @@ def read_history(run_folder: Path) -> History:
     except UserError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path} is not a log of steps ({error}); audit the file as the training wrote it.") from error
+        raise UserError(
+            f"{path} is not a log of steps ({error}); audit the file as the training wrote it."
+        ) from error
     attempt, step = np.array(attempt_of, dtype=np.int64), np.array(steps, dtype=np.int64)
     begins = np.array([*(entry.from_step for entry in attempts[1:]), _LARGEST_STEP], dtype=np.int64)
     counts = step <= np.minimum.accumulate(begins[::-1])[::-1][attempt]
     skipped = {int(step[line]): reason for line, reason in reasons.items() if counts[line]}
     return History(
-        tuple(attempts), attempt, step, np.array(rows, dtype=np.int64), np.array(digests, dtype=np.uint64), counts, skipped
+        tuple(attempts),
+        attempt,
+        step,
+        np.array(rows, dtype=np.int64),
+        np.array(digests, dtype=np.uint64),
+        counts,
+        skipped,
     )

@@ -1,4 +1,6 @@
-"""A training as a user starts it, with all its processes; watched from outside, through what it leaves on disk."""
+"""A training as a user starts it, with all its processes; watched from outside, through what it
+leaves on disk.
+"""
 
 import contextlib
 import json
@@ -42,7 +44,9 @@ class Rhythm:
 
 
 class ProcessJob:
-    """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none of them behind."""
+    """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none of them
+    behind.
+    """
 
     def __init__(self, arguments: Sequence[str], output: Path) -> None:
         """Start it; what it says goes to the file `output`."""
@@ -50,9 +54,14 @@ class ProcessJob:
         with output.open("wb") as file:
             self._process = psutil.Popen(
                 [sys.executable, "-m", "cola_train", *arguments],
-                stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=_clean_environment(), start_new_session=True,
-            )  # fmt: skip
-        self._children: list[psutil.Process] = []  # as last seen, should the launcher end before them
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=_clean_environment(),
+                start_new_session=True,
+            )
+        # as last seen, should the launcher end before them
+        self._children: list[psutil.Process] = []
 
     def __enter__(self) -> "ProcessJob":
         return self
@@ -67,10 +76,14 @@ class ProcessJob:
         return status
 
     def kill(self) -> int:
-        """SIGKILL to every process, the workers first; returns how many there were, once all are gone."""
+        """SIGKILL to every process, the workers first; returns how many there were, once all are
+        gone.
+        """
         if self._process.is_running():
             self._children = list({*self._children, *self._process.children(recursive=True)})
-        processes = [process for process in (*self._children, self._process) if not _is_gone(process)]
+        processes = [
+            process for process in (*self._children, self._process) if not _is_gone(process)
+        ]
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -83,7 +96,9 @@ class ProcessJob:
         return len(processes)
 
     def terminate_one(self, chance: random.Random) -> str:
-        """SIGTERM to one of the processes that train, or to the one that started them; returns which."""
+        """SIGTERM to one of the processes that train, or to the one that started them; returns
+        which.
+        """
         self._children = self._process.children(recursive=True)
         targets: dict[str, psutil.Process] = {}
         for process in self._children:
@@ -108,8 +123,12 @@ class ProcessJob:
 
     def failure(self, what: str) -> JobError:
         """An error that shows what the job said last."""
-        lines = self._output.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
-        return JobError(f"{what}; the end of {self._output}:\n" + "\n".join(f"  {line}" for line in lines))
+        lines = self._output.read_text(encoding="utf-8", errors="replace").splitlines()[
+            -_TAIL_LINES:
+        ]
+        return JobError(
+            f"{what}; the end of {self._output}:\n" + "\n".join(f"  {line}" for line in lines)
+        )
 
 
 class RunMonitor:
@@ -154,12 +173,16 @@ class RunMonitor:
             names = os.listdir(lightning)  # noqa: PTH208  # many times a second
         except FileNotFoundError:
             return None
-        return next((int(name.rpartition("-")[2]) for name in names if name.startswith(".saving-")), None)
+        return next(
+            (int(name.rpartition("-")[2]) for name in names if name.startswith(".saving-")), None
+        )
 
     def rhythm(self) -> Rhythm:
         """Medians of what was seen."""
         steps = [after - before for before, after in zip(self._step_times, self._step_times[1:])]
-        return Rhythm(statistics.median(steps or [0.0]), statistics.median(self._save_seconds or [0.0]))
+        return Rhythm(
+            statistics.median(steps or [0.0]), statistics.median(self._save_seconds or [0.0])
+        )
 
     def _look(self) -> bool:
         now, saving = time.monotonic(), self.saving() is not None
@@ -197,6 +220,18 @@ def _is_gone(process: psutil.Process) -> bool:
 
 def _clean_environment() -> dict[str, str]:
     """This process' environment without a place in any other job of processes."""
-    launcher = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    launcher = (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NODE_RANK",
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+    )
     prefixes = ("TORCHELASTIC_", "GROUP_", "ROLE_")
-    return {name: value for name, value in os.environ.items() if name not in launcher and not name.startswith(prefixes)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in launcher and not name.startswith(prefixes)
+    }

@@ -17,16 +17,22 @@ def computes_in_bf16(config: SamplerConfig, device: torch.device) -> bool:
 
 
 def ready_for_passes(network: Network, config: SamplerConfig, device: torch.device) -> Network:
-    """The network itself in fp32; in bf16 a copy whose linear layers and convolutions hold such weights, all else being shared.
+    """The network itself in fp32; in bf16 a copy whose linear layers and convolutions hold such
+    weights, all else being shared.
 
-    Under autocast the copy gives the same numbers: these are the layers whose weights autocast would cast. It would do so in every
-    pass, for it keeps a cast weight only where a gradient is wanted.
+    Under autocast the copy gives the same numbers: these are the layers whose weights autocast
+    would cast. It would do so in every pass, for it keeps a cast weight only where a gradient is
+    wanted.
     """
     if not computes_in_bf16(config, device):
         return network
-    memo: dict[int, object] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    memo: dict[int, object] = {
+        id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())
+    }
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             for parameter in module.parameters(recurse=False):
-                memo[id(parameter)] = nn.Parameter(parameter.detach().bfloat16(), requires_grad=False)
+                memo[id(parameter)] = nn.Parameter(
+                    parameter.detach().bfloat16(), requires_grad=False
+                )
     return copy.deepcopy(network, memo)

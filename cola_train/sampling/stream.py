@@ -1,4 +1,6 @@
-"""Continuous batching: a text that ends makes room for the next prompt; results come in the prompts' order."""
+"""Continuous batching: a text that ends makes room for the next prompt; results come in the
+prompts' order.
+"""
 
 import collections
 import dataclasses
@@ -16,7 +18,9 @@ Noise = Callable[[int, int], Tensor]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What one pass of a generation adds to one text: new ids, and for Cola DLM the latents of their block."""
+    """What one pass of a generation adds to one text: new ids, and for Cola DLM the latents of
+    their block.
+    """
 
     tokens: list[int]
     latents: Tensor | None = None
@@ -66,8 +70,8 @@ def stream(
 ) -> Iterator[Text]:
     """The texts of all prompts in their order, each as soon as it and those before it have ended.
 
-    `begin` starts a generation of prompts and the addresses of their draws; it is called once, with `config.batch_size` prompts at
-    most, and what ends makes room for those that wait.
+    `begin` starts a generation of prompts and the addresses of their draws; it is called once, with
+    `config.batch_size` prompts at most, and what ends makes room for those that wait.
     """
     waiting = collections.deque(range(len(prompts)))
     in_flight: list[Text] = []
@@ -75,7 +79,9 @@ def stream(
     generation: Generation | None = None
     given = 0
     while waiting or in_flight:
-        fresh = [waiting.popleft() for _ in range(min(config.batch_size - len(in_flight), len(waiting)))]
+        fresh = [
+            waiting.popleft() for _ in range(min(config.batch_size - len(in_flight), len(waiting)))
+        ]
         if fresh:
             chosen = [prompts[place] for place in fresh], [prompt_indices[place] for place in fresh]
             if generation is None:
@@ -104,4 +110,7 @@ def check_ids(ids: Sequence[int], vocab_size: int, what: str) -> None:
     """
     for place, token in enumerate(ids):
         if not 0 <= token < vocab_size:
-            raise UserError(f"{what}: id {token} at position {place} is outside the vocabulary, 0..{vocab_size - 1}.")
+            raise UserError(
+                f"{what}: id {token} at position {place} is outside the vocabulary, "
+                f"0..{vocab_size - 1}."
+            )

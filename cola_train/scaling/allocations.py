@@ -37,12 +37,14 @@ class Part(enum.IntEnum):
 
 
 SHARDED = (Part.WEIGHTS, Part.GRADIENTS, Part.OPTIMIZER, Part.EMA)
-"""What each process has its part of, all the time; parallel.cpu_offload keeps these in the host's memory."""
+"""What each process always has its shard of; parallel.cpu_offload keeps these in host memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """Bytes that live after each allocation and release of a step, by part: `fixed` + rows x `per_row`, (events, parts)."""
+    """Bytes that live after each allocation and release of a step, by part: `fixed` + rows x
+    `per_row`, (events, parts).
+    """
 
     fixed: Bytes
     per_row: Bytes
@@ -78,7 +80,8 @@ class Timeline:
     def accumulating(self) -> "Timeline":
         """With more than one micro-batch a step, where this is of one.
 
-        Before the last one, gradients are neither reduced nor sharded but added up, whole, on each process (FSDP2 without
+        Before the last one, gradients are neither reduced nor sharded but added up, whole, on each
+        process (FSDP2 without
         gradient sync); in the last one each unit gives up its sum when it is reduced.
         """
         reduced_now = np.maximum(np.diff(self.fixed[:, Part.REDUCING], prepend=0), 0)
@@ -86,7 +89,8 @@ class Timeline:
         before, last = self.fixed.copy(), self.fixed.copy()
         before[:, (Part.GRADIENTS, Part.REDUCING)] = 0
         before[:, Part.UNREDUCED] += whole
-        # A unit's sum lives until it has been copied into the buffer, so at that event it still counts.
+        # A unit's sum lives until it has been copied into the buffer, so at that event it still
+        # counts.
         last[:, Part.UNREDUCED] += whole - reduced_now.cumsum() + reduced_now
         return Timeline(np.concatenate([before, last]), np.tile(self.per_row, (2, 1)))
 
@@ -122,12 +126,17 @@ class AllocationLog:
         if operator is torch.ops.fsdp.all_gather_copy_in.default:
             self.take(Part.GATHERED, tensors)
         elif operator is torch.ops.fsdp.chunk_cat.default:
-            # Called by FSDP2 to bring a unit's gradients into the buffer that they are reduced from.
+            # Called by FSDP2 to bring a unit's gradients into the buffer that they are reduced
+            # from.
             self.take(Part.UNREDUCED, args[0])
             self.take(Part.REDUCING, [kwargs["out"]])
         for tensor in tensors:
             number = self._number(tensor)
-            if self._parts[number] is None and tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size:
+            if (
+                self._parts[number] is None
+                and tensor.dim() > 1
+                and tensor.shape[-1] == self._vocab_size
+            ):
                 self._parts[number] = Part.LOGITS
 
     def close(self) -> None:
@@ -141,23 +150,30 @@ class AllocationLog:
 
     def parts(self) -> list[Part]:
         """What each change is of."""
-        return [part if (part := self._parts[number]) is not None else Part.TEMPORARIES for number, _ in self._changes]
+        return [
+            part if (part := self._parts[number]) is not None else Part.TEMPORARIES
+            for number, _ in self._changes
+        ]
 
     def live(self) -> Bytes:
         """What lives after each change, by part."""
         return self._by_part([size for _, size in self._changes])
 
     def live_apart(self, units: int) -> tuple[Bytes, Bytes]:
-        """What lives after each change, by part: the bytes that are there anyway, and those of each of `units` units of rows.
+        """What lives after each change, by part: the bytes that are there anyway, and those of each
+        of `units` units of rows.
 
         Args:
-            units: how many were recorded; more than twice the bytes of any storage that is there anyway, so that each
-                storage's bytes tell both.
+            units: how many were recorded; more than twice the bytes of any storage that is there
+                anyway, so that each storage's bytes tell both.
         """
         changes: list[tuple[int, int]] = []
         for number, change in self._changes:
             of_unit, fixed = divmod(abs(change), units)
-            assert fixed < units // 2, f"{change} bytes ({self._parts[number]}) with {units} units are not fixed + units x bytes"
+            assert fixed < units // 2, (
+                f"{change} bytes ({self._parts[number]}) with {units} units are not fixed + units "
+                "x bytes"
+            )
             changes.append((fixed, of_unit) if change > 0 else (-fixed, -of_unit))
         fixed_changes, unit_changes = zip(*changes, strict=True)
         return self._by_part(fixed_changes), self._by_part(unit_changes)
@@ -200,7 +216,8 @@ class RecordingMode(FakeTensorMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """See FakeTensorMode."""
         if func is torch.ops.prim.device.default:
-            # Half of all calls: FSDP2 asks each parameter, and the fake mode's own answer takes it ten times as long.
+            # Half of all calls: FSDP2 asks each parameter, and the fake mode's own answer takes it
+            # ten times as long.
             return args[0].fake_device
         # What is fake about an operator may be made of others, which the real one does not call.
         self._depth += 1

@@ -10,16 +10,20 @@ _NUM_RESAMPLES = 1000
 
 
 def resample(
-    values: Float64[np.ndarray, " points"], fitted: Float64[np.ndarray, " points"], num_parameters: int
+    values: Float64[np.ndarray, " points"],
+    fitted: Float64[np.ndarray, " points"],
+    num_parameters: int,
 ) -> Float64[np.ndarray, "resamples points"]:
     """Values as they might have been measured: the fit, and residuals drawn with replacement.
 
-    Cases are not resampled: of five points, a draw often holds three different ones, on which the fit says nothing. Residuals of a
-    fit are smaller than the noise, so they are scaled by sqrt(n / (n - p)). How large the noise is they say only roughly, so each
-    resample has another scale, with n - p degrees of freedom, as in Student's t. Without that, 90% intervals of a power law hold
-    the truth 60% of the time at 4 points and 80% at 8.
+    Cases are not resampled: of five points, a draw often holds three different ones, on which the
+    fit says nothing. Residuals of a fit are smaller than the noise, so they are scaled by sqrt(n /
+    (n - p)). How large the noise is they say only roughly, so each resample has another scale, with
+    n - p degrees of freedom, as in Student's t. Without that, 90% intervals of a power law hold the
+    truth 60% of the time at 4 points and 80% at 8.
 
-    The noise is taken to be the same at all points and independent between them. The same draws come out each time.
+    The noise is taken to be the same at all points and independent between them. The same draws
+    come out each time.
     """
     num_points = len(values)
     freedom = num_points - num_parameters
@@ -32,5 +36,7 @@ def resample(
 
 
 def interval(resamples: Float64[np.ndarray, " resamples"]) -> Interval:
-    """The percentile interval; a parameter that the points do not determine is infinite in some resamples."""
+    """The percentile interval; a parameter that the points do not determine is infinite in some
+    resamples.
+    """
     return percentile_interval(resamples, LEVEL, "inverted_cdf")

@@ -1,4 +1,6 @@
-"""`cola-train curve run`: train and measure every point of a ladder; what is finished is left alone, what failed is reported."""
+"""`cola-train curve run`: train and measure every point of a ladder; what is finished is left
+alone, what failed is reported.
+"""
 
 import json
 import shlex
@@ -27,10 +29,11 @@ Outcome = Literal["finished", "failed", "waits"]
 
 
 def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: int) -> int:
-    """Run a ladder here, `parallel` runs at a time, and write its points.csv; returns the exit status, 1 if a run failed.
+    """Run a ladder here, `parallel` runs at a time, and write its points.csv; returns the exit
+    status, 1 if a run failed.
 
-    The same call goes on: finished runs are skipped, interrupted ones continue, failed ones are reported and, with `retry`, run
-    again from their last checkpoint.
+    The same call goes on: finished runs are skipped, interrupted ones continue, failed ones are
+    reported and, with `retry`, run again from their last checkpoint.
 
     Raises:
         UserError: whatever the spec or a run's config gets wrong, before anything is trained.
@@ -41,15 +44,23 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
     for level in levels(planned_runs):
         with ThreadPoolExecutor(parallel) as pool:
             for planned, outcome in zip(
-                level, pool.map(lambda planned: _bring_to_end(spec, planned, outcomes, retry), level), strict=True
+                level,
+                pool.map(lambda planned: _bring_to_end(spec, planned, outcomes, retry), level),
+                strict=True,
             ):
                 outcomes[planned.name] = outcome
         write_points(Path(spec.folder) / POINTS, measured(spec, planned_runs))
     failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
     points = measured(spec, planned_runs)
-    say(f"{len(points)} of {sum(planned.is_point for planned in planned_runs)} points are measured: {Path(spec.folder) / POINTS}")
+    say(
+        f"{len(points)} of {sum(planned.is_point for planned in planned_runs)} points are "
+        f"measured: {Path(spec.folder) / POINTS}"
+    )
     if failed:
-        say(f"Not finished: {', '.join(failed)}. Their logs are {spec.folder}/NAME.log; --retry runs failed ones again.")
+        say(
+            f"Not finished: {', '.join(failed)}. Their logs are {spec.folder}/NAME.log; --retry "
+            "runs failed ones again."
+        )
     return 1 if failed else 0
 
 
@@ -58,11 +69,17 @@ def levels(planned_runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
     depth: dict[str, int] = {}
     for planned in planned_runs:
         depth[planned.name] = 0 if planned.after is None else depth[planned.after] + 1
-    return [[planned for planned in planned_runs if depth[planned.name] == number] for number in range(max(depth.values()) + 1)]
+    return [
+        [planned for planned in planned_runs if depth[planned.name] == number]
+        for number in range(max(depth.values()) + 1)
+    ]
 
 
-def write_launch_lines(spec: CurveConfig, spec_folder: Path, folder: Path, launcher: str) -> list[Path]:
-    """One shell line a run, in a file a level: level-N.sh may start when level N - 1 is done, its lines in any order.
+def write_launch_lines(
+    spec: CurveConfig, spec_folder: Path, folder: Path, launcher: str
+) -> list[Path]:
+    """One shell line a run, in a file a level: level-N.sh may start when level N - 1 is done, its
+    lines in any order.
 
     Args:
         spec: the ladder.
@@ -84,7 +101,9 @@ def write_launch_lines(spec: CurveConfig, spec_folder: Path, folder: Path, launc
     return paths
 
 
-def _bring_to_end(spec: CurveConfig, planned: PlannedRun, outcomes: dict[str, Outcome], retry: bool) -> Outcome:
+def _bring_to_end(
+    spec: CurveConfig, planned: PlannedRun, outcomes: dict[str, Outcome], retry: bool
+) -> Outcome:
     """Bring one run to its end, and measure it."""
     run = Path(spec.folder) / planned.name
     if planned.after is not None and outcomes[planned.after] != "finished":
@@ -92,7 +111,10 @@ def _bring_to_end(spec: CurveConfig, planned: PlannedRun, outcomes: dict[str, Ou
     if not _is_finished(run):
         status = read_status(run)
         if status is not None and status.state in ("failed", "stopped") and not retry:
-            say(f"{planned.name} had failed at step {status.step}: {status.reason} (--retry runs it again)")
+            say(
+                f"{planned.name} had failed at step {status.step}: {status.reason} (--retry runs "
+                "it again)"
+            )
             return "failed"
         say(f"{planned.name}: training, {planned.config.trainer.max_steps:,} steps")
         if (code := _program(planned.arguments, run)) != 0:
@@ -119,23 +141,39 @@ def _report(planned: PlannedRun, run: Path) -> Outcome:
 
 def _comparison_arguments(spec: CurveConfig, planned: PlannedRun) -> list[str]:
     changed = changed_values(spec.comparison)
-    return ["compare", f"{spec.folder}/{planned.name}", *(f"{key}={json.dumps(value)}" for key, value in changed.items())]
+    return [
+        "compare",
+        f"{spec.folder}/{planned.name}",
+        *(f"{key}={json.dumps(value)}" for key, value in changed.items()),
+    ]
 
 
 def _program(arguments: Sequence[str], run: Path) -> int:
     run.parent.mkdir(parents=True, exist_ok=True)
     with run.with_suffix(".log").open("a") as log:
-        return subprocess.run([sys.executable, "-m", "cola_train", *arguments], stdout=log, stderr=log, check=False).returncode
+        return subprocess.run(
+            [sys.executable, "-m", "cola_train", *arguments], stdout=log, stderr=log, check=False
+        ).returncode
 
 
 def comparison_of(run: Path) -> dict[str, float] | None:
-    """What `cola-train compare` found of a run's last step, from its metrics.jsonl; None if it has not been compared."""
+    """What `cola-train compare` found of a run's last step, from its metrics.jsonl; None if it has
+    not been compared.
+    """
     rows = [*read_log(run / METRICS)]
     last = max((row["step"] for row in rows if "tokens" in row), default=None)
-    found = [row for row in rows if row["step"] == last and any(name.startswith(_COMPARISON) for name in row)]
+    found = [
+        row
+        for row in rows
+        if row["step"] == last and any(name.startswith(_COMPARISON) for name in row)
+    ]
     if not found:
         return None
-    return {name.removeprefix(_COMPARISON): value for name, value in found[-1].items() if name.startswith(_COMPARISON)}
+    return {
+        name.removeprefix(_COMPARISON): value
+        for name, value in found[-1].items()
+        if name.startswith(_COMPARISON)
+    }
 
 
 def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Point]:
@@ -151,7 +189,10 @@ def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Poin
         spent = [row for row in read_log(run / METRICS) if "tokens" in row][-1]
         origin = trunks[planned.after].after if planned.after in trunks else planned.after
         before = stage1_flops(stage1[origin]) if origin is not None else {}
-        flops = {name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0) for name in ("paper", "model", "executed")}
+        flops = {
+            name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0)
+            for name in ("paper", "model", "executed")
+        }
         points.append(
             Point(
                 family=planned.family,

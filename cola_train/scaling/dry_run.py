@@ -1,7 +1,10 @@
-"""A training step without its numbers: the real stage, sharded over processes that are not there, its allocations recorded.
+"""A training step without its numbers: the real stage, sharded over processes that are not there,
+its allocations recorded.
 
-Tensors are torch's fake ones, which have shapes and storages but no memory, and collectives go to torch's fake process group.
-So what is recorded is what the program does, whatever the stage; only what kernels and libraries use inside is missing.
+Tensors are torch's fake ones, which have shapes and storages but no memory, and collectives go to
+torch's fake process group.
+So what is recorded is what the program does, whatever the stage; only what kernels and libraries
+use inside is missing.
 """
 
 import contextlib
@@ -32,27 +35,35 @@ from cola_train.training.parallel.sharding import check_mesh, gather_each_once, 
 
 
 def record(
-    config: RunConfig, world_size: int, local_world_size: int, device_type: str, checkpointing: Sequence[Checkpointing]
+    config: RunConfig,
+    world_size: int,
+    local_world_size: int,
+    device_type: str,
+    checkpointing: Sequence[Checkpointing],
 ) -> list[Timeline]:
-    """Timelines of process 0's forward and backward of one micro-batch, from a step on that the optimizer has state for.
+    """Timelines of process 0's forward and backward of one micro-batch, from a step on that the
+    optimizer has state for.
 
-    Clipping and the optimizer's step need less than the backward pass before them, and are left out. The rows of the micro-batch
-    are a multiple of the parts that the vocabulary head cuts positions into; with other rows parts differ by a position, which is
-    left out.
+    Clipping and the optimizer's step need less than the backward pass before them, and are left
+    out. The rows of the micro-batch are a multiple of the parts that the vocabulary head cuts
+    positions into; with other rows parts differ by a position, which is left out.
 
     Args:
         config: the run; its precision decided, not `auto`.
         world_size: processes of the run.
         local_world_size: those of one machine.
         device_type: "cuda" for the attention kernels of a GPU, "cpu" for those of a CPU.
-        checkpointing: kinds of activation checkpointing, in place of the config's: a timeline of each. They share one stage.
+        checkpointing: kinds of activation checkpointing, in place of the config's: a timeline of
+            each. They share one stage.
 
     Raises:
         UserError: a strategy that does not fit the number of processes.
     """
     processes = Processes(0, world_size, 0, local_world_size)
     check_mesh(config.parallel, processes)
-    config = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, activation_checkpointing="none"))
+    config = dataclasses.replace(
+        config, parallel=dataclasses.replace(config.parallel, activation_checkpointing="none")
+    )
     with _fake_group(world_size), _kernels_of(device_type):
         try:
             return _record(config, processes, checkpointing, _record_once)
@@ -64,9 +75,14 @@ def record(
 
 
 def _record(
-    config: RunConfig, processes: Processes, checkpointing: Sequence[Checkpointing], record_timeline: Callable[..., Timeline]
+    config: RunConfig,
+    processes: Processes,
+    checkpointing: Sequence[Checkpointing],
+    record_timeline: Callable[..., Timeline],
 ) -> list[Timeline]:
-    stage = StageModule(config, processes, StopRequest(), Watchdog(0, config.parallel.timeout_seconds))
+    stage = StageModule(
+        config, processes, StopRequest(), Watchdog(0, config.parallel.timeout_seconds)
+    )
     mode = RecordingMode()
     there = _configure(stage, mode)
     timelines = []
@@ -76,9 +92,14 @@ def _record(
     return timelines
 
 
-def _record_once(stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]) -> Timeline:
-    """By a micro-batch of so many rows that their number exceeds the bytes of whatever has a size of its own."""
-    # The largest such storages are those that a unit is gathered into and reduced from: fp32, with some padding, and twice that.
+def _record_once(
+    stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]
+) -> Timeline:
+    """By a micro-batch of so many rows that their number exceeds the bytes of whatever has a size
+    of its own.
+    """
+    # The largest such storages are those that a unit is gathered into and reduced from: fp32, with
+    # some padding, and twice that.
     units = [_numbers(unit) for unit in sharding_units(stage.objective)]
     root = _numbers(stage.objective) - sum(units)
     many = 1 << (4 * 4 * max(root, *units)).bit_length()
@@ -86,7 +107,9 @@ def _record_once(stage: StageModule, mode: RecordingMode, there: dict[Part, list
     return _affine(fixed + of_parts, fixed + 2 * of_parts)
 
 
-def _record_twice(stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]) -> Timeline:
+def _record_twice(
+    stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]
+) -> Timeline:
     """By two micro-batches, of different rows."""
     some, more = (_record_step(stage, mode, there, rows) for rows in (PARTS, 2 * PARTS))
     assert some.parts() == more.parts(), "the rows of a micro-batch change what is allocated"
@@ -114,7 +137,9 @@ def _fake_group(world_size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernels_of(device_type: str) -> Iterator[None]:
-    """Attention as on `device_type`: torch without CUDA has no fake CUDA tensors, and its CPU's kernel keeps other things."""
+    """Attention as on `device_type`: torch without CUDA has no fake CUDA tensors, and its CPU's
+    kernel keeps other things.
+    """
     forget_masks()
     try:
         if device_type == "cpu":
@@ -130,7 +155,9 @@ def _kernels_of(device_type: str) -> Iterator[None]:
 
 
 def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Flash attention, and FlexAttention in place of tiles: both keep their output and one number a query and head."""
+    """Flash attention, and FlexAttention in place of tiles: both keep their output and one number a
+    query and head.
+    """
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
     if q.dtype == torch.bfloat16:
@@ -162,12 +189,21 @@ def _configure(stage: StageModule, mode: RecordingMode) -> dict[Part, list[Tenso
 
 def _gathered(objective: nn.Module) -> list[Tensor]:
     """What FSDP2 gathers each parameter into."""
-    states = [module._get_fsdp_state() for module in objective.modules() if isinstance(module, FSDPModule)]
+    states = [
+        module._get_fsdp_state() for module in objective.modules() if isinstance(module, FSDPModule)
+    ]
     groups = [group for state in states for group in state._fsdp_param_groups]
-    return [copy for group in groups for parameter in group.fsdp_params for copy in parameter.all_gather_outputs]
+    return [
+        copy
+        for group in groups
+        for parameter in group.fsdp_params
+        for copy in parameter.all_gather_outputs
+    ]
 
 
-def _record_step(stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]], rows: int) -> AllocationLog:
+def _record_step(
+    stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]], rows: int
+) -> AllocationLog:
     """One forward and backward of a micro-batch of `rows`; no gradients are left behind."""
     # Each recording makes them, as a run's first step does.
     forget_masks()
@@ -183,8 +219,12 @@ def _record_step(stage: StageModule, mode: RecordingMode, there: dict[Part, list
         loss = total_loss(terms, counts)
         log.take_rest(Part.ACTIVATIONS)
         loss.backward()
-        trained = [parameter for parameter in stage.objective.parameters() if parameter.grad is not None]
-        log.take(Part.GRADIENTS, [parameter.grad for parameter in trained if parameter.grad is not None])
+        trained = [
+            parameter for parameter in stage.objective.parameters() if parameter.grad is not None
+        ]
+        log.take(
+            Part.GRADIENTS, [parameter.grad for parameter in trained if parameter.grad is not None]
+        )
     for parameter in trained:
         parameter.grad = None
     return log

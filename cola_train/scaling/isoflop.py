@@ -1,6 +1,8 @@
-"""The compute-optimal size: at each budget a parabola of the metric over log parameters, whose end is the best size N.
+"""The compute-optimal size: at each budget a parabola of the metric over log parameters, whose end
+is the best size N.
 
-Over budgets, N = N0 (C / C0)^a (Hoffmann et al. 2022, approach 2); N0 is the best size at C0, the least budget that counts.
+Over budgets, N = N0 (C / C0)^a (Hoffmann et al. 2022, approach 2); N0 is the best size at C0, the
+least budget that counts.
 """
 
 import dataclasses
@@ -32,8 +34,10 @@ class Parabola:
         parameters: measured sizes, rising.
         values: of the metric.
         coefficients: of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
-        best: parameters at the parabola's end; if it opens the wrong way there is none, and this is infinite or 0, as it slopes.
-        best_interval: an end may be infinite or 0 too; None with three sizes, through which a parabola goes exactly.
+        best: parameters at the parabola's end; if it opens the wrong way there is none, and this is
+            infinite or 0, as it slopes.
+        best_interval: an end may be infinite or 0 too; None with three sizes, through which a
+            parabola goes exactly.
         problem: why `best` is not to be used; empty if it may be.
     """
 
@@ -66,7 +70,9 @@ class Parabola:
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """The best size over compute; `exponent_interval` is None with two budgets, through which a line goes exactly."""
+    """The best size over compute; `exponent_interval` is None with two budgets, through which a
+    line goes exactly.
+    """
 
     exponent: float
     exponent_interval: Interval | None
@@ -80,7 +86,9 @@ class Growth:
             "c0_eflops": self.c0_flops / FLOPS_PER_EFLOP,
             "parameters_at_c0": self.parameters_at_c0,
             "exponent": self.exponent,
-            "exponent_interval": None if self.exponent_interval is None else self.exponent_interval.to_json(),
+            "exponent_interval": (
+                None if self.exponent_interval is None else self.exponent_interval.to_json()
+            ),
         }
 
 
@@ -98,23 +106,45 @@ class IsoFLOP:
 
     def to_json(self) -> dict[str, Any]:
         """Budgets as a list, in EFLOPs."""
-        budgets = [{"budget_eflops": budget, **parabola.to_json()} for budget, parabola in self.parabolas.items()]
+        budgets = [
+            {"budget_eflops": budget, **parabola.to_json()}
+            for budget, parabola in self.parabolas.items()
+        ]
         return {"budgets": budgets, "growth": self.growth.to_json()}
 
 
-def fit_isoflop(points: Sequence[Point], metric: str, direction: Direction, convention: Convention) -> IsoFLOP:
-    """Parabolas of one family's points, and the growth of the best size over those budgets whose parabola shows one.
+def fit_isoflop(
+    points: Sequence[Point], metric: str, direction: Direction, convention: Convention
+) -> IsoFLOP:
+    """Parabolas of one family's points, and the growth of the best size over those budgets whose
+    parabola shows one.
 
     Raises:
         UserError: see `by_budget`.
     """
     budgets = by_budget(points, convention)
-    parabolas = {budget: _fit_budget(budget, members, metric, direction, convention) for budget, members in budgets.items()}
-    return IsoFLOP(parabolas, _grow([found for found in parabolas.values() if isinstance(found, Parabola) and not found.problem]))
+    parabolas = {
+        budget: _fit_budget(budget, members, metric, direction, convention)
+        for budget, members in budgets.items()
+    }
+    return IsoFLOP(
+        parabolas,
+        _grow(
+            [
+                found
+                for found in parabolas.values()
+                if isinstance(found, Parabola) and not found.problem
+            ]
+        ),
+    )
 
 
 def _fit_budget(
-    budget: float, members: Sequence[Point], metric: str, direction: Direction, convention: Convention
+    budget: float,
+    members: Sequence[Point],
+    metric: str,
+    direction: Direction,
+    convention: Convention,
 ) -> Parabola | NotFitted:
     sizes = np.array([member.parameters for member in members], dtype=np.float64)
     num_sizes = len(np.unique(sizes))
@@ -149,7 +179,10 @@ def _fit_budget(
 
 def _grow(parabolas: Sequence[Parabola]) -> Growth | NotFitted:
     if len(parabolas) < _LINE:
-        return NotFitted(f"growth needs {_LINE} budgets whose best size lies inside the measured ones; there are {len(parabolas)}")
+        return NotFitted(
+            f"growth needs {_LINE} budgets whose best size lies inside the measured ones; there "
+            f"are {len(parabolas)}"
+        )
     flops = np.array([parabola.flops for parabola in parabolas])
     best = np.log([parabola.best for parabola in parabolas])
     design = np.vander(np.log(flops / flops[0]), _LINE)
@@ -157,5 +190,7 @@ def _grow(parabolas: Sequence[Parabola]) -> Growth | NotFitted:
     exponent, start = solve @ best
     uncertainty = None
     if len(parabolas) > _LINE:
-        uncertainty = interval(resample(best, design @ np.array([exponent, start]), _LINE) @ solve[0])
+        uncertainty = interval(
+            resample(best, design @ np.array([exponent, start]), _LINE) @ solve[0]
+        )
     return Growth(float(exponent), uncertainty, float(flops[0]), float(np.exp(start)))

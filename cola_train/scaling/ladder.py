@@ -1,4 +1,6 @@
-"""From a curve's spec to its runs: which there are, what each is launched with, and which must come before which."""
+"""From a curve's spec to its runs: which there are, what each is launched with, and which must come
+before which.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -22,8 +24,8 @@ class PlannedRun:
     """One run of a ladder.
 
     Attributes:
-        kind: "stage1"; "trunk", a constant-rate run that is no point itself; "anneal", a point that branches off one; "run", a
-            point trained from its first step.
+        kind: "stage1"; "trunk", a constant-rate run that is no point itself; "anneal", a point that
+            branches off one; "run", a point trained from its first step.
         arguments: of cola-train.
         budget: EFLOPs of a point, stage 1 included; 0 of what is no point.
         after: the run that must be finished before.
@@ -48,7 +50,8 @@ def ladder(spec: CurveConfig, spec_folder: Path) -> list[PlannedRun]:
     """Every run of a spec, each after what it needs, small before large.
 
     Raises:
-        UserError: a config that does not load, data order or data that differ between runs, a budget that stage 1 alone exceeds.
+        UserError: a config that does not load, data order or data that differ between runs, a
+            budget that stage 1 alone exceeds.
     """
     planned_runs: list[PlannedRun] = []
     for family_name, family in spec.families.items():
@@ -56,7 +59,9 @@ def ladder(spec: CurveConfig, spec_folder: Path) -> list[PlannedRun]:
         planned_runs += [] if stage1 is None else [stage1]
         for size, overrides in family.sizes.items():
             points = _cosine_runs if spec.schedule == "cosine" else _trunk_and_anneals
-            planned_runs += points(spec, spec_folder / family.config, family_name, size, overrides, stage1)
+            planned_runs += points(
+                spec, spec_folder / family.config, family_name, size, overrides, stage1
+            )
     _check_alike(planned_runs)
     return planned_runs
 
@@ -73,16 +78,28 @@ def _stage1(spec: CurveConfig, folder: Path, name: str, family: FamilyConfig) ->
     settings = (f"name={run}", f"runs_folder={spec.folder}", *spec.settings)
     path = folder / family.stage1
     config = load_run_config(path, settings)
-    return PlannedRun(run, "stage1", name, "", 0.0, config, (config.stage, str(path), *settings), None)
+    return PlannedRun(
+        run, "stage1", name, "", 0.0, config, (config.stage, str(path), *settings), None
+    )
 
 
-def _common(spec: CurveConfig, path: Path, overrides: Sequence[str], stage1: PlannedRun | None) -> list[str]:
-    common = [f"runs_folder={spec.folder}", f"budget.convention={spec.convention}", *spec.settings, *overrides]
+def _common(
+    spec: CurveConfig, path: Path, overrides: Sequence[str], stage1: PlannedRun | None
+) -> list[str]:
+    common = [
+        f"runs_folder={spec.folder}",
+        f"budget.convention={spec.convention}",
+        *spec.settings,
+        *overrides,
+    ]
     if stage1 is None:
         return common
     # By the file alone: without the start that is given here, its config may be refused.
     key = family_of_file(path).stage1_key
-    require(key is not None, f"{path} is of a family that starts from no first stage; leave `stage1` out.")
+    require(
+        key is not None,
+        f"{path} is of a family that starts from no first stage; leave `stage1` out.",
+    )
     return [*common, f"{key}={spec.folder}/{stage1.name}"]
 
 
@@ -90,14 +107,22 @@ def _left_of(spec: CurveConfig, budget: float, stage1: PlannedRun | None) -> int
     """FLOPs that a budget leaves for the run itself."""
     whole = Amount.parse(f"{budget!r} EFLOPs", "budgets").count
     before = 0 if stage1 is None else stage1_flops(stage1)[spec.convention]
-    require(whole > before,
-            f"The budget of {budget:g} EFLOPs is used up by stage 1 ({stage1.name if stage1 else ''}), which costs "
-            f"{before / FLOPS_PER_EFLOP:g} ({spec.convention}). Give larger budgets or train stage 1 for less.")  # fmt: skip
+    require(
+        whole > before,
+        f"The budget of {budget:g} EFLOPs is used up by stage 1 ({stage1.name if stage1 else ''}), "
+        f"which costs {before / FLOPS_PER_EFLOP:g} ({spec.convention}). Give larger budgets or "
+        "train stage 1 for less.",
+    )
     return whole - before
 
 
 def _cosine_runs(
-    spec: CurveConfig, path: Path, family: str, size: str, overrides: Sequence[str], stage1: PlannedRun | None
+    spec: CurveConfig,
+    path: Path,
+    family: str,
+    size: str,
+    overrides: Sequence[str],
+    stage1: PlannedRun | None,
 ) -> list[PlannedRun]:
     planned_runs = []
     for budget in sorted(spec.budgets):
@@ -108,35 +133,74 @@ def _cosine_runs(
         settings = [*plain, f"optim.decay={steps}", f"trainer.max_steps={steps}"]
         config = load_run_config(path, settings)
         after = stage1.name if stage1 else None
-        planned_runs.append(PlannedRun(name, "run", family, size, budget, config, (config.stage, str(path), *settings), after))
+        planned_runs.append(
+            PlannedRun(
+                name,
+                "run",
+                family,
+                size,
+                budget,
+                config,
+                (config.stage, str(path), *settings),
+                after,
+            )
+        )
     return planned_runs
 
 
 def _trunk_and_anneals(
-    spec: CurveConfig, path: Path, family: str, size: str, overrides: Sequence[str], stage1: PlannedRun | None
+    spec: CurveConfig,
+    path: Path,
+    family: str,
+    size: str,
+    overrides: Sequence[str],
+    stage1: PlannedRun | None,
 ) -> list[PlannedRun]:
     trunk = f"{family}-{size}-trunk"
-    plain = [f"name={trunk}", *_common(spec, path, overrides, stage1), "optim.schedule=wsd", *_NEVER]
+    plain = [
+        f"name={trunk}",
+        *_common(spec, path, overrides, stage1),
+        "optim.schedule=wsd",
+        *_NEVER,
+    ]
     config = load_run_config(path, plain)
-    ends = [steps_to(config, Amount(_left_of(spec, budget, stage1), "EFLOPs")) for budget in sorted(spec.budgets)]
+    ends = [
+        steps_to(config, Amount(_left_of(spec, budget, stage1), "EFLOPs"))
+        for budget in sorted(spec.budgets)
+    ]
     anneals = [max(1, round(spec.anneal_share * end)) for end in ends]
     begins = [end - anneal for end, anneal in zip(ends, anneals, strict=True)]
-    if begins[0] < steps_to(config, Amount.parse(config.optim.warmup, "optim.warmup")) or len(set(begins)) < len(begins):
+    if begins[0] < steps_to(config, Amount.parse(config.optim.warmup, "optim.warmup")) or len(
+        set(begins)
+    ) < len(begins):
         raise UserError(
-            f"The budgets {sorted(spec.budgets)} are too small or too close for {family} {size}: its anneals would begin at steps "
-            f"{begins}, which must differ and lie after warm-up ({config.optim.warmup!r})."
+            f"The budgets {sorted(spec.budgets)} are too small or too close for {family} {size}: "
+            f"its anneals would begin at steps {begins}, which must differ and lie after warm-up "
+            f"({config.optim.warmup!r})."
         )
     marks = ",".join(f"{step} steps" for step in begins)
     settings = [*plain, f"trainer.max_steps={begins[-1]}", f"budget.marks=[{marks}]"]
     after = stage1.name if stage1 else None
     config = load_run_config(path, settings)
-    planned_runs = [PlannedRun(trunk, "trunk", family, size, 0.0, config, (config.stage, str(path), *settings), after)]
+    planned_runs = [
+        PlannedRun(
+            trunk, "trunk", family, size, 0.0, config, (config.stage, str(path), *settings), after
+        )
+    ]
     for budget, begin, anneal, end in zip(sorted(spec.budgets), begins, anneals, ends, strict=True):
         name = f"{family}-{size}-{budget:g}"
-        changes = [f"name={name}", f"optim.decay={end}", f"optim.anneal={anneal}", f"trainer.max_steps={end}", "budget.marks=[]"]
+        changes = [
+            f"name={name}",
+            f"optim.decay={end}",
+            f"optim.anneal={anneal}",
+            f"trainer.max_steps={end}",
+            "budget.marks=[]",
+        ]
         annealed = load_run_config(path, [*settings, *changes])
         arguments = ("branch", f"{spec.folder}/{trunk}", "--step", str(begin), *changes)
-        planned_runs.append(PlannedRun(name, "anneal", family, size, budget, annealed, arguments, trunk))
+        planned_runs.append(
+            PlannedRun(name, "anneal", family, size, budget, annealed, arguments, trunk)
+        )
     return planned_runs
 
 
@@ -149,11 +213,16 @@ def _check_alike(planned_runs: Sequence[PlannedRun]) -> None:
             ("data.seq_len", first.config.data.seq_len, planned.config.data.seq_len),
             ("data_seed", first.config.data_seed, planned.config.data_seed),
         ):
-            require(ours == theirs,
-                    f"A curve compares runs on the same data in the same order, but {key} is {ours!r} in {first.name} and "
-                    f"{theirs!r} in {planned.name}. Set it for all under `settings`.")  # fmt: skip
+            require(
+                ours == theirs,
+                f"A curve compares runs on the same data in the same order, but {key} is {ours!r} "
+                f"in {first.name} and {theirs!r} in {planned.name}. Set it for all under "
+                "`settings`.",
+            )
     for planned in planned_runs:
         start = family_of(planned.config).uncounted_start(planned.config)
-        require(start is None or planned.after is not None,
-                f"{planned.name} starts from {start}, whose cost no budget counts; "
-                "give its config as `stage1` of the family.")  # fmt: skip
+        require(
+            start is None or planned.after is not None,
+            f"{planned.name} starts from {start}, whose cost no budget counts; "
+            "give its config as `stage1` of the family.",
+        )

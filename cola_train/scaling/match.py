@@ -1,4 +1,6 @@
-"""`cola-train match`: models of other families that are equal to a run in size or in compute, and a table of what else is equal."""
+"""`cola-train match`: models of other families that are equal to a run in size or in compute, and a
+table of what else is equal.
+"""
 
 import dataclasses
 import json
@@ -20,7 +22,10 @@ from cola_train.families.registry import families, family_of
 
 Equal = Literal["parameters", "flops", "tokens"]
 RULES: dict[Equal, str] = {
-    "parameters": "parameters of the backbone: the DiT's, and of others all but token embedding and vocabulary head",
+    "parameters": (
+        "parameters of the backbone: the DiT's, and of others all but token embedding and "
+        "vocabulary head"
+    ),
     "flops": "FLOPs per token, over the whole run and by its budget.convention",
     "tokens": "tokens alone: the others have the run's width and number of layers",
 }
@@ -48,19 +53,30 @@ class _Size:
 def match(config: RunConfig, equal: Equal) -> dict[str, RunConfig]:
     """The configs of other families that are equal to a run, by family.
 
-    They read the same rows in the same order for as many steps, and share seeds, optimization and loop. Widths are multiples of the
-    run's head_dim, and width over layers is within a factor of 2 of the run's. Sizes within 1% of equal count as equal, and of
-    these the width nearest to the run's is taken; where none is so close, the closest.
+    They read the same rows in the same order for as many steps, and share seeds, optimization and
+    loop. Widths are multiples of the run's head_dim, and width over layers is within a factor of 2
+    of the run's. Sizes within 1% of equal count as equal, and of these the width nearest to the
+    run's is taken; where none is so close, the closest.
 
     Raises:
-        UserError: a config of a family that nothing is matched to, or a head_dim that another family cannot have.
+        UserError: a config of a family that nothing is matched to, or a head_dim that another
+            family cannot have.
     """
     target = family_of(config).match_target(config)
-    sources = [name for name, family in families().items() if type(family).match_target is not Family.match_target]
-    require(target is not None, f"match starts from a run of {' or '.join(sources)}; {config.name} is of {config.stage!r}.")
+    sources = [
+        name
+        for name, family in families().items()
+        if type(family).match_target is not Family.match_target
+    ]
+    require(
+        target is not None,
+        f"match starts from a run of {' or '.join(sources)}; {config.name} is of {config.stage!r}.",
+    )
     assert target is not None
     # They end at the same step.
-    config = dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, max_steps=_steps(config)))
+    config = dataclasses.replace(
+        config, trainer=dataclasses.replace(config.trainer, max_steps=_steps(config))
+    )
     found = {name: _solved(config, equal, family, target) for name, family in families().items()}
     return {name: matched for name, matched in found.items() if matched is not None}
 
@@ -81,7 +97,9 @@ def fairness(config: RunConfig, equal: Equal) -> dict[str, Any]:
         "to": config.stage,
         "rule": RULES[equal],
         "convention": config.budget.convention,
-        "relative_difference": {name: measured[name] / measured[config.stage] - 1 for name in matched},
+        "relative_difference": {
+            name: measured[name] / measured[config.stage] - 1 for name in matched
+        },
         "notes": list(target.notes),
         "overrides": {name: _overrides(of) for name, of in matched.items()},
         "families": {name: _describe(of) for name, of in compared.items()},
@@ -89,11 +107,16 @@ def fairness(config: RunConfig, equal: Equal) -> dict[str, Any]:
 
 
 def show(table: Mapping[str, Any], as_json: bool) -> str:
-    """`fairness` as one JSON object, or as text: a row for each property, a column for each family, "=" where all agree."""
+    """`fairness` as one JSON object, or as text: a row for each property, a column for each family,
+    "=" where all agree.
+    """
     if as_json:
         return json.dumps(table, indent=1) + "\n"
     lines = [f"Equal in {table['rule']}."]
-    lines += [f"{family}: {share:+.3%} from {table['to']}'s" for family, share in table["relative_difference"].items()]
+    lines += [
+        f"{family}: {share:+.3%} from {table['to']}'s"
+        for family, share in table["relative_difference"].items()
+    ]
     flat = {family: dict(_flatten(values)) for family, values in table["families"].items()}
     all_names = dict.fromkeys(name for values in flat.values() for name in values)
     groups = dict.fromkeys(name.partition(":")[0] for name in all_names)
@@ -104,7 +127,10 @@ def show(table: Mapping[str, Any], as_json: bool) -> str:
         rows.append([name, *cells, "=" if len(set(cells)) == 1 else ""])
     lines += ["", *aligned(rows)]
     lines += ["", *table["notes"], "", "To train them:"]
-    lines += [f"cola-train {shlex.join([family, *values])}" for family, values in table["overrides"].items()]
+    lines += [
+        f"cola-train {shlex.join([family, *values])}"
+        for family, values in table["overrides"].items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -129,7 +155,9 @@ def _measure(config: RunConfig, equal: Equal) -> float:
     return _tokens(config)
 
 
-def _solved(config: RunConfig, equal: Equal, family: Family[Any], target: MatchTarget) -> RunConfig | None:
+def _solved(
+    config: RunConfig, equal: Equal, family: Family[Any], target: MatchTarget
+) -> RunConfig | None:
     def build(width: int, layers: int) -> RunConfig:
         found: RunConfig | None = family.matched(config, target, width, layers)
         assert found is not None
@@ -147,21 +175,34 @@ def _solved(config: RunConfig, equal: Equal, family: Family[Any], target: MatchT
         one, two = (_measure(build(width, layers), equal) for layers in (1, 2))
         exact = 1 + (wanted - one) / (two - one)
         whole = {max(1, math.floor(exact)), max(1, math.ceil(exact))}
-        return [_Size(width, layers, abs(one + (layers - 1) * (two - one) - wanted) / wanted) for layers in sorted(whole)]
+        return [
+            _Size(width, layers, abs(one + (layers - 1) * (two - one) - wanted) / wanted)
+            for layers in sorted(whole)
+        ]
 
     widths = range(target.head_dim, 4 * target.width + target.head_dim, target.head_dim)
     found = [size for width in widths for size in sizes(width)]
     # Heads as wide as a small network leave no choice of shape.
-    shaped = [size for size in found if size.aspect_off(target) <= math.log(_LARGEST_ASPECT_RATIO)] or found
+    shaped = [
+        size for size in found if size.aspect_off(target) <= math.log(_LARGEST_ASPECT_RATIO)
+    ] or found
     close = [size for size in shaped if size.error <= _TOLERANCE]
-    best = min(close, key=lambda size: (size.width_off(target), size.error)) if close else min(shaped, key=lambda size: size.error)
+    best = (
+        min(close, key=lambda size: (size.width_off(target), size.error))
+        if close
+        else min(shaped, key=lambda size: size.error)
+    )
     return build(best.width, best.layers)
 
 
 def _overrides(config: RunConfig) -> list[str]:
     """What the family's verb makes this config from, without a file."""
     default = type(config)(name=config.name)
-    keys = [key for key, _ in leaves(type(config)) if key == "name" or value_at(config, key) != value_at(default, key)]
+    keys = [
+        key
+        for key, _ in leaves(type(config))
+        if key == "name" or value_at(config, key) != value_at(default, key)
+    ]
     return [f"{key}={_as_yaml(value_at(config, key))}" for key in keys]
 
 
@@ -176,7 +217,11 @@ def _describe(config: RunConfig) -> dict[str, Any]:
     parts = family_of(config).parameters(config)
     return {
         "network": family_of(config).describe(config),
-        "data": {"path": config.data.path, "order seed": config.data_seed, "seq_len": config.data.seq_len},
+        "data": {
+            "path": config.data.path,
+            "order seed": config.data_seed,
+            "seq_len": config.data.seq_len,
+        },
         "seed": config.seed,
         "tokenizer": f"of the data, {config.vocab_size:,} ids",
         "rows per step": trainer.global_batch_size,
@@ -184,7 +229,10 @@ def _describe(config: RunConfig) -> dict[str, Any]:
         "tokens": tokens,
         "schedule": {
             "kind": optim.schedule,
-            "learning rate": f"{optim.start_learning_rate:g} to {optim.learning_rate:g} to {optim.final_learning_rate:g}",
+            "learning rate": (
+                f"{optim.start_learning_rate:g} to {optim.learning_rate:g} to "
+                f"{optim.final_learning_rate:g}"
+            ),
             **{
                 f"{name} steps": steps_to(config, Amount.parse(getattr(optim, name), name))
                 for name in ("warmup", "decay", "anneal")
@@ -196,16 +244,28 @@ def _describe(config: RunConfig) -> dict[str, Any]:
         "parameters in all": sum(parts.values()),
         "backbone's parameters": family_of(config).backbone_parameters(config),
         "FLOPs per token": {convention: flops / tokens for convention, flops in total.items()},
-        "EFLOPs in all": {convention: flops / FLOPS_PER_EFLOP for convention, flops in total.items()},
+        "EFLOPs in all": {
+            convention: flops / FLOPS_PER_EFLOP for convention, flops in total.items()
+        },
     }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name, value in values.items():
-        found += _flatten(value, f"{prefix}{name}: ") if isinstance(value, dict) else [(prefix + name, value)]
+        found += (
+            _flatten(value, f"{prefix}{name}: ")
+            if isinstance(value, dict)
+            else [(prefix + name, value)]
+        )
     return found
 
 
 def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.6g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int)
+        else f"{value:,.6g}"
+        if isinstance(value, float)
+        else str(value)
+    )

@@ -1,9 +1,10 @@
 """How much memory a run needs on each device, and what fits there, before it is launched.
 
-The figures are of an optimizer step's highest moment, as a dry run of the step finds it (dry_run.py). Kernels' own scratch space
-and an allocator's gaps come on top: on a CPU, glibc keeps up to two thirds as much again of what was released, unless the
-environment has MALLOC_MMAP_THRESHOLD_=65536. So does what happens beside steps: sample texts compute with a whole copy of the
-weights.
+The figures are of an optimizer step's highest moment, as a dry run of the step finds it
+(dry_run.py). Kernels' own scratch space and an allocator's gaps come on top: on a CPU, glibc keeps
+up to two thirds as much again of what was released, unless the environment has
+MALLOC_MMAP_THRESHOLD_=65536. So does what happens beside steps: sample texts compute with a whole
+copy of the weights.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from cola_train.scaling.dry_run import record
 from cola_train.training.parallel.activations import Checkpointing
 
 DeviceType = Literal["cpu", "cuda"]
-# CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured for this project.
+# CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured
+# for this project.
 _GPU_RUNTIME = 2 * 10**9
 _NAMES = {
     Part.WEIGHTS: "weights",
@@ -56,16 +58,22 @@ class Option:
 
 
 def estimate(
-    config: RunConfig, world_size: int, local_world_size: int | None = None, device_type: DeviceType = "cpu"
+    config: RunConfig,
+    world_size: int,
+    local_world_size: int | None = None,
+    device_type: DeviceType = "cpu",
 ) -> MemoryEstimate:
-    """The memory that a step of the run needs on each of `world_size` devices, with the config's micro-batch and sharding.
+    """The memory that a step of the run needs on each of `world_size` devices, with the config's
+    micro-batch and sharding.
 
     Args:
-        config: the run; trainer.precision=auto is taken as bf16 on a GPU, and on a CPU as what this one would choose.
+        config: the run; trainer.precision=auto is taken as bf16 on a GPU, and on a CPU as what this
+            one would choose.
         world_size: processes, one a device.
         local_world_size: those of one machine, for hsdp; all by default.
-        device_type: on "cuda", attention keeps what a GPU's kernels keep, an allowance for the runtime is added, and what
-            parallel.cpu_offload moves to the host is left out. On "cpu" everything is the host's.
+        device_type: on "cuda", attention keeps what a GPU's kernels keep, an allowance for the
+            runtime is added, and what parallel.cpu_offload moves to the host is left out. On "cpu"
+            everything is the host's.
 
     Raises:
         UserError: a batch or strategy that does not fit the number of devices.
@@ -88,7 +96,8 @@ def largest_micro_batch(
     local_world_size: int | None = None,
     device_type: DeviceType = "cuda",
 ) -> int:
-    """The largest trainer.micro_batch_size that a device of `device_bytes` has memory for; 0 if one row is too much.
+    """The largest trainer.micro_batch_size that a device of `device_bytes` has memory for; 0 if one
+    row is too much.
 
     It divides a device's rows of a step, as training demands. Arguments and errors as `estimate`'s.
     """
@@ -104,11 +113,13 @@ def what_fits(
     local_world_size: int | None = None,
     device_type: DeviceType = "cuda",
 ) -> list[Option]:
-    """For each sharding, from the most to the least sharded, and each activation checkpointing: the largest micro-batch.
+    """For each sharding, from the most to the least sharded, and each activation checkpointing: the
+    largest micro-batch.
 
-    One recording a kind of checkpointing: from fsdp2 to the others the sharded parts scale as the shards do. That leaves out how
-    shards are rounded up and that ddp gathers without a buffer, together some percent of a small model and less of a large one.
-    Arguments and errors as `estimate`'s.
+    One recording a kind of checkpointing: from fsdp2 to the others the sharded parts scale as the
+    shards do. That leaves out how shards are rounded up and that ddp gathers without a buffer,
+    together some percent of a small model and less of a large one. Arguments and errors as
+    `estimate`'s.
     """
     local_world_size = local_world_size or world_size
     local_rows = _local_rows(config, world_size)
@@ -118,13 +129,21 @@ def what_fits(
     if world_size > 1:
         shard_sizes["ddp"] = 1
     parallel = dataclasses.replace(config.parallel, strategy="fsdp2", shard_size=None)
-    sharded = _timelines(dataclasses.replace(config, parallel=parallel), world_size, local_world_size, device_type, _KINDS)
+    sharded = _timelines(
+        dataclasses.replace(config, parallel=parallel),
+        world_size,
+        local_world_size,
+        device_type,
+        _KINDS,
+    )
     options = []
     for strategy, shard_size in shard_sizes.items():
         for checkpointing, recorded in zip(_KINDS, sharded, strict=True):
             timeline = recorded.resharded(world_size // shard_size)
             micro = _largest(timeline, local_rows, device_bytes - _runtime(device_type))
-            peak = _of_step(timeline, micro or 1, local_rows).peak(micro or 1) + _runtime(device_type)
+            peak = _of_step(timeline, micro or 1, local_rows).peak(micro or 1) + _runtime(
+                device_type
+            )
             options.append(Option(strategy, checkpointing, micro, peak))
     return options
 
@@ -136,16 +155,22 @@ def check_rows(config: RunConfig, world_size: int) -> int:
         UserError: they do not.
     """
     micro, local_rows = config.trainer.micro_batch_size, _local_rows(config, world_size)
-    require(local_rows % micro == 0,
-            f"trainer.global_batch_size ({config.trainer.global_batch_size}) must be a multiple of trainer.micro_batch_size x "
-            f"devices ({micro} x {world_size} = {micro * world_size}): choose one that divides {local_rows}.")  # fmt: skip
+    require(
+        local_rows % micro == 0,
+        f"trainer.global_batch_size ({config.trainer.global_batch_size}) must be a multiple of "
+        f"trainer.micro_batch_size x devices ({micro} x {world_size} = {micro * world_size}): "
+        f"choose one that divides {local_rows}.",
+    )
     return local_rows
 
 
 def _local_rows(config: RunConfig, world_size: int) -> int:
     rows = config.trainer.global_batch_size
-    require(rows % world_size == 0,
-            f"trainer.global_batch_size ({rows}) must be a multiple of the number of devices ({world_size}).")  # fmt: skip
+    require(
+        rows % world_size == 0,
+        f"trainer.global_batch_size ({rows}) must be a multiple of the number of devices "
+        f"({world_size}).",
+    )
     return rows // world_size
 
 
@@ -153,19 +178,32 @@ def _runtime(device_type: DeviceType) -> int:
     return _GPU_RUNTIME if device_type == "cuda" else 0
 
 
-def _timeline(config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType) -> Timeline:
+def _timeline(
+    config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType
+) -> Timeline:
     """Of the config's own checkpointing."""
-    return _timelines(config, world_size, local_world_size, device_type, (config.parallel.activation_checkpointing,))[0]
+    return _timelines(
+        config,
+        world_size,
+        local_world_size,
+        device_type,
+        (config.parallel.activation_checkpointing,),
+    )[0]
 
 
 def _timelines(
-    config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType, kinds: Sequence[Checkpointing]
+    config: RunConfig,
+    world_size: int,
+    local_world_size: int,
+    device_type: DeviceType,
+    kinds: Sequence[Checkpointing],
 ) -> list[Timeline]:
     """Of each kind of checkpointing, in place of the config's."""
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if device_type == "cuda" or cpu_bf16_is_fast() else "fp32"
-    if precision == "fp8":  # it keeps no more than bf16, and its kernels cannot be recorded without its devices
+    # it keeps no more than bf16, and its kernels cannot be recorded without its devices
+    if precision == "fp8":
         precision = "bf16"
     # Whatever the micro-batch, its timeline is the same.
     config = dataclasses.replace(
@@ -188,8 +226,13 @@ def _of_step(timeline: Timeline, micro: int, local_rows: int) -> Timeline:
 
 
 def _largest(timeline: Timeline, local_rows: int, device_bytes: int) -> int:
-    """The largest divisor of `local_rows` that fits; with all rows at once no gradients are added up."""
+    """The largest divisor of `local_rows` that fits; with all rows at once no gradients are added
+    up.
+    """
     if timeline.most_rows(device_bytes) >= local_rows:
         return local_rows
     most = timeline.accumulating().most_rows(device_bytes)
-    return max((rows for rows in range(1, local_rows) if local_rows % rows == 0 and rows <= most), default=0)
+    return max(
+        (rows for rows in range(1, local_rows) if local_rows % rows == 0 and rows <= most),
+        default=0,
+    )

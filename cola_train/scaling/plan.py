@@ -11,7 +11,14 @@ from cola_train.config.settings import UserError, require
 from cola_train.console import aligned
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
-from cola_train.families.costs import CONVENTIONS, flops_after, network_parameters, step_flops, step_parts, steps_to
+from cola_train.families.costs import (
+    CONVENTIONS,
+    flops_after,
+    network_parameters,
+    step_flops,
+    step_parts,
+    steps_to,
+)
 from cola_train.families.registry import family_of
 from cola_train.peaks import DEVICES, Device, device_named
 from cola_train.scaling.memory import check_rows, estimate, what_fits
@@ -37,7 +44,9 @@ class Fleet:
             f"--devices and --per-node must be at least 1, not {self.count}, {self.per_node}.",
         )
         require(0 < self.mfu <= 1, f"--mfu must be in (0, 1], not {self.mfu}.")
-        require(self.price is None or self.price >= 0, f"--price must be 0 or more, not {self.price}.")
+        require(
+            self.price is None or self.price >= 0, f"--price must be 0 or more, not {self.price}."
+        )
 
     @property
     def kind(self) -> Device:
@@ -51,17 +60,23 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     Args:
         config: the run.
         fleet: the devices it shall run on.
-        extra: amounts ("10000", "2e9 tokens", "100 EFLOPs") to give the cost at, beside the run's end and its marks.
+        extra: amounts ("10000", "2e9 tokens", "100 EFLOPs") to give the cost at, beside the run's
+            end and its marks.
 
     Raises:
         UserError: devices that the batch does not divide among, or an amount that cannot be read.
     """
     family, rows, end = family_of(config), _training_rows(config), Budget(config).last_step
-    moments = {*_mark_steps(config, end), *(steps_to(config, Amount.parse(text, "--at")) for text in extra), end}
+    moments = {
+        *_mark_steps(config, end),
+        *(steps_to(config, Amount.parse(text, "--at")) for text in extra),
+        end,
+    }
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
     per_node = min(fleet.count, fleet.per_node)
     check_rows(config, fleet.count)
-    # First what records every kind of checkpointing at once: the config's own is most often among them.
+    # First what records every kind of checkpointing at once: the config's own is most often among
+    # them.
     options = what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)
     memory = estimate(config, fleet.count, per_node, "cuda")
     return {
@@ -76,10 +91,18 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
         "step_flops": step_flops(config, 0),
         "step_flops_by_part": parts,
         "conventions": CONVENTIONS,
-        "budget": {"eflops": config.budget.eflops, "convention": config.budget.convention, "steps": end},
+        "budget": {
+            "eflops": config.budget.eflops,
+            "convention": config.budget.convention,
+            "steps": end,
+        },
         "moments": [_moment(config, steps, rows, fleet) for steps in sorted(moments) if steps > 0],
         "devices": {**dataclasses.asdict(fleet), "memory_bytes": fleet.kind.memory_bytes},
-        "memory": {"parts": memory.by_part, "peak": memory.peak, "fits": memory.peak <= fleet.kind.memory_bytes},
+        "memory": {
+            "parts": memory.by_part,
+            "peak": memory.peak,
+            "fits": memory.peak <= fleet.kind.memory_bytes,
+        },
         "what_fits": [dataclasses.asdict(option) for option in options],
     }
 
@@ -98,7 +121,9 @@ def _mark_steps(config: RunConfig, end: int) -> set[int]:
     for text in config.budget.marks:
         mark = Mark.parse(text, "budget.marks")
         for number in range(1, _LISTED_MARKS + 1 if mark.repeats else 2):
-            step = steps_to(config, dataclasses.replace(mark.amount, count=number * mark.amount.count))
+            step = steps_to(
+                config, dataclasses.replace(mark.amount, count=number * mark.amount.count)
+            )
             if step <= end:
                 steps.add(step)
     return steps
@@ -134,14 +159,33 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     lines += ["", "FLOPs of a step by part", *_table(_part_rows(plan))]
     budget = plan["budget"]
     if budget["eflops"] is not None:
-        lines += ["", f"Budget: {budget['eflops']:,} EFLOPs ({budget['convention']}), reached at step {budget['steps']:,}"]
-    lines += ["", f"In the course of training, at {fleet['mfu']:.0%} MFU on {fleet['count']} x {fleet['device']}"]
+        lines += [
+            "",
+            (
+                f"Budget: {budget['eflops']:,} EFLOPs ({budget['convention']}), reached at step "
+                f"{budget['steps']:,}"
+            ),
+        ]
+    lines += [
+        "",
+        (
+            f"In the course of training, at {fleet['mfu']:.0%} MFU on {fleet['count']} x "
+            f"{fleet['device']}"
+        ),
+    ]
     lines += _table(_moment_rows(plan))
     peak, most = plan["memory"]["peak"], fleet["memory_bytes"]
-    lines += ["", f"Memory of a device ({_size(most)}), with the micro-batch and sharding of the config"]
+    lines += [
+        "",
+        f"Memory of a device ({_size(most)}), with the micro-batch and sharding of the config",
+    ]
     lines += [f"  {name:34}{_size(size):>12}" for name, size in plan["memory"]["parts"].items()]
     lines += [f"  {'peak':34}{_size(peak):>12}  {'fits' if peak <= most else 'does not fit'}"]
-    lines += ["", "What fits: the largest micro-batch by sharding and activation checkpointing", *_table(_fit_rows(plan))]
+    lines += [
+        "",
+        "What fits: the largest micro-batch by sharding and activation checkpointing",
+        *_table(_fit_rows(plan)),
+    ]
     return lines
 
 
@@ -154,13 +198,32 @@ def _part_rows(plan: dict[str, Any]) -> list[list[str]]:
 
 
 def _moment_rows(plan: dict[str, Any]) -> list[list[str]]:
-    rows = [["steps", "tokens", "epochs", *(f"EFLOPs {name}" for name in plan["step_flops"]), "days", "device-hours", "cost"]]
+    rows = [
+        [
+            "steps",
+            "tokens",
+            "epochs",
+            *(f"EFLOPs {name}" for name in plan["step_flops"]),
+            "days",
+            "device-hours",
+            "cost",
+        ]
+    ]
     for moment in plan["moments"]:
         epochs = "-" if moment["epochs"] is None else f"{moment['epochs']:,.2f}"
         cost = "-" if moment["cost"] is None else f"{moment['cost']:,.0f}"
         spent = [_eflops(moment["eflops"][name]) for name in plan["step_flops"]]
-        rows.append([f"{moment['steps']:,}", f"{moment['tokens']:,}", epochs, *spent, f"{moment['days']:,.2f}",
-                     f"{moment['device_hours']:,.1f}", cost])  # fmt: skip
+        rows.append(
+            [
+                f"{moment['steps']:,}",
+                f"{moment['tokens']:,}",
+                epochs,
+                *spent,
+                f"{moment['days']:,.2f}",
+                f"{moment['device_hours']:,.1f}",
+                cost,
+            ]
+        )
     return rows
 
 
@@ -168,7 +231,14 @@ def _fit_rows(plan: dict[str, Any]) -> list[list[str]]:
     rows = [["sharding", "checkpointing", "largest micro-batch", "peak"]]
     for option in plan["what_fits"]:
         largest = f"{option['micro_batch_size']:,}" if option["micro_batch_size"] else "none fits"
-        rows.append([option["strategy"], option["activation_checkpointing"], largest, _size(option["peak"])])
+        rows.append(
+            [
+                option["strategy"],
+                option["activation_checkpointing"],
+                largest,
+                _size(option["peak"]),
+            ]
+        )
     return rows
 
 

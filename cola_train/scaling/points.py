@@ -1,4 +1,6 @@
-"""Points of a scaling curve: what was trained, what it cost, what it can do; and their file, points.csv."""
+"""Points of a scaling curve: what was trained, what it cost, what it can do; and their file,
+points.csv.
+"""
 
 import csv
 import dataclasses
@@ -12,7 +14,15 @@ from cola_train.config.settings import UserError, require
 from cola_train.files import write_atomically
 
 _CONVENTIONS: tuple[Convention, ...] = ("paper", "model", "executed")
-_COLUMNS = ("family", "size", "parameters", "tokens", "budget_eflops", "kind", *(f"flops_{name}" for name in _CONVENTIONS))
+_COLUMNS = (
+    "family",
+    "size",
+    "parameters",
+    "tokens",
+    "budget_eflops",
+    "kind",
+    *(f"flops_{name}" for name in _CONVENTIONS),
+)
 _KINDS = ("run", "anneal")
 _NEXT = "Correct it, or let `cola-train curve run` write it again."
 # One optimizer step more or less is all that points of a budget should differ by.
@@ -28,8 +38,10 @@ class Point:
         tokens: seen in training, padding included.
         budget: EFLOPs it was trained for. Points of the same budget belong together.
         flops: what it cost, by convention ("paper", "model", "executed").
-        kind: "run", trained from its first step for this budget; "anneal", branched off a run at a constant learning rate.
-        metrics: by name; the standard error of NAME is NAME_standard_error, and held_out_NAME is the same figure of real text.
+        kind: "run", trained from its first step for this budget; "anneal", branched off a run at a
+            constant learning rate.
+        metrics: by name; the standard error of NAME is NAME_standard_error, and held_out_NAME is
+            the same figure of real text.
     """
 
     family: str
@@ -43,42 +55,70 @@ class Point:
 
 
 def write_points(path: Path, points: Sequence[Point]) -> None:
-    """Write a CSV file with a header, a line a point and a column a metric; numbers come back exactly."""
+    """Write a CSV file with a header, a line a point and a column a metric; numbers come back
+    exactly.
+    """
     metrics = list(points[0].metrics) if points else []
     assert all(point.metrics.keys() == set(metrics) for point in points)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *metrics])
     for point in points:
-        counts = [point.family, point.size, point.parameters, point.tokens, repr(point.budget), point.kind]
+        counts = [
+            point.family,
+            point.size,
+            point.parameters,
+            point.tokens,
+            repr(point.budget),
+            point.kind,
+        ]
         flops = [point.flops[name] for name in _CONVENTIONS]
         writer.writerow([*counts, *flops, *(repr(point.metrics[name]) for name in metrics)])
     write_atomically(path, text.getvalue())
 
 
 def read_points(path: Path) -> list[Point]:
-    """Read what `write_points` wrote, or a table made by hand: columns in any order; what is no column of a point is a metric.
+    """Read what `write_points` wrote, or a table made by hand: columns in any order; what is no
+    column of a point is a metric.
 
     Raises:
-        UserError: no such file, missing or repeated columns, a line that is cut short, what is no number or none that can be, a
-            kind that there is not, or two lines for one point.
+        UserError: no such file, missing or repeated columns, a line that is cut short, what is no
+            number or none that can be, a kind that there is not, or two lines for one point.
     """
-    require(path.is_file(), f"There are no measured points at {path}. `cola-train curve run` writes them.")
+    require(
+        path.is_file(),
+        f"There are no measured points at {path}. `cola-train curve run` writes them.",
+    )
     try:
         header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{path} is not a table of points: it must be CSV in UTF-8 with a header. {_NEXT}") from error
+        raise UserError(
+            f"{path} is not a table of points: it must be CSV in UTF-8 with a header. {_NEXT}"
+        ) from error
     missing = [name for name in _COLUMNS if name not in header]
-    require(not missing, f"{path} must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}. {_NEXT}")
-    require(len(set(header)) == len(header), f"Each column of {path} must have its own name, but its header is {header}. {_NEXT}")
+    require(
+        not missing,
+        f"{path} must have the columns {', '.join(_COLUMNS)}; it lacks {', '.join(missing)}. "
+        f"{_NEXT}",
+    )
+    require(
+        len(set(header)) == len(header),
+        f"Each column of {path} must have its own name, but its header is {header}. {_NEXT}",
+    )
     points: list[Point] = []
     lines: dict[tuple[str, str, float, str], int] = {}
     for line, row in enumerate(rows, start=2):
-        require(len(row) == len(header), f"{path}, line {line}: {len(header)} columns are needed, not {len(row)}. {_NEXT}")
+        require(
+            len(row) == len(header),
+            f"{path}, line {line}: {len(header)} columns are needed, not {len(row)}. {_NEXT}",
+        )
         point = _point(dict(zip(header, row, strict=True)), f"{path}, line {line}")
         key = (point.family, point.size, point.budget, point.kind)
-        require(key not in lines, f"{path}: lines {lines.get(key)} and {line} are the same point: family {point.family}, size "
-                                  f"{point.size}, {point.budget:g} EFLOPs, kind {point.kind}. Remove one of them.")  # fmt: skip
+        require(
+            key not in lines,
+            f"{path}: lines {lines.get(key)} and {line} are the same point: family {point.family}, "
+            f"size {point.size}, {point.budget:g} EFLOPs, kind {point.kind}. Remove one of them.",
+        )
         lines[key] = line
         points.append(point)
     return points
@@ -135,8 +175,11 @@ def by_budget(points: Iterable[Point], convention: Convention) -> dict[float, li
         budgets.setdefault(point.budget, []).append(point)
     for budget, members in budgets.items():
         flops = [member.flops[convention] for member in members]
-        require(max(flops) <= (1 + _MOST_DIFFERENCE) * min(flops),
-                f"Points of one budget must have spent the same FLOPs within {_MOST_DIFFERENCE:.0%}, but those of "
-                f"{members[0].family} at {budget:g} EFLOPs spent {min(flops):.4g} to {max(flops):.4g} by the convention "
-                f"{convention!r}. Set the convention that the budgets were counted by, or train by smaller steps.")  # fmt: skip
+        require(
+            max(flops) <= (1 + _MOST_DIFFERENCE) * min(flops),
+            f"Points of one budget must have spent the same FLOPs within {_MOST_DIFFERENCE:.0%}, "
+            f"but those of {members[0].family} at {budget:g} EFLOPs spent {min(flops):.4g} to "
+            f"{max(flops):.4g} by the convention {convention!r}. Set the convention that the "
+            "budgets were counted by, or train by smaller steps.",
+        )
     return budgets

@@ -1,7 +1,9 @@
-"""Quality as a power law of training compute: L(C) = E + A (C / C0)^-alpha, with C0 the least measured compute.
+"""Quality as a power law of training compute: L(C) = E + A (C / C0)^-alpha, with C0 the least
+measured compute.
 
-E is what no compute removes, A what compute can remove at C0. A metric that rises towards a ceiling U is U - A (C / C0)^-alpha; all
-that rise are shares, so U <= 1. With y = L, or y = 1 - L, both are y = E + A (C / C0)^-alpha with E, A, alpha >= 0: that is fitted.
+E is what no compute removes, A what compute can remove at C0. A metric that rises towards a ceiling
+U is U - A (C / C0)^-alpha; all that rise are shares, so U <= 1. With y = L, or y = 1 - L, both are
+y = E + A (C / C0)^-alpha with E, A, alpha >= 0: that is fitted.
 """
 
 import dataclasses
@@ -20,7 +22,8 @@ from cola_train.scaling.points import Point, by_budget
 Direction = Literal["falls", "rises"]
 
 _NUM_PARAMETERS = 3
-# Of alpha x log(most / least compute): from a straight line over log C to a curve that has reached E at the second point.
+# Of alpha x log(most / least compute): from a straight line over log C to a curve that has reached
+# E at the second point.
 _LEAST_DECAY, _MOST_DECAY = 1e-3, 20.0
 _GRID_SIZE = 60
 _NUM_CUTS = 30
@@ -49,7 +52,9 @@ class Parameters:
 
     def at(self, log_ratio: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, "fits points"]:
         """y at these log(C / C0)."""
-        return self.limit[:, None] + self.amplitude[:, None] * np.exp(-self.exponent[:, None] * log_ratio)
+        return self.limit[:, None] + self.amplitude[:, None] * np.exp(
+            -self.exponent[:, None] * log_ratio
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,10 +108,14 @@ class PowerLaw:
 
     def interval_at(self, flops: float) -> Interval:
         """Where the curve, not a new measurement, may be at any FLOPs."""
-        return interval(_mirror(self.resampled.at(self._log_ratio(np.array([flops]))), self.direction)[:, 0])
+        return interval(
+            _mirror(self.resampled.at(self._log_ratio(np.array([flops]))), self.direction)[:, 0]
+        )
 
     def is_extrapolated(self, flops: Float64[np.ndarray, " points"]) -> Bool[np.ndarray, " points"]:
-        """Where these FLOPs are less or more than any that was measured; an interval knows nothing of a curve that bends there."""
+        """Where these FLOPs are less or more than any that was measured; an interval knows nothing
+        of a curve that bends there.
+        """
         return (flops < self.flops[0]) | (flops > self.flops[-1])
 
     @property
@@ -118,7 +127,9 @@ class PowerLaw:
         return "has reached its limit by the second budget" if decay > 0.99 * _MOST_DECAY else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Parameters and the curve, each with its interval; also, marked as extrapolated, at 3 and 10 times the most compute."""
+        """Parameters and the curve, each with its interval; also, marked as extrapolated, at 3 and
+        10 times the most compute.
+        """
         sign = "+" if self.direction == "falls" else "-"
         flops = np.concatenate([self.flops, self.flops[-1] * np.array(_BEYOND)])
         return {
@@ -126,41 +137,57 @@ class PowerLaw:
             "num_points": len(self.flops),
             "c0_eflops": float(self.flops[0]) / FLOPS_PER_EFLOP,
             **{name: getattr(self, name) for name in ("limit", "amplitude", "exponent")},
-            **{f"{name}_interval": getattr(self, f"{name}_interval").to_json() for name in ("limit", "amplitude", "exponent")},
+            **{
+                f"{name}_interval": getattr(self, f"{name}_interval").to_json()
+                for name in ("limit", "amplitude", "exponent")
+            },
             "residual_rms": float(np.sqrt(np.square(self.values - self.at(self.flops)).mean())),
             "note": self.note,
             "curve": [
-                {"eflops": float(at) / FLOPS_PER_EFLOP, "value": float(value), "interval": self.interval_at(at).to_json(),
-                 "extrapolated": bool(beyond)}
-                for at, value, beyond in zip(flops, self.at(flops), self.is_extrapolated(flops), strict=True)
+                {
+                    "eflops": float(at) / FLOPS_PER_EFLOP,
+                    "value": float(value),
+                    "interval": self.interval_at(at).to_json(),
+                    "extrapolated": bool(beyond),
+                }
+                for at, value, beyond in zip(
+                    flops, self.at(flops), self.is_extrapolated(flops), strict=True
+                )
             ],
-        }  # fmt: skip
+        }
 
     def _log_ratio(self, flops: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, " points"]:
         return np.log(flops / self.flops[0])
 
 
-def frontier(points: Sequence[Point], metric: str, direction: Direction, convention: Convention) -> list[Point]:
+def frontier(
+    points: Sequence[Point], metric: str, direction: Direction, convention: Convention
+) -> list[Point]:
     """The best size of one family at each budget, budgets rising.
 
-    The best of several noisy figures looks better than it is, by about the noise; by as much at every budget with as many sizes.
+    The best of several noisy figures looks better than it is, by about the noise; by as much at
+    every budget with as many sizes.
 
     Raises:
         UserError: see `by_budget`.
     """
     sign = 1 if direction == "falls" else -1
     budgets = by_budget(points, convention)
-    return [min(members, key=lambda point: sign * point.metrics[metric]) for members in budgets.values()]
+    return [
+        min(members, key=lambda point: sign * point.metrics[metric]) for members in budgets.values()
+    ]
 
 
 def fit_power_law(
-    flops: Float64[np.ndarray, " points"], values: Float64[np.ndarray, " points"], direction: Direction
+    flops: Float64[np.ndarray, " points"],
+    values: Float64[np.ndarray, " points"],
+    direction: Direction,
 ) -> PowerLaw | NotFitted:
     """Least squares, with bootstrap intervals (`bootstrap.resample`).
 
-    For a given alpha, E and A are a linear problem that is solved exactly; the best alpha is searched for on a grid and then
-    between its neighbors. So the fit is the best there is and needs no starting point. If compute does not help, E is the mean, A
-    and alpha are 0.
+    For a given alpha, E and A are a linear problem that is solved exactly; the best alpha is
+    searched for on a grid and then between its neighbors. So the fit is the best there is and needs
+    no starting point. If compute does not help, E is the mean, A and alpha are 0.
 
     Args:
         flops: rising.
@@ -173,22 +200,32 @@ def fit_power_law(
     assert (np.diff(flops) > 0).all()
     assert len(flops) == len(values)
     if len(flops) <= _NUM_PARAMETERS:
-        return NotFitted(f"a power law needs at least {_NUM_PARAMETERS + 1} budgets, and there are {len(flops)}")
+        return NotFitted(
+            f"a power law needs at least {_NUM_PARAMETERS + 1} budgets, and there are {len(flops)}"
+        )
     y = _mirror(values, direction)
     if (y < 0).any():
-        rule = "must not be negative" if direction == "falls" else "is a share and must not exceed 1"
-        return NotFitted(f"a metric that {direction} {rule}, and one point has {values[y.argmin()]:g}")
+        rule = (
+            "must not be negative" if direction == "falls" else "is a share and must not exceed 1"
+        )
+        return NotFitted(
+            f"a metric that {direction} {rule}, and one point has {values[y.argmin()]:g}"
+        )
     log_ratio = np.log(flops / flops[0])
     fitted = _solve(log_ratio, y[None])
     resampled = _solve(log_ratio, resample(y, fitted.at(log_ratio)[0], _NUM_PARAMETERS))
     return PowerLaw(direction, flops, values, fitted, resampled)
 
 
-def _mirror(values: Float64[np.ndarray, "*shape"], direction: Direction) -> Float64[np.ndarray, "*shape"]:
+def _mirror(
+    values: Float64[np.ndarray, "*shape"], direction: Direction
+) -> Float64[np.ndarray, "*shape"]:
     return values if direction == "falls" else 1 - values
 
 
-def _solve(log_ratio: Float64[np.ndarray, " points"], y: Float64[np.ndarray, "fits points"]) -> Parameters:
+def _solve(
+    log_ratio: Float64[np.ndarray, " points"], y: Float64[np.ndarray, "fits points"]
+) -> Parameters:
     """The best E, A and alpha for each row of y."""
 
     def error(exponent: Float64[np.ndarray, " fits"]) -> Float64[np.ndarray, " fits"]:
@@ -207,9 +244,13 @@ def _solve(log_ratio: Float64[np.ndarray, " points"], y: Float64[np.ndarray, "fi
 
 
 def _linear(
-    log_ratio: Float64[np.ndarray, " points"], y: Float64[np.ndarray, "fits points"], exponent: Float64[np.ndarray, " fits"]
+    log_ratio: Float64[np.ndarray, " points"],
+    y: Float64[np.ndarray, "fits points"],
+    exponent: Float64[np.ndarray, " fits"],
 ) -> Parameters:
-    """The best E, A >= 0 for a given alpha of each row: free of bounds if that is allowed, else on the better bound."""
+    """The best E, A >= 0 for a given alpha of each row: free of bounds if that is allowed, else on
+    the better bound.
+    """
     x = np.exp(-exponent[:, None] * log_ratio)
     x_mean, y_mean = x.mean(axis=1), y.mean(axis=1)
     x_centred = x - x_mean[:, None]
@@ -219,4 +260,8 @@ def _linear(
     through_zero = np.maximum((x * y).sum(axis=1) / np.square(x).sum(axis=1), 0)
     amplitude, limit = np.where(limit < 0, through_zero, amplitude), np.maximum(limit, 0)
     is_flat = amplitude <= 0
-    return Parameters(np.where(is_flat, np.maximum(y_mean, 0), limit), np.where(is_flat, 0.0, amplitude), exponent)
+    return Parameters(
+        np.where(is_flat, np.maximum(y_mean, 0), limit),
+        np.where(is_flat, 0.0, amplitude),
+        exponent,
+    )

@@ -1,6 +1,8 @@
-"""A run that goes on from another's checkpoint with another end: the same weights, optimizer, counters and order of samples.
+"""A run that goes on from another's checkpoint with another end: the same weights, optimizer,
+counters and order of samples.
 
-So the constant phase of a warmup-stable-decay run is paid for once, and short anneals from its checkpoints give several budgets.
+So the constant phase of a warmup-stable-decay run is paid for once, and short anneals from its
+checkpoints give several budgets.
 """
 
 import dataclasses
@@ -24,26 +26,45 @@ from cola_train.training.checkpoints.folder import (
 )
 from cola_train.training.optim.schedule import Schedule
 
-# What a branch may have other than the run it comes from, beside what may change whenever a run goes on.
-_MAY_DIFFER = ("name:", "branched_from:", "optim.schedule:", "optim.decay:", "optim.anneal:", "optim.final_learning_rate:")
+# What a branch may have other than the run it comes from, beside what may change whenever a run
+# goes on.
+_MAY_DIFFER = (
+    "name:",
+    "branched_from:",
+    "optim.schedule:",
+    "optim.decay:",
+    "optim.anneal:",
+    "optim.final_learning_rate:",
+)
 
 
 def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfig:
-    """Make the folder of a run that begins as `source` stood at a saved step (its last without `step`); returns its config.
+    """Make the folder of a run that begins as `source` stood at a saved step (its last without
+    `step`); returns its config.
 
     The config is the source's with `overrides`. A branch that exists already is left as it is.
 
     Raises:
-        UserError: no such checkpoint; overrides that change what has been done already, the learning rate of a step among it.
+        UserError: no such checkpoint; overrides that change what has been done already, the
+            learning rate of a step among it.
     """
     trunk = read_run_config(source)
     steps = saved_steps(source)
     step = steps[-1] if step is None and steps else step
     if step is None or step not in steps:
-        raise UserError(f"{source} has no checkpoint of step {step}; it has {steps}. budget.marks keeps checkpoints for good.")
-    config = dataclasses.replace(load_config(type(trunk), source / CONFIG, overrides), branched_from=f"{source}/step-{step}")
+        raise UserError(
+            f"{source} has no checkpoint of step {step}; it has {steps}. budget.marks keeps "
+            "checkpoints for good."
+        )
+    config = dataclasses.replace(
+        load_config(type(trunk), source / CONFIG, overrides), branched_from=f"{source}/step-{step}"
+    )
     others = [line for line in trunk.differences(config) if not line.startswith(_MAY_DIFFER)]
-    require(not others, f"A branch of {source} cannot differ from it in {'; '.join(others)}; begin a run of its own (warm-start).")
+    require(
+        not others,
+        f"A branch of {source} cannot differ from it in {'; '.join(others)}; begin a run of its "
+        "own (warm-start).",
+    )
     _check_same_past(trunk, config, step)
     if saved_config(config) is not None:
         return config
@@ -56,9 +77,11 @@ def _check_same_past(trunk: RunConfig, config: RunConfig, step: int) -> None:
     differing = next((past for past in range(step) if old.rate(past) != new.rate(past)), None)
     if differing is not None:
         raise UserError(
-            f"The branch's learning rate is not that of the run it comes from at step {differing}, before it branches off at step "
-            f"{step}: {new.rate(differing):.4g}, there {old.rate(differing):.4g}. With optim.schedule=wsd begin the anneal later "
-            f"(optim.decay {config.optim.decay!r} less optim.anneal {config.optim.anneal!r} must not be below step {step})."
+            f"The branch's learning rate is not that of the run it comes from at step {differing}, "
+            f"before it branches off at step {step}: {new.rate(differing):.4g}, there "
+            f"{old.rate(differing):.4g}. With optim.schedule=wsd begin the anneal later "
+            f"(optim.decay {config.optim.decay!r} less optim.anneal {config.optim.anneal!r} must "
+            f"not be below step {step})."
         )
 
 
@@ -69,15 +92,23 @@ def _copy(source: Path, step: int, config: RunConfig) -> None:
         copied = step_folder(working, step)
         shutil.copytree(folder, copied)
         # It is the trunk's mark, not the branch's.
-        (copied / MANIFEST).write_text(dataclasses.replace(manifest, mark=False).to_json(), encoding="utf-8")
+        (copied / MANIFEST).write_text(
+            dataclasses.replace(manifest, mark=False).to_json(), encoding="utf-8"
+        )
         point_to(copied)
         shutil.copyfile(source / TOKENIZER, working / TOKENIZER)
         (working / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         for name in (METRICS, STEP_LOG):
-            (working / name).write_text("".join(_lines_until(source / name, step)), encoding="utf-8")
+            (working / name).write_text(
+                "".join(_lines_until(source / name, step)), encoding="utf-8"
+            )
 
 
 def _lines_until(log: Path, step: int) -> list[str]:
     """The lines of a run's log up to an optimizer step, attempts that began by then among them."""
-    kept = [row for row in read_log(log) if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step]
+    kept = [
+        row
+        for row in read_log(log)
+        if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step
+    ]
     return [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]

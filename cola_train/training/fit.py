@@ -1,7 +1,9 @@
-"""The loop of a run in this process: its objective under Lightning's Trainer, with all that happens around steps.
+"""The loop of a run in this process: its objective under Lightning's Trainer, with all that happens
+around steps.
 
-Importing Lightning takes seconds, most of it for metrics that nothing here uses. So only this module and those that it brings
-together import it; `run.py` asks for this one when there is something to train.
+Importing Lightning takes seconds, most of it for metrics that nothing here uses. So only this
+module and those that it brings together import it; `run.py` asks for this one when there is
+something to train.
 """
 
 import re
@@ -43,7 +45,8 @@ def fit(
     data_sha256: str,
     own: Saved | None,
 ) -> Status:
-    """Train from the checkpoint `own`, or from the start without one, until the run is finished or asked to stop.
+    """Train from the checkpoint `own`, or from the start without one, until the run is finished or
+    asked to stop.
 
     Raises:
         UserError: another process of the run was lost, or one that reads data.
@@ -72,9 +75,20 @@ def fit(
     if config.in_loop_eval.is_on:
         samples_of = benchmark_samples(config.in_loop_eval)
         callbacks.append(
-            InLoopEvaluation(config, data.prepared, samples_of, tokenizer, metrics.log_evaluation, alarms.see_inspection)
+            InLoopEvaluation(
+                config,
+                data.prepared,
+                samples_of,
+                tokenizer,
+                metrics.log_evaluation,
+                alarms.see_inspection,
+            )
         )
-    callbacks += [alarms, Saver(config, run_folder, processes, tokenizer, data_sha256, validates), _End()]
+    callbacks += [
+        alarms,
+        Saver(config, run_folder, processes, tokenizer, data_sha256, validates),
+        _End(),
+    ]
     if first:
         write_status(run_folder, Status("running", done))
         attempt = Attempt(
@@ -93,44 +107,65 @@ def fit(
     trainer = build_trainer(config, processes, callbacks)
     try:
         with watchdog:
-            trainer.fit(stage, train_dataloaders=data.train_loader(processes.rank, processes.world_size))
+            trainer.fit(
+                stage, train_dataloaders=data.train_loader(processes.rank, processes.world_size)
+            )
         if alarms.stopped_by is not None and not stage.budget.is_spent(stage.state):
             raise RunStoppedError(
-                f"stopped by alarm (alarms.stop) and saved: {alarms.stopped_by} The same command again goes on from there; the "
-                "alarm is not raised again before it was over."
+                f"stopped by alarm (alarms.stop) and saved: {alarms.stopped_by} The same command "
+                "again goes on from there; the alarm is not raised again before it was over."
             )
     except Exception as error:
         problem = _explained(error, processes, stage, watchdog.doing, config)
         if first:
             write_status(
-                run_folder, Status("stopped" if isinstance(error, RunStoppedError) else "failed", stage.state.step, str(problem))
+                run_folder,
+                Status(
+                    "stopped" if isinstance(error, RunStoppedError) else "failed",
+                    stage.state.step,
+                    str(problem),
+                ),
             )
         if problem is error:
             raise
         raise problem from error
     if stage.budget.is_spent(stage.state):
         return Status("finished", stage.state.step)
-    return Status("interrupted", stage.state.step, f"{stop.signal_name or 'a signal to another process'}")
+    return Status(
+        "interrupted", stage.state.step, f"{stop.signal_name or 'a signal to another process'}"
+    )
 
 
 class _End(pl.Callback):
-    """Ends the loop after the last step, or when asked to; comes last, when the step has been saved."""
+    """Ends the loop after the last step, or when asked to; comes last, when the step has been
+    saved.
+    """
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
+    ) -> None:
         """A batch is an optimizer step."""
         assert isinstance(pl_module, StageModule)
         trainer.should_stop = pl_module.is_done
         pl_module.watchdog.beat(f"reading the rows of step {pl_module.state.step + 1}")
 
 
-def _explained(error: Exception, processes: Processes, stage: StageModule, doing: str, config: RunConfig) -> Exception:
-    """What ended a run, as one message where it was not our doing: a lost process, a dead data worker. Else the error itself."""
+def _explained(
+    error: Exception, processes: Processes, stage: StageModule, doing: str, config: RunConfig
+) -> Exception:
+    """What ended a run, as one message where it was not our doing: a lost process, a dead data
+    worker. Else the error itself.
+    """
     if isinstance(error, UserError):
         return error
     rank, step = processes.rank, stage.state.step + 1
-    # A reader's death interrupts the main thread wherever it is: others' errors may be wrapped around that one.
+    # A reader's death interrupts the main thread wherever it is: others' errors may be wrapped
+    # around that one.
     whole: BaseException = error
-    while "DataLoader worker" not in str(whole) and (inner := whole.__cause__ or whole.__context__) is not None:
+    while (
+        "DataLoader worker" not in str(whole)
+        and (inner := whole.__cause__ or whole.__context__) is not None
+    ):
         whole = inner
     text = str(whole) if "DataLoader worker" in str(whole) else str(error)
     going_on = "The last checkpoint is intact; run the same command again to go on from it."
@@ -140,14 +175,16 @@ def _explained(error: Exception, processes: Processes, stage: StageModule, doing
         # Of a failure in the reader its traceback is quoted: the error and its note come last.
         cause = "; ".join(text.strip().splitlines()[-2:])
         return UserError(
-            f"Rank {rank}: a process that reads data died or failed while step {step} waited for its rows, samples {first} to "
-            f"{first + rows // processes.world_size - 1} (and those read ahead): {cause}. Lack of memory and a file that vanished "
-            f"are usual causes. {going_on}"
+            f"Rank {rank}: a process that reads data died or failed while step {step} waited for "
+            f"its rows, samples {first} to {first + rows // processes.world_size - 1} (and those "
+            f"read ahead): {cause}. Lack of memory and a file that vanished are usual causes. "
+            f"{going_on}"
         )
     if re.search(r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|Broken pipe", text):
         return UserError(
-            f"Rank {rank} lost another process of the run while {doing} (step {step}): {text.strip().splitlines()[0]}. The other "
-            f"ranks' messages say which ended first and why. {going_on}"
+            f"Rank {rank} lost another process of the run while {doing} (step {step}): "
+            f"{text.strip().splitlines()[0]}. The other ranks' messages say which ended first and "
+            f"why. {going_on}"
         )
     error.add_note(f"on rank {rank}, while {doing} (step {step})")
     return error

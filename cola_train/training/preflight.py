@@ -1,4 +1,6 @@
-"""Before a run computes anything: what can be refused is refused, and its folder is made or taken over."""
+"""Before a run computes anything: what can be refused is refused, and its folder is made or taken
+over.
+"""
 
 import contextlib
 import dataclasses
@@ -34,7 +36,8 @@ def refuse(config: RunConfig) -> None:
 
 
 def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
-    """Make the run's folder, or take over the one of the same run; on process 0. The run's lock is held until `held` ends.
+    """Make the run's folder, or take over the one of the same run; on process 0. The run's lock is
+    held until `held` ends.
 
     Returns:
         The config as it is saved, with nothing left to be decided by the machine.
@@ -56,15 +59,21 @@ def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
 
 
 def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
-    """`auto` made definite, so that the saved config says what the run computes in, wherever it goes on."""
+    """`auto` made definite, so that the saved config says what the run computes in, wherever it
+    goes on.
+    """
     check_precision(config.trainer)
     if config.trainer.precision != "auto":
         return config
     if saved is not None:
-        return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision=saved.trainer.precision))
+        return dataclasses.replace(
+            config, trainer=dataclasses.replace(config.trainer, precision=saved.trainer.precision)
+        )
     on_gpu = uses_gpu(config.trainer.accelerator)
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_bf16_is_fast()
-    return dataclasses.replace(config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32"))
+    return dataclasses.replace(
+        config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32")
+    )
 
 
 def open_data(config: RunConfig) -> RunData:
@@ -79,15 +88,19 @@ def open_data(config: RunConfig) -> RunData:
     )
     tokenizer = data.prepared.tokenizer
     key = config.vocab_size_key
-    require(tokenizer.vocab_size <= config.vocab_size,
-            f"{key} ({config.vocab_size}) is below the data's tokenizer, which has {tokenizer.vocab_size} ids; "
-            f"set {key}={tokenizer.vocab_size}.")  # fmt: skip
+    require(
+        tokenizer.vocab_size <= config.vocab_size,
+        f"{key} ({config.vocab_size}) is below the data's tokenizer, which has "
+        f"{tokenizer.vocab_size} ids; set {key}={tokenizer.vocab_size}.",
+    )
     Schedule.of(config)
     benchmark_samples(config.in_loop_eval)
     sees_rows = config.in_loop_eval.is_on and config.in_loop_eval.evaluators != ["benchmarks"]
-    require(not sees_rows or data.prepared.num_rows(VALIDATION) > 0,
-            f"in_loop_eval.evaluators={config.in_loop_eval.evaluators} looks at held-out rows, and {config.data.path} has none; "
-            "prepare it with held_out_share above 0.")  # fmt: skip
+    require(
+        not sees_rows or data.prepared.num_rows(VALIDATION) > 0,
+        f"in_loop_eval.evaluators={config.in_loop_eval.evaluators} looks at held-out rows, and "
+        f"{config.data.path} has none; prepare it with held_out_share above 0.",
+    )
     family_of(config).check_data(config, data.prepared)
     return data
 
@@ -104,4 +117,7 @@ def benchmark_samples(config: InLoopEvalConfig) -> dict[str, list[Sample]]:
     for task in asked:
         check_task(task)
     assert config.benchmark_data is not None
-    return {task: read_samples(Path(config.benchmark_data), task)[: config.benchmarks.num_samples] for task in asked}
+    return {
+        task: read_samples(Path(config.benchmark_data), task)[: config.benchmarks.num_samples]
+        for task in asked
+    }

@@ -1,4 +1,6 @@
-"""From a config to a finished run: start it, or go on with it where it stopped. A run's folder is its own, never overwritten."""
+"""From a config to a finished run: start it, or go on with it where it stopped. A run's folder is
+its own, never overwritten.
+"""
 
 import contextlib
 import dataclasses
@@ -19,7 +21,12 @@ from cola_train.run_folder import Status, read_run_config, read_status, write_st
 from cola_train.run_layout import CONFIG, EXPORT, SUMMARY, TOKENIZER, folder_of
 from cola_train.training.callbacks.pace import cost_in_words
 from cola_train.training.checkpoints.export import export_checkpoint, export_marks
-from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, saved_steps, step_folder
+from cola_train.training.checkpoints.folder import (
+    intact_manifest,
+    latest_checkpoint,
+    saved_steps,
+    step_folder,
+)
 from cola_train.training.checkpoints.resume import intact_checkpoint
 from cola_train.training.data import RunData
 from cola_train.training.loop.budget import Budget
@@ -33,17 +40,20 @@ RunT = TypeVar("RunT", bound=RunConfig)
 def train(config: RunConfig) -> Status:
     """Train a run to its last step or the end of its budget; returns how it stands.
 
-    Every process of the run calls this. It begins at the first step, or where the run's last checkpoint is. A run that a signal
-    stopped is "interrupted": the same call goes on with it.
+    Every process of the run calls this. It begins at the first step, or where the run's last
+    checkpoint is. A run that a signal stopped is "interrupted": the same call goes on with it.
 
     Raises:
-        UserError: the run's folder holds another run, or anything in data, tokenizer or checkpoint does not fit the config.
+        UserError: the run's folder holds another run, or anything in data, tokenizer or checkpoint
+            does not fit the config.
         RunStoppedError: too many steps in a row had to be skipped.
     """
     stop = StopRequest()
     with contextlib.ExitStack() as held:
         held.enter_context(stop.listening())
-        processes = held.enter_context(connected(config.trainer.accelerator, config.parallel.timeout_seconds))
+        processes = held.enter_context(
+            connected(config.trainer.accelerator, config.parallel.timeout_seconds)
+        )
         check_mesh(config.parallel, processes)
         opened: list[RunData] = []
 
@@ -55,15 +65,19 @@ def train(config: RunConfig) -> Status:
         # Process 0, which decides, has opened its own.
         data = opened[0] if opened else open_data(taken)
         config, run_folder, tokenizer = taken, folder_of(taken), data.prepared.tokenizer
-        data_sha256 = hashlib.sha256((data.prepared.folder / MANIFEST_FILE).read_bytes()).hexdigest()
+        data_sha256 = hashlib.sha256(
+            (data.prepared.folder / MANIFEST_FILE).read_bytes()
+        ).hexdigest()
         own = intact_checkpoint(run_folder, processes, config.checkpoint.if_damaged)
         if own is not None and own[1].data_sha256 != data_sha256:
             raise UserError(
-                f"The data in {config.data.path} is not what {run_folder} was trained on so far (its manifest.json differs); the "
-                "order of its samples would change. Put back that data, or start another run: cola-train warm-start."
+                f"The data in {config.data.path} is not what {run_folder} was trained on so far "
+                "(its manifest.json differs); the order of its samples would change. Put back "
+                "that data, or start another run: cola-train warm-start."
             )
         if own is None or not Budget(config).is_spent(own[1].state):
-            # Not above: what is refused is refused before Lightning is imported, and what only reads a run never imports it.
+            # Not above: what is refused is refused before Lightning is imported, and what only
+            # reads a run never imports it.
             from cola_train.training.fit import fit
 
             status = fit(config, processes, stop, data, data_sha256, own)
@@ -79,15 +93,26 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
     """Export a finished run, once; say and note how it stands."""
     run_folder = folder_of(config)
     if status.state == "interrupted":
-        say(f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes on from there.")
+        say(
+            f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes "
+            "on from there."
+        )
     elif read_status(run_folder) == status:
-        say(f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget goes on with it.")
+        say(
+            f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget "
+            "goes on with it."
+        )
     else:
         folder = step_folder(run_folder, status.step)
-        export_checkpoint(config, folder, tokenizer, run_folder / EXPORT, use_ema=config.ema.export, replace=True)
+        export_checkpoint(
+            config, folder, tokenizer, run_folder / EXPORT, use_ema=config.ema.export, replace=True
+        )
         export_marks(config, run_folder, tokenizer)
         if (run_folder / SUMMARY).is_file():
-            say(f"{run_folder}: {cost_in_words(json.loads((run_folder / SUMMARY).read_text(encoding='utf-8')))}")
+            say(
+                f"{run_folder}: "
+                f"{cost_in_words(json.loads((run_folder / SUMMARY).read_text(encoding='utf-8')))}"
+            )
     write_status(run_folder, status)
 
 
@@ -99,27 +124,49 @@ def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = 
     """
     config = read_run_config(run_folder)
     if not isinstance(config, stage):
-        raise UserError(f"{run_folder} is a run of `cola-train {config.stage}`; resume it with that verb.")
+        raise UserError(
+            f"{run_folder} is a run of `cola-train {config.stage}`; resume it with that verb."
+        )
     given = load_config(type(config), run_folder / CONFIG, overrides)
     # The folder may have been moved or named from elsewhere: it is where the user says.
-    return dataclasses.replace(given, runs_folder=str(run_folder.parent), name=run_folder.resolve().name)
+    return dataclasses.replace(
+        given, runs_folder=str(run_folder.parent), name=run_folder.resolve().name
+    )
 
 
 def warm_started(config: RunT, source: Path) -> RunT:
-    """The config of a new run that begins with the weights of the run in `source`, and with nothing else of it.
+    """The config of a new run that begins with the weights of the run in `source`, and with nothing
+    else of it.
 
     Raises:
-        UserError: `source` is no run of this stage with a checkpoint, or the new run exists already.
+        UserError: `source` is no run of this stage with a checkpoint, or the new run exists
+            already.
     """
     other = read_run_config(source)
-    require(type(other) is type(config), f"{source} is a run of `cola-train {other.stage}`; its weights fit no other.")
-    require(latest_checkpoint(source) is not None, f"{source} has no checkpoint yet to take weights from.")
-    require(not folder_of(config).exists(), f"{folder_of(config)} exists and is not overwritten; choose another name=...")
+    require(
+        type(other) is type(config),
+        f"{source} is a run of `cola-train {other.stage}`; its weights fit no other.",
+    )
+    require(
+        latest_checkpoint(source) is not None,
+        f"{source} has no checkpoint yet to take weights from.",
+    )
+    require(
+        not folder_of(config).exists(),
+        f"{folder_of(config)} exists and is not overwritten; choose another name=...",
+    )
     return dataclasses.replace(config, warm_start_from=str(source))
 
 
-def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_bytes: int, use_ema: bool = False) -> Path:
-    """Write a saved checkpoint of a run (the latest without `step`) in the released layout; returns the folder.
+def export_run(
+    run_folder: Path,
+    step: int | None,
+    out: Path | None,
+    max_shard_bytes: int,
+    use_ema: bool = False,
+) -> Path:
+    """Write a saved checkpoint of a run (the latest without `step`) in the released layout; returns
+    the folder.
 
     Without `out` it replaces RUN/hf; another folder must not exist yet.
     """
@@ -131,5 +178,13 @@ def export_run(run_folder: Path, step: int | None, out: Path | None, max_shard_b
     intact_manifest(folder)
     tokenizer = Tokenizer.load(run_folder / TOKENIZER)
     target = out or run_folder / EXPORT
-    export_checkpoint(config, folder, tokenizer, target, use_ema=use_ema, replace=out is None, max_shard_bytes=max_shard_bytes)
+    export_checkpoint(
+        config,
+        folder,
+        tokenizer,
+        target,
+        use_ema=use_ema,
+        replace=out is None,
+        max_shard_bytes=max_shard_bytes,
+    )
     return target

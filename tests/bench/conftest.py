@@ -13,7 +13,11 @@ from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_vae
 @pytest.fixture
 def tiny_run(tmp_path: Path) -> Path:
     """The config file of a stage-2 run of 4 rows of 32 tokens."""
-    config = load_config(JointRunConfig, None, [*SMALL, *SMALL_DIT, "name=tiny", "data.path=none", "objective.reference_weight=0"])
+    config = load_config(
+        JointRunConfig,
+        None,
+        [*SMALL, *SMALL_DIT, "name=tiny", "data.path=none", "objective.reference_weight=0"],
+    )
     path = tmp_path / "tiny.yaml"
     path.write_text(to_yaml(config), encoding="utf-8")
     return path

@@ -38,19 +38,40 @@ def record(tmp_path: Path) -> list[list[str]]:
     program = programs / "cola-train"
     program.write_text(_RECORDER.format(python=sys.executable, log=str(log)), encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    environment = {**clean_environment(), "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "JOINT_MINUTES": "2"}
+    environment = {
+        **clean_environment(),
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "JOINT_MINUTES": "2",
+    }
     command = ["bash", "scripts/bench_gpu.sh", "my texts/*.txt", str(tmp_path / "out")]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
-def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tmp_path: Path) -> None:
-    verbs = [" ".join(command[:2]) if command[0] in ("bench", "tokenizer") else command[0] for command in record]
+def test_the_scripts_commands_are_whole_and_in_order(
+    record: list[list[str]], tmp_path: Path
+) -> None:
+    verbs = [
+        " ".join(command[:2]) if command[0] in ("bench", "tokenizer") else command[0]
+        for command in record
+    ]
     assert verbs == [
-        "bench train", "bench train", "bench sample", "bench sample", "tokenizer train", "prepare", "bench train", "vae",
-        "bench train", "joint", "inspect", "sample",
-    ]  # fmt: skip
+        "bench train",
+        "bench train",
+        "bench sample",
+        "bench sample",
+        "tokenizer train",
+        "prepare",
+        "bench train",
+        "vae",
+        "bench train",
+        "joint",
+        "inspect",
+        "sample",
+    ]
     runs: dict[str, RunConfig] = {}
     for command in record:
         if command[:2] == ["bench", "train"]:
@@ -67,8 +88,14 @@ def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tm
         elif command[0] == "inspect":
             assert make_parser().parse_args(command).reference == tmp_path / "out" / "vae"
     # Half a second a step: ten minutes of stage 1, two of stage 2.
-    assert {stage: run.trainer.max_steps for stage, run in runs.items()} == {"vae": 1200, "joint": 240}
-    assert all(run.runs_folder == str(tmp_path / "out") and run.optim.decay == str(run.trainer.max_steps) for run in runs.values())
+    assert {stage: run.trainer.max_steps for stage, run in runs.items()} == {
+        "vae": 1200,
+        "joint": 240,
+    }
+    assert all(
+        run.runs_folder == str(tmp_path / "out") and run.optim.decay == str(run.trainer.max_steps)
+        for run in runs.values()
+    )
     assert 50e6 < sum(network_parameters(runs["joint"]).values()) < 150e6
     assert record[2][-1].endswith("sample-1.json")
     assert record[3][-1].endswith("sample-64.json")
@@ -77,6 +104,8 @@ def test_the_scripts_commands_are_whole_and_in_order(record: list[list[str]], tm
 def test_both_runs_configs_inherit_the_papers_base() -> None:
     for stage in ("vae", "joint"):
         path = ROOT / "configs" / "small" / f"bench_{stage}.yaml"
-        assert path.read_text(encoding="utf-8").startswith(f"# cola-train {stage} configs/small/bench_{stage}.yaml\n")
+        assert path.read_text(encoding="utf-8").startswith(
+            f"# cola-train {stage} configs/small/bench_{stage}.yaml\n"
+        )
         config = load_run_config(path)
         assert (config.name, config.seed, config.data.seq_len) == (f"bench_{stage}", 66, 512)

@@ -1,4 +1,6 @@
-"""docs/benchmarks.md: its commands are ones that the program takes, and its targets follow from its table."""
+"""docs/benchmarks.md: its commands are ones that the program takes, and its targets follow from its
+table.
+"""
 
 import re
 import shlex
@@ -12,7 +14,11 @@ from cola_train.config.load import load_config
 from tests.helpers.programs import ROOT
 
 PAGE = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+    for line in block.splitlines()
+]
 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if line.startswith("cola-train ")])
@@ -35,8 +41,12 @@ def test_the_page_names_every_workload_and_the_script() -> None:
     assert all(f"**{name}**" in PAGE for name in workloads())
 
 
-def test_asked_for_memory_is_three_quarters_and_with_full_checkpointing_45_percent_of_the_released_codes() -> None:
-    rows = re.findall(r"^\| train (?:M|S), \d x \d+ \| ([\d,]+) \| ([\d,]+) \| \S+ \| ([\d,]+) \|", PAGE, flags=re.MULTILINE)
+def test_memory_is_three_quarters_and_with_full_checkpointing_45_percent_of_the_released() -> None:
+    rows = re.findall(
+        r"^\| train (?:M|S), \d x \d+ \| ([\d,]+) \| ([\d,]+) \| \S+ \| ([\d,]+) \|",
+        PAGE,
+        flags=re.MULTILINE,
+    )
     assert len(rows) == 3
     for released, asked, asked_full in rows:
         grew = int(released.replace(",", ""))

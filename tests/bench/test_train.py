@@ -19,7 +19,9 @@ from cola_train.families.costs import step_flops
 def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of S, with rows so short that it takes a moment."""
     clip = torch.nn.utils.clip_grad_norm_
-    config = BenchTrainConfig(workload="S", rows=2, micro_batches=2, seq_len=32, warmups=1, runs=3, profile=True)
+    config = BenchTrainConfig(
+        workload="S", rows=2, micro_batches=2, seq_len=32, warmups=1, runs=3, profile=True
+    )
     found = measure_train(config, run_config(config))
     assert torch.nn.utils.clip_grad_norm_ is clip  # nothing that watched is left behind
     return found
@@ -31,29 +33,47 @@ def test_rates_follow_from_the_median(result: dict[str, Any]) -> None:
     assert len(result["seconds"]["runs"]) == 3
     assert result["tokens"] == 2 * 2 * 32
     assert result["tokens_per_second"] == pytest.approx(2 * 2 * 32 / seconds)
-    assert result["tokens_per_second_per_gflops"] == pytest.approx(2 * 2 * 32 / seconds / rate["median"])
+    assert result["tokens_per_second_per_gflops"] == pytest.approx(
+        2 * 2 * 32 / seconds / rate["median"]
+    )
     assert min(rate["readings"]) <= rate["median"] <= max(rate["readings"])
     assert len(rate["readings"]) == 2
 
 
-def test_shares_of_the_peak_are_the_ledgers_flops_over_time_and_measured_rate(result: dict[str, Any]) -> None:
+def test_shares_of_the_peak_are_the_ledgers_flops_over_time_and_measured_rate(
+    result: dict[str, Any],
+) -> None:
     run = run_config(BenchTrainConfig(workload="S", rows=2, micro_batches=2, seq_len=32))
     assert result["flops"] == step_flops(run, 0)
     peak = result["machine"]["matrix_gflops"]["fp32"]["median"] * 1e9
     for convention, flops in result["flops"].items():
-        assert result["mfu"][convention] == pytest.approx(flops / result["seconds"]["median"] / peak)
+        assert result["mfu"][convention] == pytest.approx(
+            flops / result["seconds"]["median"] / peak
+        )
     assert result["flops"]["paper"] == 6 * result["parameters"]["dit"] * result["tokens"]
 
 
 def test_parts_add_up_to_a_step(result: dict[str, Any]) -> None:
     parts = result["parts"]
-    assert set(parts) == {"encode", "forward of the DiT", "losses", "backward", "clip", "optimizer", "the rest"}
+    assert set(parts) == {
+        "encode",
+        "forward of the DiT",
+        "losses",
+        "backward",
+        "clip",
+        "optimizer",
+        "the rest",
+    }
     assert all(part["seconds"] > 0 for part in parts.values())
     assert sum(part["share"] for part in parts.values()) == pytest.approx(1)
     whole = sum(part["seconds"] for part in parts.values())
     assert result["seconds"]["min"] / 2 < whole < 2 * result["seconds"]["max"]
     # In the work that is alike, backward is twice forward.
-    assert parts["backward"]["seconds"] > parts["forward of the DiT"]["seconds"] > parts["encode"]["seconds"]
+    assert (
+        parts["backward"]["seconds"]
+        > parts["forward of the DiT"]["seconds"]
+        > parts["encode"]["seconds"]
+    )
 
 
 def test_the_profile_names_the_costliest_operations(result: dict[str, Any]) -> None:
@@ -64,8 +84,12 @@ def test_the_profile_names_the_costliest_operations(result: dict[str, Any]) -> N
     assert 0.3 < sum(one["share"] for one in top) <= 1
 
 
-def test_each_run_is_one_step_of_the_training_loop(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By torch's own counter around the loop's steps: what is timed is a step, with all its micro-batches."""
+def test_each_run_is_one_step_of_the_training_loop(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch's own counter around the loop's steps: what is timed is a step, with all its
+    micro-batches.
+    """
     from cola_train.training.loop.module import StageModule
 
     flops = []

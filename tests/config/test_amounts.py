@@ -46,9 +46,13 @@ def test_a_mark_at_nothing_is_refused() -> None:
 
 
 @given(st.integers(1, 50), st.booleans(), st.lists(st.integers(1, 30), min_size=1, max_size=40))
-def test_a_mark_is_passed_when_its_point_lies_within_a_step(point: int, repeats: bool, sizes: list[int]) -> None:
+def test_a_mark_is_passed_when_its_point_lies_within_a_step(
+    point: int, repeats: bool, sizes: list[int]
+) -> None:
     mark, before = Mark(Amount(point, "tokens"), repeats), 0
     for size in sizes:
         counted = range(before + 1, before + size + 1)
-        assert mark.passed(before, before + size) == any(count % point == 0 if repeats else count == point for count in counted)
+        assert mark.passed(before, before + size) == any(
+            count % point == 0 if repeats else count == point for count in counted
+        )
         before += size

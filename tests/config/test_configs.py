@@ -1,4 +1,6 @@
-"""Every file of configs/ loads and builds; the paper's and their ablations have the paper's parameter counts."""
+"""Every file of configs/ loads and builds; the paper's and their ablations have the paper's
+parameter counts.
+"""
 
 import re
 from pathlib import Path
@@ -18,8 +20,11 @@ from cola_train.scaling.config import CurveConfig
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
 # What a file is for is what its first line says: the command that runs it.
-COMMANDS = {path: first.removeprefix("# cola-train ").split() for path in ALL
-            if (first := path.read_text(encoding="utf-8").partition("\n")[0]).startswith("# cola-train ")}  # fmt: skip
+COMMANDS = {
+    path: first.removeprefix("# cola-train ").split()
+    for path in ALL
+    if (first := path.read_text(encoding="utf-8").partition("\n")[0]).startswith("# cola-train ")
+}
 RUNS = [path for path, command in COMMANDS.items() if command[0] in ("vae", "joint", "ar", "llada")]
 PAPER_VAE, PAPER_DIT = 501_871_574, 1_829_875_728
 PAPER_BASELINE, PAPER_EMBEDDINGS = 1_812_051_968, 410_738_688
@@ -52,7 +57,10 @@ def test_a_config_of_a_run_builds(path: Path) -> None:
     if isinstance(config, JointRunConfig):
         assert count(objective.get_submodule("dit")) == PAPER_DIT
     if isinstance(config, BaselineRunConfig):
-        embeddings = sum(count(objective.get_submodule(f"transformer.{name}")) for name in ("model.embed_tokens", "lm_head"))
+        embeddings = sum(
+            count(objective.get_submodule(f"transformer.{name}"))
+            for name in ("model.embed_tokens", "lm_head")
+        )
         # LLaDA's input has a row for [mask].
         assert embeddings == PAPER_EMBEDDINGS + (2048 if config.stage == "llada" else 0)  # type: ignore[attr-defined]
         assert count(objective) - embeddings == PAPER_BASELINE
@@ -70,7 +78,13 @@ def test_the_strategies_of_the_paper_are_what_they_say() -> None:
     names = ("fix", "x1", "x0.01", "all_scratch", "interval")
     strategies = {name: load(CONFIGS / "ablations" / f"joint_{name}.yaml") for name in names}
     modes = {name: config.objective.vae_strategy.mode for name, config in strategies.items()}  # type: ignore[attr-defined]
-    assert modes == {"fix": "fix", "x1": "joint", "x0.01": "joint", "all_scratch": "joint", "interval": "interval"}
+    assert modes == {
+        "fix": "fix",
+        "x1": "joint",
+        "x0.01": "joint",
+        "all_scratch": "joint",
+        "interval": "interval",
+    }
     assert strategies["x0.01"].objective.vae_strategy.learning_rate_factor == 0.01  # type: ignore[attr-defined]
     assert strategies["all_scratch"].init_vae_from is None  # type: ignore[attr-defined]
 
@@ -80,10 +94,17 @@ def test_every_other_file_loads_or_is_a_base() -> None:
     assert len(RUNS) > 20
     for path in set(ALL) - set(RUNS):
         if path not in COMMANDS:
-            assert path in inherited, f"{path} neither opens with a command nor is the base of another"
+            assert path in inherited, (
+                f"{path} neither opens with a command nor is the base of another"
+            )
         elif COMMANDS[path][:2] == ["curve", "run"]:
             config = load_config(CurveConfig, path)
-            for name in {name for family in config.families.values() for name in (family.config, family.stage1) if name}:
+            for name in {
+                name
+                for family in config.families.values()
+                for name in (family.config, family.stage1)
+                if name
+            }:
                 assert path.parent / name in RUNS
         else:
             assert COMMANDS[path][0] == "compare"
@@ -91,7 +112,9 @@ def test_every_other_file_loads_or_is_a_base() -> None:
 
 
 def test_a_file_opens_with_the_command_that_runs_it() -> None:
-    assert {path for path in ALL if path.stem in ("base", "cola", "quickstart", "austen", "bench")} == set(ALL) - set(COMMANDS)
+    assert {
+        path for path in ALL if path.stem in ("base", "cola", "quickstart", "austen", "bench")
+    } == set(ALL) - set(COMMANDS)
     for path, command in COMMANDS.items():
         assert command[-1] == path.relative_to(CONFIGS.parent).as_posix()
 

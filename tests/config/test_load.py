@@ -22,23 +22,40 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
-def test_overrides_win_over_yaml_which_wins_over_its_base_which_wins_over_defaults(tmp_path: Path) -> None:
-    write(tmp_path / "base.yaml", "name: base\ndata: {path: d}\noptim: {learning_rate: 1e-3, warmup: 7}\n")
-    path = write(tmp_path / "child.yaml", "base: base.yaml\nname: child\noptim: {learning_rate: 2e-3}\n")
+def test_overrides_win_over_yaml_which_wins_over_its_base_which_wins_over_defaults(
+    tmp_path: Path,
+) -> None:
+    write(
+        tmp_path / "base.yaml",
+        "name: base\ndata: {path: d}\noptim: {learning_rate: 1e-3, warmup: 7}\n",
+    )
+    path = write(
+        tmp_path / "child.yaml", "base: base.yaml\nname: child\noptim: {learning_rate: 2e-3}\n"
+    )
     config = load_config(VAERunConfig, path, ["optim.beta2=0.9"])
-    assert (config.name, config.optim.learning_rate, config.optim.warmup, config.optim.beta2) == ("child", 2e-3, "7", 0.9)
+    assert (config.name, config.optim.learning_rate, config.optim.warmup, config.optim.beta2) == (
+        "child",
+        2e-3,
+        "7",
+        0.9,
+    )
     assert config.optim.weight_decay == OptimConfig().weight_decay
 
 
 def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
-    config = load_config(JointRunConfig, None, [*REQUIRED, "objective.reference_weight=0", "vae.block_size=1"])
+    config = load_config(
+        JointRunConfig, None, [*REQUIRED, "objective.reference_weight=0", "vae.block_size=1"]
+    )
     assert load_config(JointRunConfig, write(tmp_path / "saved.yaml", to_yaml(config))) == config
 
 
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("optim.learning_rat=1", "Unknown config key 'optim.learning_rat'.*did you mean 'optim.learning_rate'"),
+        (
+            "optim.learning_rat=1",
+            "Unknown config key 'optim.learning_rat'.*did you mean 'optim.learning_rate'",
+        ),
         ("optimizer.learning_rate=1", "Unknown config key 'optimizer'.*did you mean 'optim'"),
         ("trainer.max_steps=many", "'trainer.max_steps'.*many"),
         ("trainer.max_steps=1.5", "'trainer.max_steps'.*1.5.*Integer"),
@@ -47,14 +64,23 @@ def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
         ("trainer.max_steps", "is not an override; write key=value"),
         ("trainer.max_steps=0", "trainer.max_steps must be at least 1, not 0"),
         ("name=a/b", "plain folder name, not 'a/b'"),
-        ("data.seq_len=500", r"data.seq_len \(500\) must be a multiple of patch_size x block_size \(1 x 16 = 16\).*496 or 512"),
+        (
+            "data.seq_len=500",
+            (
+                r"data.seq_len \(500\) must be a multiple of patch_size x block_size \(1 x 16 = "
+                r"16\).*496 or 512"
+            ),
+        ),
         ("vae.block_size=3", r"vae.block_size \(3\) must divide dit.block_size \(16\)"),
         ("vae.shared_heads_kv=2", "shared_heads_kv = 2 is not supported"),
         ("dit.txt_in_channels=8", "txt_out_channels = 16 is not supported"),
         ("objective.reference_weight=0.1", "needs a stage-1 encoder.*init_vae_from"),
         ("objective.vae_strategy.mode=fix", "needs a trained VAE"),
         ("objective.mask_ratio=1.5", r"mask_ratio must be in \(0, 1\], not 1.5"),
-        ("trainer.global_batch_size=10", r"multiple of trainer.micro_batch_size x parallel.num_processes \(8 x 1 = 8\)"),
+        (
+            "trainer.global_batch_size=10",
+            r"multiple of trainer.micro_batch_size x parallel.num_processes \(8 x 1 = 8\)",
+        ),
         ("optim.warmup=2 weeks", "optim.warmup must be an amount such as '5000 steps'"),
     ],
 )
@@ -89,11 +115,15 @@ def test_a_bad_file_gets_one_clear_message(tmp_path: Path, text: str, message: s
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     write(tmp_path / "vae_paper.yaml", "")
-    with pytest.raises(UserError, match=r"There is no config file .*vae_papr.yaml; did you mean 'vae_paper.yaml'"):
+    with pytest.raises(
+        UserError, match=r"There is no config file .*vae_papr.yaml; did you mean 'vae_paper.yaml'"
+    ):
         load_config(VAERunConfig, tmp_path / "vae_papr.yaml")
     (tmp_path / "small").mkdir()
     write(tmp_path / "small" / "smoke.yaml", "")
-    with pytest.raises(UserError, match=r"There is no config file .*smoke.yaml; did you mean 'small/smoke.yaml'"):
+    with pytest.raises(
+        UserError, match=r"There is no config file .*smoke.yaml; did you mean 'small/smoke.yaml'"
+    ):
         load_config(VAERunConfig, tmp_path / "smoke.yaml")
     with pytest.raises(UserError, match=r"is a folder; give a .yaml"):
         load_config(VAERunConfig, tmp_path)
@@ -140,4 +170,9 @@ def test_each_file_is_opened_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "null\n"])
 def test_a_file_without_values_leaves_the_defaults(tmp_path: Path, text: str) -> None:
-    assert load_config(VAERunConfig, write(tmp_path / "empty.yaml", text), [*REQUIRED, "vae.block_size=1"]).name == "run"
+    assert (
+        load_config(
+            VAERunConfig, write(tmp_path / "empty.yaml", text), [*REQUIRED, "vae.block_size=1"]
+        ).name
+        == "run"
+    )

@@ -8,7 +8,9 @@ from cola_train.models.config import DiTConfig, TextVAEConfig
 
 def test_released_fields_round_trip_and_library_fields_are_ignored() -> None:
     config = TextVAEConfig(dim=64, num_heads=2, block_size=1)
-    read = TextVAEConfig.from_json({**config.to_json(), "model_type": "cola_text_vae", "transformers_version": "5"}, "here")
+    read = TextVAEConfig.from_json(
+        {**config.to_json(), "model_type": "cola_text_vae", "transformers_version": "5"}, "here"
+    )
     assert read == config
 
 

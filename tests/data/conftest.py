@@ -1,4 +1,6 @@
-"""Fixtures of the data tests: a few thousand words of real prose, a tokenizer learnt from them, small prepared folders."""
+"""Fixtures of the data tests: a few thousand words of real prose, a tokenizer learnt from them,
+small prepared folders.
+"""
 
 import dataclasses
 import lzma
@@ -34,7 +36,11 @@ def prose_file(prose: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_file(prose_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    train_tokenizer(TokenizerTrainConfig(out=str(path), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600))
+    train_tokenizer(
+        TokenizerTrainConfig(
+            out=str(path), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600
+        )
+    )
     return path
 
 
@@ -44,13 +50,19 @@ def tokenizer(tokenizer_file: Path) -> Tokenizer:
 
 
 @pytest.fixture
-def prepare_config(prose_file: Path, tokenizer_file: Path, tmp_path: Path) -> Callable[..., PrepareConfig]:
+def prepare_config(
+    prose_file: Path, tokenizer_file: Path, tmp_path: Path
+) -> Callable[..., PrepareConfig]:
     """A small preparation, any setting replaced; `inputs` replaces the corpus' files."""
 
     def build(*, inputs: list[Any] | None = None, **changes: Any) -> PrepareConfig:
         corpus = CorpusConfig(inputs=[str(path) for path in inputs or [prose_file]])
         config = PrepareConfig(
-            out=str(tmp_path / "prepared"), tokenizer=str(tokenizer_file), seq_len=64, corpus=corpus, held_out_share=0.1
+            out=str(tmp_path / "prepared"),
+            tokenizer=str(tokenizer_file),
+            seq_len=64,
+            corpus=corpus,
+            held_out_share=0.1,
         )
         return dataclasses.replace(config, **changes)
 
@@ -58,7 +70,9 @@ def prepare_config(prose_file: Path, tokenizer_file: Path, tmp_path: Path) -> Ca
 
 
 @pytest.fixture(scope="session")
-def prepared(prose_file: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory) -> PreparedData:
+def prepared(
+    prose_file: Path, tokenizer_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> PreparedData:
     """Shared by tests that only read."""
     return prepare(
         PrepareConfig(

@@ -16,7 +16,10 @@ TEXT = CorpusConfig(inputs=["a.txt"])
     [
         (
             {"corpus": CorpusConfig()},
-            r"Give exactly one of corpus\.inputs \(got \[\]\) and corpus\.dataset \(got None\), for example",
+            (
+                r"Give exactly one of corpus\.inputs \(got \[\]\) and corpus\.dataset \(got "
+                r"None\), for example"
+            ),
         ),
         (
             {"corpus": CorpusConfig(inputs=["a"], dataset="b")},
@@ -26,8 +29,14 @@ TEXT = CorpusConfig(inputs=["a.txt"])
         ({"held_out_share": 1.0}, r"held_out_share must be in \[0, 1\), not 1\.0"),
         ({"held_out_share": -0.1}, r"held_out_share must be in \[0, 1\), not -0\.1"),
         ({"num_processes": 0}, "num_processes must be at least 1, not 0"),
-        ({"document_alignment": 3}, r"document_alignment must be at least 1 and divide seq_len \(512\), not 3"),
-        ({"document_alignment": 0}, r"document_alignment must be at least 1 and divide seq_len \(512\), not 0"),
+        (
+            {"document_alignment": 3},
+            r"document_alignment must be at least 1 and divide seq_len \(512\), not 3",
+        ),
+        (
+            {"document_alignment": 0},
+            r"document_alignment must be at least 1 and divide seq_len \(512\), not 0",
+        ),
     ],
 )
 def test_prepare_settings(changes: dict[str, Any], message: str) -> None:
@@ -36,7 +45,10 @@ def test_prepare_settings(changes: dict[str, Any], message: str) -> None:
 
 
 def test_tokenizer_settings() -> None:
-    with pytest.raises(UserError, match=r"vocab_size must be at least 260 \(256 bytes and 4 special tokens\), not 259"):
+    with pytest.raises(
+        UserError,
+        match=r"vocab_size must be at least 260 \(256 bytes and 4 special tokens\), not 259",
+    ):
         TokenizerTrainConfig(out="o", corpus=TEXT, vocab_size=259)
     with pytest.raises(UserError, match="Give exactly one of"):
         TokenizerTrainConfig(out="o")
@@ -45,8 +57,19 @@ def test_tokenizer_settings() -> None:
 def test_settings_come_from_the_command_line() -> None:
     config = load_config(
         PrepareConfig,
-        overrides=["out=o", "tokenizer=t", "corpus.dataset=allenai/c4", "corpus.dataset_config=en", "corpus.documents=file"],
+        overrides=[
+            "out=o",
+            "tokenizer=t",
+            "corpus.dataset=allenai/c4",
+            "corpus.dataset_config=en",
+            "corpus.documents=file",
+        ],
     )
-    assert config.corpus == CorpusConfig(dataset="allenai/c4", dataset_config="en", documents="file")
+    assert config.corpus == CorpusConfig(
+        dataset="allenai/c4", dataset_config="en", documents="file"
+    )
     with pytest.raises(UserError, match=r"corpus\.documents"):
-        load_config(PrepareConfig, overrides=["out=o", "tokenizer=t", "corpus.inputs=[a]", "corpus.documents=line"])
+        load_config(
+            PrepareConfig,
+            overrides=["out=o", "tokenizer=t", "corpus.inputs=[a]", "corpus.documents=line"],
+        )

@@ -28,8 +28,13 @@ def test_each_epoch_holds_every_row_exactly_once(num_rows: int, epoch: int, data
     assert sorted(row_index(positions, num_rows, data_seed).tolist()) == list(range(num_rows))
 
 
-@given(positions=st.lists(st.integers(0, 10**12), min_size=1, max_size=20), num_rows=st.integers(1, 10**9))
-def test_an_array_of_positions_gives_what_each_gives_alone(positions: list[int], num_rows: int) -> None:
+@given(
+    positions=st.lists(st.integers(0, 10**12), min_size=1, max_size=20),
+    num_rows=st.integers(1, 10**9),
+)
+def test_an_array_of_positions_gives_what_each_gives_alone(
+    positions: list[int], num_rows: int
+) -> None:
     together = row_index(np.array(positions), num_rows, 7)
     assert together.tolist() == [row_index(position, num_rows, 7) for position in positions]
     assert row_index(np.array([positions, positions]), num_rows, 7).shape == (2, len(positions))
@@ -38,8 +43,15 @@ def test_an_array_of_positions_gives_what_each_gives_alone(positions: list[int],
 def test_the_order_is_this_one_for_ever() -> None:
     # A change would silently reorder the data of every run that is resumed after it.
     assert row_index(np.arange(8), 10**9, 6198).tolist() == [
-        69556484, 281923609, 525144166, 943828616, 746350589, 837951478, 610729117, 565442018,
-    ]  # fmt: skip
+        69556484,
+        281923609,
+        525144166,
+        943828616,
+        746350589,
+        837951478,
+        610729117,
+        565442018,
+    ]
     assert row_index(np.arange(10), 5, 6198).tolist() == [2, 1, 3, 0, 4, 0, 2, 1, 3, 4]
 
 
@@ -64,12 +76,17 @@ def test_a_billion_rows_need_no_table() -> None:
     assert rows.max() < 10**9
 
 
-@pytest.mark.parametrize("num_rows, vary, trials", [(2, "epoch", 6000), (3, "epoch", 6000), (4, "epoch", 6000), (3, "seed", 200)])
+@pytest.mark.parametrize(
+    "num_rows, vary, trials",
+    [(2, "epoch", 6000), (3, "epoch", 6000), (4, "epoch", 6000), (3, "seed", 200)],
+)
 def test_every_order_of_a_few_rows_is_as_likely(num_rows: int, vary: str, trials: int) -> None:
     if vary == "epoch":
         orders = row_index(np.arange(num_rows * trials), num_rows, 5).reshape(trials, num_rows)
     else:
-        orders = np.stack([row_index(np.arange(num_rows), num_rows, seed) for seed in range(trials)])
+        orders = np.stack(
+            [row_index(np.arange(num_rows), num_rows, seed) for seed in range(trials)]
+        )
     counts = Counter(map(tuple, orders.tolist()))
     permutations = list(itertools.permutations(range(num_rows)))
     expected = trials / len(permutations)
@@ -80,7 +97,8 @@ def test_every_order_of_a_few_rows_is_as_likely(num_rows: int, vary: str, trials
 
 @pytest.mark.parametrize("num_rows", [1000, 10**9])
 def test_where_a_position_leads_is_uniform(num_rows: int) -> None:
-    # Over seeds at one position, and over neighboring positions of one seed: rows fall evenly in 20 bins.
+    # Over seeds at one position, and over neighboring positions of one seed: rows fall evenly in 20
+    # bins.
     across_seeds = np.array([row_index(17, num_rows, seed) for seed in range(4000)])
     count = min(num_rows, 100_000)
     differences = np.diff(row_index(np.arange(count), num_rows, 1)) % num_rows

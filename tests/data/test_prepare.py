@@ -1,4 +1,6 @@
-"""Preparation, against a plain reference in lists; the same for any number of processes; complete or not at all."""
+"""Preparation, against a plain reference in lists; the same for any number of processes; complete
+or not at all.
+"""
 
 import contextlib
 import dataclasses
@@ -39,12 +41,19 @@ def folder_bytes(folder: str | Path) -> dict[str, bytes]:
 def documents_of(prepared: PreparedData, split: str) -> list[str]:
     """The texts of a split as the rows hold them, the last one perhaps cut."""
     eos, pad = prepared.manifest.eos_token_id, prepared.manifest.pad_token_id
-    tokens = np.concatenate([prepared.row(split, index)[0] for index in range(prepared.num_rows(split))])
+    tokens = np.concatenate(
+        [prepared.row(split, index)[0] for index in range(prepared.num_rows(split))]
+    )
     pieces = np.split(tokens, np.flatnonzero(tokens == eos) + 1)
-    return [prepared.tokenizer.decode([token for token in piece.tolist() if token != pad]) for piece in pieces]
+    return [
+        prepared.tokenizer.decode([token for token in piece.tolist() if token != pad])
+        for piece in pieces
+    ]
 
 
-def reference_streams(prose: str, tokenizer: Tokenizer, share: float, alignment: int) -> dict[str, tuple[list[int], list[int]]]:
+def reference_streams(
+    prose: str, tokenizer: Tokenizer, share: float, alignment: int
+) -> dict[str, tuple[list[int], list[int]]]:
     """Tokens and document starts by split, the slow and obvious way."""
     streams: dict[str, tuple[list[int], list[int]]] = {"train": ([], []), "validation": ([], [])}
     for text in prose.split("\n\n"):
@@ -76,7 +85,9 @@ def test_rows_are_the_documents_end_to_end(
         assert saved_starts.tolist() == [start for start in starts if start < kept]
 
 
-def test_the_manifest_says_what_the_folder_holds(prepare_config: Build, tokenizer: Tokenizer, prose_file: Path) -> None:
+def test_the_manifest_says_what_the_folder_holds(
+    prepare_config: Build, tokenizer: Tokenizer, prose_file: Path
+) -> None:
     manifest = prepare(prepare_config()).manifest
     assert manifest.tokenizer_sha256 == tokenizer.sha256
     assert [source.name for source in manifest.sources] == [str(prose_file)]
@@ -87,7 +98,9 @@ def test_the_manifest_says_what_the_folder_holds(prepare_config: Build, tokenize
 
 
 @pytest.mark.parametrize("vocab_size, dtype", [(65_536, "<u2"), (65_537, "<u4")])
-def test_ids_are_stored_in_two_bytes_where_they_fit(tmp_path: Path, vocab_size: int, dtype: str) -> None:
+def test_ids_are_stored_in_two_bytes_where_they_fit(
+    tmp_path: Path, vocab_size: int, dtype: str
+) -> None:
     tokens = np.array([0, vocab_size - 1, 5], dtype=dtype)
     writer = SplitWriter(tmp_path, "train", 3, vocab_size)
     writer.append(EncodedDocuments(tokens, np.array([2, 1], dtype=np.uint64)))
@@ -97,7 +110,10 @@ def test_ids_are_stored_in_two_bytes_where_they_fit(tmp_path: Path, vocab_size: 
 
 
 def test_three_processes_give_the_bytes_of_one(
-    prepare_config: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prepare_config: Build,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     # Small batches, so that many are in flight at once and may finish out of order.
     monkeypatch.setattr("cola_train.data.prepare._BATCH_CHARACTERS", 2_000)
@@ -122,7 +138,9 @@ def test_input_is_not_read_far_ahead_of_what_is_encoded(tokenizer: Tokenizer) ->
 
 
 @given(text=st.text(), share=st.floats(0, 1), more=st.floats(0, 1))
-def test_a_larger_share_holds_out_all_that_a_smaller_does(text: str, share: float, more: float) -> None:
+def test_a_larger_share_holds_out_all_that_a_smaller_does(
+    text: str, share: float, more: float
+) -> None:
     assert is_held_out(text, max(share, more)) >= is_held_out(text, min(share, more))
     assert not is_held_out(text, 0.0)
     assert is_held_out(text, 1.0)
@@ -133,7 +151,9 @@ def test_the_held_out_share_is_about_what_was_asked() -> None:
     assert abs(held_out - 1000) < 5 * 31  # five standard deviations
 
 
-def test_added_files_move_no_document_to_the_other_split(prepare_config: Build, prose: str, tmp_path: Path) -> None:
+def test_added_files_move_no_document_to_the_other_split(
+    prepare_config: Build, prose: str, tmp_path: Path
+) -> None:
     paragraphs = prose.split("\n\n")
     (tmp_path / "m.txt").write_text("\n\n".join(paragraphs[:300]), encoding="utf-8")
     before = prepare(prepare_config(out=str(tmp_path / "before"), inputs=[tmp_path / "m.txt"]))
@@ -156,12 +176,27 @@ def test_a_corpus_cannot_forge_a_separator(prepare_config: Build, tmp_path: Path
 
 
 def test_a_tokenizer_that_forges_one_is_refused(prepare_config: Build, tmp_path: Path) -> None:
-    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<|endoftext|>": 0, "<|pad|>": 1, "word": 2}, unk_token="word"))
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"<|endoftext|>": 0, "<|pad|>": 1, "word": 2}, unk_token="word")
+    )
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     words.save(str(tmp_path / "words.json"))
     (tmp_path / "a.txt").write_text("fine\n\nword <|endoftext|> word\n")
-    with pytest.raises(UserError, match=r"turns plain text of a document into its separator \(id 0\) or padding \(id 1\); use one"):
-        prepare(prepare_config(tokenizer=str(tmp_path / "words.json"), inputs=[tmp_path / "a.txt"], seq_len=1, held_out_share=0.0))
+    with pytest.raises(
+        UserError,
+        match=(
+            r"turns plain text of a document into its separator \(id 0\) or padding \(id 1\); "
+            r"use one"
+        ),
+    ):
+        prepare(
+            prepare_config(
+                tokenizer=str(tmp_path / "words.json"),
+                inputs=[tmp_path / "a.txt"],
+                seq_len=1,
+                held_out_share=0.0,
+            )
+        )
 
 
 def test_empty_documents_are_counted(prepare_config: Build, tmp_path: Path) -> None:
@@ -204,10 +239,15 @@ def test_other_data_in_the_way_is_named_and_kept(
     prepare(prepare_config())
     before = folder_bytes(prepare_config().out)
     (tmp_path / "more.txt").write_text("more")
-    config = prepare_config(inputs=[prose_file, tmp_path / "more.txt"] if changes.pop("more", False) else None)
+    config = prepare_config(
+        inputs=[prose_file, tmp_path / "more.txt"] if changes.pop("more", False) else None
+    )
     if "documents" in changes:
         changes = {"corpus": dataclasses.replace(config.corpus, **changes)}
-    with pytest.raises(UserError, match=rf"already exists with something else in it, and is never overwritten \({message}\)"):
+    with pytest.raises(
+        UserError,
+        match=rf"already exists with something else in it, and is never overwritten \({message}\)",
+    ):
         prepare(dataclasses.replace(config, **changes))
     assert folder_bytes(prepare_config().out) == before
 
@@ -222,16 +262,24 @@ def test_anything_else_in_the_way_is_kept(prepare_config: Build, kind: str) -> N
         if kind == "folder":
             (out / "mine.txt").write_text("mine")
     with pytest.raises(
-        UserError, match=r"prepared already exists and is not prepared data; it is never overwritten\. Give another out="
+        UserError,
+        match=(
+            r"prepared already exists and is not prepared data; it is never overwritten\. Give "
+            r"another out="
+        ),
     ):
         prepare(prepare_config())
-    assert out.is_file() or [path.name for path in out.iterdir()] == ["mine.txt"] * (kind == "folder")
+    assert out.is_file() or [path.name for path in out.iterdir()] == ["mine.txt"] * (
+        kind == "folder"
+    )
 
 
 def test_a_damaged_folder_is_not_taken_for_prepared(prepare_config: Build) -> None:
     prepared = prepare(prepare_config())
     os.truncate(prepared.folder / "train.tokens.bin", 100)
-    with pytest.raises(UserError, match=r"is damaged: train\.tokens\.bin has 100 bytes, its manifest says \d+"):
+    with pytest.raises(
+        UserError, match=r"is damaged: train\.tokens\.bin has 100 bytes, its manifest says \d+"
+    ):
         prepare(prepare_config())
 
 
@@ -241,7 +289,9 @@ def test_a_damaged_folder_is_not_taken_for_prepared(prepare_config: Build) -> No
 def test_an_empty_corpus(prepare_config: Build, tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
     (tmp_path / "b.txt").write_text("\n")
-    with pytest.raises(UserError, match=r"The corpus has no text: 1 documents, all empty\. Check corpus\.inputs"):
+    with pytest.raises(
+        UserError, match=r"The corpus has no text: 1 documents, all empty\. Check corpus\.inputs"
+    ):
         prepare(prepare_config(inputs=[tmp_path / "*.*"]))
     assert not Path(prepare_config().out).exists()
 
@@ -250,7 +300,10 @@ def test_a_corpus_smaller_than_a_row(prepare_config: Build, tmp_path: Path) -> N
     (tmp_path / "a.txt").write_text("few words")
     with pytest.raises(
         UserError,
-        match=r"fill at least one row of the training split: it has \d tokens, seq_len is 64. Give more text or a smaller",
+        match=(
+            r"fill at least one row of the training split: it has \d tokens, seq_len is 64. Give "
+            r"more text or a smaller"
+        ),
     ):
         prepare(prepare_config(inputs=[tmp_path / "a.txt"], held_out_share=0.0))
 
@@ -258,7 +311,10 @@ def test_a_corpus_smaller_than_a_row(prepare_config: Build, tmp_path: Path) -> N
 def test_held_out_documents_smaller_than_a_row(prepare_config: Build) -> None:
     with pytest.raises(
         UserError,
-        match=r"held_out_share=1e-05 chose 0 tokens, seq_len is 64\. Raise held_out_share, use a shorter seq_len, or set held",
+        match=(
+            r"held_out_share=1e-05 chose 0 tokens, seq_len is 64\. Raise held_out_share, use a "
+            r"shorter seq_len, or set held"
+        ),
     ):
         prepare(prepare_config(held_out_share=1e-5))
 
@@ -305,7 +361,9 @@ def test_a_disk_that_takes_no_more(prepare_config: Build, tmp_path: Path) -> Non
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(UserError, match=r"Cannot write .*prepared: File too large\. Nothing was changed there"):
+        with pytest.raises(
+            UserError, match=r"Cannot write .*prepared: File too large\. Nothing was changed there"
+        ):
             prepare(prepare_config())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -318,10 +376,14 @@ def test_a_place_that_cannot_be_written(prepare_config: Build, tmp_path: Path) -
         prepare(prepare_config(out=str(tmp_path / "file" / "prepared")))
 
 
-def test_a_bad_document_late_in_the_corpus_leaves_nothing(prepare_config: Build, prose: str, tmp_path: Path) -> None:
+def test_a_bad_document_late_in_the_corpus_leaves_nothing(
+    prepare_config: Build, prose: str, tmp_path: Path
+) -> None:
     corpus = tmp_path / "a.txt"
     corpus.write_bytes(prose.encode() + b"\n\n\xff")
-    with pytest.raises(UserError, match=rf"a\.txt is not valid UTF-8 at byte {len(prose.encode()) + 2} "):
+    with pytest.raises(
+        UserError, match=rf"a\.txt is not valid UTF-8 at byte {len(prose.encode()) + 2} "
+    ):
         prepare(prepare_config(inputs=[corpus], num_processes=2))
     assert list(tmp_path.iterdir()) == [corpus]
 
@@ -333,27 +395,39 @@ class DyingEncoder(Encoder):
 
 
 def test_a_dead_process_is_reported_rather_than_waited_for(tokenizer: Tokenizer) -> None:
-    with pytest.raises(UserError, match=r"A tokenizing process died, perhaps for lack of memory: use a smaller num_processes\."):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"A tokenizing process died, perhaps for lack of memory: use a smaller num_processes\."
+        ),
+    ):
         list(_encode(iter([["a"], ["b"]]), DyingEncoder(tokenizer, 0.0, 1), 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_whole_program_interrupted(prepare_config: Build, tmp_path: Path, how: signal.Signals) -> None:
+def test_a_whole_program_interrupted(
+    prepare_config: Build, tmp_path: Path, how: signal.Signals
+) -> None:
     (tmp_path / "in").mkdir()
     pipe = tmp_path / "in" / "endless.txt"
     os.mkfifo(pipe)
     script = tmp_path / "in" / "script.py"
+    config = prepare_config(inputs=[pipe], num_processes=2, out=str(tmp_path / "out" / "prepared"))
     script.write_text(
         "from cola_train.config.data import *\n"
         "import cola_train.data.prepare as module\n"
         "module.source_hashes = lambda corpus: []  # a pipe has no end to be hashed to\n"
         "if __name__ == '__main__':\n"
-        f"    module.prepare({prepare_config(inputs=[pipe], num_processes=2, out=str(tmp_path / 'out' / 'prepared'))!r})\n"
+        f"    module.prepare({config!r})\n"
     )
-    program = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True)
+    program = subprocess.Popen(
+        [sys.executable, str(script)], stderr=subprocess.DEVNULL, start_new_session=True
+    )
     with pipe.open("wb") as file:
-        while not list(tmp_path.glob("out/.prepared.*/train.tokens.bin")) or not all_written(tmp_path):
+        while not list(tmp_path.glob("out/.prepared.*/train.tokens.bin")) or not all_written(
+            tmp_path
+        ):
             file.write(b"some words\n\n" * 100_000)
             file.flush()
         workers = children_of(program.pid)
@@ -371,11 +445,17 @@ def test_a_whole_program_interrupted(prepare_config: Build, tmp_path: Path, how:
 
 
 def all_written(tmp_path: Path) -> bool:
-    return sum(path.stat().st_size for path in tmp_path.glob("out/.prepared.*/train.tokens.bin")) > 0
+    return (
+        sum(path.stat().st_size for path in tmp_path.glob("out/.prepared.*/train.tokens.bin")) > 0
+    )
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    return [
+        int(child)
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
 
 
 def alive(pid: int) -> bool:

@@ -1,4 +1,6 @@
-"""The prepared folder: rows and document ids against a plain count, O(1) opening, and every message about a bad folder."""
+"""The prepared folder: rows and document ids against a plain count, O(1) opening, and every message
+about a bad folder.
+"""
 
 import dataclasses
 import json
@@ -23,13 +25,15 @@ from cola_train.training.data import RunData
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_document_ids_count_separators_seen_in_the_row(prepared: PreparedData, split: str) -> None:
-    # Documents may start only after a separator and its padding: count them by walking along the tokens.
+    # Documents may start only after a separator and its padding: count them by walking along the
+    # tokens.
     eos, pad = prepared.manifest.eos_token_id, prepared.manifest.pad_token_id
     most = 0
     for index in range(prepared.num_rows(split)):
         tokens, document_ids = prepared.row(split, index)
         assert tokens.dtype == document_ids.dtype == np.int64
-        assert type(tokens) is np.ndarray  # not a view of the map, which would keep the file open in other processes
+        # not a view of the map, which would keep the file open in other processes
+        assert type(tokens) is np.ndarray
         expected, number = [], 0
         for place, token in enumerate(tokens.tolist()):
             ended = place > 0 and tokens[place - 1] in (eos, pad) and token != pad
@@ -49,7 +53,9 @@ def test_padding_is_there_and_documents_start_aligned(prepared: PreparedData) ->
 def test_rows_are_numbered_from_0(prepared: PreparedData) -> None:
     num_rows = prepared.num_rows("train")
     for index in (-1, num_rows):
-        with pytest.raises(IndexError, match=f"the split 'train' has {num_rows} rows, there is no row {index}"):
+        with pytest.raises(
+            IndexError, match=f"the split 'train' has {num_rows} rows, there is no row {index}"
+        ):
             prepared.row("train", index)
     assert prepared.num_rows("test") == 0
     with pytest.raises(IndexError, match="the split 'test' has 0 rows"):
@@ -70,7 +76,9 @@ def test_another_process_gets_the_folder_and_not_its_content(prepared: PreparedD
     assert pickle.loads(pickled).row("train", 1)[0].tolist() == prepared.row("train", 1)[0].tolist()
 
 
-def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(prepared: PreparedData, tmp_path: Path) -> None:
+def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(
+    prepared: PreparedData, tmp_path: Path
+) -> None:
     num_rows, seq_len = 10**9, 512
     sizes = {"train.tokens.bin": num_rows * seq_len * 4, "train.documents.bin": 8 * 10**8}
     for name, size in sizes.items():
@@ -92,7 +100,13 @@ def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(prepa
     huge = PreparedData.open(tmp_path)
     tokens, document_ids = huge.row("train", num_rows - 1)
     seconds = time.perf_counter() - start
-    module = RunData(DataConfig(path=str(tmp_path)), global_batch_size=8, micro_batch_size=8, validation_rows=None, data_seed=5)
+    module = RunData(
+        DataConfig(path=str(tmp_path)),
+        global_batch_size=8,
+        micro_batch_size=8,
+        validation_rows=None,
+        data_seed=5,
+    )
     module.start_step = 10**8
     batch = next(iter(module.train_loader(0, 1)))
     until_first_batch = time.perf_counter() - start
@@ -119,7 +133,10 @@ def test_a_run_that_fits(prepared: PreparedData) -> None:
 def test_another_seq_len(prepared: PreparedData) -> None:
     with pytest.raises(
         UserError,
-        match=r"has rows of 64 tokens, the run asks for 512\. Set data\.seq_len=64, or prepare another folder with seq_len=512",
+        match=(
+            r"has rows of 64 tokens, the run asks for 512\. Set data\.seq_len=64, or prepare "
+            r"another folder with seq_len=512"
+        ),
     ):
         prepared.check_run(DataConfig(path=str(prepared.folder)), None)
 
@@ -127,7 +144,10 @@ def test_another_seq_len(prepared: PreparedData) -> None:
 def test_another_tokenizer(prepared: PreparedData) -> None:
     with pytest.raises(
         UserError,
-        match=rf"prepared with sha256 {prepared.manifest.tokenizer_sha256}, the run has 00ff\. Prepare the data again with",
+        match=(
+            rf"prepared with sha256 {prepared.manifest.tokenizer_sha256}, the run has 00ff\. "
+            r"Prepare the data again with"
+        ),
     ):
         prepared.check_run(DataConfig(path=str(prepared.folder), seq_len=64), "00ff")
 
@@ -160,32 +180,63 @@ def drop_key(folder: Path) -> None:
 
 def other_version(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
-    (folder / "manifest.json").write_text(text.replace('"format_version": 1', '"format_version": 99'))
+    (folder / "manifest.json").write_text(
+        text.replace('"format_version": 1', '"format_version": 99')
+    )
 
 
 @pytest.mark.parametrize(
     "damage, message",
     [
         (no_folder, r"There is no prepared data folder .*; write one with `cola-train prepare`"),
-        (remove("manifest.json"), r"is not prepared data: it has no manifest\.json; give a folder written by"),
+        (
+            remove("manifest.json"),
+            r"is not prepared data: it has no manifest\.json; give a folder written by",
+        ),
         (
             truncate("train.tokens.bin"),
-            r"is damaged: train\.tokens\.bin has \d+ bytes, its manifest says \d+\. Delete the folder and",
+            (
+                r"is damaged: train\.tokens\.bin has \d+ bytes, its manifest says \d+\. Delete the "
+                r"folder and"
+            ),
         ),
-        (truncate("validation.documents.bin"), r"is damaged: validation\.documents\.bin has \d+ bytes, its manifest says"),
+        (
+            truncate("validation.documents.bin"),
+            r"is damaged: validation\.documents\.bin has \d+ bytes, its manifest says",
+        ),
         (grow, r"is damaged: train\.documents\.bin has \d+ bytes, its manifest says"),
         (
             remove("validation.tokens.bin"),
-            r"is damaged: validation\.tokens\.bin is missing\. Delete the folder and prepare it again",
+            (
+                r"is damaged: validation\.tokens\.bin is missing\. Delete the folder and prepare "
+                r"it again"
+            ),
         ),
-        (truncate("tokenizer.json"), r"is damaged: tokenizer\.json has \d+ bytes, its manifest says"),
-        (truncate("manifest.json"), r"manifest\.json is damaged \(JSONDecodeError: .*\)\. Delete the folder and prepare it again"),
+        (
+            truncate("tokenizer.json"),
+            r"is damaged: tokenizer\.json has \d+ bytes, its manifest says",
+        ),
+        (
+            truncate("manifest.json"),
+            (
+                r"manifest\.json is damaged \(JSONDecodeError: .*\)\. Delete the folder and "
+                r"prepare it again"
+            ),
+        ),
         (drop_key, r"manifest\.json is damaged \(TypeError: .*seq_len.*\)\. Delete"),
-        (lambda folder: (folder / "manifest.json").write_text("[]"), r"manifest\.json is damaged \(TypeError"),
-        (other_version, r"has format_version 99; this version of cola-train reads 1\. Prepare the data again"),
+        (
+            lambda folder: (folder / "manifest.json").write_text("[]"),
+            r"manifest\.json is damaged \(TypeError",
+        ),
+        (
+            other_version,
+            r"has format_version 99; this version of cola-train reads 1\. Prepare the data again",
+        ),
     ],
 )
-def test_damaged_folders(prepared: PreparedData, tmp_path: Path, damage: Callable[[Path], object], message: str) -> None:
+def test_damaged_folders(
+    prepared: PreparedData, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(prepared.folder, folder)
     PreparedData.open(folder)
@@ -197,6 +248,13 @@ def test_damaged_folders(prepared: PreparedData, tmp_path: Path, damage: Callabl
 def test_a_changed_tokenizer_of_the_same_size(prepared: PreparedData, tmp_path: Path) -> None:
     shutil.copytree(prepared.folder, tmp_path / "copy")
     path = tmp_path / "copy" / "tokenizer.json"
-    path.write_text(re.sub(r"<\|im_end\|>", "<|im_fin|>", path.read_text(encoding="utf-8")), encoding="utf-8")
-    with pytest.raises(UserError, match=r"is damaged: its tokenizer\.json has sha256 \w+, its manifest says \w+\. Put back the"):
+    path.write_text(
+        re.sub(r"<\|im_end\|>", "<|im_fin|>", path.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"is damaged: its tokenizer\.json has sha256 \w+, its manifest says \w+\. Put back the"
+        ),
+    ):
         PreparedData.open(tmp_path / "copy").tokenizer  # noqa: B018

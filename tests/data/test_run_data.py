@@ -1,4 +1,6 @@
-"""Which rows each process gets, against enumeration; with a real Trainer, resumed and not; with reader processes and without."""
+"""Which rows each process gets, against enumeration; with a real Trainer, resumed and not; with
+reader processes and without.
+"""
 
 import multiprocessing
 from collections.abc import Iterable
@@ -59,10 +61,19 @@ def joined(batches: Iterable[Batch]) -> Batch:
     local_batch_size=st.integers(1, 9),
     start_step=st.integers(0, 10**9),
 )
-def test_steps_are_consecutive_positions_whatever_the_processes(world_size: int, local_batch_size: int, start_step: int) -> None:
+def test_steps_are_consecutive_positions_whatever_the_processes(
+    world_size: int, local_batch_size: int, start_step: int
+) -> None:
     global_batch_size = world_size * local_batch_size
     ranks = [
-        iter(StepBatchSampler(global_batch_size=global_batch_size, start_step=start_step, rank=rank, world_size=world_size))
+        iter(
+            StepBatchSampler(
+                global_batch_size=global_batch_size,
+                start_step=start_step,
+                rank=rank,
+                world_size=world_size,
+            )
+        )
         for rank in range(world_size)
     ]
     for step in range(start_step, start_step + 3):
@@ -73,9 +84,14 @@ def test_steps_are_consecutive_positions_whatever_the_processes(world_size: int,
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_a_step_is_the_same_rows_on_any_number_of_processes(prepared: PreparedData, world_size: int) -> None:
+def test_a_step_is_the_same_rows_on_any_number_of_processes(
+    prepared: PreparedData, world_size: int
+) -> None:
     num_rows = prepared.num_rows("train")
-    parts = [next(iter(data_module(prepared, step=100).train_loader(rank, world_size))) for rank in range(world_size)]
+    parts = [
+        next(iter(data_module(prepared, step=100).train_loader(rank, world_size)))
+        for rank in range(world_size)
+    ]
     batch = joined(parts)
     assert batch.sample_index.tolist() == list(range(100 * 12, 101 * 12))
     assert num_rows < 100 * 12  # beyond the first epoch
@@ -96,14 +112,18 @@ def test_an_epoch_of_batches_holds_every_row_once(prepared: PreparedData) -> Non
 def test_only_padding_carries_no_loss(prepared: PreparedData) -> None:
     batch = joined(islice(data_module(prepared).train_loader(0, 1), 10))
     assert batch.loss_mask.dtype == torch.bool
-    assert [batch.tokens.dtype, batch.document_ids.dtype, batch.sample_index.dtype] == [torch.int64] * 3
+    assert [batch.tokens.dtype, batch.document_ids.dtype, batch.sample_index.dtype] == [
+        torch.int64
+    ] * 3
     assert 0 < int((~batch.loss_mask).sum()) < batch.tokens.numel() // 2
     assert torch.equal(batch.loss_mask, batch.tokens != prepared.manifest.pad_token_id)
     assert bool(batch.loss_mask[batch.tokens == prepared.manifest.eos_token_id].all())
 
 
 @pytest.mark.parametrize("start_method, num_workers", [("fork", 2), ("spawn", 1)])
-def test_reader_processes_change_nothing(prepared: PreparedData, start_method: str, num_workers: int) -> None:
+def test_reader_processes_change_nothing(
+    prepared: PreparedData, start_method: str, num_workers: int
+) -> None:
     alone = data_module(prepared, step=3).train_loader(0, 1)
     with_readers = data_module(prepared, step=3, num_workers=num_workers).train_loader(0, 1)
     with_readers.multiprocessing_context = multiprocessing.get_context(start_method)
@@ -115,20 +135,31 @@ def test_reader_processes_change_nothing(prepared: PreparedData, start_method: s
 
 
 @given(num_rows=st.integers(1, 100), batch_size=st.integers(1, 9), world_size=st.integers(1, 8))
-def test_validation_rows_are_dealt_once_and_evenly(num_rows: int, batch_size: int, world_size: int) -> None:
+def test_validation_rows_are_dealt_once_and_evenly(
+    num_rows: int, batch_size: int, world_size: int
+) -> None:
     dealt = [
-        list(ValidationBatchSampler(num_rows=num_rows, batch_size=batch_size, rank=rank, world_size=world_size))
+        list(
+            ValidationBatchSampler(
+                num_rows=num_rows, batch_size=batch_size, rank=rank, world_size=world_size
+            )
+        )
         for rank in range(world_size)
     ]
     assert len({len(batches) for batches in dealt}) == 1
     assert {len(batch) for batches in dealt for batch in batches} == {batch_size}
     numbers = sorted(number for batches in dealt for batch in batches for number in batch)
     assert numbers == list(range(len(numbers)))
-    assert num_rows <= len(numbers) < num_rows + batch_size * world_size  # no round that is all filling
+    # no round that is all filling
+    assert num_rows <= len(numbers) < num_rows + batch_size * world_size
 
 
-@pytest.mark.parametrize("validation_rows, world_size", [(None, 1), (None, 3), (7, 2), (1, 4), (10**6, 1)])
-def test_validation_counts_each_row_once(prepared: PreparedData, validation_rows: int | None, world_size: int) -> None:
+@pytest.mark.parametrize(
+    "validation_rows, world_size", [(None, 1), (None, 3), (7, 2), (1, 4), (10**6, 1)]
+)
+def test_validation_counts_each_row_once(
+    prepared: PreparedData, validation_rows: int | None, world_size: int
+) -> None:
     module = data_module(prepared, validation_rows=validation_rows, global_batch_size=24)
     loaders: list[Any] = [module.validation_loader(rank, world_size) for rank in range(world_size)]
     assert len({len(loader) for loader in loaders}) == 1
@@ -137,18 +168,24 @@ def test_validation_counts_each_row_once(prepared: PreparedData, validation_rows
     num_rows = min(validation_rows or 10**9, prepared.num_rows("validation"))
     assert module.num_validation_rows == num_rows
     rows = (batch.sample_index - VALIDATION_SAMPLE_OFFSET).tolist()
-    assert sorted(row for row, counts in zip(rows, real.tolist(), strict=True) if counts) == list(range(num_rows))
+    assert sorted(row for row, counts in zip(rows, real.tolist(), strict=True) if counts) == list(
+        range(num_rows)
+    )
     assert int((~real).sum()) < 2 * world_size
     for place, row in enumerate(rows):
         assert batch.tokens[place].tolist() == prepared.row("validation", row)[0].tolist()
 
 
 @pytest.mark.parametrize("num_rows", [1, 64, 100])
-def test_validation_in_one_go_is_what_the_loader_gives(prepared: PreparedData, num_rows: int) -> None:
+def test_validation_in_one_go_is_what_the_loader_gives(
+    prepared: PreparedData, num_rows: int
+) -> None:
     loader: Any = data_module(prepared, validation_rows=num_rows).validation_loader(0, 1)
     batch = joined(loader)
     kept = batch.loss_mask.any(dim=1)
-    assert_same(joined(validation_batches(prepared, num_rows)), Batch(*(part[kept] for part in batch)))
+    assert_same(
+        joined(validation_batches(prepared, num_rows)), Batch(*(part[kept] for part in batch))
+    )
 
 
 def test_without_held_out_documents_there_are_no_validation_rows(
@@ -157,7 +194,13 @@ def test_without_held_out_documents_there_are_no_validation_rows(
     assert data_module(prepared, validation_rows=0).num_validation_rows == 0
     corpus = CorpusConfig(inputs=[str(prose_file)])
     none = prepare(
-        PrepareConfig(out=str(tmp_path / "o"), tokenizer=str(tokenizer_file), seq_len=64, corpus=corpus, held_out_share=0.0)
+        PrepareConfig(
+            out=str(tmp_path / "o"),
+            tokenizer=str(tokenizer_file),
+            seq_len=64,
+            corpus=corpus,
+            held_out_share=0.0,
+        )
     )
     assert data_module(none).num_validation_rows == 0
 
@@ -185,9 +228,16 @@ class Recorder(pl.LightningModule):
 def train(prepared: PreparedData, max_steps: int, start_step: int = 0) -> list[Batch]:
     module = data_module(prepared, num_workers=1, step=start_step)
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=max_steps, max_epochs=-1, use_distributed_sampler=False, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=max_steps,
+        max_epochs=-1,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
     recorder = Recorder()
     trainer.fit(recorder, train_dataloaders=module.train_loader(0, 1))
     return recorder.trained
@@ -198,11 +248,15 @@ def train(prepared: PreparedData, max_steps: int, start_step: int = 0) -> list[B
 def test_a_run_that_goes_on_sees_the_rows_of_an_uninterrupted_one(prepared: PreparedData) -> None:
     whole = train(prepared, 9)
     assert [batch.sample_index[0].item() for batch in whole] == list(range(0, 9 * 12, 12))
-    for one, other in zip(whole, train(prepared, 5) + train(prepared, 4, start_step=5), strict=True):
+    for one, other in zip(
+        whole, train(prepared, 5) + train(prepared, 4, start_step=5), strict=True
+    ):
         assert_same(one, other)
 
 
-def test_what_cannot_be_read_is_reported_with_its_sample(prepared: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_is_reported_with_its_sample(
+    prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(split: str, index: int) -> None:
         raise OSError("the disk is gone")
 
@@ -210,18 +264,27 @@ def test_what_cannot_be_read_is_reported_with_its_sample(prepared: PreparedData,
     with pytest.raises(OSError, match="the disk is gone") as caught:
         PackedRows(prepared, 5)[[7]]
     row = row_index(7, prepared.num_rows("train"), 5)
-    assert caught.value.__notes__ == [f"while reading row {row} of the split 'train' of {prepared.folder}, sample 7"]
+    assert caught.value.__notes__ == [
+        f"while reading row {row} of the split 'train' of {prepared.folder}, sample 7"
+    ]
 
 
 # Bad settings.
 
 
-@pytest.mark.parametrize("global_batch_size, nearest", [(20, "18 or 24"), (5, "6"), (0, "6"), (-6, "6")])
-def test_batches_that_do_not_divide(prepared: PreparedData, global_batch_size: int, nearest: str) -> None:
+@pytest.mark.parametrize(
+    "global_batch_size, nearest", [(20, "18 or 24"), (5, "6"), (0, "6"), (-6, "6")]
+)
+def test_batches_that_do_not_divide(
+    prepared: PreparedData, global_batch_size: int, nearest: str
+) -> None:
     with pytest.raises(
         UserError,
-        match=rf"global_batch_size must be a multiple of 6 = 3 processes x micro_batch_size 2, not {global_batch_size}; "
-        rf"nearest allowed: {nearest}\.",
+        match=(
+            r"global_batch_size must be a multiple of 6 = 3 processes x micro_batch_size 2, not "
+            rf"{global_batch_size}; "
+            rf"nearest allowed: {nearest}\."
+        ),
     ):
         data_module(prepared, global_batch_size=global_batch_size).train_loader(0, 3)
 
@@ -229,13 +292,24 @@ def test_batches_that_do_not_divide(prepared: PreparedData, global_batch_size: i
 def test_other_bad_settings(prepared: PreparedData, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="micro_batch_size must be at least 1 row, not 0"):
         data_module(prepared, micro_batch_size=0)
-    with pytest.raises(UserError, match="validation_rows must be at least 0, or null for all rows, not -1"):
+    with pytest.raises(
+        UserError, match="validation_rows must be at least 0, or null for all rows, not -1"
+    ):
         data_module(prepared, validation_rows=-1)
     with pytest.raises(UserError, match=r"data\.num_workers must be at least 0, not -1"):
         data_module(prepared, num_workers=-1)
-    for path, message in [(prepared.folder, r"has rows of 64 tokens, the run asks for 512"), (tmp_path, "is not prepared data")]:
+    for path, message in [
+        (prepared.folder, r"has rows of 64 tokens, the run asks for 512"),
+        (tmp_path, "is not prepared data"),
+    ]:
         with pytest.raises(UserError, match=message):
-            RunData(DataConfig(path=str(path)), global_batch_size=2, micro_batch_size=1, validation_rows=None, data_seed=0)
+            RunData(
+                DataConfig(path=str(path)),
+                global_batch_size=2,
+                micro_batch_size=1,
+                validation_rows=None,
+                data_seed=0,
+            )
 
 
 def test_validation_samples_fit_in_64_bits() -> None:

@@ -29,7 +29,12 @@ def test_real_prose_comes_back_and_is_compressed(tokenizer: Tokenizer, prose: st
     assert set(ids).isdisjoint(range(4))
 
 
-@given(text=st.text() | st.lists(st.sampled_from([*TRAINED_SPECIAL_TOKENS, " ", "\r\n", "a", "'s", "12345"])).map("".join))
+@given(
+    text=st.text()
+    | st.lists(st.sampled_from([*TRAINED_SPECIAL_TOKENS, " ", "\r\n", "a", "'s", "12345"])).map(
+        "".join
+    )
+)
 def test_any_document_comes_back_without_special_ids(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode_document(text)
     assert tokenizer.decode(ids) == text
@@ -45,13 +50,22 @@ def test_a_prompt_may_write_special_tokens_and_a_document_may_not(tokenizer: Tok
     assert set(tokenizer.encode_document(text)).isdisjoint(range(4))
 
 
-def test_training_gives_the_same_bytes_in_another_process(tokenizer: Tokenizer, prose_file: Path, tmp_path: Path) -> None:
+def test_training_gives_the_same_bytes_in_another_process(
+    tokenizer: Tokenizer, prose_file: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "tokenizer.json"
-    config = TokenizerTrainConfig(out=str(out), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600)
-    script = (
-        f"from cola_train.config.data import *; from cola_train.data.tokenizer import train_tokenizer; train_tokenizer({config!r})"
+    config = TokenizerTrainConfig(
+        out=str(out), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600
     )
-    subprocess.run([sys.executable, "-c", script], check=True, env={"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "3"})
+    script = (
+        "from cola_train.config.data import *; from cola_train.data.tokenizer import "
+        f"train_tokenizer; train_tokenizer({config!r})"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        env={"PYTHONHASHSEED": "7", "RAYON_NUM_THREADS": "3"},
+    )
     assert out.read_bytes() == tokenizer.content
 
 
@@ -59,7 +73,9 @@ def test_training_again_does_nothing_and_says_so(
     tokenizer_file: Path, prose_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tokenizer_file.stat().st_mtime_ns
-    config = TokenizerTrainConfig(out=str(tokenizer_file), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600)
+    config = TokenizerTrainConfig(
+        out=str(tokenizer_file), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600
+    )
     train_tokenizer(config)
     assert tokenizer_file.stat().st_mtime_ns == before
     assert "Already there, nothing to do" in capsys.readouterr().err
@@ -67,17 +83,27 @@ def test_training_again_does_nothing_and_says_so(
 
 def test_training_never_replaces_another_file(tokenizer_file: Path, prose_file: Path) -> None:
     before = tokenizer_file.read_bytes()
-    config = TokenizerTrainConfig(out=str(tokenizer_file), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=500)
+    config = TokenizerTrainConfig(
+        out=str(tokenizer_file), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=500
+    )
     with pytest.raises(
-        UserError, match=r"tokenizer\.json already exists with other content, and is never overwritten; give another"
+        UserError,
+        match=(
+            r"tokenizer\.json already exists with other content, and is never overwritten; give "
+            r"another"
+        ),
     ):
         train_tokenizer(config)
     assert tokenizer_file.read_bytes() == before
 
 
-def test_a_corpus_with_few_pairs_gives_fewer_ids_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_corpus_with_few_pairs_gives_fewer_ids_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.txt").write_text("abab abab")
-    config = TokenizerTrainConfig(out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(tmp_path)]), vocab_size=300)
+    config = TokenizerTrainConfig(
+        out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(tmp_path)]), vocab_size=300
+    )
     # "ab", "abab", " abab": three pairs to merge.
     assert train_tokenizer(config).vocab_size == 263
     assert "263 ids (300 asked; the corpus has no more pairs to merge)" in capsys.readouterr().err
@@ -85,13 +111,17 @@ def test_a_corpus_with_few_pairs_gives_fewer_ids_and_says_so(tmp_path: Path, cap
 
 def test_training_needs_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" \n\n \n")
-    config = TokenizerTrainConfig(out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(tmp_path)]))
+    config = TokenizerTrainConfig(
+        out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(tmp_path)])
+    )
     with pytest.raises(UserError, match="The corpus has no text to learn merges from"):
         train_tokenizer(config)
     assert not (tmp_path / "t.json").exists()
 
 
-def test_a_copy_is_byte_identical(tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path) -> None:
+def test_a_copy_is_byte_identical(
+    tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path
+) -> None:
     assert tokenizer.save(tmp_path / "new" / "tokenizer.json") is True
     assert (tmp_path / "new" / "tokenizer.json").read_bytes() == tokenizer_file.read_bytes()
     assert tokenizer.save(tmp_path / "new" / "tokenizer.json") is False
@@ -101,11 +131,15 @@ def test_a_copy_is_byte_identical(tokenizer: Tokenizer, tokenizer_file: Path, tm
 
 
 def test_saving_on_a_folder_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"is a folder; name the file to write, for example .*tokenizer\.json"):
+    with pytest.raises(
+        UserError, match=r"is a folder; name the file to write, for example .*tokenizer\.json"
+    ):
         tokenizer.save(tmp_path)
 
 
-def test_truncation_and_padding_kept_in_a_file_are_ignored(tokenizer_file: Path, tmp_path: Path) -> None:
+def test_truncation_and_padding_kept_in_a_file_are_ignored(
+    tokenizer_file: Path, tmp_path: Path
+) -> None:
     inner = tokenizers.Tokenizer.from_file(str(tokenizer_file))
     inner.enable_truncation(4)
     inner.enable_padding(length=50)
@@ -122,7 +156,9 @@ def test_the_size_covers_the_largest_id(tokenizer_file: Path, tmp_path: Path) ->
     # An id taken out of the middle: there are fewer tokens, the embedding needs as many rows.
     token = next(token for token, token_id in values["model"]["vocab"].items() if token_id == 100)
     del values["model"]["vocab"][token]
-    values["model"]["merges"] = [merge for merge in values["model"]["merges"] if token not in "".join(merge)]
+    values["model"]["merges"] = [
+        merge for merge in values["model"]["merges"] if token not in "".join(merge)
+    ]
     (tmp_path / "t.json").write_text(json.dumps(values), encoding="utf-8")
     assert Tokenizer.load(tmp_path / "t.json").vocab_size == 600
 
@@ -136,17 +172,40 @@ def test_a_tokenizer_without_chat_tokens_is_accepted(tokenizer_file: Path, tmp_p
 @pytest.mark.parametrize(
     "content, message",
     [
-        (None, r"There is no tokenizer file .*t\.json; give a tokenizer\.json or a folder that holds one, or make one with"),
-        (b"{}", r"t\.json is not a tokenizer\.json of the `tokenizers` library \(.*\); make one with `cola-train tokenizer"),
+        (
+            None,
+            (
+                r"There is no tokenizer file .*t\.json; give a tokenizer\.json or a folder that "
+                r"holds one, or make one with"
+            ),
+        ),
+        (
+            b"{}",
+            (
+                r"t\.json is not a tokenizer\.json of the `tokenizers` library \(.*\); make one "
+                r"with `cola-train tokenizer"
+            ),
+        ),
         (b"\xff\xfe", r"t\.json is not a tokenizer\.json of the `tokenizers` library"),
-        ("<|pad|>", r"t\.json lacks <\|pad\|>, which separate documents and fill rows; use a tokenizer that has both"),
+        (
+            "<|pad|>",
+            (
+                r"t\.json lacks <\|pad\|>, which separate documents and fill rows; use a tokenizer "
+                r"that has both"
+            ),
+        ),
         ("<|endoftext|>", r"t\.json lacks <\|endoftext\|>, which"),
     ],
 )
-def test_bad_files_are_refused(tokenizer_file: Path, tmp_path: Path, content: bytes | str | None, message: str) -> None:
+def test_bad_files_are_refused(
+    tokenizer_file: Path, tmp_path: Path, content: bytes | str | None, message: str
+) -> None:
     path = tmp_path / "t.json"
     if isinstance(content, str):  # the name of a token to take out of a good file
-        path.write_text(tokenizer_file.read_text(encoding="utf-8").replace(content, "<|gone|>"), encoding="utf-8")
+        path.write_text(
+            tokenizer_file.read_text(encoding="utf-8").replace(content, "<|gone|>"),
+            encoding="utf-8",
+        )
         assert json.loads(path.read_bytes())
     elif content is not None:
         path.write_bytes(content)

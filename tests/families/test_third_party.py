@@ -1,4 +1,6 @@
-"""A family that the package does not know (tests/third_party), found by its entry point, goes through every verb."""
+"""A family that the package does not know (tests/third_party), found by its entry point, goes
+through every verb.
+"""
 
 import json
 import os
@@ -27,8 +29,8 @@ stage: bigram
 data: {{path: {data}, seq_len: 32}}
 table: {{vocab_size: 320}}
 optim: {{learning_rate: 3.0e-2, warmup: "2", decay: "400"}}
-trainer: {{global_batch_size: 8, micro_batch_size: 4, precision: fp32, accelerator: cpu, validation_rows: 5, log_every_steps: 1,
-          validate_every_steps: 20, max_steps: 60}}
+trainer: {{global_batch_size: 8, micro_batch_size: 4, precision: fp32, accelerator: cpu,
+          validation_rows: 5, log_every_steps: 1, validate_every_steps: 20, max_steps: 60}}
 checkpoint: {{every_steps: 10}}
 """
 
@@ -38,8 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, prepared_folder: Path) -> P
     folder = tmp_path_factory.mktemp("third_party")
     (folder / "bigram.yaml").write_text(CONFIG.format(data=prepared_folder))
     (folder / "curve.yaml").write_text(
-        "folder: curve\nfamilies: {bigram: {config: bigram.yaml, sizes: {s: [table.rank=2]}}}\nbudgets: [1.0e-10]\n"
-        "schedule: cosine\ncomparison: {num_openings: 4, num_new_tokens: 4}\nsettings: [trainer.validate_every_steps=0]\n"
+        "folder: curve\nfamilies: {bigram: {config: bigram.yaml, sizes: {s: "
+        "[table.rank=2]}}}\nbudgets: [1.0e-10]\nschedule: cosine\ncomparison: {num_openings: 4, "
+        "num_new_tokens: 4}\nsettings: [trainer.validate_every_steps=0]\n"
     )
     return folder
 
@@ -50,14 +53,23 @@ def command(*arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     found = clean_environment()
-    return {**found, "PYTHONPATH": os.pathsep.join([found.get("PYTHONPATH", ""), str(THIRD_PARTY)])}
+    return {
+        **found,
+        "PYTHONPATH": os.pathsep.join([found.get("PYTHONPATH", ""), str(THIRD_PARTY)]),
+    }
 
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Run:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300, check=False
+            command(*arguments),
+            cwd=folder,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return done
@@ -70,8 +82,11 @@ def trained(folder: Path, run: Run) -> Path:
     """A run that was killed once it had saved, and gone on with; and beside it one that was not."""
     killed = subprocess.Popen(
         command("bigram", "bigram.yaml", "name=killed", "trainer.max_steps=100000"),
-        cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     until = time.monotonic() + 120
     while not list(folder.glob("checkpoints/killed/lightning/step-*")):
         assert time.monotonic() < until
@@ -88,14 +103,18 @@ def trained(folder: Path, run: Run) -> Path:
 
 
 @pytest.mark.slow
-def test_it_learns_and_goes_on_after_a_kill_to_the_bit(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_learns_and_goes_on_after_a_kill_to_the_bit(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     killed, whole = saved_tensors(trained / "killed"), saved_tensors(trained / "whole")
     assert killed.keys() == whole.keys()
     assert len(killed) == 8  # two weights, and of each what AdamW keeps
     assert all(torch.equal(killed[name], whole[name]) for name in killed)
     found = figures(trained / "whole")
     assert found == figures(trained / "killed")
-    losses = [value for (_, name), value in sorted(found.items()) if name == "train/bigram_nats_per_token"]
+    losses = [
+        value for (_, name), value in sorted(found.items()) if name == "train/bigram_nats_per_token"
+    ]
     assert sum(losses[-5:]) < 0.97 * sum(losses[:5])
     # This process has not looked for entry points there yet.
     monkeypatch.setattr(registry, "_known", {})
@@ -104,11 +123,14 @@ def test_it_learns_and_goes_on_after_a_kill_to_the_bit(trained: Path, monkeypatc
 
 
 @pytest.mark.slow
-def test_its_checkpoints_are_written_read_sampled_and_judged(trained: Path, run: Run, folder: Path) -> None:
+def test_its_checkpoints_are_written_read_sampled_and_judged(
+    trained: Path, run: Run, folder: Path
+) -> None:
     run("export", "checkpoints/whole", "--out", "exported")
     assert (folder / "exported/bigram.json").is_file()
     sampled = [
-        run("sample", place, "--prompt", "It was", "max_new_tokens=6").stdout for place in ("exported", "checkpoints/killed")
+        run("sample", place, "--prompt", "It was", "max_new_tokens=6").stdout
+        for place in ("exported", "checkpoints/killed")
     ]
     assert sampled[0] == sampled[1]
     assert "[length, 6 tokens]" in sampled[0]
@@ -116,7 +138,15 @@ def test_its_checkpoints_are_written_read_sampled_and_judged(trained: Path, run:
     assert "judge_nats_per_token" in compared
     assert "exact" in run("likelihood", "exported", "--texts", write_text(folder)).stdout
     write_samples(folder / "benchmarks", "obqa", make_samples("obqa", 3))
-    run("evaluate", "checkpoints/whole", "--data", "benchmarks", "--tasks", "obqa", "sampler.max_new_tokens=4")
+    run(
+        "evaluate",
+        "checkpoints/whole",
+        "--data",
+        "benchmarks",
+        "--tasks",
+        "obqa",
+        "sampler.max_new_tokens=4",
+    )
     identity = json.loads((trained / "whole/benchmarks/evaluation.json").read_text())
     assert identity["checkpoint"]["family"] == "bigram"
     assert run("audit", "checkpoints/killed").stdout.rstrip().splitlines()[-1].startswith("CLEAN")
@@ -130,7 +160,9 @@ def test_it_is_planned_and_drawn_into_a_curve(run: Run, folder: Path, trained: P
     assert plan["parameters"]["backbone"] == 2 * 8 * 320
     run("curve", "run", "curve.yaml")
     header, point = (folder / "curve/points.csv").read_text().splitlines()
-    assert dict(zip(header.split(","), point.split(","), strict=True))["parameters"] == str(2 * 2 * 320)
+    assert dict(zip(header.split(","), point.split(","), strict=True))["parameters"] == str(
+        2 * 2 * 320
+    )
 
 
 def write_text(folder: Path) -> str:
@@ -154,5 +186,7 @@ def test_a_family_is_registered_by_a_call_too(monkeypatch: pytest.MonkeyPatch) -
     class Impostor(BigramFamily):
         name = "joint"
 
-    with pytest.raises(ValueError, match="There is a family 'joint' already: give yours another name"):
+    with pytest.raises(
+        ValueError, match="There is a family 'joint' already: give yours another name"
+    ):
         register_family(Impostor())

@@ -23,9 +23,13 @@ from tests.helpers.tiny import make_batch, random_tokens, rows_of
 
 _COMMON = [setting for setting in SMALL if not setting.startswith("vae.")]
 SMALL_TRANSFORMER = [
-    "transformer.vocab_size=320", "transformer.hidden_size=24", "transformer.intermediate_size=40",
-    "transformer.num_hidden_layers=2", "transformer.num_attention_heads=2", "transformer.head_dim=16",
-]  # fmt: skip
+    "transformer.vocab_size=320",
+    "transformer.hidden_size=24",
+    "transformer.intermediate_size=40",
+    "transformer.num_hidden_layers=2",
+    "transformer.num_attention_heads=2",
+    "transformer.head_dim=16",
+]
 
 
 def changed(config: Any, values: Mapping[str, Any]) -> Any:
@@ -38,7 +42,9 @@ def changed(config: Any, values: Mapping[str, Any]) -> Any:
             nested.setdefault(section, {})[rest] = value
         else:
             own[section] = value
-    sections = {section: changed(getattr(config, section), inner) for section, inner in nested.items()}
+    sections = {
+        section: changed(getattr(config, section), inner) for section, inner in nested.items()
+    }
     return dataclasses.replace(config, **own, **sections)
 
 
@@ -49,7 +55,9 @@ def run_config(stage: str, *overrides: str) -> Any:
     if stage == "vae":
         return load_config(VAERunConfig, None, [*SMALL, *places, *overrides])
     if stage == "joint":
-        return load_config(JointRunConfig, None, [*SMALL, *SMALL_DIT, *places, "init_vae_from=stage1", *overrides])
+        return load_config(
+            JointRunConfig, None, [*SMALL, *SMALL_DIT, *places, "init_vae_from=stage1", *overrides]
+        )
     kind = AutoregressiveRunConfig if stage == "ar" else LLaDARunConfig
     return load_config(kind, None, [*_COMMON, *SMALL_TRANSFORMER, *places, *overrides])
 
@@ -68,7 +76,9 @@ def training_batch(config: RunConfig) -> Batch:
 
 
 def counter() -> FlopCounterMode:
-    """Torch's counter, with its formulas for the fused attention kernels put on the CPU's, which it does not know."""
+    """Torch's counter, with its formulas for the fused attention kernels put on the CPU's, which it
+    does not know.
+    """
     aten = torch.ops.aten
     return FlopCounterMode(
         display=False,
@@ -79,11 +89,15 @@ def counter() -> FlopCounterMode:
     )
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any) -> int:
+def _attention(
+    query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any
+) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def _attention_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any) -> int:
+def _attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **options: Any
+) -> int:
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
@@ -102,4 +116,7 @@ def count_step(config: Any, step: int = 0) -> FlopCounterMode:
 
 def total(parts: Parts, prefix: str = "") -> Work:
     """The work of the parts whose names begin so, added up."""
-    return sum((work for name, work in parts.items() if f"{name}.".startswith(prefix and f"{prefix}.")), Work())
+    return sum(
+        (work for name, work in parts.items() if f"{name}.".startswith(prefix and f"{prefix}.")),
+        Work(),
+    )

@@ -27,17 +27,30 @@ def interval(joint: int, frozen: int, convention: str = "model") -> Any:
 def test_flops_after_adds_up_every_step(joint: int, frozen: int, steps: int) -> None:
     config = interval(joint, frozen)
     each = [step_flops(config, step) for step in range(steps)]
-    assert flops_after(config, steps) == {convention: sum(flops[convention] for flops in each) for convention in CONVENTIONS}
+    assert flops_after(config, steps) == {
+        convention: sum(flops[convention] for flops in each) for convention in CONVENTIONS
+    }
 
 
 @settings(max_examples=15)
-@given(joint=st.integers(1, 4), frozen=st.integers(1, 4), steps=st.integers(0, 20), share=st.floats(0, 1),
-       convention=st.sampled_from(list(CONVENTIONS)))  # fmt: skip
-def test_steps_to_is_the_first_that_reaches(joint: int, frozen: int, steps: int, share: float, convention: str) -> None:
+@given(
+    joint=st.integers(1, 4),
+    frozen=st.integers(1, 4),
+    steps=st.integers(0, 20),
+    share=st.floats(0, 1),
+    convention=st.sampled_from(list(CONVENTIONS)),
+)
+def test_steps_to_is_the_first_that_reaches(
+    joint: int, frozen: int, steps: int, share: float, convention: str
+) -> None:
     config = interval(joint, frozen, convention)
-    here, there = (flops_after(config, number)[config.budget.convention] for number in (steps, steps + 1))
+    here, there = (
+        flops_after(config, number)[config.budget.convention] for number in (steps, steps + 1)
+    )
     amount = here + int(share * (there - here))
-    reached = (n for n in itertools.count() if flops_after(config, n)[config.budget.convention] >= amount)
+    reached = (
+        n for n in itertools.count() if flops_after(config, n)[config.budget.convention] >= amount
+    )
     assert steps_to(config, Amount(amount, "EFLOPs")) == next(reached)
 
 
@@ -64,6 +77,13 @@ def test_the_papers_count() -> None:
 
 @pytest.mark.parametrize("stage", ["vae", "joint", "ar", "llada"])
 def test_by_default_the_paper_counts_the_backbone(stage: str) -> None:
-    config = load_run_config(CONFIGS / "paper" / f"{stage}.yaml", ["budget.nominal_parameters=null"])
-    counted = {"vae": 193_715_744, "joint": 1_829_875_728, "ar": 1_812_051_968, "llada": 1_812_051_968}
+    config = load_run_config(
+        CONFIGS / "paper" / f"{stage}.yaml", ["budget.nominal_parameters=null"]
+    )
+    counted = {
+        "vae": 193_715_744,
+        "joint": 1_829_875_728,
+        "ar": 1_812_051_968,
+        "llada": 1_812_051_968,
+    }
     assert step_flops(config, 0)["paper"] == 6 * counted[stage] * 720_896

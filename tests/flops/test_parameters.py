@@ -36,7 +36,15 @@ def sums(objective: nn.Module) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "name", ["paper/vae", "paper/joint", "ablations/joint_all_scratch", "paper/ar", "paper/llada", "small/joint_quickstart"]
+    "name",
+    [
+        "paper/vae",
+        "paper/joint",
+        "ablations/joint_all_scratch",
+        "paper/ar",
+        "paper/llada",
+        "small/joint_quickstart",
+    ],
 )
 def test_parts_are_sums_over_the_modules(name: str) -> None:
     config = load_run_config(CONFIGS / f"{name}.yaml")
@@ -62,17 +70,42 @@ def test_the_papers_sizes() -> None:
 
 
 @settings(max_examples=20)
-@given(bias=st.booleans(), norms=st.booleans(), qk_norm=st.booleans(), qk_affine=st.booleans(), qk_bias=st.booleans(),
-       patch=st.sampled_from([1, 2]), expand=st.integers(1, 3), layers=st.integers(1, 3))  # fmt: skip
+@given(
+    bias=st.booleans(),
+    norms=st.booleans(),
+    qk_norm=st.booleans(),
+    qk_affine=st.booleans(),
+    qk_bias=st.booleans(),
+    patch=st.sampled_from([1, 2]),
+    expand=st.integers(1, 3),
+    layers=st.integers(1, 3),
+)
 def test_every_switch_of_the_networks_counts(
-    bias: bool, norms: bool, qk_norm: bool, qk_affine: bool, qk_bias: bool, patch: int, expand: int, layers: int
+    bias: bool,
+    norms: bool,
+    qk_norm: bool,
+    qk_affine: bool,
+    qk_bias: bool,
+    patch: int,
+    expand: int,
+    layers: int,
 ) -> None:
     values = {
-        "vae.bias": bias, "vae.layer_norm_affine": norms, "vae.qk_norm": qk_norm, "vae.qk_norm_affine": qk_affine,
-        "vae.qk_bias": qk_bias, "vae.patch_size": patch, "vae.encoder_num_blocks": layers, "dit.qk_bias": qk_bias,
-        "dit.expand_ratio": expand, "dit.num_layers": layers, "dit.head_dim": 12,
-    }  # fmt: skip
+        "vae.bias": bias,
+        "vae.layer_norm_affine": norms,
+        "vae.qk_norm": qk_norm,
+        "vae.qk_norm_affine": qk_affine,
+        "vae.qk_bias": qk_bias,
+        "vae.patch_size": patch,
+        "vae.encoder_num_blocks": layers,
+        "dit.qk_bias": qk_bias,
+        "dit.expand_ratio": expand,
+        "dit.num_layers": layers,
+        "dit.head_dim": 12,
+    }
     config = changed(run_config("joint"), values)
     with torch.device("meta"):
         objective = build_objective(config)
-    assert {name: count for name, count in family_of(config).parameters(config).items() if count} == sums(objective)
+    assert {
+        name: count for name, count in family_of(config).parameters(config).items() if count
+    } == sums(objective)

@@ -1,4 +1,6 @@
-"""What generation costs, against torch's counter around real generations, and against sums over the masks."""
+"""What generation costs, against torch's counter around real generations, and against sums over the
+masks.
+"""
 
 from typing import Any
 
@@ -34,7 +36,9 @@ def sampler(**changes: Any) -> SamplerConfig:
 
 @pytest.mark.parametrize("guidance", [1.0, 7.0])
 @pytest.mark.parametrize("length", [0, 1, 3, 4, 9, 16, 17])
-@pytest.mark.parametrize("overrides", [[], ["vae.patch_size=2"], ["vae.block_size=2", "dit.num_layers=2"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "overrides", [[], ["vae.patch_size=2"], ["vae.block_size=2", "dit.num_layers=2"]], ids=" ".join
+)
 def test_blocks_are_what_torch_counts(overrides: list[str], length: int, guidance: float) -> None:
     config, settings_ = run_config("joint", *overrides), sampler(guidance_scale=guidance)
     checkpoint = tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit))
@@ -46,8 +50,13 @@ def test_blocks_are_what_torch_counts(overrides: list[str], length: int, guidanc
 
 @pytest.mark.parametrize("solver", ["heun", "adams2", "adams3"])
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.3, 0.7), (0.9, 1.0)])
-def test_solvers_and_intervals_are_what_torch_counts(solver: Solver, interval: tuple[float, float]) -> None:
-    config, settings_ = run_config("joint"), sampler(solver=solver, guidance_interval=interval, guidance_rescale=0.5, num_steps=4)
+def test_solvers_and_intervals_are_what_torch_counts(
+    solver: Solver, interval: tuple[float, float]
+) -> None:
+    config, settings_ = (
+        run_config("joint"),
+        sampler(solver=solver, guidance_interval=interval, guidance_rescale=0.5, num_steps=4),
+    )
     checkpoint = tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit))
     with counter() as counted:
         generate(checkpoint, prompts(9, 2), settings_)
@@ -59,11 +68,16 @@ def test_token_by_token_is_what_torch_counts(length: int, new: int) -> None:
     config, settings_ = run_config("ar"), sampler(max_new_tokens=new)
     network = Transformer(config.transformer, causal=True)
     with counter() as counted, torch.inference_mode():
-        generation = AutoregressiveGeneration(network, prompts(length, 3), range(3), settings_, start_token_id=1)
+        generation = AutoregressiveGeneration(
+            network, prompts(length, 3), range(3), settings_, start_token_id=1
+        )
         for _ in range(new):
             generation.next_token()
     checkpoint = AutoregressiveCheckpoint(network, tiny_tokenizer())
-    assert total(checkpoint.generation_work(settings_, length, 3)).executed == counted.get_total_flops()
+    assert (
+        total(checkpoint.generation_work(settings_, length, 3)).executed
+        == counted.get_total_flops()
+    )
 
 
 @pytest.mark.parametrize("length, new, num_steps", [(1, 5, 3), (6, 5, 3), (6, 3, 9)])
@@ -73,15 +87,27 @@ def test_masked_diffusion_is_what_torch_counts(length: int, new: int, num_steps:
     with counter() as counted, torch.inference_mode():
         generate_masked(network, prompts(length, 3), range(3), settings_)
     checkpoint = MaskedDiffusionCheckpoint(network, tiny_tokenizer())
-    assert total(checkpoint.generation_work(settings_, length, 3)).executed == counted.get_total_flops()
+    assert (
+        total(checkpoint.generation_work(settings_, length, 3)).executed
+        == counted.get_total_flops()
+    )
     # Text from nothing begins after one token.
-    assert checkpoint.generation_work(settings_, 0, 3) == checkpoint.generation_work(settings_, 1, 3)
+    assert checkpoint.generation_work(settings_, 0, 3) == checkpoint.generation_work(
+        settings_, 1, 3
+    )
 
 
 @settings(max_examples=30)
-@given(length=st.integers(0, 20), new=st.integers(1, 12), num_steps=st.integers(1, 4), layers=st.integers(1, 3))
+@given(
+    length=st.integers(0, 20),
+    new=st.integers(1, 12),
+    num_steps=st.integers(1, 4),
+    layers=st.integers(1, 3),
+)
 def test_useful_attention_of_the_dit(length: int, new: int, num_steps: int, layers: int) -> None:
-    """Over the training mask: a step at a block is its noised rows, committing it its clean ones, in all layers but the last."""
+    """Over the training mask: a step at a block is its noised rows, committing it its clean ones,
+    in all layers but the last.
+    """
     size = 4
     config = changed(run_config("joint"), {"dit.num_layers": layers})
     history, all_blocks = length // size, -(-(length + new) // size)
@@ -96,14 +122,18 @@ def test_useful_attention_of_the_dit(length: int, new: int, num_steps: int, laye
             noised = ((places.copy == 1) & (places.block == block))[0]
             unconditional = size**2 if block else 0
             pairs += layers * num_steps * (int(seen[noised].sum()) + unconditional)
-    parts = block_by_block((config.vae, config.dit), sampler(max_new_tokens=new, num_steps=num_steps), length, 2)
+    parts = block_by_block(
+        (config.vae, config.dit), sampler(max_new_tokens=new, num_steps=num_steps), length, 2
+    )
     assert parts["dit.attention"].model == 2 * pairs * 2 * 2 * 16
 
 
 @settings(max_examples=30)
 @given(length=st.integers(0, 20), new=st.integers(1, 12))
 def test_useful_work_token_by_token(length: int, new: int) -> None:
-    """Each token but the last passes once; in the last block, only those pass whose next token is generated."""
+    """Each token but the last passes once; in the last block, only those pass whose next token is
+    generated.
+    """
     config = run_config("ar", "transformer.num_hidden_layers=1")
     prompt = max(1, length)
     places = clean_layout(prompt + new - 1, 1)
@@ -111,7 +141,9 @@ def test_useful_work_token_by_token(length: int, new: int) -> None:
     network = Transformer(config.transformer, causal=True)
     attention, mlp = network.model.layers[0].self_attn, network.model.layers[0].mlp  # type: ignore[union-attr]
     kept = sum(layer.weight.numel() for layer in (attention.k_proj, attention.v_proj))  # type: ignore[union-attr]
-    read = sum(layer.weight.numel() for layer in (attention.q_proj, attention.o_proj, *mlp.children()))  # type: ignore[union-attr]
+    read = sum(
+        layer.weight.numel() for layer in (attention.q_proj, attention.o_proj, *mlp.children())
+    )  # type: ignore[union-attr]
     parts = token_by_token(config.transformer, sampler(max_new_tokens=new), length, 1)
     assert parts["transformer.linear"].model == 2 * ((prompt + new - 1) * kept + new * read)
     assert parts["transformer.attention"].model == 2 * 2 * 32 * int(seen.sum())
@@ -119,14 +151,23 @@ def test_useful_work_token_by_token(length: int, new: int) -> None:
 
 
 def test_the_time_embedding_is_computed_once_a_schedule() -> None:
-    """Twice the blocks, and only the steps' number counts; t = 0 is read where something is clean."""
+    """Twice the blocks, and only the steps' number counts; t = 0 is read where something is
+    clean.
+    """
     config = run_config("joint")
     per_time = sum(
         2 * layer.weight.numel()
         for name, layer in BlockCausalDiT(config.dit).named_modules()
-        if isinstance(layer, torch.nn.Linear) and (".ada." in name or name.startswith(("emb_in", "txt_out_ada")))
+        if isinstance(layer, torch.nn.Linear)
+        and (".ada." in name or name.startswith(("emb_in", "txt_out_ada")))
     )
-    for length, new, steps, useful in ((4, 4, 3, 4), (4, 40, 3, 4), (0, 4, 3, 3), (0, 8, 5, 6), (1, 1, 5, 6)):
+    for length, new, steps, useful in (
+        (4, 4, 3, 4),
+        (4, 40, 3, 4),
+        (0, 4, 3, 3),
+        (0, 8, 5, 6),
+        (1, 1, 5, 6),
+    ):
         settings_ = sampler(max_new_tokens=new, num_steps=steps)
         adaln = block_by_block((config.vae, config.dit), settings_, length, 2)["dit.adaln"]
         assert (adaln.model, adaln.executed) == (useful * per_time, (steps + 1) * per_time)

@@ -8,7 +8,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cola_train.families.costs import step_flops, step_parts
 from cola_train.objectives.objective import total_loss
-from tests.flops.counting import build_objective, count_step, counter, run_config, total, training_batch
+from tests.flops.counting import (
+    build_objective,
+    count_step,
+    counter,
+    run_config,
+    total,
+    training_batch,
+)
 
 WITH_MASKS = "objective.mask_documents=true"
 STAGE1 = {
@@ -17,7 +24,12 @@ STAGE1 = {
     "documents": [WITH_MASKS],
     "patches": ["vae.patch_size=2", "objective.mask_ratio=0.3"],
     "blocks": ["vae.block_size=4"],
-    "deep": ["vae.encoder_num_blocks=3", "vae.decoder_num_blocks=2", "vae.dim=24", "vae.ffn_dim=20"],
+    "deep": [
+        "vae.encoder_num_blocks=3",
+        "vae.decoder_num_blocks=2",
+        "vae.dim=24",
+        "vae.ffn_dim=20",
+    ],
     "pre-norm": ["vae.post_norm=false", "vae.decoder_num_blocks=2"],
     "fixed variance": ["objective.fixed_log_snr=1.0"],
     "micro-batches": ["trainer.micro_batch_size=1"],
@@ -38,18 +50,37 @@ STAGE2 = {
     "patches": ["vae.patch_size=2", "trainer.micro_batch_size=1"],
     "vae blocks": ["vae.block_size=2"],
     "one block a row": ["dit.block_size=32"],
-    "deep": ["dit.num_layers=3", "dit.txt_dim=24", "dit.emb_dim=24", "dit.expand_ratio=3", "vae.encoder_num_blocks=2"],
-}  # fmt: skip
-BASELINES = {"plain": [], "documents": [WITH_MASKS], "micro-batches": ["trainer.micro_batch_size=1"]}
+    "deep": [
+        "dit.num_layers=3",
+        "dit.txt_dim=24",
+        "dit.emb_dim=24",
+        "dit.expand_ratio=3",
+        "vae.encoder_num_blocks=2",
+    ],
+}
+BASELINES = {
+    "plain": [],
+    "documents": [WITH_MASKS],
+    "micro-batches": ["trainer.micro_batch_size=1"],
+}
 CASES = [
     pytest.param(stage, overrides, checkpointing, id=f"{stage}, {name}, {checkpointing}")
-    for stage, cases in {"vae": STAGE1, "joint": STAGE2, "ar": BASELINES, "llada": BASELINES}.items()
-    for (name, overrides), checkpointing in itertools.product(cases.items(), ("none", "selective", "full"))
+    for stage, cases in {
+        "vae": STAGE1,
+        "joint": STAGE2,
+        "ar": BASELINES,
+        "llada": BASELINES,
+    }.items()
+    for (name, overrides), checkpointing in itertools.product(
+        cases.items(), ("none", "selective", "full")
+    )
 ]
 
 
 @pytest.mark.parametrize("stage, overrides, checkpointing", CASES)
-def test_executed_is_what_torch_counts(stage: str, overrides: list[str], checkpointing: str) -> None:
+def test_executed_is_what_torch_counts(
+    stage: str, overrides: list[str], checkpointing: str
+) -> None:
     config = run_config(stage, *overrides, f"parallel.activation_checkpointing={checkpointing}")
     for step in (0, 2) if "objective.vae_strategy.mode=interval" in overrides else (0,):
         assert step_flops(config, step)["executed"] == count_step(config, step).get_total_flops()
@@ -75,8 +106,15 @@ def test_each_part_is_what_its_modules_compute() -> None:
         objective(batch)
 
     def flops(network: str, *modules: str) -> int:
-        by_module = {name.removeprefix("Stage2Objective."): ops for name, ops in counted.get_flop_counts().items()}
-        return sum(sum(ops.values()) for name, ops in by_module.items() if name.startswith(network) and name.endswith(modules))
+        by_module = {
+            name.removeprefix("Stage2Objective."): ops
+            for name, ops in counted.get_flop_counts().items()
+        }
+        return sum(
+            sum(ops.values())
+            for name, ops in by_module.items()
+            if name.startswith(network) and name.endswith(modules)
+        )
 
     block = ("qkv_proj", "attn_out_proj", "ffn_proj", "ffn_out")
     for part, modules in {
@@ -91,9 +129,12 @@ def test_each_part_is_what_its_modules_compute() -> None:
     }.items():
         network = part if len(modules) == 1 and "head" not in part else part.rpartition(".")[0]
         assert total(parts, part).executed_forward == flops(network, *modules), part
-    # The last layer's queries are part of a projection: no module of their own. All that is neither adaLN nor attention is left.
+    # The last layer's queries are part of a projection: no module of their own. All that is neither
+    # adaLN nor attention is left.
     products = sum(
-        count for kernel, count in counted.get_flop_counts()["Stage2Objective.dit"].items() if "attention" not in str(kernel)
+        count
+        for kernel, count in counted.get_flop_counts()["Stage2Objective.dit"].items()
+        if "attention" not in str(kernel)
     )
     assert parts["dit.linear"].executed_forward == products - parts["dit.adaln"].executed_forward
 
@@ -108,4 +149,7 @@ def test_forward_and_backward_apart() -> None:
     with counter() as both:
         total_loss(objective(batch), counts).backward()
     assert forward.get_total_flops() == work.executed_forward
-    assert both.get_total_flops() - forward.get_total_flops() == work.executed_backward + work.recomputation
+    assert (
+        both.get_total_flops() - forward.get_total_flops()
+        == work.executed_backward + work.recomputation
+    )

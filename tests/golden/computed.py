@@ -1,4 +1,6 @@
-"""What our code computes from a family's checkpoint and inputs: make.py writes it, the tests compare with what was written."""
+"""What our code computes from a family's checkpoint and inputs: make.py writes it, the tests
+compare with what was written.
+"""
 
 import copy
 from collections.abc import Mapping
@@ -50,22 +52,38 @@ def forward(checkpoint: AnyCheckpoint, inputs: Mapping[str, Tensor]) -> dict[str
     out = {"z_t": interpolate(latents, inputs["eps"], t[:, None, None])}
     for name, apart in (("", None), ("documents/", document)):
         posterior = vae.encode(inputs["tokens"], apart)
-        out |= {f"{name}mean": posterior.mean, f"{name}logvar": posterior.logvar, f"{name}z_0": posterior.sample(inputs["eps"])}
+        out |= {
+            f"{name}mean": posterior.mean,
+            f"{name}logvar": posterior.logvar,
+            f"{name}z_0": posterior.sample(inputs["eps"]),
+        }
         out[f"{name}logits"] = vae.decode(latents, apart)
         for copies in (1, 2):
-            noised, pinned, shown = (inputs[field][:, : copies * num_latents] for field in ("noised", "pinned", "sees_history"))
+            noised, pinned, shown = (
+                inputs[field][:, : copies * num_latents]
+                for field in ("noised", "pinned", "sees_history")
+            )
             z_t = torch.where(pinned[..., None], latents.repeat(1, copies, 1), noised)
             index = torch.where(pinned, len(t), torch.arange(len(t))[:, None])
             times = Times(torch.cat([t, torch.zeros(1)]), index)
             out[f"{name}velocity/{copies}"] = dit.velocity(z_t, latents, times, apart)
-            out[f"{name}velocity/{copies}/hidden_history"] = dit.velocity(z_t, latents, times, apart, shown)
+            out[f"{name}velocity/{copies}/hidden_history"] = dit.velocity(
+                z_t, latents, times, apart, shown
+            )
     return {name: value.contiguous() for name, value in out.items()}
 
 
-def losses(checkpoint: AnyCheckpoint, inputs: Mapping[str, Tensor], settings: Settings) -> FoundLosses:
-    """A step's figures and its total's gradient: {"counts", "figures", "gradient_norms"}, the last by parameter."""
+def losses(
+    checkpoint: AnyCheckpoint, inputs: Mapping[str, Tensor], settings: Settings
+) -> FoundLosses:
+    """A step's figures and its total's gradient: {"counts", "figures", "gradient_norms"}, the last
+    by parameter.
+    """
     batch = Batch(*(inputs[field] for field in Batch._fields))
-    trained = {name: copy.deepcopy(network).requires_grad_(True) for name, network in networks_of(checkpoint).items()}
+    trained = {
+        name: copy.deepcopy(network).requires_grad_(True)
+        for name, network in networks_of(checkpoint).items()
+    }
     objective, step = _objective(trained, settings)
     counts = objective.counts(batch)
     found = losses_of(objective, batch, counts, step)
@@ -76,8 +94,15 @@ def losses(checkpoint: AnyCheckpoint, inputs: Mapping[str, Tensor], settings: Se
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
     }
-    figures = {name: _short(value) for name, value in {"total": found.total.detach(), **found.figures()}.items()}
-    return {"counts": {name: int(count) for name, count in counts.items()}, "figures": figures, "gradient_norms": norms}
+    figures = {
+        name: _short(value)
+        for name, value in {"total": found.total.detach(), **found.figures()}.items()
+    }
+    return {
+        "counts": {name: int(count) for name, count in counts.items()},
+        "figures": figures,
+        "gradient_norms": norms,
+    }
 
 
 def _short(value: Tensor) -> float:
@@ -91,7 +116,8 @@ def _objective(trained: Mapping[str, Any], settings: Settings) -> tuple[Objectiv
     if isinstance(settings, Stage2Config):
         objective = Stage2Objective(trained["vae"], trained["dit"], settings, LOSS_SEED)
         with torch.no_grad():
-            # Away from the reference encoder, which was copied just now: where they agree its term is 0 and its gradient too.
+            # Away from the reference encoder, which was copied just now: where they agree its term
+            # is 0 and its gradient too.
             for parameter in trained["vae"].encoder.parameters():
                 parameter.mul_(1.1)
         return objective, 0
@@ -103,7 +129,9 @@ def _objective(trained: Mapping[str, Any], settings: Settings) -> tuple[Objectiv
 def samples(
     checkpoint: AnyCheckpoint, prompts: list[str | list[int]], config: SamplerConfig
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """What generation makes of each prompt, and of Cola DLM the latents of each, by the prompt's number."""
+    """What generation makes of each prompt, and of Cola DLM the latents of each, by the prompt's
+    number.
+    """
     results = generate(checkpoint, prompts, config)
     told = [
         {
@@ -115,7 +143,11 @@ def samples(
         }
         for result in results
     ]
-    return told, {str(number): result.latents for number, result in enumerate(results) if result.latents is not None}
+    return told, {
+        str(number): result.latents
+        for number, result in enumerate(results)
+        if result.latents is not None
+    }
 
 
 def draws() -> dict[str, Tensor]:
@@ -124,22 +156,42 @@ def draws() -> dict[str, Tensor]:
     found = {}
     for purpose in Purpose:
         found[f"uniform/{purpose.name}"] = uniform(2**40 + 3, purpose, index, 5, 4)
-        found[f"normal/{purpose.name}"] = normal(2**40 + 3, purpose, index, 5, torch.tensor([0, 4, 8]))
+        found[f"normal/{purpose.name}"] = normal(
+            2**40 + 3, purpose, index, 5, torch.tensor([0, 4, 8])
+        )
     real = torch.arange(20) < torch.tensor([20, 17, 2])[:, None]
-    rows = Batch(torch.zeros_like(real, dtype=torch.long), real, torch.zeros_like(real, dtype=torch.long), index, index)
+    rows = Batch(
+        torch.zeros_like(real, dtype=torch.long),
+        real,
+        torch.zeros_like(real, dtype=torch.long),
+        index,
+        index,
+    )
     found["mask_positions"] = mask_positions(rows, 0.3, LOSS_SEED)
     for time_per in ("sample", "block"):
-        config = FlowConfig(timestep_per=time_per, prompt_block_prob=0.5, history_dropout=0.4, noise_copies=2)
+        config = FlowConfig(
+            timestep_per=time_per, prompt_block_prob=0.5, history_dropout=0.4, noise_copies=2
+        )
         flow = flow_draws(config, index, 6, 4, LOSS_SEED)
         assert flow.sees_history is not None
-        found |= {f"{time_per}/t": flow.t, f"{time_per}/pinned": flow.pinned, f"{time_per}/sees_history": flow.sees_history}
+        found |= {
+            f"{time_per}/t": flow.t,
+            f"{time_per}/pinned": flow.pinned,
+            f"{time_per}/sees_history": flow.sees_history,
+        }
     return {name: value.contiguous() for name, value in found.items()}
 
 
 def initial_weights(cola: ColaCheckpoint, baseline: TransformerCheckpoint) -> dict[str, Tensor]:
-    """Of each parameter as training from scratch draws it: its first values and the mean of its squares; and torch's own draws."""
+    """Of each parameter as training from scratch draws it: its first values and the mean of its
+    squares; and torch's own draws.
+    """
     assert cola.dit is not None
-    vae, dit, transformer = TextVAE(cola.vae.config), BlockCausalDiT(cola.dit.config), baseline.transformer
+    vae, dit, transformer = (
+        TextVAE(cola.vae.config),
+        BlockCausalDiT(cola.dit.config),
+        baseline.transformer,
+    )
     initialize_text_vae(vae, LOSS_SEED)
     initialize_dit(dit, LOSS_SEED)
     values = {f"vae/{name}": value for name, value in vae.named_parameters()}
@@ -149,7 +201,9 @@ def initial_weights(cola: ColaCheckpoint, baseline: TransformerCheckpoint) -> di
         for name, value in transformer.named_parameters()
     }
     heads = {
-        name: torch.cat([value.detach().flatten()[:8], value.detach().square().mean()[None]]) for name, value in values.items()
+        name: torch.cat([value.detach().flatten()[:8], value.detach().square().mean()[None]])
+        for name, value in values.items()
     }
-    # Told apart in the tests: torch may change its generators, and our addressing or filling of weights is not to blame.
+    # Told apart in the tests: torch may change its generators, and our addressing or filling of
+    # weights is not to blame.
     return {**heads, "torch/uniform": torch.rand(8, generator=named_generator(0, "golden"))}

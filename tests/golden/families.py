@@ -1,7 +1,8 @@
-"""What the golden set is of: the families of tiny networks, their weights and inputs, the settings they are asked under.
+"""What the golden set is of: the families of tiny networks, their weights and inputs, the settings
+they are asked under.
 
-Weights and inputs are functions of (seed, name) through our own addressed draws, so torch's generators play no part in them; they
-are stored all the same, and the tests read what is stored.
+Weights and inputs are functions of (seed, name) through our own addressed draws, so torch's
+generators play no part in them; they are stored all the same, and the tests read what is stored.
 """
 
 import dataclasses
@@ -36,10 +37,15 @@ FOLDER = Path(__file__).parent
 ROWS, LATENTS, SEED = 3, 24, 20
 _VOCAB = 29
 _TRANSFORMER = TransformerConfig(
-    vocab_size=_VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=8
+    vocab_size=_VOCAB,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    head_dim=8,
 )
-# A small velocity keeps a sampler's many passes and its guidance from blowing rounding up; log-variances near 0 keep the
-# posterior's noise from drowning everything else in the flow's loss.
+# A small velocity keeps a sampler's many passes and its guidance from blowing rounding up;
+# log-variances near 0 keep the posterior's noise from drowning everything else in the flow's loss.
 _CALM = {"txt_out.proj.weight": 0.4, "encoder.final_layer.weight": 0.3}
 
 Settings = Stage1Config | Stage2Config | AutoregressiveConfig | MaskedDiffusionConfig
@@ -48,32 +54,57 @@ AnyCheckpoint = ColaCheckpoint | TransformerCheckpoint
 
 def _vae(block_size: int, **changes: object) -> TextVAEConfig:
     plain = TextVAEConfig(
-        vocab_size=_VOCAB, encoder_num_blocks=2, decoder_num_blocks=2, dim=16, ffn_dim=24, latent_dim=8, num_heads=2, block_size=1
+        vocab_size=_VOCAB,
+        encoder_num_blocks=2,
+        decoder_num_blocks=2,
+        dim=16,
+        ffn_dim=24,
+        latent_dim=8,
+        num_heads=2,
+        block_size=1,
     )
     return dataclasses.replace(plain, block_size=block_size, **changes)  # type: ignore[arg-type]
 
 
 def _dit(block_size: int, **changes: object) -> DiTConfig:
     plain = DiTConfig(
-        txt_in_channels=8, txt_out_channels=8, txt_dim=16, emb_dim=16, heads=2, head_dim=8, expand_ratio=2, num_layers=2, rope_dim=6
+        txt_in_channels=8,
+        txt_out_channels=8,
+        txt_dim=16,
+        emb_dim=16,
+        heads=2,
+        head_dim=8,
+        expand_ratio=2,
+        num_layers=2,
+        rope_dim=6,
     )
     return dataclasses.replace(plain, block_size=block_size, **changes)  # type: ignore[arg-type]
 
 
 COLA: dict[str, tuple[TextVAEConfig, DiTConfig]] = {
     "base": (_vae(4), _dit(4)),
-    "strict": (_vae(1, dim=18, num_heads=3), _dit(4, txt_dim=12, emb_dim=12, heads=1, head_dim=12, num_layers=3)),
+    "strict": (
+        _vae(1, dim=18, num_heads=3),
+        _dit(4, txt_dim=12, emb_dim=12, heads=1, head_dim=12, num_layers=3),
+    ),
     "patch2": (_vae(1, patch_size=2), _dit(4)),
     "blocks": (_vae(2), _dit(8)),
     # Every switch of the released config that the released golden numbers leave alone.
     "switches": (
         _vae(
-            1, post_norm=False, qk_norm=False, qk_bias=True, clip_qkv=1.5, bias=False, layer_norm_affine=False,
-            scaling_factor=0.8, shifting_factor=0.3,
+            1,
+            post_norm=False,
+            qk_norm=False,
+            qk_bias=True,
+            clip_qkv=1.5,
+            bias=False,
+            layer_norm_affine=False,
+            scaling_factor=0.8,
+            shifting_factor=0.3,
         ),
         _dit(4, qk_bias=True, norm_eps=1e-3),
     ),
-}  # fmt: skip
+}
 BASELINES = {"ar": True, "llada": False}  # by whether they are causal
 FAMILIES = (*COLA, *BASELINES)
 
@@ -85,7 +116,9 @@ def _stage2(flow: FlowConfig | None = None, **changes: object) -> Stage2Config:
 
 
 _STAGE1 = Stage1Config(kl_weight=0.2)
-_ALL_AT_ONCE = FlowConfig(timestep_per="block", prompt_block_prob=0.5, history_dropout=0.4, noise_copies=2)
+_ALL_AT_ONCE = FlowConfig(
+    timestep_per="block", prompt_block_prob=0.5, history_dropout=0.4, noise_copies=2
+)
 _EVERYWHERE: dict[str, Settings] = {
     "stage1": _STAGE1,
     "stage2": _stage2(),
@@ -110,22 +143,39 @@ _ONE_BY_ONE: dict[str, Settings] = {
 def objectives(family: str) -> dict[str, Settings]:
     """The objectives whose losses and gradients are kept of a family, by name."""
     if family == "ar":
-        return {"plain": AutoregressiveConfig(), "documents": AutoregressiveConfig(mask_documents=True)}
+        return {
+            "plain": AutoregressiveConfig(),
+            "documents": AutoregressiveConfig(mask_documents=True),
+        }
     if family == "llada":
-        return {"plain": MaskedDiffusionConfig(), "documents": MaskedDiffusionConfig(mask_documents=True)}
+        return {
+            "plain": MaskedDiffusionConfig(),
+            "documents": MaskedDiffusionConfig(mask_documents=True),
+        }
     return _EVERYWHERE | (_ONE_BY_ONE if family == "base" else {})
 
 
 def samplers(family: str) -> dict[str, SamplerConfig]:
-    """The settings under which a family generates, by name. A batch holds fewer rows than there are prompts: rows take turns."""
+    """The settings under which a family generates, by name. A batch holds fewer rows than there are
+    prompts: rows take turns.
+    """
     greedy = SamplerConfig(
-        num_steps=8, guidance_scale=3.0, max_new_tokens=2 * block_tokens(family) + 2, eos_token_ids=(), repetition_penalty=1.5,
-        batch_size=4, seed=3,
-    )  # fmt: skip
-    with_temperature = dataclasses.replace(greedy, temperature=0.8, top_k=12, top_p=0.9, eos_token_ids=None, seed=4)
+        num_steps=8,
+        guidance_scale=3.0,
+        max_new_tokens=2 * block_tokens(family) + 2,
+        eos_token_ids=(),
+        repetition_penalty=1.5,
+        batch_size=4,
+        seed=3,
+    )
+    with_temperature = dataclasses.replace(
+        greedy, temperature=0.8, top_k=12, top_p=0.9, eos_token_ids=None, seed=4
+    )
     kinds = {"greedy": greedy, "temperature": with_temperature}
     # All ids have a share, those of negative logits too, which a penalty moves the other way.
-    kinds["all_ids"] = dataclasses.replace(greedy, temperature=1.5, top_k=0, top_p=1.0, repetition_penalty=3.0, seed=5)
+    kinds["all_ids"] = dataclasses.replace(
+        greedy, temperature=1.5, top_k=0, top_p=1.0, repetition_penalty=3.0, seed=5
+    )
     if family == "base":
         kinds["heun"] = dataclasses.replace(greedy, solver="heun", guidance_interval=(0.2, 0.8))
         kinds["adams3"] = dataclasses.replace(greedy, solver="adams3", guidance_rescale=0.6)
@@ -141,7 +191,10 @@ def prompts(family: str) -> list[str | list[int]]:
     """A text, nothing, one token, and lengths just below, at and above whole blocks."""
     block = block_tokens(family)
     lengths = [0, 1, block - 1, block, block + 1, 2 * block + 3]
-    return ["w7 w11 w20", *(_ids(f"{family}/prompt {length}", 1, length)[0].tolist() for length in lengths)]
+    return [
+        "w7 w11 w20",
+        *(_ids(f"{family}/prompt {length}", 1, length)[0].tolist() for length in lengths),
+    ]
 
 
 def checkpoint(family: str) -> AnyCheckpoint:
@@ -156,7 +209,9 @@ def checkpoint(family: str) -> AnyCheckpoint:
         transformer = Transformer(_TRANSFORMER, BASELINES[family])
         networks, made = (
             [transformer],
-            (AutoregressiveCheckpoint if transformer.causal else MaskedDiffusionCheckpoint)(transformer, tokenizer, training),
+            (AutoregressiveCheckpoint if transformer.causal else MaskedDiffusionCheckpoint)(
+                transformer, tokenizer, training
+            ),
         )
     for network in networks:
         draw_weights(network.eval().requires_grad_(False), family)
@@ -172,10 +227,14 @@ def networks_of(made: AnyCheckpoint) -> dict[str, nn.Module]:
 
 
 def draw_weights(network: nn.Module, family: str) -> None:
-    """Normals everywhere, adaLN layers included, sized so that activations stay near 1 and no layer is idle."""
+    """Normals everywhere, adaLN layers included, sized so that activations stay near 1 and no layer
+    is idle.
+    """
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            noise = _normals(f"{family}/{type(network).__name__}/{name}", 1, parameter.numel())[0].view(parameter.shape)
+            noise = _normals(f"{family}/{type(network).__name__}/{name}", 1, parameter.numel())[
+                0
+            ].view(parameter.shape)
             if parameter.ndim == 1:
                 # Biases near 0; norm weights, built as ones, near 1.
                 parameter.copy_((parameter == 1).float() + 0.3 * noise)
@@ -184,8 +243,12 @@ def draw_weights(network: nn.Module, family: str) -> None:
 
 
 def inputs(family: str) -> dict[str, Tensor]:
-    """One training-shaped batch, and what forward passes are fed: each network's own inputs, not another's outputs."""
-    patch_size, channels = (COLA[family][0].patch_size, COLA[family][0].latent_dim) if family in COLA else (1, 0)
+    """One training-shaped batch, and what forward passes are fed: each network's own inputs, not
+    another's outputs.
+    """
+    patch_size, channels = (
+        (COLA[family][0].patch_size, COLA[family][0].latent_dim) if family in COLA else (1, 0)
+    )
     seq = LATENTS * patch_size
     tokens = _ids(f"{family}/tokens", ROWS, seq)
     real = torch.arange(seq) < seq - torch.tensor([0, 5, 19])[:, None]
@@ -200,7 +263,11 @@ def inputs(family: str) -> dict[str, Tensor]:
     if family not in COLA:
         return batch
     drawn = {
-        name: _normals(f"{family}/{name}", ROWS, count * LATENTS * channels).view(ROWS, count * LATENTS, channels)
+        name: (
+            _normals(f"{family}/{name}", ROWS, count * LATENTS * channels).view(
+                ROWS, count * LATENTS, channels
+            )
+        )
         for name, count in (("latents", 1), ("eps", 1), ("noised", 2))
     }
     # Of two copies: the first block of one row and the last of another are partly clean.

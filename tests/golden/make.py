@@ -1,6 +1,7 @@
 """Makes the golden set anew: `python -m tests.golden.make` (README.md beside this file says when).
 
-Refuses to write anything unless our code, in the same run, agrees with all that the released code computed (../shared/golden).
+Refuses to write anything unless our code, in the same run, agrees with all that the released code
+computed (../shared/golden).
 """
 
 import copy
@@ -24,11 +25,22 @@ from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoi
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from tests.golden import computed
-from tests.golden.families import FAMILIES, FOLDER, AnyCheckpoint, checkpoint, inputs, networks_of, objectives, prompts, samplers
+from tests.golden.families import (
+    FAMILIES,
+    FOLDER,
+    AnyCheckpoint,
+    checkpoint,
+    inputs,
+    networks_of,
+    objectives,
+    prompts,
+    samplers,
+)
 
 ROOT = FOLDER.parents[1]
 REFERENCE = ROOT.parent / "shared" / "golden"
-# What compares with the released code; and, for the baselines, which it has not, with Hugging Face's Llama.
+# What compares with the released code; and, for the baselines, which it has not, with Hugging
+# Face's Llama.
 PROOFS = (
     "tests/models/test_golden.py",
     "tests/sampling/test_golden.py",
@@ -53,16 +65,29 @@ def prove(reference: Path, tests: Sequence[str]) -> int:
         Refusal: there is no reference, or a comparison failed, was skipped or was not found.
     """
     if not reference.is_dir():
-        raise Refusal(f"Nothing was written: {reference} is absent, and only what agrees with the released code may be kept.")
+        raise Refusal(
+            f"Nothing was written: {reference} is absent, and only what agrees with the released "
+            "code may be kept."
+        )
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *tests,
+        ]
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         suite = ElementTree.parse(report).getroot()[0].attrib if report.is_file() else {}
     ran, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
     if code != 0 or ran == 0 or skipped > 0:
         raise Refusal(
-            f"Nothing was written: pytest ended with {code} after {ran} comparisons, {skipped} of them skipped; see above."
+            f"Nothing was written: pytest ended with {code} after {ran} comparisons, {skipped} of "
+            "them skipped; see above."
         )
     return ran
 
@@ -92,7 +117,10 @@ def write_family(family: str, folder: Path) -> None:
     given = inputs(family)
     save_file(given, folder / "inputs.safetensors")
     save_file(computed.forward(made, given), folder / "outputs.safetensors")
-    losses = {name: computed.losses(made, given, settings) for name, settings in objectives(family).items()}
+    losses = {
+        name: computed.losses(made, given, settings)
+        for name, settings in objectives(family).items()
+    }
     texts, latents = {}, {}
     for name, config in samplers(family).items():
         texts[name], found = computed.samples(made, prompts(family), config)
@@ -100,10 +128,16 @@ def write_family(family: str, folder: Path) -> None:
     for other in (nudged(made, seed) for seed in range(NUDGES)):
         for name, config in samplers(family).items():
             if computed.samples(other, prompts(family), config)[0] != texts[name]:
-                raise Refusal(f"Nothing was written: rounding could change the ids of {family}, {name}; {_CURE}")
+                raise Refusal(
+                    f"Nothing was written: rounding could change the ids of {family}, {name}; "
+                    f"{_CURE}"
+                )
         for name, settings in objectives(family).items():
             if _accuracies(computed.losses(other, given, settings)) != _accuracies(losses[name]):
-                raise Refusal(f"Nothing was written: rounding could change an accuracy of {family}, {name}; {_CURE}")
+                raise Refusal(
+                    f"Nothing was written: rounding could change an accuracy of {family}, {name}; "
+                    f"{_CURE}"
+                )
     _write(folder / "losses.json", losses)
     _write(folder / "samples.json", {"prompts": prompts(family), "samples": texts})
     if latents:
@@ -123,18 +157,30 @@ def write_all(folder: Path, proofs: int) -> None:
     for family in FAMILIES:
         write_family(family, folder / family)
     save_file(computed.draws(), folder / "draws.safetensors")
-    cola, baseline = ColaCheckpoint.load(folder / "base"), AutoregressiveCheckpoint.load(folder / "ar")
+    cola, baseline = (
+        ColaCheckpoint.load(folder / "base"),
+        AutoregressiveCheckpoint.load(folder / "ar"),
+    )
     save_file(computed.initial_weights(cola, baseline), folder / "initial.safetensors")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if (size := sum(path.stat().st_size for path in files)) > MAX_BYTES:
-        raise Refusal(f"Nothing was written: the set would have {size} bytes, {MAX_BYTES} at most are allowed.")
+        raise Refusal(
+            f"Nothing was written: the set would have {size} bytes, {MAX_BYTES} at most are "
+            "allowed."
+        )
     made_with = {
         "torch": torch.__version__,
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
-    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    _write(folder / "made.json", {"made_with": made_with, "comparisons_with_the_reference": proofs, "sha256": digests})
+    digests = {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+    _write(
+        folder / "made.json",
+        {"made_with": made_with, "comparisons_with_the_reference": proofs, "sha256": digests},
+    )
 
 
 def main() -> None:

@@ -1,4 +1,6 @@
-"""Made-up samples of the benchmarks, and tiny checkpoints of each family that can read them: a token a byte."""
+"""Made-up samples of the benchmarks, and tiny checkpoints of each family that can read them: a
+token a byte.
+"""
 
 import json
 import random
@@ -37,7 +39,9 @@ _WORDS = (
 def byte_tokenizer() -> Tokenizer:
     """The special tokens, then each byte."""
     alphabet = [*TRAINED_SPECIAL_TOKENS, *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = tokenizers.Tokenizer(models.BPE({token: number for number, token in enumerate(alphabet)}, []))
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE({token: number for number, token in enumerate(alphabet)}, [])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(TRAINED_SPECIAL_TOKENS))
@@ -48,7 +52,9 @@ def reader(family: str) -> Checkpoint:
     """A tiny checkpoint of "cola", "ar" or "llada", with random weights."""
     tokenizer = byte_tokenizer()
     if family == "cola":
-        checkpoint: Checkpoint = tiny_checkpoint(calm(tiny_vae(vocab_size=tokenizer.vocab_size)), calm(tiny_dit()))
+        checkpoint: Checkpoint = tiny_checkpoint(
+            calm(tiny_vae(vocab_size=tokenizer.vocab_size)), calm(tiny_dit())
+        )
     else:
         checkpoint = tiny_baseline(causal=family == "ar", vocab_size=tokenizer.vocab_size)
     checkpoint.tokenizer = tokenizer
@@ -65,7 +71,9 @@ def make_samples(task: str, count: int, seed: int = 0) -> list[Sample]:
     generator = random.Random(f"{task} {seed}")
     samples = []
     for number in range(1, count + 1):
-        choices = tuple(text(generator, 4) for _ in range({"siqa": 3, "story_cloze": 2}.get(task, 4)))
+        choices = tuple(
+            text(generator, 4) for _ in range({"siqa": 3, "story_cloze": 2}.get(task, 4))
+        )
         if task not in TASKS_WITH_CHOICES:
             choices = ()
         samples.append(

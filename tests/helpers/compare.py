@@ -8,7 +8,9 @@ from torch import Tensor
 def assert_near(actual: Tensor, expected: Tensor | np.ndarray, tolerance: float = 1e-5) -> None:
     """Equal shapes, and absolute differences within `tolerance`."""
     expected = torch.as_tensor(expected)
-    torch.testing.assert_close(actual.detach().double(), expected.detach().double(), rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        actual.detach().double(), expected.detach().double(), rtol=0, atol=tolerance
+    )
 
 
 def largest_difference(one: Tensor, other: Tensor) -> float:

@@ -26,8 +26,12 @@ class Golden:
 
     @classmethod
     def load(cls, folder: Path) -> "Golden":
-        prompts, results = (_read_lines(folder / name) for name in ("prompts.jsonl", "samples.jsonl"))
-        assert [line["id"] for line in prompts] == [line["id"] for line in results] == list(range(10))
+        prompts, results = (
+            _read_lines(folder / name) for name in ("prompts.jsonl", "samples.jsonl")
+        )
+        assert (
+            [line["id"] for line in prompts] == [line["id"] for line in results] == list(range(10))
+        )
         return cls(
             folder,
             ColaCheckpoint.load(folder),

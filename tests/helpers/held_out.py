@@ -1,4 +1,6 @@
-"""What a checkpoint makes of held-out rows, by the objective that trains it: what an inspection finds another way."""
+"""What a checkpoint makes of held-out rows, by the objective that trains it: what an inspection
+finds another way.
+"""
 
 import dataclasses
 
@@ -20,12 +22,18 @@ class HeldOutFlow:
     """Flow matching on held-out rows."""
 
     loss: float  # mean squared error of the velocity, per latent channel
-    bound: float  # what a predictor would get that knows each channel's mean and variance (flow.gaussian_baseline)
+    # what a predictor would get that knows each channel's mean and variance
+    # (flow.gaussian_baseline)
+    bound: float
 
 
 @torch.inference_mode()
-def reconstruction_accuracy(checkpoint: ColaCheckpoint, data: PreparedData, num_rows: int, seed: int) -> float:
-    """Share of held-out tokens that come back from a posterior sample, likeliest token at each position."""
+def reconstruction_accuracy(
+    checkpoint: ColaCheckpoint, data: PreparedData, num_rows: int, seed: int
+) -> float:
+    """Share of held-out tokens that come back from a posterior sample, likeliest token at each
+    position.
+    """
     vae, right, count = checkpoint.vae, 0, 0
     for batch in validation_batches(data, num_rows):
         posterior = vae.encode(batch.tokens)
@@ -37,10 +45,19 @@ def reconstruction_accuracy(checkpoint: ColaCheckpoint, data: PreparedData, num_
 
 
 @torch.inference_mode()
-def held_out_flow(checkpoint: ColaCheckpoint, data: PreparedData, num_rows: int, flow: FlowConfig, seed: int) -> HeldOutFlow:
-    """The flow-matching loss of a frozen step and its mean-and-variance bound, over the same latents and times."""
+def held_out_flow(
+    checkpoint: ColaCheckpoint, data: PreparedData, num_rows: int, flow: FlowConfig, seed: int
+) -> HeldOutFlow:
+    """The flow-matching loss of a frozen step and its mean-and-variance bound, over the same
+    latents and times.
+    """
     assert checkpoint.dit is not None
-    frozen = Stage2Config(flow=flow, mask_weight=0.0, reference_weight=0.0, vae_strategy=VAEStrategyConfig(mode="fix"))
+    frozen = Stage2Config(
+        flow=flow,
+        mask_weight=0.0,
+        reference_weight=0.0,
+        vae_strategy=VAEStrategyConfig(mode="fix"),
+    )
     objective = Stage2Objective(checkpoint.vae, checkpoint.dit, frozen, seed)
     error = count = 0.0
     latents, times = [], []
@@ -55,11 +72,17 @@ def held_out_flow(checkpoint: ColaCheckpoint, data: PreparedData, num_rows: int,
     return HeldOutFlow(loss=error / count, bound=gaussian_baseline(variance, torch.cat(times)))
 
 
-def _latents_and_times(objective: Stage2Objective, batch: Batch, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _latents_and_times(
+    objective: Stage2Objective, batch: Batch, seed: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """z_0 (latents, channels) and t (latents) of the positions that the loss counts."""
     vae, block_size = objective.vae, objective.dit.config.block_size
     posterior = vae.encode(batch.tokens)
-    z_0 = posterior.sample(standard_normal_latents(seed, Purpose.POSTERIOR_EPS, batch, *posterior.mean.shape[1:]))
-    draws = flow_draws(objective.config.flow, batch.sample_index, z_0.shape[1] // block_size, block_size, seed)
+    z_0 = posterior.sample(
+        standard_normal_latents(seed, Purpose.POSTERIOR_EPS, batch, *posterior.mean.shape[1:])
+    )
+    draws = flow_draws(
+        objective.config.flow, batch.sample_index, z_0.shape[1] // block_size, block_size, seed
+    )
     counted = latent_mask(batch.loss_mask, vae.config.patch_size) & ~draws.pinned
     return z_0[counted], draws.t.repeat_interleave(block_size, dim=1)[counted]

@@ -15,12 +15,19 @@ from cola_train.models.transformer import Transformer
 from tests.helpers.tiny import VAE_CONFIG, randomize, tiny_tokenizer
 
 TRANSFORMER_CONFIG = TransformerConfig(
-    vocab_size=VAE_CONFIG.vocab_size, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, head_dim=6
+    vocab_size=VAE_CONFIG.vocab_size,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    head_dim=6,
 )
 
 
 def tiny_transformer(causal: bool, seed: int = 3, **changes: Any) -> Transformer:
-    network = randomize(Transformer(dataclasses.replace(TRANSFORMER_CONFIG, **changes), causal), seed)
+    network = randomize(
+        Transformer(dataclasses.replace(TRANSFORMER_CONFIG, **changes), causal), seed
+    )
     return network.eval().requires_grad_(False)
 
 
@@ -47,7 +54,9 @@ def llama_of(network: Transformer) -> LlamaForCausalLM:
     return llama
 
 
-def llama_logits(network: Transformer, tokens: Tensor, visible: Tensor, positions: Tensor) -> Tensor:
+def llama_logits(
+    network: Transformer, tokens: Tensor, visible: Tensor, positions: Tensor
+) -> Tensor:
     """Logits of transformers' Llama where `visible` (batch, seq, seq) says who sees whom."""
     bias = torch.where(visible, 0.0, -torch.inf)[:, None]
     logits = llama_of(network)(tokens, attention_mask=bias, position_ids=positions).logits

@@ -19,7 +19,9 @@ class Losses:
         return {name: value.detach() for name, value in (self.terms | self.metrics).items()}
 
 
-def losses_of(objective: Objective, batch: Batch, counts: Counts | None = None, step: int | None = None) -> Losses:
+def losses_of(
+    objective: Objective, batch: Batch, counts: Counts | None = None, step: int | None = None
+) -> Losses:
     """With `counts` of a larger step, the shares of its means."""
     counts = objective.counts(batch) if counts is None else counts
     found = objective(batch, step)

@@ -1,4 +1,6 @@
-"""The two networks and the visible set once more, position by position in float64, written from the format's description alone."""
+"""The two networks and the visible set once more, position by position in float64, written from the
+format's description alone.
+"""
 
 import dataclasses
 import math
@@ -30,7 +32,9 @@ class Place:
 
 
 def is_visible(query: Place, key: Place) -> bool:
-    """The visible set: clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself; nothing else."""
+    """The visible set: clean block b sees clean blocks <= b; noised block b sees clean blocks < b
+    and itself; nothing else.
+    """
     if query.document != key.document:
         return False
     if not query.noised:
@@ -43,16 +47,25 @@ def is_visible(query: Place, key: Place) -> bool:
 def clean_row(length: int, block_size: int, documents: Sequence[int] | None = None) -> list[Place]:
     """A row of clean positions; positions restart at each document."""
     documents = documents or [0] * length
-    return [Place(i // block_size, i - documents.index(documents[i]), False, documents[i]) for i in range(length)]
+    return [
+        Place(i // block_size, i - documents.index(documents[i]), False, documents[i])
+        for i in range(length)
+    ]
 
 
 def packed_row(
-    length: int, block_size: int, documents: Sequence[int] | None = None, sees_history: Sequence[bool] | None = None
+    length: int,
+    block_size: int,
+    documents: Sequence[int] | None = None,
+    sees_history: Sequence[bool] | None = None,
 ) -> list[Place]:
     """Every noised block, then the clean blocks but the last."""
     clean = clean_row(length, block_size, documents)
     hides = [False] * length if sees_history is None else [not shown for shown in sees_history]
-    noised = [dataclasses.replace(place, noised=True, sees_history=not hides[i]) for i, place in enumerate(clean)]
+    noised = [
+        dataclasses.replace(place, noised=True, sees_history=not hides[i])
+        for i, place in enumerate(clean)
+    ]
     return noised + clean[: length - block_size]
 
 
@@ -87,21 +100,30 @@ def rotate(x: Array, pairs: Sequence[tuple[int, int]], position: int, base: floa
     return out
 
 
-def attend(queries: list[Array], keys: list[Array], values: list[Array], visible: Sees) -> list[Array]:
+def attend(
+    queries: list[Array], keys: list[Array], values: list[Array], visible: Sees
+) -> list[Array]:
     """One head's softmax attention, each query over the keys it sees."""
     out = []
     for i, query in enumerate(queries):
         seen = [j for j in range(len(keys)) if visible(i, j)]
         scores = np.array([query @ keys[j] / math.sqrt(len(query)) for j in seen])
         shares = np.exp(scores - scores.max())
-        out.append(sum(share * values[j] for share, j in zip(shares / shares.sum(), seen, strict=True)))
+        out.append(
+            sum(share * values[j] for share, j in zip(shares / shares.sum(), seen, strict=True))
+        )
     return out
 
 
 def heads_attend(
-    rows: list[tuple[Array, Array, Array]], num_heads: int, turn: Callable[[Array, int], Array], visible: Sees
+    rows: list[tuple[Array, Array, Array]],
+    num_heads: int,
+    turn: Callable[[Array, int], Array],
+    visible: Sees,
 ) -> list[Array]:
-    """Multi-head attention of (q, k, v) rows; `turn` rotates a head's q or k at a position of the row."""
+    """Multi-head attention of (q, k, v) rows; `turn` rotates a head's q or k at a position of the
+    row.
+    """
     heads = []
     for head in range(num_heads):
         parts = [[np.split(x, num_heads)[head] for x in row] for row in rows]
@@ -111,7 +133,9 @@ def heads_attend(
     return [np.concatenate(per_head) for per_head in zip(*heads, strict=True)]
 
 
-def _vae_block(config: TextVAEConfig, weights: Weights, name: str, row: list[Array], places: list[Place]) -> list[Array]:
+def _vae_block(
+    config: TextVAEConfig, weights: Weights, name: str, row: list[Array], places: list[Place]
+) -> list[Array]:
     head_dim, eps = config.dim // config.num_heads, config.layer_norm_eps
     pairs = [(i, i + head_dim // 2) for i in range(head_dim // 2)]
 
@@ -121,7 +145,10 @@ def _vae_block(config: TextVAEConfig, weights: Weights, name: str, row: list[Arr
             projected = np.clip(projected, -config.clip_qkv, config.clip_qkv)
         q, k, v = np.split(projected, 3)
         if config.qk_norm:
-            q, k = layer_norm(q, eps, weights, f"{name}.q_norm"), layer_norm(k, eps, weights, f"{name}.k_norm")
+            q, k = (
+                layer_norm(q, eps, weights, f"{name}.q_norm"),
+                layer_norm(k, eps, weights, f"{name}.k_norm"),
+            )
         return q, k, v
 
     def feed_forward(x: Array) -> Array:
@@ -146,28 +173,41 @@ def _vae_block(config: TextVAEConfig, weights: Weights, name: str, row: list[Arr
 
 
 def encode(
-    config: TextVAEConfig, weights: Weights, tokens: Sequence[int], documents: Sequence[int] | None = None
+    config: TextVAEConfig,
+    weights: Weights,
+    tokens: Sequence[int],
+    documents: Sequence[int] | None = None,
 ) -> tuple[Array, Array]:
     """Mean and log-variance of one row, scaled for the DiT; `documents` of each latent."""
     patch = config.patch_size
     embedded = weights["encoder.wte.weight"][list(tokens)]
     kernel, bias = weights["encoder.patch_embedder.weight"], weights["encoder.patch_embedder.bias"]
     starts = range(0, len(tokens), patch)
-    row = [bias + sum(kernel[:, :, k] @ embedded[start + k] for k in range(patch)) for start in starts]
+    row = [
+        bias + sum(kernel[:, :, k] @ embedded[start + k] for k in range(patch)) for start in starts
+    ]
     places = clean_row(len(row), config.block_size, documents)
     for layer in range(config.encoder_num_blocks):
         row = _vae_block(config, weights, f"encoder.blocks.{layer}", row, places)
     means, logvars = [], []
     for x in row:
         mean, logvar = np.split(linear(weights, "encoder.final_layer", x), 2)
-        means.append((layer_norm(mean, config.layer_norm_eps) - config.shifting_factor) * config.scaling_factor)
+        means.append(
+            (layer_norm(mean, config.layer_norm_eps) - config.shifting_factor)
+            * config.scaling_factor
+        )
         logvars.append(np.clip(logvar, -30, 20) + 2 * math.log(abs(config.scaling_factor)))
     return np.stack(means), np.stack(logvars)
 
 
-def decode(config: TextVAEConfig, weights: Weights, latents: Array, documents: Sequence[int] | None = None) -> Array:
+def decode(
+    config: TextVAEConfig, weights: Weights, latents: Array, documents: Sequence[int] | None = None
+) -> Array:
     """Logits of one row of scaled latents, patch_size tokens per latent."""
-    row = [linear(weights, "decoder.in_layer", z / config.scaling_factor + config.shifting_factor) for z in latents]
+    row = [
+        linear(weights, "decoder.in_layer", z / config.scaling_factor + config.shifting_factor)
+        for z in latents
+    ]
     places = clean_row(len(row), config.block_size, documents)
     for layer in range(config.decoder_num_blocks):
         row = _vae_block(config, weights, f"decoder.blocks.{layer}", row, places)
@@ -181,7 +221,13 @@ def decode(config: TextVAEConfig, weights: Weights, latents: Array, documents: S
     return np.stack(logits)
 
 
-def velocity(config: DiTConfig, weights: Weights, latents: Array, times: Sequence[float], places: list[Place]) -> Array:
+def velocity(
+    config: DiTConfig,
+    weights: Weights,
+    latents: Array,
+    times: Sequence[float],
+    places: list[Place],
+) -> Array:
     """The DiT over one row of latents, each with its own time in [0, 1] and place."""
     eps, width = config.norm_eps, config.heads * config.head_dim
     pairs = [(2 * i, 2 * i + 1) for i in range(config.rope_dim // 2)]
@@ -210,7 +256,9 @@ def velocity(config: DiTConfig, weights: Weights, latents: Array, times: Sequenc
     row = [linear(weights, "txt_in.proj", z) for z in latents]
     for layer in range(config.num_layers):
         name = f"blocks.{layer}"
-        inputs = [modulated(x, f"{name}.ada.msa_in", e) for x, e in zip(row, embeddings, strict=True)]
+        inputs = [
+            modulated(x, f"{name}.ada.msa_in", e) for x, e in zip(row, embeddings, strict=True)
+        ]
         attended = heads_attend(
             [qkv(f"{name}.msa", x) for x in inputs],
             config.heads,
@@ -220,11 +268,16 @@ def velocity(config: DiTConfig, weights: Weights, latents: Array, times: Sequenc
         for i, e in enumerate(embeddings):
             gate = linear(weights, f"{name}.ada.msa_out.1", silu(e))
             row[i] = row[i] + gate * linear(weights, f"{name}.msa.proj_out", attended[i])
-            hidden = linear(weights, f"{name}.mlp.proj_in", modulated(row[i], f"{name}.ada.mlp_in", e))
+            hidden = linear(
+                weights, f"{name}.mlp.proj_in", modulated(row[i], f"{name}.ada.mlp_in", e)
+            )
             gate = linear(weights, f"{name}.ada.mlp_out.1", silu(e))
             row[i] = row[i] + gate * linear(weights, f"{name}.mlp.proj_out", gelu_tanh(hidden))
     return np.stack(
-        [linear(weights, "txt_out.proj", modulated(x, "txt_out_ada.out_in", e, "txt_out_norm")) for x, e in zip(row, embeddings)]
+        [
+            linear(weights, "txt_out.proj", modulated(x, "txt_out_ada.out_in", e, "txt_out_norm"))
+            for x, e in zip(row, embeddings)
+        ]
     )
 
 

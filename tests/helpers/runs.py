@@ -1,4 +1,6 @@
-"""A small prepared corpus and small configs, so that whole trainings take seconds; and what a run left, to compare."""
+"""A small prepared corpus and small configs, so that whole trainings take seconds; and what a run
+left, to compare.
+"""
 
 import json
 import lzma
@@ -25,20 +27,47 @@ from tests.helpers.programs import clean_environment
 BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt.xz"
 
 SMALL = [
-    "data.seq_len=32", "vae.vocab_size=320", "vae.dim=16", "vae.ffn_dim=32", "vae.num_heads=2", "vae.latent_dim=8",
-    "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1", "vae.block_size=1", "optim.learning_rate=3e-3", "optim.warmup=2",
-    "optim.decay=20", "trainer.precision=fp32", "trainer.accelerator=cpu", "trainer.global_batch_size=4",
-    "trainer.micro_batch_size=4", "trainer.validation_rows=5", "trainer.log_every_steps=1", "trainer.max_steps=6",
-    "checkpoint.every_steps=3", "trainer.validate_every_steps=3",
-]  # fmt: skip
+    "data.seq_len=32",
+    "vae.vocab_size=320",
+    "vae.dim=16",
+    "vae.ffn_dim=32",
+    "vae.num_heads=2",
+    "vae.latent_dim=8",
+    "vae.encoder_num_blocks=1",
+    "vae.decoder_num_blocks=1",
+    "vae.block_size=1",
+    "optim.learning_rate=3e-3",
+    "optim.warmup=2",
+    "optim.decay=20",
+    "trainer.precision=fp32",
+    "trainer.accelerator=cpu",
+    "trainer.global_batch_size=4",
+    "trainer.micro_batch_size=4",
+    "trainer.validation_rows=5",
+    "trainer.log_every_steps=1",
+    "trainer.max_steps=6",
+    "checkpoint.every_steps=3",
+    "trainer.validate_every_steps=3",
+]
 SMALL_DIT = [
-    "dit.txt_dim=16", "dit.emb_dim=16", "dit.heads=2", "dit.head_dim=8", "dit.rope_dim=4", "dit.num_layers=1", "dit.block_size=4",
-    "dit.txt_in_channels=8", "dit.txt_out_channels=8",
-]  # fmt: skip
+    "dit.txt_dim=16",
+    "dit.emb_dim=16",
+    "dit.heads=2",
+    "dit.head_dim=8",
+    "dit.rope_dim=4",
+    "dit.num_layers=1",
+    "dit.block_size=4",
+    "dit.txt_in_channels=8",
+    "dit.txt_out_channels=8",
+]
 SMALL_TRANSFORMER = [
-    "transformer.vocab_size=320", "transformer.hidden_size=16", "transformer.intermediate_size=32",
-    "transformer.num_attention_heads=2", "transformer.head_dim=8", "transformer.num_hidden_layers=1",
-]  # fmt: skip
+    "transformer.vocab_size=320",
+    "transformer.hidden_size=16",
+    "transformer.intermediate_size=32",
+    "transformer.num_attention_heads=2",
+    "transformer.head_dim=8",
+    "transformer.num_hidden_layers=1",
+]
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +77,16 @@ def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     book = folder / "book.txt"
     book.write_bytes(lzma.decompress(BOOK.read_bytes())[:60_000].rsplit(b"\n", 1)[0])
     corpus = CorpusConfig(inputs=[str(book)])
-    train_tokenizer(TokenizerTrainConfig(out=str(folder / "tokenizer.json"), corpus=corpus, vocab_size=320))
+    train_tokenizer(
+        TokenizerTrainConfig(out=str(folder / "tokenizer.json"), corpus=corpus, vocab_size=320)
+    )
     prepare(
         PrepareConfig(
-            out=str(folder / "rows"), tokenizer=str(folder / "tokenizer.json"), corpus=corpus, seq_len=32, held_out_share=0.1
+            out=str(folder / "rows"),
+            tokenizer=str(folder / "tokenizer.json"),
+            corpus=corpus,
+            seq_len=32,
+            held_out_share=0.1,
         )
     )
     return folder / "rows"
@@ -73,7 +108,12 @@ def joint_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., JointRu
     """Make a small stage-2 config, All Scratch unless overridden."""
 
     def make(name: str, *overrides: str) -> JointRunConfig:
-        places = [f"name={name}", f"data.path={prepared_folder}", f"runs_folder={tmp_path}", "objective.reference_weight=0"]
+        places = [
+            f"name={name}",
+            f"data.path={prepared_folder}",
+            f"runs_folder={tmp_path}",
+            "objective.reference_weight=0",
+        ]
         return load_config(JointRunConfig, None, [*SMALL, *SMALL_DIT, *places, *overrides])
 
     return make
@@ -86,7 +126,9 @@ def baseline_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., Base
     def make(stage: str, name: str, *overrides: str) -> BaselineRunConfig:
         places = [f"name={name}", f"data.path={prepared_folder}", f"runs_folder={tmp_path}"]
         shared = [setting for setting in SMALL if not setting.startswith("vae.")]
-        return load_config(family_named(stage).config, None, [*shared, *SMALL_TRANSFORMER, *places, *overrides])
+        return load_config(
+            family_named(stage).config, None, [*shared, *SMALL_TRANSFORMER, *places, *overrides]
+        )
 
     return make
 
@@ -98,14 +140,22 @@ def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
     def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cola_train", *arguments]
         return subprocess.run(
-            command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=timeout, check=False
+            command,
+            cwd=tmp_path,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     return run
 
 
 def figures(run: Path) -> dict[tuple[int, str], float | None]:
-    """Every figure of metrics.jsonl but clock readings, by step and name; of a step that was done again, the last."""
+    """Every figure of metrics.jsonl but clock readings, by step and name; of a step that was done
+    again, the last.
+    """
     found = {}
     for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -1,4 +1,6 @@
-"""The sampler once more, for one prompt, without caches or batches: every pass reads the whole row again."""
+"""The sampler once more, for one prompt, without caches or batches: every pass reads the whole row
+again.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +23,9 @@ def generate_alone(
     num_blocks: int,
     noise: Callable[[int], Tensor],
 ) -> list[BlockResult]:
-    """Latents, logits and greedy ids of each generated block; `noise` gives a block's initial noise."""
+    """Latents, logits and greedy ids of each generated block; `noise` gives a block's initial
+    noise.
+    """
     patch, size = vae.config.patch_size, dit.config.block_size
     width = max(1, -(-len(prompt) // (patch * size))) * patch * size
     latents = vae.encode(torch.tensor([[*prompt, *[pad] * (width - len(prompt))]])).mean[0]
@@ -40,12 +44,16 @@ def generate_alone(
     return results
 
 
-def _transport(dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, config: SamplerConfig) -> Tensor:
+def _transport(
+    dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, config: SamplerConfig
+) -> Tensor:
     n, before = config.num_steps, None
     for step in range(n):
         slope = _guided(dit, clean, known, z, 1 - step / n, config)
         if config.solver == "heun" and step < n - 1:
-            slope = (slope + _guided(dit, clean, known, z - slope / n, 1 - (step + 1) / n, config)) / 2
+            slope = (
+                slope + _guided(dit, clean, known, z - slope / n, 1 - (step + 1) / n, config)
+            ) / 2
         now = slope
         if config.solver == "adams2" and before is not None:
             slope = 1.5 * now - 0.5 * before
@@ -54,7 +62,14 @@ def _transport(dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, con
     return torch.cat([known, z[len(known) :]])
 
 
-def _guided(dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, time: float, config: SamplerConfig) -> Tensor:
+def _guided(
+    dit: BlockCausalDiT,
+    clean: Tensor,
+    known: Tensor,
+    z: Tensor,
+    time: float,
+    config: SamplerConfig,
+) -> Tensor:
     z = torch.cat([known, z[len(known) :]])
     t = torch.full((len(z),), time)
     t[: len(known)] = 0.0

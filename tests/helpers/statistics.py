@@ -1,4 +1,6 @@
-"""Goodness of fit, with thresholds that a right sample misses about once in a million draws of the seed."""
+"""Goodness of fit, with thresholds that a right sample misses about once in a million draws of the
+seed.
+"""
 
 import torch
 from torch import Tensor
@@ -16,17 +18,22 @@ def assert_distribution(draws: Tensor, cumulative: Tensor) -> None:
 
 
 def assert_shares(counts: Tensor, shares: Tensor) -> None:
-    """Chi-square: `counts` were drawn with probabilities `shares`, none of them tiny beside the number of draws."""
+    """Chi-square: `counts` were drawn with probabilities `shares`, none of them tiny beside the
+    number of draws.
+    """
     expected = shares.double() / shares.sum() * counts.sum()
     assert expected.min() > 5
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    # Wilson and Hilferty's approximation of the chi-square's upper 1e-6 point (4.75 standard deviations).
+    # Wilson and Hilferty's approximation of the chi-square's upper 1e-6 point (4.75 standard
+    # deviations).
     freedom = len(counts) - 1
     assert statistic < freedom * (1 - 2 / (9 * freedom) + 4.75 * (2 / (9 * freedom)) ** 0.5) ** 3
 
 
 def assert_uncorrelated(one: Tensor, other: Tensor) -> None:
-    """Pearson's correlation of as many draws is normal with deviation 1 / sqrt(n) where there is none."""
+    """Pearson's correlation of as many draws is normal with deviation 1 / sqrt(n) where there is
+    none.
+    """
     one, other = (x.flatten().double() - x.double().mean() for x in (one, other))
     correlation = float((one * other).mean() / (one.std() * other.std()))
     assert abs(correlation) * one.numel() ** 0.5 < 5

@@ -1,4 +1,6 @@
-"""Networks, tokenizers and batches small enough for loops in Python, with random weights everywhere, adaLN layers included."""
+"""Networks, tokenizers and batches small enough for loops in Python, with random weights
+everywhere, adaLN layers included.
+"""
 
 import dataclasses
 import json
@@ -15,10 +17,25 @@ from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 
 VAE_CONFIG = TextVAEConfig(
-    vocab_size=29, encoder_num_blocks=2, decoder_num_blocks=2, dim=16, ffn_dim=24, latent_dim=4, num_heads=2, block_size=1
+    vocab_size=29,
+    encoder_num_blocks=2,
+    decoder_num_blocks=2,
+    dim=16,
+    ffn_dim=24,
+    latent_dim=4,
+    num_heads=2,
+    block_size=1,
 )
 DIT_CONFIG = DiTConfig(
-    txt_in_channels=4, txt_out_channels=4, txt_dim=16, emb_dim=16, heads=2, head_dim=8, num_layers=2, rope_dim=6, block_size=4
+    txt_in_channels=4,
+    txt_out_channels=4,
+    txt_dim=16,
+    emb_dim=16,
+    heads=2,
+    head_dim=8,
+    num_layers=2,
+    rope_dim=6,
+    block_size=4,
 )
 PAD = TRAINED_SPECIAL_TOKENS.index("<|pad|>")
 
@@ -26,7 +43,9 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def randomize(network: Network, seed: int) -> Network:
-    """Fill every parameter with normals, sized so that activations stay near 1 and no layer is idle."""
+    """Fill every parameter with normals, sized so that activations stay near 1 and no layer is
+    idle.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -48,8 +67,14 @@ def tiny_dit(seed: int = 2, **changes: Any) -> BlockCausalDiT:
 
 
 def calm(network: Network) -> Network:
-    """Shrink velocity or logits, so that sampling's many passes and its guidance do not blow rounding up past what is compared."""
-    last = network.get_parameter("txt_out.proj.weight" if isinstance(network, BlockCausalDiT) else "decoder.final_layer.weight")
+    """Shrink velocity or logits, so that sampling's many passes and its guidance do not blow
+    rounding up past what is compared.
+    """
+    last = network.get_parameter(
+        "txt_out.proj.weight"
+        if isinstance(network, BlockCausalDiT)
+        else "decoder.final_layer.weight"
+    )
     with torch.no_grad():
         last.mul_(0.2)
     return network
@@ -57,18 +82,34 @@ def calm(network: Network) -> Network:
 
 def tiny_tokenizer(vocab_size: int = VAE_CONFIG.vocab_size) -> Tokenizer:
     """One id per word: the special tokens, then "w4", "w5", ..."""
-    words = [*TRAINED_SPECIAL_TOKENS, *(f"w{number}" for number in range(len(TRAINED_SPECIAL_TOKENS), vocab_size))]
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    words = [
+        *TRAINED_SPECIAL_TOKENS,
+        *(f"w{number}" for number in range(len(TRAINED_SPECIAL_TOKENS), vocab_size)),
+    ]
+    special = {
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     content = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": number, "content": token, **special} for number, token in enumerate(TRAINED_SPECIAL_TOKENS)],
+        "added_tokens": [
+            {"id": number, "content": token, **special}
+            for number, token in enumerate(TRAINED_SPECIAL_TOKENS)
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        "model": {"type": "WordLevel", "vocab": {word: number for number, word in enumerate(words)}, "unk_token": words[-1]},
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: number for number, word in enumerate(words)},
+            "unk_token": words[-1],
+        },
     }
     return Tokenizer(json.dumps(content).encode())
 
@@ -80,18 +121,26 @@ def tiny_checkpoint(vae: TextVAE, dit: BlockCausalDiT | None) -> ColaCheckpoint:
     return ColaCheckpoint(vae, dit, tiny_tokenizer(vae.config.vocab_size))
 
 
-def random_tokens(rows: int, length: int, seed: int, vocab_size: int = VAE_CONFIG.vocab_size) -> Tensor:
+def random_tokens(
+    rows: int, length: int, seed: int, vocab_size: int = VAE_CONFIG.vocab_size
+) -> Tensor:
     """Ids of words only, never a special token."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(len(TRAINED_SPECIAL_TOKENS), vocab_size, (rows, length), generator=generator)
+    return torch.randint(
+        len(TRAINED_SPECIAL_TOKENS), vocab_size, (rows, length), generator=generator
+    )
 
 
 def random_latents(*shape: int, seed: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make_batch(tokens: Tensor, num_padding: list[int], documents: Tensor | None = None, first_index: int = 40) -> Batch:
-    """Rows that end in `num_padding` padding tokens each; sample indices count from `first_index`."""
+def make_batch(
+    tokens: Tensor, num_padding: list[int], documents: Tensor | None = None, first_index: int = 40
+) -> Batch:
+    """Rows that end in `num_padding` padding tokens each; sample indices count from
+    `first_index`.
+    """
     real = torch.arange(tokens.shape[1]) < tokens.shape[1] - torch.tensor(num_padding)[:, None]
     return Batch(
         tokens=torch.where(real, tokens, PAD),

@@ -1,4 +1,6 @@
-"""ELBO and IWAE's bound on a Gaussian latent model, where log p(x) and the ELBO's gap are known in closed form."""
+"""ELBO and IWAE's bound on a Gaussian latent model, where log p(x) and the ELBO's gap are known in
+closed form.
+"""
 
 import dataclasses
 import itertools
@@ -19,11 +21,19 @@ def gaussian() -> GaussianModel:
     return gaussian_model(seed=3)
 
 
-def gaussian_weights(model: GaussianModel, count: int, spread: float, hutchinson: bool = False) -> LogWeights:
-    """As `count` draws from a posterior that is wider than it should be by `spread`, the prior by its ODE."""
+def gaussian_weights(
+    model: GaussianModel, count: int, spread: float, hutchinson: bool = False
+) -> LogWeights:
+    """As `count` draws from a posterior that is wider than it should be by `spread`, the prior by
+    its ODE.
+    """
     generator = torch.Generator().manual_seed(11)
     eps = torch.randn(count, 1, 3, generator=generator, dtype=torch.float64)
-    probe = 2.0 * torch.randint(0, 2, (count, 1, 3), generator=generator).double() - 1 if hutchinson else None
+    probe = (
+        2.0 * torch.randint(0, 2, (count, 1, 3), generator=generator).double() - 1
+        if hutchinson
+        else None
+    )
     config = LikelihoodConfig(num_steps=48)
 
     def log_prior(z_0: Tensor) -> Tensor:
@@ -34,11 +44,16 @@ def gaussian_weights(model: GaussianModel, count: int, spread: float, hutchinson
 
 @pytest.mark.parametrize("hutchinson", [False, True])
 @pytest.mark.parametrize("spread", [1.0, 1.7])
-def test_the_elbo_is_below_log_p_by_the_posteriors_divergence(gaussian: GaussianModel, spread: float, hutchinson: bool) -> None:
+def test_the_elbo_is_below_log_p_by_the_posteriors_divergence(
+    gaussian: GaussianModel, spread: float, hutchinson: bool
+) -> None:
     log_w = gaussian_weights(gaussian, 8000, spread, hutchinson).total
     gap = gaussian.gap(gaussian.posterior(1, spread))
     assert gap > 0.2
-    assert abs(float(elbo(log_w)) - (gaussian.log_evidence() - gap)) < 4 * float(log_w.std()) / 8000**0.5 + 0.005
+    assert (
+        abs(float(elbo(log_w)) - (gaussian.log_evidence() - gap))
+        < 4 * float(log_w.std()) / 8000**0.5 + 0.005
+    )
 
 
 def test_with_the_true_posterior_every_weight_is_the_evidence(gaussian: GaussianModel) -> None:
@@ -70,8 +85,11 @@ def test_iwae_rises_with_k_towards_log_p(gaussian: GaussianModel) -> None:
         assert mean < truth + 4 * error + 0.005
 
 
-def test_iwae_from_hutchinsons_estimate_is_too_much_by_what_its_noise_says(gaussian: GaussianModel) -> None:
-    # The Jacobian is the same everywhere, so the estimate's error is independent of z_0, and e^T M e - tr M takes four values.
+def test_iwae_from_hutchinsons_estimate_is_too_much_by_what_its_noise_says(
+    gaussian: GaussianModel,
+) -> None:
+    # The Jacobian is the same everywhere, so the estimate's error is independent of z_0, and e^T M
+    # e - tr M takes four values.
     log_w = gaussian_weights(gaussian, 16384, spread=1.0, hutchinson=True).total
     values, vectors = torch.linalg.eigh(gaussian.prior.covariance)
     integral = vectors @ torch.diag(-0.5 * values.log()) @ vectors.T

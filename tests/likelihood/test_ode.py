@@ -1,4 +1,6 @@
-"""The solvers against solutions in closed form: their order, their tolerance, and that a block has no part in another's result."""
+"""The solvers against solutions in closed form: their order, their tolerance, and that a block has
+no part in another's result.
+"""
 
 import itertools
 
@@ -12,11 +14,14 @@ from cola_train.config.settings import UserError
 from cola_train.flow import integrate
 from cola_train.likelihood.ode import State, solve
 
-RATES = torch.tensor([[[0.5, 2.0], [3.0, 1.0]], [[-0.4, 1.0], [0.1, 6.0]]], dtype=torch.float64)  # (batch, blocks, 2)
+# (batch, blocks, 2)
+RATES = torch.tensor([[[0.5, 2.0], [3.0, 1.0]], [[-0.4, 1.0], [0.1, 6.0]]], dtype=torch.float64)
 
 
 def decay(rates: Tensor):  # type: ignore[no-untyped-def]
-    """y' = -r y^2 from y = 1 is 1 / (1 + r t); and, as the second tensor, the integral of the mean of y."""
+    """y' = -r y^2 from y = 1 is 1 / (1 + r t); and, as the second tensor, the integral of the mean
+    of y.
+    """
 
     def derivative(t: Tensor, state: State) -> State:
         return -rates * state[0].square(), state[0].mean(-1)
@@ -26,7 +31,9 @@ def decay(rates: Tensor):  # type: ignore[no-untyped-def]
 
 def solved(rates: Tensor, **settings: float | str) -> State:
     start = torch.ones_like(rates)
-    return solve(decay(rates), (start, torch.zeros_like(start[..., 0])), LikelihoodConfig(**settings))  # type: ignore[arg-type]
+    return solve(
+        decay(rates), (start, torch.zeros_like(start[..., 0])), LikelihoodConfig(**settings)
+    )  # type: ignore[arg-type]
 
 
 def truth(rates: Tensor) -> State:
@@ -39,7 +46,10 @@ def worst(found: State, expected: State) -> float:
 
 @pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("trapezoid", 2)])
 def test_the_error_falls_with_the_order(solver: str, order: int) -> None:
-    errors = [worst(solved(RATES, solver=solver, num_steps=steps), truth(RATES)) for steps in (64, 128, 256)]
+    errors = [
+        worst(solved(RATES, solver=solver, num_steps=steps), truth(RATES))
+        for steps in (64, 128, 256)
+    ]
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.06)
 
@@ -50,9 +60,13 @@ def test_the_steps_are_those_of_euler_and_of_the_trapezoidal_rule() -> None:
     euler = y.clone()
     for _ in range(3):
         euler = euler - euler.square() / 3
-    assert float(solved(rates, solver="euler", num_steps=3)[0]) == pytest.approx(float(euler), abs=1e-15)
+    assert float(solved(rates, solver="euler", num_steps=3)[0]) == pytest.approx(
+        float(euler), abs=1e-15
+    )
     ahead = y - y.square()
-    assert float(solved(rates, solver="trapezoid", num_steps=1)[0]) == pytest.approx(float(y - (y**2 + ahead**2) / 2), abs=1e-15)
+    assert float(solved(rates, solver="trapezoid", num_steps=1)[0]) == pytest.approx(
+        float(y - (y**2 + ahead**2) / 2), abs=1e-15
+    )
 
 
 def test_the_trapezoidal_rule_is_not_the_samplers_heun() -> None:
@@ -64,7 +78,8 @@ def test_the_trapezoidal_rule_is_not_the_samplers_heun() -> None:
         return rates * y.square()
 
     heun = integrate(velocity, torch.ones_like(rates), 2, "heun")
-    half = solved(rates / 2, solver="trapezoid", num_steps=1)[0]  # y' = -y^2 / 2 over [0, 1]: half of the way
+    # y' = -y^2 / 2 over [0, 1]: half of the way
+    half = solved(rates / 2, solver="trapezoid", num_steps=1)[0]
     assert float(heun) == pytest.approx(float(half - half.square() / 2), abs=1e-15)
     assert float(heun) != pytest.approx(float(two), abs=1e-3)
     with pytest.raises(UserError, match=r"Invalid value 'heun', expected one of .*'trapezoid'"):
@@ -93,7 +108,10 @@ def test_with_fixed_steps_a_block_gets_what_it_gets_alone(solver: str) -> None:
     for row in range(2):
         for block in range(2):
             alone = solved(RATES[row : row + 1, block : block + 1], solver=solver)
-            assert all(torch.equal(one[row, block], other[0, 0]) for one, other in zip(together, alone, strict=True))
+            assert all(
+                torch.equal(one[row, block], other[0, 0])
+                for one, other in zip(together, alone, strict=True)
+            )
 
 
 @pytest.mark.parametrize("solver", ["euler", "trapezoid", "dopri5"])
@@ -104,7 +122,9 @@ def test_only_times_from_0_to_1_are_asked_for(solver: str) -> None:
         times.append(float(t))
         return (state[0] * 0.1,)
 
-    (end,) = solve(derivative, (torch.ones(1, 1, 1, dtype=torch.float64),), LikelihoodConfig(solver=solver))  # type: ignore[arg-type]
+    (end,) = solve(
+        derivative, (torch.ones(1, 1, 1, dtype=torch.float64),), LikelihoodConfig(solver=solver)
+    )  # type: ignore[arg-type]
     assert min(times) == 0.0
     assert max(times) <= 1.0
     assert float(end) == pytest.approx(1.1051709, abs=0.006)
@@ -114,5 +134,12 @@ def test_dopri5_says_what_to_do_where_it_cannot_go_on() -> None:
     def derivative(t: Tensor, state: State) -> State:
         return (torch.where(t > 0.5, torch.nan, 1.0) * state[0],)
 
-    with pytest.raises(UserError, match=r"dopri5 cannot solve the prior's ODE to rtol=0.001, atol=0.001 .* solver=trapezoid"):
-        solve(derivative, (torch.ones(1, 1, 1, dtype=torch.float64),), LikelihoodConfig(solver="dopri5"))
+    with pytest.raises(
+        UserError,
+        match=r"dopri5 cannot solve the prior's ODE to rtol=0.001, atol=0.001 .* solver=trapezoid",
+    ):
+        solve(
+            derivative,
+            (torch.ones(1, 1, 1, dtype=torch.float64),),
+            LikelihoodConfig(solver="dopri5"),
+        )

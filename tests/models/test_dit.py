@@ -27,7 +27,9 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 LENGTH = 8
 # Two rows: times that change within a row, repeat, and reach both ends.
-PER_POSITION = torch.tensor([[0.0, 0.3, 0.3, 0.3, 0.999, 0.999, 1.0, 0.5], [0.25, 0.25, 0.0, 0.0, 0.1, 0.7, 0.7, 0.0]])
+PER_POSITION = torch.tensor(
+    [[0.0, 0.3, 0.3, 0.3, 0.999, 0.999, 1.0, 0.5], [0.25, 0.25, 0.0, 0.0, 0.1, 0.7, 0.7, 0.0]]
+)
 
 
 def times_of(per_position: Tensor) -> Times:
@@ -43,7 +45,9 @@ def test_packed_pass_equals_the_loops(changes: dict[str, Any]) -> None:
     z_t, history = random_latents(2, LENGTH, 4, seed=20), random_latents(2, LENGTH, 4, seed=21)
     velocity = dit.velocity(z_t, history, times_of(PER_POSITION))
     for row in range(2):
-        expected = naive.packed_velocity(dit.config, weights, z_t[row], history[row], PER_POSITION[row].tolist())
+        expected = naive.packed_velocity(
+            dit.config, weights, z_t[row], history[row], PER_POSITION[row].tolist()
+        )
         assert_near(velocity[row], expected)
 
 
@@ -52,11 +56,19 @@ def test_packed_pass_with_documents_and_hidden_history_equals_the_loops() -> Non
     weights = naive.weights_of(dit)
     z_t, history = random_latents(2, LENGTH, 4, seed=22), random_latents(2, LENGTH, 4, seed=23)
     documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1, 1, 1]])
-    shown = torch.tensor([[True, True, False, False, True, True, True, True], [True] * 6 + [False] * 2])
+    shown = torch.tensor(
+        [[True, True, False, False, True, True, True, True], [True] * 6 + [False] * 2]
+    )
     velocity = dit.velocity(z_t, history, times_of(PER_POSITION), documents, shown)
     for row in range(2):
         expected = naive.packed_velocity(
-            dit.config, weights, z_t[row], history[row], PER_POSITION[row].tolist(), documents[row].tolist(), shown[row].tolist()
+            dit.config,
+            weights,
+            z_t[row],
+            history[row],
+            PER_POSITION[row].tolist(),
+            documents[row].tolist(),
+            shown[row].tolist(),
         )
         assert_near(velocity[row], expected)
     without_hiding = dit.velocity(z_t, history, times_of(PER_POSITION), documents)
@@ -72,7 +84,13 @@ def test_forward_over_a_clean_row_equals_the_loops() -> None:
     attention = RowAttention.from_layout(clean_layout(LENGTH, 4))
     velocity = dit(latents, times_of(per_position), positions, attention)
     places = naive.clean_row(LENGTH, 4)
-    expected = naive.velocity(dit.config, naive.weights_of(dit), latents[0].double().numpy(), per_position[0].tolist(), places)
+    expected = naive.velocity(
+        dit.config,
+        naive.weights_of(dit),
+        latents[0].double().numpy(),
+        per_position[0].tolist(),
+        places,
+    )
     # RoPE is relative: positions from 5 give what positions from 0 give.
     assert_near(velocity[0], expected)
 
@@ -91,10 +109,15 @@ def test_known_modulations_give_the_same_and_run_no_time_layer() -> None:
 def test_first_outputs_alone_equal_those_of_the_whole() -> None:
     dit, times = tiny_dit(), times_of(PER_POSITION)
     latents = random_latents(2, LENGTH, 4, seed=28)
-    attention, positions = RowAttention.from_layout(clean_layout(LENGTH, 4)), torch.arange(LENGTH)[None]
+    attention, positions = (
+        RowAttention.from_layout(clean_layout(LENGTH, 4)),
+        torch.arange(LENGTH)[None],
+    )
     whole = dit(latents, times, positions, attention)
     for outputs in (1, 3, LENGTH):
-        assert_near(dit(latents, times, positions, attention, outputs=outputs), whole[:, :outputs], 1e-6)
+        assert_near(
+            dit(latents, times, positions, attention, outputs=outputs), whole[:, :outputs], 1e-6
+        )
 
 
 def test_time_layers_run_once_per_distinct_time() -> None:
@@ -126,7 +149,11 @@ def test_tensors_are_the_formats(changes: dict[str, Any]) -> None:
     """Names and shapes from the format's table."""
     dit = tiny_dit(**changes)
     config = dit.config
-    d, inner, hidden = config.txt_dim, config.heads * config.head_dim, config.txt_dim * config.expand_ratio
+    d, inner, hidden = (
+        config.txt_dim,
+        config.heads * config.head_dim,
+        config.txt_dim * config.expand_ratio,
+    )
     linear = {"txt_in.proj": (d, 4), "txt_out.proj": (4, d), "txt_out_ada.out_in.1": (2 * d, d)}
     linear |= {"emb_in.proj_in": (d, 256), "emb_in.proj_hid": (d, d), "emb_in.proj_out": (d, d)}
     shapes: dict[str, tuple[int, ...]] = {"txt_out_norm.weight": (d,), "txt_out_norm.bias": (d,)}
@@ -135,10 +162,20 @@ def test_tensors_are_the_formats(changes: dict[str, Any]) -> None:
         linear |= {f"{block}.mlp.proj_in": (hidden, d), f"{block}.mlp.proj_out": (d, hidden)}
         linear |= {f"{block}.ada.{part}_in.1": (2 * d, d) for part in ("msa", "mlp")}
         linear |= {f"{block}.ada.{part}_out.1": (d, d) for part in ("msa", "mlp")}
-        shapes |= {f"{block}.msa.proj_qkv.weight": (3 * inner, d), f"{block}.msa.proj_out.weight": (d, inner)}
+        shapes |= {
+            f"{block}.msa.proj_qkv.weight": (3 * inner, d),
+            f"{block}.msa.proj_out.weight": (d, inner),
+        }
         if config.qk_bias:
-            shapes |= {f"{block}.msa.proj_qkv.bias": (3 * inner,), f"{block}.msa.proj_out.bias": (d,)}
-        shapes |= {f"{block}.msa.{norm}.{kind}": (config.head_dim,) for norm in ("norm_q", "norm_k") for kind in ("weight", "bias")}
+            shapes |= {
+                f"{block}.msa.proj_qkv.bias": (3 * inner,),
+                f"{block}.msa.proj_out.bias": (d,),
+            }
+        shapes |= {
+            f"{block}.msa.{norm}.{kind}": (config.head_dim,)
+            for norm in ("norm_q", "norm_k")
+            for kind in ("weight", "bias")
+        }
         shapes[f"{block}.msa.rope.rope.freqs"] = (config.rope_dim // 2,)
     shapes |= {f"{name}.weight": shape for name, shape in linear.items()}
     shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
@@ -149,4 +186,6 @@ def test_the_paper_size() -> None:
     with torch.device("meta"):
         dit = BlockCausalDiT(DiTConfig(block_size=16))
     assert sum(parameter.numel() for parameter in dit.parameters()) == 1_829_875_728
-    assert {sum(parameter.numel() for parameter in block.parameters()) for block in dit.blocks} == {75_520_512}
+    assert {sum(parameter.numel() for parameter in block.parameters()) for block in dit.blocks} == {
+        75_520_512
+    }

@@ -25,7 +25,9 @@ GRADIENT_PREFIX = "grad_norm/"
 def times_of(train: dict[str, Tensor]) -> Times:
     pinned = train["t_positions"] == 0
     rows = torch.arange(len(train["t"]))[:, None].expand(pinned.shape)
-    return Times(torch.cat([train["t"], torch.zeros(1)]), torch.where(pinned, len(train["t"]), rows))
+    return Times(
+        torch.cat([train["t"], torch.zeros(1)]), torch.where(pinned, len(train["t"]), rows)
+    )
 
 
 def test_posterior(golden: Golden) -> None:
@@ -41,7 +43,11 @@ def test_decoder(golden: Golden) -> None:
 
 def test_path(golden: Golden) -> None:
     train = golden.train
-    assert_near(interpolate(train["z_0"], train["z_1"], train["t_positions"][..., None]), train["z_t"], 1e-6)
+    assert_near(
+        interpolate(train["z_0"], train["z_1"], train["t_positions"][..., None]),
+        train["z_t"],
+        1e-6,
+    )
 
 
 def test_velocity(golden: Golden) -> None:
@@ -56,7 +62,9 @@ def test_velocity(golden: Golden) -> None:
 
 
 @pytest.mark.parametrize("mode", ["fix", "joint"])
-def test_flow_loss_and_its_gradients(golden: Golden, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flow_loss_and_its_gradients(
+    golden: Golden, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The objective itself, given the reference's draws in place of its own."""
     train, vae, dit = golden.train, *copy.deepcopy((golden.checkpoint.vae, golden.checkpoint.dit))
     assert dit is not None
@@ -64,9 +72,13 @@ def test_flow_loss_and_its_gradients(golden: Golden, mode: str, monkeypatch: pyt
     blocks = train["t_positions"].shape[1] // dit.config.block_size
     flow = FlowDraws(train["t"][:, None].expand(-1, blocks), train["t_positions"] == 0, None)
     for module in (losses, stage2):
-        monkeypatch.setattr(module, "standard_normal_latents", lambda seed, purpose, *_: draws[purpose])
+        monkeypatch.setattr(
+            module, "standard_normal_latents", lambda seed, purpose, *_: draws[purpose]
+        )
     monkeypatch.setattr(Stage2Objective, "_draws", lambda self, batch: flow)
-    config = Stage2Config(mask_weight=0.0, flow=FlowConfig(), vae_strategy=VAEStrategyConfig(mode=mode))  # type: ignore[arg-type]
+    config = Stage2Config(
+        mask_weight=0.0, flow=FlowConfig(), vae_strategy=VAEStrategyConfig(mode=mode)
+    )  # type: ignore[arg-type]
     objective = Stage2Objective(vae, dit.requires_grad_(True), config, seed=0)
     tokens = train["tokens"]
     batch = Batch(
@@ -81,7 +93,11 @@ def test_flow_loss_and_its_gradients(golden: Golden, mode: str, monkeypatch: pyt
     flow_mse.backward()
 
     assert_near(flow_mse, train["flow_loss"][0])
-    expected = {name.removeprefix(GRADIENT_PREFIX): norm for name, norm in train.items() if name.startswith(GRADIENT_PREFIX)}
+    expected = {
+        name.removeprefix(GRADIENT_PREFIX): norm
+        for name, norm in train.items()
+        if name.startswith(GRADIENT_PREFIX)
+    }
     assert len(expected) == 9
     for name, norm in expected.items():
         gradient = dit.get_parameter(name).grad

@@ -1,4 +1,6 @@
-"""Initial weights: a function of seed and name, cut where they should be, and silent where adaLN-Zero wants it."""
+"""Initial weights: a function of seed and name, cut where they should be, and silent where
+adaLN-Zero wants it.
+"""
 
 import copy
 import dataclasses
@@ -30,11 +32,17 @@ def initialized_dit(seed: int, start: int = 1) -> BlockCausalDiT:
 
 
 def matrices(network: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in network.named_parameters() if parameter.ndim > 1}
+    return {
+        name: parameter.detach()
+        for name, parameter in network.named_parameters()
+        if parameter.ndim > 1
+    }
 
 
 @pytest.mark.parametrize("build", [initialized_vae, initialized_dit])
-def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(build: Callable[..., nn.Module]) -> None:
+def test_the_same_seed_gives_the_same_weights_whatever_was_drawn_before(
+    build: Callable[..., nn.Module],
+) -> None:
     first = build(7, start=1).state_dict()
     torch.manual_seed(123)
     torch.rand(5)
@@ -59,8 +67,12 @@ def test_seeds_and_names_differ() -> None:
         assert drawn
         assert all(not torch.equal(first[name], second[name]) for name in drawn)
     vae, dit = matrices(initialized_vae(7)), matrices(initialized_dit(7))
-    assert not torch.equal(vae["encoder.blocks.0.qkv_proj.weight"], vae["encoder.blocks.1.qkv_proj.weight"])
-    assert not torch.equal(vae["encoder.blocks.0.qkv_proj.weight"], vae["decoder.blocks.0.qkv_proj.weight"])
+    assert not torch.equal(
+        vae["encoder.blocks.0.qkv_proj.weight"], vae["encoder.blocks.1.qkv_proj.weight"]
+    )
+    assert not torch.equal(
+        vae["encoder.blocks.0.qkv_proj.weight"], vae["decoder.blocks.0.qkv_proj.weight"]
+    )
     assert not torch.equal(dit["blocks.0.mlp.proj_in.weight"], dit["blocks.1.mlp.proj_in.weight"])
 
 
@@ -76,16 +88,25 @@ def test_vae_weights_are_a_truncated_normal() -> None:
     assert abs(float(drawn.std()) / (0.98658 * std) - 1) < 0.01
     for name, parameter in vae.named_parameters():
         if parameter.ndim == 1:
-            assert torch.equal(parameter, torch.ones_like(parameter) if name.endswith("weight") else torch.zeros_like(parameter)), (
-                name
-            )
+            assert torch.equal(
+                parameter,
+                (
+                    torch.ones_like(parameter)
+                    if name.endswith("weight")
+                    else torch.zeros_like(parameter)
+                ),
+            ), name
 
 
 def test_dit_weights_are_xavier_and_its_velocity_exactly_zero() -> None:
     dit = initialized_dit(7)
     zero = {name for name, value in matrices(dit).items() if not value.any()}
     blocks = range(dit.config.num_layers)
-    ada = {f"blocks.{n}.ada.{part}.1.weight" for n in blocks for part in ("msa_in", "mlp_in", "msa_out", "mlp_out")}
+    ada = {
+        f"blocks.{n}.ada.{part}.1.weight"
+        for n in blocks
+        for part in ("msa_in", "mlp_in", "msa_out", "mlp_out")
+    }
     assert zero == ada | {"txt_out_ada.out_in.1.weight", "txt_out.proj.weight"}
     for name, value in matrices(dit).items():
         if name not in zero:
@@ -95,7 +116,8 @@ def test_dit_weights_are_xavier_and_its_velocity_exactly_zero() -> None:
     times = Times(torch.tensor([0.5, 0.0]), torch.zeros(2, 8, dtype=torch.long))
     assert torch.equal(dit.velocity(z_t, z_t, times), torch.zeros(2, 8, 4))
 
-    # The zeros must not be a dead end: the output layers get a gradient at once, and then so does the rest.
+    # The zeros must not be a dead end: the output layers get a gradient at once, and then so does
+    # the rest.
     for _ in range(3):
         dit.zero_grad()
         (dit.velocity(z_t, z_t, times) - 1).square().mean().backward()
@@ -112,13 +134,20 @@ def test_initialising_touches_no_buffer() -> None:
     assert before
     assert all(torch.equal(value, before[name]) for name, value in dit.named_buffers())
     freqs = before["blocks.0.msa.rope.rope.freqs"]
-    assert torch.allclose(freqs, torch.tensor([10000.0 ** (-2 * i / dit.config.rope_dim) for i in range(len(freqs))]))
+    assert torch.allclose(
+        freqs, torch.tensor([10000.0 ** (-2 * i / dit.config.rope_dim) for i in range(len(freqs))])
+    )
 
 
 def transformer_values(seed: int, **changes: int) -> dict[str, torch.Tensor]:
-    config = dataclasses.replace(TRANSFORMER_CONFIG, hidden_size=64, initializer_range=0.05, **changes)
+    config = dataclasses.replace(
+        TRANSFORMER_CONFIG, hidden_size=64, initializer_range=0.05, **changes
+    )
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in Transformer(config, causal=False).named_parameters()}
+        shapes = {
+            name: value.shape
+            for name, value in Transformer(config, causal=False).named_parameters()
+        }
     return {name: transformer_value(name, shape, config, seed) for name, shape in shapes.items()}
 
 
@@ -134,7 +163,11 @@ def test_a_baselines_weights_are_a_truncated_normal_and_its_norms_one() -> None:
 
 
 def test_a_baselines_weights_follow_from_seed_and_name_alone() -> None:
-    values, again, other = transformer_values(7), transformer_values(7, num_hidden_layers=3), transformer_values(8)
+    values, again, other = (
+        transformer_values(7),
+        transformer_values(7, num_hidden_layers=3),
+        transformer_values(8),
+    )
     assert len(again) == len(values) + 9
     matrices = {name: value for name, value in values.items() if value.ndim > 1}
     for name, value in matrices.items():

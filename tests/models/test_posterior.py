@@ -27,7 +27,9 @@ def as_normal(posterior: Posterior) -> Normal:
 
 
 def assert_mean_of_draws(draws: Tensor, expected: Tensor) -> None:
-    """The mean over the first axis within 5 standard errors, which are small beside what is estimated."""
+    """The mean over the first axis within 5 standard errors, which are small beside what is
+    estimated.
+    """
     error = draws.std(0) / len(draws) ** 0.5
     assert (error < 0.1).all()
     assert ((draws.mean(0) - expected).abs() < 5 * error).all()
@@ -35,12 +37,18 @@ def assert_mean_of_draws(draws: Tensor, expected: Tensor) -> None:
 
 def test_closed_forms_equal_torch_distributions(posterior: Posterior, other: Posterior) -> None:
     standard = Normal(torch.zeros(SHAPE), torch.ones(SHAPE))
-    assert_near(posterior.kl_to_standard_normal(), kl_divergence(as_normal(posterior), standard).sum(-1))
-    assert_near(posterior.kl_to(other), kl_divergence(as_normal(posterior), as_normal(other)).sum(-1))
+    assert_near(
+        posterior.kl_to_standard_normal(), kl_divergence(as_normal(posterior), standard).sum(-1)
+    )
+    assert_near(
+        posterior.kl_to(other), kl_divergence(as_normal(posterior), as_normal(other)).sum(-1)
+    )
     assert_near(posterior.negative_entropy(), -as_normal(posterior).entropy().sum(-1))
     assert_near(posterior.kl_to(posterior), torch.zeros(SHAPE[:2]))
     # KL(q || p) = E_q[log q] - E_q[log p]: the terms of the two stages fit together.
-    cross_entropy = 0.5 * (posterior.mean.square() + posterior.logvar.exp() + torch.log(torch.tensor(2 * torch.pi))).sum(-1)
+    cross_entropy = 0.5 * (
+        posterior.mean.square() + posterior.logvar.exp() + torch.log(torch.tensor(2 * torch.pi))
+    ).sum(-1)
     assert_near(posterior.kl_to_standard_normal(), posterior.negative_entropy() + cross_entropy)
 
 
@@ -62,6 +70,8 @@ def test_a_fixed_log_snr_is_met(log_snr: float) -> None:
     mean = random_latents(*SHAPE, seed=65)
     mean = mean / mean.square().mean(-1, keepdim=True).sqrt()  # as the encoder gives it
     fixed = Posterior(mean, torch.zeros(SHAPE)).with_log_snr(log_snr)
-    assert_near(torch.log(fixed.mean.square().mean() / fixed.logvar.exp().mean()), torch.tensor(log_snr))
+    assert_near(
+        torch.log(fixed.mean.square().mean() / fixed.logvar.exp().mean()), torch.tensor(log_snr)
+    )
     assert torch.equal(fixed.mean, mean)
     assert fixed.logvar.unique().numel() == 1

@@ -50,12 +50,19 @@ def test_encoder_and_decoder_equal_the_loops(changes: dict[str, Any]) -> None:
     assert logits.shape == (2, 12, vae.config.vocab_size)
 
 
-@pytest.mark.parametrize("changes", [changes for changes in VARIANTS[1:] if "patch_size" not in changes], ids=str)
+@pytest.mark.parametrize(
+    "changes", [changes for changes in VARIANTS[1:] if "patch_size" not in changes], ids=str
+)
 def test_every_variant_matters(changes: dict[str, Any]) -> None:
-    """Else the comparison above could pass for want of a difference: here the setting alone moves the result."""
+    """Else the comparison above could pass for want of a difference: here the setting alone moves
+    the result.
+    """
     vae, plain = tiny_vae(**changes), tiny_vae()
     weights = naive.weights_of(vae)
-    plain.load_state_dict({name: torch.tensor(weights[name]) for name in plain.state_dict() if name in weights}, strict=False)
+    plain.load_state_dict(
+        {name: torch.tensor(weights[name]) for name in plain.state_dict() if name in weights},
+        strict=False,
+    )
     tokens = random_tokens(1, 12, seed=5)
     assert largest_difference(vae.encode(tokens).mean, plain.encode(tokens).mean) > 1e-3
 
@@ -69,18 +76,23 @@ def test_documents_are_kept_apart_in_the_loops_too() -> None:
     logits = vae.decode(latents, torch.tensor([documents]))
     mean, _ = naive.encode(vae.config, weights, tokens[0].tolist(), documents)
     assert_near(posterior.mean[0], mean)
-    assert_near(logits[0], naive.decode(vae.config, weights, latents[0].double().numpy(), documents))
+    assert_near(
+        logits[0], naive.decode(vae.config, weights, latents[0].double().numpy(), documents)
+    )
     assert largest_difference(posterior.mean, vae.encode(tokens).mean) > 1e-3
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.0), (1.0, -0.7), (0.25, 3.0), (-1.5, 0.4)])
-def test_scaling_is_applied_on_the_way_out_and_undone_on_the_way_in(scale: float, shift: float) -> None:
+def test_scaling_is_applied_on_the_way_out_and_undone_on_the_way_in(
+    scale: float, shift: float
+) -> None:
     plain, scaled = tiny_vae(), tiny_vae(scaling_factor=scale, shifting_factor=shift)
     tokens, eps = random_tokens(2, 8, seed=9), random_latents(2, 8, 4, seed=10)
     raw, normalized = plain.encode(tokens), scaled.encode(tokens)
     assert_near(normalized.mean, (raw.mean - shift) * scale)
     assert_near(normalized.logvar, raw.logvar + 2 * torch.tensor(scale).abs().log())
-    # A sample of the one is the scaled sample of the other (eps turned where the scale is negative), and decodes alike.
+    # A sample of the one is the scaled sample of the other (eps turned where the scale is
+    # negative), and decodes alike.
     sample = raw.sample(eps)
     assert_near(normalized.sample(eps if scale > 0 else -eps), (sample - shift) * scale)
     assert_near(scaled.decode((sample - shift) * scale), plain.decode(sample))
@@ -130,10 +142,14 @@ def shapes_by_the_format(config: TextVAEConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@pytest.mark.parametrize("changes", [*VARIANTS, {"encoder_num_blocks": 1, "decoder_num_blocks": 3}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [*VARIANTS, {"encoder_num_blocks": 1, "decoder_num_blocks": 3}], ids=str
+)
 def test_tensors_are_the_formats(changes: dict[str, Any]) -> None:
     vae = tiny_vae(**changes)
-    assert {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()} == shapes_by_the_format(vae.config)
+    assert {
+        name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()
+    } == shapes_by_the_format(vae.config)
 
 
 def test_the_paper_size() -> None:

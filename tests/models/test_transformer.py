@@ -46,7 +46,11 @@ def test_logits_equal_llamas(changes: dict[str, Any], causal: bool) -> None:
 def test_the_settings_that_change_no_shape_matter(changes: dict[str, Any]) -> None:
     tokens = random_tokens(1, 9, seed=4)
     assert (
-        largest_difference(logits_of(tiny_transformer(True), tokens), logits_of(tiny_transformer(True, **changes), tokens)) > 1e-2
+        largest_difference(
+            logits_of(tiny_transformer(True), tokens),
+            logits_of(tiny_transformer(True, **changes), tokens),
+        )
+        > 1e-2
     )
 
 
@@ -66,7 +70,9 @@ def test_without_documents_a_row_is_one_text(causal: bool) -> None:
     network, tokens = tiny_transformer(causal), random_tokens(1, 8, seed=6)
     whole = logits_of(network, tokens)
     assert largest_difference(whole[:, 4:], logits_of(network, tokens[:, 4:])) > 1e-2
-    assert (largest_difference(whole[:, :4], logits_of(network, tokens[:, :4])) > 1e-2) == (not causal)
+    assert (largest_difference(whole[:, :4], logits_of(network, tokens[:, :4])) > 1e-2) == (
+        not causal
+    )
 
 
 @settings(max_examples=15)
@@ -79,7 +85,9 @@ def test_passes_over_a_cache_equal_one_pass(lengths: list[int], added: int) -> N
     cache = network.new_cache(rows, tokens.shape[1])
 
     def cached(new: Tensor) -> Tensor:
-        attention = CachedAttention(cache, torch.ones(new.shape[1], new.shape[1], dtype=torch.bool).tril())
+        attention = CachedAttention(
+            cache, torch.ones(new.shape[1], new.shape[1], dtype=torch.bool).tril()
+        )
         return network.head(network(new, positions=attention.slots, attention=attention))
 
     if max(lengths):
@@ -103,7 +111,12 @@ def test_norms_compute_in_fp32_whatever_the_type() -> None:
             out = ours.to(dtype)(x.to(dtype))
             assert out.dtype == dtype
             assert torch.equal(out, theirs.to(dtype)(x.to(dtype)))
-            assert largest_difference(out.float(), weight * x / x.square().mean(-1, keepdim=True).sqrt()) < 0.05
+            assert (
+                largest_difference(
+                    out.float(), weight * x / x.square().mean(-1, keepdim=True).sqrt()
+                )
+                < 0.05
+            )
 
 
 def test_tensors_are_llamas() -> None:
@@ -112,12 +125,17 @@ def test_tensors_are_llamas() -> None:
     wanted = {name: tuple(tensor.shape) for name, tensor in llama_of(network).state_dict().items()}
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == wanted
     wanted["model.embed_tokens.weight"] = (30, 16)
-    assert {name: tuple(tensor.shape) for name, tensor in tiny_transformer(False).state_dict().items()} == wanted
+    assert {
+        name: tuple(tensor.shape) for name, tensor in tiny_transformer(False).state_dict().items()
+    } == wanted
 
 
 def test_the_paper_size() -> None:
     with torch.device("meta"):
-        network, llada = Transformer(TransformerConfig(), causal=True), Transformer(TransformerConfig(), causal=False)
+        network, llada = (
+            Transformer(TransformerConfig(), causal=True),
+            Transformer(TransformerConfig(), causal=False),
+        )
     total = sum(parameter.numel() for parameter in network.parameters())
     vocabulary = network.model.embed_tokens.weight.numel() + network.lm_head.weight.numel()
     assert (total - vocabulary, vocabulary) == (1_812_051_968, 410_738_688)

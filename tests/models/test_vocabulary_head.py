@@ -1,4 +1,6 @@
-"""The head's loss part by part against logits and torch's cross-entropy, and the memory that it takes."""
+"""The head's loss part by part against logits and torch's cross-entropy, and the memory that it
+takes.
+"""
 
 import pytest
 import torch
@@ -12,13 +14,19 @@ from cola_train.models.vocabulary_head import VocabularyHead
 from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode
 
 
-def plain(head: VocabularyHead, hidden: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+def plain(
+    head: VocabularyHead, hidden: Tensor, targets: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
     logits = head(hidden).float()
-    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").unflatten(0, targets.shape)
+    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").unflatten(
+        0, targets.shape
+    )
     return (nats * weights).sum(), ((logits.argmax(-1) == targets) & (weights > 0)).sum()
 
 
-def example(rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int) -> tuple[VocabularyHead, Tensor, Tensor, Tensor]:
+def example(
+    rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int
+) -> tuple[VocabularyHead, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     head = VocabularyHead(dim, vocab, bias=bias)
     with torch.no_grad():
@@ -26,7 +34,9 @@ def example(rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int) ->
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     hidden = torch.randn(rows, seq, dim, generator=generator).requires_grad_()
     targets = torch.randint(0, vocab, (rows, seq), generator=generator)
-    weights = torch.rand(rows, seq, generator=generator) * torch.randint(0, 2, (rows, seq), generator=generator)
+    weights = torch.rand(rows, seq, generator=generator) * torch.randint(
+        0, 2, (rows, seq), generator=generator
+    )
     return head, hidden, targets, weights
 
 
@@ -45,15 +55,25 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 
 
 @settings(max_examples=40)
-@given(rows=st.integers(1, 3), seq=st.integers(1, 40), dim=st.integers(1, 9), vocab=st.integers(2, 50), bias=st.booleans(),
-       seed=st.integers(0, 99))  # fmt: skip
-def test_loss_and_gradients_are_those_of_the_whole_logits(rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int) -> None:
+@given(
+    rows=st.integers(1, 3),
+    seq=st.integers(1, 40),
+    dim=st.integers(1, 9),
+    vocab=st.integers(2, 50),
+    bias=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_loss_and_gradients_are_those_of_the_whole_logits(
+    rows: int, seq: int, dim: int, vocab: int, bias: bool, seed: int
+) -> None:
     head, hidden, targets, weights = example(rows, seq, dim, vocab, bias, seed)
     loss, right = head.losses(hidden, targets, weights)
     expected, expected_right = plain(head, hidden, targets, weights)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-5)
     assert right.item() == expected_right.item()
-    for one, other in zip(gradients(loss, head, hidden), gradients(expected, head, hidden), strict=True):
+    for one, other in zip(
+        gradients(loss, head, hidden), gradients(expected, head, hidden), strict=True
+    ):
         assert one.shape == other.shape
         assert relative(one, other) < 1e-4 or float(other.norm()) < 1e-4
 
@@ -65,7 +85,9 @@ def test_bf16_is_within_a_hundredth_of_fp32() -> None:
         loss, _ = head.losses(hidden, targets, weights)
     assert loss.dtype == torch.float32
     assert relative(loss.detach(), expected.detach()) < 1e-2
-    for one, other in zip(gradients(loss, head, hidden), gradients(expected, head, hidden), strict=True):
+    for one, other in zip(
+        gradients(loss, head, hidden), gradients(expected, head, hidden), strict=True
+    ):
         assert one.dtype == torch.float32
         assert relative(one, other) < 1e-2
 
@@ -86,7 +108,9 @@ def test_frozen_weights_and_validation_get_no_gradients() -> None:
 
 
 def test_memory_beside_weights_gradients_and_inputs_is_a_small_part_of_the_logits() -> None:
-    """At the paper's size, from what the program allocates: torch's fake tensors have sizes and no memory."""
+    """At the paper's size, from what the program allocates: torch's fake tensors have sizes and no
+    memory.
+    """
     rows, seq, dim, vocab = 8, 512, 1536, 100_278
     mode, log = RecordingMode(), AllocationLog(vocab)
     with mode:
@@ -97,7 +121,9 @@ def test_memory_beside_weights_gradients_and_inputs_is_a_small_part_of_the_logit
     with mode.recording_to(log):
         loss, _ = head.losses(hidden, targets, weights)
         loss.backward()
-        log.take(Part.GRADIENTS, [x.grad for x in (hidden, *head.parameters()) if x.grad is not None])
+        log.take(
+            Part.GRADIENTS, [x.grad for x in (hidden, *head.parameters()) if x.grad is not None]
+        )
     live = log.live()
     assert live[:, Part.GRADIENTS].max() > vocab * dim * 4
     beside = live.sum(axis=1) - live[:, Part.GRADIENTS] - live[:, Part.WEIGHTS]
@@ -106,7 +132,9 @@ def test_memory_beside_weights_gradients_and_inputs_is_a_small_part_of_the_logit
 
 
 @pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
-def test_a_second_backward_of_a_retained_graph_gives_the_same_gradients(compute: torch.dtype) -> None:
+def test_a_second_backward_of_a_retained_graph_gives_the_same_gradients(
+    compute: torch.dtype,
+) -> None:
     """Those of the plain way; results of the first one stay as they were."""
     head, hidden, targets, weights = example(2, 30, 16, 50, True, seed=5)
     inputs = [hidden, *head.parameters()]
@@ -130,13 +158,17 @@ def test_a_graph_that_was_not_retained_is_refused_as_torch_refuses_it() -> None:
     for losses in (plain, VocabularyHead.losses):
         loss, _ = losses(head, hidden, targets, weights)
         torch.autograd.grad(loss, hidden)
-        with pytest.raises(RuntimeError, match="Trying to backward through the graph a second time"):
+        with pytest.raises(
+            RuntimeError, match="Trying to backward through the graph a second time"
+        ):
             torch.autograd.grad(loss, hidden)
 
 
 def test_gradients_of_gradients_are_refused() -> None:
     """They would be those of a scaling alone."""
     head, hidden, targets, weights = example(1, 20, 8, 30, False, seed=7)
-    (once,) = torch.autograd.grad(head.losses(hidden, targets, weights)[0] ** 2, hidden, create_graph=True)
+    (once,) = torch.autograd.grad(
+        head.losses(hidden, targets, weights)[0] ** 2, hidden, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         once.sum().backward()

@@ -1,4 +1,6 @@
-"""What becomes of an objective's terms: shares of the step's means, the loss, and the figures of a step."""
+"""What becomes of an objective's terms: shares of the step's means, the loss, and the figures of a
+step.
+"""
 
 from collections.abc import Mapping
 
@@ -48,17 +50,32 @@ def test_total_and_figures() -> None:
         "kl_nats_per_token": 6.0,
         "accuracy": 6.0,
     }
-    assert losses.weights == weights_of(objective(BATCH)) == {"flow_mse": 0.5, "kl_nats_per_token": 10.0}
+    assert (
+        losses.weights
+        == weights_of(objective(BATCH))
+        == {
+            "flow_mse": 0.5,
+            "kl_nats_per_token": 10.0,
+        }
+    )
 
 
 def test_summarize_adds_what_follows() -> None:
     weights = {"flow_mse": 2.0, "kl_nats_per_token": 0.5}
     means = {"flow_mse": 3.0, "kl_nats_per_token": 4.0, "accuracy": 7.0}
-    assert Square().summarize(means, weights) == {"loss": 8.0, **means, "ratio": pytest.approx(4 / 3)}
+    assert Square().summarize(means, weights) == {
+        "loss": 8.0,
+        **means,
+        "ratio": pytest.approx(4 / 3),
+    }
 
 
 def test_shares_add_up_and_an_empty_count_gives_zero() -> None:
     counts = {"tokens": torch.tensor(8), "rows": torch.tensor(0)}
-    terms = [Term("kl", "nats_per_token", torch.tensor(total), "tokens", 1.0) for total in (6.0, 10.0)]
-    assert sum(float(term.share(counts)) for term in terms) == float(total_loss(terms, counts)) == 2.0
+    terms = [
+        Term("kl", "nats_per_token", torch.tensor(total), "tokens", 1.0) for total in (6.0, 10.0)
+    ]
+    assert (
+        sum(float(term.share(counts)) for term in terms) == float(total_loss(terms, counts)) == 2.0
+    )
     assert float(Term("accuracy", "", torch.tensor(0.0), "rows").share(counts)) == 0.0

@@ -1,4 +1,6 @@
-"""The audit: logs made up step by step, clean ones and ones with each kind of thing wrong; and a real run's, resumed."""
+"""The audit: logs made up step by step, clean ones and ones with each kind of thing wrong; and a
+real run's, resumed.
+"""
 
 import json
 from collections.abc import Callable
@@ -32,7 +34,9 @@ def samples_of(step: int, attempt: Attempt) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def done(step: int, attempt: Attempt = FIRST) -> Step:
-    return Step(step, attempt.global_batch_size, digest_of(attempt.seed, *samples_of(step, attempt)))
+    return Step(
+        step, attempt.global_batch_size, digest_of(attempt.seed, *samples_of(step, attempt))
+    )
 
 
 def made_up(spans: list[tuple[int, int]], first: Attempt = FIRST) -> Log:
@@ -47,9 +51,16 @@ def made_up(spans: list[tuple[int, int]], first: Attempt = FIRST) -> Log:
 def write(folder: Path, log: Log, ending: str = "") -> Path:
     folder.mkdir(exist_ok=True)
     lines = [
-        {"attempt": asdict(e)} if isinstance(e, Attempt) else {k: v for k, v in asdict(e).items() if v is not None} for e in log
+        (
+            {"attempt": asdict(e)}
+            if isinstance(e, Attempt)
+            else {k: v for k, v in asdict(e).items() if v is not None}
+        )
+        for e in log
     ]
-    (folder / STEP_LOG).write_text("".join(json.dumps(line) + "\n" for line in lines) + ending, encoding="utf-8")
+    (folder / STEP_LOG).write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + ending, encoding="utf-8"
+    )
     return folder
 
 
@@ -60,7 +71,9 @@ def told(capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[int, str]:
 
 @st.composite
 def spans(draw: st.DrawFn) -> list[tuple[int, int]]:
-    """Any number of attempts, each from a step that the ones before it have done, some without doing any."""
+    """Any number of attempts, each from a step that the ones before it have done, some without
+    doing any.
+    """
     found: list[tuple[int, int]] = []
     for _ in range(draw(st.integers(1, 6))):
         reached = 0
@@ -72,7 +85,14 @@ def spans(draw: st.DrawFn) -> list[tuple[int, int]]:
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(spans(), st.integers(1, 5), st.integers(1, 23), st.integers(0, 2**63 - 1), st.sampled_from([1, 7, 1 << 16]), st.booleans())
+@given(
+    spans(),
+    st.integers(1, 5),
+    st.integers(1, 23),
+    st.integers(0, 2**63 - 1),
+    st.sampled_from([1, 7, 1 << 16]),
+    st.booleans(),
+)
 def test_any_attempts_that_did_as_promised_are_clean(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -84,7 +104,9 @@ def test_any_attempts_that_did_as_promised_are_clean(
     cut: bool,
 ) -> None:
     first = replace(FIRST, global_batch_size=size, num_rows=num_rows, seed=seed)
-    run = write(tmp_path / "run", made_up(attempts, first), '{"step": 4, "rows": 4, "dige' if cut else "")
+    run = write(
+        tmp_path / "run", made_up(attempts, first), '{"step": 4, "rows": 4, "dige' if cut else ""
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_SAMPLES_AT_ONCE", at_once)
         status, text = told(capsys, run)
@@ -114,7 +136,10 @@ def test_the_report_of_a_clean_log(tmp_path: Path, capsys: pytest.CaptureFixture
         "lost      3 steps, 2 of them done again so far",
         "skipped   1 steps; step 2: not finite: loss = nan",
         "epochs    2 complete; 4 of 10 rows of the next",
-        "CLEAN: every step used the samples it had to, in the order of seed 66 and data_seed 6198.",
+        (
+            "CLEAN: every step used the samples it had to, in the order of seed 66 and data_seed "
+            "6198."
+        ),
     ]
 
 
@@ -141,7 +166,9 @@ CORRUPTIONS: dict[str, tuple[Callable[[Log], object], list[str]]] = {
         ],
     ),
     "missing between attempts": (
-        lambda log: log.__setitem__(6, replace(FIRST, from_step=7)) or log.__delitem__(slice(7, 11)),
+        lambda log: (
+            log.__setitem__(6, replace(FIRST, from_step=7)) or log.__delitem__(slice(7, 11))
+        ),
         ["gaps, where steps are missing: 1", "  steps 6 to 7", "epochs with rows not used: 1"],
     ),
     "twice in one attempt": (
@@ -152,31 +179,55 @@ CORRUPTIONS: dict[str, tuple[Callable[[Log], object], list[str]]] = {
         lambda log: log.__setitem__(2, other(2, row=1)),
         ["steps with other samples: 1", "expected samples 4 to 7", "epochs with rows not used: 1"],
     ),
-    "another sample": (lambda log: log.__setitem__(9, other(6, sample=40)), ["steps with other samples: 1", "  step 6: digest "]),
-    "other noise": (lambda log: log.__setitem__(9, other(6, seed=1)), ["steps with other samples: 1", "  step 6: digest "]),
+    "another sample": (
+        lambda log: log.__setitem__(9, other(6, sample=40)),
+        ["steps with other samples: 1", "  step 6: digest "],
+    ),
+    "other noise": (
+        lambda log: log.__setitem__(9, other(6, seed=1)),
+        ["steps with other samples: 1", "  step 6: digest "],
+    ),
     "a repeated digest": (
         lambda log: log.__setitem__(2, as_step(2, of=1)),
         [
             "samples used more than once: 1",
-            f"  step 2: samples 0 to 3, those of step 1; expected samples 4 to 7, digest {done(2).digest}",
+            (
+                "  step 2: samples 0 to 3, those of step 1; expected samples 4 to 7, digest "
+                f"{done(2).digest}"
+            ),
             "epochs with rows not used: 1",
         ],
     ),
     "two steps swapped": (
         lambda log: (log.__setitem__(9, as_step(6, of=7)), log.__setitem__(10, as_step(7, of=6))),
-        ["samples out of order: 2", "  step 6: samples 24 to 27, those of step 7; expected samples 20 to 23"],
+        [
+            "samples out of order: 2",
+            "  step 6: samples 24 to 27, those of step 7; expected samples 20 to 23",
+        ],
     ),
     "a lost step": (
         lambda log: log.__setitem__(4, other(4, row=1)),
-        ["steps with other samples: 1", "  step 4 (lost): digest", "steps done again with other samples: 1", "  step 4: digest "],
+        [
+            "steps with other samples: 1",
+            "  step 4 (lost): digest",
+            "steps done again with other samples: 1",
+            "  step 4: digest ",
+        ],
     ),
     "another seed": (
         lambda log: log.__setitem__(6, replace(FIRST, from_step=3, seed=67)),
         ["attempts with other settings: 1", "  attempt 2 (from step 3): seed 67, in attempt 1 66"],
     ),
     "other data": (
-        lambda log: log.__setitem__(6, replace(FIRST, from_step=3, data_sha256="bb", num_rows=11, data_seed=1)),
-        ["attempts with other settings: 3", "data_sha256 bb, in attempt 1 aa", "num_rows 11", "data_seed 1, in attempt 1 6198"],
+        lambda log: log.__setitem__(
+            6, replace(FIRST, from_step=3, data_sha256="bb", num_rows=11, data_seed=1)
+        ),
+        [
+            "attempts with other settings: 3",
+            "data_sha256 bb, in attempt 1 aa",
+            "num_rows 11",
+            "data_seed 1, in attempt 1 6198",
+        ],
     ),
     "another batch": (
         lambda log: log.__setitem__(6, replace(FIRST, from_step=3, global_batch_size=8)),
@@ -188,20 +239,28 @@ CORRUPTIONS: dict[str, tuple[Callable[[Log], object], list[str]]] = {
     ),
     "a step far out": (
         lambda log: log.append(done(3_000_000_000)),
-        ["  steps 9 to 2999999999", "epochs with rows not used: 1,199,999,997", "  epoch 3: 8 of 10 rows"],
+        [
+            "  steps 9 to 2999999999",
+            "epochs with rows not used: 1,199,999,997",
+            "  epoch 3: 8 of 10 rows",
+        ],
     ),
 }
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_what_is_wrong_is_found_and_named(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_wrong_is_found_and_named(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = made_up([(0, 5), (3, 8)])
     corrupt, expected = CORRUPTIONS[kind]
     corrupt(log)
     status, text = told(capsys, write(tmp_path / "run", log))
     assert status == 1
-    assert text.splitlines()[-1] == (
-        "NOT CLEAN: not every step used the samples it had to, in the order of seed 66 and data_seed 6198."
+    assert (
+        text.splitlines()[-1]
+        == "NOT CLEAN: not every step used the samples it had to, in the order of seed 66 and "
+        "data_seed 6198."
     )
     missing = [line for line in expected if line not in text]
     assert not missing, text
@@ -209,9 +268,17 @@ def test_what_is_wrong_is_found_and_named(kind: str, tmp_path: Path, capsys: pyt
 
 @settings(max_examples=20)
 @given(st.integers(1, 8), st.integers(0, 2**64 - 1))
-def test_every_other_digest_is_found(tmp_path_factory: pytest.TempPathFactory, step: int, digest: int) -> None:
-    log = [replace(e, digest=f"{digest:016x}") if isinstance(e, Step) and e.step == step else e for e in made_up([(0, 8)])]
-    kinds = [finding.kind for finding in module._sample_findings(*(both(tmp_path_factory.mktemp("log"), log)))]
+def test_every_other_digest_is_found(
+    tmp_path_factory: pytest.TempPathFactory, step: int, digest: int
+) -> None:
+    log = [
+        replace(e, digest=f"{digest:016x}") if isinstance(e, Step) and e.step == step else e
+        for e in made_up([(0, 8)])
+    ]
+    kinds = [
+        finding.kind
+        for finding in module._sample_findings(*(both(tmp_path_factory.mktemp("log"), log)))
+    ]
     assert kinds == ([] if done(step).digest == f"{digest:016x}" else ["steps with other samples"])
 
 
@@ -229,7 +296,11 @@ def test_an_order_that_is_no_permutation_is_found_though_every_digest_fits(
 
     log = made_up([(0, 8)])
     positions = np.arange(12, 16)
-    log[4] = Step(4, 4, digest_of(66, torch.from_numpy(positions), torch.from_numpy(broken(positions, 10, 6198))))
+    log[4] = Step(
+        4,
+        4,
+        digest_of(66, torch.from_numpy(positions), torch.from_numpy(broken(positions, 10, 6198))),
+    )
     monkeypatch.setattr(module, "row_index", broken)
     status, text = told(capsys, write(tmp_path / "run", log))
     assert status == 1
@@ -242,7 +313,9 @@ def test_an_order_that_is_no_permutation_is_found_though_every_digest_fits(
     ]
 
 
-def test_only_the_first_of_many_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_of_many_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = made_up([(0, 40)])
     log[1:] = [other(step, row=1) for step in range(1, 41)]
     _, text = told(capsys, write(tmp_path / "run", log))
@@ -251,7 +324,9 @@ def test_only_the_first_of_many_are_listed(tmp_path: Path, capsys: pytest.Captur
     assert lines[place + 11] == "  and 30 more"
 
 
-def test_an_epoch_of_many_rows_is_counted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_of_many_rows_is_counted_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_SAMPLES_AT_ONCE", 64)
     first = replace(FIRST, num_rows=1000, global_batch_size=10)
     _, promised = both(tmp_path / "run", made_up([(0, 250)], first))
@@ -280,12 +355,22 @@ def test_a_real_run_resumed_and_over_several_epochs(
     joint_config: Callable[..., JointRunConfig], capsys: pytest.CaptureFixture[str]
 ) -> None:
     size = 128
-    batch = [f"trainer.global_batch_size={size}", f"trainer.micro_batch_size={size}", "optim.decay=40"]
+    batch = [
+        f"trainer.global_batch_size={size}",
+        f"trainer.micro_batch_size={size}",
+        "optim.decay=40",
+    ]
     train(joint_config("run", *batch, "trainer.max_steps=3"))
     run = folder_of(joint_config("run"))
     train(resume(run, JointRunConfig, ["trainer.max_steps=6"]))
     num_rows = read_history(run).attempts[0].num_rows
-    train(resume(run, JointRunConfig, [f"trainer.max_steps={num_rows // size + 2}", f"trainer.micro_batch_size={size // 2}"]))
+    train(
+        resume(
+            run,
+            JointRunConfig,
+            [f"trainer.max_steps={num_rows // size + 2}", f"trainer.micro_batch_size={size // 2}"],
+        )
+    )
     capsys.readouterr()
     status, text = told(capsys, run)
     assert status == 0

@@ -1,4 +1,6 @@
-"""Chaos: the small copy, the plan, the damage and the comparison one by one; and a real run, disturbed three times."""
+"""Chaos: the small copy, the plan, the damage and the comparison one by one; and a real run,
+disturbed three times.
+"""
 
 import dataclasses
 import random
@@ -22,7 +24,14 @@ from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.operations import chaos as module
 from cola_train.operations import watched
 from cola_train.operations.chaos import chaos, shrink
-from cola_train.operations.faults import Disturbance, corrupt, draw, goes_on_from, inject, intact_steps
+from cola_train.operations.faults import (
+    Disturbance,
+    corrupt,
+    draw,
+    goes_on_from,
+    inject,
+    intact_steps,
+)
 from cola_train.operations.sameness import RunOutcome, compare
 from cola_train.operations.watched import JobError, ProcessJob, Rhythm, RunMonitor
 from cola_train.run_layout import folder_of
@@ -33,12 +42,16 @@ from cola_train.training.run import train
 from tests.helpers.programs import ROOT
 
 CONFIGS = ROOT / "configs"
-RUNS = sorted(path for path in CONFIGS.glob("*/*.yaml") if path.stem.split("_")[0] in ("vae", "joint"))
+RUNS = sorted(
+    path for path in CONFIGS.glob("*/*.yaml") if path.stem.split("_")[0] in ("vae", "joint")
+)
 Report = pytest.CaptureFixture[str]
 
 
 def load(path: Path, *overrides: str) -> RunConfig:
-    return load_config(VAERunConfig if path.name.startswith("vae") else JointRunConfig, path, overrides)
+    return load_config(
+        VAERunConfig if path.name.startswith("vae") else JointRunConfig, path, overrides
+    )
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
@@ -48,8 +61,18 @@ def test_a_small_copy_keeps_what_the_run_is(path: Path, counts: tuple[int, ...])
     small = shrink(config, counts, 60)
     assert type(small) is type(config)
     assert small.vae.dim <= 32
-    kept = ("vocab_size", "patch_size", "block_size", "latent_dim", "bias", "qk_norm", "scaling_factor")
-    assert [getattr(small.vae, name) for name in kept] == [getattr(config.vae, name) for name in kept]
+    kept = (
+        "vocab_size",
+        "patch_size",
+        "block_size",
+        "latent_dim",
+        "bias",
+        "qk_norm",
+        "scaling_factor",
+    )
+    assert [getattr(small.vae, name) for name in kept] == [
+        getattr(config.vae, name) for name in kept
+    ]
     for name in ("data", "ema", "seed", "data_seed"):
         assert getattr(small, name) == getattr(config, name)
     assert small.trainer.precision == config.trainer.precision
@@ -64,9 +87,9 @@ def test_a_small_copy_keeps_what_the_run_is(path: Path, counts: tuple[int, ...])
     assert validated - saved
     if isinstance(config, JointRunConfig):
         assert isinstance(small, JointRunConfig)
-        assert dataclasses.replace(small.objective, reference_weight=0.0, vae_strategy=config.objective.vae_strategy) == (
-            dataclasses.replace(config.objective, reference_weight=0.0)
-        )
+        assert dataclasses.replace(
+            small.objective, reference_weight=0.0, vae_strategy=config.objective.vae_strategy
+        ) == (dataclasses.replace(config.objective, reference_weight=0.0))
         mode = config.objective.vae_strategy.mode
         assert small.objective.vae_strategy.mode == ("joint" if mode == "fix" else mode)
         assert {small.objective.vae_strategy.trains_vae(step) for step in range(60)} == (
@@ -77,22 +100,30 @@ def test_a_small_copy_keeps_what_the_run_is(path: Path, counts: tuple[int, ...])
         assert small.objective == config.objective  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("name", ["paper/vae.yaml", "paper/joint.yaml", "ablations/joint_interval.yaml"])
+@pytest.mark.parametrize(
+    "name", ["paper/vae.yaml", "paper/joint.yaml", "ablations/joint_interval.yaml"]
+)
 def test_a_small_copy_is_a_config_that_can_be_saved(name: str, tmp_path: Path) -> None:
-    small = shrink(load(CONFIGS / name, "parallel.num_processes=2", "trainer.micro_batch_size=4"), (2,), 60)
+    small = shrink(
+        load(CONFIGS / name, "parallel.num_processes=2", "trainer.micro_batch_size=4"), (2,), 60
+    )
     (tmp_path / "config.yaml").write_text(to_yaml(small))
     assert load_config(type(small), tmp_path / "config.yaml") == small
     # The paper's batches are accumulated from smaller ones; so are the small copy's.
     assert small.trainer.global_batch_size == 2 * 2 * small.trainer.micro_batch_size
 
 
-def test_what_does_not_fit_is_refused_before_anything_runs(joint_config: Callable[..., JointRunConfig], tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_before_anything_runs(
+    joint_config: Callable[..., JointRunConfig], tmp_path: Path
+) -> None:
     config = joint_config("run", "parallel.strategy=single")
     with pytest.raises(UserError, match="strategy=single is for one process, not 2"):
         shrink(config, (1, 2), 60)
     with pytest.raises(UserError, match=r"--processes must be numbers of at least 1, not \[2, 0\]"):
         shrink(config, (2, 0), 60)
-    with pytest.raises(UserError, match=r"--kills must be from 1 to 52 in 60 steps, not 53; give more --steps"):
+    with pytest.raises(
+        UserError, match=r"--kills must be from 1 to 52 in 60 steps, not 53; give more --steps"
+    ):
         chaos(config, 53, None, 60, 0)
     with pytest.raises(UserError, match="There is no prepared data folder"):
         chaos(joint_config("run", "data.path=nowhere"), 3, None, 60, 0)
@@ -100,27 +131,39 @@ def test_what_does_not_fit_is_refused_before_anything_runs(joint_config: Callabl
 
 
 @given(st.integers(1, 60), st.integers(0, 200), st.integers())
-def test_disturbances_are_of_every_kind_and_spread_over_the_run(number: int, more: int, seed: int) -> None:
+def test_disturbances_are_of_every_kind_and_spread_over_the_run(
+    number: int, more: int, seed: int
+) -> None:
     last = number + more
     plan = draw(number, last, random.Random(seed))
     assert plan == draw(number, last, random.Random(seed))
     steps = [disturbance.step for disturbance in plan]
     assert steps == sorted(steps)
-    assert all(index * last / number < step <= (index + 1) * last / number + 1 for index, step in enumerate(steps))
+    assert all(
+        index * last / number < step <= (index + 1) * last / number + 1
+        for index, step in enumerate(steps)
+    )
     assert 1 <= steps[0] <= steps[-1] <= last
     kinds = Counter(disturbance.kind for disturbance in plan)
-    assert all(kinds[kind] in (number // 3, number // 3 + 1) for kind in ("kill", "kill in a save", "SIGTERM"))
+    assert all(
+        kinds[kind] in (number // 3, number // 3 + 1)
+        for kind in ("kill", "kill in a save", "SIGTERM")
+    )
     assert all(disturbance.corrupt is None for disturbance in plan if disturbance.kind == "SIGTERM")
 
 
 @pytest.fixture
 def three_checkpoints(vae_config: Callable[..., VAERunConfig]) -> Path:
-    config = vae_config("run", "trainer.max_steps=3", "checkpoint.every_steps=1", "trainer.validate_every_steps=0")
+    config = vae_config(
+        "run", "trainer.max_steps=3", "checkpoint.every_steps=1", "trainer.validate_every_steps=0"
+    )
     train(config)
     return folder_of(config)
 
 
-def test_damage_is_done_to_the_newest_while_an_older_one_is_intact(three_checkpoints: Path) -> None:
+def test_damage_is_done_to_the_newest_while_an_older_one_is_intact(
+    three_checkpoints: Path,
+) -> None:
     run, chance = three_checkpoints, random.Random(0)
     assert (intact_steps(run), goes_on_from(run)) == ([1, 2, 3], 3)
     (text,) = corrupt(run, "one bit flipped", chance)
@@ -137,7 +180,9 @@ def test_damage_is_done_to_the_newest_while_an_older_one_is_intact(three_checkpo
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_deleted_and_flipped_files_are_found_whichever_they_are(seed: int, three_checkpoints: Path) -> None:
+def test_deleted_and_flipped_files_are_found_whichever_they_are(
+    seed: int, three_checkpoints: Path
+) -> None:
     for how in ("deleted", "one bit flipped"):
         corrupt(three_checkpoints, how, random.Random(seed))
         assert goes_on_from(three_checkpoints) == 2
@@ -149,7 +194,11 @@ def test_a_run_that_is_not_there_goes_on_from_nothing(tmp_path: Path) -> None:
 
 def ending(**changes: Any) -> RunOutcome:
     made = RunOutcome(
-        tensors={"model.a": torch.tensor([1.0, -3.0]), "model.b": torch.tensor(0.0), "exp_avg.a": torch.tensor([0.1])},
+        tensors={
+            "model.a": torch.tensor([1.0, -3.0]),
+            "model.b": torch.tensor(0.0),
+            "exp_avg.a": torch.tensor([0.1]),
+        },
         state=RunState(step=2),
         figures={(1, "train/loss"): 2.0, (2, "train/loss"): 1.0, (2, "train/gradient_norm"): None},
         steps={1: Step(1, 4, "aa"), 2: Step(2, 4, "bb")},
@@ -178,28 +227,64 @@ FIGURES = ending().figures
 @pytest.mark.parametrize(
     "changes, line, passes_if_not_exact",
     [
-        ({"tensors": LAST_BIT}, "weights               1 of 2 tensors differ, the most by 7.9e-08 of its largest", True),
+        (
+            {"tensors": LAST_BIT},
+            "weights               1 of 2 tensors differ, the most by 7.9e-08 of its largest",
+            True,
+        ),
         (
             {"tensors": TENSORS | {"model.b": torch.tensor(1.0)}},
             "weights               1 of 2 tensors differ, the most by inf",
             True,
         ),
-        ({"tensors": TENSORS | {"exp_avg.a": torch.tensor([0.2])}}, "optimizer and average 1 of 1 tensors differ", True),
-        ({"tensors": {**TENSORS, "average.a": torch.tensor(0.0)}}, "differ in names: ['average.a']", False),
+        (
+            {"tensors": TENSORS | {"exp_avg.a": torch.tensor([0.2])}},
+            "optimizer and average 1 of 1 tensors differ",
+            True,
+        ),
+        (
+            {"tensors": {**TENSORS, "average.a": torch.tensor(0.0)}},
+            "differ in names: ['average.a']",
+            False,
+        ),
         ({"state": RunState(step=2, skipped_steps=1)}, "counters              differ", True),
-        ({"figures": FIGURES | {(2, "train/loss"): 1.00005}}, "losses at most by 5.0e-05 of their value, (2, 'train/loss')", True),
+        (
+            {"figures": FIGURES | {(2, "train/loss"): 1.00005}},
+            "losses at most by 5.0e-05 of their value, (2, 'train/loss')",
+            True,
+        ),
         ({"figures": FIGURES | {(2, "train/loss"): 1.0002}}, "losses at most by 2.0e-04", False),
         ({"figures": FIGURES | {(2, "train/loss"): None}}, "losses at most by inf", False),
-        ({"figures": FIGURES | {(2, "train/gradient_norm"): 5.0}}, "1 of 3 figures differ, first (2, 'train/g", True),
-        ({"figures": FIGURES | {(3, "train/loss"): 1.0}}, "1 figures are in one run only, first (3, 'train/loss')", False),
-        ({"steps": {1: Step(1, 4, "aa"), 2: Step(2, 4, "cc")}}, "samples and noise     differ in 1 steps, first in 2", False),
-        ({"steps": {1: Step(1, 4, "aa")}}, "samples and noise     differ in 1 steps, first in 2", False),
+        (
+            {"figures": FIGURES | {(2, "train/gradient_norm"): 5.0}},
+            "1 of 3 figures differ, first (2, 'train/g",
+            True,
+        ),
+        (
+            {"figures": FIGURES | {(3, "train/loss"): 1.0}},
+            "1 figures are in one run only, first (3, 'train/loss')",
+            False,
+        ),
+        (
+            {"steps": {1: Step(1, 4, "aa"), 2: Step(2, 4, "cc")}},
+            "samples and noise     differ in 1 steps, first in 2",
+            False,
+        ),
+        (
+            {"steps": {1: Step(1, 4, "aa")}},
+            "samples and noise     differ in 1 steps, first in 2",
+            False,
+        ),
     ],
 )
-def test_what_differs_is_said_and_fails(changes: dict[str, Any], line: str, passes_if_not_exact: bool) -> None:
+def test_what_differs_is_said_and_fails(
+    changes: dict[str, Any], line: str, passes_if_not_exact: bool
+) -> None:
     found = compare(ending(), ending(**changes), exact=True)
     assert not found.passed
-    assert any(line in text and text.endswith("<-- must not be") for text in found.lines), found.lines
+    assert any(line in text and text.endswith("<-- must not be") for text in found.lines), (
+        found.lines
+    )
     assert compare(ending(), ending(**changes), exact=False).passed == passes_if_not_exact
 
 
@@ -216,14 +301,20 @@ def test_one_changed_weight_fails_the_whole_thing(
         return Rhythm(0.1, 0.1)
 
     monkeypatch.setattr(module._Runs, "undisturbed", undisturbed)
-    monkeypatch.setattr(module._Runs, "disturbed", lambda runs, *rest: in_process(runs, "disturbed"))
+    monkeypatch.setattr(
+        module._Runs, "disturbed", lambda runs, *rest: in_process(runs, "disturbed")
+    )
     config = joint_config("run")
     assert chaos(config, 2, None, 12, 0) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("chaos of run: 2 disturbances in 12 steps, seed 0; all in ")
     assert lines[-1].startswith("PASSED: 2 disturbances; all in ")
     folder = Path(lines[-1].rpartition(" in ")[2])
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "disturbed", "undisturbed"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.yaml",
+        "disturbed",
+        "undisturbed",
+    ]
     read = RunOutcome.read
 
     def altered(run: Path) -> RunOutcome:
@@ -258,12 +349,20 @@ def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
         assert not monitor.until(lambda: monitor.step > 0)
         assert job.ended == 2
         with pytest.raises(
-            JobError, match=r"(?s)the run ended at step 0, before .*the end of .*output.log.*There is no config file"
+            JobError,
+            match=(
+                r"(?s)the run ended at step 0, before .*the end of .*output.log.*There is no "
+                r"config file"
+            ),
         ):
-            inject(job, monitor, Disturbance("kill", 1, 0.0, None), Rhythm(0.0, 0.0), random.Random(0))
+            inject(
+                job, monitor, Disturbance("kill", 1, 0.0, None), Rhythm(0.0, 0.0), random.Random(0)
+            )
 
 
-def test_a_job_that_hangs_is_ended_with_all_its_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_hangs_is_ended_with_all_its_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = (
         "import subprocess, sys, time\n"
         "code = 'import time; time.sleep(600)'\n"
@@ -282,21 +381,33 @@ def test_a_job_that_hangs_is_ended_with_all_its_processes(tmp_path: Path, monkey
         with pytest.raises(JobError, match="it still runs after 0 s"):
             job.wait(0.1)
         monitor = RunMonitor(job, tmp_path / "run")
-        with pytest.raises(JobError, match=r"no step has been done for 1 s; the end of .*\n  asleep"):
+        with pytest.raises(
+            JobError, match=r"no step has been done for 1 s; the end of .*\n  asleep"
+        ):
             monitor.until(lambda: False)
     assert not psutil.pid_exists(job._process.pid)
     assert watched._is_gone(child)
 
 
 @pytest.mark.slow
-def test_a_run_disturbed_three_times_comes_to_the_same(joint_config: Callable[..., JointRunConfig], capsys: Report) -> None:
-    config = joint_config("run", "parallel.num_processes=2", "trainer.micro_batch_size=1", "ema.decay=0.9", "ema.evaluate=true")
+def test_a_run_disturbed_three_times_comes_to_the_same(
+    joint_config: Callable[..., JointRunConfig], capsys: Report
+) -> None:
+    config = joint_config(
+        "run",
+        "parallel.num_processes=2",
+        "trainer.micro_batch_size=1",
+        "ema.decay=0.9",
+        "ema.evaluate=true",
+    )
     status = chaos(config, 3, None, 24, seed=2)
     text = capsys.readouterr().out
     sys.stdout.write(text)  # shown where a line below fails
     assert status == 0
     lines = text.splitlines()
-    place = next(number for number, line in enumerate(lines) if line.startswith("  no.  disturbance"))
+    place = next(
+        number for number, line in enumerate(lines) if line.startswith("  no.  disturbance")
+    )
     told = lines[place + 1 : place + 4]
     assert {line[7:21].strip() for line in told} == {"kill", "kill in a save", "SIGTERM"}
     assert all("; on from step " in line for line in told)
@@ -308,5 +419,9 @@ def test_a_run_disturbed_three_times_comes_to_the_same(joint_config: Callable[..
     assert lines[-1].startswith("PASSED: 3 disturbances; all in ")
     folder = Path(lines[-1].rpartition(" in ")[2])
     assert saved_steps(folder / "disturbed")[-1] == 24
-    left = [process.pid for process in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(process.info["cmdline"] or [])]
+    left = [
+        process.pid
+        for process in psutil.process_iter(["cmdline"])
+        if str(folder) in " ".join(process.info["cmdline"] or [])
+    ]
     assert not left

@@ -20,7 +20,15 @@ from cola_train.families.generate import generate_stream
 from cola_train.randomness import Purpose, normal, uniform
 from tests.helpers.compare import assert_near, largest_difference
 from tests.helpers.sampler import generate_alone
-from tests.helpers.tiny import PAD, calm, random_latents, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
+from tests.helpers.tiny import (
+    PAD,
+    calm,
+    random_latents,
+    random_tokens,
+    tiny_checkpoint,
+    tiny_dit,
+    tiny_vae,
+)
 
 BLOCK_SIZE, CHANNELS = 4, 4
 CONFIG = SamplerConfig(num_steps=3, max_new_tokens=6, eos_token_ids=())
@@ -28,7 +36,9 @@ CONFIG = SamplerConfig(num_steps=3, max_new_tokens=6, eos_token_ids=())
 
 @functools.cache
 def tiny(patch_size: int) -> Checkpoint:
-    return tiny_checkpoint(calm(tiny_vae(patch_size=patch_size)), calm(tiny_dit(block_size=BLOCK_SIZE)))
+    return tiny_checkpoint(
+        calm(tiny_vae(patch_size=patch_size)), calm(tiny_dit(block_size=BLOCK_SIZE))
+    )
 
 
 def noise(prompt: int, block: int) -> Tensor:
@@ -41,11 +51,16 @@ def prompt_of(length: int, seed: int = 0) -> list[int]:
 
 @torch.inference_mode()
 def blocks_of(
-    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], indices: Sequence[int], config: SamplerConfig = CONFIG
+    checkpoint: Checkpoint,
+    prompts: Sequence[Sequence[int]],
+    indices: Sequence[int],
+    config: SamplerConfig = CONFIG,
 ) -> list[GeneratedBlock]:
     """Every block of a batch, with `noise`."""
     assert checkpoint.dit is not None
-    generation = BlockGeneration(checkpoint.vae, checkpoint.dit, prompts, indices, config, PAD, noise)
+    generation = BlockGeneration(
+        checkpoint.vae, checkpoint.dit, prompts, indices, config, PAD, noise
+    )
     return [generation.next_block() for _ in range(generation.num_blocks)]
 
 
@@ -54,17 +69,29 @@ def blocks_of(
 
 @pytest.mark.parametrize("guidance_scale", [7.0, 1.0, 0.0])
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_blocks_equal_those_of_a_sampler_without_caches(patch_size: int, guidance_scale: float) -> None:
+def test_blocks_equal_those_of_a_sampler_without_caches(
+    patch_size: int, guidance_scale: float
+) -> None:
     checkpoint = tiny(patch_size)
     assert checkpoint.dit is not None
-    config = dataclasses.replace(CONFIG, guidance_scale=guidance_scale, max_new_tokens=12 * patch_size)
+    config = dataclasses.replace(
+        CONFIG, guidance_scale=guidance_scale, max_new_tokens=12 * patch_size
+    )
     block = BLOCK_SIZE * patch_size
     lengths = [0, 1, block - 1, block, block + 1, 2 * block, 2 * block + 3]
     prompts = [prompt_of(length, seed=length) for length in lengths]
     together = blocks_of(checkpoint, prompts, range(len(prompts)), config)
     assert len(together) >= 3
     for row, prompt in enumerate(prompts):
-        alone = generate_alone(checkpoint.vae, checkpoint.dit, prompt, config, PAD, len(together), functools.partial(noise, row))
+        alone = generate_alone(
+            checkpoint.vae,
+            checkpoint.dit,
+            prompt,
+            config,
+            PAD,
+            len(together),
+            functools.partial(noise, row),
+        )
         for ours, (latents, logits, ids) in zip(together, alone, strict=True):
             assert_near(ours.latents[row], latents)
             assert_near(ours.logits[row], logits)
@@ -77,7 +104,10 @@ def test_every_setting_of_that_comparison_matters(setting: str) -> None:
     other = {"guidance_scale": 1.0, "num_steps": 4, "repetition_penalty": 3.0}[setting]
     prompts = [prompt_of(6)]
     config = dataclasses.replace(CONFIG, max_new_tokens=24)
-    one, two = (blocks_of(tiny(1), prompts, [0], c) for c in (config, dataclasses.replace(config, **{setting: other})))
+    one, two = (
+        blocks_of(tiny(1), prompts, [0], c)
+        for c in (config, dataclasses.replace(config, **{setting: other}))
+    )
     assert any(not torch.equal(a.tokens, b.tokens) for a, b in zip(one, two, strict=True))
     moved = largest_difference(one[0].latents, two[0].latents)
     assert (moved == 0) == (setting == "repetition_penalty")
@@ -114,11 +144,16 @@ def test_a_batch_equals_each_prompt_alone(case: tuple[int, list[int]]) -> None:
 
 @settings(max_examples=4)
 @given(mixed_lengths(), st.sampled_from([0.0, 1.0]))
-def test_seeded_draws_do_not_depend_on_the_batch_size(case: tuple[int, list[int]], temperature: float) -> None:
+def test_seeded_draws_do_not_depend_on_the_batch_size(
+    case: tuple[int, list[int]], temperature: float
+) -> None:
     patch_size, lengths = case
     prompts = [prompt_of(length, seed=row) for row, length in enumerate(lengths)]
     config = dataclasses.replace(CONFIG, temperature=temperature)
-    by_size = [generate(tiny(patch_size), prompts, dataclasses.replace(config, batch_size=size)) for size in (10, 1, 3)]
+    by_size = [
+        generate(tiny(patch_size), prompts, dataclasses.replace(config, batch_size=size))
+        for size in (10, 1, 3)
+    ]
     for other in by_size[1:]:
         for one, same in zip(by_size[0], other, strict=True):
             assert (one.text, one.token_ids, one.prompt_ids, one.finish_reason) == (
@@ -139,7 +174,9 @@ def test_seeded_noise_is_the_next_of_the_prompts_own_draws_in_each_block() -> No
         return draws[block * count : (block + 1) * count].reshape(BLOCK_SIZE, CHANNELS)
 
     prompts = [prompt_of(4), prompt_of(4)]
-    for seeded, injected in zip(generate(tiny(1), prompts, config), generate(tiny(1), prompts, config, drawn), strict=True):
+    for seeded, injected in zip(
+        generate(tiny(1), prompts, config), generate(tiny(1), prompts, config, drawn), strict=True
+    ):
         assert torch.equal(seeded.latents, injected.latents)
 
 
@@ -148,13 +185,23 @@ def test_seeded_tokens_are_drawn_anew_in_each_block() -> None:
     vae = tiny_vae()
     with torch.no_grad():
         vae.decoder.final_layer.weight.zero_()
-    config = dataclasses.replace(CONFIG, max_new_tokens=12, temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, seed=5)
+    config = dataclasses.replace(
+        CONFIG,
+        max_new_tokens=12,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        seed=5,
+    )
     ids = generate(tiny_checkpoint(vae, tiny_dit()), [[], []], config)
     shares = vae.decoder.final_layer.bias.double().softmax(0)
     likeliest = shares.argsort(descending=True)
     for prompt, result in enumerate(ids):
         draws = uniform(5, Purpose.SAMPLER_TOKEN, torch.tensor([prompt]), 12)[0]
-        expected = [int(likeliest[int((shares[likeliest].cumsum(0) <= draw).sum())]) for draw in draws]
+        expected = [
+            int(likeliest[int((shares[likeliest].cumsum(0) <= draw).sum())]) for draw in draws
+        ]
         assert result.token_ids == expected
     assert ids[0].token_ids != ids[1].token_ids
 
@@ -166,7 +213,8 @@ def test_equal_prompts_at_two_places_and_two_seeds_differ() -> None:
     assert largest_difference(first.latents, reseeded.latents) > 1e-2
     hot = dataclasses.replace(CONFIG, temperature=2.0, top_k=0, top_p=1.0, max_new_tokens=20)
     assert (
-        generate(tiny(1), [prompt_of(3)], hot, noise)[0].token_ids != generate(tiny(1), [prompt_of(3)], CONFIG, noise)[0].token_ids
+        generate(tiny(1), [prompt_of(3)], hot, noise)[0].token_ids
+        != generate(tiny(1), [prompt_of(3)], CONFIG, noise)[0].token_ids
     )
     reseeded_hot = dataclasses.replace(hot, seed=1)
     assert (
@@ -189,14 +237,18 @@ def test_as_many_tokens_as_asked_and_their_latents(patch_size: int, max_new_toke
     decoded = torch.cat([part.tokens for part in together], dim=1).tolist()
     latents = torch.cat([part.latents for part in together], dim=1)
     for row, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
-        # A half-filled latent that completes a block is history whole; its second token is never returned.
+        # A half-filled latent that completes a block is history whole; its second token is never
+        # returned.
         opening = 0 if -(-len(prompt) // patch_size) % BLOCK_SIZE == 0 else len(prompt) % block
         assert len(result.token_ids) == max_new_tokens
         assert result.token_ids == decoded[row][opening : opening + max_new_tokens]
         assert result.finish_reason == "length"
         assert result.prompt_ids == prompt
         assert result.text == checkpoint.tokenizer.decode(result.token_ids)
-        known, end = math.ceil(opening / patch_size), math.ceil((opening + max_new_tokens) / patch_size)
+        known, end = (
+            math.ceil(opening / patch_size),
+            math.ceil((opening + max_new_tokens) / patch_size),
+        )
         assert result.latents.shape == (end - known, CHANNELS)
         assert_near(result.latents, latents[row, known:end])
 
@@ -215,17 +267,28 @@ def test_how_a_prompt_divides(num_tokens: int, patch_size: int, block_size: int)
     assert prefix.num_tokens == num_tokens
     assert prefix.history_blocks == len(whole)
     assert prefix.known_latents == len(open_latents)
-    assert prefix.known_tokens == sum(token // patch_size in open_latents for token in range(num_tokens))
+    assert prefix.known_tokens == sum(
+        token // patch_size in open_latents for token in range(num_tokens)
+    )
 
 
 def test_text_is_encoded_and_decoded_and_nothing_is_a_prompt_too() -> None:
     checkpoint = tiny(1)
     texts = ["w5 w9 w7", "", "w4 <|im_end|> w6"]
-    from_text, from_ids = generate(checkpoint, texts, CONFIG), generate(checkpoint, [[5, 9, 7], [], [4, 2, 6]], CONFIG)
+    from_text, from_ids = (
+        generate(checkpoint, texts, CONFIG),
+        generate(checkpoint, [[5, 9, 7], [], [4, 2, 6]], CONFIG),
+    )
     for one, other in zip(from_text, from_ids, strict=True):
-        assert (one.text, one.token_ids, one.prompt_ids) == (other.text, other.token_ids, other.prompt_ids)
+        assert (one.text, one.token_ids, one.prompt_ids) == (
+            other.text,
+            other.token_ids,
+            other.prompt_ids,
+        )
         assert len(one.token_ids) == CONFIG.max_new_tokens
-    assert from_text[0].text == " ".join(f"w{token}" for token in from_text[0].token_ids if token >= 4)
+    assert from_text[0].text == " ".join(
+        f"w{token}" for token in from_text[0].token_ids if token >= 4
+    )
     assert generate(checkpoint, [], CONFIG) == []
 
 
@@ -240,10 +303,14 @@ def test_results_come_in_order_and_as_they_are_ready() -> None:
     seen = []
     for result in stream:
         seen.append(len(passes))
-        assert (result.prompt_ids, result.token_ids) == (prompts[len(seen) - 1], expected[len(seen) - 1].token_ids)
+        assert (result.prompt_ids, result.token_ids) == (
+            prompts[len(seen) - 1],
+            expected[len(seen) - 1].token_ids,
+        )
     handle.remove()
     assert len(seen) == 5
-    # The second waits for the first, which takes a block more; the third took its place, and ends with the fourth.
+    # The second waits for the first, which takes a block more; the third took its place, and ends
+    # with the fourth.
     assert seen[0] == seen[1] < seen[2] == seen[3] < seen[4]
 
 
@@ -251,7 +318,9 @@ def test_draws_are_those_of_the_address_that_a_prompt_is_given() -> None:
     config = dataclasses.replace(CONFIG, temperature=1.0)
     prompts = [prompt_of(length, seed=length) for length in (7, 0, 3)]
     plain = [result.token_ids for result in generate(tiny(1), prompts, config)]
-    addressed = generate(tiny(1), prompts[::-1], dataclasses.replace(config, batch_size=2), prompt_indices=[2, 1, 0])
+    addressed = generate(
+        tiny(1), prompts[::-1], dataclasses.replace(config, batch_size=2), prompt_indices=[2, 1, 0]
+    )
     assert [result.token_ids for result in addressed] == plain[::-1]
     (far,) = generate(tiny(1), prompts[:1], config, prompt_indices=[2**62 + 5])
     assert far.token_ids != plain[0]
@@ -262,13 +331,16 @@ def test_draws_are_those_of_the_address_that_a_prompt_is_given() -> None:
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_an_end_token_ends_its_own_text_alone(patch_size: int) -> None:
-    checkpoint = tiny_checkpoint(tiny_vae(patch_size=patch_size), tiny_dit())  # not calmed: its texts have few ids in common
+    # not calmed: its texts have few ids in common
+    checkpoint = tiny_checkpoint(tiny_vae(patch_size=patch_size), tiny_dit())
     config = dataclasses.replace(CONFIG, max_new_tokens=14)
     prompts = [prompt_of(length, seed=length) for length in (0, 3, 9)]
     free = generate(checkpoint, prompts, config, noise)
     reasons = []
     for stop in set(free[1].token_ids):
-        results = generate(checkpoint, prompts, dataclasses.replace(config, eos_token_ids=(stop, 10_000)), noise)
+        results = generate(
+            checkpoint, prompts, dataclasses.replace(config, eos_token_ids=(stop, 10_000)), noise
+        )
         for row, (before, after) in enumerate(zip(free, results, strict=True)):
             end = [*before.token_ids, stop].index(stop)
             assert after.token_ids == before.token_ids[:end]
@@ -278,7 +350,8 @@ def test_an_end_token_ends_its_own_text_alone(patch_size: int) -> None:
             generated = math.ceil((opening.known_tokens + end) / patch_size) - opening.known_latents
             assert after.latents.shape == (max(generated, 0), CHANNELS)
             assert_near(after.latents, before.latents[: len(after.latents)])
-            # The block that holds the stop is decoded whole, and nothing after it, whatever the other rows need.
+            # The block that holds the stop is decoded whole, and nothing after it, whatever the
+            # other rows need.
             block, held = patch_size * BLOCK_SIZE, opening.known_tokens
             last = (held + end) // block * block + block - held
             assert after.decoded_ids == before.token_ids[:last]
@@ -292,10 +365,12 @@ def test_an_end_token_at_a_prompt_position_ends_nothing() -> None:
     for seed in range(10):
         prompt = prompt_of(7, seed=seed)
         (free,) = generate(checkpoint, [prompt], CONFIG, noise)
-        (first, *_) = blocks_of(checkpoint, [prompt], [0])
+        first, *_ = blocks_of(checkpoint, [prompt], [0])
         at_prompt = first.tokens[0, :3].tolist()
         for stop in {*prompt, *at_prompt} - set(free.token_ids):
-            (result,) = generate(checkpoint, [prompt], dataclasses.replace(CONFIG, eos_token_ids=(stop,)), noise)
+            (result,) = generate(
+                checkpoint, [prompt], dataclasses.replace(CONFIG, eos_token_ids=(stop,)), noise
+            )
             assert (result.token_ids, result.finish_reason) == (free.token_ids, "length")
             decoded += stop in at_prompt
     assert decoded > 0  # an end token was decoded at a known position
@@ -311,7 +386,10 @@ def test_the_tokenizers_own_end_tokens_are_the_default(stop: str) -> None:
     assert (ended.token_ids, ended.text, ended.finish_reason) == ([], "", "stop")
     assert ended.latents.shape == (0, CHANNELS)
     (free,) = generate(checkpoint, [prompt_of(2)], CONFIG)
-    assert (free.token_ids, free.finish_reason) == (checkpoint.tokenizer.encode(stop) * CONFIG.max_new_tokens, "length")
+    assert (free.token_ids, free.finish_reason) == (
+        checkpoint.tokenizer.encode(stop) * CONFIG.max_new_tokens,
+        "length",
+    )
 
 
 def test_generation_stops_once_all_texts_have_ended() -> None:
@@ -325,18 +403,27 @@ def test_generation_stops_once_all_texts_have_ended() -> None:
         blocks.add(block)
         return noise(prompt, block)
 
-    generate(checkpoint, [prompt_of(2)], dataclasses.replace(config, eos_token_ids=(free.token_ids[1],)), counting_noise)
+    generate(
+        checkpoint,
+        [prompt_of(2)],
+        dataclasses.replace(config, eos_token_ids=(free.token_ids[1],)),
+        counting_noise,
+    )
     assert blocks == {0}
 
 
 # Guidance, padding, rounding
 
 
-def dit_rows(checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], config: SamplerConfig) -> list[int]:
+def dit_rows(
+    checkpoint: Checkpoint, prompts: Sequence[Sequence[int]], config: SamplerConfig
+) -> list[int]:
     """The number of rows of each DiT pass."""
     assert checkpoint.dit is not None
     rows: list[int] = []
-    handle = checkpoint.dit.register_forward_pre_hook(lambda module, inputs: rows.append(inputs[0].shape[0]))
+    handle = checkpoint.dit.register_forward_pre_hook(
+        lambda module, inputs: rows.append(inputs[0].shape[0])
+    )
     generate(checkpoint, prompts, config, noise)
     handle.remove()
     return rows
@@ -347,7 +434,10 @@ def test_the_unconditional_branch_runs_only_where_it_is_used() -> None:
     history, prompts = 1, [prompt_of(4), prompt_of(5)]
     steps = config.num_steps
     # The second prompt opens a block of its own, and goes on alone.
-    assert dit_rows(tiny(1), prompts, config) == [2] * history + [4] * steps + [2] + [4] * steps + [1] + [2] * steps
+    assert (
+        dit_rows(tiny(1), prompts, config)
+        == [2] * history + [4] * steps + [2] + [4] * steps + [1] + [2] * steps
+    )
     unguided = dit_rows(tiny(1), prompts, dataclasses.replace(config, guidance_scale=1.0))
     assert unguided == [2] * (history + steps + 1 + steps) + [1] * (1 + steps)
     # Without history both branches are the same, so the first block needs one.
@@ -357,14 +447,17 @@ def test_the_unconditional_branch_runs_only_where_it_is_used() -> None:
 def test_a_first_block_without_history_does_not_depend_on_guidance() -> None:
     config = dataclasses.replace(CONFIG, max_new_tokens=8)
     for prompt in ([], prompt_of(3)):
-        weak, strong = (blocks_of(tiny(1), [prompt], [0], dataclasses.replace(config, guidance_scale=g)) for g in (1.0, 7.0))
+        weak, strong = (
+            blocks_of(tiny(1), [prompt], [0], dataclasses.replace(config, guidance_scale=g))
+            for g in (1.0, 7.0)
+        )
         assert_near(weak[0].latents, strong[0].latents, 0)
         assert largest_difference(weak[1].latents, strong[1].latents) > 1e-2
 
 
 def test_the_prompts_latents_are_pinned() -> None:
     prompt = prompt_of(7)
-    (first, *_) = blocks_of(tiny(1), [prompt], [0])
+    first, *_ = blocks_of(tiny(1), [prompt], [0])
     assert_near(first.latents[0, :3], tiny(1).vae.encode(torch.tensor([prompt])).mean[0, 4:])
 
 
@@ -372,7 +465,10 @@ def test_the_prompts_latents_are_pinned() -> None:
 def test_padding_shows_only_inside_the_vaes_own_blocks(vae_block_size: int) -> None:
     checkpoint = tiny_checkpoint(tiny_vae(block_size=vae_block_size), tiny_dit())
     one, other = (
-        generate(checkpoint, [prompt_of(3)], dataclasses.replace(CONFIG, pad_token_id=pad), noise)[0].latents for pad in (3, 9)
+        generate(checkpoint, [prompt_of(3)], dataclasses.replace(CONFIG, pad_token_id=pad), noise)[
+            0
+        ].latents
+        for pad in (3, 9)
     )
     assert (largest_difference(one, other) > 1e-4) == (vae_block_size > 1)
     default = generate(checkpoint, [prompt_of(3)], CONFIG, noise)[0].latents
@@ -384,14 +480,20 @@ def test_released_rounding_rounds_times_and_latents_on_their_way_into_the_dit() 
     assert checkpoint.dit is not None
     times: list[float] = []
     latents: list[Tensor] = []
-    checkpoint.dit.emb_in.register_forward_pre_hook(lambda module, inputs: times.extend((1000 * inputs[0]).tolist()))
-    checkpoint.dit.txt_in.proj.register_forward_pre_hook(lambda module, inputs: latents.append(inputs[0]))
+    checkpoint.dit.emb_in.register_forward_pre_hook(
+        lambda module, inputs: times.extend((1000 * inputs[0]).tolist())
+    )
+    checkpoint.dit.txt_in.proj.register_forward_pre_hook(
+        lambda module, inputs: latents.append(inputs[0])
+    )
     config = dataclasses.replace(CONFIG, num_steps=7, max_new_tokens=8)
     (exact,) = generate(checkpoint, [prompt_of(5)], config, noise)
     exact_times, exact_latents = list(times), list(latents)
     times.clear()
     latents.clear()
-    (rounded,) = generate(checkpoint, [prompt_of(5)], dataclasses.replace(config, released_rounding=True), noise)
+    (rounded,) = generate(
+        checkpoint, [prompt_of(5)], dataclasses.replace(config, released_rounding=True), noise
+    )
 
     assert len(times) == len(exact_times)
     for ours, wanted in zip(times, exact_times, strict=True):
@@ -424,13 +526,18 @@ def test_scaled_latents_decode_as_themselves() -> None:
 
 
 def attributes(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What hangs on each module beside its parameters and submodules, and every tensor's content."""
+    """What hangs on each module beside its parameters and submodules, and every tensor's
+    content.
+    """
     out: dict[str, Any] = {}
     for network in (checkpoint.vae, checkpoint.dit):
         assert network is not None
         for name, module in network.named_modules():
             out[f"{type(network).__name__}.{name}"] = sorted(vars(module))
-        out |= {f"{type(network).__name__}.{name}": value.sum().item() for name, value in network.state_dict().items()}
+        out |= {
+            f"{type(network).__name__}.{name}": value.sum().item()
+            for name, value in network.state_dict().items()
+        }
     return out
 
 
@@ -440,7 +547,9 @@ def test_generating_leaves_nothing_behind() -> None:
     before = attributes(checkpoint)
     first = generate(checkpoint, prompts, CONFIG)
     assert attributes(checkpoint) == before
-    generate(checkpoint, [prompt_of(9)], dataclasses.replace(CONFIG, max_new_tokens=20, temperature=1.0))
+    generate(
+        checkpoint, [prompt_of(9)], dataclasses.replace(CONFIG, max_new_tokens=20, temperature=1.0)
+    )
     again = generate(checkpoint, prompts, CONFIG)
     for one, other in zip(first, again, strict=True):
         assert torch.equal(one.latents, other.latents)
@@ -471,10 +580,16 @@ def test_two_generations_in_turn_do_not_disturb_each_other() -> None:
     [
         ([4, 29], {}, r"prompt 1: id 29 at position 1 is outside the vocabulary, 0\.\.28\."),
         ([-1], {}, r"prompt 1: id -1 at position 0 is outside the vocabulary"),
-        ([4], {"pad_token_id": 29}, r"pad_token_id: id 29 at position 0 is outside the vocabulary, 0\.\.28\."),
+        (
+            [4],
+            {"pad_token_id": 29},
+            r"pad_token_id: id 29 at position 0 is outside the vocabulary, 0\.\.28\.",
+        ),
     ],
 )
-def test_ids_outside_the_vocabulary(prompt: list[int], config: dict[str, Any], message: str) -> None:
+def test_ids_outside_the_vocabulary(
+    prompt: list[int], config: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         generate(tiny(1), [[4], prompt], dataclasses.replace(CONFIG, **config))
 
@@ -494,7 +609,9 @@ def test_more_tokens_than_training_saw_warns(checkpoint: Checkpoint, seq_len: in
     checkpoint.training = {} if seq_len is None else {"seq_len": seq_len}
     prompts = [prompt_of(1), prompt_of(4)]  # 4 and 6 new ones come to 10
     if seq_len == 9:
-        with pytest.warns(UserWarning, match=r"come to 10 tokens; this model was trained on rows of 9"):
+        with pytest.warns(
+            UserWarning, match=r"come to 10 tokens; this model was trained on rows of 9"
+        ):
             generate(checkpoint, prompts, CONFIG)
     else:
         with warnings.catch_warnings():
@@ -513,8 +630,14 @@ def test_more_tokens_than_training_saw_warns(checkpoint: Checkpoint, seq_len: in
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], not 0.0"),
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\], not 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0, not 0.0"),
-        ({"guidance_interval": (0.6, 0.4)}, r"guidance_interval must be two times in \[0, 1\], the lower first, not \[0.6, 0.4\]"),
-        ({"guidance_interval": (0.0, 1.5)}, r"guidance_interval must be two times in \[0, 1\].*; \[0, 1\] is on"),
+        (
+            {"guidance_interval": (0.6, 0.4)},
+            r"guidance_interval must be two times in \[0, 1\], the lower first, not \[0.6, 0.4\]",
+        ),
+        (
+            {"guidance_interval": (0.0, 1.5)},
+            r"guidance_interval must be two times in \[0, 1\].*; \[0, 1\] is on",
+        ),
         ({"guidance_rescale": 1.2}, r"guidance_rescale must be in \[0, 1\] \(0 is off\), not 1.2"),
     ],
 )

@@ -39,11 +39,20 @@ def test_texts_and_ids_are_read_and_other_keys_kept(tmp_path: Path) -> None:
     )
     prompts, records = read_prompts(path)
     assert prompts == ["It is", [4, 5], [], ""]
-    assert records == [{"prompt": "It is", "id": 7}, {"input_ids": [4, 5]}, {"input_ids": []}, {"prompt": ""}]
+    assert records == [
+        {"prompt": "It is", "id": 7},
+        {"input_ids": [4, 5]},
+        {"input_ids": []},
+        {"prompt": ""},
+    ]
 
 
 @settings(max_examples=60)
-@given(texts=st.lists(st.text(), min_size=1, max_size=5), ascii_only=st.booleans(), ending=st.sampled_from(["\n", "\r\n"]))
+@given(
+    texts=st.lists(st.text(), min_size=1, max_size=5),
+    ascii_only=st.booleans(),
+    ending=st.sampled_from(["\n", "\r\n"]),
+)
 def test_any_text_survives_a_line_of_json(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], ascii_only: bool, ending: str
 ) -> None:
@@ -93,8 +102,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_prompts(write(tmp_path / "empty.jsonl", "", ""))
 
 
-def test_results_are_written_beside_what_came_with_the_prompt(saved: Path, checkpoint: ColaCheckpoint, tmp_path: Path) -> None:
-    file = write(tmp_path / "p.jsonl", '{"prompt": "w5 w6", "id": "a"}', '{"input_ids": [4, 5, 6], "note": "é"}')
+def test_results_are_written_beside_what_came_with_the_prompt(
+    saved: Path, checkpoint: ColaCheckpoint, tmp_path: Path
+) -> None:
+    file = write(
+        tmp_path / "p.jsonl",
+        '{"prompt": "w5 w6", "id": "a"}',
+        '{"input_ids": [4, 5, 6], "note": "é"}',
+    )
     sample(saved, None, file, tmp_path / "out.jsonl", "cpu", CONFIG)
     text = (tmp_path / "out.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
@@ -111,20 +126,29 @@ def test_results_are_written_beside_what_came_with_the_prompt(saved: Path, check
     assert "é" in text
 
 
-def test_results_are_shown_on_the_screen(saved: Path, checkpoint: ColaCheckpoint, capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_are_shown_on_the_screen(
+    saved: Path, checkpoint: ColaCheckpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
     sample(saved, ["w5 w6", ""], None, None, "cpu", CONFIG)
     one, two = generate(checkpoint, ["w5 w6", ""], CONFIG)
-    assert capsys.readouterr().out == f"w5 w6|{one.text}\n[length, 4 tokens]\n\n|{two.text}\n[length, 4 tokens]\n\n"
+    assert (
+        capsys.readouterr().out
+        == f"w5 w6|{one.text}\n[length, 4 tokens]\n\n|{two.text}\n[length, 4 tokens]\n\n"
+    )
 
 
 def test_an_output_that_exists_is_kept(saved: Path, tmp_path: Path) -> None:
     out = write(tmp_path / "out.jsonl", "precious")
-    with pytest.raises(UserError, match=r"out\.jsonl exists and is not overwritten; choose another --out"):
+    with pytest.raises(
+        UserError, match=r"out\.jsonl exists and is not overwritten; choose another --out"
+    ):
         sample(saved, ["w5"], None, out, "cpu", CONFIG)
     assert out.read_text(encoding="utf-8") == "precious\n"
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there(saved: Path, device: str) -> None:
-    with pytest.raises(UserError, match=rf"--device {device} is not usable here \(.*\); try cpu, cuda or auto"):
+    with pytest.raises(
+        UserError, match=rf"--device {device} is not usable here \(.*\); try cpu, cuda or auto"
+    ):
         sample(saved, ["w5"], None, None, device, CONFIG)

@@ -1,4 +1,6 @@
-"""Continuous batching: a plain simulation, and what texts get that share rows with others before and after them."""
+"""Continuous batching: a plain simulation, and what texts get that share rows with others before
+and after them.
+"""
 
 import dataclasses
 import functools
@@ -37,7 +39,9 @@ class Counting:
 
 
 @given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 5))
-def test_rows_are_filled_as_they_fall_free_and_texts_are_given_in_order(starts: list[int], batch_size: int) -> None:
+def test_rows_are_filled_as_they_fall_free_and_texts_are_given_in_order(
+    starts: list[int], batch_size: int
+) -> None:
     """Counting from s ends at 10, that is after 10 - s passes, or after 6."""
     config = SamplerConfig(max_new_tokens=6, batch_size=batch_size)
     generations: list[Counting] = []
@@ -47,7 +51,9 @@ def test_rows_are_filled_as_they_fall_free_and_texts_are_given_in_order(starts: 
         return generations[-1]
 
     given_after = []
-    for place, text in enumerate(stream(begin, [[s] for s in starts], range(100, 100 + len(starts)), config, frozenset({10}))):
+    for place, text in enumerate(
+        stream(begin, [[s] for s in starts], range(100, 100 + len(starts)), config, frozenset({10}))
+    ):
         assert text.place == place
         assert text.tokens == list(range(starts[place] + 1, 11))[:6]
         given_after.append(len(generations[0].diary))
@@ -62,22 +68,35 @@ def test_rows_are_filled_as_they_fall_free_and_texts_are_given_in_order(starts: 
         ends.append(free[row])
     assert given_after == [max(ends[: place + 1]) for place in range(len(ends))]
     for passed, in_flight in enumerate(generations[0].diary if starts else []):
-        expected = [100 + place for place, end in enumerate(ends) if end - min(10 - starts[place], 6) <= passed < end]
+        expected = [
+            100 + place
+            for place, end in enumerate(ends)
+            if end - min(10 - starts[place], 6) <= passed < end
+        ]
         assert sorted(in_flight) == expected
 
 
 @functools.cache
 def tiny() -> Checkpoint:
-    return tiny_checkpoint(tiny_vae(), tiny_dit())  # not calmed: its texts have few ids in common, so stops fall anywhere
+    # not calmed: its texts have few ids in common, so stops fall anywhere
+    return tiny_checkpoint(tiny_vae(), tiny_dit())
 
 
 def many_prompts() -> list[list[int]]:
-    return [random_tokens(1, length, seed=length)[0].tolist() for length in (9, 0, 3, 13, 4, 1, 8, 6)]
+    return [
+        random_tokens(1, length, seed=length)[0].tolist() for length in (9, 0, 3, 13, 4, 1, 8, 6)
+    ]
 
 
 @settings(max_examples=6)
-@given(st.integers(2, 5), st.sampled_from([0.0, 1.0]), st.sets(st.integers(4, 28), min_size=2, max_size=5))
-def test_blocks_are_what_each_prompt_gets_alone(batch_size: int, temperature: float, stops: set[int]) -> None:
+@given(
+    st.integers(2, 5),
+    st.sampled_from([0.0, 1.0]),
+    st.sets(st.integers(4, 28), min_size=2, max_size=5),
+)
+def test_blocks_are_what_each_prompt_gets_alone(
+    batch_size: int, temperature: float, stops: set[int]
+) -> None:
     config = SamplerConfig(
         num_steps=2,
         max_new_tokens=14,
@@ -87,31 +106,59 @@ def test_blocks_are_what_each_prompt_gets_alone(batch_size: int, temperature: fl
         batch_size=batch_size,
     )
     together = generate(tiny(), many_prompts(), config)
-    for one, alone in zip(together, generate(tiny(), many_prompts(), dataclasses.replace(config, batch_size=1)), strict=True):
-        assert (one.token_ids, one.decoded_ids, one.finish_reason) == (alone.token_ids, alone.decoded_ids, alone.finish_reason)
+    for one, alone in zip(
+        together,
+        generate(tiny(), many_prompts(), dataclasses.replace(config, batch_size=1)),
+        strict=True,
+    ):
+        assert (one.token_ids, one.decoded_ids, one.finish_reason) == (
+            alone.token_ids,
+            alone.decoded_ids,
+            alone.finish_reason,
+        )
         assert_near(one.latents, alone.latents, 1e-4)
 
 
 @settings(max_examples=6)
-@given(st.integers(2, 5), st.sampled_from([0.0, 1.0]), st.sets(st.integers(4, 28), min_size=2, max_size=5))
-def test_tokens_are_what_each_prompt_gets_alone(batch_size: int, temperature: float, stops: set[int]) -> None:
-    config = SamplerConfig(max_new_tokens=14, eos_token_ids=tuple(stops), temperature=temperature, batch_size=batch_size)
+@given(
+    st.integers(2, 5),
+    st.sampled_from([0.0, 1.0]),
+    st.sets(st.integers(4, 28), min_size=2, max_size=5),
+)
+def test_tokens_are_what_each_prompt_gets_alone(
+    batch_size: int, temperature: float, stops: set[int]
+) -> None:
+    config = SamplerConfig(
+        max_new_tokens=14,
+        eos_token_ids=tuple(stops),
+        temperature=temperature,
+        batch_size=batch_size,
+    )
     together = generate(tiny_baseline(True), many_prompts(), config)
     alone = generate(tiny_baseline(True), many_prompts(), dataclasses.replace(config, batch_size=1))
-    assert [(one.token_ids, one.decoded_ids) for one in together] == [(one.token_ids, one.decoded_ids) for one in alone]
+    assert [(one.token_ids, one.decoded_ids) for one in together] == [
+        (one.token_ids, one.decoded_ids) for one in alone
+    ]
 
 
 def test_ended_texts_take_no_part_in_passes_and_others_take_their_rows() -> None:
     """Rows of each pass over a block, read off what the texts turn out to be."""
-    config = SamplerConfig(num_steps=1, max_new_tokens=14, eos_token_ids=(5, 9, 17), guidance_scale=1.0, batch_size=3)
+    config = SamplerConfig(
+        num_steps=1, max_new_tokens=14, eos_token_ids=(5, 9, 17), guidance_scale=1.0, batch_size=3
+    )
     dit = tiny().dit
     assert dit is not None
     rows: list[int] = []
-    handle = dit.register_forward_hook(lambda module, inputs, out: rows.append(len(out)) if out.shape[1] else None)
+    handle = dit.register_forward_hook(
+        lambda module, inputs, out: rows.append(len(out)) if out.shape[1] else None
+    )
     results = generate(tiny(), many_prompts(), config)
     handle.remove()
     opening = [len(result.prompt_ids) % 4 for result in results]
-    blocks = [-(-(known + len(result.decoded_ids)) // 4) for known, result in zip(opening, results, strict=True)]
+    blocks = [
+        -(-(known + len(result.decoded_ids)) // 4)
+        for known, result in zip(opening, results, strict=True)
+    ]
     assert len(set(blocks)) >= 3
     free, spans = [0] * 3, []
     for count in blocks:

@@ -13,15 +13,25 @@ from cola_train.randomness import Purpose, uniform
 from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 from tests.helpers.statistics import assert_shares
 
-LOGITS = st.lists(st.floats(-6, 6, width=32, allow_subnormal=False), min_size=1, max_size=12, unique=True)
+LOGITS = st.lists(
+    st.floats(-6, 6, width=32, allow_subnormal=False), min_size=1, max_size=12, unique=True
+)
 
 
 def test_the_penalty_by_hand() -> None:
-    logits = torch.tensor([[[2.0, -2.0, 0.0, 3.0, -3.0], [4.0, -4.0, 1.0, 0.5, -0.5]], [[1.0, 1.0, 1.0, -1.0, -1.0]] * 2])
+    logits = torch.tensor(
+        [
+            [[2.0, -2.0, 0.0, 3.0, -3.0], [4.0, -4.0, 1.0, 0.5, -0.5]],
+            [[1.0, 1.0, 1.0, -1.0, -1.0]] * 2,
+        ]
+    )
     seen = torch.tensor([[True, True, True, False, False], [False, False, False, True, True]])
     expected = torch.tensor(
         [
-            [[2.0 / 1.25, -2.0 * 1.25, 0.0, 3.0, -3.0], [4.0 / 1.25, -4.0 * 1.25, 1.0 / 1.25, 0.5, -0.5]],
+            [
+                [2.0 / 1.25, -2.0 * 1.25, 0.0, 3.0, -3.0],
+                [4.0 / 1.25, -4.0 * 1.25, 1.0 / 1.25, 0.5, -0.5],
+            ],
             [[1.0, 1.0, 1.0, -1.25, -1.25]] * 2,
         ]
     )
@@ -38,8 +48,12 @@ def test_a_penalty_never_raises_and_never_changes_sign(logits: list[float], pena
     assert torch.equal(after.sign(), before.sign())
 
 
-def distribution(logits: list[float], temperature: float, top_k: int, top_p: float) -> dict[int, float]:
-    """Share of each id that may be chosen: the k likeliest, renormalized, then the fewest that reach top_p, renormalized."""
+def distribution(
+    logits: list[float], temperature: float, top_k: int, top_p: float
+) -> dict[int, float]:
+    """Share of each id that may be chosen: the k likeliest, renormalized, then the fewest that
+    reach top_p, renormalized.
+    """
     order = sorted(range(len(logits)), key=lambda token: -logits[token])[: top_k or len(logits)]
     weights = {token: math.exp((logits[token] - logits[order[0]]) / temperature) for token in order}
     total = sum(weights.values())
@@ -54,7 +68,9 @@ def distribution(logits: list[float], temperature: float, top_k: int, top_p: flo
     return {token: share / sum(kept.values()) for token, share in kept.items()}
 
 
-def choose(logits: list[float], draws: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+def choose(
+    logits: list[float], draws: Tensor, temperature: float, top_k: int, top_p: float
+) -> Tensor:
     config = SamplerConfig(temperature=temperature, top_k=top_k, top_p=top_p)
     return choose_tokens(torch.tensor(logits).expand(1, len(draws), -1), config, draws[None])[0]
 
@@ -78,12 +94,16 @@ def test_the_first_and_the_last_draw_choose_what_may_be_chosen(
     logits: list[float], temperature: float, top_k: int, top_p: float
 ) -> None:
     expected = distribution(logits, temperature, top_k, top_p)
-    first, last = choose(logits, torch.tensor([0.0, 1 - 2**-24]), temperature, top_k, top_p).tolist()
+    first, last = choose(
+        logits, torch.tensor([0.0, 1 - 2**-24]), temperature, top_k, top_p
+    ).tolist()
     assert first == max(expected, key=lambda token: logits[token])
     assert last in expected
 
 
-@pytest.mark.parametrize(("top_k", "top_p", "kept"), [(0, 1.0, 8), (4, 1.0, 4), (0, 0.75, 4), (6, 0.75, 3), (2, 0.9, 2)])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "kept"), [(0, 1.0, 8), (4, 1.0, 4), (0, 0.75, 4), (6, 0.75, 3), (2, 0.9, 2)]
+)
 def test_seeded_draws_follow_the_distribution(top_k: int, top_p: float, kept: int) -> None:
     logits = [0.3, 1.5, -0.2, 0.9, 1.1, -1.0, 0.0, 0.5]
     expected = distribution(logits, 0.8, top_k, top_p)
@@ -101,11 +121,15 @@ def test_settings_that_leave_one_id_are_greedy(logits: list[float]) -> None:
     draws = torch.tensor([0.0, 0.3, 0.999])
     assert choose(logits, draws, 1.0, 1, 1.0).tolist() == [best] * 3
     assert choose(logits, draws, 1.0, 0, 1e-9).tolist() == [best] * 3
-    assert choose_tokens(torch.tensor([[logits]]), SamplerConfig(temperature=0.0), None).tolist() == [[best]]
+    assert choose_tokens(
+        torch.tensor([[logits]]), SamplerConfig(temperature=0.0), None
+    ).tolist() == [[best]]
 
 
 def test_each_position_uses_its_own_draw_and_logits() -> None:
-    logits = torch.tensor([[[0.0, 0.0, -90.0], [0.0, -90.0, 0.0]], [[-90.0, 0.0, 0.0], [0.0, 0.0, -90.0]]])
+    logits = torch.tensor(
+        [[[0.0, 0.0, -90.0], [0.0, -90.0, 0.0]], [[-90.0, 0.0, 0.0], [0.0, 0.0, -90.0]]]
+    )
     config = SamplerConfig(temperature=1.0, top_k=0, top_p=1.0)
     chosen = choose_tokens(logits, config, torch.tensor([[0.1, 0.9], [0.9, 0.1]]))
     low_high = [[{0, 1}, {0, 2}], [{1, 2}, {0, 1}]]

@@ -1,4 +1,6 @@
-"""`python -m tests.scaling.measured_run CONFIG WARM_UP_CONFIG`: train, and print by how many bytes the process grew."""
+"""`python -m tests.scaling.measured_run CONFIG WARM_UP_CONFIG`: train, and print by how many bytes
+the process grew.
+"""
 
 import sys
 from pathlib import Path
@@ -12,13 +14,17 @@ from cola_train.training.run import train
 
 
 def resident(key: str) -> int:
-    """The kernel's count of this process' resident bytes: VmRSS is now, VmHWM the most since it was last set back."""
+    """The kernel's count of this process' resident bytes: VmRSS is now, VmHWM the most since it was
+    last set back.
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
 
 
 class Measure:
-    """From just before the model is built to the end of the last step: what is saved after that is no part of a step."""
+    """From just before the model is built to the end of the last step: what is saved after that is
+    no part of a step.
+    """
 
     def __init__(self) -> None:
         self.idle = self.peak = 0
@@ -34,11 +40,15 @@ class Measure:
             step(stage, batch, batch_idx)
             self.peak = resident("VmHWM")
 
-        self.hooks = mock.patch.multiple(StageModule, configure_model=configure_model, training_step=training_step)
+        self.hooks = mock.patch.multiple(
+            StageModule, configure_model=configure_model, training_step=training_step
+        )
 
 
 def main(config: str, warm_up: str) -> None:
-    """A small run comes first, so that libraries are loaded, and their own memory taken, before the measurement."""
+    """A small run comes first, so that libraries are loaded, and their own memory taken, before the
+    measurement.
+    """
     train(load_run_config(Path(warm_up)))
     measure = Measure()
     with measure.hooks:

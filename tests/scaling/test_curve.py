@@ -1,4 +1,6 @@
-"""A ladder is trained and measured; what is finished is left alone, what is missing is done, what failed is reported."""
+"""A ladder is trained and measured; what is finished is left alone, what is missing is done, what
+failed is reported.
+"""
 
 import shutil
 from pathlib import Path
@@ -24,18 +26,30 @@ def climb(path: Path, retry: bool = False) -> int:
 def test_a_ladder_is_climbed_once_and_only_what_is_missing_again(
     tmp_path: Path, prepared_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = {"one": ["transformer.num_hidden_layers=1"], "mad": ["optim.learning_rate=1e30", "guard.max_skipped_in_a_row=1"]}
-    path = write_spec(tmp_path, prepared_folder, families={"ar": {"config": "ar.yaml", "sizes": sizes}})
+    sizes = {
+        "one": ["transformer.num_hidden_layers=1"],
+        "mad": ["optim.learning_rate=1e30", "guard.max_skipped_in_a_row=1"],
+    }
+    path = write_spec(
+        tmp_path, prepared_folder, families={"ar": {"config": "ar.yaml", "sizes": sizes}}
+    )
     assert climb(path) == 1
     said = capfd.readouterr().err
     assert "ar-mad-trunk failed: cola-train: error: Optimizer step" in said
     assert "2 of 4 points are measured" in said
     assert "Not finished: ar-mad-trunk, ar-mad-3e-10, ar-mad-6e-10" in said
     points = read_points(tmp_path / "curve" / "points.csv")
-    planned_runs = {planned.name: planned for planned in ladder(load_config(CurveConfig, path), tmp_path)}
+    planned_runs = {
+        planned.name: planned for planned in ladder(load_config(CurveConfig, path), tmp_path)
+    }
     for point, name in zip(points, ("ar-one-3e-10", "ar-one-6e-10"), strict=True):
         config = planned_runs[name].config
-        assert (point.family, point.size, point.kind, point.budget) == ("ar", "one", "anneal", float(name[7:]))
+        assert (point.family, point.size, point.kind, point.budget) == (
+            "ar",
+            "one",
+            "anneal",
+            float(name[7:]),
+        )
         assert point.parameters == family_of(config).backbone_parameters(config)
         assert point.tokens == config.trainer.max_steps * 4 * 32
         assert point.flops["model"] >= point.budget * 1e18
@@ -51,9 +65,13 @@ def test_a_ladder_is_climbed_once_and_only_what_is_missing_again(
     first = (tmp_path / "curve" / "points.csv").read_bytes()
     shutil.rmtree(tmp_path / "curve" / "ar-one-3e-10")
     assert climb(path) == 1
-    assert [line for line in capfd.readouterr().err.splitlines() if "training" in line] == ["ar-one-3e-10: training, 49 steps"]
+    assert [line for line in capfd.readouterr().err.splitlines() if "training" in line] == [
+        "ar-one-3e-10: training, 49 steps"
+    ]
     assert (tmp_path / "curve" / "points.csv").read_bytes() == first
-    assert "a power law needs at least 4 budgets, and there are 2" in write_fit(load_config(CurveConfig, path))
+    assert "a power law needs at least 4 budgets, and there are 2" in write_fit(
+        load_config(CurveConfig, path)
+    )
     assert all(file.stat().st_size > 1000 for file in draw(load_config(CurveConfig, path)))
 
 

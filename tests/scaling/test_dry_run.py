@@ -1,4 +1,6 @@
-"""A dry run: one recording says what two say, one stage what several say; and a plan records no more than it must."""
+"""A dry run: one recording says what two say, one stage what several say; and a plan records no
+more than it must.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +23,14 @@ KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 
 
 def same(found: Timeline, expected: Timeline) -> bool:
-    return np.array_equal(found.fixed, expected.fixed) and np.array_equal(found.per_row, expected.per_row)
+    return np.array_equal(found.fixed, expected.fixed) and np.array_equal(
+        found.per_row, expected.per_row
+    )
 
 
-def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls = {"_configure": 0, "_record_step": 0}
 
     def counted(name: str) -> Callable[..., Any]:
@@ -39,13 +45,17 @@ def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(mon
     for name in calls:
         monkeypatch.setattr(dry_run, name, counted(name))
     monkeypatch.setattr(memory, "_recorded", {})
-    config = load_run_config(Path("configs/paper/joint.yaml"), ["dit.num_layers=1", "budget.eflops=1", "vae.encoder_num_blocks=1"])
+    config = load_run_config(
+        Path("configs/paper/joint.yaml"),
+        ["dit.num_layers=1", "budget.eflops=1", "vae.encoder_num_blocks=1"],
+    )
     make_plan(config, Fleet("H100", count=8, per_node=8, mfu=0.4, price=None), [])
     assert calls == {"_configure": 1, "_record_step": len(KINDS)}
 
 
 @pytest.mark.parametrize(
-    ("make", "device_type"), [(small_vae, "cpu"), (small_joint, "cuda"), (small_ar, "cuda"), (small_llada, "cpu")]
+    ("make", "device_type"),
+    [(small_vae, "cpu"), (small_joint, "cuda"), (small_ar, "cuda"), (small_llada, "cpu")],
 )
 def test_one_recording_of_many_rows_says_what_two_of_few_say(
     make: Callable[..., RunConfig], device_type: str, monkeypatch: pytest.MonkeyPatch

@@ -42,10 +42,21 @@ def test_curves(points: list[Point], fits: Fits, tmp_path: Path) -> None:
     draw_curve(points, fits, tmp_path / "curve.png", tmp_path / "curve.svg")
     words, panels = words_and_panels(tmp_path / "curve.svg")
     assert panels == 2
-    assert words["judge nats per token (lower is better)"] == words["next word accuracy (higher is better)"] == 1
+    assert (
+        words["judge nats per token (lower is better)"]
+        == words["next word accuracy (higher is better)"]
+        == 1
+    )
     assert words["training compute (TFLOPs, convention model)"] == 2
     assert words["extrapolation"] == 3  # in each panel and in the legend
-    legend = ("cola", "ar", "run of its own", "anneal off a constant-rate run", "90% interval of the curve", "real text")
+    legend = (
+        "cola",
+        "ar",
+        "run of its own",
+        "anneal off a constant-rate run",
+        "90% interval of the curve",
+        "real text",
+    )
     assert [words[name] for name in legend] == [1] * len(legend)
     assert words["5"] >= 1 <= words["50"]  # compute in the unit of the label
     assert png_size(tmp_path / "curve.png") == (1200, 540)
@@ -55,7 +66,12 @@ def test_sizes(points: list[Point], fits: Fits, tmp_path: Path) -> None:
     draw_isoflop(points, fits, tmp_path / "isoflop.png", tmp_path / "isoflop.svg")
     words, panels = words_and_panels(tmp_path / "isoflop.svg")
     assert panels == 4
-    for title in ("cola: judge nats per token", "ar: judge nats per token", "cola: next word accuracy", "ar: next word accuracy"):
+    for title in (
+        "cola: judge nats per token",
+        "ar: judge nats per token",
+        "cola: next word accuracy",
+        "ar: next word accuracy",
+    ):
         assert words[title] == 1
     assert [words[f"{budget * 1e6:g} TFLOPs"] for budget in BUDGETS] == [1] * len(BUDGETS)
     assert words["compute-optimal size"] == 1
@@ -63,7 +79,9 @@ def test_sizes(points: list[Point], fits: Fits, tmp_path: Path) -> None:
     assert png_size(tmp_path / "isoflop.png") == (1200, 990)
 
 
-def test_the_same_points_give_the_same_bytes(points: list[Point], fits: Fits, tmp_path: Path) -> None:
+def test_the_same_points_give_the_same_bytes(
+    points: list[Point], fits: Fits, tmp_path: Path
+) -> None:
     for name in ("one", "two"):
         draw_curve(points, fits, tmp_path / f"{name}.png", tmp_path / f"{name}.svg")
     for kind in ("png", "svg"):
@@ -71,7 +89,11 @@ def test_the_same_points_give_the_same_bytes(points: list[Point], fits: Fits, tm
 
 
 def test_points_are_drawn_where_nothing_is_fitted(tmp_path: Path) -> None:
-    points = [point for point in ladder(budgets=(1600.0, 1950.0), sizes={"only": 10**9}) if point.family == "ar"]
+    points = [
+        point
+        for point in ladder(budgets=(1600.0, 1950.0), sizes={"only": 10**9})
+        if point.family == "ar"
+    ]
     points = [Point(**{**vars(point), "metrics": {"bigram_divergence": 0.5}}) for point in points]
     fits = fit_points(points, "model")
     draw_curve(points, fits, tmp_path / "curve.png", tmp_path / "curve.svg")

@@ -16,7 +16,10 @@ from tests.scaling.ladders import BUDGETS, GROWTH, SIZES, best_size, ladder
 
 def points_at(values: dict[int, float], budget: float = 1e-6) -> list[Point]:
     flops = dict.fromkeys(("paper", "model", "executed"), round(budget * 1e18))
-    return [Point("ar", str(size), size, 10, budget, flops, "run", {"loss": value}) for size, value in values.items()]
+    return [
+        Point("ar", str(size), size, 10, budget, flops, "run", {"loss": value})
+        for size, value in values.items()
+    ]
 
 
 def fit(points: list[Point], direction: Any = "falls") -> IsoFLOP:
@@ -29,12 +32,20 @@ def parabola(values: dict[int, float], direction: Any = "falls") -> Parabola:
 
 
 @given(
-    best=st.floats(1.1e5, 7e5), curvature=st.floats(0.01, 1), height=st.floats(-5, 5), rises=st.booleans(),
+    best=st.floats(1.1e5, 7e5),
+    curvature=st.floats(0.01, 1),
+    height=st.floats(-5, 5),
+    rises=st.booleans(),
     sizes=st.lists(st.integers(1000, 10**6), min_size=1, max_size=5, unique=True),
-)  # fmt: skip
-def test_an_exact_parabola(best: float, curvature: float, height: float, rises: bool, sizes: list[int]) -> None:
+)
+def test_an_exact_parabola(
+    best: float, curvature: float, height: float, rises: bool, sizes: list[int]
+) -> None:
     sign = -1 if rises else 1
-    known = {size: height + sign * curvature * np.log(size / best) ** 2 for size in {100_000, 300_000, 800_000, *sizes}}
+    known = {
+        size: height + sign * curvature * np.log(size / best) ** 2
+        for size in {100_000, 300_000, 800_000, *sizes}
+    }
     found = parabola(known, "rises" if rises else "falls")
     assert found.best == pytest.approx(best, rel=1e-5)
     assert found.problem == ""
@@ -51,7 +62,9 @@ def test_intervals_hold_the_truth() -> None:
     sizes, best, generator, held = np.geomspace(1e5, 1e6, 6), 3e5, np.random.default_rng(0), 0
     for _ in range(60):
         values = np.log(sizes / best) ** 2 + 0.05 * generator.normal(size=6)
-        found = parabola({round(size): float(value) for size, value in zip(sizes, values, strict=True)})
+        found = parabola(
+            {round(size): float(value) for size, value in zip(sizes, values, strict=True)}
+        )
         assert found.best_interval is not None
         held += found.best_interval.low <= best <= found.best_interval.high
     assert 0.75 < held / 60 < 0.99
@@ -81,12 +94,24 @@ def test_noise_that_hides_the_end_gives_an_open_interval() -> None:
     found = parabola({100_000: 1.0, 200_000: 0.7, 400_000: 1.1, 800_000: 0.9, 1_600_000: 1.05})
     assert found.best_interval is not None
     assert not all(np.isfinite(found.best_interval))
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["best_parameters_interval"].count(None) > 0
+    assert (
+        json.loads(json.dumps(found.to_json(), allow_nan=False))["best_parameters_interval"].count(
+            None
+        )
+        > 0
+    )
 
 
 def test_the_best_size_grows_as_it_was_made_to() -> None:
-    found = fit_isoflop([point for point in ladder() if point.family == "ar"], "next_word_accuracy", "rises", "paper")
-    assert [parabola.best for parabola in found.fitted] == pytest.approx([best_size(budget) for budget in BUDGETS])
+    found = fit_isoflop(
+        [point for point in ladder() if point.family == "ar"],
+        "next_word_accuracy",
+        "rises",
+        "paper",
+    )
+    assert [parabola.best for parabola in found.fitted] == pytest.approx(
+        [best_size(budget) for budget in BUDGETS]
+    )
     assert isinstance(found.growth, Growth)
     assert found.growth.exponent == pytest.approx(GROWTH)
     assert found.growth.exponent_interval == pytest.approx((GROWTH, GROWTH), rel=1e-4)
@@ -96,13 +121,24 @@ def test_the_best_size_grows_as_it_was_made_to() -> None:
 
 def test_only_sizes_that_are_known_count_for_growth() -> None:
     points: list[Point] = []
-    for budget, best, curvature in ((1e-6, 2e5, 1), (2e-6, 3e6, 1), (4e-6, 4e5, 1), (8e-6, 3e5, -1)):
-        points += points_at({size: curvature * np.log(size / best) ** 2 for size in SIZES.values()}, budget)
+    for budget, best, curvature in (
+        (1e-6, 2e5, 1),
+        (2e-6, 3e6, 1),
+        (4e-6, 4e5, 1),
+        (8e-6, 3e5, -1),
+    ):
+        points += points_at(
+            {size: curvature * np.log(size / best) ** 2 for size in SIZES.values()}, budget
+        )
     points += points_at({100_000: 1.0, 200_000: 1.0}, 16e-6)
     found = fit(points)
     assert [getattr(of, "problem", None) for of in found.parabolas.values()] == [
-        "", "outside the measured sizes", "", "no best size", None,
-    ]  # fmt: skip
+        "",
+        "outside the measured sizes",
+        "",
+        "no best size",
+        None,
+    ]
     assert isinstance(found.growth, Growth)
     assert found.growth.exponent == pytest.approx(0.5)
     assert found.growth.exponent_interval is None
@@ -114,4 +150,6 @@ def test_only_sizes_that_are_known_count_for_growth() -> None:
 def test_a_metric_that_is_the_same_for_all_sizes_has_no_best() -> None:
     found = fit(points_at(dict.fromkeys(SIZES.values(), 0.7)))
     assert [parabola.problem for parabola in found.fitted] == ["no best size"]
-    assert found.growth == NotFitted("growth needs 2 budgets whose best size lies inside the measured ones; there are 0")
+    assert found.growth == NotFitted(
+        "growth needs 2 budgets whose best size lies inside the measured ones; there are 0"
+    )

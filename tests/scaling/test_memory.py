@@ -1,4 +1,6 @@
-"""Memory before a run is launched: against what a real run takes, by hand, by trying every size, and by recording directly."""
+"""Memory before a run is launched: against what a real run takes, by hand, by trying every size,
+and by recording directly.
+"""
 
 import dataclasses
 import lzma
@@ -30,10 +32,16 @@ from tests.helpers.runs import BOOK, SMALL, SMALL_DIT
 
 SCRATCH = ["objective.reference_weight=0"]
 TRANSFORMER = [
-    "data.seq_len=32", "transformer.vocab_size=320", "transformer.hidden_size=16", "transformer.intermediate_size=32",
-    "transformer.num_hidden_layers=1", "transformer.num_attention_heads=2", "transformer.head_dim=8",
-    "trainer.global_batch_size=4", "trainer.micro_batch_size=4",
-]  # fmt: skip
+    "data.seq_len=32",
+    "transformer.vocab_size=320",
+    "transformer.hidden_size=16",
+    "transformer.intermediate_size=32",
+    "transformer.num_hidden_layers=1",
+    "transformer.num_attention_heads=2",
+    "transformer.head_dim=8",
+    "trainer.global_batch_size=4",
+    "trainer.micro_batch_size=4",
+]
 
 
 def small_vae(*overrides: str) -> VAERunConfig:
@@ -41,7 +49,11 @@ def small_vae(*overrides: str) -> VAERunConfig:
 
 
 def small_joint(*overrides: str) -> JointRunConfig:
-    return load_config(JointRunConfig, None, [*SMALL, *SMALL_DIT, "name=joint", "data.path=none", *SCRATCH, *overrides])
+    return load_config(
+        JointRunConfig,
+        None,
+        [*SMALL, *SMALL_DIT, "name=joint", "data.path=none", *SCRATCH, *overrides],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,35 +61,83 @@ def long_rows(prepared_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     """Rows of 128 tokens."""
     folder = tmp_path_factory.mktemp("long")
     (folder / "book.txt").write_bytes(lzma.decompress(BOOK.read_bytes())[:60_000])
-    corpus, tokenizer = CorpusConfig(inputs=[str(folder / "book.txt")]), str(prepared_folder / "tokenizer.json")
-    prepare(PrepareConfig(out=str(folder / "rows"), tokenizer=tokenizer, corpus=corpus, seq_len=128, held_out_share=0))
+    corpus, tokenizer = (
+        CorpusConfig(inputs=[str(folder / "book.txt")]),
+        str(prepared_folder / "tokenizer.json"),
+    )
+    prepare(
+        PrepareConfig(
+            out=str(folder / "rows"),
+            tokenizer=tokenizer,
+            corpus=corpus,
+            seq_len=128,
+            held_out_share=0,
+        )
+    )
     return folder / "rows"
 
 
 # By what takes most of the memory.
 MEASURED: dict[str, tuple[type[RunConfig], list[str]]] = {
     # Two micro-batches: whole gradients are added up between them.
-    "weights": (VAERunConfig, [
-        "vae.dim=384", "vae.ffn_dim=1536", "vae.num_heads=6", "vae.encoder_num_blocks=6", "vae.decoder_num_blocks=6",
-        "trainer.micro_batch_size=1", "trainer.global_batch_size=2",
-    ]),
-    "activations": (JointRunConfig, [
-        *SMALL_DIT, *SCRATCH, "vae.dim=64", "vae.ffn_dim=256", "dit.txt_dim=128", "dit.emb_dim=128", "dit.heads=4",
-        "dit.head_dim=32", "dit.rope_dim=16", "dit.num_layers=6", "trainer.micro_batch_size=8", "trainer.global_batch_size=8",
-    ]),
-    "vocabulary": (VAERunConfig, [
-        "vae.vocab_size=60000", "vae.dim=64", "vae.ffn_dim=128", "parallel.activation_checkpointing=full",
-        "trainer.micro_batch_size=4", "trainer.global_batch_size=4",
-    ]),
-}  # fmt: skip
+    "weights": (
+        VAERunConfig,
+        [
+            "vae.dim=384",
+            "vae.ffn_dim=1536",
+            "vae.num_heads=6",
+            "vae.encoder_num_blocks=6",
+            "vae.decoder_num_blocks=6",
+            "trainer.micro_batch_size=1",
+            "trainer.global_batch_size=2",
+        ],
+    ),
+    "activations": (
+        JointRunConfig,
+        [
+            *SMALL_DIT,
+            *SCRATCH,
+            "vae.dim=64",
+            "vae.ffn_dim=256",
+            "dit.txt_dim=128",
+            "dit.emb_dim=128",
+            "dit.heads=4",
+            "dit.head_dim=32",
+            "dit.rope_dim=16",
+            "dit.num_layers=6",
+            "trainer.micro_batch_size=8",
+            "trainer.global_batch_size=8",
+        ],
+    ),
+    "vocabulary": (
+        VAERunConfig,
+        [
+            "vae.vocab_size=60000",
+            "vae.dim=64",
+            "vae.ffn_dim=128",
+            "parallel.activation_checkpointing=full",
+            "trainer.micro_batch_size=4",
+            "trainer.global_batch_size=4",
+        ],
+    ),
+}
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the kernel's count of a process' memory")
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(),
+    reason="reads the kernel's count of a process' memory",
+)
 @pytest.mark.parametrize("kind", MEASURED)
 def test_a_real_run_takes_what_was_estimated(kind: str, long_rows: Path, tmp_path: Path) -> None:
     stage, overrides = MEASURED[kind]
-    common = [*SMALL, "data.seq_len=128", f"data.path={long_rows}", f"runs_folder={tmp_path}", "trainer.max_steps=2",
-              "trainer.validate_every_steps=0"]  # fmt: skip
+    common = [
+        *SMALL,
+        "data.seq_len=128",
+        f"data.path={long_rows}",
+        f"runs_folder={tmp_path}",
+        "trainer.max_steps=2",
+        "trainer.validate_every_steps=0",
+    ]
     config = load_config(stage, None, [*common, *overrides, "name=run"])
     networks = [*SMALL_DIT, *SCRATCH] if stage is JointRunConfig else []
     kept = f"parallel.activation_checkpointing={config.parallel.activation_checkpointing}"
@@ -89,7 +149,9 @@ def test_a_real_run_takes_what_was_estimated(kind: str, long_rows: Path, tmp_pat
     # What is released goes back to the system, as glibc does it only for large blocks otherwise.
     environment = {**clean_environment(), "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "tests.scaling.measured_run", *map(str, files)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     measured = int(run.stdout.rsplit("grew ", 1)[1])
     assert measured > 100e6
@@ -118,19 +180,28 @@ def test_parts_add_up_to_the_peak_and_a_gpu_has_its_runtime_beside_them() -> Non
 
 
 def small_ar(*overrides: str) -> AutoregressiveRunConfig:
-    return load_config(AutoregressiveRunConfig, None, ["name=ar", "data.path=none", *TRANSFORMER, *overrides])
+    return load_config(
+        AutoregressiveRunConfig, None, ["name=ar", "data.path=none", *TRANSFORMER, *overrides]
+    )
 
 
 def small_llada(*overrides: str) -> LLaDARunConfig:
-    return load_config(LLaDARunConfig, None, ["name=llada", "data.path=none", *TRANSFORMER, *overrides])
+    return load_config(
+        LLaDARunConfig, None, ["name=llada", "data.path=none", *TRANSFORMER, *overrides]
+    )
 
 
 @pytest.mark.parametrize(
-    ("make", "device_type"), [(small_vae, "cpu"), (small_joint, "cuda"), (small_ar, "cuda"), (small_llada, "cpu")]
+    ("make", "device_type"),
+    [(small_vae, "cpu"), (small_joint, "cuda"), (small_ar, "cuda"), (small_llada, "cpu")],
 )
-def test_the_more_is_computed_again_the_less_is_kept(make: Callable[..., RunConfig], device_type: Literal["cpu", "cuda"]) -> None:
+def test_the_more_is_computed_again_the_less_is_kept(
+    make: Callable[..., RunConfig], device_type: Literal["cpu", "cuda"]
+) -> None:
     def by_part(mode: str) -> dict[str, int]:
-        return estimate(make(f"parallel.activation_checkpointing={mode}"), 1, device_type=device_type).by_part
+        return estimate(
+            make(f"parallel.activation_checkpointing={mode}"), 1, device_type=device_type
+        ).by_part
 
     none, full = by_part("none"), by_part("full")
     assert full["activations"] < none["activations"]
@@ -149,7 +220,9 @@ def test_frozen_weights_have_no_gradients_and_no_optimizer_state() -> None:
 
 def test_offloaded_parts_are_not_the_gpus() -> None:
     config = small_vae("trainer.global_batch_size=8")
-    offloaded = dataclasses.replace(config, parallel=dataclasses.replace(config.parallel, cpu_offload=True))
+    offloaded = dataclasses.replace(
+        config, parallel=dataclasses.replace(config.parallel, cpu_offload=True)
+    )
     there, gone = (estimate(each, 2, device_type="cuda").by_part for each in (config, offloaded))
     assert there["weights"] > 0
     assert there["optimizer state"] > 0
@@ -161,7 +234,10 @@ def test_the_largest_micro_batch_is_what_trying_all_finds() -> None:
     devices, local_rows = 2, 12
     sizes = [rows for rows in range(1, local_rows + 1) if local_rows % rows == 0]
     configs = {
-        rows: small_vae(f"trainer.global_batch_size={devices * local_rows}", f"trainer.micro_batch_size={rows}") for rows in sizes
+        rows: small_vae(
+            f"trainer.global_batch_size={devices * local_rows}", f"trainer.micro_batch_size={rows}"
+        )
+        for rows in sizes
     }
     peaks = {rows: estimate(config, devices).peak for rows, config in configs.items()}
     for memory in [size for peak in peaks.values() for size in (peak - 1, peak)]:
@@ -189,9 +265,18 @@ def test_nothing_fits_into_too_small_a_device() -> None:
 
 
 def test_a_batch_that_does_not_divide_among_the_devices_is_refused() -> None:
-    with pytest.raises(UserError, match=r"global_batch_size \(4\) must be a multiple of the number of devices \(3\)"):
+    with pytest.raises(
+        UserError,
+        match=r"global_batch_size \(4\) must be a multiple of the number of devices \(3\)",
+    ):
         what_fits(small_vae(), 3, 10**9)
-    with pytest.raises(UserError, match=r"multiple of trainer.micro_batch_size x devices \(4 x 2 = 8\): choose one that divides 2"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"multiple of trainer.micro_batch_size x devices \(4 x 2 = 8\): choose one that "
+            r"divides 2"
+        ),
+    ):
         estimate(small_vae(), 2)
 
 

@@ -1,4 +1,6 @@
-"""A plan says what the ledger, the parameters and the memory estimate say; the paper's figures come out."""
+"""A plan says what the ledger, the parameters and the memory estimate say; the paper's figures come
+out.
+"""
 
 import json
 from collections.abc import Callable
@@ -23,23 +25,34 @@ FLEET = Fleet("H100", count=8, per_node=8, mfu=0.45, price=2.5)
 
 @pytest.fixture
 def without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the dry run, which takes its time at the paper's size; tests/test_readme.py has it."""
+    """Leave out the dry run, which takes its time at the paper's size; tests/test_readme.py has
+    it.
+    """
     monkeypatch.setattr(plan, "estimate", lambda *arguments: MemoryEstimate({}, 0))
     monkeypatch.setattr(plan, "what_fits", lambda *arguments: [])
 
 
 @pytest.mark.usefixtures("without_memory")
 def test_the_papers_plan() -> None:
-    config = load_run_config(CONFIGS / "paper" / "joint.yaml", ["budget.eflops=2000", "budget.convention=paper"])
+    config = load_run_config(
+        CONFIGS / "paper" / "joint.yaml", ["budget.eflops=2000", "budget.convention=paper"]
+    )
     text = show(make_plan(config, FLEET, ["10000", "15000", "250000"]), as_json=False)
     for line in (
-        "vae 501,871,574", "dit 1,829,875,728", "paper 7,785,676,800,000,000 7.7857e+15",
+        "vae 501,871,574",
+        "dit 1,829,875,728",
+        "paper 7,785,676,800,000,000 7.7857e+15",
         "Budget: 2,000.0 EFLOPs (paper), reached at step 256,882",
-    ):  # fmt: skip
+    ):
         assert line in " ".join(text.split())
     rows = [line.split() for line in text.splitlines()]
     eflops = {row[0]: row[3] for row in rows if len(row) == 9 and row[0][0].isdigit()}
-    assert eflops == {"10,000": "77.86", "15,000": "116.79", "250,000": "1,946.42", "256,882": "2,000.00"}
+    assert eflops == {
+        "10,000": "77.86",
+        "15,000": "116.79",
+        "250,000": "1,946.42",
+        "256,882": "2,000.00",
+    }
 
 
 @pytest.mark.usefixtures("without_memory")
@@ -52,9 +65,17 @@ def test_the_papers_baselines(stage: str, embeddings: int) -> None:
     assert found["step_flops"]["paper"] == 6 * 1_800_000_000 * 720_896
 
 
-def test_a_plan_is_the_arithmetic_of_its_parts(joint_config: Callable[..., JointRunConfig]) -> None:
+def test_a_plan_is_the_arithmetic_of_its_parts(
+    joint_config: Callable[..., JointRunConfig],
+) -> None:
     marks = "budget.marks=[4 steps,every 1024 tokens]"
-    config = joint_config("run", "trainer.max_steps=20", "trainer.micro_batch_size=1", "trainer.global_batch_size=8", marks)
+    config = joint_config(
+        "run",
+        "trainer.max_steps=20",
+        "trainer.micro_batch_size=1",
+        "trainer.global_batch_size=8",
+        marks,
+    )
     fleet = Fleet("A100", count=2, per_node=2, mfu=0.5, price=3.0)
     found = json.loads(show(make_plan(config, fleet, ["7"]), as_json=True))
     moments = {moment["steps"]: moment for moment in found["moments"]}
@@ -62,15 +83,22 @@ def test_a_plan_is_the_arithmetic_of_its_parts(joint_config: Callable[..., Joint
     assert sorted(moments) == [4, 7, 8, 12, 16, 20]
     assert found["step_flops"] == step_flops(config, 0)
     parts = found["step_flops_by_part"]
-    assert sum(work["model_forward"] + work["model_backward"] for work in parts.values()) == found["step_flops"]["model"]
+    assert (
+        sum(work["model_forward"] + work["model_backward"] for work in parts.values())
+        == found["step_flops"]["model"]
+    )
     model = flops_after(config, 20)["model"]
     assert moments[20]["eflops"]["model"] == model / 1e18
-    assert moments[20]["device_hours"] == pytest.approx(model / (0.5 * 19.5e12) / 3600)  # the config is fp32
+    # the config is fp32
+    assert moments[20]["device_hours"] == pytest.approx(model / (0.5 * 19.5e12) / 3600)
     assert moments[20]["cost"] == pytest.approx(3 * moments[20]["device_hours"])
-    assert moments[20]["epochs"] == pytest.approx(160 / PreparedData.open(config.data.path).num_rows(TRAIN))
+    assert moments[20]["epochs"] == pytest.approx(
+        160 / PreparedData.open(config.data.path).num_rows(TRAIN)
+    )
     assert found["memory"]["peak"] <= sum(found["memory"]["parts"].values())
     assert found["memory"]["fits"]
-    assert {option["micro_batch_size"] for option in found["what_fits"]} == {4}  # all of a device's rows
+    # all of a device's rows
+    assert {option["micro_batch_size"] for option in found["what_fits"]} == {4}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +110,9 @@ def test_a_plan_is_the_arithmetic_of_its_parts(joint_config: Callable[..., Joint
         (("H100", 8, 8, 0.4, -1.0), "--price must be 0 or more, not -1.0"),
     ],
 )
-def test_a_fleet_that_cannot_be_is_refused(fleet: tuple[str, int, int, float, float | None], message: str) -> None:
+def test_a_fleet_that_cannot_be_is_refused(
+    fleet: tuple[str, int, int, float, float | None], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         Fleet(*fleet)
 

@@ -17,13 +17,24 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 
 
-@given(name=names, count=counts, budget=st.floats(1e-30, 1e30), values=st.lists(numbers, min_size=2, max_size=2))
+@given(
+    name=names,
+    count=counts,
+    budget=st.floats(1e-30, 1e30),
+    values=st.lists(numbers, min_size=2, max_size=2),
+)
 def test_points_come_back_exactly(
-    tmp_path_factory: pytest.TempPathFactory, name: str, count: int, budget: float, values: list[float]
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    count: int,
+    budget: float,
+    values: list[float],
 ) -> None:
     flops = {"paper": count, "model": count + 1, "executed": 2 * count}
     points = [
-        Point(name, size, count, 3 * count, budget, flops, kind, {"one": values[0], "two": values[1]})
+        Point(
+            name, size, count, 3 * count, budget, flops, kind, {"one": values[0], "two": values[1]}
+        )
         for size, kind in (("small", "run"), ("large", "anneal"), ("large", "run"))
     ]
     path = tmp_path_factory.mktemp("points") / "points.csv"
@@ -96,10 +107,15 @@ def test_families_and_budgets() -> None:
 @pytest.mark.parametrize("share, is_refused", [(1.04, False), (1.06, True)])
 def test_a_budget_is_one_amount_of_compute(share: float, is_refused: bool) -> None:
     one, other = ladder()[:2]
-    other = dataclasses.replace(other, flops=other.flops | {"paper": round(one.flops["paper"] * share)})
+    other = dataclasses.replace(
+        other, flops=other.flops | {"paper": round(one.flops["paper"] * share)}
+    )
     assert by_budget([one, other], "model") == {3e-6: [one, other]}
     if is_refused:
-        with pytest.raises(UserError, match=r"same FLOPs within 5%.*cola at 3e-06 EFLOPs spent 6e\+12 to .*'paper'"):
+        with pytest.raises(
+            UserError,
+            match=r"same FLOPs within 5%.*cola at 3e-06 EFLOPs spent 6e\+12 to .*'paper'",
+        ):
             by_budget([one, other], "paper")
     else:
         assert by_budget([one, other], "paper") == {3e-6: [one, other]}

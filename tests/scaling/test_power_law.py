@@ -1,4 +1,6 @@
-"""Power laws: known ones are found again, no other solver finds a better one, and intervals hold the truth as often as they say."""
+"""Power laws: known ones are found again, no other solver finds a better one, and intervals hold
+the truth as often as they say.
+"""
 
 from typing import Any
 
@@ -13,7 +15,9 @@ from tests.scaling.ladders import BUDGETS, best_size, ladder
 
 
 def fit(flops: Any, values: Any, direction: Any = "falls") -> PowerLaw:
-    law = fit_power_law(np.asarray(flops, dtype=np.float64), np.asarray(values, dtype=np.float64), direction)
+    law = fit_power_law(
+        np.asarray(flops, dtype=np.float64), np.asarray(values, dtype=np.float64), direction
+    )
     assert isinstance(law, PowerLaw)
     return law
 
@@ -24,9 +28,13 @@ def compute(num_points: int, span: float = 100.0) -> Any:
 
 @settings(max_examples=25)
 @given(
-    limit=st.floats(0, 5), amplitude=st.floats(0.1, 3), exponent=st.floats(0.05, 1), num_points=st.integers(4, 12),
-    span=st.floats(8, 1e4), rises=st.booleans(),
-)  # fmt: skip
+    limit=st.floats(0, 5),
+    amplitude=st.floats(0.1, 3),
+    exponent=st.floats(0.05, 1),
+    num_points=st.integers(4, 12),
+    span=st.floats(8, 1e4),
+    rises=st.booleans(),
+)
 def test_a_law_without_noise_is_found_exactly(
     limit: float, amplitude: float, exponent: float, num_points: int, span: float, rises: bool
 ) -> None:
@@ -44,7 +52,9 @@ def test_a_law_without_noise_is_found_exactly(
 @given(data=st.data(), num_points=st.integers(4, 8))
 def test_no_other_solver_finds_a_better_one(data: st.DataObject, num_points: int) -> None:
     flops = compute(num_points)
-    values = np.array(data.draw(st.lists(st.floats(0, 5), min_size=num_points, max_size=num_points)))
+    values = np.array(
+        data.draw(st.lists(st.floats(0, 5), min_size=num_points, max_size=num_points))
+    )
     law = fit(flops, values)
     ratio = flops / flops[0]
     # The least and the greatest exponents that ours may have.
@@ -53,9 +63,15 @@ def test_no_other_solver_finds_a_better_one(data: st.DataObject, num_points: int
     def residuals(x: Any) -> Any:
         return x[0] + x[1] * ratio ** -np.exp(x[2]) - values
 
-    starts = [(values.min() / 2 + 0.01, 0.1 + np.ptp(values), np.log(exponent)) for exponent in (0.01, 0.1, 0.4, 1.0, 3.0)]
+    starts = [
+        (values.min() / 2 + 0.01, 0.1 + np.ptp(values), np.log(exponent))
+        for exponent in (0.01, 0.1, 0.4, 1.0, 3.0)
+    ]
     others = [least_squares(residuals, start, bounds=bounds) for start in starts]
-    assert np.square(law.at(flops) - values).sum() <= min(2 * other.cost for other in others) * (1 + 1e-6) + 1e-9
+    assert (
+        np.square(law.at(flops) - values).sum()
+        <= min(2 * other.cost for other in others) * (1 + 1e-6) + 1e-9
+    )
     assert law.limit >= 0
     assert law.amplitude >= 0
     assert law.exponent >= 0
@@ -97,7 +113,12 @@ def test_beyond_the_measured_compute_is_wider_and_marked() -> None:
     assert [row["eflops"] for row in curve[-2:]] == pytest.approx([300, 1000])
     widths = [row["interval"][1] - row["interval"][0] for row in curve]
     assert widths[4] < widths[5] < widths[6] < widths[7]
-    assert law.is_extrapolated(np.array([0.9e18, 1e18, 1e20, 1.1e20])).tolist() == [True, False, False, True]
+    assert law.is_extrapolated(np.array([0.9e18, 1e18, 1e20, 1.1e20])).tolist() == [
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_limits_stay_possible() -> None:
@@ -136,11 +157,16 @@ def test_no_fit_without_a_reason(values: list[float], direction: Any, reason: st
     assert reason in found.to_json()["not_fitted"]
 
 
-@pytest.mark.parametrize("metric, direction", [("judge_nats_per_token", "falls"), ("next_word_accuracy", "rises")])
+@pytest.mark.parametrize(
+    "metric, direction", [("judge_nats_per_token", "falls"), ("next_word_accuracy", "rises")]
+)
 def test_the_frontier_is_the_best_size_of_each_budget(metric: str, direction: Any) -> None:
     points = [point for point in ladder() if point.family == "ar"]
     best = frontier(list(reversed(points)), metric, direction, "model")
     assert [point.budget for point in best] == list(BUDGETS)
     for point in best:
         rivals = [other for other in points if other.budget == point.budget]
-        assert min(rivals, key=lambda other: abs(np.log(other.parameters / best_size(point.budget)))) == point
+        assert (
+            min(rivals, key=lambda other: abs(np.log(other.parameters / best_size(point.budget))))
+            == point
+        )

@@ -1,6 +1,7 @@
 """Trains the config in the folder given, with the last process alone made to go wrong; not a test.
 
-Arguments: the folder; "nan" (in the gradient, the loss stays as it is) or "hang"; the optimizer steps for it, counted from 0.
+Arguments: the folder; "nan" (in the gradient, the loss stays as it is) or "hang"; the optimizer
+    steps for it, counted from 0.
 """
 
 import dataclasses

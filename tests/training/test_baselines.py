@@ -1,4 +1,6 @@
-"""The baselines train through the same loop: alike on any number of processes, after any interruption, and as exported."""
+"""The baselines train through the same loop: alike on any number of processes, after any
+interruption, and as exported.
+"""
 
 import signal
 from collections.abc import Callable
@@ -30,11 +32,20 @@ LOSSES = {"ar": "next_token_nats_per_token", "llada": "masked_diffusion_nats_per
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", LOSSES)
-def test_processes_and_accumulation_do_not_change_a_baseline(baseline_config: Configs, tmp_path: Path, stage: str) -> None:
-    # Eight documents a row are shorter than a row of LLaDA's masks: rows count different numbers of tokens.
-    shared = ["trainer.global_batch_size=8", "trainer.max_steps=12", f"objective.mask_documents={str(stage == 'ar').lower()}"]
+def test_processes_and_accumulation_do_not_change_a_baseline(
+    baseline_config: Configs, tmp_path: Path, stage: str
+) -> None:
+    # Eight documents a row are shorter than a row of LLaDA's masks: rows count different numbers of
+    # tokens.
+    shared = [
+        "trainer.global_batch_size=8",
+        "trainer.max_steps=12",
+        f"objective.mask_documents={str(stage == 'ar').lower()}",
+    ]
     alone = baseline_config(stage, "alone", *shared, "trainer.micro_batch_size=8")
-    split = baseline_config(stage, "split", *shared, "trainer.micro_batch_size=2", "parallel.strategy=fsdp2")
+    split = baseline_config(
+        stage, "split", *shared, "trainer.micro_batch_size=2", "parallel.strategy=fsdp2"
+    )
     train_all({"alone": alone}, 1, tmp_path)
     train_all({"split": split}, 2, tmp_path)
     one, two = folder_of(alone), folder_of(split)
@@ -64,18 +75,29 @@ def test_an_interrupted_baseline_ends_as_if_it_had_not_been(
     assert train(broken).state == "interrupted"
     assert train(broken).state == "finished"
     assert figures(folder_of(broken)) == figures(folder_of(whole))
-    ours, theirs = (load_checkpoint(folder_of(config)).networks["transformer"].state_dict() for config in (broken, whole))
+    ours, theirs = (
+        load_checkpoint(folder_of(config)).networks["transformer"].state_dict()
+        for config in (broken, whole)
+    )
     assert all(ours[name].equal(theirs[name]) for name in theirs)
 
 
 @pytest.mark.parametrize("stage", LOSSES)
 def test_an_export_is_what_was_validated(baseline_config: Configs, stage: str) -> None:
-    config = baseline_config(stage, "run", "trainer.sample_every_steps=3", "trainer.validation_rows=5")
+    config = baseline_config(
+        stage, "run", "trainer.sample_every_steps=3", "trainer.validation_rows=5"
+    )
     train(config)
     run = folder_of(config)
     checkpoint = load_checkpoint(run)
     assert isinstance(checkpoint, TransformerCheckpoint)
-    assert checkpoint.training == {"stage": stage, "step": 6, "seq_len": 32, "run": "run", "mask_documents": False}
+    assert checkpoint.training == {
+        "stage": stage,
+        "step": 6,
+        "seq_len": 32,
+        "run": "run",
+        "mask_documents": False,
+    }
     objective: Objective
     if stage == "ar":
         objective = AutoregressiveObjective(checkpoint.transformer, config.objective)  # type: ignore[attr-defined]
@@ -105,6 +127,10 @@ def test_a_comparison_goes_into_the_metrics(baseline_config: Configs) -> None:
 
 def test_a_vocabulary_below_the_tokenizers_is_refused(baseline_config: Configs) -> None:
     with pytest.raises(
-        UserError, match=r"transformer.vocab_size \(100\) is below the data's tokenizer.*set transformer.vocab_size=320"
+        UserError,
+        match=(
+            r"transformer.vocab_size \(100\) is below the data's tokenizer.*set "
+            r"transformer.vocab_size=320"
+        ),
     ):
         train(baseline_config("ar", "small", "transformer.vocab_size=100"))

@@ -1,4 +1,6 @@
-"""A branch goes on from a saved step of another run, as that run would have gone on with the branch's schedule."""
+"""A branch goes on from a saved step of another run, as that run would have gone on with the
+branch's schedule.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,13 @@ from cola_train.training.run import train
 from tests.helpers.programs import torchrun
 from tests.helpers.runs import figures, saved_tensors
 
-STABLE = ["optim.schedule=wsd", "trainer.validate_every_steps=5", "optim.anneal=1", "optim.decay=1000000", "budget.marks=[5 steps]"]
+STABLE = [
+    "optim.schedule=wsd",
+    "trainer.validate_every_steps=5",
+    "optim.anneal=1",
+    "optim.decay=1000000",
+    "budget.marks=[5 steps]",
+]
 END = ["trainer.max_steps=9", "optim.decay=9", "optim.anneal=4", "budget.marks=[]"]
 Configs = Callable[..., VAERunConfig]
 
@@ -27,14 +35,18 @@ def trunk(vae_config: Configs) -> Path:
     return Path(config.runs_folder) / "trunk"
 
 
-def test_a_branch_is_the_run_that_had_its_schedule_all_along(vae_config: Configs, trunk: Path) -> None:
+def test_a_branch_is_the_run_that_had_its_schedule_all_along(
+    vae_config: Configs, trunk: Path
+) -> None:
     straight = vae_config("straight", *STABLE, *END)
     train(straight)
     config = branch(trunk, 5, ["name=anneal", *END])
     assert config.branched_from == f"{trunk}/step-5"
     assert train(config).step == 9
     ours, theirs = trunk.parent / "anneal", trunk.parent / "straight"
-    assert all(value.equal(saved_tensors(theirs)[name]) for name, value in saved_tensors(ours).items())
+    assert all(
+        value.equal(saved_tensors(theirs)[name]) for name, value in saved_tensors(ours).items()
+    )
     assert figures(ours) == figures(theirs)
     assert audit(ours) == 0
     # The trunk's mark is the trunk's: the branch neither keeps nor exports it.
@@ -52,12 +64,21 @@ def test_the_same_call_goes_on_with_a_branch(trunk: Path) -> None:
     "step, overrides, message",
     [
         (4, END, r"has no checkpoint of step 4; it has \[5, 6, 7\]"),
-        (5, [*END, "optim.anneal=6"], "rate is not that of the run it comes from at step 4, before it branches off at step 5"),
+        (
+            5,
+            [*END, "optim.anneal=6"],
+            (
+                "rate is not that of the run it comes from at step 4, before it branches off at "
+                "step 5"
+            ),
+        ),
         (5, [*END, "seed=3"], "cannot differ from it in seed: 66, now 3"),
         (5, [*END, "optim.learning_rate=1"], "cannot differ from it in optim.learning_rate"),
     ],
 )
-def test_what_cannot_be_a_branch_is_refused(trunk: Path, step: int, overrides: list[str], message: str) -> None:
+def test_what_cannot_be_a_branch_is_refused(
+    trunk: Path, step: int, overrides: list[str], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         branch(trunk, step, ["name=anneal", *overrides])
     assert not (trunk.parent / "anneal").exists()

@@ -1,4 +1,6 @@
-"""What may be switched on without changing the numbers (or, for bf16, changing them by its rounding), and the moving average."""
+"""What may be switched on without changing the numbers (or, for bf16, changing them by its
+rounding), and the moving average.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -41,10 +43,13 @@ def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        "parallel.activation_checkpointing=selective", "parallel.activation_checkpointing=full", "parallel.cpu_offload=true",
-        "checkpoint.asynchronous=true", "data.num_workers=2",
+        "parallel.activation_checkpointing=selective",
+        "parallel.activation_checkpointing=full",
+        "parallel.cpu_offload=true",
+        "checkpoint.asynchronous=true",
+        "data.num_workers=2",
     ],
-)  # fmt: skip
+)
 def test_what_changes_no_number(joint_config: JointConfigs, option: str) -> None:
     plain, with_option = joint_config("plain"), joint_config("with", option)
     train(plain)
@@ -54,13 +59,22 @@ def test_what_changes_no_number(joint_config: JointConfigs, option: str) -> None
     counted = {key for key in ours if key[1] == "eflops_executed"}
     assert all(ours[key] <= theirs[key] for key in counted)  # type: ignore[operator]
     assert any(ours[key] < theirs[key] for key in counted) == option.endswith("=full")  # type: ignore[operator]
-    assert {key: ours[key] for key in ours.keys() - counted} == {key: theirs[key] for key in theirs.keys() - counted}
+    assert {key: ours[key] for key in ours.keys() - counted} == {
+        key: theirs[key] for key in theirs.keys() - counted
+    }
     for step in (3, 6):
         assert_equal(saved(plain, step), saved(with_option, step))
 
 
-def test_background_saves_resume_exactly_and_leave_nothing_behind(joint_config: JointConfigs) -> None:
-    often = ["checkpoint.asynchronous=true", "checkpoint.every_steps=1", "checkpoint.keep=3", "ema.decay=0.9"]
+def test_background_saves_resume_exactly_and_leave_nothing_behind(
+    joint_config: JointConfigs,
+) -> None:
+    often = [
+        "checkpoint.asynchronous=true",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=3",
+        "ema.decay=0.9",
+    ]
     whole, part = joint_config("whole", *often), joint_config("part", *often, "trainer.max_steps=4")
     train(whole)
     train(part)
@@ -100,12 +114,20 @@ def kept_bytes(objective: nn.Module, run: Callable[[], Tensor]) -> tuple[int, di
     return kept, {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
 
 
-def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(joint_config: JointConfigs, six_rows: Any) -> None:
+def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(
+    joint_config: JointConfigs, six_rows: Any
+) -> None:
     # Deep and wide enough that blocks are most of what is kept.
     config = joint_config(
-        "x", "dit.num_layers=6", "dit.txt_dim=64", "dit.emb_dim=64", "dit.head_dim=32", "dit.rope_dim=8",
-        "vae.encoder_num_blocks=4", "vae.decoder_num_blocks=4",
-    )  # fmt: skip
+        "x",
+        "dit.num_layers=6",
+        "dit.txt_dim=64",
+        "dit.emb_dim=64",
+        "dit.head_dim=32",
+        "dit.rope_dim=8",
+        "vae.encoder_num_blocks=4",
+        "vae.decoder_num_blocks=4",
+    )
     results = {}
     for mode in ("none", "selective", "full"):
         vae, dit = TextVAE(config.vae), BlockCausalDiT(config.dit)
@@ -113,11 +135,16 @@ def test_activation_checkpointing_keeps_less_and_gives_the_same_gradients(joint_
         initialize_dit(dit, 1)
         for parameter in dit.parameters():
             if not parameter.any():
-                nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel()))
+                nn.init.normal_(
+                    parameter, std=0.1, generator=torch.Generator().manual_seed(parameter.numel())
+                )
         objective = Stage2Objective(vae, dit, config.objective, seed=3)
         checkpoint_activations(objective, mode)  # type: ignore[arg-type]  # the three modes
         counts = {name: value.float() for name, value in objective.counts(six_rows).items()}
-        results[mode] = kept_bytes(objective, lambda objective=objective, counts=counts: total_loss(objective(six_rows), counts))
+        results[mode] = kept_bytes(
+            objective,
+            lambda objective=objective, counts=counts: total_loss(objective(six_rows), counts),
+        )
     assert results["none"][0] > 1.3 * results["selective"][0] > 1.3 * 1.3 * results["full"][0]
     for mode in ("selective", "full"):
         assert_equal(results[mode][1], results["none"][1])
@@ -129,7 +156,11 @@ def test_bf16_rounds_the_forward_and_keeps_fp32_masters(joint_config: JointConfi
     train(rounded)
     assert all(tensor.dtype == torch.float32 for tensor in saved(rounded, 6).values())
     expected, found = figures(folder_of(exact)), figures(folder_of(rounded))
-    differences = {key: abs(found[key] - value) / abs(value) for key, value in expected.items() if key[1].endswith("/loss")}
+    differences = {
+        key: abs(found[key] - value) / abs(value)
+        for key, value in expected.items()
+        if key[1].endswith("/loss")
+    }
     assert 0 < max(differences.values()) < 2e-2
     # Learning rates of 1e-6 would vanish in bf16 weights.
     weights = [value for name, value in saved(rounded, 6).items() if name.startswith("model.")]
@@ -137,7 +168,9 @@ def test_bf16_rounds_the_forward_and_keeps_fp32_masters(joint_config: JointConfi
 
 
 def test_initial_weights_are_those_of_plain_networks(joint_config: JointConfigs) -> None:
-    config = joint_config("run", "trainer.max_steps=1", "optim.start_learning_rate=1e-30", "optim.weight_decay=0")
+    config = joint_config(
+        "run", "trainer.max_steps=1", "optim.start_learning_rate=1e-30", "optim.weight_decay=0"
+    )
     train(config)
     vae, dit = TextVAE(config.vae), BlockCausalDiT(config.dit)
     initialize_text_vae(vae, config.seed)
@@ -148,7 +181,9 @@ def test_initial_weights_are_those_of_plain_networks(joint_config: JointConfigs)
             assert torch.allclose(found[f"model.{name}.{key}"], value, atol=1e-28, rtol=0), key
 
 
-def test_the_average_is_what_its_formula_says_and_is_validated_and_exported(joint_config: JointConfigs, tmp_path: Path) -> None:
+def test_the_average_is_what_its_formula_says_and_is_validated_and_exported(
+    joint_config: JointConfigs, tmp_path: Path
+) -> None:
     every = ["checkpoint.every_steps=1", "checkpoint.keep=10", "trainer.validate_every_steps=1"]
     config = joint_config("run", "ema.decay=0.5", "ema.evaluate=true", "ema.export=true", *every)
     plain = joint_config("plain", *every)
@@ -163,18 +198,27 @@ def test_the_average_is_what_its_formula_says_and_is_validated_and_exported(join
         # Averaging is looking on: the weights themselves are a plain run's.
         assert torch.equal(tensors[f"model.{name}"], saved(plain, step)[f"model.{name}"])
     assert figures(folder_of(config))[6, "train/loss"] == figures(folder_of(plain))[6, "train/loss"]
-    assert figures(folder_of(config))[6, "validation/loss"] != figures(folder_of(plain))[6, "validation/loss"]
+    assert (
+        figures(folder_of(config))[6, "validation/loss"]
+        != figures(folder_of(plain))[6, "validation/loss"]
+    )
     exported = load_file(folder_of(config) / "hf" / "cola_dlm" / "cola_dit" / "model.safetensors")
     assert torch.equal(exported[name.removeprefix("dit.")], saved(config, 6)[f"average.{name}"])
     raw = export_run(folder_of(config), 6, tmp_path / "raw", 10**9)
-    assert torch.equal(load_file(raw / "cola_dlm" / "cola_dit" / "model.safetensors")[name.removeprefix("dit.")],
-                       saved(config, 6)[f"model.{name}"])  # fmt: skip
-    with pytest.raises(UserError, match=r"has no moving average of the weights; only a run with ema\.decay"):
+    assert torch.equal(
+        load_file(raw / "cola_dlm" / "cola_dit" / "model.safetensors")[name.removeprefix("dit.")],
+        saved(config, 6)[f"model.{name}"],
+    )
+    with pytest.raises(
+        UserError, match=r"has no moving average of the weights; only a run with ema\.decay"
+    ):
         export_run(folder_of(plain), None, tmp_path / "none", 10**9, use_ema=True)
 
 
 def test_what_an_average_needs_is_said(vae_config: Callable[..., VAERunConfig]) -> None:
-    with pytest.raises(UserError, match=r"ema.evaluate and ema.export need an average: set ema.decay"):
+    with pytest.raises(
+        UserError, match=r"ema.evaluate and ema.export need an average: set ema.decay"
+    ):
         vae_config("x", "ema.export=true")
     with pytest.raises(UserError, match=r"ema.decay must be in \[0, 1\), not 1"):
         vae_config("x", "ema.decay=1.0")
@@ -188,7 +232,9 @@ def test_bf16_accumulates_over_a_vae_that_only_encodes(
     if phase == "fix":
         vae = vae_config("vae", "trainer.max_steps=1")
         train(vae)
-        config = joint_config("run", *bf16, f"init_vae_from={folder_of(vae)}", "objective.vae_strategy.mode=fix")
+        config = joint_config(
+            "run", *bf16, f"init_vae_from={folder_of(vae)}", "objective.vae_strategy.mode=fix"
+        )
         assert train(config).state == "finished"
         return
     interval = [

@@ -1,4 +1,6 @@
-"""Whole runs: what they leave, that they repeat, that they resume, that they are never overwritten."""
+"""Whole runs: what they leave, that they repeat, that they resume, that they are never
+overwritten.
+"""
 
 import json
 from collections.abc import Callable
@@ -41,7 +43,11 @@ JointConfigs = Callable[..., JointRunConfig]
 def rows(run: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl of one kind, without clock readings."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in CLOCKS} for line in lines if any(k.startswith(f"{kind}/") for k in line)]
+    return [
+        {k: v for k, v in line.items() if k not in CLOCKS}
+        for line in lines
+        if any(k.startswith(f"{kind}/") for k in line)
+    ]
 
 
 def weights(run: Path, part: str) -> dict[str, Tensor]:
@@ -52,12 +58,19 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_stage_1_leaves_config_metrics_plot_checkpoints_and_an_export_that_loads(vae_config: VAEConfigs) -> None:
+def test_stage_1_leaves_config_metrics_plot_checkpoints_and_an_export_that_loads(
+    vae_config: VAEConfigs,
+) -> None:
     run = start(vae_config("vae"))
     train, validation = rows(run, "train"), rows(run, "validation")
     assert [row["step"] for row in train] == [1, 2, 3, 4, 5, 6]
     assert [row["step"] for row in validation] == [3, 6]
-    terms = {"reconstruction_nats_per_token", "kl_nats_per_token", "mask_nats_per_masked_token", "vae_log_snr"}
+    terms = {
+        "reconstruction_nats_per_token",
+        "kl_nats_per_token",
+        "mask_nats_per_masked_token",
+        "vae_log_snr",
+    }
     assert {f"train/{term}" for term in terms} <= train[0].keys()
     assert {f"validation/{term}" for term in terms} <= validation[0].keys()
     assert train[-1]["train/loss"] < train[0]["train/loss"]
@@ -77,7 +90,9 @@ def test_stage_1_leaves_config_metrics_plot_checkpoints_and_an_export_that_loads
     assert checkpoint.trained_seq_len == 32
 
 
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(joint_config: JointConfigs) -> None:
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
+    joint_config: JointConfigs,
+) -> None:
     whole = start(joint_config("whole"))
     part = start(joint_config("part", "trainer.max_steps=3"))
     assert [row["step"] for row in rows(part, "train")] == [1, 2, 3]
@@ -89,7 +104,9 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(joint_config
     assert (part / "config.before-1.yaml").is_file()
 
 
-def test_neither_micro_batches_nor_processes_change_the_numbers(joint_config: JointConfigs) -> None:
+def test_neither_micro_batches_nor_processes_change_the_numbers(
+    joint_config: JointConfigs,
+) -> None:
     documents = ["objective.flow.prompt_block_prob=0.5"]
     whole = start(joint_config("whole", *documents))
     cut = start(joint_config("cut", "trainer.micro_batch_size=1", *documents))
@@ -98,10 +115,16 @@ def test_neither_micro_batches_nor_processes_change_the_numbers(joint_config: Jo
             assert a == pytest.approx(b, rel=2e-5, abs=1e-6)
 
 
-def test_export_of_a_saved_step_equals_the_export_at_the_end(vae_config: VAEConfigs, tmp_path: Path) -> None:
+def test_export_of_a_saved_step_equals_the_export_at_the_end(
+    vae_config: VAEConfigs, tmp_path: Path
+) -> None:
     run = start(vae_config("vae"))
-    assert same(load_exported(export_run(run, None, tmp_path / "six", 10**9)), weights(run, "cola_vae"))
-    assert not same(load_exported(export_run(run, 3, tmp_path / "three", 10**9)), weights(run, "cola_vae"))
+    assert same(
+        load_exported(export_run(run, None, tmp_path / "six", 10**9)), weights(run, "cola_vae")
+    )
+    assert not same(
+        load_exported(export_run(run, 3, tmp_path / "three", 10**9)), weights(run, "cola_vae")
+    )
     with pytest.raises(UserError, match=r"has no checkpoint of step 4; it has \[3, 6\]"):
         export_run(run, 4, None, 10**9)
     with pytest.raises(UserError, match="exists and is not overwritten"):
@@ -122,7 +145,12 @@ def test_only_the_newest_checkpoints_are_kept(vae_config: VAEConfigs) -> None:
 def test_a_run_is_never_overwritten(vae_config: VAEConfigs) -> None:
     run = start(vae_config("vae", "trainer.max_steps=1"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=r"holds another run, which is not overwritten: it differs in seed: 66, now 1\. Choose"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"holds another run, which is not overwritten: it differs in seed: 66, now 1\. Choose"
+        ),
+    ):
         start(vae_config("vae", "seed=1"))
     (run.parent / "notes").mkdir()
     (run.parent / "notes" / "mine.txt").write_text("precious")
@@ -139,8 +167,13 @@ def test_the_same_command_again_goes_on_and_a_finished_run_stays_as_it_is(
     start(vae_config("vae", "trainer.max_steps=5", "optim.decay=20"))
     assert [row["step"] for row in rows(run, "train")] == [1, 2, 3, 4, 5]
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert train(vae_config("vae", "trainer.max_steps=5", "optim.decay=20")) == Status("finished", 5)
-    assert "is finished at step 5; a larger trainer.max_steps or budget goes on with it" in capsys.readouterr().err
+    assert train(vae_config("vae", "trainer.max_steps=5", "optim.decay=20")) == Status(
+        "finished", 5
+    )
+    assert (
+        "is finished at step 5; a larger trainer.max_steps or budget goes on with it"
+        in capsys.readouterr().err
+    )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
@@ -153,24 +186,40 @@ def test_what_resume_refuses(vae_config: VAEConfigs, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not a run folder: it has no config.yaml"):
         resume(tmp_path, VAERunConfig)
     (run / "lightning" / "latest").write_text("step-00000009\n")
-    with pytest.raises(UserError, match=r"names step-00000009, which is not there; steps present: \[1\]"):
+    with pytest.raises(
+        UserError, match=r"names step-00000009, which is not there; steps present: \[1\]"
+    ):
         train(resume(run, VAERunConfig))
     (run / "lightning" / "latest").unlink()
     (run / "lightning" / "step-00000001" / "manifest.json").unlink()
-    with pytest.raises(UserError, match=r"it has checkpoints of steps \[1\] but no `latest` naming one"):
+    with pytest.raises(
+        UserError, match=r"it has checkpoints of steps \[1\] but no `latest` naming one"
+    ):
         train(resume(run, VAERunConfig))
 
 
-def test_stage_2_starts_from_stage_1_and_fix_leaves_the_vae_as_it_was(vae_config: VAEConfigs, joint_config: JointConfigs) -> None:
+def test_stage_2_starts_from_stage_1_and_fix_leaves_the_vae_as_it_was(
+    vae_config: VAEConfigs, joint_config: JointConfigs
+) -> None:
     vae_run = start(vae_config("vae"))
-    fixed = start(joint_config("fixed", f"init_vae_from={vae_run}", "objective.vae_strategy.mode=fix"))
+    fixed = start(
+        joint_config("fixed", f"init_vae_from={vae_run}", "objective.vae_strategy.mode=fix")
+    )
     assert same(weights(fixed, "cola_vae"), weights(vae_run, "cola_vae"))
-    joint = start(joint_config("joint", f"init_vae_from={vae_run}", "objective.reference_weight=0.01"))
+    joint = start(
+        joint_config("joint", f"init_vae_from={vae_run}", "objective.reference_weight=0.01")
+    )
     assert not same(weights(joint, "cola_vae"), weights(vae_run, "cola_vae"))
     assert "train/reference_kl_nats_per_token" in rows(joint, "train")[0]
     # The first joint step starts at the reference itself.
-    assert rows(joint, "train")[0]["train/reference_kl_nats_per_token"] == pytest.approx(0, abs=1e-4)
-    both = start(joint_config("both", f"init_vae_from={joint}", f"init_dit_from={joint}", "trainer.max_steps=1"))
+    assert rows(joint, "train")[0]["train/reference_kl_nats_per_token"] == pytest.approx(
+        0, abs=1e-4
+    )
+    both = start(
+        joint_config(
+            "both", f"init_vae_from={joint}", f"init_dit_from={joint}", "trainer.max_steps=1"
+        )
+    )
     assert rows(both, "train")[0]["train/flow_mse"] < rows(joint, "train")[0]["train/flow_mse"]
 
 
@@ -180,7 +229,10 @@ def test_interval_trains_the_vae_in_its_joint_phase_only(joint_config: JointConf
         "objective.vae_strategy.joint_steps=2",
         "objective.vae_strategy.frozen_steps=2",
     ]
-    two, four, five = (start(joint_config(f"run{n}", *strategy, f"trainer.max_steps={n}", "optim.decay=20")) for n in (2, 4, 5))
+    two, four, five = (
+        start(joint_config(f"run{n}", *strategy, f"trainer.max_steps={n}", "optim.decay=20"))
+        for n in (2, 4, 5)
+    )
     assert same(weights(two, "cola_vae"), weights(four, "cola_vae"))
     assert not same(weights(two, "cola_dit"), weights(four, "cola_dit"))
     assert not same(weights(four, "cola_vae"), weights(five, "cola_vae"))
@@ -213,15 +265,21 @@ def test_sample_texts_and_wandb_files_stay_in_the_run_folder(joint_config: Joint
 def test_data_tokenizer_and_checkpoint_must_fit(
     vae_config: VAEConfigs, joint_config: JointConfigs, tmp_path: Path, prepared_folder: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"vae.vocab_size \(300\) is below the data's tokenizer, which has 320 ids"):
+    with pytest.raises(
+        UserError, match=r"vae.vocab_size \(300\) is below the data's tokenizer, which has 320 ids"
+    ):
         start(vae_config("small", "vae.vocab_size=300"))
     with pytest.raises(UserError, match=r"seq_len"):
         start(vae_config("long", "data.seq_len=64"))
-    with pytest.raises(UserError, match=r"mask_documents needs documents that start on block boundaries"):
+    with pytest.raises(
+        UserError, match=r"mask_documents needs documents that start on block boundaries"
+    ):
         start(joint_config("documents", "objective.mask_documents=true"))
     assert not (tmp_path / "small").exists()
     vae_run = start(vae_config("vae", "trainer.max_steps=1"))
-    with pytest.raises(UserError, match=r"does not fit this run's config \(vae.dim: checkpoint 16, config 32\)"):
+    with pytest.raises(
+        UserError, match=r"does not fit this run's config \(vae.dim: checkpoint 16, config 32\)"
+    ):
         start(joint_config("wide", f"init_vae_from={vae_run}", "vae.dim=32"))
     assert not (tmp_path / "wide").exists()
     tokenizer = vae_run / "hf" / "tokenizer.json"
@@ -231,7 +289,9 @@ def test_data_tokenizer_and_checkpoint_must_fit(
     assert not (tmp_path / "other").exists()
 
 
-def test_a_validation_cut_short_is_done_when_the_run_goes_on(joint_config: JointConfigs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_cut_short_is_done_when_the_run_goes_on(
+    joint_config: JointConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(joint_config("whole"))
     means = Validation._means
 

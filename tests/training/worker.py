@@ -1,6 +1,8 @@
-"""Trains the configs in the folders given as arguments, one after another, in the processes that torchrun started; not a test.
+"""Trains the configs in the folders given as arguments, one after another, in the processes that
+torchrun started; not a test.
 
-Beside each run it leaves, for every process, the checksum of every draw that its losses were computed from, by purpose and sample.
+Beside each run it leaves, for every process, the checksum of every draw that its losses were
+computed from, by purpose and sample.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""A row of a public data set to a sample, with the ids, questions and choices of the released evaluation's samples.
+"""A row of a public data set to a sample, with the ids, questions and choices of the released
+evaluation's samples.
 
-Ids are places in the data set's own order: from 0, or from 1 in lambada and story_cloze; squad has ids of its own.
+Ids are places in the data set's own order: from 0, or from 1 in lambada and story_cloze; squad has
+ids of its own.
 """
 
 import hashlib
@@ -26,7 +28,9 @@ def mmlu(place: int, row: Mapping[str, Any]) -> Sample:
 def obqa(place: int, row: Mapping[str, Any]) -> Sample:
     """Columns question_stem, choices (text and label), answerKey (one of the labels)."""
     options = row["choices"]
-    return _chosen(place, row["question_stem"], options["text"], options["label"].index(row["answerKey"]))
+    return _chosen(
+        place, row["question_stem"], options["text"], options["label"].index(row["answerKey"])
+    )
 
 
 def hellaswag(place: int, row: Mapping[str, Any]) -> Sample:
@@ -36,12 +40,18 @@ def hellaswag(place: int, row: Mapping[str, Any]) -> Sample:
 
 def race(place: int, row: Mapping[str, Any]) -> Sample:
     """Columns article, question, options, answer (a letter)."""
-    return _chosen(place, f"{row['article']} {row['question']}", row["options"], "ABCD".index(row["answer"]))
+    return _chosen(
+        place, f"{row['article']} {row['question']}", row["options"], "ABCD".index(row["answer"])
+    )
 
 
 def siqa(place: int, row: Mapping[str, Any]) -> Sample:
-    """Columns question, answerA to answerC, label (a number from 1, as text); the released prompt leaves out the context."""
-    return _chosen(place, row["question"], [row[f"answer{letter}"] for letter in "ABC"], int(row["label"]) - 1)
+    """Columns question, answerA to answerC, label (a number from 1, as text); the released prompt
+    leaves out the context.
+    """
+    return _chosen(
+        place, row["question"], [row[f"answer{letter}"] for letter in "ABC"], int(row["label"]) - 1
+    )
 
 
 def squad(_: int, row: Mapping[str, Any]) -> Sample:
@@ -50,7 +60,9 @@ def squad(_: int, row: Mapping[str, Any]) -> Sample:
 
 
 def story_cloze(place: int, row: Mapping[str, Any]) -> Sample:
-    """Columns prompt, chosen, rejected. They do not order the endings: the story's hash does, each way half of the time."""
+    """Columns prompt, chosen, rejected. They do not order the endings: the story's hash does, each
+    way half of the time.
+    """
     endings = [row["chosen"], row["rejected"]]
     if hashlib.sha256(row["prompt"].encode()).digest()[0] % 2:
         endings.reverse()
@@ -63,15 +75,29 @@ def lambada_request(place: int, document: Mapping[str, Any]) -> Sample:
 
 
 def obqa_request(place: int, document: Mapping[str, Any]) -> Sample:
-    """What a request calls its document: query ("Question: ...", "Answer:"), choices, gold (a number from 0)."""
-    return _chosen(place, _between(document["query"], "Question: ", "\nAnswer:"), document["choices"], document["gold"])
+    """What a request calls its document: query ("Question: ...", "Answer:"), choices, gold (a
+    number from 0).
+    """
+    return _chosen(
+        place,
+        _between(document["query"], "Question: ", "\nAnswer:"),
+        document["choices"],
+        document["gold"],
+    )
 
 
 def squad_request(_: int, document: Mapping[str, Any]) -> Sample:
-    """What a request calls its document: id, query ("Title: ...", "Background: ...", "Question: ...", "Answer:"), answers_text."""
+    """What a request calls its document: id, query ("Title: ...", "Background: ...", "Question:
+    ...", "Answer:"), answers_text.
+    """
     _, body = document["query"].split("\nBackground: ", 1)
     context, question = body.rsplit("\nQuestion: ", 1)
-    return Sample(document["id"], _between(question, "", "\nAnswer:"), document["answers_text"][0], context=context)
+    return Sample(
+        document["id"],
+        _between(question, "", "\nAnswer:"),
+        document["answers_text"][0],
+        context=context,
+    )
 
 
 def _chosen(place: int, question: str, choices: list[str], gold: int) -> Sample:
@@ -82,5 +108,8 @@ def _chosen(place: int, question: str, choices: list[str], gold: int) -> Sample:
 
 def _between(text: str, before: str, after: str) -> str:
     if not (text.startswith(before) and text.endswith(after)):
-        raise ValueError(f"a text that begins with {before!r} and ends with {after!r} is expected, not {text!r:.80}")
+        raise ValueError(
+            f"a text that begins with {before!r} and ends with {after!r} is expected, not "
+            f"{text!r:.80}"
+        )
     return text[len(before) : len(text) - len(after)]

@@ -1,4 +1,6 @@
-"""The `evaluate` verb: benchmarks answered by one process or several, stopped and gone on with at will; and what comes of them."""
+"""The `evaluate` verb: benchmarks answered by one process or several, stopped and gone on with at
+will; and what comes of them.
+"""
 
 import dataclasses
 import hashlib
@@ -24,34 +26,51 @@ from cola_train.files import write_atomically
 from cola_train.processes import Processes, connected, launched_by_torchrun
 from cola_train.run_layout import BENCHMARKS, CONFIG, EXPORT
 
-# Processes end at different times, and those that wait must not take that for a loss: torchrun sees a loss itself.
+# Processes end at different times, and those that wait must not take that for a loss: torchrun sees
+# a loss itself.
 _PATIENCE_SECONDS = 7 * 24 * 3600
 
 
 def evaluate(
-    checkpoint_folder: Path, tasks: Sequence[str], data: Path, out: Path | None, device: str, config: EvaluationConfig
+    checkpoint_folder: Path,
+    tasks: Sequence[str],
+    data: Path,
+    out: Path | None,
+    device: str,
+    config: EvaluationConfig,
 ) -> str:
     """Answer what is not answered yet, write what comes of all answers, and return it as a table.
 
-    Under torchrun each process answers a share, on a device of its own; all but process 0 return "".
+    Under torchrun each process answers a share, on a device of its own; all but process 0 return
+    "".
 
     Args:
         checkpoint_folder: of any family; a run folder stands for its export.
         tasks: names of benchmarks.
         data: folder of TASK.jsonl files.
-        out: where answers go, and lie if it was begun before; `benchmarks` in the run's or checkpoint's folder when None.
+        out: where answers go, and lie if it was begun before; `benchmarks` in the run's or
+            checkpoint's folder when None.
         device: cpu, cuda, cuda:1, ..., or auto.
 
     Raises:
-        UserError: no data or no checkpoint there, one of stage 1, `out` holds something else, or the disk was too full for answers.
+        UserError: no data or no checkpoint there, one of stage 1, `out` holds something else, or
+            the disk was too full for answers.
     """
     samples = {task: read_samples(data, task)[: config.num_samples] for task in tasks}
-    with connected("auto" if launched_by_torchrun() and device != "cpu" else "cpu", _PATIENCE_SECONDS) as processes:
+    with connected(
+        "auto" if launched_by_torchrun() and device != "cpu" else "cpu", _PATIENCE_SECONDS
+    ) as processes:
         checkpoint = load_checkpoint(checkpoint_folder, _device(device, processes))
-        require(family_named(checkpoint.family).writes_text,
-                f"{checkpoint_folder} is a checkpoint of `cola-train {checkpoint.family}`, which writes no text; give one of "
-                "stage 2 (cola-train joint) or of a baseline.")  # fmt: skip
-        batches = [batch for task in tasks for batch in make_batches(checkpoint.tokenizer, task, samples[task], config)]
+        require(
+            family_named(checkpoint.family).writes_text,
+            f"{checkpoint_folder} is a checkpoint of `cola-train {checkpoint.family}`, which "
+            "writes no text; give one of stage 2 (cola-train joint) or of a baseline.",
+        )
+        batches = [
+            batch
+            for task in tasks
+            for batch in make_batches(checkpoint.tokenizer, task, samples[task], config)
+        ]
         path = out or _default_folder(checkpoint_folder)
 
         def begin() -> set[tuple[str, int | str]]:
@@ -76,15 +95,24 @@ def _answer_share(
     config: EvaluationConfig,
     processes: Processes,
 ) -> None:
-    """Answer this process' share of the batches that lack an answer. One that lacks some is run whole, as it would have been."""
-    lacking = [batch for batch in batches if any(_key(question) not in answered for question in batch)]
+    """Answer this process' share of the batches that lack an answer. One that lacks some is run
+    whole, as it would have been.
+    """
+    lacking = [
+        batch for batch in batches if any(_key(question) not in answered for question in batch)
+    ]
     share = _share(lacking, processes)
     if not lacking and processes.is_first:
-        say(f"All {sum(map(len, batches)):,} answers are in {folder.path} already; their summary is written anew.")
+        say(
+            f"All {sum(map(len, batches)):,} answers are in {folder.path} already; their summary "
+            "is written anew."
+        )
     if not share:
         return
     lines = folder.append_to(processes.rank)
-    of_many = f", process {processes.rank} of {processes.world_size}" if processes.world_size > 1 else ""
+    of_many = (
+        f", process {processes.rank} of {processes.world_size}" if processes.world_size > 1 else ""
+    )
     with progress_bar(f"evaluating{of_many}", " samples", total=sum(map(len, share))) as bar:
         for batch in share:
             for question, found in zip(batch, answer_batch(checkpoint, batch, config), strict=True):
@@ -108,10 +136,16 @@ def _share(batches: Sequence[Sequence[Question]], processes: Processes) -> list[
 def _finish(folder: AnswerFolder, tasks: Sequence[str]) -> str:
     answers, incomplete = folder.answers()
     lacking = [f"{task} {incomplete[task]}" for task in tasks if task in incomplete]
-    require(not lacking, f"Not all answers could be written to {folder.path} ({', '.join(lacking)}). Make room there and give the "
-                         "same command again: what was written is kept.")  # fmt: skip
+    require(
+        not lacking,
+        f"Not all answers could be written to {folder.path} ({', '.join(lacking)}). Make room "
+        "there and give the same command again: what was written is kept.",
+    )
     write_atomically(folder.path / ANSWERS, to_lines([answer.to_json() for answer in answers]))
-    return write_results(folder.path, answers, incomplete) + f"Answers, verdicts, summary and figure are in {folder.path}\n"
+    return (
+        write_results(folder.path, answers, incomplete)
+        + f"Answers, verdicts, summary and figure are in {folder.path}\n"
+    )
 
 
 def _key(question: Question) -> tuple[str, int | str]:
@@ -121,9 +155,15 @@ def _key(question: Question) -> tuple[str, int | str]:
 def _device(name: str, processes: Processes) -> torch.device:
     if not launched_by_torchrun():
         return named_device(name)
-    require(name in ("auto", "cpu", "cuda"), f"Each of several processes takes a GPU of its own: --device {name} cannot be kept; "
-                                             "give auto, cuda or cpu.")  # fmt: skip
-    require(name != "cuda" or processes.device.type == "cuda", "--device cuda: there is no GPU here; give auto or cpu.")
+    require(
+        name in ("auto", "cpu", "cuda"),
+        f"Each of several processes takes a GPU of its own: --device {name} cannot be kept; "
+        "give auto, cuda or cpu.",
+    )
+    require(
+        name != "cuda" or processes.device.type == "cuda",
+        "--device cuda: there is no GPU here; give auto or cpu.",
+    )
     return processes.device
 
 
@@ -133,8 +173,12 @@ def _default_folder(checkpoint_folder: Path) -> Path:
     return (checkpoint_folder.parent if exported else checkpoint_folder) / BENCHMARKS
 
 
-def _identity(checkpoint: Checkpoint, config: EvaluationConfig, counts: Mapping[str, tuple[int, str]]) -> dict[str, Any]:
-    """All that decides the answers. The batch size does not: it may be lowered after running out of memory."""
+def _identity(
+    checkpoint: Checkpoint, config: EvaluationConfig, counts: Mapping[str, tuple[int, str]]
+) -> dict[str, Any]:
+    """All that decides the answers. The batch size does not: it may be lowered after running out of
+    memory.
+    """
     sampler, likelihood = dataclasses.asdict(config.sampler), dataclasses.asdict(config.likelihood)
     for values, without in ((sampler, ("batch_size",)), (likelihood, ("batch_size", "num_rows"))):
         for name in without:
@@ -151,7 +195,10 @@ def _identity(checkpoint: Checkpoint, config: EvaluationConfig, counts: Mapping[
         "sampler": sampler,
         "choose_by": config.choose_by,
         **({} if config.choose_by == "generation" else {"likelihood": likelihood}),
-        "data": {task: {"num_samples": count, "sha256": sha256} for task, (count, sha256) in counts.items()},
+        "data": {
+            task: {"num_samples": count, "sha256": sha256}
+            for task, (count, sha256) in counts.items()
+        },
     }
 
 
@@ -170,15 +217,22 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _say_if_long(checkpoint: Checkpoint, batches: Sequence[Sequence[Question]], config: EvaluationConfig) -> None:
+def _say_if_long(
+    checkpoint: Checkpoint, batches: Sequence[Sequence[Question]], config: EvaluationConfig
+) -> None:
     limit = checkpoint.trained_seq_len
     if limit is None:
         return
     new = config.sampler.max_new_tokens if config.choose_by == "generation" else 0
     counts: dict[str, int] = {}
     for batch in batches:
-        counts[batch[0].task] = counts.get(batch[0].task, 0) + sum(question.num_tokens + new > limit for question in batch)
+        counts[batch[0].task] = counts.get(batch[0].task, 0) + sum(
+            question.num_tokens + new > limit for question in batch
+        )
     if any(counts.values()):
         named = ", ".join(f"{task} {count}" for task, count in counts.items() if count)
-        say(f"Prompts that come with their answer to more than the {limit} tokens of a row of training, which is nothing this "
-            f"model has seen: {named}. The protocol does not cut them.")  # fmt: skip
+        say(
+            f"Prompts that come with their answer to more than the {limit} tokens of a row of "
+            f"training, which is nothing this model has seen: {named}. The protocol does not cut "
+            "them."
+        )

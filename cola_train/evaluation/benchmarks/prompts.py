@@ -1,19 +1,24 @@
-"""What a model is shown of a sample: the released evaluation's templates, whose examples are the same for every sample."""
+"""What a model is shown of a sample: the released evaluation's templates, whose examples are the
+same for every sample.
+"""
 
 from collections.abc import Sequence
 
 from cola_train.evaluation.benchmarks.tasks import Sample, check_task
 
 _EXAMPLES = {
-    "squad": """\
+    "squad": (
+        """\
 Context: The Normans (Norman: Nourmands; French: Normands; Latin: Normanni) were the people who in the 10th and 11th centuries \
 gave their name to Normandy, a region in France. \
 They were descended from Norse raiders and pirates from Denmark, Iceland and Norway.
 Question: In what country is Normandy located?
 Answer: France
 
-""",
-    "obqa": """\
+"""
+    ),
+    "obqa": (
+        """\
 Question: Which tool is best for tightening a screw?
 (A) spoon
 (B) hammer
@@ -28,8 +33,10 @@ Question: What do plants absorb from the air during photosynthesis?
 (D) salt
 Answer: carbon dioxide
 
-""",
-    "mmlu": """\
+"""
+    ),
+    "mmlu": (
+        """\
 Question: Which gas do plants absorb from the air during photosynthesis?
 (A) Oxygen
 (B) Carbon dioxide
@@ -44,8 +51,10 @@ Question: A triangle has angles 50 degrees and 60 degrees. What is the third ang
 (D) 90 degrees
 Answer: 70 degrees
 
-""",
-    "hellaswag": """\
+"""
+    ),
+    "hellaswag": (
+        """\
 Context: The girl puts the bread into the toaster and pushes the lever down. The bread
 (A) becomes a slice of pizza.
 (B) starts to toast and turn brown.
@@ -60,8 +69,10 @@ Context: The goalkeeper sees the ball coming towards the net. He dives and
 (D) runs away from the stadium.
 Answer: catches the ball with his hands.
 
-""",
-    "race": """\
+"""
+    ),
+    "race": (
+        """\
 Read the following article and answer the question.
 
 Article: Mary went to the store to buy some fruits. She bought five apples and two oranges. She paid 5 dollars in total. What did \
@@ -73,8 +84,10 @@ Options:
 (D) Watermelon
 Answer: Apples and oranges
 
-""",
-    "siqa": """\
+"""
+    ),
+    "siqa": (
+        """\
 Question: Jordan wanted to tell a joke to his friends. What does Jordan need to do before this?
 (A) ignore his friends
 (B) think of a funny story
@@ -87,8 +100,10 @@ Question: Kai helped his neighbor carry heavy groceries inside. How would the ne
 (C) scared
 Answer: grateful
 
-""",
-    "story_cloze": """\
+"""
+    ),
+    "story_cloze": (
+        """\
 Story: I wanted to make an omelet. I cracked two eggs into a bowl and whisked them. Then I poured them into a hot pan.
 (A) I ate a delicious omelet for breakfast.
 (B) I decided to order a pizza instead.
@@ -99,12 +114,14 @@ Story: The runner tied his shoes tight. He sprinted as fast as he could during t
 (B) He won the gold medal.
 End: He won the gold medal.
 
-""",
+"""
+    ),
 }
 
 
 def build_prompt(task: str, sample: Sample) -> str:
-    """The text that the answer continues, without a space at its end; the sample's fields stand in it as they are.
+    """The text that the answer continues, without a space at its end; the sample's fields stand in
+    it as they are.
 
     Raises:
         UserError: an unknown task.

@@ -1,4 +1,6 @@
-"""The `score` verb: answers that exist already, ours or published, judged by the benchmarks' rules (scoring, section 0)."""
+"""The `score` verb: answers that exist already, ours or published, judged by the benchmarks' rules
+(scoring, section 0).
+"""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -19,13 +21,17 @@ def score(path: Path, data: Path | None, out: Path | None) -> str:
 
     Args:
         path: as of `read_answers`.
-        data: folder of TASK.jsonl files; ground truths and choices are then taken from there, by id.
+        data: folder of TASK.jsonl files; ground truths and choices are then taken from there, by
+            id.
         out: a folder to write verdicts, summary and figure to, which must not exist.
 
     Raises:
         UserError: as of `read_answers`; or `out` exists.
     """
-    require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
+    require(
+        out is None or not out.exists(),
+        f"{out} exists and is not overwritten; choose another --out.",
+    )
     answers = read_answers(path, data)
     if out is None:
         return to_table(summarize([(answer, judge(answer)) for answer in answers]), {})
@@ -34,16 +40,20 @@ def score(path: Path, data: Path | None, out: Path | None) -> str:
 
 
 def read_answers(path: Path, data: Path | None = None) -> list[Answer]:
-    """Records of a .jsonl file, or of a folder: its answers.jsonl, or else its TASK.jsonl files in the benchmarks' order.
+    """Records of a .jsonl file, or of a folder: its answers.jsonl, or else its TASK.jsonl files in
+    the benchmarks' order.
 
-    A record is an object with `generation`, or as published `generate` and `others`, which was cut off it with a line feed (with
-    none of them nothing was generated); `ground_truth`, or else `answer`; `choices` where there are some; and `task`, or else the
-    file's name is it. One of ours with `scores` was answered by choosing the option of the largest.
+    A record is an object with `generation`, or as published `generate` and `others`, which was cut
+    off it with a line feed (with none of them nothing was generated); `ground_truth`, or else
+    `answer`; `choices` where there are some; and `task`, or else the file's name is it. One of ours
+    with `scores` was answered by choosing the option of the largest.
 
-    Blank lines and lines that are not JSON are skipped, and their number is said. No record is left out because of its id.
+    Blank lines and lines that are not JSON are skipped, and their number is said. No record is left
+    out because of its id.
 
     Raises:
-        UserError: no such file, not UTF-8, nothing to score, an unknown task, a field of a wrong type, or an id not in `data`.
+        UserError: no such file, not UTF-8, nothing to score, an unknown task, a field of a wrong
+            type, or an id not in `data`.
     """
     known: dict[str, dict[int | str, Sample]] = {}
     answers = []
@@ -56,10 +66,16 @@ def read_answers(path: Path, data: Path | None = None) -> list[Answer]:
                 continue
             where = f"{file}, line {number}"
             require(
-                isinstance(record, dict), f'{where} must be an object such as {{"id": 1, "generation": ...}}, not {line[:40]!r}.'
+                isinstance(record, dict),
+                f'{where} must be an object such as {{"id": 1, "generation": ...}}, not '
+                f"{line[:40]!r}.",
             )
             task = record.get("task", file.stem)
-            require(task in TASKS, f"{where}: the task is '{task}' (field `task`, or the file's name); {nearest(str(task), TASKS)}")
+            require(
+                task in TASKS,
+                f"{where}: the task is '{task}' (field `task`, or the file's name); "
+                f"{nearest(str(task), TASKS)}",
+            )
             answer = _answer(task, record, number, where)
             if data is not None:
                 if task not in known:
@@ -68,8 +84,11 @@ def read_answers(path: Path, data: Path | None = None) -> list[Answer]:
             answers.append(answer)
         if skipped:
             say(f"{file}: {skipped} lines are blank or not JSON and were skipped.")
-    require(bool(answers), f"{path} holds no answers; give an answers.jsonl, or files TASK.jsonl with `id`, `generation` and "
-                           "`ground_truth` in each line.")  # fmt: skip
+    require(
+        bool(answers),
+        f"{path} holds no answers; give an answers.jsonl, or files TASK.jsonl with `id`, "
+        "`generation` and `ground_truth` in each line.",
+    )
     return answers
 
 
@@ -79,7 +98,11 @@ def _files(path: Path) -> list[Path]:
     if (path / ANSWERS).is_file():
         return [path / ANSWERS]
     found = [path / f"{task}.jsonl" for task in TASKS if (path / f"{task}.jsonl").is_file()]
-    require(bool(found), f"{path} has neither {ANSWERS} nor a file named after a benchmark, such as {TASKS[0]}.jsonl.")
+    require(
+        bool(found),
+        f"{path} has neither {ANSWERS} nor a file named after a benchmark, such as "
+        f"{TASKS[0]}.jsonl.",
+    )
     return found
 
 
@@ -90,7 +113,9 @@ def _lines(file: Path) -> Iterator[str]:
         # Other separators may stand in a JSON string.
         yield from content.decode("utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text (byte {error.start}); convert it first.") from None
+        raise UserError(
+            f"{file} is not UTF-8 text (byte {error.start}); convert it first."
+        ) from None
 
 
 def _parsed(line: str) -> Any:
@@ -106,13 +131,20 @@ def _answer(task: str, record: Mapping[str, Any], number: int, where: str) -> An
         generation, others = _text(record, "generate", where) or "", _text(record, "others", where)
         generation += "" if others is None else f"\n{others}"
     truth, name = _text(record, "ground_truth", where), record.get("id", number)
-    require(isinstance(name, int | str), f"{where}: `id` must be a whole number or a text, not {name!r}.")
+    require(
+        isinstance(name, int | str),
+        f"{where}: `id` must be a whole number or a text, not {name!r}.",
+    )
     choices, scores = record.get("choices") or (), record.get("scores") or ()
-    require(isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices),
-            f"{where}: `choices` must be a list of texts, not {choices!r}.")  # fmt: skip
+    require(
+        isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices),
+        f"{where}: `choices` must be a list of texts, not {choices!r}.",
+    )
     numbers = isinstance(scores, list | tuple) and all(type(one) in (int, float) for one in scores)
-    require(numbers and len(scores) in (0, len(choices)),
-            f"{where}: `scores` must be a number for each choice, not {scores!r}.")  # fmt: skip
+    require(
+        numbers and len(scores) in (0, len(choices)),
+        f"{where}: `scores` must be a number for each choice, not {scores!r}.",
+    )
     if truth is None:
         truth = _text(record, "answer", where) or ""
     return Answer(task, name, generation, truth, tuple(choices), tuple(scores))
@@ -125,12 +157,24 @@ def _text(record: Mapping[str, Any], name: str, where: str) -> str | None:
     return value
 
 
-def _with_truth(answer: Answer, samples: Mapping[int | str, Sample], data: Path, where: str) -> Answer:
+def _with_truth(
+    answer: Answer, samples: Mapping[int | str, Sample], data: Path, where: str
+) -> Answer:
     sample = samples.get(answer.id)
     if sample is None:
-        raise UserError(f"{where}: {data / f'{answer.task}.jsonl'} has no sample with the id {answer.id!r}; give the data that was "
-                        "answered, or leave out --data.")  # fmt: skip
+        raise UserError(
+            f"{where}: {data / f'{answer.task}.jsonl'} has no sample with the id {answer.id!r}; "
+            "give the data that was answered, or leave out --data."
+        )
     require(
-        not answer.scores or answer.choices == sample.choices, f"{where}: the scores are of other choices than those in {data}."
+        not answer.scores or answer.choices == sample.choices,
+        f"{where}: the scores are of other choices than those in {data}.",
     )
-    return Answer(answer.task, answer.id, answer.generation, sample.ground_truth, sample.choices, answer.scores)
+    return Answer(
+        answer.task,
+        answer.id,
+        answer.generation,
+        sample.ground_truth,
+        sample.choices,
+        answer.scores,
+    )

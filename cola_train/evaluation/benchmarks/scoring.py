@@ -1,7 +1,8 @@
 """Whether an answer counts as correct: the rules of the released scorer, to the letter.
 
-The answer is cut after its first line (`truncate`). lambada compares first words; hellaswag, squad and story_cloze compare whole
-texts; mmlu, obqa, race and siqa look for the letter of a choice, by its letter (`_letter_rule`) or its text (`_text_rule`).
+The answer is cut after its first line (`truncate`). lambada compares first words; hellaswag, squad
+and story_cloze compare whole texts; mmlu, obqa, race and siqa look for the letter of a choice, by
+its letter (`_letter_rule`) or its text (`_text_rule`).
 All comparisons are of Unicode code points, and `\\s`, `\\w` and `\\b` are Python's own classes.
 """
 
@@ -17,14 +18,17 @@ _CLOSE_ENOUGH = 0.9  # similarity of a text to the choice that it is taken for
 _BARE_LETTERS_WITHIN = 40  # code points: in a longer text a letter in brackets is no answer
 
 _LINK = r"(?i:is|[=:：])"
-# Possessive `\s*+` keeps a match linear in a text of many spaces. What follows one never begins with a space: nothing else changes.
+# Possessive `\s*+` keeps a match linear in a text of many spaces. What follows one never begins
+# with a space: nothing else changes.
 _ANSWER = re.compile(r"\b(?i:final\s++answer|answer)\b")
 _LETTER_ALONE = re.compile(r"[(\[]?\s*+([A-Za-z])\s*+[)\]]?\.?")
 _LETTER_AFTER_KEY = re.compile(
     rf"\b(?i:final\s++answer|answer|option|choice)\b\s*+{_LINK}?\s*+[(\[]?\s*+([A-Za-z])(?:\s*[)\]])?(?=[\s.,;:!?]|\Z)"
 )
 _LETTER_IN_BRACKETS = re.compile(r"[(\[]\s*+([A-Za-z])\s*+[)\]]")
-_OPENING = re.compile(rf"(?i:the\s++)?(?i:correct\s++)?(?i:final\s++)?(?i:answer|option|choice)\b\s*+{_LINK}?\s*+")
+_OPENING = re.compile(
+    rf"(?i:the\s++)?(?i:correct\s++)?(?i:final\s++)?(?i:answer|option|choice)\b\s*+{_LINK}?\s*+"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +37,10 @@ class Verdict:
 
     Attributes:
         text: the part of the generation that was judged.
-        score: 1.0 where letters agree, lambada's 1.0 or 0.0, else the similarity of text and ground truth, 0 to 1.
-        predicted: the choice's letter that the text was taken for, None if for none; in lambada the text's first word.
+        score: 1.0 where letters agree, lambada's 1.0 or 0.0, else the similarity of text and ground
+            truth, 0 to 1.
+        predicted: the choice's letter that the text was taken for, None if for none; in lambada the
+            text's first word.
         gold: the same of the ground truth.
     """
 
@@ -45,7 +51,12 @@ class Verdict:
     gold: str | None = None
 
 
-def is_correct(task: str, generation: str | None, ground_truth: str | None, choices: Sequence[str] | None = None) -> bool:
+def is_correct(
+    task: str,
+    generation: str | None,
+    ground_truth: str | None,
+    choices: Sequence[str] | None = None,
+) -> bool:
     """Whether `generation` answers a sample of `task`; see `verdict`.
 
     Raises:
@@ -54,14 +65,21 @@ def is_correct(task: str, generation: str | None, ground_truth: str | None, choi
     return verdict(task, generation, ground_truth, choices).correct
 
 
-def verdict(task: str, generation: str | None, ground_truth: str | None, choices: Sequence[str] | None = None) -> Verdict:
+def verdict(
+    task: str,
+    generation: str | None,
+    ground_truth: str | None,
+    choices: Sequence[str] | None = None,
+) -> Verdict:
     """Judge one answer.
 
     Args:
         task: one of `tasks.TASKS`.
-        generation: the text of all tokens that were generated, special tokens as text; None counts as "".
+        generation: the text of all tokens that were generated, special tokens as text; None counts
+            as "".
         ground_truth: the gold answer; None counts as "".
-        choices: the options in order, of which the first 26 count; only looked at in mmlu, obqa, race and siqa.
+        choices: the options in order, of which the first 26 count; only looked at in mmlu, obqa,
+            race and siqa.
 
     Raises:
         UserError: an unknown task.
@@ -81,19 +99,28 @@ def verdict(task: str, generation: str | None, ground_truth: str | None, choices
 
 
 def truncate(generation: str) -> str:
-    """What precedes the first line feed that has a word character before it; everything if there is none."""
+    """What precedes the first line feed that has a word character before it; everything if there is
+    none.
+    """
     word = re.search(r"\w", generation)
-    return generation if word is None else generation[: word.end()] + generation[word.end() :].split("\n", 1)[0]
+    return (
+        generation
+        if word is None
+        else generation[: word.end()] + generation[word.end() :].split("\n", 1)[0]
+    )
 
 
 def norm(text: str) -> str:
-    """Lower case, without what is neither word character nor space, words joined by single spaces."""
+    """Lower case, without what is neither word character nor space, words joined by single
+    spaces.
+    """
     return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
 
 
 def similarity(x: str, y: str) -> float:
-    """Ratcliff/Obershelp's ratio of the normalized texts, 0 to 1. The order matters, and where `y` has 200 code points and more its
-    popular characters begin no block (unless both parts begin with it): difflib's rules."""
+    """Ratcliff/Obershelp's ratio of the normalized texts, 0 to 1. The order matters, and where `y`
+    has 200 code points and more its popular characters begin no block (unless both parts begin with
+    it): difflib's rules."""
     return difflib.SequenceMatcher(None, norm(x), norm(y)).ratio()
 
 
@@ -112,7 +139,9 @@ def _letter(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _segment(text: str) -> str:
-    """What the last line with "answer" gives as the answer; all of the text if there is no such line."""
+    """What the last line with "answer" gives as the answer; all of the text if there is no such
+    line.
+    """
     stripped = text.strip()
     for line in reversed(stripped.splitlines()):
         for key in _ANSWER.finditer(line):
@@ -123,18 +152,25 @@ def _segment(text: str) -> str:
 
 
 def _letter_rule(text: str, num_choices: int) -> str | None:
-    """The letter of a choice, where the text gives a letter: alone, or the last one after a key word, or the last in brackets."""
+    """The letter of a choice, where the text gives a letter: alone, or the last one after a key
+    word, or the last in brackets.
+    """
     stripped = text.strip()
     alone = _LETTER_ALONE.fullmatch(stripped)
     after_key = _LETTER_AFTER_KEY.findall(stripped)
-    in_brackets = _LETTER_IN_BRACKETS.findall(stripped) if len(stripped) <= _BARE_LETTERS_WITHIN else []
+    in_brackets = (
+        _LETTER_IN_BRACKETS.findall(stripped) if len(stripped) <= _BARE_LETTERS_WITHIN else []
+    )
     candidates = [*([alone[1]] if alone else []), *after_key[-1:], *in_brackets[-1:]]
-    return next((letter.upper() for letter in candidates if ord(letter.upper()) - ord("A") < num_choices), None)
+    return next(
+        (letter.upper() for letter in candidates if ord(letter.upper()) - ord("A") < num_choices),
+        None,
+    )
 
 
 def _text_rule(text: str, choices: Sequence[str]) -> str | None:
-    """The letter of the choice that the text repeats: alike, alike but for an opening ("The answer is"), the only one contained in
-    it, or the first most similar."""
+    """The letter of the choice that the text repeats: alike, alike but for an opening ("The answer
+    is"), the only one contained in it, or the first most similar."""
     options = [norm(choice) for choice in choices]
     whole = norm(text)
     if not whole:

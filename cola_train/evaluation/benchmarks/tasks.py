@@ -2,14 +2,17 @@
 
 A benchmark is a file FOLDER/TASK.jsonl in UTF-8: a JSON object a line, of these fields.
 
-    id            whole number or string; no two alike in a file. It names the answer, and addresses the noise it is drawn with.
-    question      string: what `prompts.build_prompt` shows. lambada: the passage without its last word and without a space after
+    id            whole number or string; no two alike in a file. It names the answer, and addresses
+    the noise it is drawn with. question      string: what `prompts.build_prompt` shows. lambada:
+    the passage without its last word and without a space after
                   it; race: article, one space, question; story_cloze: the story so far.
     ground_truth  string: the answer; where there are choices, one of them to the letter.
-    choices       list of at most 26 strings, (A) first: mmlu, obqa, hellaswag, race, siqa, story_cloze (two).
+    choices       list of at most 26 strings, (A) first: mmlu, obqa, hellaswag, race, siqa,
+                  story_cloze (two).
     context       string: squad's paragraph.
 
-Fields are shown as they are, with their spaces and line breaks. Other fields are ignored, and so are empty lines.
+Fields are shown as they are, with their spaces and line breaks. Other fields are ignored, and so
+are empty lines.
 """
 
 import dataclasses
@@ -32,7 +35,9 @@ _RELEASED = {
     "story_cloze": (144, 468),
 }
 TASKS = tuple(_RELEASED)
-RELEASED_ACCURACY: Mapping[str, float] = {task: 100 * correct / total for task, (correct, total) in _RELEASED.items()}
+RELEASED_ACCURACY: Mapping[str, float] = {
+    task: 100 * correct / total for task, (correct, total) in _RELEASED.items()
+}
 RELEASED_NUM_SAMPLES: Mapping[str, int] = {task: total for task, (_, total) in _RELEASED.items()}
 
 TASKS_WITH_CHOICES = ("mmlu", "obqa", "hellaswag", "race", "siqa", "story_cloze")
@@ -52,7 +57,11 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         """A line of the file: `choices` and `context` only where there are some."""
-        row: dict[str, Any] = {"id": self.id, "question": self.question, "ground_truth": self.ground_truth}
+        row: dict[str, Any] = {
+            "id": self.id,
+            "question": self.question,
+            "ground_truth": self.ground_truth,
+        }
         row |= {"choices": list(self.choices)} if self.choices else {}
         return row | ({"context": self.context} if self.context else {})
 
@@ -92,7 +101,11 @@ def parse_samples(task: str, text: str, name: str) -> list[Sample]:
         place = f"{name}:{number}"
         sample = _sample(task, _row(line, place), place)
         first = lines.setdefault(str(sample.id), number)
-        require(first == number, f"{place} has the id {sample.id!r} of line {first}; every sample needs an id of its own.")
+        require(
+            first == number,
+            f"{place} has the id {sample.id!r} of line {first}; every sample needs an id of its "
+            "own.",
+        )
         samples.append(sample)
     require(bool(samples), f"{name} has no sample. {_HOW_TO_GET}")
     return samples
@@ -100,23 +113,36 @@ def parse_samples(task: str, text: str, name: str) -> list[Sample]:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        there = ", ".join(sorted(found.name for found in path.parent.glob("*.jsonl"))) or "no .jsonl file"
-        holds = f"{path.parent} holds {there}" if path.parent.is_dir() else f"there is no folder {path.parent}"
+        there = (
+            ", ".join(sorted(found.name for found in path.parent.glob("*.jsonl")))
+            or "no .jsonl file"
+        )
+        holds = (
+            f"{path.parent} holds {there}"
+            if path.parent.is_dir()
+            else f"there is no folder {path.parent}"
+        )
         raise UserError(f"There is no file {path}: {holds}. {_HOW_TO_GET}")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}. Check that it may be read.") from error
+        raise UserError(
+            f"Cannot read {path}: {error.strerror or error}. Check that it may be read."
+        ) from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}:{line} is not valid UTF-8 ({error.reason}); convert the file to UTF-8.") from None
+        raise UserError(
+            f"{path}:{line} is not valid UTF-8 ({error.reason}); convert the file to UTF-8."
+        ) from None
 
 
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not valid JSON ({error}); every line must be one JSON object.") from None
+        raise UserError(
+            f"{place} is not valid JSON ({error}); every line must be one JSON object."
+        ) from None
     require(isinstance(row, dict), f"{place} must be one JSON object, not a {type(row).__name__}.")
     found: dict[str, Any] = row
     return found
@@ -124,19 +150,29 @@ def _row(line: str, place: str) -> dict[str, Any]:
 
 def _sample(task: str, row: Mapping[str, Any], place: str) -> Sample:
     name = row.get("id")
-    require(isinstance(name, (int, str)) and not isinstance(name, bool) and name != "",
-            f"{place}: 'id' must be a whole number or a string, {_found(row, 'id')}.")  # fmt: skip
+    require(
+        isinstance(name, (int, str)) and not isinstance(name, bool) and name != "",
+        f"{place}: 'id' must be a whole number or a string, {_found(row, 'id')}.",
+    )
     assert name is not None
     choices = _choices(task, row, place) if task in TASKS_WITH_CHOICES else ()
     if choices:
-        require(row.get("ground_truth") in choices,
-                f"{place}: 'ground_truth' must be one of the choices to the letter, {_found(row, 'ground_truth')}; "
-                f"allowed: {', '.join(map(repr, choices))}.")  # fmt: skip
+        require(
+            row.get("ground_truth") in choices,
+            f"{place}: 'ground_truth' must be one of the choices to the letter, "
+            f"{_found(row, 'ground_truth')}; allowed: {', '.join(map(repr, choices))}.",
+        )
         ground_truth = row["ground_truth"]
     else:
         ground_truth = _string(row, "ground_truth", place)
     context = _string(row, "context", place) if task == "squad" else ""
-    return Sample(_encodable(name, "id", place), _string(row, "question", place), ground_truth, choices, context)
+    return Sample(
+        _encodable(name, "id", place),
+        _string(row, "question", place),
+        ground_truth,
+        choices,
+        context,
+    )
 
 
 def _string(row: Mapping[str, Any], field: str, place: str) -> str:
@@ -151,8 +187,10 @@ def _string(row: Mapping[str, Any], field: str, place: str) -> str:
 
 def _choices(task: str, row: Mapping[str, Any], place: str) -> tuple[str, ...]:
     value = row.get("choices")
-    require(isinstance(value, list) and all(isinstance(choice, str) for choice in value),
-            f"{place}: 'choices' must be a list of strings in {task}, {_found(row, 'choices')}.")  # fmt: skip
+    require(
+        isinstance(value, list) and all(isinstance(choice, str) for choice in value),
+        f"{place}: 'choices' must be a list of strings in {task}, {_found(row, 'choices')}.",
+    )
     assert value is not None
     if task == "story_cloze":
         require(len(value) == 2, f"{place}: story_cloze has 2 choices, not {len(value)}.")
@@ -167,9 +205,15 @@ def _encodable(value: Any, field: str, place: str) -> Any:
     try:
         str(value).encode("utf-8")
     except UnicodeEncodeError:
-        raise UserError(f"{place}: '{field}' has a lone surrogate, which is no Unicode text; repair the sample.") from None
+        raise UserError(
+            f"{place}: '{field}' has a lone surrogate, which is no Unicode text; repair the sample."
+        ) from None
     return value
 
 
 def _found(row: Mapping[str, Any], field: str) -> str:
-    return f"not {row[field]!r:.80}" if field in row else f"and there is none (the fields are: {', '.join(row) or 'none'})"
+    return (
+        f"not {row[field]!r:.80}"
+        if field in row
+        else f"and there is none (the fields are: {', '.join(row) or 'none'})"
+    )

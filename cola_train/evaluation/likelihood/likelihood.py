@@ -1,4 +1,5 @@
-"""log p(x) of rows of tokens under a checkpoint of any family, in memory; and conditional scores by difference (method, section 7).
+"""log p(x) of rows of tokens under a checkpoint of any family, in memory; and conditional scores by
+difference (method, section 7).
 
 family   what is found
 AR       log p(x), exact
@@ -27,12 +28,12 @@ class RowLikelihood:
 
     Attributes:
         num_tokens: tokens that it is the likelihood of.
-        log_p: exact of AR; of LLaDA its bound's, of Cola the ELBO's estimate. Of Cola's with given tokens: the difference of two
-            ELBOs, not a bound itself.
+        log_p: exact of AR; of LLaDA its bound's, of Cola the ELBO's estimate. Of Cola's with given
+            tokens: the difference of two ELBOs, not a bound itself.
         standard_error: of log_p over the K draws; 0 where exact, None with one draw.
         iwae: IWAE's bound, or a difference of two; None of the baselines.
-        reconstruction, prior, entropy: the means of log p(x | z_0), log p(z_0) and -log q(z_0 | x), which add up to log_p; None of
-            the baselines.
+        reconstruction, prior, entropy: the means of log p(x | z_0), log p(z_0) and -log q(z_0 | x),
+            which add up to log_p; None of the baselines.
     """
 
     num_tokens: int
@@ -44,7 +45,9 @@ class RowLikelihood:
     entropy: float | None = None
 
 
-def log_likelihoods(checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig) -> list[RowLikelihood]:
+def log_likelihoods(
+    checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig
+) -> list[RowLikelihood]:
     """The likelihood of each row, in order; see `log_likelihoods_stream`."""
     found = dict(log_likelihoods_stream(checkpoint, rows, config))
     return [found[number] for number in range(len(rows))]
@@ -55,18 +58,24 @@ def log_likelihoods_stream(
 ) -> Iterator[tuple[int, RowLikelihood]]:
     """(place in `rows`, its likelihood) as soon as it is there, the longest rows first.
 
-    A row's result follows from the checkpoint, the row with its key and the settings: its batch has no part in it but for rounding
-    and, with dopri5, that solver's tolerance.
+    A row's result follows from the checkpoint, the row with its key and the settings: its batch has
+    no part in it but for rounding and, with dopri5, that solver's tolerance.
 
     Raises:
-        UserError: a VAE without a DiT, a row without a token to score, an id outside the vocabulary, or as of `solve`.
+        UserError: a VAE without a DiT, a row without a token to score, an id outside the
+            vocabulary, or as of `solve`.
     """
     _check(checkpoint, rows)
     texts: dict[tuple[object, ...], int] = {}
     wanted: list[Row] = []
 
     def place_of(row: Row) -> int:
-        identity = (tuple(row.tokens), row.key, row.given, None if row.documents is None else tuple(row.documents))
+        identity = (
+            tuple(row.tokens),
+            row.key,
+            row.given,
+            None if row.documents is None else tuple(row.documents),
+        )
         if identity not in texts:
             texts[identity] = len(wanted)
             wanted.append(row)
@@ -74,15 +83,24 @@ def log_likelihoods_stream(
 
     # Latents are drawn for a whole text: what comes after a given part is the whole less that part.
     pairs = [
-        (place_of(dataclasses.replace(row, given=0)), place_of(_given_part(row)) if row.given else None)
-        if checkpoint.likelihood_kind == "ELBO"
-        else (place_of(row), None)
+        (
+            (
+                place_of(dataclasses.replace(row, given=0)),
+                place_of(_given_part(row)) if row.given else None,
+            )
+            if checkpoint.likelihood_kind == "ELBO"
+            else (place_of(row), None)
+        )
         for row in rows
     ]
     estimator = checkpoint.likelihood(wanted, config)
     draws_of: dict[int, list[Tensor]] = {}
     waiting = set(range(len(rows)))
-    for batch in batches([estimator.width(text) for text in range(len(wanted))], estimator.num_draws, config.batch_size):
+    for batch in batches(
+        [estimator.width(text) for text in range(len(wanted))],
+        estimator.num_draws,
+        config.batch_size,
+    ):
         for draw, parts in zip(batch, _parts(estimator, batch), strict=True):
             draws_of.setdefault(draw.row, []).append(parts)
         complete = {text for text, draws in draws_of.items() if len(draws) == estimator.num_draws}
@@ -91,30 +109,46 @@ def log_likelihoods_stream(
             if text in complete and (given is None or given in complete):
                 waiting.discard(row)
                 subtracted = None if given is None else torch.stack(draws_of[given])
-                found = _result(_num_scored(checkpoint, rows[row]), torch.stack(draws_of[text]), subtracted)
-                yield row, dataclasses.replace(found, standard_error=0.0) if checkpoint.likelihood_kind == "exact" else found
+                found = _result(
+                    _num_scored(checkpoint, rows[row]), torch.stack(draws_of[text]), subtracted
+                )
+                yield (
+                    row,
+                    (
+                        dataclasses.replace(found, standard_error=0.0)
+                        if checkpoint.likelihood_kind == "exact"
+                        else found
+                    ),
+                )
 
 
 def conditional_scores(
-    checkpoint: Checkpoint, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], config: LikelihoodConfig, keys: Sequence[int]
+    checkpoint: Checkpoint,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    config: LikelihoodConfig,
+    keys: Sequence[int],
 ) -> list[float]:
     """log p(continuation | prompt) of each pair of ids, nats, in order.
 
-    AR: exact. LLaDA: its bound with the prompt never masked. Cola: the ELBO of prompt and continuation less that of the prompt,
-    both on the same draws, so that of what they share only the continuation's influence stays. IWAE's difference would be nearly
-    that of the one draw with the largest weight; the ELBO's is a mean over all.
+    AR: exact. LLaDA: its bound with the prompt never masked. Cola: the ELBO of prompt and
+    continuation less that of the prompt, both on the same draws, so that of what they share only
+    the continuation's influence stays. IWAE's difference would be nearly that of the one draw with
+    the largest weight; the ELBO's is a mean over all.
 
     Args:
         checkpoint: of any family.
         pairs: (prompt, continuation); a prompt may be empty, a continuation may not.
         config: K, the solver and so on.
-        keys: addresses of the draws, in [0, 2^63), one a pair. Give the options of one question the same key: they are then
-            compared on the same draws, and their prompt is computed once.
+        keys: addresses of the draws, in [0, 2^63), one a pair. Give the options of one question the
+            same key: they are then compared on the same draws, and their prompt is computed once.
 
     Raises:
         UserError: as `log_likelihoods`.
     """
-    rows = [Row([*prompt, *continuation], key, given=len(prompt)) for (prompt, continuation), key in zip(pairs, keys, strict=True)]
+    rows = [
+        Row([*prompt, *continuation], key, given=len(prompt))
+        for (prompt, continuation), key in zip(pairs, keys, strict=True)
+    ]
     return [found.log_p for found in log_likelihoods(checkpoint, rows, config)]
 
 
@@ -128,7 +162,9 @@ def _parts(estimator: Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draw
 
 
 def _result(
-    num_tokens: int, draws: Float64[Tensor, "draws parts"], subtracted: Float64[Tensor, "draws parts"] | None
+    num_tokens: int,
+    draws: Float64[Tensor, "draws parts"],
+    subtracted: Float64[Tensor, "draws parts"] | None,
 ) -> RowLikelihood:
     parts = draws if subtracted is None else draws - subtracted
     log_w = parts.sum(1)
@@ -136,8 +172,12 @@ def _result(
     error = None if num_draws == 1 else float(log_w.std() / num_draws**0.5)
     if num_parts == 1:
         return RowLikelihood(num_tokens, float(elbo(log_w)), error)
-    bound = iwae(draws.sum(1)) if subtracted is None else iwae(draws.sum(1)) - iwae(subtracted.sum(1))
-    return RowLikelihood(num_tokens, float(elbo(log_w)), error, float(bound), *parts.mean(0).tolist())
+    bound = (
+        iwae(draws.sum(1)) if subtracted is None else iwae(draws.sum(1)) - iwae(subtracted.sum(1))
+    )
+    return RowLikelihood(
+        num_tokens, float(elbo(log_w)), error, float(bound), *parts.mean(0).tolist()
+    )
 
 
 def _given_part(row: Row) -> Row:
@@ -152,9 +192,18 @@ def _num_scored(checkpoint: Checkpoint, row: Row) -> int:
 def _check(checkpoint: Checkpoint, rows: Sequence[Row]) -> None:
     vocab_size = checkpoint.vocab_size
     for number, row in enumerate(rows):
-        require(_num_scored(checkpoint, row) > 0, f"Row {number} has no token to score: give it at least one that is not padding"
-                                                  f"{' after the given ones' if row.given else ''}.")  # fmt: skip
+        require(
+            _num_scored(checkpoint, row) > 0,
+            f"Row {number} has no token to score: give it at least one that is not padding"
+            f"{' after the given ones' if row.given else ''}.",
+        )
         bad = next((token for token in row.tokens if not 0 <= token < vocab_size), None)
-        require(bad is None, f"Row {number} has id {bad}, outside the vocabulary, 0..{vocab_size - 1}; "
-                             "encode it with the checkpoint's own tokenizer.")  # fmt: skip
-        require(0 <= row.key < 2**63, f"Row {number} has key {row.key}; keys address random draws and must be in [0, 2^63).")
+        require(
+            bad is None,
+            f"Row {number} has id {bad}, outside the vocabulary, 0..{vocab_size - 1}; "
+            "encode it with the checkpoint's own tokenizer.",
+        )
+        require(
+            0 <= row.key < 2**63,
+            f"Row {number} has key {row.key}; keys address random draws and must be in [0, 2^63).",
+        )

@@ -18,7 +18,8 @@ from cola_train.run_layout import METRICS
 
 
 def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
-    """Judge what the export of a run of any family writes after openings of its held-out rows; returns the figures as text.
+    """Judge what the export of a run of any family writes after openings of its held-out rows;
+    returns the figures as text.
 
     They are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
 
@@ -29,24 +30,45 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
     checkpoint = load_checkpoint(run_folder)
     data = PreparedData.open(run.data.path)
     if data.tokenizer.sha256 != checkpoint.tokenizer.sha256:
-        raise UserError(f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what it was trained on.")
-    figures = compare(_generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config)
+        raise UserError(
+            f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what "
+            "it was trained on."
+        )
+    figures = compare(
+        _generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config
+    )
     values = {f"comparison/{name}": estimate.value for name, estimate in figures.estimates.items()}
-    errors = {f"comparison/{name}_standard_error": estimate.standard_error for name, estimate in figures.estimates.items()}
-    JsonlWriter(run_folder / METRICS).append({"step": checkpoint.training["step"], **values, **errors})
+    errors = {
+        f"comparison/{name}_standard_error": estimate.standard_error
+        for name, estimate in figures.estimates.items()
+    }
+    JsonlWriter(run_folder / METRICS).append(
+        {"step": checkpoint.training["step"], **values, **errors}
+    )
     return _text(run_folder, figures)
 
 
 def _generator(checkpoint: Checkpoint, sampler: SamplerConfig) -> Generator:
     def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
-        results = generate(checkpoint, prompts, dataclasses.replace(sampler, max_new_tokens=num_new))
+        results = generate(
+            checkpoint, prompts, dataclasses.replace(sampler, max_new_tokens=num_new)
+        )
         return [result.token_ids for result in results]
 
     return continue_all
 
 
 def _text(run_folder: Path, figures: Figures) -> str:
-    lines = [f"{run_folder}: {figures.num_openings} held-out openings, {figures.num_new_tokens} new tokens after each", ""]
+    lines = [
+        (
+            f"{run_folder}: {figures.num_openings} held-out openings, {figures.num_new_tokens} new "
+            "tokens after each"
+        ),
+        "",
+    ]
     for name, estimate in figures.estimates.items():
-        lines.append(f"  {name:34}{estimate.value:10.4f} ± {estimate.standard_error:.4f}   of {estimate.count:,}")
+        lines.append(
+            f"  {name:34}{estimate.value:10.4f} ± {estimate.standard_error:.4f}   of "
+            f"{estimate.count:,}"
+        )
     return "\n".join(lines) + "\n"

@@ -7,7 +7,9 @@ from cola_train.config.settings import require, section, setting
 
 
 def _own_distribution() -> SamplerConfig:
-    return SamplerConfig(temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, guidance_scale=1.0)
+    return SamplerConfig(
+        temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, guidance_scale=1.0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,16 +18,31 @@ class ComparisonConfig:
 
     num_openings: int = setting(256, help="Held-out openings to continue, at most.", common=True)
     num_new_tokens: int = setting(32, help="Tokens to generate after each.", common=True)
-    judge_order: int = setting(4, help="Longest n-gram of the judge, which is trained on the training rows.")
-    greedy: SamplerConfig = section(SamplerConfig, help="How next words are taken; must be greedy (temperature 0).", common=False)
+    judge_order: int = setting(
+        4, help="Longest n-gram of the judge, which is trained on the training rows."
+    )
+    greedy: SamplerConfig = section(
+        SamplerConfig,
+        help="How next words are taken; must be greedy (temperature 0).",
+        common=False,
+    )
     sampler: SamplerConfig = dataclasses.field(
         default_factory=_own_distribution,
         metadata={
-            "help": "How the text is written that is judged; by default the model's own distribution, nothing cut or guided."
+            "help": (
+                "How the text is written that is judged; by default the model's own distribution, "
+                "nothing cut or guided."
+            )
         },
     )
 
     def __post_init__(self) -> None:
         for name in ("num_openings", "num_new_tokens", "judge_order"):
-            require(getattr(self, name) >= 1, f"comparison.{name} must be at least 1, not {getattr(self, name)}.")
-        require(self.greedy.temperature == 0, f"comparison.greedy.temperature must be 0, not {self.greedy.temperature}.")
+            require(
+                getattr(self, name) >= 1,
+                f"comparison.{name} must be at least 1, not {getattr(self, name)}.",
+            )
+        require(
+            self.greedy.temperature == 0,
+            f"comparison.greedy.temperature must be 0, not {self.greedy.temperature}.",
+        )

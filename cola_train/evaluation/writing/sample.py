@@ -19,7 +19,8 @@ Prompt = str | list[int]
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], list[dict[str, Any]]]:
-    """Prompts of a JSON-lines file: `prompt` (text) or `input_ids` in each object; also the objects, whose keys are kept.
+    """Prompts of a JSON-lines file: `prompt` (text) or `input_ids` in each object; also the
+    objects, whose keys are kept.
 
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), or no line at all.
@@ -28,29 +29,46 @@ def read_prompts(path: Path) -> tuple[list[Prompt], list[dict[str, Any]]]:
     records = []
     for where, record in read_jsonl(path, "prompts"):
         require(
-            isinstance(record, dict), f'{where} must be an object such as {{"prompt": "It is"}}, not {json.dumps(record)[:40]!r}.'
+            isinstance(record, dict),
+            f'{where} must be an object such as {{"prompt": "It is"}}, not '
+            f"{json.dumps(record)[:40]!r}.",
         )
         ids, text = record.get("input_ids"), record.get("prompt")
         good_ids = isinstance(ids, list) and all(type(token) is int for token in ids)
-        require(good_ids != isinstance(text, str), f"{where} needs either `prompt` (a text) or `input_ids` (a list of ids).")
+        require(
+            good_ids != isinstance(text, str),
+            f"{where} needs either `prompt` (a text) or `input_ids` (a list of ids).",
+        )
         prompts.append(text if isinstance(text, str) else list(ids or []))
         records.append(record)
     return prompts, records
 
 
 def sample(
-    checkpoint_folder: Path, texts: Sequence[str] | None, file: Path | None, out: Path | None, device: str, config: SamplerConfig
+    checkpoint_folder: Path,
+    texts: Sequence[str] | None,
+    file: Path | None,
+    out: Path | None,
+    device: str,
+    config: SamplerConfig,
 ) -> None:
-    """Generate from either `texts` or `file`; print the texts, or write JSON lines to `out`, which must not exist."""
+    """Generate from either `texts` or `file`; print the texts, or write JSON lines to `out`, which
+    must not exist.
+    """
     if file is not None:
         prompts, records = read_prompts(file)
     else:
         prompts = list(texts or [])
         records = [{"prompt": text} for text in prompts]
-    require(out is None or not out.exists(), f"{out} exists and is not overwritten; choose another --out.")
+    require(
+        out is None or not out.exists(),
+        f"{out} exists and is not overwritten; choose another --out.",
+    )
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
     results = []
-    with tqdm(total=len(prompts), desc="sampling", unit="prompt", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(
+        total=len(prompts), desc="sampling", unit="prompt", disable=not sys.stderr.isatty()
+    ) as bar:
         for result in generate_stream(checkpoint, prompts, config):
             results.append(result)
             bar.update(1)
@@ -60,8 +78,12 @@ def sample(
         return
     for prompt, result in zip(prompts, results, strict=True):
         shown = prompt if isinstance(prompt, str) else checkpoint.tokenizer.decode(prompt)
-        sys.stdout.write(f"{shown}|{result.text}\n[{result.finish_reason}, {len(result.token_ids)} tokens]\n\n")
+        sys.stdout.write(
+            f"{shown}|{result.text}\n[{result.finish_reason}, {len(result.token_ids)} tokens]\n\n"
+        )
 
 
 def _row(result: GenerationResult) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in ("text", "token_ids", "prompt_ids", "finish_reason")}
+    return {
+        name: getattr(result, name) for name in ("text", "token_ids", "prompt_ids", "finish_reason")
+    }

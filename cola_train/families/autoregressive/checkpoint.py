@@ -41,9 +41,14 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         transformer, eos = self.for_passes(self.transformer, config), self.tokenizer.eos_token_id
         longest = max(map(len, prompts), default=0)
         return stream(
-            lambda some, indices: AutoregressiveGeneration(transformer, some, indices, config, eos, longest),
-            prompts, addresses, config, stops,
-        )  # fmt: skip
+            lambda some, indices: AutoregressiveGeneration(
+                transformer, some, indices, config, eos, longest
+            ),
+            prompts,
+            addresses,
+            config,
+            stops,
+        )
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
         """One."""

@@ -11,7 +11,9 @@ from cola_train.families.transformer.config import BaselineRunConfig
 class AutoregressiveConfig:
     """Next-token prediction."""
 
-    mask_documents: bool = setting(False, help="Keep documents of a packed row apart; not stated in the paper.")
+    mask_documents: bool = setting(
+        False, help="Keep documents of a packed row apart; not stated in the paper."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,9 @@ class AutoregressiveFamily(TransformerFamily[AutoregressiveRunConfig]):
         from cola_train.families.autoregressive.objective import AutoregressiveObjective
         from cola_train.models.transformer import Transformer
 
-        return AutoregressiveObjective(Transformer(config.transformer, causal=True), config.objective)
+        return AutoregressiveObjective(
+            Transformer(config.transformer, causal=True), config.objective
+        )
 
     def checkpoint_class(self) -> "type[AutoregressiveCheckpoint]":
         """The family's."""

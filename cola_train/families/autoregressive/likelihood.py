@@ -15,8 +15,9 @@ from cola_train.models.transformer import Transformer
 class NextTokenLikelihood:
     """log p(x) of the autoregressive model, exact: the sum over tokens of log p(x_i | x_<i).
 
-    A row, and with documents apart each of its documents, begins after the end-of-text token, as sampling begins it: so its first
-    token is scored too, and the same tokens as with other families.
+    A row, and with documents apart each of its documents, begins after the end-of-text token, as
+    sampling begins it: so its first token is scored too, and the same tokens as with other
+    families.
     """
 
     num_draws = 1
@@ -25,7 +26,9 @@ class NextTokenLikelihood:
         """`rows` are not empty."""
         self.transformer = transformer
         self.rows = rows
-        self.sequences = [_after_separators(row, tokenizer.eos_token_id, tokenizer.pad_token_id) for row in rows]
+        self.sequences = [
+            _after_separators(row, tokenizer.eos_token_id, tokenizer.pad_token_id) for row in rows
+        ]
 
     def width(self, row: int) -> int:
         """Tokens of a row with the separators before it."""
@@ -34,7 +37,8 @@ class NextTokenLikelihood:
     def __call__(self, draws: Sequence[Draw]) -> Float64[Tensor, " draws"]:
         """log p of rows of one width, nats."""
         device = self.transformer.lm_head.weight.device
-        places = torch.tensor([self.sequences[draw.row] for draw in draws], device=device)  # (draws, width, 3)
+        # (draws, width, 3)
+        places = torch.tensor([self.sequences[draw.row] for draw in draws], device=device)
         tokens, document, scored = places.unbind(-1)
         apart = any(self.rows[draw.row].documents is not None for draw in draws)
         hidden = self.transformer(tokens, document if apart else None)

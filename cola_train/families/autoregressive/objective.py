@@ -27,12 +27,15 @@ class AutoregressiveObjective(Objective):
         return {"predicted_tokens": self._predicted(batch).sum()}
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """The cross-entropy of next tokens, in nats per predicted token; and how often the likeliest is right.
+        """The cross-entropy of next tokens, in nats per predicted token; and how often the
+        likeliest is right.
 
         Predicted are real tokens but a row's first, with mask_documents but each document's first.
         """
         hidden = self.transformer(batch.tokens, documents_of(batch, 1, self.config.mask_documents))
-        nats, right = self.transformer.lm_head.losses(hidden[:, :-1], batch.tokens[:, 1:], self._predicted(batch).float())
+        nats, right = self.transformer.lm_head.losses(
+            hidden[:, :-1], batch.tokens[:, 1:], self._predicted(batch).float()
+        )
         return [
             Term("next_token", "nats_per_token", nats, "predicted_tokens", 1.0),
             Term("next_token_accuracy", "", right, "predicted_tokens"),

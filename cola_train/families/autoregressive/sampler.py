@@ -1,4 +1,6 @@
-"""The AR baseline's generation: one token of every row at a time, over a cache of keys and values."""
+"""The AR baseline's generation: one token of every row at a time, over a cache of keys and
+values.
+"""
 
 from collections.abc import Sequence
 
@@ -16,7 +18,9 @@ from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
 class AutoregressiveGeneration:
-    """Prompts of any lengths, generated together; every row gets what it would get alone. Rows may end and others begin."""
+    """Prompts of any lengths, generated together; every row gets what it would get alone. Rows may
+    end and others begin.
+    """
 
     def __init__(
         self,
@@ -35,16 +39,20 @@ class AutoregressiveGeneration:
             prompt_indices: address the random draws.
             config: the sampler's settings.
             start_token_id: of empty prompts.
-            longest_prompt: tokens of the longest prompt that there will be; of the longest of `prompts` when None.
+            longest_prompt: tokens of the longest prompt that there will be; of the longest of
+                `prompts` when None.
         """
         self.transformer, self.config, self.start_token_id = transformer, config, start_token_id
         self.device = transformer.lm_head.weight.device
         width = max(1, longest_prompt or max(map(len, prompts)))
         self.cache = transformer.new_cache(len(prompts), width + config.max_new_tokens)
         self.prompt_indices, self.tokens_done = list(prompt_indices), [0] * len(prompts)
-        self.seen = torch.zeros(len(prompts), transformer.config.vocab_size, dtype=torch.bool, device=self.device)
+        self.seen = torch.zeros(
+            len(prompts), transformer.config.vocab_size, dtype=torch.bool, device=self.device
+        )
         self.last = self._read(prompts, self.cache)
-        self._pending: Tensor | None = None  # the last tokens, which go through the network if others follow
+        # the last tokens, which go through the network if others follow
+        self._pending: Tensor | None = None
 
     def keep(self, rows: Sequence[int]) -> None:
         """Give up all rows but these, which move up in their order; `rows` increases."""
@@ -56,7 +64,9 @@ class AutoregressiveGeneration:
         self._pending = self._pending[index] if self._pending is not None and rows else None
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
-        """Further prompts in rows behind those in use; as many rows in all as there were at first, at most."""
+        """Further prompts in rows behind those in use; as many rows in all as there were at first,
+        at most.
+        """
         self._pass_pending()
         cache = self.transformer.new_cache(len(prompts), max(1, *map(len, prompts)))
         self.last = torch.cat([self.last, self._read(prompts, cache)])
@@ -70,14 +80,24 @@ class AutoregressiveGeneration:
         prompts = [list(prompt) or [self.start_token_id] for prompt in prompts]
         lengths = [len(prompt) for prompt in prompts]
         width = max(lengths)
-        tokens = torch.tensor([[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device)
-        # What fills short prompts comes after their last token, which does not see it; it is not committed to the cache.
+        tokens = torch.tensor(
+            [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device
+        )
+        # What fills short prompts comes after their last token, which does not see it; it is not
+        # committed to the cache.
         hidden = self._pass(tokens, cache, lengths)
-        return hidden[torch.arange(len(prompts), device=self.device), torch.tensor(lengths, device=self.device) - 1]
+        return hidden[
+            torch.arange(len(prompts), device=self.device),
+            torch.tensor(lengths, device=self.device) - 1,
+        ]
 
-    def _pass(self, tokens: Int[Tensor, "batch seq"], cache: KVCache, added: Sequence[int]) -> Float[Tensor, "batch seq dim"]:
+    def _pass(
+        self, tokens: Int[Tensor, "batch seq"], cache: KVCache, added: Sequence[int]
+    ) -> Float[Tensor, "batch seq dim"]:
         places = clean_layout(tokens.shape[1], 1, device=self.device)
-        attention = CachedAttention(cache, 1 if tokens.shape[1] == 1 else visible_set_mask(places, places)[0])
+        attention = CachedAttention(
+            cache, 1 if tokens.shape[1] == 1 else visible_set_mask(places, places)[0]
+        )
         hidden: Tensor = self.transformer(tokens, positions=attention.slots, attention=attention)
         cache.commit(added)
         return hidden
@@ -108,6 +128,9 @@ class AutoregressiveGeneration:
         # Draws are addressed in fours.
         starts = [done // 4 * 4 for done in self.tokens_done]
         index, start, place = torch.tensor(
-            [self.prompt_indices, starts, [done % 4 for done in self.tokens_done]], device=self.device
+            [self.prompt_indices, starts, [done % 4 for done in self.tokens_done]],
+            device=self.device,
         )
-        return uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, 4, start).gather(1, place[:, None])
+        return uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, 4, start).gather(
+            1, place[:, None]
+        )

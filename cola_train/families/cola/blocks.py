@@ -1,6 +1,8 @@
-"""A batch of prompts in flight: encode the prefix once, then transport and decode one block at a time (method, section 6).
+"""A batch of prompts in flight: encode the prefix once, then transport and decode one block at a
+time (method, section 6).
 
-All state is in the object, none on the networks, so any number of generations can share a checkpoint.
+All state is in the object, none on the networks, so any number of generations can share a
+checkpoint.
 """
 
 import dataclasses
@@ -24,7 +26,8 @@ from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """How a prompt of some length divides into history, known latents of the first block, and what is generated.
+    """How a prompt of some length divides into history, known latents of the first block, and what
+    is generated.
 
     A latent that holds any prompt token is known; whole blocks of known latents are history.
     """
@@ -39,8 +42,14 @@ class Prefix:
         """The division for a prompt of `num_tokens`."""
         latents = -(-num_tokens // patch_size)
         history = latents // block_size
-        # A half-filled latent that completes a block makes history whole: its second token is then never returned.
-        return cls(num_tokens, history, latents % block_size, max(0, num_tokens - history * block_size * patch_size))
+        # A half-filled latent that completes a block makes history whole: its second token is then
+        # never returned.
+        return cls(
+            num_tokens,
+            history,
+            latents % block_size,
+            max(0, num_tokens - history * block_size * patch_size),
+        )
 
     def num_latents(self, num_new: int, patch_size: int) -> int:
         """Latents of the first `num_new` new tokens, without known ones."""
@@ -98,18 +107,29 @@ class BlockGeneration:
             prompt_indices: address the random draws.
             config: the sampler's settings.
             pad_token_id: fills the last block of a prompt.
-            noise: (prompt_index, block_index) to a block's initial noise, in place of the seeded draws.
-            capacity_blocks: the most that any row will ever hold, history included; when None, room for `num_blocks` in each.
+            noise: (prompt_index, block_index) to a block's initial noise, in place of the seeded
+                draws.
+            capacity_blocks: the most that any row will ever hold, history included; when None, room
+                for `num_blocks` in each.
         """
-        self.vae, self.dit, self.config, self.pad_token_id, self.noise = vae, dit, config, pad_token_id, noise
+        self.vae, self.dit, self.config, self.pad_token_id, self.noise = (
+            vae,
+            dit,
+            config,
+            pad_token_id,
+            noise,
+        )
         self.patch_size, self.block_size = vae.config.patch_size, dit.config.block_size
         self.device = dit.txt_in.proj.weight.device
         self.transport = BlockTransport(dit, config)
         prefixes = [self.prefix_of(prompt) for prompt in prompts]
-        blocks = capacity_blocks or max(prefix.history_blocks for prefix in prefixes) + max(map(self.blocks_of, prefixes))
+        blocks = capacity_blocks or max(prefix.history_blocks for prefix in prefixes) + max(
+            map(self.blocks_of, prefixes)
+        )
         self.dit_cache = dit.new_cache(len(prompts), blocks * self.block_size)
         self.vae_cache = vae.new_cache(len(prompts), blocks * self.block_size)
-        self._pending: Tensor | None = None  # the last block, which the DiT's cache gets if another one follows
+        # the last block, which the DiT's cache gets if another one follows
+        self._pending: Tensor | None = None
         self._rows = self._read(prompts, prompt_indices, self.dit_cache, self.vae_cache)
 
     @property
@@ -145,10 +165,17 @@ class BlockGeneration:
         self._pending = self._pending[index] if self._pending is not None and rows else None
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
-        """Further prompts in rows behind those in use; as many rows in all as there were at first, at most."""
+        """Further prompts in rows behind those in use; as many rows in all as there were at first,
+        at most.
+        """
         self.catch_up()
-        history = max(1, *(self.prefix_of(prompt).history_blocks for prompt in prompts)) * self.block_size
-        caches = (self.dit.new_cache(len(prompts), history), self.vae.new_cache(len(prompts), history))
+        history = (
+            max(1, *(self.prefix_of(prompt).history_blocks for prompt in prompts)) * self.block_size
+        )
+        caches = (
+            self.dit.new_cache(len(prompts), history),
+            self.vae.new_cache(len(prompts), history),
+        )
         old, new = self._rows, self._read(prompts, prompt_indices, *caches)
         self.dit_cache.append(caches[0])
         self.vae_cache.append(caches[1])
@@ -156,7 +183,14 @@ class BlockGeneration:
             [*old.prompt_indices, *new.prompt_indices],
             [*old.prefixes, *new.prefixes],
             [*old.blocks_done, *new.blocks_done],
-            *(torch.cat(pair) for pair in ((old.seen, new.seen), (old.known, new.known), (old.pinned, new.pinned))),
+            *(
+                torch.cat(pair)
+                for pair in (
+                    (old.seen, new.seen),
+                    (old.known, new.known),
+                    (old.pinned, new.pinned),
+                )
+            ),
         )
 
     def next_block(self) -> GeneratedBlock:
@@ -173,12 +207,17 @@ class BlockGeneration:
         """What `next_block` would give with this transport; the generation stays where it is."""
         self.catch_up()
         rows = self._rows
-        opens = any(prefix.known_latents and not done for prefix, done in zip(rows.prefixes, rows.blocks_done, strict=True))
+        opens = any(
+            prefix.known_latents and not done
+            for prefix, done in zip(rows.prefixes, rows.blocks_done, strict=True)
+        )
         z_1 = self._initial_noise(rows.known.shape[-1])
         z_0 = transport(z_1, rows.known, rows.pinned if opens else None, self.dit_cache)
         logits = self.vae.decoder.head(self._decode(z_0, self.vae_cache)).float()
         penalized = penalize_repetition(logits, rows.seen, self.config.repetition_penalty)
-        return GeneratedBlock(z_0, logits, choose_tokens(penalized, self.config, self._token_draws(logits.shape[1])))
+        return GeneratedBlock(
+            z_0, logits, choose_tokens(penalized, self.config, self._token_draws(logits.shape[1]))
+        )
 
     @property
     def generated(self) -> Bool[Tensor, "batch block"]:
@@ -195,23 +234,36 @@ class BlockGeneration:
         latents = block.latents.cpu()
         return [
             Part(tokens[known_tokens:], latents[row, known_latents:])
-            for row, (tokens, (known_tokens, known_latents)) in enumerate(zip(block.tokens.tolist(), opening, strict=True))
+            for row, (tokens, (known_tokens, known_latents)) in enumerate(
+                zip(block.tokens.tolist(), opening, strict=True)
+            )
         ]
 
     def catch_up(self) -> None:
         """Put the last block into the DiT's cache, which everything that goes on begins with."""
         if self._pending is not None:
-            self.transport.fill(self._pending, self.dit_cache, [self.block_size] * len(self._pending))
+            self.transport.fill(
+                self._pending, self.dit_cache, [self.block_size] * len(self._pending)
+            )
             self._pending = None
 
     def _read(
-        self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int], dit_cache: KVCache, vae_cache: KVCache
+        self,
+        prompts: Sequence[Sequence[int]],
+        prompt_indices: Sequence[int],
+        dit_cache: KVCache,
+        vae_cache: KVCache,
     ) -> _Rows:
-        """Fill empty caches with whole prompt blocks; find the first block's known latents and where they are."""
+        """Fill empty caches with whole prompt blocks; find the first block's known latents and
+        where they are.
+        """
         prefixes = [self.prefix_of(prompt) for prompt in prompts]
         block_tokens = self.patch_size * self.block_size
         width = max(1, *(-(-len(prompt) // block_tokens) for prompt in prompts)) * block_tokens
-        tokens = torch.tensor([[*prompt, *[self.pad_token_id] * (width - len(prompt))] for prompt in prompts], device=self.device)
+        tokens = torch.tensor(
+            [[*prompt, *[self.pad_token_id] * (width - len(prompt))] for prompt in prompts],
+            device=self.device,
+        )
         latents = self.vae.encode(tokens).mean
         history = [prefix.history_blocks * self.block_size for prefix in prefixes]
         if longest := max(history):
@@ -219,14 +271,28 @@ class BlockGeneration:
             self._decode(latents[:, :longest], vae_cache)
             vae_cache.commit(history)
         place = torch.arange(self.block_size, device=self.device)
-        # A prompt of whole blocks has no known latents left; the clamp only keeps the look-up inside the row.
-        at = (torch.tensor(history, device=self.device)[:, None] + place).clamp(max=latents.shape[1] - 1)
+        # A prompt of whole blocks has no known latents left; the clamp only keeps the look-up
+        # inside the row.
+        at = (torch.tensor(history, device=self.device)[:, None] + place).clamp(
+            max=latents.shape[1] - 1
+        )
         known = latents.gather(1, at[..., None].expand(-1, -1, latents.shape[-1]))
         counts = torch.tensor([prefix.known_latents for prefix in prefixes], device=self.device)
-        seen = torch.zeros(len(prompts), self.vae.config.vocab_size, dtype=torch.bool, device=self.device)
-        return _Rows(list(prompt_indices), prefixes, [0] * len(prompts), seen, known, place < counts[:, None])
+        seen = torch.zeros(
+            len(prompts), self.vae.config.vocab_size, dtype=torch.bool, device=self.device
+        )
+        return _Rows(
+            list(prompt_indices),
+            prefixes,
+            [0] * len(prompts),
+            seen,
+            known,
+            place < counts[:, None],
+        )
 
-    def _decode(self, z_0: Float[Tensor, "batch latents channels"], cache: KVCache) -> Float[Tensor, "batch seq dim"]:
+    def _decode(
+        self, z_0: Float[Tensor, "batch latents channels"], cache: KVCache
+    ) -> Float[Tensor, "batch seq dim"]:
         places = clean_layout(z_0.shape[1], self.vae.config.block_size, device=self.device)
         attention = CachedAttention(cache, visible_set_mask(places, places)[0])
         hidden: Tensor = self.vae.decoder(z_0, positions=attention.slots, attention=attention)
@@ -239,10 +305,16 @@ class BlockGeneration:
             index, starts = self._addresses(count)
             draws = normal(self.config.seed, Purpose.SAMPLER_NOISE, index, count, starts)
             return draws.unflatten(1, (self.block_size, channels))
-        blocks = [self.noise(index, done) for index, done in zip(rows.prompt_indices, rows.blocks_done, strict=True)]
+        blocks = [
+            self.noise(index, done)
+            for index, done in zip(rows.prompt_indices, rows.blocks_done, strict=True)
+        ]
         for block in blocks:
             if tuple(block.shape) != (self.block_size, channels):
-                raise UserError(f"noise must give ({self.block_size}, {channels}) per block, not {tuple(block.shape)}.")
+                raise UserError(
+                    f"noise must give ({self.block_size}, {channels}) per block, not "
+                    f"{tuple(block.shape)}."
+                )
         return torch.stack(blocks).to(self.device, torch.float32)
 
     def _token_draws(self, num_tokens: int) -> Float[Tensor, "batch seq"] | None:
@@ -252,7 +324,9 @@ class BlockGeneration:
         return uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, num_tokens, starts)
 
     def _addresses(self, count: int) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
-        """Where each row's next `count` draws are: its prompt's index, and a start that is a multiple of 4."""
+        """Where each row's next `count` draws are: its prompt's index, and a start that is a
+        multiple of 4.
+        """
         starts = [done * round_up_to_draws(count) for done in self._rows.blocks_done]
         index, start = torch.tensor([self._rows.prompt_indices, starts], device=self.device)
         return index, start

@@ -39,20 +39,25 @@ from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, load_tens
 
 @dataclasses.dataclass
 class ColaCheckpoint(Checkpoint):
-    """A VAE, a DiT (absent after stage 1) and the tokenizer, in memory, in fp32, ready for inference."""
+    """A VAE, a DiT (absent after stage 1) and the tokenizer, in memory, in fp32, ready for
+    inference.
+    """
 
     vae: TextVAE
     dit: BlockCausalDiT | None
     tokenizer: Tokenizer
-    training: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `cola-train` wrote of the run; {} if released
+    # what `cola-train` wrote of the run; {} if released
+    training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":
-        """Read a folder in the released layout, ours or the released one; a run folder stands for its `hf` export.
+        """Read a folder in the released layout, ours or the released one; a run folder stands for
+        its `hf` export.
 
         Raises:
-            UserError: not such a folder; a config field that is unknown or unsupported; any tensor missing, unexpected or
-                of the wrong shape (all are named); a truncated file; a tokenizer with more ids than the VAE.
+            UserError: not such a folder; a config field that is unknown or unsupported; any tensor
+                missing, unexpected or of the wrong shape (all are named); a truncated file; a
+                tokenizer with more ids than the VAE.
         """
         root = find_root(folder)
         vae = TextVAE(read_vae_config(root))
@@ -65,8 +70,9 @@ class ColaCheckpoint(Checkpoint):
         tokenizer = Tokenizer.load(root / "tokenizer.json")
         if tokenizer.vocab_size > vae.config.vocab_size:
             raise UserError(
-                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the VAE only {vae.config.vocab_size}; "
-                "put the tokenizer.json there that the checkpoint was trained with."
+                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the VAE only "
+                f"{vae.config.vocab_size}; put the tokenizer.json there that the checkpoint was "
+                "trained with."
             )
         for network in (vae, dit):
             if network is not None:
@@ -74,11 +80,27 @@ class ColaCheckpoint(Checkpoint):
         training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
         return cls(vae, dit, tokenizer, training)
 
-    def save(self, folder: str | Path, *, replace: bool = False, max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES) -> None:
-        """Write the released layout, atomically; `replace` allows an existing folder to be swapped for the new one."""
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        replace: bool = False,
+        max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    ) -> None:
+        """Write the released layout, atomically; `replace` allows an existing folder to be swapped
+        for the new one.
+        """
         dit = None if self.dit is None else (self.dit.config, self.dit.state_dict())
         vae = (self.vae.config, self.vae.state_dict())
-        write_checkpoint(Path(folder), vae, dit, self.tokenizer, self.training, replace=replace, max_shard_bytes=max_shard_bytes)
+        write_checkpoint(
+            Path(folder),
+            vae,
+            dit,
+            self.tokenizer,
+            self.training,
+            replace=replace,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     @property
     def family(self) -> str:
@@ -102,7 +124,10 @@ class ColaCheckpoint(Checkpoint):
             UserError: a checkpoint of stage 1; the message says that `purpose` needs one.
         """
         if self.dit is None:
-            raise UserError(f"This checkpoint holds a VAE only; {purpose} needs the DiT of stage 2 (cola-train joint).")
+            raise UserError(
+                f"This checkpoint holds a VAE only; {purpose} needs the DiT of stage 2 (cola-train "
+                "joint)."
+            )
         return self.dit
 
     def texts(
@@ -113,19 +138,29 @@ class ColaCheckpoint(Checkpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """See `Checkpoint`; `noise` maps (prompt_index, block_index) to a block's (block_size, latent_dim)."""
+        """See `Checkpoint`; `noise` maps (prompt_index, block_index) to a block's (block_size,
+        latent_dim).
+        """
         pad = self.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
         dit = self.for_passes(self.prior("sampling"), config)
         vae = self.for_passes(self.vae, config)
         check_ids([pad], self.vocab_size, "pad_token_id")
         size = vae.config.patch_size, dit.config.block_size
         prefixes = [Prefix.of(len(prompt), *size) for prompt in prompts]
-        blocks = [prefix.history_blocks + prefix.num_blocks(config.max_new_tokens, *size) for prefix in prefixes]
+        blocks = [
+            prefix.history_blocks + prefix.num_blocks(config.max_new_tokens, *size)
+            for prefix in prefixes
+        ]
         capacity = max(blocks, default=0)
         return stream(
-            lambda some, indices: BlockGeneration(vae, dit, some, indices, config, pad, noise, capacity),
-            prompts, addresses, config, stops,
-        )  # fmt: skip
+            lambda some, indices: BlockGeneration(
+                vae, dit, some, indices, config, pad, noise, capacity
+            ),
+            prompts,
+            addresses,
+            config,
+            stops,
+        )
 
     def latents_of(self, prompt: Sequence[int], text: Text, num_tokens: int) -> Tensor | None:
         """Clean and normalized, without the prompt's own."""
@@ -135,13 +170,18 @@ class ColaCheckpoint(Checkpoint):
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
         """A block's, the first without the prompt's own."""
-        patch_size, block_size = self.vae.config.patch_size, self.prior("sampling").config.block_size
+        patch_size, block_size = (
+            self.vae.config.patch_size,
+            self.prior("sampling").config.block_size,
+        )
         known = Prefix.of(prompt_tokens, patch_size, block_size).known_tokens
         return patch_size * block_size - known, patch_size * block_size
 
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
         """Block by block."""
-        return generation_work((self.vae.config, self.prior("sampling").config), config, prompt_tokens, batch)
+        return generation_work(
+            (self.vae.config, self.prior("sampling").config), config, prompt_tokens, batch
+        )
 
     def compare_solvers(
         self,
@@ -163,10 +203,14 @@ class ColaCheckpoint(Checkpoint):
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
         """Draws, solver and divergence."""
-        tolerance = f"rtol {config.rtol}, atol {config.atol}" if config.solver == "dopri5" else f"{config.num_steps} steps"
+        tolerance = (
+            f"rtol {config.rtol}, atol {config.atol}"
+            if config.solver == "dopri5"
+            else f"{config.num_steps} steps"
+        )
         return (
-            f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's ODE by {config.solver}, "
-            f"{tolerance}; {config.divergence} divergence"
+            f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's "
+            f"ODE by {config.solver}, {tolerance}; {config.divergence} divergence"
         )
 
     def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> LatentWeights:
@@ -177,9 +221,14 @@ class ColaCheckpoint(Checkpoint):
     def inspect(
         self, data: PreparedData, config: InspectionConfig, reference: Checkpoint | None = None
     ) -> Iterator[Inspection | None]:
-        """What the VAE keeps, and what the prior has learned of it; `reference` is usually the stage-1 checkpoint."""
+        """What the VAE keeps, and what the prior has learned of it; `reference` is usually the
+        stage-1 checkpoint.
+        """
         from cola_train.families.cola.inspection.inspection import inspect_latents
 
         if reference is not None and not isinstance(reference, ColaCheckpoint):
-            raise UserError("The reference has no encoder; give the stage-1 checkpoint that this one started from.")
+            raise UserError(
+                "The reference has no encoder; give the stage-1 checkpoint that this one started "
+                "from."
+            )
         return inspect_latents(self, data, config, reference)

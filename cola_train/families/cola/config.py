@@ -1,4 +1,6 @@
-"""Settings of Cola DLM's two stages. Values that the paper does not state say so; each is then our default."""
+"""Settings of Cola DLM's two stages. Values that the paper does not state say so; each is then our
+default.
+"""
 
 import abc
 import dataclasses
@@ -22,18 +24,32 @@ def _share(config: object, *names: str) -> None:
 
 
 def _mask_ratio(ratio: float) -> None:
-    require(0 < ratio <= 1, f"mask_ratio must be in (0, 1], not {ratio}; to leave the mask loss out, set mask_weight=0.")
+    require(
+        0 < ratio <= 1,
+        f"mask_ratio must be in (0, 1], not {ratio}; to leave the mask loss out, set "
+        "mask_weight=0.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage1Config:
     """Text VAE pretraining: reconstruction + kl_weight KL + mask_weight mask loss."""
 
-    kl_weight: float = setting(1e-4, help="beta: weight of KL(q || N(0, I)), in nats per token; not stated in the paper.")
-    mask_weight: float = setting(1.0, help="lambda_mask: weight of the BERT-style mask loss; not stated in the paper.")
-    mask_ratio: float = setting(0.15, help="Share of tokens replaced by [mask], always [mask]; not stated in the paper.")
-    fixed_log_snr: float | None = setting(None, help="Hold log(E mu^2 / sigma^2) at this (paper: 1.0, 1.5, 2.0); null learns it.")
-    mask_documents: bool = setting(False, help="Keep documents of a packed row apart; needs document_alignment; not stated.")
+    kl_weight: float = setting(
+        1e-4, help="beta: weight of KL(q || N(0, I)), in nats per token; not stated in the paper."
+    )
+    mask_weight: float = setting(
+        1.0, help="lambda_mask: weight of the BERT-style mask loss; not stated in the paper."
+    )
+    mask_ratio: float = setting(
+        0.15, help="Share of tokens replaced by [mask], always [mask]; not stated in the paper."
+    )
+    fixed_log_snr: float | None = setting(
+        None, help="Hold log(E mu^2 / sigma^2) at this (paper: 1.0, 1.5, 2.0); null learns it."
+    )
+    mask_documents: bool = setting(
+        False, help="Keep documents of a packed row apart; needs document_alignment; not stated."
+    )
 
     def __post_init__(self) -> None:
         _positive_or_zero(self, "kl_weight", "mask_weight")
@@ -42,17 +58,30 @@ class Stage1Config:
 
 @dataclasses.dataclass(frozen=True)
 class VAEStrategyConfig:
-    """How the VAE takes part in stage 2 (Fix, Joint x1, Joint x0.01, Interval; All Scratch is Joint without init_vae_from)."""
+    """How the VAE takes part in stage 2 (Fix, Joint x1, Joint x0.01, Interval; All Scratch is Joint
+    without init_vae_from).
+    """
 
-    mode: Literal["joint", "fix", "interval"] = setting("joint", help="Train the VAE always, never, or in intervals.")
-    learning_rate_factor: float = setting(1.0, help="VAE learning rate over the DiT's (paper: 1 and 0.01).")
-    joint_steps: int = setting(2000, help="interval: steps of a cycle in which the VAE trains, first (paper: 2k of 5k).")
-    frozen_steps: int = setting(3000, help="interval: steps of a cycle in which it rests (paper: 3k of 5k).")
+    mode: Literal["joint", "fix", "interval"] = setting(
+        "joint", help="Train the VAE always, never, or in intervals."
+    )
+    learning_rate_factor: float = setting(
+        1.0, help="VAE learning rate over the DiT's (paper: 1 and 0.01)."
+    )
+    joint_steps: int = setting(
+        2000, help="interval: steps of a cycle in which the VAE trains, first (paper: 2k of 5k)."
+    )
+    frozen_steps: int = setting(
+        3000, help="interval: steps of a cycle in which it rests (paper: 3k of 5k)."
+    )
 
     def __post_init__(self) -> None:
         _positive_or_zero(self, "learning_rate_factor")
-        require(self.joint_steps >= 1 and self.frozen_steps >= 1,
-                f"joint_steps and frozen_steps must be at least 1, not {self.joint_steps} and {self.frozen_steps}.")  # fmt: skip
+        require(
+            self.joint_steps >= 1 and self.frozen_steps >= 1,
+            f"joint_steps and frozen_steps must be at least 1, not {self.joint_steps} and "
+            f"{self.frozen_steps}.",
+        )
 
     def trains_vae(self, step: int) -> bool:
         """Whether the VAE takes part in optimizer step `step`, counted from 0."""
@@ -66,42 +95,73 @@ class FlowConfig:
     """Conditional flow matching: times, pinned prompts, history."""
 
     time_distribution: Literal["logit_normal", "uniform"] = setting(
-        "logit_normal", help="t = sigmoid(normal), as in the headline run, or uniform, the ablation."
+        "logit_normal",
+        help="t = sigmoid(normal), as in the headline run, or uniform, the ablation.",
     )
     time_loc: float = setting(1.0, help="Mean of the normal under the sigmoid.")
     time_scale: float = setting(1.0, help="Standard deviation of the normal under the sigmoid.")
-    timestep_per: Literal["sample", "block"] = setting("sample", help="One t for a row, or one for each of its blocks.")
-    prompt_block_prob: float = setting(0.05, help="Probability that a block's first 1..block_size-1 positions stay clean.")
-    history_dropout: float = setting(0.0, help="Probability that a block's history is hidden, for guidance; not stated.")
-    noise_copies: int = setting(
-        1, help="Noised copies of a row, each with its own noise, times and prompts, over one clean copy: (1 + K) L positions."
+    timestep_per: Literal["sample", "block"] = setting(
+        "sample", help="One t for a row, or one for each of its blocks."
     )
-    grad_to_encoder: bool = setting(True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target.")
+    prompt_block_prob: float = setting(
+        0.05, help="Probability that a block's first 1..block_size-1 positions stay clean."
+    )
+    history_dropout: float = setting(
+        0.0, help="Probability that a block's history is hidden, for guidance; not stated."
+    )
+    noise_copies: int = setting(
+        1,
+        help=(
+            "Noised copies of a row, each with its own noise, times and prompts, over one clean "
+            "copy: (1 + K) L positions."
+        ),
+    )
+    grad_to_encoder: bool = setting(
+        True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target."
+    )
 
     def __post_init__(self) -> None:
         _share(self, "prompt_block_prob", "history_dropout")
-        require(self.noise_copies >= 1, f"FlowConfig.noise_copies must be at least 1, not {self.noise_copies}.")
-        require(self.time_scale > 0, f"FlowConfig.time_scale must be above 0, not {self.time_scale}.")
+        require(
+            self.noise_copies >= 1,
+            f"FlowConfig.noise_copies must be at least 1, not {self.noise_copies}.",
+        )
+        require(
+            self.time_scale > 0, f"FlowConfig.time_scale must be above 0, not {self.time_scale}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage2Config:
-    """Joint VAE + DiT: vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) + flow_weight flow
+    """Joint VAE + DiT: vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) +
+    flow_weight flow
     + reference_weight KL(q || q_ref)."""
 
     vae_weight: float = setting(1.0, help="lambda_VAE; not stated in the paper.")
-    entropy_weight: float = setting(1e-4, help="beta of stage 2: weight of E[log q], nats per token; not stated.")
+    entropy_weight: float = setting(
+        1e-4, help="beta of stage 2: weight of E[log q], nats per token; not stated."
+    )
     mask_weight: float = setting(1.0, help="lambda_mask of stage 2; not stated in the paper.")
-    mask_ratio: float = setting(0.15, help="Share of tokens replaced by [mask] in stage 2; not stated in the paper.")
+    mask_ratio: float = setting(
+        0.15, help="Share of tokens replaced by [mask] in stage 2; not stated in the paper."
+    )
     flow_weight: float = setting(1.0, help="lambda_fm; not stated in the paper.")
-    reference_weight: float = setting(1e-2, help="lambda_ref: weight of KL(q || q_ref), nats per token; not stated.")
-    fixed_log_snr: float | None = setting(None, help="Hold the VAE's logSNR at this; null learns it.")
-    mask_documents: bool = setting(False, help="Keep documents of a packed row apart; needs document_alignment; not stated.")
+    reference_weight: float = setting(
+        1e-2, help="lambda_ref: weight of KL(q || q_ref), nats per token; not stated."
+    )
+    fixed_log_snr: float | None = setting(
+        None, help="Hold the VAE's logSNR at this; null learns it."
+    )
+    mask_documents: bool = setting(
+        False, help="Keep documents of a packed row apart; needs document_alignment; not stated."
+    )
     flow: FlowConfig = section(FlowConfig, help="Flow matching.")
     vae_strategy: VAEStrategyConfig = section(VAEStrategyConfig, help="How the VAE takes part.")
 
     def __post_init__(self) -> None:
-        _positive_or_zero(self, "vae_weight", "entropy_weight", "mask_weight", "flow_weight", "reference_weight")
+        _positive_or_zero(
+            self, "vae_weight", "entropy_weight", "mask_weight", "flow_weight", "reference_weight"
+        )
         _mask_ratio(self.mask_ratio)
 
 
@@ -123,11 +183,17 @@ class ColaRunConfig(RunConfig):
 
     def _check_log_snr(self) -> None:
         fixed_log_snr = self.fixed_log_snr
-        require(fixed_log_snr is None or self.vae.bias,
-                "objective.fixed_log_snr needs vae.bias=true: the export states the constant variance in a bias.")  # fmt: skip
+        require(
+            fixed_log_snr is None or self.vae.bias,
+            "objective.fixed_log_snr needs vae.bias=true: the export states the constant variance "
+            "in a bias.",
+        )
         plain = (self.vae.scaling_factor, self.vae.shifting_factor) == (1.0, 0.0)
-        require(fixed_log_snr is None or plain,
-                "objective.fixed_log_snr needs vae.scaling_factor=1 and shifting_factor=0: only there E[mu^2] is 1.")  # fmt: skip
+        require(
+            fixed_log_snr is None or plain,
+            "objective.fixed_log_snr needs vae.scaling_factor=1 and shifting_factor=0: only there "
+            "E[mu^2] is 1.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,9 +228,13 @@ class JointRunConfig(ColaRunConfig):
     dit: DiTConfig = section(DiTConfig, help="The DiT.")
     objective: Stage2Config = section(Stage2Config, help="Stage 2's losses.")
     init_vae_from: str | None = setting(
-        None, help="Checkpoint folder whose VAE to start from; null starts from scratch.", common=True
+        None,
+        help="Checkpoint folder whose VAE to start from; null starts from scratch.",
+        common=True,
     )
-    init_dit_from: str | None = setting(None, help="Checkpoint folder whose DiT to start from; null starts from scratch.")
+    init_dit_from: str | None = setting(
+        None, help="Checkpoint folder whose DiT to start from; null starts from scratch."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,11 +242,16 @@ class JointRunConfig(ColaRunConfig):
         check_pair(self.vae, self.dit)
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.dit.block_size)
         scratch = self.init_vae_from is None
-        require(not (scratch and self.objective.reference_weight > 0),
-                "objective.reference_weight needs a stage-1 encoder to stay near: give init_vae_from, or set "
-                "objective.reference_weight=0 (All Scratch).")  # fmt: skip
-        require(not (scratch and self.objective.vae_strategy.mode == "fix"),
-                "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use mode 'joint'.")  # fmt: skip
+        require(
+            not (scratch and self.objective.reference_weight > 0),
+            "objective.reference_weight needs a stage-1 encoder to stay near: give init_vae_from, "
+            "or set objective.reference_weight=0 (All Scratch).",
+        )
+        require(
+            not (scratch and self.objective.vae_strategy.mode == "fix"),
+            "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use "
+            "mode 'joint'.",
+        )
 
     @property
     def fixed_log_snr(self) -> float | None:

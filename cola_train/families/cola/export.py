@@ -20,7 +20,9 @@ _REFERENCE = "reference_encoder."
 
 @dataclasses.dataclass(frozen=True)
 class FixedLogSNR(Mapping[str, Tensor]):
-    """A VAE's weights where the logSNR was fixed: the log-variance half of the encoder's final layer, not used, says so."""
+    """A VAE's weights where the logSNR was fixed: the log-variance half of the encoder's final
+    layer, not used, says so.
+    """
 
     weights: Mapping[str, Tensor]
     log_snr: float
@@ -54,17 +56,23 @@ def in_memory(
     training: Mapping[str, Any],
     device: str | torch.device,
 ) -> ColaCheckpoint:
-    """The checkpoint of a run's weights, by their names in the objective; without a DiT where `dit_config` is None."""
+    """The checkpoint of a run's weights, by their names in the objective; without a DiT where
+    `dit_config` is None.
+    """
     vae, dit = TextVAE(config.vae), None
     vae.load_state_dict(dict(vae_weights(config, Below(weights, "vae."))))
     if dit_config is not None:
         dit = BlockCausalDiT(dit_config)
         dit.load_state_dict(dict(Below(weights, "dit.")))
         dit.to(device).eval().requires_grad_(False)
-    return ColaCheckpoint(vae.to(device).eval().requires_grad_(False), dit, tokenizer, dict(training))
+    return ColaCheckpoint(
+        vae.to(device).eval().requires_grad_(False), dit, tokenizer, dict(training)
+    )
 
 
 def with_reference_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Weights whose VAE has the reference encoder in place of its own; None where a run keeps none."""
+    """Weights whose VAE has the reference encoder in place of its own; None where a run keeps
+    none.
+    """
     encoder = {f"vae.encoder.{name}": value for name, value in Below(weights, _REFERENCE).items()}
     return {**weights, **encoder} if encoder else None

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import require
-from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig, VAEStrategyConfig
+from cola_train.families.cola.config import (
+    ColaRunConfig,
+    JointRunConfig,
+    VAERunConfig,
+    VAEStrategyConfig,
+)
 from cola_train.families.cola.parameters import dit_parameters, vae_parameters
 from cola_train.families.family import Family, MatchTarget, Phase
 from cola_train.models.config import DiTConfig
@@ -27,23 +32,51 @@ ColaT = TypeVar("ColaT", bound=ColaRunConfig)
 _JOINT, _FROZEN = "joint", "frozen"
 # For `cola-train chaos`.
 _SMALL_WIDTH = 32
-# For `cola-train bench`, small enough for one thread of a CPU: the DiT alone trains, on latents of a frozen VAE.
-_FROZEN_VAE = ("init_vae_from=random", "objective.vae_strategy.mode=fix", "trainer.precision=fp32", "vae.block_size=1",
-               "dit.block_size=16")  # fmt: skip
+# For `cola-train bench`, small enough for one thread of a CPU: the DiT alone trains, on latents of
+# a frozen VAE.
+_FROZEN_VAE = (
+    "init_vae_from=random",
+    "objective.vae_strategy.mode=fix",
+    "trainer.precision=fp32",
+    "vae.block_size=1",
+    "dit.block_size=16",
+)
 _S = (
-    "vae.vocab_size=1024", "vae.dim=128", "vae.ffn_dim=512", "vae.num_heads=4", "vae.encoder_num_blocks=2",
-    "vae.decoder_num_blocks=2", "dit.num_layers=4", "dit.txt_dim=128", "dit.emb_dim=128", "dit.heads=4", "dit.head_dim=32",
+    "vae.vocab_size=1024",
+    "vae.dim=128",
+    "vae.ffn_dim=512",
+    "vae.num_heads=4",
+    "vae.encoder_num_blocks=2",
+    "vae.decoder_num_blocks=2",
+    "dit.num_layers=4",
+    "dit.txt_dim=128",
+    "dit.emb_dim=128",
+    "dit.heads=4",
+    "dit.head_dim=32",
     "dit.rope_dim=24",
-)  # fmt: skip
+)
 _M = (
-    "vae.vocab_size=4096", "vae.dim=256", "vae.ffn_dim=1024", "vae.num_heads=4", "vae.encoder_num_blocks=4",
-    "vae.decoder_num_blocks=4", "dit.num_layers=8", "dit.txt_dim=384", "dit.emb_dim=384", "dit.heads=6", "dit.head_dim=64",
+    "vae.vocab_size=4096",
+    "vae.dim=256",
+    "vae.ffn_dim=1024",
+    "vae.num_heads=4",
+    "vae.encoder_num_blocks=4",
+    "vae.decoder_num_blocks=4",
+    "dit.num_layers=8",
+    "dit.txt_dim=384",
+    "dit.emb_dim=384",
+    "dit.heads=6",
+    "dit.head_dim=64",
     "dit.rope_dim=48",
-)  # fmt: skip
+)
 
 
 def _batch(rows: int, seq_len: int) -> tuple[str, ...]:
-    return (f"trainer.micro_batch_size={rows}", f"trainer.global_batch_size={rows}", f"data.seq_len={seq_len}")
+    return (
+        f"trainer.micro_batch_size={rows}",
+        f"trainer.global_batch_size={rows}",
+        f"data.seq_len={seq_len}",
+    )
 
 
 class _ColaFamily(Family[ColaT]):
@@ -52,11 +85,15 @@ class _ColaFamily(Family[ColaT]):
     def check_data(self, config: ColaT, data: "PreparedData") -> None:
         """With mask_documents, documents must start on block boundaries."""
         if config.masks_documents:
-            multiple, alignment = config.vae.patch_size * self._block_size(config), data.manifest.document_alignment
+            multiple, alignment = (
+                config.vae.patch_size * self._block_size(config),
+                data.manifest.document_alignment,
+            )
             require(
                 alignment % multiple == 0,
-                f"objective.mask_documents needs documents that start on block boundaries: the data was prepared with "
-                f"document_alignment={alignment}, this model needs a multiple of {multiple}. Prepare it again so.",
+                "objective.mask_documents needs documents that start on block boundaries: the "
+                f"data was prepared with document_alignment={alignment}, this model needs a "
+                f"multiple of {multiple}. Prepare it again so.",
             )
 
     def _block_size(self, config: ColaT) -> int:
@@ -70,7 +107,9 @@ class _ColaFamily(Family[ColaT]):
     def recognizes(self, folder: Path) -> bool:
         """cola_dlm/cola_vae, with cola_dlm/cola_dit after stage 2."""
         root = folder / "cola_dlm"
-        return (root / "cola_vae").is_dir() and (root / "cola_dit").is_dir() == (self.name == "joint")
+        return (root / "cola_vae").is_dir() and (root / "cola_dit").is_dir() == (
+            self.name == "joint"
+        )
 
     def load(self, folder: Path, device: "str | torch.device" = "cpu") -> "ColaCheckpoint":
         """The released layout, ours or the released one."""
@@ -97,7 +136,9 @@ class _ColaFamily(Family[ColaT]):
         dit_config = self._dit(config)
         vae = (config.vae, vae_weights(config, Below(weights, "vae.")))
         dit = None if dit_config is None else (dit_config, Below(weights, "dit."))
-        write_checkpoint(folder, vae, dit, tokenizer, training, replace=replace, max_shard_bytes=max_shard_bytes)
+        write_checkpoint(
+            folder, vae, dit, tokenizer, training, replace=replace, max_shard_bytes=max_shard_bytes
+        )
 
     def _dit(self, config: ColaT) -> DiTConfig | None:
         return None
@@ -118,9 +159,15 @@ class _ColaFamily(Family[ColaT]):
     def shrink(self, config: ColaT, num_steps: int) -> dict[str, Any]:
         """A narrow VAE of a block a side."""
         vae = config.vae
-        width: dict[str, Any] = {} if vae.dim <= _SMALL_WIDTH else {"dim": _SMALL_WIDTH, "num_heads": 2}
+        width: dict[str, Any] = (
+            {} if vae.dim <= _SMALL_WIDTH else {"dim": _SMALL_WIDTH, "num_heads": 2}
+        )
         ffn_dim = min(vae.ffn_dim, 2 * _SMALL_WIDTH)
-        return {"vae": dataclasses.replace(vae, **width, ffn_dim=ffn_dim, encoder_num_blocks=1, decoder_num_blocks=1)}
+        return {
+            "vae": dataclasses.replace(
+                vae, **width, ffn_dim=ffn_dim, encoder_num_blocks=1, decoder_num_blocks=1
+            )
+        }
 
     def describe(self, config: ColaT) -> str:
         """Blocks x width."""
@@ -145,7 +192,9 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
 
         return Stage1Objective(TextVAE(config.vae), config.objective, config.seed)
 
-    def initial_values(self, config: VAERunConfig, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
+    def initial_values(
+        self, config: VAERunConfig, shapes: "Mapping[str, torch.Size]"
+    ) -> "Iterator[tuple[str, Tensor]]":
         """Drawn."""
         from cola_train.families.cola.start import vae_values
 
@@ -174,10 +223,13 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         "S": (*_FROZEN_VAE, *_S, *_batch(8, 256)),
         "M": (*_FROZEN_VAE, *_M, *_batch(2, 512)),
         "paper_stage2": (
-            "init_vae_from=random", "vae.block_size=1", "dit.block_size=16", "budget.nominal_parameters=1800000000",
+            "init_vae_from=random",
+            "vae.block_size=1",
+            "dit.block_size=16",
+            "budget.nominal_parameters=1800000000",
             *_batch(8, 512),
         ),
-    }  # fmt: skip
+    }
     generation_workloads = {"S": "S", "M": "M", "paper": "paper_stage2"}  # noqa: RUF012
 
     def build(self, config: JointRunConfig) -> "Stage2Objective":
@@ -186,10 +238,16 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         from cola_train.models.dit import BlockCausalDiT
         from cola_train.models.text_vae import TextVAE
 
-        return Stage2Objective(TextVAE(config.vae), BlockCausalDiT(config.dit), config.objective, config.seed)
+        return Stage2Objective(
+            TextVAE(config.vae), BlockCausalDiT(config.dit), config.objective, config.seed
+        )
 
-    def initial_values(self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
-        """Drawn, or read from the checkpoints that the config names; the reference encoder is the VAE's."""
+    def initial_values(
+        self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]"
+    ) -> "Iterator[tuple[str, Tensor]]":
+        """Drawn, or read from the checkpoints that the config names; the reference encoder is the
+        VAE's.
+        """
         from cola_train.families.cola.start import dit_values, vae_values
 
         yield from vae_values(config, config.init_vae_from, shapes)
@@ -241,20 +299,32 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         from cola_train.families.cola.export import in_memory, with_reference_encoder
 
         found = with_reference_encoder(weights)
-        return None if found is None else in_memory(config, None, found, tokenizer, training, device)
+        return (
+            None if found is None else in_memory(config, None, found, tokenizer, training, device)
+        )
 
     def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
-        """Also a narrow DiT of two layers. Nothing holds it to a first stage, and a VAE that would be fixed trains."""
+        """Also a narrow DiT of two layers. Nothing holds it to a first stage, and a VAE that would
+        be fixed trains.
+        """
         dit, objective = config.dit, config.objective
         width: dict[str, Any] = {}
         if dit.txt_dim > _SMALL_WIDTH:
-            width = {"txt_dim": _SMALL_WIDTH, "emb_dim": _SMALL_WIDTH, "heads": 2, "head_dim": 16, "rope_dim": 8}
+            width = {
+                "txt_dim": _SMALL_WIDTH,
+                "emb_dim": _SMALL_WIDTH,
+                "heads": 2,
+                "head_dim": 16,
+                "rope_dim": 8,
+            }
         strategy = _short_strategy(objective.vae_strategy, num_steps)
         return super().shrink(config, num_steps) | {
             "dit": dataclasses.replace(dit, **width, num_layers=min(dit.num_layers, 2)),
             "init_vae_from": None,
             "init_dit_from": None,
-            "objective": dataclasses.replace(objective, reference_weight=0.0, vae_strategy=strategy),
+            "objective": dataclasses.replace(
+                objective, reference_weight=0.0, vae_strategy=strategy
+            ),
         }
 
     def uncounted_start(self, config: JointRunConfig) -> str | None:
@@ -266,12 +336,18 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         notes = []
         if config.init_vae_from is not None:
             notes.append(
-                f"Stage 1, which trained the VAE that {config.name} starts from, comes on top: no tokens or FLOPs of it are here."
+                f"Stage 1, which trained the VAE that {config.name} starts from, comes on top: no "
+                "tokens or FLOPs of it are here."
             )
         if config.budget.nominal_parameters is not None:
-            notes.append(f"The paper's convention takes N = {config.budget.nominal_parameters:,} for {config.name}, by its "
-                         "budget.nominal_parameters, and the counted backbone for the others.")  # fmt: skip
-        return MatchTarget(config.dit.txt_dim, config.dit.num_layers, config.dit.head_dim, tuple(notes))
+            notes.append(
+                f"The paper's convention takes N = {config.budget.nominal_parameters:,} for "
+                f"{config.name}, by its budget.nominal_parameters, and the counted backbone for "
+                "the others."
+            )
+        return MatchTarget(
+            config.dit.txt_dim, config.dit.num_layers, config.dit.head_dim, tuple(notes)
+        )
 
     def describe(self, config: JointRunConfig) -> str:
         """Blocks x width of both networks."""
@@ -280,12 +356,22 @@ class JointFamily(_ColaFamily[JointRunConfig]):
     def growth_settings(self, config: JointRunConfig, size: str, value: int) -> tuple[str, ...]:
         """Of the DiT."""
         dit = config.dit
-        if value == {"block_size": dit.block_size, "layers": dit.num_layers, "width": dit.txt_dim}[size]:
+        if (
+            value
+            == {"block_size": dit.block_size, "layers": dit.num_layers, "width": dit.txt_dim}[size]
+        ):
             return ()
         if size == "width":
-            require(value % dit.head_dim == 0,
-                    f"widths must be multiples of the workload's head width, {dit.head_dim}, not {value}.")  # fmt: skip
-            return f"dit.txt_dim={value}", f"dit.emb_dim={value}", f"dit.heads={value // dit.head_dim}"
+            require(
+                value % dit.head_dim == 0,
+                f"widths must be multiples of the workload's head width, {dit.head_dim}, not "
+                f"{value}.",
+            )
+            return (
+                f"dit.txt_dim={value}",
+                f"dit.emb_dim={value}",
+                f"dit.heads={value // dit.head_dim}",
+            )
         return (f"dit.block_size={value}" if size == "block_size" else f"dit.num_layers={value}",)
 
 

@@ -18,7 +18,11 @@ def stage1_work(config: VAERunConfig) -> Parts:
 def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
     """One optimizer step of stage 2 over all its rows; in frozen phases the VAE only encodes."""
     backward = _backward(config)
-    vae = _vae(config, backward) | _reference(config) if trains_vae else _encoder_alone(config, "vae.encoder")
+    vae = (
+        _vae(config, backward) | _reference(config)
+        if trains_vae
+        else _encoder_alone(config, "vae.encoder")
+    )
     return vae | named("dit", _dit(config, backward, trains_vae))
 
 
@@ -42,7 +46,9 @@ def decoder_pass(config: TextVAEConfig, span: Span, logits: Extent, backward: Ba
     return parts | {"head": product(_vae_head(config), logits, backward)}
 
 
-def dit_pass(config: DiTConfig, span: Span, times: Extent, backward: Backward, input_gradient: bool) -> Parts:
+def dit_pass(
+    config: DiTConfig, span: Span, times: Extent, backward: Backward, input_gradient: bool
+) -> Parts:
     """The DiT; adaLN and the time embedding run once per distinct time, `times` in all.
 
     `input_gradient`: whether the latents that it reads need a gradient.
@@ -51,7 +57,9 @@ def dit_pass(config: DiTConfig, span: Span, times: Extent, backward: Backward, i
     parts["linear"] += product(_dit_latents_in(config), span.positions, backward, input_gradient)
     parts["linear"] += product(_dit_velocity(config), span.outputs, backward)
     modulation = product(_dit_modulation(config), times, backward)
-    adaln = (modulation.computed_again() if backward.recomputes_blocks else modulation) * config.num_layers
+    adaln = (
+        modulation.computed_again() if backward.recomputes_blocks else modulation
+    ) * config.num_layers
     adaln += product(_dit_time_in(config), times, backward, input_gradient=False)
     for layer in _dit_time(config):
         adaln += product(layer, times, backward)
@@ -66,7 +74,9 @@ def _clean_rows(config: VAERunConfig | JointRunConfig, rows: int) -> Span:
 
 
 def _vae(config: VAERunConfig | JointRunConfig, backward: Backward) -> Parts:
-    """`vae_pass`: clean and masked copies through encoder and decoder, the head at clean tokens and at masked ones."""
+    """`vae_pass`: clean and masked copies through encoder and decoder, the head at clean tokens and
+    at masked ones.
+    """
     rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
     masks = objective.mask_weight > 0
     # As many as objectives/objective.py's mask_positions replaces.
@@ -83,16 +93,27 @@ def _encoder_alone(config: JointRunConfig, name: str) -> Parts:
 
 
 def _reference(config: JointRunConfig) -> Parts:
-    return _encoder_alone(config, "reference_encoder") if config.objective.reference_weight > 0 else {}
+    return (
+        _encoder_alone(config, "reference_encoder") if config.objective.reference_weight > 0 else {}
+    )
 
 
 def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
-    """`BlockCausalDiT.velocity`: all blocks of each noised copy of a row, and its clean blocks but the last as history."""
-    rows, flow, block_size = config.trainer.global_batch_size, config.objective.flow, config.dit.block_size
+    """`BlockCausalDiT.velocity`: all blocks of each noised copy of a row, and its clean blocks but
+    the last as history.
+    """
+    rows, flow, block_size = (
+        config.trainer.global_batch_size,
+        config.objective.flow,
+        config.dit.block_size,
+    )
     latents = config.data.seq_len // config.vae.patch_size
     clean, copies = latents - block_size, flow.noise_copies
     # A noised block sees itself and all clean blocks before it: as many pairs as if all were clean.
-    noised_pairs, clean_pairs = copies * visible_pairs(latents, block_size), visible_pairs(clean, block_size)
+    noised_pairs, clean_pairs = (
+        copies * visible_pairs(latents, block_size),
+        visible_pairs(clean, block_size),
+    )
     tiles = packed_tiles(latents, block_size, copies)
     noised_tiles = [tile for tile in tiles if tile.queries[0] < copies * latents]
     span = Span(
@@ -104,7 +125,9 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
     drawn = rows * copies * (latents // block_size if flow.timestep_per == "block" else 1)
     # Beside the times that are drawn there is that of clean positions, 0.
     distinct = Extent(drawn + 1, drawn + rows // config.trainer.micro_batch_size)
-    return dit_pass(config.dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder)
+    return dit_pass(
+        config.dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder
+    )
 
 
 def _vae_block(config: TextVAEConfig) -> Block:
@@ -146,7 +169,11 @@ def _vae_head(config: TextVAEConfig) -> Linear:
 
 def _dit_block(config: DiTConfig) -> Block:
     """DiTBlock without its adaLN layers."""
-    dim, inner, hidden = config.txt_dim, config.heads * config.head_dim, config.txt_dim * config.expand_ratio
+    dim, inner, hidden = (
+        config.txt_dim,
+        config.heads * config.head_dim,
+        config.txt_dim * config.expand_ratio,
+    )
     return Block(
         query=Linear(dim, inner),
         keys_values=Linear(dim, 2 * inner),
@@ -157,7 +184,9 @@ def _dit_block(config: DiTConfig) -> Block:
 
 
 def _dit_modulation(config: DiTConfig) -> Linear:
-    """A block's four adaLN layers as one, per time: shift and scale before attention and MLP, a gate after each."""
+    """A block's four adaLN layers as one, per time: shift and scale before attention and MLP, a
+    gate after each.
+    """
     return Linear(config.emb_dim, 6 * config.txt_dim)
 
 
@@ -167,7 +196,9 @@ def _dit_time_in(config: DiTConfig) -> Linear:
 
 
 def _dit_time(config: DiTConfig) -> tuple[Linear, ...]:
-    """The other layers outside blocks that run once per time: the rest of the time embedding, the last norm's shift and scale."""
+    """The other layers outside blocks that run once per time: the rest of the time embedding, the
+    last norm's shift and scale.
+    """
     dim, embedding = config.txt_dim, config.emb_dim
     return (Linear(dim, dim), Linear(dim, embedding), Linear(embedding, 2 * dim))
 

@@ -1,4 +1,6 @@
-"""Cola DLM's log weights of rows of tokens: importance sampling from the encoder, the prior by its ODE."""
+"""Cola DLM's log weights of rows of tokens: importance sampling from the encoder, the prior by its
+ODE.
+"""
 
 from collections.abc import Sequence
 
@@ -20,14 +22,22 @@ from cola_train.randomness import Purpose, normal, uniform
 class LatentWeights:
     """log w of draws of z_0 ~ q(z_0 | x) for rows x of any length.
 
-    A row that does not fill its last block of latents is filled up with end-of-text tokens. For the filled row x' the weight is
-    p(x | z_0) p(z_0) / q(z_0 | x'): the decoder's terms are those of the row's own tokens, since any others integrate to 1. As
-    q(z_0 | x') is positive everywhere the mean of w is p(x) *whatever* a row is filled with, and the bounds hold; they are the
-    tighter, the likelier the filling's latents are after the row's own. Those of padding are not likely at all: docs/likelihood.md.
+    A row that does not fill its last block of latents is filled up with end-of-text tokens. For the
+    filled row x' the weight is
+    p(x | z_0) p(z_0) / q(z_0 | x'): the decoder's terms are those of the row's own tokens, since
+    any others integrate to 1. As q(z_0 | x') is positive everywhere the mean of w is p(x)
+    *whatever* a row is filled with, and the bounds hold; they are the tighter, the likelier the
+    filling's latents are after the row's own. Those of padding are not likely at all:
+    docs/likelihood.md.
     """
 
     def __init__(
-        self, vae: TextVAE, dit: BlockCausalDiT, tokenizer: Tokenizer, rows: Sequence[Row], config: LikelihoodConfig
+        self,
+        vae: TextVAE,
+        dit: BlockCausalDiT,
+        tokenizer: Tokenizer,
+        rows: Sequence[Row],
+        config: LikelihoodConfig,
     ) -> None:
         """Fill `rows`, of which none is empty or has tokens that are given."""
         self.vae, self.dit, self.config = vae, dit, config
@@ -51,17 +61,31 @@ class LatentWeights:
         document = self._documents(draws, device)
         posterior = vae.encode(tokens, document)
         shape = posterior.mean.shape[1:]
-        eps = draws_at(normal, config.seed, Purpose.LIKELIHOOD_EPS, self.rows, draws, shape.numel(), device).unflatten(1, shape)
+        eps = draws_at(
+            normal, config.seed, Purpose.LIKELIHOOD_EPS, self.rows, draws, shape.numel(), device
+        ).unflatten(1, shape)
         probe = None
         if config.divergence == "hutchinson":
-            uniforms = draws_at(uniform, config.seed, Purpose.LIKELIHOOD_PROBE, self.rows, draws, shape.numel(), device)
-            # Of all probes of independent coordinates, signs have the least variance: what the diagonal adds is exact.
+            uniforms = draws_at(
+                uniform,
+                config.seed,
+                Purpose.LIKELIHOOD_PROBE,
+                self.rows,
+                draws,
+                shape.numel(),
+                device,
+            )
+            # Of all probes of independent coordinates, signs have the least variance: what the
+            # diagonal adds is exact.
             probe = torch.where(uniforms < 0.5, -1.0, 1.0).unflatten(1, shape)
 
         def log_likelihood(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
             hidden = vae.decoder(z_0, document)
             # Row by row: the logits of a batch over a real vocabulary would be gigabytes.
-            nats = [token_nats(vae.decoder.head(hidden[i : i + 1]), tokens[i : i + 1]) for i in range(len(draws))]
+            nats = [
+                token_nats(vae.decoder.head(hidden[i : i + 1]), tokens[i : i + 1])
+                for i in range(len(draws))
+            ]
             return -(torch.cat(nats).double() * scored).sum(1)
 
         def log_prior(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
@@ -71,13 +95,21 @@ class LatentWeights:
 
     def _scored(self, row: int) -> list[bool]:
         own = self.rows[row].tokens
-        return [place < len(own) and token != self.pad_token_id for place, token in enumerate(self.filled[row])]
+        return [
+            place < len(own) and token != self.pad_token_id
+            for place, token in enumerate(self.filled[row])
+        ]
 
-    def _documents(self, draws: Sequence[Draw], device: torch.device) -> Int[Tensor, "draws latents"] | None:
+    def _documents(
+        self, draws: Sequence[Draw], device: torch.device
+    ) -> Int[Tensor, "draws latents"] | None:
         """The document of each latent; a filling belongs to the last one."""
         documents = [self.rows[draw.row].documents for draw in draws]
         if all(numbers is None for numbers in documents):
             return None
         width, patch_size = self.width(draws[0].row), self.vae.config.patch_size
-        filled = [[*(numbers or [0]), *[(numbers or [0])[-1]] * width][:width:patch_size] for numbers in documents]
+        filled = [
+            [*(numbers or [0]), *[(numbers or [0])[-1]] * width][:width:patch_size]
+            for numbers in documents
+        ]
         return torch.tensor(filled, device=device)

@@ -1,4 +1,6 @@
-"""How many parameters the Text VAE and the DiT have, by part. Torch is imported inside, as in family.py."""
+"""How many parameters the Text VAE and the DiT have, by part. Torch is imported inside, as in
+family.py.
+"""
 
 import functools
 from collections.abc import Mapping

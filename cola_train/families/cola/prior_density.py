@@ -1,4 +1,6 @@
-"""log p_psi(z0), the prior's density, by the augmented ODE (method, section 7; paper 3.1.2), block by block."""
+"""log p_psi(z0), the prior's density, by the augmented ODE (method, section 7; paper 3.1.2), block
+by block.
+"""
 
 import math
 from collections.abc import Callable
@@ -11,8 +13,12 @@ from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.likelihood.ode import State, solve
 from cola_train.models.dit import BlockCausalDiT, Times
 
-# (z_t, t) -> dz/dt of independent blocks, each of `width` coordinates: a block's velocity depends on that block alone.
-Velocity = Callable[[Float64[Tensor, "batch blocks width"], Float64[Tensor, ""]], Float64[Tensor, "batch blocks width"]]
+# (z_t, t) -> dz/dt of independent blocks, each of `width` coordinates: a block's velocity depends
+# on that block alone.
+Velocity = Callable[
+    [Float64[Tensor, "batch blocks width"], Float64[Tensor, ""]],
+    Float64[Tensor, "batch blocks width"],
+]
 
 
 def log_density(
@@ -21,17 +27,19 @@ def log_density(
     config: LikelihoodConfig,
     probe: Float64[Tensor, "batch blocks width"] | None = None,
 ) -> Float64[Tensor, "batch blocks"]:
-    """log p(z_0) of each block under the flow whose velocity carries the data at t = 0 to N(0, I) at t = 1, nats.
+    """log p(z_0) of each block under the flow whose velocity carries the data at t = 0 to N(0, I)
+    at t = 1, nats.
 
-    d/dt [z, l] = [v(z, t), div v(z, t)] from (z_0, 0); log p(z_0) = log N(z_1; 0, I) + l(1). All but the velocity is computed in
-    float64.
+    d/dt [z, l] = [v(z, t), div v(z, t)] from (z_0, 0); log p(z_0) = log N(z_1; 0, I) + l(1). All
+    but the velocity is computed in float64.
 
     Args:
         velocity: of all blocks at once.
         z_0: where the density is asked for.
         config: the solver.
-        probe: draws of mean 0 and covariance I, held fixed for the whole solve: the divergence is then Hutchinson's estimate, and
-            the result is unbiased over probes up to the solver's error. None: the divergence is exact.
+        probe: draws of mean 0 and covariance I, held fixed for the whole solve: the divergence is
+            then Hutchinson's estimate, and the result is unbiased over probes up to the solver's
+            error. None: the divergence is exact.
 
     Raises:
         UserError: as `solve`.
@@ -52,8 +60,8 @@ def velocity_and_divergence(
 ) -> tuple[Float64[Tensor, "batch blocks width"], Float64[Tensor, "batch blocks"]]:
     """v(z, t), and each block's divergence: exact, or e^T J e for `probe` e.
 
-    J, the Jacobian of all blocks, is block diagonal. So one backward pass gives e^T J e of every block, and `width` of them, each
-    for one coordinate of every block, the diagonals.
+    J, the Jacobian of all blocks, is block diagonal. So one backward pass gives e^T J e of every
+    block, and `width` of them, each for one coordinate of every block, the diagonals.
     """
     with torch.enable_grad():
         z = z.detach().requires_grad_()
@@ -63,7 +71,9 @@ def velocity_and_divergence(
             return v.detach(), (row * probe).sum(-1)
         divergence = torch.zeros_like(v[..., 0])
         for place in range(z.shape[-1]):
-            (row,) = torch.autograd.grad(v[..., place].sum(), z, retain_graph=place + 1 < z.shape[-1])
+            (row,) = torch.autograd.grad(
+                v[..., place].sum(), z, retain_graph=place + 1 < z.shape[-1]
+            )
             divergence = divergence + row[..., place]
     return v.detach(), divergence.detach()
 
@@ -77,8 +87,8 @@ def block_log_densities(
 ) -> Float64[Tensor, "batch blocks"]:
     """log p(z_0^(b) | z_0^(<b)) of every block, nats; their sum over a row is log p_psi(z_0).
 
-    All blocks of a row are transported at once: the packed pass of training gives each noised block's velocity given its clean
-    history. The guidance of sampling has no part in it.
+    All blocks of a row are transported at once: the packed pass of training gives each noised
+    block's velocity given its clean history. The guidance of sampling has no part in it.
 
     Args:
         dit: its parameters without gradient.
@@ -98,4 +108,6 @@ def block_log_densities(
         times = Times(torch.stack([t, torch.zeros_like(t)]).float(), index)
         return as_blocks(dit.velocity(z_t, z_0, times, document))
 
-    return log_density(velocity, as_blocks(z_0), config, None if probe is None else as_blocks(probe))
+    return log_density(
+        velocity, as_blocks(z_0), config, None if probe is None else as_blocks(probe)
+    )

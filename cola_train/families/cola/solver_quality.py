@@ -1,4 +1,6 @@
-"""What fewer steps and other solvers cost in quality: blocks against those of a very fine solution from the same noise."""
+"""What fewer steps and other solvers cost in quality: blocks against those of a very fine solution
+from the same noise.
+"""
 
 import dataclasses
 import time
@@ -33,8 +35,9 @@ def compare_solvers(
 ) -> list[SolverQuality]:
     """Compare solvers and numbers of steps on a trained checkpoint.
 
-    Each block is generated from the same noise and after the same history, which is the reference's: `reference_steps` steps of
-    Heun's method. Known latents and prompt tokens do not count. Tokens are greedy, without a repetition penalty.
+    Each block is generated from the same noise and after the same history, which is the
+    reference's: `reference_steps` steps of Heun's method. Known latents and prompt tokens do not
+    count. Tokens are greedy, without a repetition penalty.
 
     Args:
         checkpoint: of Cola DLM, with its DiT.
@@ -65,15 +68,27 @@ def compare_solvers(
         progress_bar("quality", "batch", num_batches) as bar,
         torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)),
     ):
-        transports = [BlockTransport(dit, dataclasses.replace(greedy, solver=solver, num_steps=count)) for solver, count in pairs]
+        transports = [
+            BlockTransport(dit, dataclasses.replace(greedy, solver=solver, num_steps=count))
+            for solver, count in pairs
+        ]
         for start in range(0, len(prompts), config.batch_size):
             indices = range(start, min(start + config.batch_size, len(prompts)))
             batch = [prompts[index] for index in indices]
-            generation = BlockGeneration(vae, dit, batch, indices, reference, checkpoint.tokenizer.pad_token_id, None)
+            generation = BlockGeneration(
+                vae, dit, batch, indices, reference, checkpoint.tokenizer.pad_token_id, None
+            )
             _compare(generation, transports, tallies)
             bar.update(1)
     return [
-        SolverQuality(solver, count, len(network_calls(solver, count)), tally.rms, tally.agreement, tally.seconds / len(prompts))
+        SolverQuality(
+            solver,
+            count,
+            len(network_calls(solver, count)),
+            tally.rms,
+            tally.agreement,
+            tally.seconds / len(prompts),
+        )
         for (solver, count), tally in zip(pairs, tallies, strict=True)
     ]
 
@@ -96,13 +111,18 @@ class _Tally:
 
     def add(self, block: GeneratedBlock, wanted: GeneratedBlock, counted: torch.Tensor) -> None:
         difference = (block.latents - wanted.latents)[counted].double()
-        self.squares, self.values = self.squares + float(difference.square().sum()), self.values + difference.numel()
+        self.squares, self.values = (
+            self.squares + float(difference.square().sum()),
+            self.values + difference.numel(),
+        )
         counted = counted.repeat_interleave(wanted.tokens.shape[1] // counted.shape[1], dim=1)
         self.equal += int((block.tokens == wanted.tokens)[counted].sum())
         self.tokens += int(counted.sum())
 
 
-def _compare(generation: BlockGeneration, transports: Sequence[BlockTransport], tallies: Sequence[_Tally]) -> None:
+def _compare(
+    generation: BlockGeneration, transports: Sequence[BlockTransport], tallies: Sequence[_Tally]
+) -> None:
     for _ in range(generation.num_blocks):
         generation.catch_up()
         blocks, counted = [], generation.generated

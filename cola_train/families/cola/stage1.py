@@ -1,4 +1,6 @@
-"""Stage 1, Text VAE pretraining: L = reconstruction + beta KL(q || N(0, I)) + lambda_mask L_mask (method, section 2)."""
+"""Stage 1, Text VAE pretraining: L = reconstruction + beta KL(q || N(0, I)) + lambda_mask L_mask
+(method, section 2).
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -15,7 +17,10 @@ from cola_train.objectives.objective import Objective, Term
 class Stage1Objective(Objective):
     """Holds the VAE it trains."""
 
-    timed_forwards: ClassVar[Mapping[str, str]] = {"vae.encoder": "encode", "vae.decoder": "decode"}
+    timed_forwards: ClassVar[Mapping[str, str]] = {
+        "vae.encoder": "encode",
+        "vae.decoder": "decode",
+    }
 
     def __init__(self, vae: TextVAE, config: Stage1Config, seed: int) -> None:
         super().__init__()
@@ -26,7 +31,9 @@ class Stage1Objective(Objective):
         return vae_counts(batch, self.vae.config.patch_size, self.config, self.seed)
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """Reconstruction, KL (nats per token: summed over channels, divided by real tokens), mask loss, and the VAE's metrics."""
+        """Reconstruction, KL (nats per token: summed over channels, divided by real tokens), mask
+        loss, and the VAE's metrics.
+        """
         out = vae_pass(self.vae, batch, self.config, self.seed)
         real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
         kl = (out.posterior.kl_to_standard_normal() * real).sum()

@@ -1,6 +1,7 @@
 """Stage 2, VAE and DiT jointly (method, section 3):
 
-L = lambda_VAE (reconstruction + beta E_q[log q] + lambda_mask L_mask) + lambda_fm L_FM + lambda_ref KL(q || q_ref)
+L = lambda_VAE (reconstruction + beta E_q[log q] + lambda_mask L_mask) + lambda_fm L_FM + lambda_ref
+KL(q || q_ref)
 """
 
 import copy
@@ -32,7 +33,8 @@ from cola_train.randomness import Purpose
 class Stage2Objective(Objective):
     """Holds VAE, DiT and the frozen reference encoder.
 
-    The reference encoder is a copy of the VAE's encoder at construction, so build this after loading stage 1.
+    The reference encoder is a copy of the VAE's encoder at construction, so build this after
+    loading stage 1.
     """
 
     timed_forwards: ClassVar[Mapping[str, str]] = {
@@ -67,10 +69,12 @@ class Stage2Objective(Objective):
         return counts
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """flow_mse, the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2; and the VAE's terms.
+        """flow_mse, the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2; and the
+        VAE's terms.
 
-        These are left out in frozen phases of Fix and Interval, where the VAE only encodes, without gradient: reconstruction and
-        mask loss; negative entropy E_q[log q] and KL(q || q_ref), in nats per token (summed over channels, divided by real tokens).
+        These are left out in frozen phases of Fix and Interval, where the VAE only encodes, without
+        gradient: reconstruction and mask loss; negative entropy E_q[log q] and KL(q || q_ref), in
+        nats per token (summed over channels, divided by real tokens).
         """
         trains_vae = step is None or self.config.vae_strategy.trains_vae(step)
         return self._joint(batch) if trains_vae else self._frozen(batch)
@@ -86,11 +90,15 @@ class Stage2Objective(Objective):
     def _frozen(self, batch: Batch) -> list[Term]:
         config, patch_size = self.config, self.vae.config.patch_size
         with torch.no_grad():
-            posterior = self.vae.encode(batch.tokens, documents_of(batch, patch_size, config.mask_documents))
+            posterior = self.vae.encode(
+                batch.tokens, documents_of(batch, patch_size, config.mask_documents)
+            )
             if config.fixed_log_snr is not None:
                 posterior = posterior.with_log_snr(config.fixed_log_snr)
             latents, channels = posterior.mean.shape[1:]
-            z_0 = posterior.sample(standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels))
+            z_0 = posterior.sample(
+                standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
+            )
         return [self._flow(batch, z_0)]
 
     def _joint(self, batch: Batch) -> list[Term]:
@@ -101,7 +109,9 @@ class Stage2Objective(Objective):
         reference = []
         if self.reference_encoder is not None:
             kl = (out.posterior.kl_to(self._reference(batch)) * real).sum()
-            reference = [Term("reference_kl", "nats_per_token", kl, "tokens", config.reference_weight)]
+            reference = [
+                Term("reference_kl", "nats_per_token", kl, "tokens", config.reference_weight)
+            ]
         entropy_weight = config.vae_weight * config.entropy_weight
         return [
             self._flow(batch, out.z_0),
@@ -118,20 +128,35 @@ class Stage2Objective(Objective):
         with torch.no_grad():
             document = documents_of(batch, self.vae.config.patch_size, config.mask_documents)
             reference: Posterior = self.reference_encoder(batch.tokens, document)
-        return reference if config.fixed_log_snr is None else reference.with_log_snr(config.fixed_log_snr)
+        return (
+            reference
+            if config.fixed_log_snr is None
+            else reference.with_log_snr(config.fixed_log_snr)
+        )
 
     def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> Term:
         config, copies = self.config, self.config.flow.noise_copies
         draws = self._draws(batch)
         times = position_times(draws, self.dit.config.block_size, config.flow)
         _, latents, channels = z_0.shape
-        z_1 = standard_normal_latents(self.seed, Purpose.FLOW_NOISE, batch, latents, channels, copies)
+        z_1 = standard_normal_latents(
+            self.seed, Purpose.FLOW_NOISE, batch, latents, channels, copies
+        )
         document = documents_of(batch, self.vae.config.patch_size, config.mask_documents)
-        # Figure 1: the target and the history are sg(z_0), pinned prompt positions too; only z_t may carry gradient to q_phi.
+        # Figure 1: the target and the history are sg(z_0), pinned prompt positions too; only z_t
+        # may carry gradient to q_phi.
         detached = z_0.detach().repeat(1, copies, 1)
         path_start = z_0.repeat(1, copies, 1) if config.flow.grad_to_encoder else detached
         pinned = draws.pinned[..., None]
-        z_t = torch.where(pinned, detached, interpolate(path_start, z_1, times.distinct[times.index][..., None]))
+        z_t = torch.where(
+            pinned, detached, interpolate(path_start, z_1, times.distinct[times.index][..., None])
+        )
         velocity = self.dit.velocity(z_t, z_0.detach(), times, document, draws.sees_history)
         error = (velocity - velocity_target(detached, z_1)).square().mean(-1)
-        return Term("flow", "mse", (error * self._counted(batch, draws)).sum(), "flow_latents", config.flow_weight)
+        return Term(
+            "flow",
+            "mse",
+            (error * self._counted(batch, draws)).sum(),
+            "flow_latents",
+            config.flow_weight,
+        )

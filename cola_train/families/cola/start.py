@@ -8,16 +8,29 @@ from torch import Tensor
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
-from cola_train.families.cola.format import check_dit_fits, check_vae_fits, dit_tensors, find_root, vae_tensors
+from cola_train.families.cola.format import (
+    check_dit_fits,
+    check_vae_fits,
+    dit_tensors,
+    find_root,
+    vae_tensors,
+)
 from cola_train.models.initialize import dit_value, text_vae_value
 
 Shapes = Mapping[str, torch.Size]
 
 
-def vae_values(config: ColaRunConfig, source: str | None, shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
-    """The VAE, and the reference encoder where `shapes` has one, a copy of the VAE's; drawn where `source` is None."""
+def vae_values(
+    config: ColaRunConfig, source: str | None, shapes: Shapes
+) -> Iterator[tuple[str, Tensor]]:
+    """The VAE, and the reference encoder where `shapes` has one, a copy of the VAE's; drawn where
+    `source` is None.
+    """
     if source is None:
-        drawn = ((name, text_vae_value(name, shape, config.vae, config.seed)) for name, shape in _of("vae.", shapes))
+        drawn = (
+            (name, text_vae_value(name, shape, config.vae, config.seed))
+            for name, shape in _of("vae.", shapes)
+        )
         values: Iterator[tuple[str, Tensor]] = drawn
     else:
         values = vae_tensors(source, config.vae)
@@ -55,4 +68,8 @@ def check_start(config: JointRunConfig, data: PreparedData) -> None:
 
 
 def _of(prefix: str, shapes: Shapes) -> Iterator[tuple[str, torch.Size]]:
-    return ((name.removeprefix(prefix), shape) for name, shape in shapes.items() if name.startswith(prefix))
+    return (
+        (name.removeprefix(prefix), shape)
+        for name, shape in shapes.items()
+        if name.startswith(prefix)
+    )

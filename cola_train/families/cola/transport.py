@@ -1,4 +1,6 @@
-"""One block of every row from noise to data: the solver's steps, guidance, and what both need once per time grid or block."""
+"""One block of every row from noise to data: the solver's steps, guidance, and what both need once
+per time grid or block.
+"""
 
 import dataclasses
 
@@ -25,7 +27,11 @@ class BlockTransport:
         distinct = torch.tensor(self.times, device=self.device)
         if config.released_rounding:
             distinct = (DIT_TIME_SCALE * distinct).bfloat16().float() / DIT_TIME_SCALE
-        self._times = Times(distinct, torch.zeros(1, 1, dtype=torch.long, device=self.device), dit.modulations(distinct))
+        self._times = Times(
+            distinct,
+            torch.zeros(1, 1, dtype=torch.long, device=self.device),
+            dit.modulations(distinct),
+        )
         self._steps = torch.arange(len(distinct), device=self.device)[:, None, None]
         self.denoise = dit
         if config.compile:
@@ -38,8 +44,12 @@ class BlockTransport:
         """The place of t = 0 in the time grid."""
         return self.config.num_steps
 
-    def fill(self, latents: Float[Tensor, "batch seq channels"], cache: KVCache, added: list[int]) -> None:
-        """One clean pass, whose keys and values then stay in the cache: of the first `added[row]` positions of each row."""
+    def fill(
+        self, latents: Float[Tensor, "batch seq channels"], cache: KVCache, added: list[int]
+    ) -> None:
+        """One clean pass, whose keys and values then stay in the cache: of the first `added[row]`
+        positions of each row.
+        """
         num_latents, block_size = latents.shape[1], self.dit.config.block_size
         if num_latents == block_size:
             attention = CachedAttention(cache, block_size)
@@ -47,7 +57,9 @@ class BlockTransport:
             places = clean_layout(num_latents, block_size, device=self.device)
             attention = CachedAttention(cache, visible_set_mask(places, places)[0])
         # Nobody reads what the last layer makes of its keys and values.
-        self.dit(self.passed(latents), self.times_at(self.clean), attention.slots, attention, outputs=0)
+        self.dit(
+            self.passed(latents), self.times_at(self.clean), attention.slots, attention, outputs=0
+        )
         cache.commit(added)
 
     def __call__(
@@ -57,7 +69,8 @@ class BlockTransport:
         pinned: Bool[Tensor, "batch block"] | None,
         cache: KVCache,
     ) -> Float[Tensor, "batch block channels"]:
-        """From noise to a clean block; before every pass `known` latents are put where `pinned`, with t = 0 (clean repaint).
+        """From noise to a clean block; before every pass `known` latents are put where `pinned`,
+        with t = 0 (clean repaint).
 
         Nothing is pinned where that is None.
         """
@@ -66,12 +79,17 @@ class BlockTransport:
             # Rows that are not in use run along: a batch of another size would be compiled again.
             spare = cache.allocated_rows - rows
             pinned = torch.zeros_like(known[..., 0], dtype=torch.bool) if pinned is None else pinned
-            z_1, known, pinned = (torch.cat([x, x.new_zeros(spare, *x.shape[1:])]) for x in (z_1, known, pinned))
+            z_1, known, pinned = (
+                torch.cat([x, x.new_zeros(spare, *x.shape[1:])]) for x in (z_1, known, pinned)
+            )
             for held in (cache.keys, cache.values):
-                # Else a CUDA graph, which must find them where they were, would not be made of a pass that writes them.
+                # Else a CUDA graph, which must find them where they were, would not be made of a
+                # pass that writes them.
                 torch._dynamo.mark_static_address(held)
         block = _Block(self, known, pinned, cache)
-        return block.pin(integrate(block.velocity, z_1, self.config.num_steps, self.config.solver))[:rows]
+        return block.pin(integrate(block.velocity, z_1, self.config.num_steps, self.config.solver))[
+            :rows
+        ]
 
     def passed(self, latents: Tensor) -> Tensor:
         """Latents on their way into the DiT."""
@@ -93,7 +111,12 @@ class _Block:
         pinned: Bool[Tensor, "batch block"] | None,
         cache: KVCache,
     ) -> None:
-        self.transport, self.config, self.known, self.pinned = transport, transport.config, known, pinned
+        self.transport, self.config, self.known, self.pinned = (
+            transport,
+            transport.config,
+            known,
+            pinned,
+        )
         self.attention = CachedAttention(cache, known.shape[1], fixed_shapes=self.config.compile)
         # Without history both branches are the same, and the conditional one is enough.
         self.has_history = any(cache.lengths)
@@ -101,11 +124,15 @@ class _Block:
         scales += [1.0] * (len(known) - len(scales))
         self.scale = torch.tensor(scales, device=known.device)[:, None, None]
 
-    def pin(self, z: Float[Tensor, "batch block channels"]) -> Float[Tensor, "batch block channels"]:
+    def pin(
+        self, z: Float[Tensor, "batch block channels"]
+    ) -> Float[Tensor, "batch block channels"]:
         """z with known latents in their places."""
         return z if self.pinned is None else torch.where(self.pinned[..., None], self.known, z)
 
-    def velocity(self, z: Float[Tensor, "batch block channels"], step: int) -> Float[Tensor, "batch block channels"]:
+    def velocity(
+        self, z: Float[Tensor, "batch block channels"], step: int
+    ) -> Float[Tensor, "batch block channels"]:
         """The velocity at a step of the time grid, guided where the settings say so."""
         z = self.pin(z)
         transport, config = self.transport, self.config
@@ -114,10 +141,18 @@ class _Block:
         conditional, unconditional = self._branches(z, step, 2).chunk(2)
         scale = self.scale
         if config.released_rounding:
-            conditional, unconditional, scale = conditional.bfloat16(), unconditional.bfloat16(), scale.bfloat16()
+            conditional, unconditional, scale = (
+                conditional.bfloat16(),
+                unconditional.bfloat16(),
+                scale.bfloat16(),
+            )
         guided = guide(conditional, unconditional, scale).float()
         if config.guidance_rescale:
-            counted = torch.ones_like(z[..., 0], dtype=torch.bool) if self.pinned is None else ~self.pinned
+            counted = (
+                torch.ones_like(z[..., 0], dtype=torch.bool)
+                if self.pinned is None
+                else ~self.pinned
+            )
             guided = rescale_guided(guided, conditional.float(), counted, config.guidance_rescale)
         return guided
 
@@ -126,7 +161,9 @@ class _Block:
         transport = self.transport
         # RoPE is relative: the unconditional branch may keep the conditional one's positions.
         z, positions = (torch.cat([x] * count) for x in (transport.passed(z), self.attention.slots))
-        times = transport.times_at(step, None if self.pinned is None else torch.cat([self.pinned] * count))
+        times = transport.times_at(
+            step, None if self.pinned is None else torch.cat([self.pinned] * count)
+        )
         velocity: Tensor = transport.denoise(z, times, positions, self.attention)
         # The memory of a CUDA graph's result is written anew by the next pass.
         return velocity.clone() if self.config.compile else velocity

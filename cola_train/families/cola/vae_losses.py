@@ -18,16 +18,21 @@ from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 VAELossConfig = Stage1Config | Stage2Config
 
 
-def latent_mask(loss_mask: Bool[Tensor, "batch seq"], patch_size: int) -> Bool[Tensor, "batch latents"]:
+def latent_mask(
+    loss_mask: Bool[Tensor, "batch seq"], patch_size: int
+) -> Bool[Tensor, "batch latents"]:
     """A latent counts if any of its tokens does."""
     return loss_mask.unflatten(1, (-1, patch_size)).any(-1)
 
 
 def mask_positions(batch: Batch, ratio: float, seed: int) -> Int[Tensor, "batch masked"]:
-    """Which tokens [mask] replaces: the round(ratio x seq) (at least one) real tokens with the smallest draws, in each row."""
+    """Which tokens [mask] replaces: the round(ratio x seq) (at least one) real tokens with the
+    smallest draws, in each row.
+    """
     seq = batch.tokens.shape[1]
     draws = uniform(seed, Purpose.TOKEN_MASK, batch.sample_index, seq)
-    # Padding sorts last; where a row has too few real tokens, its loss_mask still keeps padding out of the loss.
+    # Padding sorts last; where a row has too few real tokens, its loss_mask still keeps padding out
+    # of the loss.
     draws = draws + (~batch.loss_mask).float()
     return draws.argsort(dim=1, stable=True)[:, : max(1, round(ratio * seq))]
 
@@ -37,18 +42,25 @@ def standard_normal_latents(
 ) -> Float[Tensor, "batch noised channels"]:
     """N(0, I) for each latent of each sample, one copy after another."""
     count = num_latents * channels
-    each = [normal(seed, purpose, batch.sample_index, count, copy * round_up_to_draws(count)) for copy in range(copies)]
+    each = [
+        normal(seed, purpose, batch.sample_index, count, copy * round_up_to_draws(count))
+        for copy in range(copies)
+    ]
     return torch.cat(each, dim=1).unflatten(1, (copies * num_latents, channels))
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEPass:
-    """What one pass of the VAE over clean and masked copies gives; the sums are over the batch's real tokens or latents."""
+    """What one pass of the VAE over clean and masked copies gives; the sums are over the batch's
+    real tokens or latents.
+    """
 
     posterior: Posterior  # of the clean copy
-    z_0: Float[Tensor, "batch latents channels"]  # the one posterior sample that feeds decoder and flow
+    # the one posterior sample that feeds decoder and flow
+    z_0: Float[Tensor, "batch latents channels"]
     reconstruction_nats: Float[Tensor, ""]  # -log p(x | z_0)
-    mask_nats: Float[Tensor, ""] | None  # the same at masked tokens, z_0 of the masked copy; None where it has no weight
+    # the same at masked tokens, z_0 of the masked copy; None where it has no weight
+    mask_nats: Float[Tensor, ""] | None
     num_reconstructed: Float[Tensor, ""]  # tokens whose likeliest reconstruction is right
     mean_square: Float[Tensor, ""]  # mean over channels of the posterior mean's square
     variance: Float[Tensor, ""]  # mean over channels of its variance
@@ -58,7 +70,9 @@ class VAEPass:
         return Term("reconstruction", "nats_per_token", self.reconstruction_nats, "tokens", weight)
 
     def mask(self, weight: float) -> list[Term]:
-        """Mean over masked real tokens of -log p(x | z_0 of the masked copy); nothing where the mask loss is off."""
+        """Mean over masked real tokens of -log p(x | z_0 of the masked copy); nothing where the
+        mask loss is off.
+        """
         if self.mask_nats is None:
             return []
         return [Term("mask", "nats_per_masked_token", self.mask_nats, "masked_tokens", weight)]
@@ -73,21 +87,27 @@ class VAEPass:
 
 
 def vae_log_snr(means: Mapping[str, float]) -> dict[str, float]:
-    """log(mean(mu^2) / mean(sigma^2)) of a step's means; NaN where one of them is 0, nothing where the VAE took no part."""
+    """log(mean(mu^2) / mean(sigma^2)) of a step's means; NaN where one of them is 0, nothing where
+    the VAE took no part.
+    """
     if "posterior_mean_square" not in means:
         return {}
     square, variance = means["posterior_mean_square"], means["posterior_variance"]
     return {"vae_log_snr": math.log(square / variance) if square > 0 and variance > 0 else math.nan}
 
 
-def vae_counts(batch: Batch, patch_size: int, config: VAELossConfig, seed: int) -> dict[str, Tensor]:
+def vae_counts(
+    batch: Batch, patch_size: int, config: VAELossConfig, seed: int
+) -> dict[str, Tensor]:
     """Real tokens, latents and masked tokens of a batch, to be added over the step."""
     counts = {
         "tokens": batch.loss_mask.sum(),
         "latents": latent_mask(batch.loss_mask, patch_size).sum(),
     }
     if config.mask_weight > 0:
-        counts["masked_tokens"] = batch.loss_mask.gather(1, mask_positions(batch, config.mask_ratio, seed)).sum()
+        counts["masked_tokens"] = batch.loss_mask.gather(
+            1, mask_positions(batch, config.mask_ratio, seed)
+        ).sum()
     return counts
 
 
@@ -102,7 +122,14 @@ def vae_pass(vae: TextVAE, batch: Batch, config: VAELossConfig, seed: int) -> VA
         masked_at = mask_positions(batch, config.mask_ratio, seed)
         tokens = torch.cat([tokens, tokens.scatter(1, masked_at, vae.mask_token_id)])
         documents = None if document is None else torch.cat([document, document])
-        eps = torch.cat([eps, standard_normal_latents(seed, Purpose.MASKED_POSTERIOR_EPS, batch, num_latents, channels)])
+        eps = torch.cat(
+            [
+                eps,
+                standard_normal_latents(
+                    seed, Purpose.MASKED_POSTERIOR_EPS, batch, num_latents, channels
+                ),
+            ]
+        )
     posterior = vae.encode(tokens, documents)
     if config.fixed_log_snr is not None:
         posterior = posterior.with_log_snr(config.fixed_log_snr)
@@ -115,7 +142,9 @@ def vae_pass(vae: TextVAE, batch: Batch, config: VAELossConfig, seed: int) -> VA
     mask_nats = None
     if config.mask_weight > 0:
         # The vocabulary head is the costliest layer: it runs at the masked positions alone.
-        hidden_masked = hidden[rows:].gather(1, masked_at[..., None].expand(-1, -1, hidden.shape[-1]))
+        hidden_masked = hidden[rows:].gather(
+            1, masked_at[..., None].expand(-1, -1, hidden.shape[-1])
+        )
         targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
         mask_nats, _ = head.losses(hidden_masked, targets, counted.float())
     with torch.no_grad():

@@ -37,7 +37,9 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """See `Checkpoint`; there is no noise to give, and rows of a batch end together, so none makes room for another."""
+        """See `Checkpoint`; there is no noise to give, and rows of a batch end together, so none
+        makes room for another.
+        """
         transformer = self.for_passes(self.transformer, config)
         # After nothing, all positions would look the same and none be the most confident one.
         ids = [list(prompt) or [self.tokenizer.eos_token_id] for prompt in prompts]
@@ -45,7 +47,9 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
             places = range(start, min(start + config.batch_size, len(ids)))
             some, indices = [ids[place] for place in places], [addresses[place] for place in places]
             batch = generate_masked(transformer, some, indices, config)
-            yield from (Text(place, tokens) for place, tokens in zip(places, batch.tolist(), strict=True))
+            yield from (
+                Text(place, tokens) for place, tokens in zip(places, batch.tolist(), strict=True)
+            )
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
         """All."""

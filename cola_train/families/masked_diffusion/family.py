@@ -23,7 +23,9 @@ class MaskedDiffusionFamily(TransformerFamily[LLaDARunConfig]):
         from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
         from cola_train.models.transformer import Transformer
 
-        return MaskedDiffusionObjective(Transformer(config.transformer, causal=False), config.objective, config.seed)
+        return MaskedDiffusionObjective(
+            Transformer(config.transformer, causal=False), config.objective, config.seed
+        )
 
     def checkpoint_class(self) -> "type[MaskedDiffusionCheckpoint]":
         """The family's."""

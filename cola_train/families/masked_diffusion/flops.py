@@ -7,10 +7,13 @@ from cola_train.flops.work import NO_BACKWARD, Extent, Parts
 from cola_train.models.config import TransformerConfig
 
 
-def generation_work(config: TransformerConfig, sampler: SamplerConfig, prompt: int, batch: int) -> Parts:
+def generation_work(
+    config: TransformerConfig, sampler: SamplerConfig, prompt: int, batch: int
+) -> Parts:
     """Every step runs on the whole row, and the head on what is generated."""
     new = sampler.max_new_tokens
-    length = max(1, prompt) + new  # an empty prompt begins with the token that a document begins with
+    # an empty prompt begins with the token that a document begins with
+    length = max(1, prompt) + new
     span = Span(
         positions=Extent.of(length) * batch,
         pairs=Extent.of(length**2) * batch,

@@ -15,15 +15,23 @@ from cola_train.randomness import Purpose, uniform
 
 
 class MaskedDiffusionBound:
-    """A lower bound of log p(x) of the masked diffusion model (LLaDA), by draws of which tokens are masked.
+    """A lower bound of log p(x) of the masked diffusion model (LLaDA), by draws of which tokens are
+    masked.
 
-    The bound is -E[(1/t) sum over masked tokens of -log p(x_i | x_t)] over t uniform in (0, 1] and masks of probability t, the
-    training loss (`MaskedDiffusionObjective`) without its min_mask_prob. Here t is integrated out: given that l of the row's L
-    tokens are masked, the mean weight is L / l with l uniform in 1..L, and the masked tokens are any l of them (LLaDA, equation 6).
-    That has the same mean and less variance. Tokens that are given are never masked.
+    The bound is -E[(1/t) sum over masked tokens of -log p(x_i | x_t)] over t uniform in (0, 1] and
+    masks of probability t, the training loss (`MaskedDiffusionObjective`) without its
+    min_mask_prob. Here t is integrated out: given that l of the row's L tokens are masked, the mean
+    weight is L / l with l uniform in 1..L, and the masked tokens are any l of them (LLaDA, equation
+    6). That has the same mean and less variance. Tokens that are given are never masked.
     """
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[Row], config: LikelihoodConfig) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        tokenizer: Tokenizer,
+        rows: Sequence[Row],
+        config: LikelihoodConfig,
+    ) -> None:
         """`rows` are not empty."""
         self.transformer, self.config, self.rows = transformer, config, rows
         self.pad_token_id = tokenizer.pad_token_id
@@ -45,12 +53,16 @@ class MaskedDiffusionBound:
         length = scored.sum(1)
         share = draws_at(uniform, seed, Purpose.DIFFUSION_TIME, self.rows, draws, 1, device)[:, 0]
         num_masked = 1 + (share * length).long().clamp(max=length - 1)
-        order = draws_at(uniform, seed, Purpose.DIFFUSION_MASK, self.rows, draws, tokens.shape[1], device)
+        order = draws_at(
+            uniform, seed, Purpose.DIFFUSION_MASK, self.rows, draws, tokens.shape[1], device
+        )
         rank = (order + (~scored).float()).argsort(dim=1, stable=True).argsort(dim=1)
         masked = rank < num_masked[:, None]
         document = None
         if any(row.documents is not None for row in rows):
-            document = torch.tensor([list(row.documents or [0] * len(row.tokens)) for row in rows], device=device)
+            document = torch.tensor(
+                [list(row.documents or [0] * len(row.tokens)) for row in rows], device=device
+            )
         hidden = transformer(torch.where(masked, transformer.mask_token_id, tokens), document)
         nats = (row_nats(transformer, hidden, tokens) * masked).sum(1)
         return -nats * length / num_masked

@@ -1,4 +1,6 @@
-"""The LLaDA baseline: masked diffusion with cross-entropy weighted by 1/t at masked tokens (method, section 8)."""
+"""The LLaDA baseline: masked diffusion with cross-entropy weighted by 1/t at masked tokens (method,
+section 8).
+"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -29,18 +31,23 @@ class MaskedDiffusionObjective(Objective):
         return {"tokens": batch.loss_mask.sum(), "masked_tokens": self.draw_mask(batch)[1].sum()}
 
     def draw_mask(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Bool[Tensor, "batch seq"]]:
-        """t of each row, uniform in (min_mask_prob, 1], and which of its real tokens are masked, each with probability t."""
+        """t of each row, uniform in (min_mask_prob, 1], and which of its real tokens are masked,
+        each with probability t.
+        """
         low = self.config.min_mask_prob
         t = 1 - (1 - low) * uniform(self.seed, Purpose.DIFFUSION_TIME, batch.sample_index, 1)[:, 0]
-        draws = uniform(self.seed, Purpose.DIFFUSION_MASK, batch.sample_index, batch.tokens.shape[1])
+        draws = uniform(
+            self.seed, Purpose.DIFFUSION_MASK, batch.sample_index, batch.tokens.shape[1]
+        )
         return t, (draws < t[:, None]) & batch.loss_mask
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """masked_diffusion, in nats per real token: the sum over masked tokens of -log p(x_i | x_t) / t; and accuracy at these.
+        """masked_diffusion, in nats per real token: the sum over masked tokens of -log p(x_i | x_t)
+        / t; and accuracy at these.
 
-        Its mean over masks and over t in (0, 1] bounds -log p(x) from above (LLaDA, equation 4); min_mask_prob leaves out a little
-        of that range. The head runs at all positions: how many are masked differs by row, and shapes that change cost more than
-        they save.
+        Its mean over masks and over t in (0, 1] bounds -log p(x) from above (LLaDA, equation 4);
+        min_mask_prob leaves out a little of that range. The head runs at all positions: how many
+        are masked differs by row, and shapes that change cost more than they save.
         """
         t, masked = self.draw_mask(batch)
         tokens = torch.where(masked, self.transformer.mask_token_id, batch.tokens)

@@ -1,4 +1,6 @@
-"""The LLaDA baseline's generation: a block of [mask] tokens after the prompt, committed from the most confident on."""
+"""The LLaDA baseline's generation: a block of [mask] tokens after the prompt, committed from the
+most confident on.
+"""
 
 from collections.abc import Sequence
 
@@ -15,24 +17,38 @@ from cola_train.sampling.token_choice import choose_tokens
 
 
 def generate_masked(
-    transformer: Transformer, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int], config: SamplerConfig
+    transformer: Transformer,
+    prompts: Sequence[Sequence[int]],
+    prompt_indices: Sequence[int],
+    config: SamplerConfig,
 ) -> Int[Tensor, "batch new"]:
-    """max_new_tokens after each prompt, all in one block (LLaDA, algorithm 5: low-confidence remasking).
+    """max_new_tokens after each prompt, all in one block (LLaDA, algorithm 5: low-confidence
+    remasking).
 
-    At every step each masked position predicts its token, and those predictions stay whose probability is largest; the others are
-    masked again. Step k of n leaves floor(new k / n) tokens, so no step is idle; n is config.num_steps, or `new` if that is less.
-    Prompts, none empty, may differ in length; `prompt_indices` address the draws. Guidance does not apply; nor does the repetition
-    penalty, which is on earlier blocks.
+    At every step each masked position predicts its token, and those predictions stay whose
+    probability is largest; the others are masked again. Step k of n leaves floor(new k / n) tokens,
+    so no step is idle; n is config.num_steps, or `new` if that is less. Prompts, none empty, may
+    differ in length; `prompt_indices` address the draws. Guidance does not apply; nor does the
+    repetition penalty, which is on earlier blocks.
     """
-    device, new, num_steps = transformer.lm_head.weight.device, config.max_new_tokens, min(config.num_steps, config.max_new_tokens)
+    device, new, num_steps = (
+        transformer.lm_head.weight.device,
+        config.max_new_tokens,
+        min(config.num_steps, config.max_new_tokens),
+    )
     width = max(len(prompt) for prompt in prompts)
     mask = transformer.mask_token_id
-    # Prompts end where the block begins; what fills short ones before is a document of its own, which nothing else sees.
+    # Prompts end where the block begins; what fills short ones before is a document of its own,
+    # which nothing else sees.
     rows = [[*[mask] * (width - len(prompt)), *prompt, *[mask] * new] for prompt in prompts]
     tokens = torch.tensor(rows, device=device)
     starts = torch.tensor([width - len(prompt) for prompt in prompts], device=device)
     document = (torch.arange(width + new, device=device)[None] >= starts[:, None]).long()
-    attention = RowAttention((document[:, :, None] == document[:, None, :])[:, None]) if bool(starts.any()) else RowAttention(None)
+    attention = (
+        RowAttention((document[:, :, None] == document[:, None, :])[:, None])
+        if bool(starts.any())
+        else RowAttention(None)
+    )
     positions = document_positions(document)
     index = torch.tensor(list(prompt_indices), device=device)
     block = tokens[:, width:]
@@ -54,4 +70,6 @@ def generate_masked(
 def _draws(config: SamplerConfig, index: Tensor, count: int, step: int) -> Tensor | None:
     if config.temperature == 0:
         return None
-    return uniform(config.seed, Purpose.SAMPLER_TOKEN, index, count, step * round_up_to_draws(count))
+    return uniform(
+        config.seed, Purpose.SAMPLER_TOKEN, index, count, step * round_up_to_draws(count)
+    )

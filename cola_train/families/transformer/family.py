@@ -30,7 +30,9 @@ class TransformerFamily(Family[BaselineT]):
 
     @abc.abstractmethod
     def checkpoint_class(self) -> "type[TransformerCheckpoint]":
-        """The class of the family's checkpoints, which imports torch; its `kind` says whether the transformer is causal."""
+        """The class of the family's checkpoints, which imports torch; its `kind` says whether the
+        transformer is causal.
+        """
 
     @abc.abstractmethod
     def matched_objective(self, mask_documents: bool) -> Any:
@@ -40,12 +42,19 @@ class TransformerFamily(Family[BaselineT]):
     def _causal(self) -> bool:
         return self.checkpoint_class().kind.causal
 
-    def initial_values(self, config: BaselineT, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
+    def initial_values(
+        self, config: BaselineT, shapes: "Mapping[str, torch.Size]"
+    ) -> "Iterator[tuple[str, Tensor]]":
         """Drawn."""
         from cola_train.models.initialize import transformer_value
 
         for name, shape in shapes.items():
-            yield name, transformer_value(name.removeprefix("transformer."), shape, config.transformer, config.seed)
+            yield (
+                name,
+                transformer_value(
+                    name.removeprefix("transformer."), shape, config.transformer, config.seed
+                ),
+            )
 
     def step_work(self, config: BaselineT, phase: str) -> "Parts":
         """Every step is alike."""
@@ -73,9 +82,15 @@ class TransformerFamily(Family[BaselineT]):
         from cola_train.tensor_files import Below
 
         write_transformer(
-            folder, config.transformer, Below(weights, "transformer."), self.checkpoint_class().kind, tokenizer, training,
-            replace=replace, max_shard_bytes=max_shard_bytes,
-        )  # fmt: skip
+            folder,
+            config.transformer,
+            Below(weights, "transformer."),
+            self.checkpoint_class().kind,
+            tokenizer,
+            training,
+            replace=replace,
+            max_shard_bytes=max_shard_bytes,
+        )
 
     def recognizes(self, folder: Path) -> bool:
         """A config.json with the family's model_type."""
@@ -103,7 +118,9 @@ class TransformerFamily(Family[BaselineT]):
 
         transformer = Transformer(config.transformer, self._causal)
         transformer.load_state_dict(dict(Below(weights, "transformer.")))
-        return self.checkpoint_class()(transformer.to(device).eval().requires_grad_(False), tokenizer, dict(training))
+        return self.checkpoint_class()(
+            transformer.to(device).eval().requires_grad_(False), tokenizer, dict(training)
+        )
 
     def shrink(self, config: BaselineT, num_steps: int) -> dict[str, Any]:
         """Narrow, of two layers."""
@@ -111,15 +128,29 @@ class TransformerFamily(Family[BaselineT]):
         width: dict[str, Any] = {}
         if sizes.hidden_size > _SMALL_WIDTH:
             width = {"hidden_size": _SMALL_WIDTH, "num_attention_heads": 2, "head_dim": 16}
-        layers, ffn = min(sizes.num_hidden_layers, 2), min(sizes.intermediate_size, 2 * _SMALL_WIDTH)
-        return {"transformer": dataclasses.replace(sizes, **width, num_hidden_layers=layers, intermediate_size=ffn)}
+        layers, ffn = (
+            min(sizes.num_hidden_layers, 2),
+            min(sizes.intermediate_size, 2 * _SMALL_WIDTH),
+        )
+        return {
+            "transformer": dataclasses.replace(
+                sizes, **width, num_hidden_layers=layers, intermediate_size=ffn
+            )
+        }
 
-    def matched(self, config: RunConfig, target: MatchTarget, width: int, num_layers: int) -> BaselineT:
+    def matched(
+        self, config: RunConfig, target: MatchTarget, width: int, num_layers: int
+    ) -> BaselineT:
         """The feed-forward is four times as wide, and heads are as wide as the target's.
 
-        It shares data, order, seeds, optimization and loop; the paper's convention counts its own parameters.
+        It shares data, order, seeds, optimization and loop; the paper's convention counts its own
+        parameters.
         """
-        shared = {field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig) if field.name != "stage"}
+        shared = {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(RunConfig)
+            if field.name != "stage"
+        }
         changes = {
             "name": f"{config.name}_{self.name}",
             "budget": dataclasses.replace(config.budget, eflops=None, nominal_parameters=None),

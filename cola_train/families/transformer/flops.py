@@ -8,15 +8,21 @@ from cola_train.models.config import TransformerConfig
 
 def step_work(config: BaselineRunConfig, causal: bool) -> Parts:
     """One optimizer step over all its rows."""
-    backward = Backward(runs=True, recomputes_blocks=config.parallel.activation_checkpointing == "full")
+    backward = Backward(
+        runs=True, recomputes_blocks=config.parallel.activation_checkpointing == "full"
+    )
     rows, seq = config.trainer.global_batch_size, config.data.seq_len
-    span = Span.all_read(rows * seq, row_pairs(seq, 1 if causal else seq, config.masks_documents) * rows)
+    span = Span.all_read(
+        rows * seq, row_pairs(seq, 1 if causal else seq, config.masks_documents) * rows
+    )
     # The last token of a row predicts nothing.
     logits = Extent.of(rows * (seq - causal))
     return named("transformer", transformer_pass(config.transformer, span, logits, backward))
 
 
-def transformer_pass(config: TransformerConfig, span: Span, logits: Extent, backward: Backward) -> Parts:
+def transformer_pass(
+    config: TransformerConfig, span: Span, logits: Extent, backward: Backward
+) -> Parts:
     """A baseline's transformer; `logits` are the positions that the head runs on."""
     parts = stack(_transformer_block(config), config.num_hidden_layers, span, backward)
     return parts | {"head": product(_transformer_head(config), logits, backward)}
@@ -24,7 +30,11 @@ def transformer_pass(config: TransformerConfig, span: Span, logits: Extent, back
 
 def _transformer_block(config: TransformerConfig) -> Block:
     """TransformerBlock."""
-    dim, inner, hidden = config.hidden_size, config.num_attention_heads * config.head_dim, config.intermediate_size
+    dim, inner, hidden = (
+        config.hidden_size,
+        config.num_attention_heads * config.head_dim,
+        config.intermediate_size,
+    )
     return Block(
         query=Linear(dim, inner),
         keys_values=Linear(dim, 2 * inner),

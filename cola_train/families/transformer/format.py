@@ -1,4 +1,6 @@
-"""The baselines' checkpoints: Hugging Face's Llama folder for AR, and the same with a [mask] row for LLaDA (docs/baselines.md)."""
+"""The baselines' checkpoints: Hugging Face's Llama folder for AR, and the same with a [mask] row
+for LLaDA (docs/baselines.md).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -37,7 +39,9 @@ class Kind:
 
 
 def model_type_of(folder: Path) -> object:
-    """What a folder's config.json says it is; None of a folder that has none, or is of Cola DLM whatever its hub put there."""
+    """What a folder's config.json says it is; None of a folder that has none, or is of Cola DLM
+    whatever its hub put there.
+    """
     return None if (folder / "cola_dlm").is_dir() else model_type(folder)
 
 
@@ -52,13 +56,17 @@ def write_transformer(
     replace: bool,
     max_shard_bytes: int,
 ) -> None:
-    """Write a network, fp32, and its tokenizer, atomically; of `state` one file's tensors are asked for at a time.
+    """Write a network, fp32, and its tokenizer, atomically; of `state` one file's tensors are asked
+    for at a time.
 
-    `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len also to config.json, as
-    max_position_embeddings.
+    `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len
+    also to config.json, as max_position_embeddings.
     """
     with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in Transformer(config, kind.causal).state_dict().items()}
+        shapes = {
+            name: tuple(value.shape)
+            for name, value in Transformer(config, kind.causal).state_dict().items()
+        }
     with atomic_folder(folder, replace=replace) as working:
         write_json(working / _CONFIG, _config_fields(config, kind, tokenizer, training))
         write_tensors(working, shapes, state, max_shard_bytes)
@@ -76,11 +84,17 @@ def read_config(root: Path, kind: Kind) -> TransformerConfig:
     """
     fields, origin = read_json(root / _CONFIG)
     fixed_names = _fixed_fields(TransformerConfig(), kind)
-    own = {name: value for name, value in fields.items() if name not in fixed_names and name not in _NOT_READ}
+    own = {
+        name: value
+        for name, value in fields.items()
+        if name not in fixed_names and name not in _NOT_READ
+    }
     config = TransformerConfig.from_json(own, origin)
     for name, value in _fixed_fields(config, kind).items():
         given = fields.get(name, value)
-        require(given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}.")
+        require(
+            given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}."
+        )
     return config
 
 
@@ -88,8 +102,9 @@ def check_tokenizer(root: Path, tokenizer: Tokenizer, config: TransformerConfig)
     """Refuse a tokenizer with more ids than the network."""
     if tokenizer.vocab_size > config.vocab_size:
         raise UserError(
-            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only {config.vocab_size}; "
-            "put the tokenizer.json there that the checkpoint was trained with."
+            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only "
+            f"{config.vocab_size}; put the tokenizer.json there that the checkpoint was trained "
+            "with."
         )
 
 
@@ -109,9 +124,15 @@ def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
     return fields if kind.causal else {**fields, "mask_token_id": config.vocab_size}
 
 
-def _config_fields(config: TransformerConfig, kind: Kind, tokenizer: Tokenizer, training: Mapping[str, Any]) -> dict[str, Any]:
+def _config_fields(
+    config: TransformerConfig, kind: Kind, tokenizer: Tokenizer, training: Mapping[str, Any]
+) -> dict[str, Any]:
     fields = {**config.to_json(), **_fixed_fields(config, kind)}
-    fields |= {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    fields |= {
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     if "seq_len" in training:
         fields["max_position_embeddings"] = training["seq_len"]
     return fields

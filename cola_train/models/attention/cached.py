@@ -1,4 +1,6 @@
-"""Attention over the keys and values of positions that went through before: what samplers attend over."""
+"""Attention over the keys and values of positions that went through before: what samplers attend
+over.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -14,8 +16,10 @@ from cola_train.models.attention.rows import LayerAttention
 class KVCache:
     """Keys and values of committed positions, per row as many as that row has; preallocated.
 
-    A pass writes its own positions behind each row's committed ones and attends over both. They stay only if the caller
-    then commits them: the next pass overwrites what was not committed. So denoising steps leave no trace.
+    A pass writes its own positions behind each row's committed ones and attends over both. They
+    stay only if the caller
+    then commits them: the next pass overwrites what was not committed. So denoising steps leave no
+    trace.
 
     Rows in use are the first `len(lengths)` of those that were allocated.
 
@@ -24,7 +28,14 @@ class KVCache:
     """
 
     def __init__(
-        self, num_layers: int, batch: int, capacity: int, heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
+        self,
+        num_layers: int,
+        batch: int,
+        capacity: int,
+        heads: int,
+        head_dim: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         shape = (num_layers, batch, capacity, heads, head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
@@ -46,7 +57,9 @@ class KVCache:
         self.lengths = [length + more for length, more in zip(self.lengths, added, strict=True)]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Give up all rows but these, which move up in their order; `rows` increases. Uncommitted positions are lost."""
+        """Give up all rows but these, which move up in their order; `rows` increases. Uncommitted
+        positions are lost.
+        """
         for place, row in enumerate(rows):
             if place != row:
                 for held in (self.keys, self.values):
@@ -54,8 +67,14 @@ class KVCache:
         self.lengths = [self.lengths[row] for row in rows]
 
     def append(self, other: "KVCache") -> None:
-        """Take over the committed positions of another cache's rows as rows of this one, behind those in use."""
-        first, last, width = len(self.lengths), len(self.lengths) + len(other.lengths), max(other.lengths)
+        """Take over the committed positions of another cache's rows as rows of this one, behind
+        those in use.
+        """
+        first, last, width = (
+            len(self.lengths),
+            len(self.lengths) + len(other.lengths),
+            max(other.lengths),
+        )
         assert last <= self.allocated_rows, f"cache of {self.allocated_rows} rows, {last} needed"
         assert width <= self.capacity
         for held, theirs in ((self.keys, other.keys), (self.values, other.values)):
@@ -64,34 +83,49 @@ class KVCache:
 
 
 class CachedAttention:
-    """Attention of new positions over the cache's committed ones and over one another; for any number of passes until a commit.
+    """Attention of new positions over the cache's committed ones and over one another; for any
+    number of passes until a commit.
 
-    Rows beyond the cache's are the unconditional branch: they see one another alone, and share the linear layers' batch.
+    Rows beyond the cache's are the unconditional branch: they see one another alone, and share the
+    linear layers' batch.
 
     Attributes:
         slots: (batch, seq), the position of each new one in its row.
     """
 
-    def __init__(self, cache: KVCache, new: Bool[Tensor, "seq seq"] | int, *, fixed_shapes: bool = False) -> None:
-        """`new`: which of the new positions see which (True is visible), or how many there are, all of which see all.
+    def __init__(
+        self, cache: KVCache, new: Bool[Tensor, "seq seq"] | int, *, fixed_shapes: bool = False
+    ) -> None:
+        """`new`: which of the new positions see which (True is visible), or how many there are, all
+        of which see all.
 
-        `fixed_shapes`: attend over all of the cache that is allocated, under a mask, so that a compiled pass fits every block.
+        `fixed_shapes`: attend over all of the cache that is allocated, under a mask, so that a
+            compiled pass fits every block.
         """
         seq, inside = (new, None) if isinstance(new, int) else (new.shape[0], new)
         needed = max(cache.lengths) + seq
         assert needed <= cache.capacity, f"cache of {cache.capacity} positions, {needed} needed"
         self.cache, self.inside = cache, inside
-        lengths = cache.lengths + [0] * (cache.allocated_rows - len(cache.lengths) if fixed_shapes else 0)
+        lengths = cache.lengths + [0] * (
+            cache.allocated_rows - len(cache.lengths) if fixed_shapes else 0
+        )
         self.batch, self.span = len(lengths), cache.capacity if fixed_shapes else needed
-        # Rows of one length are written as a slice, and see all that there is: no mask, which makes kernels faster.
+        # Rows of one length are written as a slice, and see all that there is: no mask, which makes
+        # kernels faster.
         self.start = lengths[0] if len(set(lengths)) == 1 and not fixed_shapes else None
         device = cache.keys.device
         starts = torch.tensor(lengths, device=device)
         self.slots: Int[Tensor, "batch seq"] = starts[:, None] + torch.arange(seq, device=device)
         self.rows = torch.arange(self.batch, device=device)[:, None]
-        self.visible = None if self.start is not None and inside is None else self._mask(starts[:, None, None], seq, inside)
+        self.visible = (
+            None
+            if self.start is not None and inside is None
+            else self._mask(starts[:, None, None], seq, inside)
+        )
 
-    def _mask(self, starts: Tensor, seq: int, inside: Tensor | None) -> Bool[Tensor, "batch 1 seq span"]:
+    def _mask(
+        self, starts: Tensor, seq: int, inside: Tensor | None
+    ) -> Bool[Tensor, "batch 1 seq span"]:
         offset = torch.arange(self.span, device=starts.device) - starts  # (batch, 1, span)
         new = (offset >= 0) & (offset < seq)
         if inside is None:
@@ -109,7 +143,9 @@ class CachedAttention:
         self._write(values, v[:batch].transpose(1, 2))
         if queries == 0:
             return torch.zeros_like(q)
-        seen_k, seen_v = (held[:batch, : self.span].transpose(1, 2).to(q.dtype) for held in (keys, values))
+        seen_k, seen_v = (
+            held[:batch, : self.span].transpose(1, 2).to(q.dtype) for held in (keys, values)
+        )
         visible = None if self.visible is None else self.visible[:, :, :queries]
         out = F.scaled_dot_product_attention(q[:batch], seen_k, seen_v, attn_mask=visible)
         if q.shape[0] == batch:
@@ -119,7 +155,9 @@ class CachedAttention:
         return torch.cat([out, alone])
 
     def _write(self, held: Tensor, new: Tensor) -> None:
-        """Put keys or values (batch, seq, heads, head_dim) of the new positions into a layer's part of the cache."""
+        """Put keys or values (batch, seq, heads, head_dim) of the new positions into a layer's part
+        of the cache.
+        """
         if self.start is not None:
             held[: self.batch, self.start : self.start + new.shape[1]] = new
         else:

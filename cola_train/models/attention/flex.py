@@ -1,8 +1,11 @@
-"""Attention of whole rows on a GPU: FlexAttention, whose block masks leave out what no query sees."""
+"""Attention of whole rows on a GPU: FlexAttention, whose block masks leave out what no query
+sees.
+"""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,14 +35,16 @@ class FlexAttention:
         """See `LayerAttention`."""
         mask = self.rows if q.shape[2] == k.shape[2] else self.outputs
         # Uncompiled it would compute every pair. Inside a compiled block it becomes a part of that.
-        run: Callable[..., Tensor] = flex_attention if torch.compiler.is_compiling() else _compiled()  # type: ignore[assignment]
+        run: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
         out: Tensor = run(q, k, v, block_mask=mask)
         return out
 
 
 def block_mask(places: TokenLayout, queries: int) -> BlockMask:
     """The predicate for the first `queries` positions over all, by blocks of 128 x 128."""
-    rows = max(len(x) for x in (places.block, places.document, places.sees_history) if x is not None)
+    rows = max(
+        len(x) for x in (places.block, places.document, places.sees_history) if x is not None
+    )
     seq = places.block.shape[1]
 
     def at(row: Tensor, position: Tensor) -> TokenLayout:
@@ -51,7 +56,9 @@ def block_mask(places: TokenLayout, queries: int) -> BlockMask:
 
     # A lambda: torch reads the number of its arguments, which checked functions hide.
     predicate = lambda row, head, query, key: visible(row, query, key)  # noqa: E731
-    return create_block_mask(predicate, rows if rows > 1 else None, None, queries, seq, device=str(places.block.device))
+    return create_block_mask(
+        predicate, rows if rows > 1 else None, None, queries, seq, device=str(places.block.device)
+    )
 
 
 @functools.cache

@@ -1,4 +1,6 @@
-"""Who may attend to whom: one predicate that makes every mask of the VAE, of DiT training and of sampling."""
+"""Who may attend to whom: one predicate that makes every mask of the VAE, of DiT training and of
+sampling.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,13 +12,16 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """Where each position of a row stands. All fields broadcast against each other, most of them (#batch, seq).
+    """Where each position of a row stands. All fields broadcast against each other, most of them
+    (#batch, seq).
 
     Attributes:
         block: index of the position's block within its row.
-        copy: 0 for a clean position (everything in the VAE is clean), k for one of the k-th noised copy.
+        copy: 0 for a clean position (everything in the VAE is clean), k for one of the k-th noised
+            copy.
         document: index of the document within the row, or None where attention may cross documents.
-        sees_history: False at noised positions whose history is hidden (history dropout), or None where nothing is hidden.
+        sees_history: False at noised positions whose history is hidden (history dropout), or None
+            where nothing is hidden.
     """
 
     block: Int[Tensor, "*#places"]
@@ -27,7 +32,12 @@ class TokenLayout:
     def map(self, of: Callable[[Tensor], Tensor]) -> "TokenLayout":
         """These with `of` applied to each field."""
         document = None if self.document is None else of(self.document)
-        return TokenLayout(of(self.block), of(self.copy), document, None if self.sees_history is None else of(self.sees_history))
+        return TokenLayout(
+            of(self.block),
+            of(self.copy),
+            document,
+            None if self.sees_history is None else of(self.sees_history),
+        )
 
 
 def visible_set_mask(query: TokenLayout, key: TokenLayout) -> Bool[Tensor, "batch query key"]:
@@ -36,9 +46,11 @@ def visible_set_mask(query: TokenLayout, key: TokenLayout) -> Bool[Tensor, "batc
 
 
 def is_visible(query: TokenLayout, key: TokenLayout) -> Tensor:
-    """V_b of the paper: a query sees earlier clean blocks, and of its own block the positions of its own copy.
+    """V_b of the paper: a query sees earlier clean blocks, and of its own block the positions of
+    its own copy.
 
-    So clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself, bidirectionally. Fields broadcast.
+    So clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself,
+    bidirectionally. Fields broadcast.
     """
     history = (key.copy == 0) & (key.block < query.block)
     if query.sees_history is not None:
@@ -49,7 +61,9 @@ def is_visible(query: TokenLayout, key: TokenLayout) -> Tensor:
     return visible
 
 
-def blocks_of(num_positions: int, block_size: int, device: torch.device | str = "cpu") -> Int[Tensor, "1 seq"]:
+def blocks_of(
+    num_positions: int, block_size: int, device: torch.device | str = "cpu"
+) -> Int[Tensor, "1 seq"]:
     """Block index of each of `num_positions` positions of a row."""
     return (torch.arange(num_positions, device=device) // block_size)[None]
 
@@ -63,7 +77,10 @@ def document_positions(document: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch
 
 
 def clean_layout(
-    num_positions: int, block_size: int, document: Int[Tensor, "batch seq"] | None = None, device: torch.device | str = "cpu"
+    num_positions: int,
+    block_size: int,
+    document: Int[Tensor, "batch seq"] | None = None,
+    device: torch.device | str = "cpu",
 ) -> TokenLayout:
     """A row of clean positions only: the VAE's attention, and the DiT's over history."""
     block = blocks_of(num_positions, block_size, device)
@@ -78,10 +95,11 @@ def packed_layout(
     device: torch.device | str = "cpu",
     copies: int = 1,
 ) -> TokenLayout:
-    """The DiT's training row: all blocks of each noised copy, then the clean blocks but the last, which is nobody's history.
+    """The DiT's training row: all blocks of each noised copy, then the clean blocks but the last,
+    which is nobody's history.
 
-    That is (copies + 1) num_latents - block_size positions. The noised ones come first, so that those whose output is read are the
-    first ones.
+    That is (copies + 1) num_latents - block_size positions. The noised ones come first, so that
+    those whose output is read are the first ones.
 
     Args:
         num_latents: L, a multiple of block_size.
@@ -103,6 +121,8 @@ def packed_layout(
     )
 
 
-def packed(noised: Int[Tensor, "batch latents"], clean: Int[Tensor, "batch clean"], copies: int = 1) -> Int[Tensor, "batch seq"]:
+def packed(
+    noised: Int[Tensor, "batch latents"], clean: Int[Tensor, "batch clean"], copies: int = 1
+) -> Int[Tensor, "batch seq"]:
     """Values of a packed row, the same for each noised copy."""
     return torch.cat([noised.repeat(1, copies), clean], dim=1)

@@ -1,4 +1,6 @@
-"""What a network attends over, as an argument: a row in training, cached history in sampling. Nothing is kept on modules."""
+"""What a network attends over, as an argument: a row in training, cached history in sampling.
+Nothing is kept on modules.
+"""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -39,14 +41,18 @@ class Attention(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RowAttention:
-    """Attention inside each row, under a boolean mask (True is visible), or without one: kernels are faster so."""
+    """Attention inside each row, under a boolean mask (True is visible), or without one: kernels
+    are faster so.
+    """
 
     visible: Bool[Tensor, "#batch 1 seq seq"] | None
     causal: bool = False  # without a mask: each position sees those up to itself, or all
 
     @classmethod
     def from_layout(cls, places: TokenLayout) -> "RowAttention":
-        """The mask of the one predicate; every pair is computed, which tiled.py is there to avoid."""
+        """The mask of the one predicate; every pair is computed, which tiled.py is there to
+        avoid.
+        """
         return cls(visible_set_mask(places, places)[:, None])
 
     def layer(self, index: int) -> LayerAttention:
@@ -59,6 +65,8 @@ class RowAttention:
         if q.device.type == "cpu":
             # The CPU's backward kernel is five times slower in bf16 than in fp32.
             with torch.autocast("cpu", enabled=False):
-                out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=visible, is_causal=self.causal)
+                out = F.scaled_dot_product_attention(
+                    q.float(), k.float(), v.float(), attn_mask=visible, is_causal=self.causal
+                )
             return out.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=self.causal)

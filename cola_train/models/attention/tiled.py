@@ -1,8 +1,9 @@
 """Attention that leaves out most of the pairs that nobody may see.
 
-A packed training row has a quarter of its pairs visible. Cut along its diagonals (tiles.py), two fifths are computed at 512
-latents. On a CPU each tile is one call of the fused kernel; on a GPU FlexAttention leaves out blocks of pairs that nobody sees
-(flex.py). What is visible inside a tile is said by the one predicate (masks.py).
+A packed training row has a quarter of its pairs visible. Cut along its diagonals (tiles.py), two
+fifths are computed at 512 latents. On a CPU each tile is one call of the fused kernel; on a GPU
+FlexAttention leaves out blocks of pairs that nobody sees (flex.py). What is visible inside a tile
+is said by the one predicate (masks.py).
 """
 
 import dataclasses
@@ -14,7 +15,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cola_train.models.attention.flex import FlexAttention
-from cola_train.models.attention.masks import TokenLayout, clean_layout, packed_layout, visible_set_mask
+from cola_train.models.attention.masks import (
+    TokenLayout,
+    clean_layout,
+    packed_layout,
+    visible_set_mask,
+)
 from cola_train.models.attention.rows import Attention, LayerAttention, RowAttention
 from cola_train.models.attention.tiles import Span, Tile, packed_tiles, row_tiles
 
@@ -26,7 +32,8 @@ class TiledAttention:
     """Attention inside each row, tile by tile."""
 
     tiles: tuple[Tile, ...]
-    biases: tuple[Tensor, ...]  # (#batch, 1, queries, keys) of each tile: 0 where visible, else -inf
+    # (#batch, 1, queries, keys) of each tile: 0 where visible, else -inf
+    biases: tuple[Tensor, ...]
 
     @classmethod
     def over(cls, tiles: list[Tile], places: TokenLayout) -> "TiledAttention":
@@ -34,7 +41,9 @@ class TiledAttention:
         biases = []
         for tile in tiles:
             visible = visible_set_mask(_part(places, (tile.queries,)), _part(places, tile.keys))
-            bias = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
+            bias = torch.zeros(visible.shape, device=visible.device).masked_fill(
+                ~visible, -torch.inf
+            )
             biases.append(bias[:, None])
         return cls(tuple(tiles), tuple(biases))
 
@@ -53,10 +62,14 @@ class TiledAttention:
 
 
 class _TiledAttention(torch.autograd.Function):
-    """Calls of the CPU's fused kernel. As a function of its own it adds up gradients of keys in place, not in copies of rows."""
+    """Calls of the CPU's fused kernel. As a function of its own it adds up gradients of keys in
+    place, not in copies of rows.
+    """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: tuple[Tile, ...], *biases: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, tiles: tuple[Tile, ...], *biases: Tensor
+    ) -> Tensor:
         outs, sums = [], []
         for tile, bias in zip(tiles, biases, strict=True):
             if tile.queries[0] >= q.shape[2]:
@@ -83,7 +96,15 @@ class _TiledAttention(torch.autograd.Function):
             at = slice(*tile.queries)
             keys, values = _spans_of(k, tile.keys), _spans_of(v, tile.keys)
             parts = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[:, :, at], q[:, :, at], keys, values, out[:, :, at], log_sum, 0.0, False, attn_mask=_whole(bias, q)
+                grad[:, :, at],
+                q[:, :, at],
+                keys,
+                values,
+                out[:, :, at],
+                log_sum,
+                0.0,
+                False,
+                attn_mask=_whole(bias, q),
             )
             grad_q[:, :, at] = parts[0]
             taken = 0
@@ -101,17 +122,27 @@ def _whole(bias: Tensor, q: Tensor) -> Tensor:
 
 def _spans_of(x: Tensor, spans: tuple[Span, ...]) -> Tensor:
     parts = [x[:, :, start:end] for start, end in spans]
-    return parts[0] if len(parts) == 1 else torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+    return (
+        parts[0]
+        if len(parts) == 1
+        else torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
+    )
 
 
 def _part(places: TokenLayout, spans: tuple[Span, ...]) -> TokenLayout:
     return places.map(lambda x: torch.cat([x[:, start:end] for start, end in spans], dim=1))
 
 
-def row_attention(seq: int, block_size: int, document: Int[Tensor, "batch seq"] | None, device: torch.device) -> Attention:
-    """Of a row of clean positions: each sees its own block and those before, of its own document."""
+def row_attention(
+    seq: int, block_size: int, document: Int[Tensor, "batch seq"] | None, device: torch.device
+) -> Attention:
+    """Of a row of clean positions: each sees its own block and those before, of its own
+    document.
+    """
     if document is not None:
-        return _over(row_tiles(seq, block_size), clean_layout(seq, block_size, document, device), seq)
+        return _over(
+            row_tiles(seq, block_size), clean_layout(seq, block_size, document, device), seq
+        )
     if block_size in (1, seq):
         return RowAttention(None, causal=block_size == 1)
     return _static_row(seq, block_size, device)
@@ -132,8 +163,8 @@ def packed_attention(
     return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
 
 
-# Rows of a run have one length: their masks are made once, and may be read with gradients later even where they were first needed
-# without.
+# Rows of a run have one length: their masks are made once, and may be read with gradients later
+# even where they were first needed without.
 @functools.lru_cache(maxsize=4)
 @torch.inference_mode(False)
 def _static_row(seq: int, block_size: int, device: torch.device) -> Attention:
@@ -142,13 +173,17 @@ def _static_row(seq: int, block_size: int, device: torch.device) -> Attention:
 
 @functools.lru_cache(maxsize=4)
 @torch.inference_mode(False)
-def _static_packed(num_latents: int, block_size: int, device: torch.device, copies: int) -> Attention:
+def _static_packed(
+    num_latents: int, block_size: int, device: torch.device, copies: int
+) -> Attention:
     places = packed_layout(num_latents, block_size, None, None, device, copies)
     return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
 
 
 def forget_masks() -> None:
-    """Make masks anew from here on: those of a dry run have no numbers in them, and it can use no real ones."""
+    """Make masks anew from here on: those of a dry run have no numbers in them, and it can use no
+    real ones.
+    """
     _static_row.cache_clear()
     _static_packed.cache_clear()
 

@@ -1,9 +1,12 @@
-"""Rows cut into tiles: queries, each with the keys that any of them sees, so that most pairs that nobody may see are left out."""
+"""Rows cut into tiles: queries, each with the keys that any of them sees, so that most pairs that
+nobody may see are left out.
+"""
 
 import dataclasses
 import math
 
-# Positions. Smaller ones leave out more pairs and make more calls; on a CPU 64 to 128 measured best, and 128 is FlexAttention's.
+# Positions. Smaller ones leave out more pairs and make more calls; on a CPU 64 to 128 measured
+# best, and 128 is FlexAttention's.
 TILE = 128
 Span = tuple[int, int]  # first position, and the one after the last
 
@@ -27,7 +30,9 @@ def row_tiles(num_positions: int, block_size: int) -> list[Tile]:
 
 
 def packed_tiles(num_latents: int, block_size: int, copies: int = 1) -> list[Tile]:
-    """Of a training row (masks.packed_layout): noised ones, over their own span and the clean blocks before; then clean ones."""
+    """Of a training row (masks.packed_layout): noised ones, over their own span and the clean
+    blocks before; then clean ones.
+    """
     first_clean, num_clean = copies * num_latents, num_latents - block_size
     tiles = []
     for offset in range(0, first_clean, num_latents):
@@ -36,7 +41,9 @@ def packed_tiles(num_latents: int, block_size: int, copies: int = 1) -> list[Til
             own = (offset + start, offset + end)
             tiles.append(Tile(own, (own, history) if history[1] > history[0] else (own,)))
     for start, end in _spans(num_clean, block_size):
-        tiles.append(Tile((first_clean + start, first_clean + end), ((first_clean, first_clean + end),)))
+        tiles.append(
+            Tile((first_clean + start, first_clean + end), ((first_clean, first_clean + end),))
+        )
     return tiles
 
 

@@ -1,4 +1,6 @@
-"""Evaluation while a run trains: the evaluators of `inspect`, `likelihood` and `evaluate`, on a plain copy of the weights."""
+"""Evaluation while a run trains: the evaluators of `inspect`, `likelihood` and `evaluate`, on a
+plain copy of the weights.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,8 +32,9 @@ Samples = Mapping[str, Sequence[Sample]]
 class InLoopEvaluation(pl.Callback):
     """Evaluates every `in_loop_eval.every_steps`, and at marks if asked, before the step is saved.
 
-    Process 0 computes; the others wait, and hear at every batch that it goes on. A run that is asked to stop leaves an evaluation
-    where it is; it is done again when the run goes on. All draws are addressed: training goes on as if it had not been.
+    Process 0 computes; the others wait, and hear at every batch that it goes on. A run that is
+    asked to stop leaves an evaluation where it is; it is done again when the run goes on. All draws
+    are addressed: training goes on as if it had not been.
     """
 
     def __init__(
@@ -51,7 +54,9 @@ class InLoopEvaluation(pl.Callback):
         """What an interrupted run left undone."""
         self._evaluate_if_due(pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: object) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: object
+    ) -> None:
         """A batch is an optimizer step."""
         self._evaluate_if_due(pl_module)
 
@@ -81,27 +86,40 @@ class InLoopEvaluation(pl.Callback):
         state.evaluated_step = state.step
 
     def _all_know(self, module: StageModule, done: bool) -> tuple[bool, bool]:
-        """Whether process 0 is done, and whether any process was asked to stop; a collective call."""
+        """Whether process 0 is done, and whether any process was asked to stop; a collective
+        call.
+        """
         module.watchdog.beat(f"evaluating after step {module.state.step}")
         flags = torch.tensor([int(done), int(module.stop.made)], device=module.processes.device)
         dist.all_reduce(flags)
         return bool(flags[0]), bool(flags[1])
 
-    def _figures(self, module: StageModule, weights: dict[str, Tensor]) -> Iterator[dict[str, float]]:
-        """What each evaluator finds by names that begin with the evaluator's; and nothing after each batch."""
+    def _figures(
+        self, module: StageModule, weights: dict[str, Tensor]
+    ) -> Iterator[dict[str, float]]:
+        """What each evaluator finds by names that begin with the evaluator's; and nothing after
+        each batch.
+        """
         checkpoint = plain_copy(module, weights, self.tokenizer)
         for evaluator in self.config.in_loop_eval.evaluators:
             if evaluator == "inspection":
                 found = self._inspect(checkpoint, reference_copy(module, weights, self.tokenizer))
             else:
-                found = self._likelihood(checkpoint) if evaluator == "likelihood" else self._benchmarks(checkpoint)
+                found = (
+                    self._likelihood(checkpoint)
+                    if evaluator == "likelihood"
+                    else self._benchmarks(checkpoint)
+                )
             try:
                 for part in found:
                     yield {f"{evaluator}/{name}": value for name, value in part.items()}
-            except UserError as error:  # weights that have gone astray, say; the guard and the alarms are for those
+            # weights that have gone astray, say; the guard and the alarms are for those
+            except UserError as error:
                 say(f"cola-train: warning: no {evaluator} after step {module.state.step}: {error}")
 
-    def _inspect(self, checkpoint: Checkpoint, reference: Checkpoint | None) -> Iterator[dict[str, float]]:
+    def _inspect(
+        self, checkpoint: Checkpoint, reference: Checkpoint | None
+    ) -> Iterator[dict[str, float]]:
         for found in checkpoint.inspect(self.data, self.config.in_loop_eval.inspection, reference):
             yield {} if found is None else found.figures()
 
@@ -112,7 +130,9 @@ class InLoopEvaluation(pl.Callback):
         for place, row in log_likelihoods_stream(checkpoint, rows, likelihood):
             found[place] = row
             yield {}
-        yield perplexity_of(checkpoint, [found[place] for place in sorted(found)], likelihood).figures()
+        yield perplexity_of(
+            checkpoint, [found[place] for place in sorted(found)], likelihood
+        ).figures()
 
     def _benchmarks(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
         answers: list[Answer] = []
@@ -124,4 +144,8 @@ class InLoopEvaluation(pl.Callback):
 
 
 def _below(figures: Mapping[str, float], prefix: str) -> dict[str, float]:
-    return {name.removeprefix(prefix): value for name, value in figures.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in figures.items()
+        if name.startswith(prefix)
+    }

@@ -1,4 +1,6 @@
-"""How fast a run goes and what it has cost: tokens per second, MFU, HFU, time left; and the summary of a run."""
+"""How fast a run goes and what it has cost: tokens per second, MFU, HFU, time left; and the summary
+of a run.
+"""
 
 import copy
 import dataclasses
@@ -25,7 +27,8 @@ class Pace:
     def rates(self, now: float, state: RunState, last_step: int) -> dict[str, float]:
         """What a line of metrics.jsonl says of speed since this moment.
 
-        MFU is useful FLOPs (convention `model`) per second over the devices' peak, HFU executed ones. `eta_seconds` is the time
+        MFU is useful FLOPs (convention `model`) per second over the devices' peak, HFU executed
+        ones. `eta_seconds` is the time
         to `last_step` at this pace.
         """
         seconds = max(now - self.moment - self.paused, 1e-9)
@@ -43,10 +46,14 @@ class Pace:
 
 
 def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
-    """What a run has cost so far, over all attempts at it: what summary.json holds. Rates are over its whole time."""
+    """What a run has cost so far, over all attempts at it: what summary.json holds. Rates are over
+    its whole time.
+    """
     known = peak is not None and state.device_seconds > 0
-    flops_per_peak = {name: state.flops.get(name, 0) / (peak * state.device_seconds) if known else None  # type: ignore[operator]
-                      for name in ("model", "executed")}  # fmt: skip
+    flops_per_peak = {
+        name: state.flops.get(name, 0) / (peak * state.device_seconds) if known else None  # type: ignore[operator]
+        for name in ("model", "executed")
+    }
     return {
         "steps": state.step,
         "skipped_steps": state.skipped_steps,
@@ -62,6 +69,15 @@ def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
 
 def cost_in_words(summary: dict[str, Any]) -> str:
     """One line of a summary."""
-    spent = ", ".join(f"{value:.6g} ({convention})" for convention, value in summary["eflops"].items())
-    text = f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, EFLOPs {spent}, {summary['device_hours']:.4g} device-hours"
-    return text if summary["mfu"] is None else f"{text}, MFU {summary['mfu']:.1%}, HFU {summary['hfu']:.1%}"
+    spent = ", ".join(
+        f"{value:.6g} ({convention})" for convention, value in summary["eflops"].items()
+    )
+    text = (
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, EFLOPs {spent}, "
+        f"{summary['device_hours']:.4g} device-hours"
+    )
+    return (
+        text
+        if summary["mfu"] is None
+        else f"{text}, MFU {summary['mfu']:.1%}, HFU {summary['hfu']:.1%}"
+    )

@@ -1,4 +1,6 @@
-"""Sample texts while a run trains: what the model would say now, in samples.jsonl of the run folder."""
+"""Sample texts while a run trains: what the model would say now, in samples.jsonl of the run
+folder.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,24 @@ from cola_train.training.loop.module import StageModule
 
 
 class Samples(pl.Callback):
-    """Generates from `trainer.sample_prompts` every `trainer.sample_every_steps`, always with the same noise."""
+    """Generates from `trainer.sample_prompts` every `trainer.sample_every_steps`, always with the
+    same noise.
+    """
 
     def __init__(self, config: RunConfig, run_folder: Path, tokenizer: Tokenizer) -> None:
-        self.config, self.lines, self.tokenizer = config, JsonlWriter(run_folder / SAMPLES), tokenizer
+        self.config, self.lines, self.tokenizer = (
+            config,
+            JsonlWriter(run_folder / SAMPLES),
+            tokenizer,
+        )
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Sample, on process 0, from a plain copy."""
         assert isinstance(pl_module, StageModule)
@@ -35,6 +48,10 @@ class Samples(pl.Callback):
             return
         checkpoint = plain_copy(pl_module, weights, self.tokenizer)
         prompts = self.config.trainer.sample_prompts
-        results = generate(checkpoint, prompts, SamplerConfig(max_new_tokens=max(1, self.config.data.seq_len // 2)))
+        results = generate(
+            checkpoint,
+            prompts,
+            SamplerConfig(max_new_tokens=max(1, self.config.data.seq_len // 2)),
+        )
         for prompt, result in zip(prompts, results, strict=True):
             self.lines.append({"step": step, "prompt": prompt, "text": result.text})

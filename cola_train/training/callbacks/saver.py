@@ -27,7 +27,8 @@ from cola_train.training.loop.state import RunState, all_finite
 
 
 class Saver(pl.Callback):
-    """Saves every `checkpoint.every_steps`, at `budget.marks`, at the last step and when the run is asked to stop; exports marks.
+    """Saves every `checkpoint.every_steps`, at `budget.marks`, at the last step and when the run is
+    asked to stop; exports marks.
 
     Comes after the callback that validates: what is saved at a step has been validated at it.
     """
@@ -41,7 +42,12 @@ class Saver(pl.Callback):
         data_sha256: str,
         validates: bool,
     ) -> None:
-        self.config, self.run_folder, self.processes, self.tokenizer = config, run_folder, processes, tokenizer
+        self.config, self.run_folder, self.processes, self.tokenizer = (
+            config,
+            run_folder,
+            processes,
+            tokenizer,
+        )
         self.data_sha256, self.validates = data_sha256, validates
         # Background writing communicates at its own pace: it needs a group that nothing else uses.
         self.group = dist.new_group(backend="gloo")
@@ -49,7 +55,12 @@ class Saver(pl.Callback):
         self._manifest: Manifest | None = None
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Save where it is time; a batch is an optimizer step."""
         assert isinstance(pl_module, StageModule)
@@ -60,21 +71,31 @@ class Saver(pl.Callback):
         if not (last or mark or step % config.every_steps == 0):
             return
         pl_module.watchdog.beat(f"saving the checkpoint of step {step}")
-        problem = self._save(pl_module, mark, in_background=config.asynchronous and not (last or mark))
+        problem = self._save(
+            pl_module, mark, in_background=config.asynchronous and not (last or mark)
+        )
         if mark and problem is None:
             pl_module.watchdog.beat(f"exporting the checkpoint of step {step}")
-            unwritten = self._on_first(lambda: export_marks(self.config, self.run_folder, self.tokenizer))
+            unwritten = self._on_first(
+                lambda: export_marks(self.config, self.run_folder, self.tokenizer)
+            )
             if unwritten is not None and self.processes.is_first:
-                say(f"cola-train: warning: the mark at step {step} was not exported: {unwritten}. It is tried again later.")
+                say(
+                    f"cola-train: warning: the mark at step {step} was not exported: {unwritten}. "
+                    "It is tried again later."
+                )
         if last and problem is not None:
             steps = saved_steps(self.run_folder)
             raise UserError(
                 f"The run ended at step {step} but that step could not be saved: {problem}. "
                 + (f"The checkpoint of step {steps[-1]} is intact. " if steps else "")
-                + "Mend that (free space, permissions) and run the same command again to go on from there."
+                + "Mend that (free space, permissions) and run the same command again to go on "
+                "from there."
             )
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Leave no half-written folder behind where the run ends with all processes still there."""
         if self._writing is not None and self._writing.done and self.processes.is_first:
             shutil.rmtree(self._working(), ignore_errors=True)
@@ -110,7 +131,9 @@ class Saver(pl.Callback):
         return None if in_background else self._conclude()
 
     def _conclude(self) -> str | None:
-        """Wait for the save under way; verify, name and point to it, on process 0; remove old ones."""
+        """Wait for the save under way; verify, name and point to it, on process 0; remove old
+        ones.
+        """
         assert self._writing is not None
         assert self._manifest is not None
         parts: list[Any] = [None] * self.processes.world_size
@@ -146,13 +169,22 @@ class Saver(pl.Callback):
             try:
                 act()
             except (OSError, UserError) as error:
-                problem = [error.strerror or str(error) if isinstance(error, OSError) else str(error)]
+                problem = [
+                    error.strerror or str(error) if isinstance(error, OSError) else str(error)
+                ]
         dist.broadcast_object_list(problem, src=0, group=self.group)
         return problem[0]
 
     def _failed(self, step: int, problem: str) -> str:
         if self.processes.is_first:
             steps = saved_steps(self.run_folder)
-            kept = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier checkpoint"
-            say(f"cola-train: warning: the checkpoint of step {step} was not saved: {problem}. Training goes on; {kept}.")
+            kept = (
+                f"the checkpoint of step {steps[-1]} is intact"
+                if steps
+                else "there is no earlier checkpoint"
+            )
+            say(
+                f"cola-train: warning: the checkpoint of step {step} was not saved: {problem}. "
+                f"Training goes on; {kept}."
+            )
         return problem

@@ -1,4 +1,6 @@
-"""Where a run's tensors come from: its family's initial values, another run's weights, or its own last checkpoint."""
+"""Where a run's tensors come from: its family's initial values, another run's weights, or its own
+last checkpoint.
+"""
 
 import lightning.pytorch as pl
 
@@ -15,7 +17,9 @@ class Start(pl.Callback):
     """Gives the sharded stage its values, once it has its optimizer."""
 
     def __init__(self, config: RunConfig, own: Saved | None, warm: Saved | None) -> None:
-        """`own`: the checkpoint to go on from; `warm`: another run's, for its weights alone; drawn or imported without either."""
+        """`own`: the checkpoint to go on from; `warm`: another run's, for its weights alone; drawn
+        or imported without either.
+        """
         self.config, self.own, self.warm = config, own, warm
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -32,9 +36,13 @@ class Start(pl.Callback):
 
     def _begin(self, pl_module: StageModule) -> None:
         if self.warm is not None:
-            names = {f"{MODEL}.{name}": value for name, value in pl_module.objective.state_dict().items()}
+            names = {
+                f"{MODEL}.{name}": value for name, value in pl_module.objective.state_dict().items()
+            }
             CheckpointReader(*self.warm).load(names)
         else:
-            shapes = {name: parameter.shape for name, parameter in pl_module.objective.named_parameters()}
+            shapes = {
+                name: parameter.shape for name, parameter in pl_module.objective.named_parameters()
+            }
             fill(pl_module.objective, family_of(self.config).initial_values(self.config, shapes))
         pl_module.ema.start()

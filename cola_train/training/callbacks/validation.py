@@ -24,7 +24,8 @@ class Validation(pl.Callback):
     """Validates every `trainer.validate_every_steps` and at marks, before the step is saved.
 
     First of all it does what a resumed run's last step lacks.
-    A run that is asked to stop leaves a validation where it is; it is done again when the run goes on.
+    A run that is asked to stop leaves a validation where it is; it is done again when the run goes
+    on.
     """
 
     def __init__(self, config: RunConfig, data: RunData, report: Report) -> None:
@@ -35,7 +36,12 @@ class Validation(pl.Callback):
         self._validate_if_due(pl_module)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """A batch is an optimizer step."""
         self._validate_if_due(pl_module)
@@ -47,10 +53,16 @@ class Validation(pl.Callback):
         if not due or state.validated_step == state.step or module.stop_requested:
             return
         began = time.monotonic()
-        with module.ema.in_place_of_the_weights() if self.config.ema.evaluate else contextlib.nullcontext():
+        with (
+            module.ema.in_place_of_the_weights()
+            if self.config.ema.evaluate
+            else contextlib.nullcontext()
+        ):
             figures = self._means(module)
         if figures is not None:
-            self.report(state.step, {f"validation/{name}": value for name, value in figures.items()}, began)
+            self.report(
+                state.step, {f"validation/{name}": value for name, value in figures.items()}, began
+            )
             if math.isfinite(figures["loss"]):
                 state.validated_step = state.step
 
@@ -62,7 +74,9 @@ class Validation(pl.Callback):
         terms: list[Term] = []
         module.eval()
         try:
-            for number, batch in enumerate(self.data.validation_loader(module.processes.rank, module.processes.world_size)):
+            for number, batch in enumerate(
+                self.data.validation_loader(module.processes.rank, module.processes.world_size)
+            ):
                 module.watchdog.beat(f"validating after step {module.state.step}")
                 if number % _BATCHES_BETWEEN_LOOKS == 0 and module.asked_to_stop():
                     return None
@@ -75,8 +89,12 @@ class Validation(pl.Callback):
             module.train()
         sums = torch.stack([*totals.values(), *counts.values()])
         dist.all_reduce(sums)
-        found = dict(zip([*totals, *(f"count/{name}" for name in counts)], sums.tolist(), strict=True))
-        means = {term.key: found[term.key] / max(found[f"count/{term.denominator}"], 1) for term in terms}
+        found = dict(
+            zip([*totals, *(f"count/{name}" for name in counts)], sums.tolist(), strict=True)
+        )
+        means = {
+            term.key: found[term.key] / max(found[f"count/{term.denominator}"], 1) for term in terms
+        }
         return module.objective.summarize(means, weights_of(terms))
 
 

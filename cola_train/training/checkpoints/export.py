@@ -1,4 +1,6 @@
-"""From a run's checkpoint to the layout it ships in, tensor by tensor: on one process, whatever number saved it."""
+"""From a run's checkpoint to the layout it ships in, tensor by tensor: on one process, whatever
+number saved it.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +14,12 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.registry import family_of
 from cola_train.run_layout import MARKS
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
-from cola_train.training.checkpoints.folder import Manifest, read_manifest, saved_steps, step_folder
+from cola_train.training.checkpoints.folder import (
+    Manifest,
+    read_manifest,
+    saved_steps,
+    step_folder,
+)
 from cola_train.training.checkpoints.tensors import CheckpointReader
 from cola_train.training.loop.state import EMA_PREFIX, MODEL
 
@@ -22,7 +29,10 @@ class SavedWeights(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path, manifest: Manifest, use_ema: bool) -> None:
         """With `use_ema` the moving average of those that have one (frozen weights have none)."""
-        self._shapes, self._reader = manifest.shapes, CheckpointReader(folder, manifest, one_process=True)
+        self._shapes, self._reader = (
+            manifest.shapes,
+            CheckpointReader(folder, manifest, one_process=True),
+        )
         self._saved_as = {}
         for saved in manifest.shapes:
             kind, _, name = saved.partition(".")
@@ -67,22 +77,35 @@ def export_checkpoint(
     """Write a run's checkpoint `folder` in its family's layout; memory holds one file at a time.
 
     Raises:
-        UserError: a damaged checkpoint, no average where one is asked for, or a `target` that exists and is not to be replaced.
+        UserError: a damaged checkpoint, no average where one is asked for, or a `target` that
+            exists and is not to be replaced.
     """
     manifest = read_manifest(folder)
-    require(not use_ema or any(name.startswith(f"{EMA_PREFIX}.") for name in manifest.shapes),
-            f"{folder} has no moving average of the weights; only a run with ema.decay above 0 has one.")  # fmt: skip
+    require(
+        not use_ema or any(name.startswith(f"{EMA_PREFIX}.") for name in manifest.shapes),
+        f"{folder} has no moving average of the weights; only a run with ema.decay above 0 has "
+        "one.",
+    )
 
     family_of(config).write(
-        target, config, SavedWeights(folder, manifest, use_ema), tokenizer, training_facts(config, manifest.step),
-        replace=replace, max_shard_bytes=max_shard_bytes,
-    )  # fmt: skip
+        target,
+        config,
+        SavedWeights(folder, manifest, use_ema),
+        tokenizer,
+        training_facts(config, manifest.step),
+        replace=replace,
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def export_marks(config: RunConfig, run_folder: Path, tokenizer: Tokenizer) -> None:
-    """Write each checkpoint that is a mark (budget.marks) to RUN/marks/step-N, where that is not done yet."""
+    """Write each checkpoint that is a mark (budget.marks) to RUN/marks/step-N, where that is not
+    done yet.
+    """
     for step in saved_steps(run_folder):
         folder = step_folder(run_folder, step)
         target = run_folder / MARKS / folder.name
         if not target.exists() and read_manifest(folder).mark:
-            export_checkpoint(config, folder, tokenizer, target, use_ema=config.ema.export, replace=False)
+            export_checkpoint(
+                config, folder, tokenizer, target, use_ema=config.ema.export, replace=False
+            )

@@ -1,7 +1,8 @@
-"""A run's checkpoints on disk: lightning/step-N, whole or absent, each with a manifest; and the `latest` pointer.
+"""A run's checkpoints on disk: lightning/step-N, whole or absent, each with a manifest; and the
+`latest` pointer.
 
-A checkpoint is a folder of safetensors files, one of each process, with the parts of every tensor that it saved, and manifest.json:
-the step, the run's counters, every file's size and checksum.
+A checkpoint is a folder of safetensors files, one of each process, with the parts of every tensor
+that it saved, and manifest.json: the step, the run's counters, every file's size and checksum.
 """
 
 import contextlib
@@ -59,7 +60,9 @@ class Manifest:
             raise ValueError("its own checksum does not fit")
         version = values.pop("format_version")
         if version != FORMAT_VERSION:
-            raise ValueError(f"format_version {version}, this version of cola-train reads {FORMAT_VERSION}")
+            raise ValueError(
+                f"format_version {version}, this version of cola-train reads {FORMAT_VERSION}"
+            )
         values["state"] = RunState(**values["state"])
         values["shapes"] = {name: tuple(shape) for name, shape in values["shapes"].items()}
         values["files"] = {name: FileChecksum(**fact) for name, fact in values["files"].items()}
@@ -82,8 +85,12 @@ def step_of(folder: Path) -> int:
 
 def saved_steps(run_folder: Path) -> list[int]:
     """The steps that have a checkpoint, ascending."""
-    folders = (run_folder / CHECKPOINTS).glob("step-*") if (run_folder / CHECKPOINTS).is_dir() else []
-    return sorted(int(match[1]) for folder in folders if (match := re.fullmatch(r"step-(\d+)", folder.name)))
+    folders = (
+        (run_folder / CHECKPOINTS).glob("step-*") if (run_folder / CHECKPOINTS).is_dir() else []
+    )
+    return sorted(
+        int(match[1]) for folder in folders if (match := re.fullmatch(r"step-(\d+)", folder.name))
+    )
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
@@ -98,14 +105,16 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
         if not steps:
             return None
         raise UserError(
-            f"Cannot go on with {run_folder}: it has checkpoints of steps {steps} but no `{LATEST}` naming one, and the newest "
-            "has no manifest that can be read. Go on from the newest intact one with checkpoint.if_damaged=previous."
+            f"Cannot go on with {run_folder}: it has checkpoints of steps {steps} but no "
+            f"`{LATEST}` naming one, and the newest has no manifest that can be read. Go on from "
+            "the newest intact one with checkpoint.if_damaged=previous."
         )
     folder = run_folder / CHECKPOINTS / pointer.read_text(encoding="utf-8").strip()
     if not folder.is_dir():
         raise UserError(
-            f"Cannot go on with {run_folder}: {pointer} names {folder.name}, which is not there; steps present: {steps}. "
-            "Go on from the newest of these with checkpoint.if_damaged=previous."
+            f"Cannot go on with {run_folder}: {pointer} names {folder.name}, which is not there; "
+            f"steps present: {steps}. Go on from the newest of these with "
+            "checkpoint.if_damaged=previous."
         )
     return folder
 
@@ -122,15 +131,27 @@ def read_manifest(folder: Path) -> Manifest:
         reason = "is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"is damaged ({error})"
-    raise UserError(f"{folder / MANIFEST} {reason}, so the checkpoint cannot be used. {recovery_hint(folder)}")
+    raise UserError(
+        f"{folder / MANIFEST} {reason}, so the checkpoint cannot be used. {recovery_hint(folder)}"
+    )
 
 
 def recovery_hint(folder: Path) -> str:
     """The end of a message about a checkpoint that cannot be used."""
-    others = [step for step in saved_steps(folder.parent.parent) if step_folder(folder.parent.parent, step) != folder]
+    others = [
+        step
+        for step in saved_steps(folder.parent.parent)
+        if step_folder(folder.parent.parent, step) != folder
+    ]
     if not others:
-        return "The run has no other checkpoint: copy this one again from a backup, or start the run again under another name."
-    return f"Go on from the newest intact one with checkpoint.if_damaged=previous; the others are of steps {others}."
+        return (
+            "The run has no other checkpoint: copy this one again from a backup, or start the run "
+            "again under another name."
+        )
+    return (
+        "Go on from the newest intact one with checkpoint.if_damaged=previous; the others are of "
+        f"steps {others}."
+    )
 
 
 def file_checksum(path: Path) -> FileChecksum:
@@ -151,7 +172,10 @@ def damage(folder: Path, files: Mapping[str, FileChecksum]) -> list[str]:
         try:
             size = path.stat().st_size
             if size != expected.bytes:
-                found.append(f"{name} has {size} bytes, the manifest says {expected.bytes}: truncated or half-copied")
+                found.append(
+                    f"{name} has {size} bytes, the manifest says {expected.bytes}: truncated or "
+                    "half-copied"
+                )
             elif file_checksum(path) != expected:
                 found.append(f"{name} has been altered: its checksum is not the manifest's")
         except FileNotFoundError:
@@ -175,7 +199,11 @@ def intact_manifest(folder: Path) -> Manifest:
 def refuse_damage(folder: Path, problems: Sequence[str]) -> None:
     """Raise a UserError of all `problems`, if there are any."""
     if problems:
-        raise UserError(f"The checkpoint {folder} is damaged:\n  " + "\n  ".join(problems) + f"\n{recovery_hint(folder)}")
+        raise UserError(
+            f"The checkpoint {folder} is damaged:\n  "
+            + "\n  ".join(problems)
+            + f"\n{recovery_hint(folder)}"
+        )
 
 
 def begin(run_folder: Path, step: int) -> Path:
@@ -193,11 +221,13 @@ def finish(run_folder: Path, working: Path, manifest: Manifest) -> None:
         UserError: files that other processes wrote are not to be seen from here.
         OSError: the disk refuses.
     """
-    unseen = [name for name, fact in manifest.files.items() if not _has_size(working / name, fact.bytes)]
+    unseen = [
+        name for name, fact in manifest.files.items() if not _has_size(working / name, fact.bytes)
+    ]
     if unseen:
         raise UserError(
-            f"{len(unseen)} of {len(manifest.files)} files, such as {unseen[0]}, are not to be seen by process 0: runs_folder must "
-            "lie on a file system that all machines share"
+            f"{len(unseen)} of {len(manifest.files)} files, such as {unseen[0]}, are not to be "
+            "seen by process 0: runs_folder must lie on a file system that all machines share"
         )
     (working / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
     sync(working / MANIFEST)
@@ -218,7 +248,9 @@ def point_to(folder: Path) -> None:
 
 
 def repair_latest(run_folder: Path) -> None:
-    """Make `latest` name the newest checkpoint where a crash came between its being named and its being pointed to."""
+    """Make `latest` name the newest checkpoint where a crash came between its being named and its
+    being pointed to.
+    """
     steps = saved_steps(run_folder)
     if not steps:
         return
@@ -231,9 +263,13 @@ def repair_latest(run_folder: Path) -> None:
 
 
 def quarantine(folder: Path) -> Path:
-    """Take a damaged checkpoint out of the way under a name of its own, for whoever wants to look at it."""
+    """Take a damaged checkpoint out of the way under a name of its own, for whoever wants to look
+    at it.
+    """
     number = 0
-    while (aside := folder.with_name(f"damaged-{folder.name}" + (f".{number}" if number else ""))).exists():
+    while (
+        aside := folder.with_name(f"damaged-{folder.name}" + (f".{number}" if number else ""))
+    ).exists():
         number += 1
     folder.rename(aside)
     return aside
@@ -254,14 +290,19 @@ def remove_old(run_folder: Path, keep: int) -> None:
     for step in steps:
         if step not in kept:
             folder = step_folder(run_folder, step)
-            # Renamed first: a removal cut short must not leave half a checkpoint under a checkpoint's name.
+            # Renamed first: a removal cut short must not leave half a checkpoint under a
+            # checkpoint's name.
             leaving = folder.with_name(f"{_REMOVING}{folder.name}")
             folder.rename(leaving)
             shutil.rmtree(leaving, ignore_errors=True)
 
 
 def clean(run_folder: Path) -> None:
-    """Remove what saves and removals that were cut short have left. Only while no other process saves into this run."""
-    leftovers: Iterable[Path] = (run_folder / CHECKPOINTS).glob(".*-step-*") if (run_folder / CHECKPOINTS).is_dir() else []
+    """Remove what saves and removals that were cut short have left. Only while no other process
+    saves into this run.
+    """
+    leftovers: Iterable[Path] = (
+        (run_folder / CHECKPOINTS).glob(".*-step-*") if (run_folder / CHECKPOINTS).is_dir() else []
+    )
     for folder in list(leftovers):
         shutil.rmtree(folder, ignore_errors=True)

@@ -24,9 +24,11 @@ Saved = tuple[Path, Manifest]
 
 
 def intact_checkpoint(run_folder: Path, processes: Processes, if_damaged: str) -> Saved | None:
-    """The checkpoint to go on from, every file of it checked by one of the processes; None in a run that has saved nothing yet.
+    """The checkpoint to go on from, every file of it checked by one of the processes; None in a run
+    that has saved nothing yet.
 
-    With `if_damaged` "previous", damaged ones are put aside under another name and the newest intact one is taken.
+    With `if_damaged` "previous", damaged ones are put aside under another name and the newest
+    intact one is taken.
 
     Raises:
         UserError: it is damaged, and `if_damaged` is "stop" or there is no other.
@@ -44,7 +46,10 @@ def intact_checkpoint(run_folder: Path, processes: Processes, if_damaged: str) -
                 say(f"cola-train: warning: {error}")
             aside = processes.agree(functools.partial(quarantine, folder))
             if processes.is_first:
-                say(f"cola-train: warning: it is kept as {aside}; going on from the checkpoint before it.")
+                say(
+                    f"cola-train: warning: it is kept as {aside}; going on from the checkpoint "
+                    "before it."
+                )
 
 
 def _newest(run_folder: Path, if_damaged: str) -> Path | None:
@@ -60,7 +65,8 @@ def _newest(run_folder: Path, if_damaged: str) -> Path | None:
 
 
 def checked(folder: Path, processes: Processes) -> Manifest:
-    """A checkpoint's manifest, once all its files are known to be as they were written; a collective call.
+    """A checkpoint's manifest, once all its files are known to be as they were written; a
+    collective call.
 
     Raises:
         UserError: each file that is not.

@@ -1,4 +1,5 @@
-"""A plain copy of a run's networks as they are now: what is sampled and evaluated while training goes on.
+"""A plain copy of a run's networks as they are now: what is sampled and evaluated while training
+goes on.
 
 A sharded network must not be called outside its root, and what is scored is what ships.
 """
@@ -16,9 +17,15 @@ from cola_train.training.loop.module import StageModule
 
 
 def gathered_weights(module: StageModule) -> dict[str, Tensor]:
-    """The objective's full tensors (with `ema.evaluate` their average) on process 0's CPU, by name; a collective call."""
+    """The objective's full tensors (with `ema.evaluate` their average) on process 0's CPU, by name;
+    a collective call.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    with module.ema.in_place_of_the_weights() if module.config.ema.evaluate else contextlib.nullcontext():
+    with (
+        module.ema.in_place_of_the_weights()
+        if module.config.ema.evaluate
+        else contextlib.nullcontext()
+    ):
         state = get_model_state_dict(module.objective, options=options)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
@@ -30,7 +37,13 @@ def plain_copy(module: StageModule, weights: dict[str, Tensor], tokenizer: Token
     return family_of(config).checkpoint(config, weights, tokenizer, facts, module.processes.device)
 
 
-def reference_copy(module: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Checkpoint | None:
-    """What the run's drift is measured from, as it began; None where the run keeps nothing of it."""
+def reference_copy(
+    module: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer
+) -> Checkpoint | None:
+    """What the run's drift is measured from, as it began; None where the run keeps nothing of
+    it.
+    """
     config = module.config
-    return family_of(config).reference(config, weights, tokenizer, training_facts(config, 0), module.processes.device)
+    return family_of(config).reference(
+        config, weights, tokenizer, training_facts(config, 0), module.processes.device
+    )

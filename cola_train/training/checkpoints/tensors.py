@@ -1,6 +1,8 @@
-"""Tensors to a checkpoint's files and back, through torch's distributed checkpointing with safetensors files: no pickle.
+"""Tensors to a checkpoint's files and back, through torch's distributed checkpointing with
+safetensors files: no pickle.
 
-Any number of processes reads what any number wrote. A single process reads single tensors without a process group.
+Any number of processes reads what any number wrote. A single process reads single tensors without a
+process group.
 """
 
 import contextlib
@@ -19,11 +21,19 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import (
+    HuggingFaceStorageReader,
+    HuggingFaceStorageWriter,
+)
 from torch.distributed.checkpoint.metadata import Metadata
 
 from cola_train.config.settings import UserError
-from cola_train.training.checkpoints.folder import FileChecksum, Manifest, file_checksum, recovery_hint
+from cola_train.training.checkpoints.folder import (
+    FileChecksum,
+    Manifest,
+    file_checksum,
+    recovery_hint,
+)
 
 
 class _HashingStream:
@@ -70,8 +80,15 @@ class _HashingFileSystem(FileSystem):
 class Writing:
     """One process' part of a save, under way or done."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], folder: Path, group: dist.ProcessGroup, in_background: bool) -> None:
-        """Start, and finish too unless `in_background`: then tensors are copied to host memory first, and may change at once.
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        folder: Path,
+        group: dist.ProcessGroup,
+        in_background: bool,
+    ) -> None:
+        """Start, and finish too unless `in_background`: then tensors are copied to host memory
+        first, and may change at once.
 
         Args:
             tensors: the same names on every process.
@@ -85,9 +102,13 @@ class Writing:
         self._future: Future[Any] | None = None
         with self._problems_kept():
             if in_background:
-                self._future = state_dict_saver.async_save(dict(tensors), storage_writer=self._writer, process_group=group)  # type: ignore[assignment]  # a Future of threads is asked for
+                self._future = state_dict_saver.async_save(
+                    dict(tensors), storage_writer=self._writer, process_group=group
+                )  # type: ignore[assignment]  # a Future of threads is asked for
             else:
-                state_dict_saver.save(dict(tensors), storage_writer=self._writer, process_group=group)
+                state_dict_saver.save(
+                    dict(tensors), storage_writer=self._writer, process_group=group
+                )
 
     @property
     def done(self) -> bool:
@@ -95,7 +116,9 @@ class Writing:
         return self._future is None or self._future.done()
 
     def result(self) -> tuple[dict[str, FileChecksum], str | None]:
-        """The files that this process wrote, once they are on disk and read back as they were written; or what went wrong."""
+        """The files that this process wrote, once they are on disk and read back as they were
+        written; or what went wrong.
+        """
         with self._problems_kept():
             if self._future is not None:
                 self._future.result()
@@ -133,7 +156,9 @@ class CheckpointReader:
     """Fills tensors from a checkpoint whose files are known to be intact."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, one_process: bool = False) -> None:
-        """With `one_process` this process reads alone, without a process group; else `load` is a collective call."""
+        """With `one_process` this process reads alone, without a process group; else `load` is a
+        collective call.
+        """
         self._folder, self._manifest, self._one_process = folder, manifest, one_process
         self._reader = _Reader(str(folder))
 
@@ -151,17 +176,24 @@ class CheckpointReader:
             if name in shapes and shapes[name] != tuple(tensor.shape)
         ]
         if problems:
-            raise UserError(f"The checkpoint {self._folder} does not fit this run:\n  " + "\n  ".join(problems))
+            raise UserError(
+                f"The checkpoint {self._folder} does not fit this run:\n  " + "\n  ".join(problems)
+            )
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")
-                state_dict_loader.load(tensors, storage_reader=self._reader, no_dist=self._one_process)
+                warnings.filterwarnings(
+                    "ignore", message=".*assuming the intent is to load in a single process"
+                )
+                state_dict_loader.load(
+                    tensors, storage_reader=self._reader, no_dist=self._one_process
+                )
         except (
             Exception,
             CheckpointException,
         ) as error:  # the library wraps what went wrong anywhere in kinds of its own
             raise UserError(
-                f"The checkpoint {self._folder} cannot be read: {_reason(error)}. {recovery_hint(self._folder)}"
+                f"The checkpoint {self._folder} cannot be read: {_reason(error)}. "
+                f"{recovery_hint(self._folder)}"
             ) from error
 
 

@@ -1,4 +1,6 @@
-"""What a run has spent, where it ends, and which steps are marks: all by counters that are part of its checkpoints."""
+"""What a run has spent, where it ends, and which steps are marks: all by counters that are part of
+its checkpoints.
+"""
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP, Amount, Mark
 from cola_train.config.loop import Convention
@@ -16,7 +18,11 @@ class Budget:
         self._tokens_per_step = config.trainer.global_batch_size * config.data.seq_len
         self._costs: dict[str, dict[Convention, int]] = {}
         self.convention = budget.convention
-        self.flops = None if budget.eflops is None else Amount.parse(f"{budget.eflops!r} EFLOPs", "budget.eflops").count
+        self.flops = (
+            None
+            if budget.eflops is None
+            else Amount.parse(f"{budget.eflops!r} EFLOPs", "budget.eflops").count
+        )
         self.marks = [Mark.parse(text, "budget.marks") for text in budget.marks]
 
     def spend(self, state: RunState) -> None:
@@ -58,4 +64,6 @@ class Budget:
 
 def eflops(state: RunState) -> dict[str, float]:
     """What has been spent, by convention, in EFLOPs."""
-    return {convention: flops / FLOPS_PER_EFLOP for convention, flops in sorted(state.flops.items())}
+    return {
+        convention: flops / FLOPS_PER_EFLOP for convention, flops in sorted(state.flops.items())
+    }

@@ -1,4 +1,6 @@
-"""When an optimizer step is not taken: a loss or gradient that is not finite, or a loss far above what is usual."""
+"""When an optimizer step is not taken: a loss or gradient that is not finite, or a loss far above
+what is usual.
+"""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +15,9 @@ class RunStoppedError(UserError):
     """The guards gave up on a run."""
 
 
-def reason_to_skip(config: GuardConfig, figures: Mapping[str, float], usual: UsualLoss | None) -> str | None:
+def reason_to_skip(
+    config: GuardConfig, figures: Mapping[str, float], usual: UsualLoss | None
+) -> str | None:
     """Why the step that gave `figures` is not to be taken; None to take it.
 
     Args:
@@ -27,7 +31,10 @@ def reason_to_skip(config: GuardConfig, figures: Mapping[str, float], usual: Usu
     deviations = config.spike_deviations
     if usual is None or deviations is None or figures["loss"] <= usual.limit(deviations):
         return None
-    return f"loss spike: {figures['loss']:.6g} above {usual.median:.6g} + {deviations:g} x {usual.deviation:.3g}"
+    return (
+        f"loss spike: {figures['loss']:.6g} above {usual.median:.6g} + {deviations:g} x "
+        f"{usual.deviation:.3g}"
+    )
 
 
 def count_taken(state: RunState) -> None:
@@ -45,8 +52,10 @@ def count_skipped(config: GuardConfig, state: RunState, reason: str) -> None:
     state.skipped_in_a_row += 1
     if state.skipped_in_a_row >= config.max_skipped_in_a_row:
         raise RunStoppedError(
-            f"Optimizer step {state.step} was not taken ({reason}), like the {state.skipped_in_a_row - 1} before it; after "
-            f"{config.max_skipped_in_a_row} in a row (guard.max_skipped_in_a_row) a run stops. Its weights and its last checkpoint "
-            "are intact. Look at the metrics before these steps; a lower optim.learning_rate or trainer.precision=fp32, in a new "
-            "run that begins from this one (cola-train warm-start), are the usual remedies."
+            f"Optimizer step {state.step} was not taken ({reason}), like the "
+            f"{state.skipped_in_a_row - 1} before it; after {config.max_skipped_in_a_row} in a "
+            "row (guard.max_skipped_in_a_row) a run stops. Its weights and its last checkpoint "
+            "are intact. Look at the metrics before these steps; a lower optim.learning_rate or "
+            "trainer.precision=fp32, in a new run that begins from this one (cola-train "
+            "warm-start), are the usual remedies."
         )

@@ -1,4 +1,6 @@
-"""Signals: SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask for the run to be saved and stopped at the next optimizer step."""
+"""Signals: SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask for the run to be saved and stopped at
+the next optimizer step.
+"""
 
 import contextlib
 import signal
@@ -8,12 +10,14 @@ from typing import Any
 
 from cola_train.processes import launched_by_torchrun
 
-# SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit; SIGHUP is a terminal that closes.
+# SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit; SIGHUP is a
+# terminal that closes.
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Set by a signal to this process. The processes learn of each other's with the step's counts (module.py) and stop together:
+    """Set by a signal to this process. The processes learn of each other's with the step's counts
+    (module.py) and stop together:
 
     a handler that communicated would do so amid another collective, and hang.
     """
@@ -28,14 +32,20 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the block runs. A second SIGINT of a terminal interrupts at once."""
+        """Take the signals while the block runs. A second SIGINT of a terminal interrupts at
+        once.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def handle(number: int, frame: Any) -> None:
             # Under torchrun one Ctrl-C may arrive twice: from the terminal and passed on.
-            if number == signal.SIGINT and self.signal_name == "SIGINT" and not launched_by_torchrun():
+            if (
+                number == signal.SIGINT
+                and self.signal_name == "SIGINT"
+                and not launched_by_torchrun()
+            ):
                 raise KeyboardInterrupt
             self.signal_name = signal.Signals(number).name
 

@@ -1,7 +1,8 @@
 """All that touches Lightning's private sides, or keeps it from doing what we do ourselves.
 
-It drives the loop, the callbacks and the strategy. It does not save, resume, validate, launch or handle signals: each of those
-broke exact resumption or hung with several processes (docs/design.md, decision 9).
+It drives the loop, the callbacks and the strategy. It does not save, resume, validate, launch or
+handle signals: each of those broke exact resumption or hung with several processes (docs/design.md,
+decision 9).
 """
 
 import logging
@@ -16,8 +17,12 @@ from cola_train.devices import uses_gpu
 from cola_train.processes import Processes
 
 
-def build_trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Lightning's loop over this process' part of a run, without anything of Lightning's that we do ourselves."""
+def build_trainer(
+    config: RunConfig, processes: Processes, callbacks: list[pl.Callback]
+) -> pl.Trainer:
+    """Lightning's loop over this process' part of a run, without anything of Lightning's that we do
+    ourselves.
+    """
     _quiet_lightning()
     trainer = pl.Trainer(
         accelerator="gpu" if uses_gpu(config.trainer.accelerator) else "cpu",
@@ -27,7 +32,8 @@ def build_trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Ca
         plugins=[LaunchedEnvironment(processes)],
         # The stage says what is computed in bf16 (StageModule.computing); to Lightning all is fp32.
         precision="32-true",
-        # The loop ends when _End says so: a resumed run counts on from where it was, which Lightning's counters do not.
+        # The loop ends when _End says so: a resumed run counts on from where it was, which
+        # Lightning's counters do not.
         max_steps=-1,
         max_epochs=-1,
         limit_val_batches=0,
@@ -44,7 +50,9 @@ def build_trainer(config: RunConfig, processes: Processes, callbacks: list[pl.Ca
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's, but that the stage places its own tensors (stage.configure_model) and saves its own checkpoints."""
+    """Lightning's, but that the stage places its own tensors (stage.configure_model) and saves its
+    own checkpoints.
+    """
 
     def __init__(self, processes: Processes) -> None:
         super().__init__(data_parallel_size=processes.world_size, tensor_parallel_size=1)
@@ -54,7 +62,9 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 class LaunchedEnvironment(ClusterEnvironment):
-    """Tells Lightning about `Processes`, so that it neither starts any nor guesses from SLURM's variables."""
+    """Tells Lightning about `Processes`, so that it neither starts any nor guesses from SLURM's
+    variables.
+    """
 
     def __init__(self, processes: Processes) -> None:
         super().__init__()
@@ -104,7 +114,9 @@ class LaunchedEnvironment(ClusterEnvironment):
 
 
 def _quiet_lightning() -> None:
-    """Leave out Lightning's advertisements and advice that does not fit; its errors still come through."""
+    """Leave out Lightning's advertisements and advice that does not fit; its errors still come
+    through.
+    """
     warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)

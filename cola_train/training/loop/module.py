@@ -1,7 +1,8 @@
 """A stage as a Lightning module: step = objective(batch), clip, optimize, log. No maths here.
 
-Optimization is by hand, so that one `training_step` is one optimizer step: its micro-batches share their means' denominators
-(objectives/objective.py), a checkpoint never falls between micro-batches, and a bad step is seen before it reaches the weights.
+Optimization is by hand, so that one `training_step` is one optimizer step: its micro-batches share
+their means' denominators (objectives/objective.py), a checkpoint never falls between micro-batches,
+and a bad step is seen before it reaches the weights.
 """
 
 import contextlib
@@ -54,7 +55,9 @@ class StageModule(pl.LightningModule):
     objective: Objective
     average: EMA
 
-    def __init__(self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog) -> None:
+    def __init__(
+        self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.processes, self.stop, self.watchdog = config, processes, stop, watchdog
@@ -73,7 +76,9 @@ class StageModule(pl.LightningModule):
         return self.stop_requested or self.budget.is_spent(self.state)
 
     def configure_model(self) -> None:
-        """Build and shard, once; each process then has memory for its part alone, still without values."""
+        """Build and shard, once; each process then has memory for its part alone, still without
+        values.
+        """
         if not hasattr(self, "objective"):
             self.allocate(self.build_sharded())
 
@@ -107,8 +112,12 @@ class StageModule(pl.LightningModule):
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """The forward's precision: bf16 under autocast, which keeps norms, softmax and residuals in fp32, or fp32."""
-        with torch.autocast(self.processes.device.type, torch.bfloat16, enabled=self.config.trainer.in_bf16):
+        """The forward's precision: bf16 under autocast, which keeps norms, softmax and residuals in
+        fp32, or fp32.
+        """
+        with torch.autocast(
+            self.processes.device.type, torch.bfloat16, enabled=self.config.trainer.in_bf16
+        ):
             yield
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -122,13 +131,16 @@ class StageModule(pl.LightningModule):
             sync_gradients_only_if(self.objective, number == len(micro_batches))
             with self.computing():
                 terms: list[Term] = self.objective(micro_batch, step)
-            # Gradients are averaged over processes; the losses are shares of one global mean, to be added.
+            # Gradients are averaged over processes; the losses are shares of one global mean, to be
+            # added.
             self.manual_backward(total_loss(terms, counts) * self.processes.world_size)
             for term in terms:
                 share = term.share(counts).detach()
                 sums[term.key] = sums[term.key] + share if term.key in sums else share
         weights = weights_of(terms)
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.optim.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(
+            self.objective.parameters(), self.config.optim.gradient_clip
+        )
         figures = self.objective.summarize(self._global_sums(sums), weights)
         figures["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         kind, window = " ".join(sorted(weights)), self.config.guard.spike_window
@@ -144,7 +156,10 @@ class StageModule(pl.LightningModule):
             spikes.remember_loss(self.state, kind, window, figures["loss"])
         else:
             if self.processes.is_first:
-                say(f"cola-train: warning: optimizer step {step + 1} is not taken, on any process ({skipped}).")
+                say(
+                    f"cola-train: warning: optimizer step {step + 1} is not taken, on any process "
+                    f"({skipped})."
+                )
             guard.count_skipped(self.config.guard, self.state, skipped)
         optimizer.zero_grad()
         self.budget.spend(self.state)
@@ -165,15 +180,20 @@ class StageModule(pl.LightningModule):
         assert isinstance(optimizer, torch.optim.Optimizer)
         return optimizer
 
-    def _agree(self, micro_batches: list[Batch], batch: Batch) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    def _agree(
+        self, micro_batches: list[Batch], batch: Batch
+    ) -> tuple[dict[str, Tensor], tuple[int, int]]:
         """What all processes must know of each other before a step, in one exchange.
 
         Returns:
-            The step's counts, over all processes and micro-batches; and how many rows it uses with their digest.
+            The step's counts, over all processes and micro-batches; and how many rows it uses with
+            their digest.
         """
         per_batch = [self.objective.counts(part) for part in micro_batches]
         names = list(per_batch[0])
-        counts = torch.stack([torch.stack([part[name] for name in names]) for part in per_batch]).sum(0)
+        counts = torch.stack(
+            [torch.stack([part[name] for name in names]) for part in per_batch]
+        ).sum(0)
         digest = sample_digest(self.config.seed, batch.sample_index, batch.row_index)
         flags = counts.new_tensor([len(batch.sample_index), self.stop.made, self.written()])
         total = torch.cat([counts, digest[None], flags])

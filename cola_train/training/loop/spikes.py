@@ -4,11 +4,13 @@ A loss is a spike where it is above
 
     median + deviations x max(1.4826 MAD, 0.001 |median|)
 
-of the recent losses. MAD is their median absolute deviation from their median, and 1.4826 MAD is the standard deviation of normal
-losses. Neither is moved by a few outliers, as a mean and a standard deviation are: one spike in the window would hide the next. The
-floor keeps a plateau, where MAD is next to 0, from making a spike of every ripple.
+of the recent losses. MAD is their median absolute deviation from their median, and 1.4826 MAD is
+the standard deviation of normal losses. Neither is moved by a few outliers, as a mean and a
+standard deviation are: one spike in the window would hide the next. The floor keeps a plateau,
+where MAD is next to 0, from making a spike of every ripple.
 
-The recent losses are those of steps that were taken, and of steps alike: phases that train different terms have different losses.
+The recent losses are those of steps that were taken, and of steps alike: phases that train
+different terms have different losses.
 """
 
 import statistics
@@ -40,7 +42,9 @@ class UsualLoss(NamedTuple):
 
 
 def usual_loss(state: RunState, terms: str, window: int) -> UsualLoss | None:
-    """What is usual for a step with these `terms`; None before there are `window` steps to tell by."""
+    """What is usual for a step with these `terms`; None before there are `window` steps to tell
+    by.
+    """
     recent = state.recent_losses.get(terms, [])[-window:]
     return UsualLoss.of(recent) if len(recent) == window else None
 

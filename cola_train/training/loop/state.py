@@ -1,4 +1,6 @@
-"""Everything of a run that changes: its tensors, by name, as they are saved and loaded; and its counters."""
+"""Everything of a run that changes: its tensors, by name, as they are saved and loaded; and its
+counters.
+"""
 
 import dataclasses
 import json
@@ -22,7 +24,8 @@ class RunState:
 
     step: int = 0  # optimizer steps done with, skipped ones included
     tokens: int = 0  # in the rows of these steps, padding included
-    flops: dict[str, int] = dataclasses.field(default_factory=dict)  # by convention (cola_train/flops/)
+    # by convention (cola_train/flops/)
+    flops: dict[str, int] = dataclasses.field(default_factory=dict)
     # Clocks, which no two runs have alike.
     seconds: float = dataclasses.field(default=0.0, compare=False)
     device_seconds: float = dataclasses.field(default=0.0, compare=False)
@@ -30,7 +33,8 @@ class RunState:
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran
     evaluated_step: int = -1  # and evaluation (callbacks/in_loop_evaluation.py)
-    # Of taken steps (spikes.py), by the names of the loss's terms: an Interval run's phases have different ones.
+    # Of taken steps (spikes.py), by the names of the loss's terms: an Interval run's phases have
+    # different ones.
     recent_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # what alarms.py remembers
 
@@ -45,7 +49,9 @@ class RunState:
 
 
 def materialize(objective: nn.Module, device: torch.device | str) -> None:
-    """Give a sharded objective from the meta device memory; its buffers have their values then, its parameters none yet."""
+    """Give a sharded objective from the meta device memory; its buffers have their values then, its
+    parameters none yet.
+    """
     objective.to_empty(device=device)
     with torch.no_grad():
         for module in objective.modules():
@@ -54,7 +60,9 @@ def materialize(objective: nn.Module, device: torch.device | str) -> None:
 
 
 def fill(objective: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
-    """Give each tensor its whole value from `values`, in turn; the same on any number of processes."""
+    """Give each tensor its whole value from `values`, in turn; the same on any number of
+    processes.
+    """
     state = objective.state_dict()
     missing = {name for name, _ in objective.named_parameters()}
     with torch.no_grad():
@@ -63,17 +71,21 @@ def fill(objective: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
             if isinstance(target, DTensor):
                 mesh = target.device_mesh
                 # Every process has the whole value: nothing is sent.
-                value = distribute_tensor(value.to(mesh.device_type), mesh, target.placements, src_data_rank=None)
+                value = distribute_tensor(
+                    value.to(mesh.device_type), mesh, target.placements, src_data_rank=None
+                )
             local_part(target).copy_(local_part(value))
             missing.discard(name)
     assert not missing, f"no initial value for {sorted(missing)}"
 
 
-def saved_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def saved_tensors(
+    objective: nn.Module, optimizer: torch.optim.Optimizer, average: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The run's live tensors by the names they are saved under; loading writes into them.
 
-    model.NAME, average.NAME (where an average is kept), and of each trained parameter what the optimizer keeps: exp_avg.NAME,
-    exp_avg_sq.NAME and step.NAME, or momentum_buffer.NAME.
+    model.NAME, average.NAME (where an average is kept), and of each trained parameter what the
+    optimizer keeps: exp_avg.NAME, exp_avg_sq.NAME and step.NAME, or momentum_buffer.NAME.
     """
     tensors = {f"{MODEL}.{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"{EMA_PREFIX}.{name}": value for name, value in average.items()}
@@ -85,4 +97,8 @@ def saved_tensors(objective: nn.Module, optimizer: torch.optim.Optimizer, averag
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether this process' part of every tensor is finite."""
-    return all(bool(torch.isfinite(local_part(tensor)).all()) for tensor in tensors.values() if tensor.is_floating_point())
+    return all(
+        bool(torch.isfinite(local_part(tensor)).all())
+        for tensor in tensors.values()
+        if tensor.is_floating_point()
+    )

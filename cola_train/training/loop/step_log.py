@@ -1,6 +1,8 @@
-"""steps.jsonl: which samples every optimizer step used, over all attempts at a run. Only ever appended to.
+"""steps.jsonl: which samples every optimizer step used, over all attempts at a run. Only ever
+appended to.
 
-Each attempt opens with a line of what it is; then a line for each step. `cola-train audit` checks it against what was promised.
+Each attempt opens with a line of what it is; then a line for each step. `cola-train audit` checks
+it against what was promised.
 """
 
 import dataclasses
@@ -45,13 +47,22 @@ class Step:
     skipped: str | None = None  # why it was not taken
 
 
-def sample_digest(seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]) -> Int[Tensor, ""]:
-    """An int64 that says which rows were used as which samples; of several batches, the (wrapping) sum.
+def sample_digest(
+    seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]
+) -> Int[Tensor, ""]:
+    """An int64 that says which rows were used as which samples; of several batches, the (wrapping)
+    sum.
 
-    Each sample adds 64 bits of the generator that also draws its noise, keyed by the run's seed at (row, sample). So a process
+    Each sample adds 64 bits of the generator that also draws its noise, keyed by the run's seed at
+    (row, sample). So a process
     that reads another row, takes it for another sample, or draws other noise, changes the sum.
     """
-    counter = (row_index & _LOW, (row_index >> 32) & _LOW, sample_index & _LOW, (sample_index >> 32) & _LOW)
+    counter = (
+        row_index & _LOW,
+        (row_index >> 32) & _LOW,
+        sample_index & _LOW,
+        (sample_index >> 32) & _LOW,
+    )
     words = philox4x32(counter, seed)
     return (words[0] | (words[1] << 32)).sum()
 
@@ -70,7 +81,9 @@ class StepLog:
 
     def write(self, step: Step) -> None:
         """Append a step."""
-        self.lines.append({name: value for name, value in dataclasses.asdict(step).items() if value is not None})
+        self.lines.append(
+            {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
+        )
 
 
 def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
@@ -94,6 +107,10 @@ def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
                 raise ValueError(f"{line.strip()[:80]}: {error}") from error
 
 
-def digest_of(seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]) -> str:
+def digest_of(
+    seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]
+) -> str:
     """The digest of a whole step in one process."""
-    return digest_text(int(sample_digest(seed, sample_index.to(torch.int64), row_index.to(torch.int64))))
+    return digest_text(
+        int(sample_digest(seed, sample_index.to(torch.int64), row_index.to(torch.int64)))
+    )

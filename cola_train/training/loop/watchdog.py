@@ -7,15 +7,17 @@ import threading
 import time
 from types import TracebackType
 
-# The first process to end takes the others with it: they time out moments later, and must have said where they were by then.
+# The first process to end takes the others with it: they time out moments later, and must have said
+# where they were by then.
 _SECONDS_FOR_OTHERS = 8.0
 
 
 class Watchdog:
     """Ends this process if `beat` is not called for `timeout_seconds`; a context manager.
 
-    A hung collective cannot be left any other way: the thread waits inside the communication library. Every process times out,
-    those that wait and the one they wait for, and each says where it was.
+    A hung collective cannot be left any other way: the thread waits inside the communication
+    library. Every process times out, those that wait and the one they wait for, and each says where
+    it was.
     """
 
     def __init__(self, rank: int, timeout_seconds: float) -> None:
@@ -37,7 +39,12 @@ class Watchdog:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._ended.set()
         self._thread.join()
 
@@ -49,10 +56,11 @@ class Watchdog:
 
     def _end(self, waited: float) -> None:
         sys.stderr.write(
-            f"\ncola-train: error: rank {self._rank} has been {self._doing} for {waited:.0f} s, longer than "
-            f"parallel.timeout_seconds ({self._timeout:g}). Some process hangs: compare what each rank says, the one that is not "
-            "in the forward, backward or a checkpoint of the others is the one they wait for. The last checkpoint is intact; run "
-            "the same command again to go on from it. Where each thread was:\n"
+            f"\ncola-train: error: rank {self._rank} has been {self._doing} for {waited:.0f} s, "
+            f"longer than parallel.timeout_seconds ({self._timeout:g}). Some process hangs: "
+            "compare what each rank says, the one that is not in the forward, backward or a "
+            "checkpoint of the others is the one they wait for. The last checkpoint is intact; "
+            "run the same command again to go on from it. Where each thread was:\n"
         )
         faulthandler.dump_traceback(file=sys.stderr)
         sys.stderr.flush()

@@ -17,11 +17,22 @@ class EMA:
     """
 
     def __init__(self, objective: nn.Module, decay: float) -> None:
-        """The objective sharded, its parameters' parts the module's own (as they are outside forward and backward)."""
+        """The objective sharded, its parameters' parts the module's own (as they are outside
+        forward and backward).
+        """
         self._objective, self._decay = objective, decay
-        trained = {name: p for name, p in objective.named_parameters() if p.requires_grad} if decay > 0 else {}
-        self.tensors: dict[str, Tensor] = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
-        self._pairs = [(local_part(self.tensors[name]), local_part(parameter)) for name, parameter in trained.items()]
+        trained = (
+            {name: p for name, p in objective.named_parameters() if p.requires_grad}
+            if decay > 0
+            else {}
+        )
+        self.tensors: dict[str, Tensor] = {
+            name: torch.zeros_like(parameter) for name, parameter in trained.items()
+        }
+        self._pairs = [
+            (local_part(self.tensors[name]), local_part(parameter))
+            for name, parameter in trained.items()
+        ]
 
     @torch.no_grad()
     def start(self) -> None:
@@ -47,7 +58,8 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        # A root that has computed without a backward still holds gathered weights: it must gather again.
+        # A root that has computed without a backward still holds gathered weights: it must gather
+        # again.
         self._objective.reshard()  # type: ignore[operator]  # FSDP's
         for average, weight in self._pairs:
             kept = weight.clone()

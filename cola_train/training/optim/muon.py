@@ -13,28 +13,37 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from cola_train.config.optim import OptimConfig
 from cola_train.models.blocks import Block, time_parameters
 
-# Of the quintic a x + b x^3 + c x^5: steepest at 0, so that small singular values grow fastest (Jordan et al., 2024).
+# Of the quintic a x + b x^3 + c x^5: steepest at 0, so that small singular values grow fastest
+# (Jordan et al., 2024).
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _EPS = 1e-7
 
 
 def muon_matrices(objective: nn.Module) -> set[str]:
-    """The names of the parameters that Muon is for: the matrices of blocks that read and write the residual stream's features.
+    """The names of the parameters that Muon is for: the matrices of blocks that read and write the
+    residual stream's features.
 
-    Not embeddings, vocabulary heads and what reads or writes latents (Jordan et al., 2024: hidden matrices alone). Not adaLN's
-    either: their input depends on t alone, so their gradients have a handful of directions, and an update that is as large in all
-    others moves the network by noise.
+    Not embeddings, vocabulary heads and what reads or writes latents (Jordan et al., 2024: hidden
+    matrices alone). Not adaLN's either: their input depends on t alone, so their gradients have a
+    handful of directions, and an update that is as large in all others moves the network by noise.
     """
     once_per_time, names = time_parameters(objective), set()
     for path, block in objective.named_modules():
         if isinstance(block, Block):
-            matrices = {name for name, p in block.named_parameters() if p.ndim == 2 and id(p) not in once_per_time}
+            matrices = {
+                name
+                for name, p in block.named_parameters()
+                if p.ndim == 2 and id(p) not in once_per_time
+            }
             names |= {f"{path}.{name}" for name in matrices}
     return names
 
 
-def orthogonalized(matrix: Float[Tensor, "rows columns"], iterations: int) -> Float[Tensor, "rows columns"]:
-    """About U V^T of the matrix's singular value decomposition U S V^T, in bf16: singular values of some 0.7 to 1.2.
+def orthogonalized(
+    matrix: Float[Tensor, "rows columns"], iterations: int
+) -> Float[Tensor, "rows columns"]:
+    """About U V^T of the matrix's singular value decomposition U S V^T, in bf16: singular values of
+    some 0.7 to 1.2.
 
     By Newton-Schulz iterations, which converge to no fixed value but get there in few.
     """
@@ -50,10 +59,11 @@ def orthogonalized(matrix: Float[Tensor, "rows columns"], iterations: int) -> Fl
 
 
 class WholeMatrixMuon(torch.optim.Muon):
-    """torch's Muon, with updates as large as AdamW's (Liu et al., 2025, section 2.2), over sharded matrices too.
+    """torch's Muon, with updates as large as AdamW's (Liu et al., 2025, section 2.2), over sharded
+    matrices too.
 
-    Every process orthogonalizes every matrix whole. torch's own would multiply shards and add up their products in bf16, and so
-    compute something else on each number of processes.
+    Every process orthogonalizes every matrix whole. torch's own would multiply shards and add up
+    their products in bf16, and so compute something else on each number of processes.
     """
 
     def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
@@ -84,7 +94,8 @@ class WholeMatrixMuon(torch.optim.Muon):
         direction = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         update = _over_shards(direction, group["ns_steps"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        # An orthogonal matrix has entries of root mean square 1 / sqrt(max(rows, columns)), AdamW's updates of some 0.2 to 0.4.
+        # An orthogonal matrix has entries of root mean square 1 / sqrt(max(rows, columns)), AdamW's
+        # updates of some 0.2 to 0.4.
         parameter.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
 
 
@@ -92,12 +103,18 @@ def _over_shards(direction: Tensor, iterations: int) -> Tensor:
     """`orthogonalized` of the whole, sharded as it was."""
     if not isinstance(direction, DTensor):
         return orthogonalized(direction, iterations)
-    # What is offloaded is in the host's memory, and gathered on the mesh's devices. In bf16, which is what is computed in.
+    # What is offloaded is in the host's memory, and gathered on the mesh's devices. In bf16, which
+    # is what is computed in.
     mesh = direction.device_mesh
     whole = direction.to(mesh.device_type, torch.bfloat16)
     assert isinstance(whole, DTensor)
     # Every process has the same whole: nothing is sent.
-    update = distribute_tensor(orthogonalized(whole.full_tensor(), iterations), mesh, direction.placements, src_data_rank=None)
+    update = distribute_tensor(
+        orthogonalized(whole.full_tensor(), iterations),
+        mesh,
+        direction.placements,
+        src_data_rank=None,
+    )
     return update.to(direction.device)
 
 

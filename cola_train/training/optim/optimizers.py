@@ -12,10 +12,11 @@ from cola_train.training.optim.muon import MuonWithAdamW, WholeMatrixMuon, muon_
 
 
 def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Optimizer:
-    """The run's optimizer; groups have the factor of their parameters on the schedule as `learning_rate_factor`.
+    """The run's optimizer; groups have the factor of their parameters on the schedule as
+    `learning_rate_factor`.
 
-    AdamW for every parameter, or Muon for what `muon_matrices` names and AdamW for the rest. Weight decay applies to every
-    parameter: the paper names no exemption.
+    AdamW for every parameter, or Muon for what `muon_matrices` names and AdamW for the rest. Weight
+    decay applies to every parameter: the paper names no exemption.
     """
     matrices = muon_matrices(objective) if config.optimizer == "muon" else set()
     by_muon, by_adamw = dict[float, list[Tensor]](), dict[float, list[Tensor]]()
@@ -37,7 +38,9 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Op
 
 
 def _groups(parameters: Mapping[float, list[Tensor]]) -> list[dict[str, Any]]:
-    return [{"params": group, "learning_rate_factor": factor} for factor, group in parameters.items()]
+    return [
+        {"params": group, "learning_rate_factor": factor} for factor, group in parameters.items()
+    ]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -47,7 +50,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def ensure_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
-    """What the optimizer keeps of each parameter, made now where it would make it at its first step.
+    """What the optimizer keeps of each parameter, made now where it would make it at its first
+    step.
 
     AdamW's moments and step count, or Muon's momentum.
     """

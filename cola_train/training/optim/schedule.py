@@ -28,24 +28,41 @@ class Schedule:
         """
         optim = config.optim
         warmup, decay, anneal = (
-            steps_to(config, Amount.parse(getattr(optim, name), f"optim.{name}")) for name in ("warmup", "decay", "anneal")
+            steps_to(config, Amount.parse(getattr(optim, name), f"optim.{name}"))
+            for name in ("warmup", "decay", "anneal")
         )
-        require(warmup < decay and warmup + anneal <= decay,
-                f"optim.warmup ({optim.warmup!r}, {warmup} steps) must end before optim.decay ({optim.decay!r}, {decay} steps)"
-                + (f", and before the anneal ({optim.anneal!r}, {anneal} steps) begins." if anneal else "."))  # fmt: skip
+        require(
+            warmup < decay and warmup + anneal <= decay,
+            f"optim.warmup ({optim.warmup!r}, {warmup} steps) must end before optim.decay "
+            f"({optim.decay!r}, {decay} steps)"
+            + (
+                f", and before the anneal ({optim.anneal!r}, {anneal} steps) begins."
+                if anneal
+                else "."
+            ),
+        )
         return cls(optim, warmup, decay, anneal)
 
     def rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0.
 
-        Linear warm-up, then a cosine to `decay_steps`, or (wsd) the peak rate and a straight line over the last
+        Linear warm-up, then a cosine to `decay_steps`, or (wsd) the peak rate and a straight line
+        over the last
         `anneal_steps`; constant from there on.
         """
         config = self.config
         if step < self.warmup_steps:
             done = step / self.warmup_steps
-            return config.start_learning_rate + done * (config.learning_rate - config.start_learning_rate)
-        begin = self.warmup_steps if config.schedule == "cosine" else self.decay_steps - self.anneal_steps
+            return config.start_learning_rate + done * (
+                config.learning_rate - config.start_learning_rate
+            )
+        begin = (
+            self.warmup_steps
+            if config.schedule == "cosine"
+            else self.decay_steps - self.anneal_steps
+        )
         done = min(1.0, max(0.0, (step - begin) / (self.decay_steps - begin)))
         left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
-        return config.final_learning_rate + left * (config.learning_rate - config.final_learning_rate)
+        return config.final_learning_rate + left * (
+            config.learning_rate - config.final_learning_rate
+        )

@@ -7,7 +7,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from cola_train.models.blocks import blocks_of
 
@@ -28,7 +32,9 @@ _KEPT = {
 
 
 def checkpoint_activations(objective: nn.Module, mode: Checkpointing) -> None:
-    """Make every block compute again in the backward pass what `mode` does not keep. Before sharding."""
+    """Make every block compute again in the backward pass what `mode` does not keep. Before
+    sharding.
+    """
     if mode == "none":
         return
     # Nothing draws random numbers in a block (dropout is refused), so there is no state to restore.
@@ -41,7 +47,9 @@ def checkpoint_activations(objective: nn.Module, mode: Checkpointing) -> None:
 
 @contextlib.contextmanager
 def checkpointing_activations(objective: nn.Module, mode: Checkpointing) -> Iterator[None]:
-    """As `checkpoint_activations`, of an objective built without and maybe sharded, while the block runs."""
+    """As `checkpoint_activations`, of an objective built without and maybe sharded, while the block
+    runs.
+    """
     checkpoint_activations(objective, mode)
     try:
         yield

@@ -22,24 +22,33 @@ def check_precision(config: TrainerConfig) -> None:
     """
     if config.precision != "fp8":
         return
-    require(importlib.util.find_spec("torchao") is not None,
-            "trainer.precision=fp8 needs torchao, which is not installed: pip install 'cola-train[fp8]', or use bf16.")  # fmt: skip
+    require(
+        importlib.util.find_spec("torchao") is not None,
+        "trainer.precision=fp8 needs torchao, which is not installed: pip install "
+        "'cola-train[fp8]', or use bf16.",
+    )
     device, capable = "a CPU", False
     if uses_gpu(config.accelerator):
         capability = torch.cuda.get_device_capability()
         device = f"{torch.cuda.get_device_name()} of capability {'.'.join(map(str, capability))}"
         capable = capability >= (8, 9)
-    require(capable, "trainer.precision=fp8 needs a GPU that multiplies in fp8 (compute capability 8.9 or newer, such as an H100), "
-                     f"not {device}; use trainer.precision=bf16.")  # fmt: skip
+    require(
+        capable,
+        "trainer.precision=fp8 needs a GPU that multiplies in fp8 (compute capability 8.9 or "
+        f"newer, such as an H100), not {device}; use trainer.precision=bf16.",
+    )
 
 
 def multiply_in_fp8(objective: nn.Module, *, emulate: bool = False) -> None:
-    """Replace the linear layers of blocks by torchao's, under the same names and with the same parameters. Before sharding.
+    """Replace the linear layers of blocks by torchao's, under the same names and with the same
+    parameters. Before sharding.
 
-    Activations and weights are rounded to e4m3, gradients to e5m2, for the three products of a layer; each tensor is scaled by its
-    largest entry of this pass, so rounding depends a little on a micro-batch's other rows, as no other setting's does. Sums are
-    fp32. Not adaLN's layers, which run on few rows, nor heads and what is outside blocks; nor layers whose widths are no multiples
-    of 16. The DiT's last block makes queries of some positions alone, of a part of a weight: that product stays in bf16.
+    Activations and weights are rounded to e4m3, gradients to e5m2, for the three products of a
+    layer; each tensor is scaled by its largest entry of this pass, so rounding depends a little on
+    a micro-batch's other rows, as no other setting's does. Sums are fp32. Not adaLN's layers, which
+    run on few rows, nor heads and what is outside blocks; nor layers whose widths are no multiples
+    of 16. The DiT's last block makes queries of some positions alone, of a part of a weight: that
+    product stays in bf16.
 
     Args:
         objective: holds the networks.
@@ -51,14 +60,29 @@ def multiply_in_fp8(objective: nn.Module, *, emulate: bool = False) -> None:
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     once_per_time = time_parameters(objective)
-    fit = {id(layer) for block in blocks_of(objective) for layer in _fit_layers(block, once_per_time)}
-    require(bool(fit), "trainer.precision=fp8 would change nothing: no linear layer of a block has multiples of "
-                       f"{_MULTIPLE} inputs and outputs; use trainer.precision=bf16.")  # fmt: skip
+    fit = {
+        id(layer) for block in blocks_of(objective) for layer in _fit_layers(block, once_per_time)
+    }
+    require(
+        bool(fit),
+        "trainer.precision=fp8 would change nothing: no linear layer of a block has multiples of "
+        f"{_MULTIPLE} inputs and outputs; use trainer.precision=bf16.",
+    )
     # The number of positions need not be a multiple of 16: for a weight's gradient they are padded.
     config = Float8LinearConfig(pad_inner_dim=True, emulate=emulate)
-    convert_to_float8_training(objective, module_filter_fn=lambda layer, name: id(layer) in fit, config=config)
+    convert_to_float8_training(
+        objective, module_filter_fn=lambda layer, name: id(layer) in fit, config=config
+    )
 
 
 def _fit_layers(block: nn.Module, once_per_time: set[int]) -> list[nn.Linear]:
-    linear = [layer for layer in block.modules() if isinstance(layer, nn.Linear) and id(layer.weight) not in once_per_time]
-    return [layer for layer in linear if layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0]
+    linear = [
+        layer
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear) and id(layer.weight) not in once_per_time
+    ]
+    return [
+        layer
+        for layer in linear
+        if layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0
+    ]

@@ -1,11 +1,19 @@
-"""How a run is spread over processes: one strategy, FSDP2, whose mesh makes it single, DDP, sharded or hybrid."""
+"""How a run is spread over processes: one strategy, FSDP2, whose mesh makes it single, DDP, sharded
+or hybrid.
+"""
 
 import warnings
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from cola_train.config.loop import ParallelConfig
 from cola_train.config.settings import require
@@ -21,11 +29,15 @@ def check_mesh(config: ParallelConfig, processes: Processes) -> None:
         UserError: `single` with several processes, or a shard_size that does not divide them.
     """
     world_size = processes.world_size
-    require(config.strategy != "single" or world_size == 1,
-            f"parallel.strategy=single is for one process, not {world_size}; use ddp, fsdp2 or hsdp.")  # fmt: skip
+    require(
+        config.strategy != "single" or world_size == 1,
+        f"parallel.strategy=single is for one process, not {world_size}; use ddp, fsdp2 or hsdp.",
+    )
     shard_size = _shard_size(config, processes)
-    require(world_size % shard_size == 0,
-            f"parallel.shard_size ({shard_size}) must divide the number of processes ({world_size}).")  # fmt: skip
+    require(
+        world_size % shard_size == 0,
+        f"parallel.shard_size ({shard_size}) must divide the number of processes ({world_size}).",
+    )
 
 
 def _shard_size(config: ParallelConfig, processes: Processes) -> int:
@@ -37,7 +49,9 @@ def _shard_size(config: ParallelConfig, processes: Processes) -> int:
 
 
 def build_mesh(config: ParallelConfig, processes: Processes, device_type: str) -> DeviceMesh:
-    """(shard,) for fsdp2 and one process; (replicate, shard) for hsdp and ddp, whose shards are of one process."""
+    """(shard,) for fsdp2 and one process; (replicate, shard) for hsdp and ddp, whose shards are of
+    one process.
+    """
     shard_size = _shard_size(config, processes)
     if shard_size == processes.world_size:
         return init_device_mesh(device_type, (shard_size,), mesh_dim_names=("shard",))
@@ -46,14 +60,22 @@ def build_mesh(config: ParallelConfig, processes: Processes, device_type: str) -
 
 
 def sharding_units(objective: nn.Module) -> list[nn.Module]:
-    """What is gathered and freed as a whole: each block, each token embedding, each vocabulary head. The rest is the root's."""
-    return [module for module in objective.modules() if isinstance(module, (Block, nn.Embedding, VocabularyHead))]
+    """What is gathered and freed as a whole: each block, each token embedding, each vocabulary
+    head. The rest is the root's.
+    """
+    return [
+        module
+        for module in objective.modules()
+        if isinstance(module, (Block, nn.Embedding, VocabularyHead))
+    ]
 
 
 def shard(objective: nn.Module, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
-    """FSDP2 over the units and the objective as root, through whose forward everything goes: hooks fire there.
+    """FSDP2 over the units and the objective as root, through whose forward everything goes: hooks
+    fire there.
 
-    With `bf16` weights are gathered in bf16 while their masters, and the sums of gradients, stay fp32; the forward itself
+    With `bf16` weights are gathered in bf16 while their masters, and the sums of gradients, stay
+    fp32; the forward itself
     runs under autocast (loop/module.py), which keeps norms, softmax and residuals in fp32.
     """
     precision = MixedPrecisionPolicy()
@@ -71,8 +93,9 @@ def shard(objective: nn.Module, mesh: DeviceMesh, bf16: bool, cpu_offload: bool)
 def gather_each_once(objective: nn.Module) -> None:
     """Gather and free every unit, one at a time; before the first step.
 
-    FSDP2 fails over a unit that has never been gathered when it accumulates gradients in another type than the weights': what a run
-    that begins or goes on with a frozen VAE does not use (its decoder).
+    FSDP2 fails over a unit that has never been gathered when it accumulates gradients in another
+    type than the weights': what a run that begins or goes on with a frozen VAE does not use (its
+    decoder).
     """
     for module in objective.modules():
         if isinstance(module, FSDPModule):

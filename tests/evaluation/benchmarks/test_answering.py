@@ -36,8 +36,12 @@ def alone(config: EvaluationConfig) -> EvaluationConfig:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fifty_prompts_of_mixed_length_give_the_same_tokens_in_batches_and_one_at_a_time(family: str) -> None:
-    """fp32; Cola DLM's noise is put in. The prompts come sorted by length, as `make_batches` sorts them."""
+def test_fifty_prompts_of_mixed_length_give_the_same_tokens_in_batches_and_one_at_a_time(
+    family: str,
+) -> None:
+    """fp32; Cola DLM's noise is put in. The prompts come sorted by length, as `make_batches` sorts
+    them.
+    """
     checkpoint, samples = reader(family), make_samples("lambada", 50)
     whole = dataclasses.replace(CONFIG, sampler=dataclasses.replace(SAMPLER, batch_size=50))
     (batch,) = make_batches(checkpoint.tokenizer, "lambada", samples, whole)
@@ -53,16 +57,24 @@ def test_fifty_prompts_of_mixed_length_give_the_same_tokens_in_batches_and_one_a
     put_in = noise if family == "cola" else None
     batched = generate(checkpoint, prompts, SAMPLER, put_in, places)
     one_by_one = [
-        generate(checkpoint, [prompt], SAMPLER, put_in, [place])[0] for prompt, place in zip(prompts, places, strict=True)
+        generate(checkpoint, [prompt], SAMPLER, put_in, [place])[0]
+        for prompt, place in zip(prompts, places, strict=True)
     ]
-    assert [result.decoded_ids for result in batched] == [result.decoded_ids for result in one_by_one]
+    assert [result.decoded_ids for result in batched] == [
+        result.decoded_ids for result in one_by_one
+    ]
     assert len({tuple(result.decoded_ids) for result in batched}) > 15
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_answer_is_the_same_whatever_else_is_asked(family: str) -> None:
-    checkpoint, samples = reader(family), make_samples("siqa", 12) + make_samples("siqa", 30, seed=1)[12:]
-    config = dataclasses.replace(CONFIG, sampler=dataclasses.replace(SAMPLER, batch_size=5, temperature=1.0))
+    checkpoint, samples = (
+        reader(family),
+        make_samples("siqa", 12) + make_samples("siqa", 30, seed=1)[12:],
+    )
+    config = dataclasses.replace(
+        CONFIG, sampler=dataclasses.replace(SAMPLER, batch_size=5, temperature=1.0)
+    )
     answers = {found.id: found for found in answer(checkpoint, "siqa", samples, config)}
     assert [*answers] != [sample.id for sample in samples], "they come by length"
     assert {*answers} == {sample.id for sample in samples}
@@ -72,8 +84,14 @@ def test_an_answer_is_the_same_whatever_else_is_asked(family: str) -> None:
     }
     for sample in some:
         found = answers[sample.id]
-        assert (found.ground_truth, found.choices, found.scores) == (sample.ground_truth, sample.choices, ())
-        assert found.prompt_sha256 == hashlib.sha256(build_prompt("siqa", sample).encode()).hexdigest()
+        assert (found.ground_truth, found.choices, found.scores) == (
+            sample.ground_truth,
+            sample.choices,
+            (),
+        )
+        assert (
+            found.prompt_sha256 == hashlib.sha256(build_prompt("siqa", sample).encode()).hexdigest()
+        )
 
 
 def test_a_generation_is_the_text_of_all_tokens_with_special_ones() -> None:
@@ -88,26 +106,42 @@ def test_a_generation_is_the_text_of_all_tokens_with_special_ones() -> None:
     assert any(not text.endswith("<|endoftext|>") for text in cut)
     for one in found:
         sample = samples[int(one.id) - 1]
-        (result,) = generate(checkpoint, [sample.question], SAMPLER, prompt_indices=[draws_address("lambada", one.id)])
-        assert one.generation == checkpoint.tokenizer.decode(result.decoded_ids, special_tokens=True)
+        (result,) = generate(
+            checkpoint,
+            [sample.question],
+            SAMPLER,
+            prompt_indices=[draws_address("lambada", one.id)],
+        )
+        assert one.generation == checkpoint.tokenizer.decode(
+            result.decoded_ids, special_tokens=True
+        )
 
 
 def test_batches_hold_every_sample_once_by_falling_length() -> None:
     samples = make_samples("race", 23)
-    batches = make_batches(byte_tokenizer(), "race", samples, dataclasses.replace(CONFIG, sampler=SamplerConfig(batch_size=4)))
+    batches = make_batches(
+        byte_tokenizer(),
+        "race",
+        samples,
+        dataclasses.replace(CONFIG, sampler=SamplerConfig(batch_size=4)),
+    )
     assert [len(batch) for batch in batches] == [4, 4, 4, 4, 4, 3]
     questions = [question for batch in batches for question in batch]
     assert sorted(question.place for question in questions) == list(range(23))
     assert all(samples[question.place] is question.sample for question in questions)
     lengths = [len(build_prompt("race", question.sample).encode()) for question in questions]
-    assert [question.num_tokens for question in questions] == lengths == sorted(lengths, reverse=True)
+    assert (
+        [question.num_tokens for question in questions] == lengths == sorted(lengths, reverse=True)
+    )
 
 
 IDS = st.integers() | st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(st.sampled_from(TASKS), IDS, st.sampled_from(TASKS), IDS)
-def test_every_sample_has_an_address_of_its_own(task: str, name: int | str, other_task: str, other: int | str) -> None:
+def test_every_sample_has_an_address_of_its_own(
+    task: str, name: int | str, other_task: str, other: int | str
+) -> None:
     assert 0 <= draws_address(task, name) < 2**62
     same = (task, name) == (other_task, other)
     assert (draws_address(task, name) == draws_address(other_task, other)) == same
@@ -119,7 +153,9 @@ def test_addresses_are_part_of_an_evaluations_identity() -> None:
     assert draws_address("lambada", 1) != draws_address("lambada", "1")
 
 
-def test_prompts_longer_than_training_saw_are_answered_without_a_word_a_batch(recwarn: pytest.WarningsRecorder) -> None:
+def test_prompts_longer_than_training_saw_are_answered_without_a_word_a_batch(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     checkpoint = reader("ar")
     checkpoint.training = {"seq_len": 8}
     assert len([*answer(checkpoint, "lambada", make_samples("lambada", 3), alone(CONFIG))]) == 3
@@ -127,7 +163,9 @@ def test_prompts_longer_than_training_saw_are_answered_without_a_word_a_batch(re
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_are_cast_once_for_all_batches(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_cast_once_for_all_batches(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint, samples, cast = reader(family), make_samples("lambada", 6), []
 
     def deepcopy(network: object, memo: dict[int, object]) -> object:
@@ -135,7 +173,9 @@ def test_weights_are_cast_once_for_all_batches(family: str, monkeypatch: pytest.
         return copy.deepcopy(network, memo)
 
     monkeypatch.setattr(precision, "copy", types.SimpleNamespace(deepcopy=deepcopy))
-    config = dataclasses.replace(CONFIG, sampler=dataclasses.replace(SAMPLER, batch_size=2, precision="bf16"))
+    config = dataclasses.replace(
+        CONFIG, sampler=dataclasses.replace(SAMPLER, batch_size=2, precision="bf16")
+    )
     assert len(make_batches(checkpoint.tokenizer, "lambada", samples, config)) == 3
     answers = [*answer(checkpoint, "lambada", samples, config)]
     assert len(cast) == len(checkpoint.networks)
@@ -147,14 +187,22 @@ def test_weights_are_cast_once_for_all_batches(family: str, monkeypatch: pytest.
 # Options chosen by likelihood
 
 
-def log_likelihood(checkpoint: TransformerCheckpoint, prompt: str, option: str) -> tuple[float, int]:
-    """log P(option | prompt) of an autoregressive model, of a text that begins after a separator, and the option's tokens."""
+def log_likelihood(
+    checkpoint: TransformerCheckpoint, prompt: str, option: str
+) -> tuple[float, int]:
+    """log P(option | prompt) of an autoregressive model, of a text that begins after a separator,
+    and the option's tokens.
+    """
     before, after = (checkpoint.tokenizer.encode(text) for text in (prompt, option))
     before = [checkpoint.tokenizer.eos_token_id, *before]
     with torch.no_grad():
-        logits = checkpoint.transformer.head(checkpoint.transformer(torch.tensor([before + after])))[0]
+        logits = checkpoint.transformer.head(
+            checkpoint.transformer(torch.tensor([before + after]))
+        )[0]
     nats = F.log_softmax(logits.double(), dim=-1)
-    return sum(float(nats[len(before) - 1 + place, token]) for place, token in enumerate(after)), len(after)
+    return sum(
+        float(nats[len(before) - 1 + place, token]) for place, token in enumerate(after)
+    ), len(after)
 
 
 @pytest.mark.parametrize("choose_by", ["likelihood", "likelihood_per_token"])
@@ -164,16 +212,25 @@ def test_the_likeliest_option_is_chosen(choose_by: str) -> None:
     config = dataclasses.replace(CONFIG, choose_by=choose_by, sampler=SamplerConfig(batch_size=4))
     found = {one.id: one for one in answer(checkpoint, "hellaswag", samples, config)}
     for sample in samples:
-        pairs = [log_likelihood(checkpoint, build_prompt("hellaswag", sample), f" {choice}") for choice in sample.choices]
-        expected = [nats / length if choose_by == "likelihood_per_token" else nats for nats, length in pairs]
+        pairs = [
+            log_likelihood(checkpoint, build_prompt("hellaswag", sample), f" {choice}")
+            for choice in sample.choices
+        ]
+        expected = [
+            nats / length if choose_by == "likelihood_per_token" else nats for nats, length in pairs
+        ]
         assert found[sample.id].scores == pytest.approx(expected, abs=1e-3)
-        assert found[sample.id].generation == sample.choices[max(range(4), key=expected.__getitem__)]
+        assert (
+            found[sample.id].generation == sample.choices[max(range(4), key=expected.__getitem__)]
+        )
 
 
 def test_benchmarks_without_options_are_generated_all_the_same() -> None:
     checkpoint, samples = reader("ar"), make_samples("squad", 3)
     chosen = dataclasses.replace(CONFIG, choose_by="likelihood")
-    assert [*answer(checkpoint, "squad", samples, chosen)] == [*answer(checkpoint, "squad", samples, CONFIG)]
+    assert [*answer(checkpoint, "squad", samples, chosen)] == [
+        *answer(checkpoint, "squad", samples, CONFIG)
+    ]
 
 
 def test_options_of_a_sample_share_their_noise() -> None:
@@ -184,15 +241,30 @@ def test_options_of_a_sample_share_their_noise() -> None:
     config = dataclasses.replace(CONFIG, choose_by="likelihood", likelihood=likelihood)
     first, second = answer(checkpoint, "obqa", samples, config)
     assert first.scores[0] == first.scores[2]
-    assert first.scores[0] != pytest.approx(second.scores[0], abs=1e-3), "of other samples other noise"
+    assert first.scores[0] != pytest.approx(second.scores[0], abs=1e-3), (
+        "of other samples other noise"
+    )
 
 
 def test_likelihoods_that_are_not_finite_choose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(checkpoint: Checkpoint, pairs: list[object], config: object, keys: list[int]) -> list[float]:
+    def lost(
+        checkpoint: Checkpoint, pairs: list[object], config: object, keys: list[int]
+    ) -> list[float]:
         return [float("nan")] * len(pairs)
 
     monkeypatch.setattr(answering, "conditional_scores", lost)
     with pytest.raises(
-        UserError, match=r"likelihoods of the options of siqa 1 are not finite: \(nan, nan, nan\)\. The checkpoint may"
+        UserError,
+        match=(
+            r"likelihoods of the options of siqa 1 are not finite: \(nan, nan, nan\)\. The "
+            r"checkpoint may"
+        ),
     ):
-        list(answer(reader("ar"), "siqa", make_samples("siqa", 1), dataclasses.replace(CONFIG, choose_by="likelihood")))
+        list(
+            answer(
+                reader("ar"),
+                "siqa",
+                make_samples("siqa", 1),
+                dataclasses.replace(CONFIG, choose_by="likelihood"),
+            )
+        )

@@ -16,8 +16,16 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
 def identity(**changes: Any) -> dict[str, Any]:
-    data = {"lambada": {"num_samples": 3, "sha256": "aa"}, "squad": {"num_samples": 2, "sha256": "bb"}}
-    return {"checkpoint": {"step": 20}, "sampler": {"seed": 0, "eos_token_ids": (1, 2)}, "data": data, **changes}
+    data = {
+        "lambada": {"num_samples": 3, "sha256": "aa"},
+        "squad": {"num_samples": 2, "sha256": "bb"},
+    }
+    return {
+        "checkpoint": {"step": 20},
+        "sampler": {"seed": 0, "eos_token_ids": (1, 2)},
+        "data": data,
+        **changes,
+    }
 
 
 def made_up(task: str, sample_id: int | str) -> Answer:
@@ -32,7 +40,11 @@ def made_up(task: str, sample_id: int | str) -> Answer:
     data=st.data(),
 )
 def test_an_answer_survives_a_line_of_json(
-    texts: tuple[str, str], choices: list[str], scored: bool, sample_id: int | str, data: st.DataObject
+    texts: tuple[str, str],
+    choices: list[str],
+    scored: bool,
+    sample_id: int | str,
+    data: st.DataObject,
 ) -> None:
     scores = tuple(data.draw(st.floats(allow_nan=False)) for _ in choices) if scored else ()
     answer = Answer("mmlu", sample_id, *texts, tuple(choices), scores, "cc")
@@ -43,7 +55,9 @@ def test_an_answer_survives_a_line_of_json(
 def test_answers_come_out_in_order_whoever_gave_them(tmp_path: Path) -> None:
     folder = AnswerFolder.open(tmp_path / "out", identity())
     keys = [("lambada", 9), ("lambada", 2), ("lambada", 5), ("squad", "x"), ("squad", "a")]
-    places = {key: place for place, key in enumerate(keys[:3])} | {key: place for place, key in enumerate(keys[3:])}
+    places = {key: place for place, key in enumerate(keys[:3])} | {
+        key: place for place, key in enumerate(keys[3:])
+    }
     order = random.Random(0).sample(keys, 5)
     for number, key in enumerate(order):
         folder.append_to(number % 2).append(part_row(made_up(*key), places[key]))
@@ -76,21 +90,31 @@ def test_a_folder_grows_by_tasks(tmp_path: Path) -> None:
     for place, name in enumerate("xa"):
         folder.append_to(0).append(part_row(made_up("squad", name), place))
     assert AnswerFolder.open(tmp_path, identity(data=other)).answers()[1] == {"lambada": "0 of 3"}
-    assert AnswerFolder.open(tmp_path, identity(data=one)).keys() == {("squad", "x"), ("squad", "a")}
+    assert AnswerFolder.open(tmp_path, identity(data=one)).keys() == {
+        ("squad", "x"),
+        ("squad", "a"),
+    }
     assert json.loads((tmp_path / "evaluation.json").read_text())["data"] == both
 
 
 def test_another_evaluation_is_refused_by_what_differs(tmp_path: Path) -> None:
     AnswerFolder.open(tmp_path, identity())
     before = (tmp_path / "evaluation.json").read_bytes()
-    data = {"lambada": {"num_samples": 2, "sha256": "aa"}, "siqa": {"num_samples": 1, "sha256": "dd"}}
-    other = identity(checkpoint={"step": 40}, sampler={"seed": 0, "eos_token_ids": (1,), "top_k": 3}, data=data)
+    data = {
+        "lambada": {"num_samples": 2, "sha256": "aa"},
+        "siqa": {"num_samples": 1, "sha256": "dd"},
+    }
+    other = identity(
+        checkpoint={"step": 40}, sampler={"seed": 0, "eos_token_ids": (1,), "top_k": 3}, data=data
+    )
     with pytest.raises(UserError) as error:
         AnswerFolder.open(tmp_path, other)
-    assert str(error.value) == (
-        f"{tmp_path} holds the answers of another evaluation, which are kept. It differs in: checkpoint.step (20 there, 40 here); "
-        "sampler.eos_token_ids ([1, 2] there, [1] here); data.lambada.num_samples (3 there, 2 here); sampler.top_k (None there, 3 "
-        "here). Give another folder by --out."
+    assert (
+        str(error.value)
+        == f"{tmp_path} holds the answers of another evaluation, which are kept. It differs in: "
+        "checkpoint.step (20 there, 40 here); sampler.eos_token_ids ([1, 2] there, [1] here); "
+        "data.lambada.num_samples (3 there, 2 here); sampler.top_k (None there, 3 here). Give "
+        "another folder by --out."
     )
     assert (tmp_path / "evaluation.json").read_bytes() == before
     AnswerFolder.open(tmp_path, identity())
@@ -101,7 +125,11 @@ def test_what_is_no_folder_of_answers_is_kept(tmp_path: Path) -> None:
     (tmp_path / "notes" / "mine.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
     with pytest.raises(
-        UserError, match=r"notes holds something else than answers \(it has no evaluation\.json\); give another --out"
+        UserError,
+        match=(
+            r"notes holds something else than answers \(it has no evaluation\.json\); give another "
+            r"--out"
+        ),
     ):
         AnswerFolder.open(tmp_path / "notes", identity())
     with pytest.raises(UserError, match=r"file is a file and is kept; give a folder by --out"):
@@ -109,7 +137,9 @@ def test_what_is_no_folder_of_answers_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "notes").iterdir()] == ["mine.txt"]
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "evaluation.json").write_text("{")
-    with pytest.raises(UserError, match=r"Cannot read .*damaged/evaluation\.json \(.*\); put it back"):
+    with pytest.raises(
+        UserError, match=r"Cannot read .*damaged/evaluation\.json \(.*\); put it back"
+    ):
         AnswerFolder.open(tmp_path / "damaged", identity())
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / ".evaluation.json.x1y2").touch()

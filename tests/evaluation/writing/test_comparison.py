@@ -1,4 +1,6 @@
-"""What models write, measured: on writers whose figures are known, and against the definitions written out."""
+"""What models write, measured: on writers whose figures are known, and against the definitions
+written out.
+"""
 
 import dataclasses
 import json
@@ -18,7 +20,12 @@ from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing import comparison
-from cola_train.evaluation.writing.comparison import Generator, compare, first_word, held_out_openings
+from cola_train.evaluation.writing.comparison import (
+    Generator,
+    compare,
+    first_word,
+    held_out_openings,
+)
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.words import words
@@ -58,7 +65,9 @@ def real(data: PreparedData) -> list[list[int]]:
 
 
 def wild(data: PreparedData) -> list[list[int]]:
-    """Real continuations of other openings, some of their tokens replaced, some repeated, some cut short."""
+    """Real continuations of other openings, some of their tokens replaced, some repeated, some cut
+    short.
+    """
     generator = np.random.default_rng(5)
     texts = [*real(data)[7:], *real(data)[:7]]
     for text in texts[::3]:
@@ -90,7 +99,9 @@ def test_fewer_openings_are_the_first_of_more(data: PreparedData) -> None:
     assert 40 < len(many.prompts) <= data.num_rows(VALIDATION)
 
 
-def test_padding_is_in_no_opening_and_no_ending(prepare_again: Callable[..., PreparedData]) -> None:
+def test_padding_is_in_no_opening_and_no_ending(
+    prepare_again: Callable[..., PreparedData],
+) -> None:
     data = prepare_again(seq_len=64, held_out_share=0.5, document_alignment=16)
     pad, openings = data.tokenizer.pad_token_id, held_out_openings(data, 10**6, 32)
     assert any(pad in data.row(VALIDATION, row)[0][:32] for row in range(data.num_rows(VALIDATION)))
@@ -101,28 +112,51 @@ def test_padding_is_in_no_opening_and_no_ending(prepare_again: Callable[..., Pre
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        (" the cat", "the"), (" The, cat", "the"), (" don't you", "don't"), (" cafés ", "cafés"), (" the<|endoftext|>", "the"),
-        (" the's<|endoftext|>", "the's"), (" dogs'<|endoftext|>", "dogs"),
-        (" the", None), (" don'", None), ("the cat", None), ("  the cat", None), (" 3 cats", None), ("\nthe cat", None),
-        ("<|endoftext|>", None), (" ", None),
+        (" the cat", "the"),
+        (" The, cat", "the"),
+        (" don't you", "don't"),
+        (" cafés ", "cafés"),
+        (" the<|endoftext|>", "the"),
+        (" the's<|endoftext|>", "the's"),
+        (" dogs'<|endoftext|>", "dogs"),
+        (" the", None),
+        (" don'", None),
+        ("the cat", None),
+        ("  the cat", None),
+        (" 3 cats", None),
+        ("\nthe cat", None),
+        ("<|endoftext|>", None),
+        (" ", None),
     ],
-)  # fmt: skip
-def test_the_first_word_begins_at_once_and_ends(data: PreparedData, text: str, word: str | None) -> None:
+)
+def test_the_first_word_begins_at_once_and_ends(
+    data: PreparedData, text: str, word: str | None
+) -> None:
     assert first_word(data.tokenizer.encode(text), data.tokenizer) == word
 
 
 def test_a_word_that_ends_within_a_letter_is_not_whole(data: PreparedData) -> None:
     ids = data.tokenizer.encode(" cafés ")
-    inside = [ids[:cut] for cut in range(len(ids)) if data.tokenizer.decode(ids[:cut]).endswith("caf\ufffd")]
+    inside = [
+        ids[:cut]
+        for cut in range(len(ids))
+        if data.tokenizer.decode(ids[:cut]).endswith("caf\ufffd")
+    ]
     assert inside
     assert [first_word(part, data.tokenizer) for part in inside] == [None] * len(inside)
 
 
 def test_real_text_has_the_figures_of_real_text(data: PreparedData) -> None:
     figures = compare(writes(real(data)), writes(real(data)), data, CONFIG)
-    named = {name: estimate for name, estimate in figures.estimates.items() if f"held_out_{name}" in figures.estimates}
+    named = {
+        name: estimate
+        for name, estimate in figures.estimates.items()
+        if f"held_out_{name}" in figures.estimates
+    }
     assert len(named) * 2 + 1 == len(figures.estimates)
-    assert all(figures.estimates[f"held_out_{name}"] == estimate for name, estimate in named.items())
+    assert all(
+        figures.estimates[f"held_out_{name}"] == estimate for name, estimate in named.items()
+    )
     assert dataclasses.astuple(figures.estimates["next_word_accuracy"]) == (1.0, 0.0, 40)
     assert (figures.num_openings, figures.num_new_tokens) == (40, NUM_NEW)
 
@@ -134,8 +168,12 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     ended = [text if len(text) == NUM_NEW or text[-1] == eos else [*text, eos] for text in texts]
 
     rows = np.stack([data.row(TRAIN, row)[0] for row in range(data.num_rows(TRAIN))])
-    judge = NgramJudge.train(rows, data.manifest.vocab_size, data.tokenizer.pad_token_id, CONFIG.judge_order)
-    nats = [value for prompt, text in zip(openings.prompts, ended) for value in judge.nats(prompt, text)]
+    judge = NgramJudge.train(
+        rows, data.manifest.vocab_size, data.tokenizer.pad_token_id, CONFIG.judge_order
+    )
+    nats = [
+        value for prompt, text in zip(openings.prompts, ended) for value in judge.nats(prompt, text)
+    ]
     assert found["judge_nats_per_token"].value == pytest.approx(statistics.mean(nats))
     assert found["judge_nats_per_token"].count == len(nats)
 
@@ -145,7 +183,9 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     for prompt, text in zip(openings.prompts, ended):
         whole = [*prompt, *text]
         for place in range(len(prompt), len(whole) - 3):
-            repeated += any(whole[earlier : earlier + 4] == whole[place : place + 4] for earlier in range(place))
+            repeated += any(
+                whole[earlier : earlier + 4] == whole[place : place + 4] for earlier in range(place)
+            )
     assert found["repeated_4gram_share"].value == pytest.approx(repeated / len(grams))
     assert 0.05 < repeated / len(grams) < 1
     assert found["tokens_per_continuation"].value == pytest.approx(statistics.mean(map(len, ended)))
@@ -154,7 +194,10 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     (line_break,) = data.tokenizer.encode("\n")
     rows[rows == eos] = line_break
     met = {word for row in rows.tolist() for word in words(decode(row))}
-    read = [words(decode(text) + "\n" if text[-1] == eos else decode(text).rstrip("\ufffd'’")) for text in ended]
+    read = [
+        words(decode(text) + "\n" if text[-1] == eos else decode(text).rstrip("\ufffd'’"))
+        for text in ended
+    ]
     known = [word in met for some in read for word in some]
     assert found["known_word_share"].value == pytest.approx(statistics.mean(known))
     assert found["known_word_share"].count == len(known)
@@ -162,7 +205,9 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
 
     def pairs(texts: list[list[int]], half: slice) -> Counter[tuple[int, int]]:
         whole = [[prompt[-1], *text] for prompt, text in zip(openings.prompts[half], texts[half])]
-        return Counter((text[place], text[place + 1]) for text in whole for place in range(len(text) - 1))
+        return Counter(
+            (text[place], text[place + 1]) for text in whole for place in range(len(text) - 1)
+        )
 
     def tokens(texts: list[list[int]], half: slice) -> Counter[int]:
         return Counter(token for text in texts[half] for token in text)
@@ -187,9 +232,14 @@ def divergence(p: Counter, q: Counter) -> float:
     return total
 
 
-def test_words_that_only_a_separator_parts_are_two_words(prepare_again: Callable[..., PreparedData]) -> None:
+def test_words_that_only_a_separator_parts_are_two_words(
+    prepare_again: Callable[..., PreparedData],
+) -> None:
     generator = random.Random(6)
-    documents = [" ".join(generator.choices(["we", "were", "her"], k=generator.randint(3, 20))) for _ in range(400)]
+    documents = [
+        " ".join(generator.choices(["we", "were", "her"], k=generator.randint(3, 20)))
+        for _ in range(400)
+    ]
     data = prepare_again("\n\n".join(documents), held_out_share=0.3, seq_len=64)
     joined = data.tokenizer.encode(" wewere werewe herwe werewere.")
     config = ComparisonConfig(num_openings=20, num_new_tokens=len(joined))
@@ -200,7 +250,9 @@ def test_words_that_only_a_separator_parts_are_two_words(prepare_again: Callable
 
 def test_one_token_for_ever_is_found_out(data: PreparedData) -> None:
     token = data.tokenizer.encode("<|im_start|>")
-    figures = compare(writes([token * NUM_NEW] * 40), writes([token * NUM_NEW] * 40), data, CONFIG).estimates
+    figures = compare(
+        writes([token * NUM_NEW] * 40), writes([token * NUM_NEW] * 40), data, CONFIG
+    ).estimates
     grams = NUM_NEW - 3
     assert figures["repeated_4gram_share"].value == pytest.approx((grams - 1) / grams)
     assert figures["distinct_4gram_share"].value == pytest.approx(1 / (40 * grams))
@@ -224,7 +276,9 @@ def test_the_standard_error_is_that_of_a_mean_over_openings(data: PreparedData) 
     # 200 resamples know a standard deviation to 5 %.
     assert accuracy.standard_error == pytest.approx(expected, rel=0.2)
     lengths = [len(text) if data.tokenizer.eos_token_id in text else len(text) + 1 for text in cut]
-    assert length.standard_error == pytest.approx(statistics.stdev(lengths) / math.sqrt(num_openings), rel=0.2)
+    assert length.standard_error == pytest.approx(
+        statistics.stdev(lengths) / math.sqrt(num_openings), rel=0.2
+    )
 
 
 def test_how_a_generator_ends_a_text_makes_no_difference(data: PreparedData) -> None:
@@ -232,7 +286,9 @@ def test_how_a_generator_ends_a_text_makes_no_difference(data: PreparedData) -> 
     short = [text[:4] for text in real(data)]
     ended = [[*text, eos] for text in short]
     longer = [[*text, 7, eos, 8] for text in ended]
-    one, *others = (compare(writes(texts), writes(texts), data, CONFIG) for texts in (short, ended, longer))
+    one, *others = (
+        compare(writes(texts), writes(texts), data, CONFIG) for texts in (short, ended, longer)
+    )
     assert others == [one, one]
 
 
@@ -241,9 +297,15 @@ def test_an_id_that_the_tokenizer_lacks_is_as_bad_as_padding(data: PreparedData)
         return [[*text[:3], token, *text[4:]] for text in real(data)]
 
     size, pad = data.manifest.vocab_size, data.tokenizer.pad_token_id
-    padded, beyond = (compare(writes(texts), writes(texts), data, CONFIG) for texts in map(with_token, (pad, size + 3)))
+    padded, beyond = (
+        compare(writes(texts), writes(texts), data, CONFIG)
+        for texts in map(with_token, (pad, size + 3))
+    )
     assert padded == beyond
-    assert padded.estimates["judge_nats_per_token"].value > padded.estimates["held_out_judge_nats_per_token"].value
+    assert (
+        padded.estimates["judge_nats_per_token"].value
+        > padded.estimates["held_out_judge_nats_per_token"].value
+    )
 
 
 def test_generators_get_the_openings_and_the_number_of_tokens(data: PreparedData) -> None:
@@ -260,14 +322,26 @@ def test_generators_get_the_openings_and_the_number_of_tokens(data: PreparedData
             compare(writes(wrong), writes(real(data)), data, CONFIG)
 
 
-def test_a_large_training_split_teaches_the_judge_rows_from_all_over(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_training_split_teaches_the_judge_rows_from_all_over(
+    data: PreparedData, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(comparison, "_MOST_TRAINING_TOKENS", 10 * data.manifest.seq_len + 1)
-    found = compare(writes(real(data)), writes(real(data)), data, CONFIG).estimates["judge_nats_per_token"].value
+    found = (
+        compare(writes(real(data)), writes(real(data)), data, CONFIG)
+        .estimates["judge_nats_per_token"]
+        .value
+    )
     num_rows = data.num_rows(TRAIN)
-    rows = np.stack([data.row(TRAIN, math.floor(share * num_rows))[0] for share in np.arange(10) / 10])
-    judge = NgramJudge.train(rows, data.manifest.vocab_size, data.tokenizer.pad_token_id, CONFIG.judge_order)
+    rows = np.stack(
+        [data.row(TRAIN, math.floor(share * num_rows))[0] for share in np.arange(10) / 10]
+    )
+    judge = NgramJudge.train(
+        rows, data.manifest.vocab_size, data.tokenizer.pad_token_id, CONFIG.judge_order
+    )
     openings = held_out_openings(data, 40, NUM_NEW)
-    nats = [value for pair in zip(openings.prompts, openings.endings) for value in judge.nats(*pair)]
+    nats = [
+        value for pair in zip(openings.prompts, openings.endings) for value in judge.nats(*pair)
+    ]
     assert found == pytest.approx(statistics.mean(nats))
 
 
@@ -277,17 +351,27 @@ def test_json_holds_figures_and_counts_alone(data: PreparedData) -> None:
     assert (fields.pop("num_openings"), fields.pop("num_new_tokens")) == (40, NUM_NEW)
     assert set(fields) == set(figures.estimates)
     for name, values in fields.items():
-        assert values == dict(zip(("value", "standard_error", "count"), dataclasses.astuple(figures.estimates[name])))
+        assert values == dict(
+            zip(("value", "standard_error", "count"), dataclasses.astuple(figures.estimates[name]))
+        )
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_new_tokens": 17}, "num_new_tokens must be at most half of a row of the data, 16 tokens"),
-        ({"num_openings": 3, "num_new_tokens": 8}, "num_openings must be at least 4 for a standard error, not 3"),
+        (
+            {"num_new_tokens": 17},
+            "num_new_tokens must be at most half of a row of the data, 16 tokens",
+        ),
+        (
+            {"num_openings": 3, "num_new_tokens": 8},
+            "num_openings must be at least 4 for a standard error, not 3",
+        ),
     ],
 )
-def test_settings_that_cannot_be_met_are_refused(data: PreparedData, changes: dict[str, int], message: str) -> None:
+def test_settings_that_cannot_be_met_are_refused(
+    data: PreparedData, changes: dict[str, int], message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         compare(writes([]), writes([]), data, ComparisonConfig(**changes))
 

@@ -4,7 +4,13 @@ from cola_train.evaluation.writing.words import known_word_share, words
 
 
 def test_words_are_lower_case_letters_with_inner_apostrophes() -> None:
-    assert words("Don't _stop_, Mr. O'Neill: 3 cafés!", whole=True) == ["don't", "stop", "mr", "o'neill", "cafés"]
+    assert words("Don't _stop_, Mr. O'Neill: 3 cafés!", whole=True) == [
+        "don't",
+        "stop",
+        "mr",
+        "o'neill",
+        "cafés",
+    ]
 
 
 def test_words_that_an_edge_may_have_cut_are_left_out() -> None:

@@ -19,10 +19,14 @@ def objective_of(mask_documents: bool) -> AutoregressiveObjective:
 
 
 @pytest.mark.parametrize("mask_documents", [False, True])
-def test_each_real_token_is_predicted_from_what_precedes_it(six_rows: Batch, mask_documents: bool) -> None:
+def test_each_real_token_is_predicted_from_what_precedes_it(
+    six_rows: Batch, mask_documents: bool
+) -> None:
     objective = objective_of(mask_documents)
     nats, right, predicted = 0.0, 0, 0
-    for tokens, real, document in zip(six_rows.tokens, six_rows.loss_mask, six_rows.document_ids, strict=True):
+    for tokens, real, document in zip(
+        six_rows.tokens, six_rows.loss_mask, six_rows.document_ids, strict=True
+    ):
         for place in range(1, len(tokens)):
             start = int((document == document[place]).nonzero()[0]) if mask_documents else 0
             if not real[place] or start == place:
@@ -34,7 +38,9 @@ def test_each_real_token_is_predicted_from_what_precedes_it(six_rows: Batch, mas
             right += int(logits.argmax() == tokens[place])
             predicted += 1
     losses = losses_of(objective, six_rows)
-    assert {name: int(count) for name, count in objective.counts(six_rows).items()} == {"predicted_tokens": predicted}
+    assert {name: int(count) for name, count in objective.counts(six_rows).items()} == {
+        "predicted_tokens": predicted
+    }
     assert_near(losses.terms["next_token_nats_per_token"], torch.tensor(nats / predicted))
     assert_near(losses.metrics["next_token_accuracy"], torch.tensor(right / predicted))
     assert number(losses.total) == number(losses.terms["next_token_nats_per_token"])
@@ -42,14 +48,19 @@ def test_each_real_token_is_predicted_from_what_precedes_it(six_rows: Batch, mas
 
 
 def test_documents_change_what_is_counted(six_rows: Batch) -> None:
-    apart, together = (int(objective_of(mask).counts(six_rows)["predicted_tokens"]) for mask in (True, False))
-    # Of the fixture's rows, these documents after the first have a real first token: 1, 1, 0, 1, 2, 1.
+    apart, together = (
+        int(objective_of(mask).counts(six_rows)["predicted_tokens"]) for mask in (True, False)
+    )
+    # Of the fixture's rows, these documents after the first have a real first token: 1, 1, 0, 1, 2,
+    # 1.
     assert together - apart == 6
 
 
 def test_the_head_runs_only_where_a_token_is_predicted(six_rows: Batch) -> None:
     objective, seen = objective_of(mask_documents=False), []
-    objective.transformer.lm_head.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    objective.transformer.lm_head.register_forward_pre_hook(
+        lambda module, inputs: seen.append(tuple(inputs[0].shape))
+    )
     losses_of(objective, six_rows)
     assert seen == [(6, 23, 16)]
 
@@ -68,4 +79,6 @@ def test_padding_alone_gives_zero_losses_and_no_gradient(six_rows: Batch) -> Non
     losses = losses_of(objective, rows_of(six_rows, slice(2, 3)))
     losses.total.backward()
     assert all(number(value) == 0 for value in losses.figures().values())
-    assert not any(parameter.grad.any() for parameter in objective.parameters() if parameter.grad is not None)
+    assert not any(
+        parameter.grad.any() for parameter in objective.parameters() if parameter.grad is not None
+    )

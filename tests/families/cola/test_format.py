@@ -1,4 +1,6 @@
-"""The released layout: what goes out as it came in, and every kind of bad checkpoint refused with its reason."""
+"""The released layout: what goes out as it came in, and every kind of bad checkpoint refused with
+its reason.
+"""
 
 import dataclasses
 import json
@@ -18,14 +20,24 @@ from cola_train.families.cola import format as hf_format
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.format import dit_tensors, find_root, vae_tensors
 from tests.helpers.golden import Golden
-from tests.helpers.tiny import DIT_CONFIG, VAE_CONFIG, random_tokens, tiny_checkpoint, tiny_dit, tiny_tokenizer, tiny_vae
+from tests.helpers.tiny import (
+    DIT_CONFIG,
+    VAE_CONFIG,
+    random_tokens,
+    tiny_checkpoint,
+    tiny_dit,
+    tiny_tokenizer,
+    tiny_vae,
+)
 
 VAE, DIT = "cola_dlm/cola_vae", "cola_dlm/cola_dit"
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
-    """Shape and raw bytes of every tensor in a folder's safetensors files, which all must be fp32."""
+    """Shape and raw bytes of every tensor in a folder's safetensors files, which all must be
+    fp32.
+    """
     tensors = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="np") as file:
@@ -67,7 +79,9 @@ def assert_refused(folder: Path, *reasons: str) -> str:
 
 
 @pytest.mark.parametrize("max_shard_bytes", [tensor_files.DEFAULT_MAX_SHARD_BYTES, 200_000])
-def test_golden_checkpoints_go_out_as_they_came_in(golden: Golden, tmp_path: Path, max_shard_bytes: int) -> None:
+def test_golden_checkpoints_go_out_as_they_came_in(
+    golden: Golden, tmp_path: Path, max_shard_bytes: int
+) -> None:
     golden.checkpoint.save(tmp_path / "out", max_shard_bytes=max_shard_bytes)
     for network in (VAE, DIT):
         ours, theirs = tmp_path / "out" / network, golden.folder / network
@@ -78,16 +92,23 @@ def test_golden_checkpoints_go_out_as_they_came_in(golden: Golden, tmp_path: Pat
         sharded = max_shard_bytes == 200_000
         assert (ours / INDEX).exists() == sharded
         assert (ours / WEIGHTS).exists() != sharded
-    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (golden.folder / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (
+        golden.folder / "tokenizer.json"
+    ).read_bytes()
     again = ColaCheckpoint.load(tmp_path / "out")
     assert golden.checkpoint.dit is not None
     assert again.dit is not None
-    assert (again.vae.config, again.dit.config) == (golden.checkpoint.vae.config, golden.checkpoint.dit.config)
+    assert (again.vae.config, again.dit.config) == (
+        golden.checkpoint.vae.config,
+        golden.checkpoint.dit.config,
+    )
     tokens = golden.train["tokens"]
     assert torch.equal(again.vae.encode(tokens).mean, golden.checkpoint.vae.encode(tokens).mean)
 
 
-def test_sharded_files_are_named_counted_and_complete(checkpoint: ColaCheckpoint, tmp_path: Path) -> None:
+def test_sharded_files_are_named_counted_and_complete(
+    checkpoint: ColaCheckpoint, tmp_path: Path
+) -> None:
     checkpoint.save(tmp_path / "one")
     checkpoint.save(tmp_path / "many", max_shard_bytes=3000)
     for network in (VAE, DIT):
@@ -97,7 +118,9 @@ def test_sharded_files_are_named_counted_and_complete(checkpoint: ColaCheckpoint
         index = read_json(many / INDEX)
         shards = sorted(path.name for path in many.glob("*.safetensors"))
         assert len(shards) > 2
-        assert shards == [f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)]
+        assert shards == [
+            f"model-{n:05d}-of-{len(shards):05d}.safetensors" for n in range(1, len(shards) + 1)
+        ]
         assert index["metadata"] == {"total_size": sum(len(data) for _, data in whole.values())}
         for name, shard in index["weight_map"].items():
             assert name in load_file(many / shard)
@@ -111,7 +134,9 @@ def test_sharded_files_are_named_counted_and_complete(checkpoint: ColaCheckpoint
     assert torch.equal(reloaded.vae.encode(tokens).mean, plain.vae.encode(tokens).mean)
 
 
-def test_what_is_loaded_is_what_was_saved_and_ready_for_inference(checkpoint: ColaCheckpoint, tmp_path: Path) -> None:
+def test_what_is_loaded_is_what_was_saved_and_ready_for_inference(
+    checkpoint: ColaCheckpoint, tmp_path: Path
+) -> None:
     checkpoint.training = {"stage": 2, "step": 30, "seq_len": 64}
     checkpoint.save(tmp_path / "out")
     loaded = ColaCheckpoint.load(tmp_path / "out")
@@ -123,7 +148,10 @@ def test_what_is_loaded_is_what_was_saved_and_ready_for_inference(checkpoint: Co
         assert theirs is not None
         assert ours.config == theirs.config
         assert ours.state_dict().keys() == theirs.state_dict().keys()
-        assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+        assert all(
+            torch.equal(value, theirs.state_dict()[name])
+            for name, value in ours.state_dict().items()
+        )
         assert not theirs.training
         assert not any(parameter.requires_grad for parameter in theirs.parameters())
 
@@ -135,7 +163,9 @@ def test_a_stage_1_checkpoint_has_no_dit(tmp_path: Path) -> None:
     assert loaded.dit is None
     assert loaded.training == {}
     assert loaded.trained_seq_len is None
-    with pytest.raises(UserError, match=r"has no cola_dlm/cola_dit; a checkpoint of stage 1 holds the VAE only"):
+    with pytest.raises(
+        UserError, match=r"has no cola_dlm/cola_dit; a checkpoint of stage 1 holds the VAE only"
+    ):
         dit_tensors(tmp_path / "out", DIT_CONFIG)
 
 
@@ -144,7 +174,9 @@ def test_weights_of_another_precision_load_as_fp32(saved: Path) -> None:
     tensors = load_file(path)
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
     loaded = ColaCheckpoint.load(saved).vae.state_dict()
-    assert all(torch.equal(loaded[name], tensor.bfloat16().float()) for name, tensor in tensors.items())
+    assert all(
+        torch.equal(loaded[name], tensor.bfloat16().float()) for name, tensor in tensors.items()
+    )
     assert not all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
 
@@ -166,7 +198,10 @@ def test_a_run_folder_stands_for_its_export(checkpoint: ColaCheckpoint, tmp_path
 @pytest.mark.parametrize(("scale", "shift"), [(2.0, 0.0), (1.0, 0.5)])
 def test_exporting_other_scaling_factors_warns(tmp_path: Path, scale: float, shift: float) -> None:
     checkpoint = tiny_checkpoint(tiny_vae(scaling_factor=scale, shifting_factor=shift), None)
-    with pytest.warns(UserWarning, match=rf"scaling_factor {scale} and shifting_factor {shift}.*released sampler.*wrong text"):
+    with pytest.warns(
+        UserWarning,
+        match=rf"scaling_factor {scale} and shifting_factor {shift}.*released sampler.*wrong text",
+    ):
         checkpoint.save(tmp_path / "out")
     assert ColaCheckpoint.load(tmp_path / "out").vae.config.scaling_factor == scale
 
@@ -175,7 +210,10 @@ def test_exporting_other_scaling_factors_warns(tmp_path: Path, scale: float, shi
 
 
 def test_the_tensors_of_a_folder_are_read_in_turn(saved: Path, checkpoint: ColaCheckpoint) -> None:
-    for tensors, original in ((vae_tensors(saved, VAE_CONFIG), checkpoint.vae), (dit_tensors(saved, DIT_CONFIG), checkpoint.dit)):
+    for tensors, original in (
+        (vae_tensors(saved, VAE_CONFIG), checkpoint.vae),
+        (dit_tensors(saved, DIT_CONFIG), checkpoint.dit),
+    ):
         assert original is not None
         read = dict(tensors)
         assert read.keys() == original.state_dict().keys()
@@ -183,9 +221,14 @@ def test_the_tensors_of_a_folder_are_read_in_turn(saved: Path, checkpoint: ColaC
 
 
 def test_networks_of_another_configuration_are_refused_by_field(saved: Path) -> None:
-    with pytest.raises(UserError, match=r"vae\.dim: checkpoint 16, config 32, vae\.block_size: checkpoint 1, config 2"):
+    with pytest.raises(
+        UserError,
+        match=r"vae\.dim: checkpoint 16, config 32, vae\.block_size: checkpoint 1, config 2",
+    ):
         vae_tensors(saved, dataclasses.replace(VAE_CONFIG, dim=32, block_size=2))
-    with pytest.raises(UserError, match=r"dit\.rope_dim: checkpoint 6, config 4\). Set the config's values"):
+    with pytest.raises(
+        UserError, match=r"dit\.rope_dim: checkpoint 6, config 4\). Set the config's values"
+    ):
         dit_tensors(saved, dataclasses.replace(DIT_CONFIG, rope_dim=4))
     # How weights were once drawn says nothing about the network.
     assert dict(vae_tensors(saved, dataclasses.replace(VAE_CONFIG, init_std=0.5)))
@@ -220,7 +263,9 @@ def test_a_truncated_file(saved: Path, network: str, kept: int) -> None:
     assert_refused(saved, f"{path} is corrupt or truncated", "copy or export the checkpoint again")
 
 
-def test_no_weights_and_lost_shards(checkpoint: ColaCheckpoint, saved: Path, tmp_path: Path) -> None:
+def test_no_weights_and_lost_shards(
+    checkpoint: ColaCheckpoint, saved: Path, tmp_path: Path
+) -> None:
     (saved / DIT / WEIGHTS).unlink()
     assert_refused(saved, f"{saved / DIT} has neither {WEIGHTS} nor {INDEX}")
     checkpoint.save(tmp_path / "many", max_shard_bytes=3000)
@@ -259,47 +304,89 @@ def test_config_files_missing_or_unreadable(saved: Path, network: str) -> None:
         (VAE, {"clip_qkv": "8"}, "field 'clip_qkv' must be of type"),
         (DIT, {"heads": 2.0}, "field 'heads' must be of type"),
         (DIT, {"block_size": None}, "field 'block_size' must be of type"),
-        (VAE, {"shared_heads_kv": 2}, "TextVAEConfig.shared_heads_kv = 2 is not supported: the released code cannot run grouped"),
+        (
+            VAE,
+            {"shared_heads_kv": 2},
+            (
+                "TextVAEConfig.shared_heads_kv = 2 is not supported: the released code cannot run "
+                "grouped"
+            ),
+        ),
         (
             VAE,
             {"block_causal": False},
-            "block_causal = False is not supported: without it the released code attends across samples",
+            (
+                "block_causal = False is not supported: without it the released code attends "
+                "across samples"
+            ),
         ),
-        (VAE, {"encoder_last_ln": False}, "encoder_last_ln = False is not supported: the method needs E[mu^2] = 1"),
+        (
+            VAE,
+            {"encoder_last_ln": False},
+            "encoder_last_ln = False is not supported: the method needs E[mu^2] = 1",
+        ),
         (VAE, {"layer_norm_type": "rms"}, "layer_norm_type = 'rms' is not supported"),
         (VAE, {"rope_full_precision": False}, "rope_full_precision = False is not supported"),
         (VAE, {"dropout": 0.1}, "dropout = 0.1 is not supported"),
         (VAE, {"attn_dropout": 0.1}, "attn_dropout = 0.1 is not supported"),
         (VAE, {"act": "gelu"}, "act = 'gelu' is not supported"),
         (VAE, {"init_fn": "uniform"}, "init_fn = 'uniform' is not supported"),
-        (VAE, {"use_variation": False}, "use_variation = False is not supported: the posterior needs a variance"),
+        (
+            VAE,
+            {"use_variation": False},
+            "use_variation = False is not supported: the posterior needs a variance",
+        ),
         (VAE, {"scaling_factor": 0}, "TextVAEConfig.scaling_factor must not be 0"),
-        (VAE, {"num_heads": 3}, "TextVAEConfig.dim (16) must be a multiple of 2 x num_heads (3) for RoPE"),
+        (
+            VAE,
+            {"num_heads": 3},
+            "TextVAEConfig.dim (16) must be a multiple of 2 x num_heads (3) for RoPE",
+        ),
         (VAE, {"ffn_dim": 25}, "TextVAEConfig.ffn_dim must be even"),
-        (VAE, {"decoder_num_blocks": 0}, "TextVAEConfig.decoder_num_blocks must be at least 1, not 0"),
+        (
+            VAE,
+            {"decoder_num_blocks": 0},
+            "TextVAEConfig.decoder_num_blocks must be at least 1, not 0",
+        ),
         (
             DIT,
             {"patch_size": 2},
-            "DiTConfig.patch_size = 2 is not supported: the released code crashes on other patch sizes. Use 1",
+            (
+                "DiTConfig.patch_size = 2 is not supported: the released code crashes on other "
+                "patch sizes. Use 1"
+            ),
         ),
         (
             DIT,
             {"emb_dim": 32},
-            "DiTConfig.emb_dim = 32 is not supported: the released blocks need emb_dim equal to txt_dim. Use 16",
+            (
+                "DiTConfig.emb_dim = 32 is not supported: the released blocks need emb_dim equal "
+                "to txt_dim. Use 16"
+            ),
         ),
-        (DIT, {"txt_out_channels": 8}, "DiTConfig.txt_out_channels = 8 is not supported: a velocity has the latent's shape"),
+        (
+            DIT,
+            {"txt_out_channels": 8},
+            "DiTConfig.txt_out_channels = 8 is not supported: a velocity has the latent's shape",
+        ),
         (DIT, {"rope_dim": 10}, "DiTConfig.rope_dim must be even and in 2..head_dim (8), not 10"),
         (DIT, {"rope_dim": 3}, "DiTConfig.rope_dim must be even and in 2..head_dim (8), not 3"),
         (DIT, {"num_layers": 0}, "DiTConfig.num_layers must be at least 1, not 0"),
     ],
     ids=str,
 )
-def test_fields_that_are_unknown_or_unsupported(saved: Path, network: str, field: dict[str, Any], message: str) -> None:
+def test_fields_that_are_unknown_or_unsupported(
+    saved: Path, network: str, field: dict[str, Any], message: str
+) -> None:
     edit_json(saved / network / CONFIG, **field)
     assert_refused(saved, message)
 
 
-@pytest.mark.parametrize("field", [{"clip_qkv": 8}, {"clip_qkv": 8.0}, {"clip_qkv": None}, {"scaling_factor": 1}], ids=str)
+@pytest.mark.parametrize(
+    "field",
+    [{"clip_qkv": 8}, {"clip_qkv": 8.0}, {"clip_qkv": None}, {"scaling_factor": 1}],
+    ids=str,
+)
 def test_whole_numbers_are_floats_too(saved: Path, field: dict[str, Any]) -> None:
     edit_json(saved / VAE / CONFIG, **field)
     (name, value), config = *field.items(), ColaCheckpoint.load(saved).vae.config
@@ -312,7 +399,9 @@ def test_fields_that_are_read_and_ignored(saved: Path) -> None:
 
 
 def test_a_pair_that_cannot_work_together(tmp_path: Path) -> None:
-    tiny_checkpoint(tiny_vae(), tiny_dit(txt_in_channels=6, txt_out_channels=6)).save(tmp_path / "channels")
+    tiny_checkpoint(tiny_vae(), tiny_dit(txt_in_channels=6, txt_out_channels=6)).save(
+        tmp_path / "channels"
+    )
     assert_refused(tmp_path / "channels", "dit.txt_in_channels (6) must equal vae.latent_dim (4)")
     tiny_checkpoint(tiny_vae(block_size=3), tiny_dit()).save(tmp_path / "blocks")
     assert_refused(tmp_path / "blocks", "vae.block_size (3) must divide dit.block_size (4)")
@@ -321,7 +410,11 @@ def test_a_pair_that_cannot_work_together(tmp_path: Path) -> None:
 def test_a_tokenizer_that_does_not_fit(saved: Path) -> None:
     path = saved / "tokenizer.json"
     path.write_bytes(tiny_tokenizer(30).content)
-    assert_refused(saved, f"{saved}: the tokenizer has 30 ids, the VAE only 29", "put the tokenizer.json there")
+    assert_refused(
+        saved,
+        f"{saved}: the tokenizer has 30 ids, the VAE only 29",
+        "put the tokenizer.json there",
+    )
     path.write_bytes(tiny_tokenizer(20).content)  # an embedding may have rows to spare
     assert ColaCheckpoint.load(saved).tokenizer.vocab_size == 20
     path.unlink()
@@ -329,15 +422,26 @@ def test_a_tokenizer_that_does_not_fit(saved: Path) -> None:
 
 
 def test_folders_that_hold_no_checkpoint(tmp_path: Path) -> None:
-    assert_refused(tmp_path, f"{tmp_path} has no cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae)", "cola-train export RUN")
-    assert_refused(tmp_path / "nowhere", f"{tmp_path / 'nowhere'} does not exist, so it has no cola_dlm/cola_vae")
+    assert_refused(
+        tmp_path,
+        f"{tmp_path} has no cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae)",
+        "cola-train export RUN",
+    )
+    assert_refused(
+        tmp_path / "nowhere",
+        f"{tmp_path / 'nowhere'} does not exist, so it has no cola_dlm/cola_vae",
+    )
 
 
 # Writing
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_what_exists_is_not_overwritten_unasked(saved: Path) -> None:
@@ -379,13 +483,17 @@ def test_a_failing_write_changes_nothing(
     target = saved if existing else saved.parent / "new"
     before = contents(saved.parent)
     break_at(monkeypatch, OSError(28, "No space left on device"))
-    with pytest.raises(UserError, match=rf"Cannot write {re.escape(str(target))}: .*Nothing was changed there"):
+    with pytest.raises(
+        UserError, match=rf"Cannot write {re.escape(str(target))}: .*Nothing was changed there"
+    ):
         checkpoint.save(target, replace=existing)
     assert contents(saved.parent) == before
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
 
 
-def test_an_interrupted_write_changes_nothing(saved: Path, checkpoint: ColaCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_write_changes_nothing(
+    saved: Path, checkpoint: ColaCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -403,5 +511,10 @@ def test_every_config_field_is_written(saved: Path, checkpoint: ColaCheckpoint) 
         (VAE, checkpoint.vae.config, "ColaTextVAEModel", "cola_text_vae"),
         (DIT, checkpoint.dit.config, "ColaDiTModel", "cola_dit"),
     ):
-        expected = {**dataclasses.asdict(config), "architectures": [architecture], "model_type": model_type, **extra}
+        expected = {
+            **dataclasses.asdict(config),
+            "architectures": [architecture],
+            "model_type": model_type,
+            **extra,
+        }
         assert read_json(saved / network / CONFIG) == expected

@@ -16,13 +16,22 @@ from tests.helpers.held_out import held_out_flow, reconstruction_accuracy
 
 
 def test_figures_of_the_export_equal_those_that_training_logged(
-    vae_config: Callable[..., VAERunConfig], joint_config: Callable[..., JointRunConfig], prepared_folder: Path
+    vae_config: Callable[..., VAERunConfig],
+    joint_config: Callable[..., JointRunConfig],
+    prepared_folder: Path,
 ) -> None:
     vae = vae_config("vae", "trainer.max_steps=3")
     train(vae)
-    joint = joint_config("joint", f"init_vae_from={folder_of(vae)}", "trainer.max_steps=3", "trainer.validation_rows=1000")
+    joint = joint_config(
+        "joint",
+        f"init_vae_from={folder_of(vae)}",
+        "trainer.max_steps=3",
+        "trainer.validation_rows=1000",
+    )
     train(joint)
-    lines = [json.loads(line) for line in (folder_of(joint) / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (folder_of(joint) / "metrics.jsonl").read_text().splitlines()
+    ]
     logged = next(line for line in reversed(lines) if "validation/flow_mse" in line)
     data, checkpoint = PreparedData.open(prepared_folder), ColaCheckpoint.load(folder_of(joint))
     num_rows = data.num_rows(VALIDATION)

@@ -30,7 +30,9 @@ def draws(flow: FlowConfig, copies: int) -> FlowDraws:
 def part_of(drawn: FlowDraws, copy: int) -> FlowDraws:
     """One copy's, as if it were alone."""
     assert drawn.sees_history is not None
-    t, pinned, shown = (x.unflatten(1, (COPIES, -1))[:, copy] for x in (drawn.t, drawn.pinned, drawn.sees_history))
+    t, pinned, shown = (
+        x.unflatten(1, (COPIES, -1))[:, copy] for x in (drawn.t, drawn.pinned, drawn.sees_history)
+    )
     return FlowDraws(t, pinned, shown)
 
 
@@ -47,12 +49,16 @@ def test_the_first_copy_draws_what_a_single_one_does_and_each_its_own(timestep_p
     for copy in range(COPIES):
         drawn = part_of(together, copy)
         expected = torch.where(drawn.pinned, 0.0, drawn.t.repeat_interleave(4, dim=1))
-        assert torch.equal(times.distinct[times.index].unflatten(1, (COPIES, -1))[:, copy], expected)
+        assert torch.equal(
+            times.distinct[times.index].unflatten(1, (COPIES, -1))[:, copy], expected
+        )
     assert len(times.distinct) == 6 * COPIES * (1 if timestep_per == "sample" else 6) + 1
 
 
 @pytest.mark.parametrize("timestep_per", ["sample", "block"])
-def test_the_loss_is_the_mean_over_what_counts_in_all_copies(six_rows: Batch, timestep_per: Any) -> None:
+def test_the_loss_is_the_mean_over_what_counts_in_all_copies(
+    six_rows: Batch, timestep_per: Any
+) -> None:
     """Each copy by a pass of its own."""
     flow = dataclasses.replace(FLOW, timestep_per=timestep_per)
     objective = Stage2Objective(tiny_vae(), tiny_dit(), Stage2Config(flow=flow), SEED)
@@ -61,8 +67,12 @@ def test_the_loss_is_the_mean_over_what_counts_in_all_copies(six_rows: Batch, ti
 
     posterior = objective.vae.encode(six_rows.tokens)
     _, latents, channels = posterior.mean.shape
-    z_0 = posterior.sample(standard_normal_latents(SEED, Purpose.POSTERIOR_EPS, six_rows, latents, channels)).detach()
-    noise = standard_normal_latents(SEED, Purpose.FLOW_NOISE, six_rows, latents, channels, COPIES).unflatten(1, (COPIES, -1))
+    z_0 = posterior.sample(
+        standard_normal_latents(SEED, Purpose.POSTERIOR_EPS, six_rows, latents, channels)
+    ).detach()
+    noise = standard_normal_latents(
+        SEED, Purpose.FLOW_NOISE, six_rows, latents, channels, COPIES
+    ).unflatten(1, (COPIES, -1))
     single = standard_normal_latents(SEED, Purpose.FLOW_NOISE, six_rows, latents, channels)
     assert torch.equal(noise[:, 0], single)
     assert not torch.equal(noise[:, 1], single)

@@ -1,4 +1,6 @@
-"""The prior's density: against scipy on a Gaussian flow, whose velocity is known; and of a DiT, which must integrate to 1."""
+"""The prior's density: against scipy on a Gaussian flow, whose velocity is known; and of a DiT,
+which must integrate to 1.
+"""
 
 import dataclasses
 import functools
@@ -29,15 +31,21 @@ EXACT = LikelihoodConfig(divergence="exact")
 
 
 def points(*shape: int, seed: int = 5) -> Tensor:
-    return 1.5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return 1.5 * torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 def signs(*shape: int, seed: int) -> Tensor:
-    return 2.0 * torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).double() - 1
+    return (
+        2.0 * torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(seed)).double() - 1
+    )
 
 
 def true_density(flow: GaussianFlow, z: Tensor) -> Tensor:
-    return torch.from_numpy(multivariate_normal(flow.mean.numpy(), flow.covariance.numpy()).logpdf(z.numpy()))
+    return torch.from_numpy(
+        multivariate_normal(flow.mean.numpy(), flow.covariance.numpy()).logpdf(z.numpy())
+    )
 
 
 def quiet_dit(**changes: int) -> BlockCausalDiT:
@@ -47,8 +55,9 @@ def quiet_dit(**changes: int) -> BlockCausalDiT:
 def smooth_dit() -> BlockCausalDiT:
     """Deaf to the waves of its time embedding that turn by more than 5 radians over t in [0, 1].
 
-    A network of random weights feels them all, which a trained one has learned to smooth out: which steps dopri5 takes at its
-    default tolerance, and so its error of some 0.1 nats, then hangs on a CPU's rounding.
+    A network of random weights feels them all, which a trained one has learned to smooth out: which
+    steps dopri5 takes at its default tolerance, and so its error of some 0.1 nats, then hangs on a
+    CPU's rounding.
     """
     dit = quiet_dit()
     weight = dit.emb_in.proj_in.weight
@@ -72,7 +81,9 @@ def smooth_dit() -> BlockCausalDiT:
         ({"solver": "dopri5", "rtol": 1e-6, "atol": 1e-6}, 3e-5, 1e-5),
     ],
 )
-def test_a_gaussian_density_is_scipys(settings: dict[str, float], largest: float, mean: float) -> None:
+def test_a_gaussian_density_is_scipys(
+    settings: dict[str, float], largest: float, mean: float
+) -> None:
     # 200 points up to four standard deviations out; nats.
     z = points(50, 4, 3)
     config = dataclasses.replace(EXACT, **settings)  # type: ignore[arg-type]
@@ -87,13 +98,16 @@ def test_its_error_falls_with_the_solvers_order(solver: str, order: int) -> None
     errors = []
     for num_steps in (64, 128, 256):
         config = dataclasses.replace(EXACT, solver=solver, num_steps=num_steps)  # type: ignore[arg-type]
-        errors.append(float((log_density(FLOW.velocity, z, config) - true_density(FLOW, z)).abs().mean()))
+        errors.append(
+            float((log_density(FLOW.velocity, z, config) - true_density(FLOW, z)).abs().mean())
+        )
     for coarse, fine in itertools.pairwise(errors):
         assert coarse / fine == pytest.approx(2**order, rel=0.1)
 
 
 def test_hutchinsons_estimate_is_off_by_what_the_probe_says() -> None:
-    # Here the Jacobian is the same everywhere and its integral over t is -log(S) / 2: the error of a probe e is known.
+    # Here the Jacobian is the same everywhere and its integral over t is -log(S) / 2: the error of
+    # a probe e is known.
     integral = torch.from_numpy(-0.5 * scipy.linalg.logm(FLOW.covariance.numpy()))
     z, probe = points(40, 2, 3), points(40, 2, 3, seed=9)
     config = dataclasses.replace(EXACT, num_steps=256)
@@ -116,15 +130,21 @@ def test_with_signs_it_is_exact_for_a_diagonal_jacobian_and_with_normals_it_is_n
     flow = GaussianFlow(FLOW.mean, torch.diag(torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)))
     z = points(30, 2, 3)
     exact = log_density(flow.velocity, z, EXACT)
-    assert torch.allclose(log_density(flow.velocity, z, EXACT, signs(30, 2, 3, seed=3)), exact, atol=1e-12)
-    assert float((log_density(flow.velocity, z, EXACT, points(30, 2, 3, seed=3)) - exact).std()) > 0.5
+    assert torch.allclose(
+        log_density(flow.velocity, z, EXACT, signs(30, 2, 3, seed=3)), exact, atol=1e-12
+    )
+    assert (
+        float((log_density(flow.velocity, z, EXACT, points(30, 2, 3, seed=3)) - exact).std()) > 0.5
+    )
 
 
 # On a DiT
 
 
 def divergence_by_differences(dit: BlockCausalDiT, z: Tensor, history: Tensor, t: float) -> Tensor:
-    """Of the only row, block by block, from velocities a little to both sides of each coordinate."""
+    """Of the only row, block by block, from velocities a little to both sides of each
+    coordinate.
+    """
     times = Times(torch.tensor([t, 0.0]), torch.zeros(1, z.shape[1], dtype=torch.long))
     step, total = 1e-2, torch.zeros(z.shape[1])
     for latent, channel in itertools.product(range(z.shape[1]), range(z.shape[2])):
@@ -142,12 +162,19 @@ def test_the_divergence_is_that_of_finite_differences() -> None:
 
     def velocity(blocks: Tensor, t: Tensor) -> Tensor:
         return (
-            dit.velocity(blocks.float().unflatten(2, (4, 4)).flatten(1, 2), history, times).unflatten(1, (2, 4)).flatten(2).double()
+            dit.velocity(blocks.float().unflatten(2, (4, 4)).flatten(1, 2), history, times)
+            .unflatten(1, (2, 4))
+            .flatten(2)
+            .double()
         )
 
-    v, divergence = velocity_and_divergence(velocity, z.unflatten(1, (2, 4)).flatten(2).double(), torch.tensor(0.3).double(), None)
+    v, divergence = velocity_and_divergence(
+        velocity, z.unflatten(1, (2, 4)).flatten(2).double(), torch.tensor(0.3).double(), None
+    )
     assert torch.allclose(v[0].float(), dit.velocity(z, history, times).reshape(2, 16), atol=1e-6)
-    assert torch.allclose(divergence[0].float(), divergence_by_differences(dit, z, history, 0.3), atol=2e-3)
+    assert torch.allclose(
+        divergence[0].float(), divergence_by_differences(dit, z, history, 0.3), atol=2e-3
+    )
     assert float(divergence.abs().min()) > 0.02
 
 
@@ -155,7 +182,9 @@ def test_hutchinson_agrees_with_the_exact_divergence_on_a_dit() -> None:
     dit, count = quiet_dit(), 600
     z_0 = random_latents(1, 8, 4, seed=3).expand(count, 8, 4)
     exact = block_log_densities(dit, z_0[:1], dataclasses.replace(EXACT, num_steps=4))[0]
-    found = block_log_densities(dit, z_0, dataclasses.replace(EXACT, num_steps=4), probe=signs(count, 8, 4, seed=4).float())
+    found = block_log_densities(
+        dit, z_0, dataclasses.replace(EXACT, num_steps=4), probe=signs(count, 8, 4, seed=4).float()
+    )
     deviation = found.std(0)
     assert float(deviation.min()) > 0.1
     assert float(((found.mean(0) - exact).abs() / deviation).max()) * count**0.5 < 4
@@ -200,7 +229,12 @@ def test_block_at_a_time_through_the_samplers_cache_gives_the_same() -> None:
         def velocity(z: Tensor, t: Tensor) -> Tensor:
             attention = CachedAttention(cache, inside)
             latents = z.float().reshape(2, 4, 4)
-            out: Tensor = dit(latents, Times(torch.stack([t, 0 * t]).float(), index), attention.slots, Detached(attention))
+            out: Tensor = dit(
+                latents,
+                Times(torch.stack([t, 0 * t]).float(), index),
+                attention.slots,
+                Detached(attention),
+            )
             return out.reshape(2, 1, 16).double()
 
         found.append(log_density(velocity, block.reshape(2, 1, 16).double(), config))
@@ -222,9 +256,12 @@ class Detached:
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         length = self.attention.cache.lengths[0]
         keys, values = (
-            held[layer][:, :length].transpose(1, 2) for held in (self.attention.cache.keys, self.attention.cache.values)
+            held[layer][:, :length].transpose(1, 2)
+            for held in (self.attention.cache.keys, self.attention.cache.values)
         )
-        return torch.nn.functional.scaled_dot_product_attention(q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2))
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, torch.cat([keys, k], dim=2), torch.cat([values, v], dim=2)
+        )
 
 
 def test_documents_apart_are_rows_of_their_own() -> None:
@@ -243,17 +280,28 @@ def test_a_block_of_one_coordinate_integrates_to_1(history: int) -> None:
     z = torch.linspace(-10, 10, 400)
     before = random_latents(1, history, 1, seed=10).expand(400, history, 1)
     config = dataclasses.replace(EXACT, num_steps=48)
-    density = block_log_densities(dit, torch.cat([before, z[:, None, None]], dim=1), config)[:, -1].exp()
+    density = block_log_densities(dit, torch.cat([before, z[:, None, None]], dim=1), config)[
+        :, -1
+    ].exp()
     assert float(torch.trapezoid(density, z.double())) == pytest.approx(1, abs=2e-3)
     # It is no standard normal that would do so without a transport.
-    assert float((density.log() + 0.5 * z.double().square() + 0.5 * np.log(2 * np.pi)).abs().max()) > 0.3
+    assert (
+        float((density.log() + 0.5 * z.double().square() + 0.5 * np.log(2 * np.pi)).abs().max())
+        > 0.3
+    )
 
 
 @pytest.mark.parametrize(("block_size", "channels", "num_points"), [(2, 1, 49), (1, 2, 97)])
-def test_a_block_of_two_coordinates_integrates_to_1(block_size: int, channels: int, num_points: int) -> None:
+def test_a_block_of_two_coordinates_integrates_to_1(
+    block_size: int, channels: int, num_points: int
+) -> None:
     dit = quiet_dit(block_size=block_size, txt_in_channels=channels, txt_out_channels=channels)
     axis = torch.linspace(-8, 8, num_points)
     grid = torch.cartesian_prod(axis, axis).reshape(-1, block_size, channels)
-    density = block_log_densities(dit, grid, dataclasses.replace(EXACT, num_steps=16)).exp().reshape(num_points, num_points)
+    density = (
+        block_log_densities(dit, grid, dataclasses.replace(EXACT, num_steps=16))
+        .exp()
+        .reshape(num_points, num_points)
+    )
     total = torch.trapezoid(torch.trapezoid(density, axis.double()), axis.double())
     assert float(total) == pytest.approx(1, abs=2e-3)

@@ -29,9 +29,15 @@ BLOCK_SIZE = 4
 # Half of the blocks are prompt blocks, so that every few rows have some.
 FLOW = FlowConfig(prompt_block_prob=0.5)
 CONFIG = Stage2Config(
-    vae_weight=0.5, entropy_weight=0.03, mask_weight=0.7, mask_ratio=0.25, flow_weight=1.3, reference_weight=0.2, flow=FLOW,
+    vae_weight=0.5,
+    entropy_weight=0.03,
+    mask_weight=0.7,
+    mask_ratio=0.25,
+    flow_weight=1.3,
+    reference_weight=0.2,
+    flow=FLOW,
     vae_strategy=VAEStrategyConfig(mode="interval", joint_steps=1, frozen_steps=1),
-)  # fmt: skip
+)
 JOINT, FROZEN = 0, 1  # steps
 
 
@@ -43,16 +49,22 @@ def moved(vae: TextVAE) -> TextVAE:
     return vae
 
 
-def make_objective(patch_size: int = 1, seed: int = SEED, flow: dict[str, Any] | None = None, **changes: Any) -> Stage2Objective:
+def make_objective(
+    patch_size: int = 1, seed: int = SEED, flow: dict[str, Any] | None = None, **changes: Any
+) -> Stage2Objective:
     config = dataclasses.replace(CONFIG, flow=dataclasses.replace(FLOW, **flow or {}), **changes)
-    objective = Stage2Objective(tiny_vae(patch_size=patch_size), tiny_dit(block_size=BLOCK_SIZE), config, seed)
+    objective = Stage2Objective(
+        tiny_vae(patch_size=patch_size), tiny_dit(block_size=BLOCK_SIZE), config, seed
+    )
     moved(objective.vae)
     return objective
 
 
 def draws_of(objective: Stage2Objective, batch: Batch) -> FlowDraws:
     num_blocks = batch.tokens.shape[1] // (objective.vae.config.patch_size * BLOCK_SIZE)
-    return flow_draws(objective.config.flow, batch.sample_index, num_blocks, BLOCK_SIZE, objective.seed)
+    return flow_draws(
+        objective.config.flow, batch.sample_index, num_blocks, BLOCK_SIZE, objective.seed
+    )
 
 
 def real_latents(batch: Batch, patch_size: int) -> Tensor:
@@ -60,14 +72,18 @@ def real_latents(batch: Batch, patch_size: int) -> Tensor:
 
 
 def flow_by_hand(objective: Stage2Objective, batch: Batch) -> float:
-    """Row by row from the definition: z_t on the path, pinned positions clean, the mean over what counts."""
+    """Row by row from the definition: z_t on the path, pinned positions clean, the mean over what
+    counts.
+    """
     config, patch_size = objective.config, objective.vae.config.patch_size
     documents = batch.document_ids[:, ::patch_size] if config.mask_documents else None
     posterior = objective.vae.encode(batch.tokens, documents)
     if config.fixed_log_snr is not None:
         posterior = posterior.with_log_snr(config.fixed_log_snr)
     rows, latents, channels = posterior.mean.shape
-    z_0 = posterior.sample(standard_normal_latents(objective.seed, Purpose.POSTERIOR_EPS, batch, latents, channels))
+    z_0 = posterior.sample(
+        standard_normal_latents(objective.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
+    )
     z_1 = standard_normal_latents(objective.seed, Purpose.FLOW_NOISE, batch, latents, channels)
     draws, real = draws_of(objective, batch), real_latents(batch, patch_size)
     total, count = 0.0, 0
@@ -104,7 +120,9 @@ def flow_by_hand(objective: Stage2Objective, batch: Batch) -> float:
     ],
     ids=str,
 )
-def test_flow_term_by_hand(six_rows: Batch, patch_size: int, timestep_per: str, changes: dict[str, Any]) -> None:
+def test_flow_term_by_hand(
+    six_rows: Batch, patch_size: int, timestep_per: str, changes: dict[str, Any]
+) -> None:
     flow = {**changes.get("flow", {}), "timestep_per": timestep_per}
     objective = make_objective(patch_size, **{**changes, "flow": flow})
     by_hand = flow_by_hand(objective, six_rows)
@@ -117,7 +135,9 @@ def test_flow_term_by_hand(six_rows: Batch, patch_size: int, timestep_per: str, 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
 @pytest.mark.parametrize("log_snr", [None, 1.0])
-def test_entropy_and_reference_terms_by_hand(six_rows: Batch, patch_size: int, log_snr: float | None) -> None:
+def test_entropy_and_reference_terms_by_hand(
+    six_rows: Batch, patch_size: int, log_snr: float | None
+) -> None:
     objective = make_objective(patch_size, fixed_log_snr=log_snr)
     losses = losses_of(objective, six_rows)
 
@@ -129,21 +149,30 @@ def test_entropy_and_reference_terms_by_hand(six_rows: Batch, patch_size: int, l
     real, tokens = real_latents(six_rows, patch_size), int(six_rows.loss_mask.sum())
     entropy = torch.distributions.Normal(now.mean, now.logvar.exp().sqrt()).entropy().sum(-1)
     assert_near(losses.terms["negative_entropy_nats_per_token"], -(entropy * real).sum() / tokens)
-    ours, theirs = (torch.distributions.Normal(q.mean.double(), q.logvar.double().exp().sqrt()) for q in (now, before))
+    ours, theirs = (
+        torch.distributions.Normal(q.mean.double(), q.logvar.double().exp().sqrt())
+        for q in (now, before)
+    )
     divergence = (torch.distributions.kl_divergence(ours, theirs).sum(-1) * real).sum() / tokens
     assert divergence > 1e-3
-    torch.testing.assert_close(losses.terms["reference_kl_nats_per_token"].double(), divergence, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        losses.terms["reference_kl_nats_per_token"].double(), divergence, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_kl_to_a_shifted_reference(six_rows: Batch) -> None:
-    """Where the reference differs by its log-variance's bias alone, by delta: KL = (exp(-delta) - 1 + delta) / 2 a channel."""
+    """Where the reference differs by its log-variance's bias alone, by delta: KL = (exp(-delta) - 1
+    + delta) / 2 a channel.
+    """
     vae = tiny_vae()
     objective = Stage2Objective(vae, tiny_dit(), CONFIG, SEED)
     assert number(losses_of(objective, six_rows).terms["reference_kl_nats_per_token"]) == 0.0
     with torch.no_grad():
         vae.encoder.final_layer.bias[4:] -= 0.5
     expected = 4 * (math.exp(-0.5) - 1 + 0.5) / 2
-    assert_near(losses_of(objective, six_rows).terms["reference_kl_nats_per_token"], torch.tensor(expected))
+    assert_near(
+        losses_of(objective, six_rows).terms["reference_kl_nats_per_token"], torch.tensor(expected)
+    )
 
 
 def test_weights_and_total(six_rows: Batch) -> None:
@@ -157,7 +186,9 @@ def test_weights_and_total(six_rows: Batch) -> None:
     }
     assert set(losses.terms) == set(losses.weights)
     terms = {name: number(value) for name, value in losses.terms.items()}
-    vae_part = terms["reconstruction_nats_per_token"] + 0.03 * terms["negative_entropy_nats_per_token"]
+    vae_part = (
+        terms["reconstruction_nats_per_token"] + 0.03 * terms["negative_entropy_nats_per_token"]
+    )
     vae_part += 0.7 * terms["mask_nats_per_masked_token"]
     total = 0.5 * vae_part + 1.3 * terms["flow_mse"] + 0.2 * terms["reference_kl_nats_per_token"]
     assert number(losses.total) == pytest.approx(total, rel=1e-5)
@@ -173,12 +204,20 @@ def test_defaults_are_the_methods(six_rows: Batch) -> None:
         "reference_kl_nats_per_token": 1e-2,
     }
     flow = Stage2Config().flow
-    assert (flow.prompt_block_prob, flow.history_dropout, flow.grad_to_encoder, flow.timestep_per) == (0.05, 0.0, True, "sample")
+    assert (
+        flow.prompt_block_prob,
+        flow.history_dropout,
+        flow.grad_to_encoder,
+        flow.timestep_per,
+    ) == (0.05, 0.0, True, "sample")
     assert (flow.time_distribution, flow.time_loc, flow.time_scale) == ("logit_normal", 1.0, 1.0)
 
 
 def test_without_a_reference_there_is_no_reference_term(six_rows: Batch) -> None:
-    for objective in (make_objective(reference_weight=0.0), make_objective(vae_strategy=VAEStrategyConfig(mode="fix"))):
+    for objective in (
+        make_objective(reference_weight=0.0),
+        make_objective(vae_strategy=VAEStrategyConfig(mode="fix")),
+    ):
         assert objective.reference_encoder is None
         losses = losses_of(objective, six_rows)
         assert "reference_kl_nats_per_token" not in losses.weights.keys() | losses.terms.keys()
@@ -195,7 +234,9 @@ def test_without_a_reference_there_is_no_reference_term(six_rows: Batch) -> None
     ids=str,
 )
 @pytest.mark.parametrize("step", [JOINT, FROZEN])
-def test_micro_batches_add_up_to_the_step(six_rows: Batch, patch_size: int, changes: dict[str, Any], step: int) -> None:
+def test_micro_batches_add_up_to_the_step(
+    six_rows: Batch, patch_size: int, changes: dict[str, Any], step: int
+) -> None:
     objective = make_objective(patch_size, **changes)
     pinned = draws_of(objective, six_rows).pinned.any(1)
     assert pinned.any()
@@ -213,14 +254,24 @@ def gradients_of(objective: Stage2Objective, value: Tensor) -> dict[str, Tensor]
     """The gradients of `value`, by parameter, of those that get any."""
     objective.zero_grad()
     value.backward()
-    return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+    return {
+        name: p.grad.clone()
+        for name, p in objective.named_parameters()
+        if p.grad is not None and p.grad.any()
+    }
 
 
 @pytest.mark.parametrize("grad_to_encoder", [True, False])
-def test_the_flow_term_reaches_the_encoder_only_where_asked(six_rows: Batch, grad_to_encoder: bool) -> None:
+def test_the_flow_term_reaches_the_encoder_only_where_asked(
+    six_rows: Batch, grad_to_encoder: bool
+) -> None:
     objective = make_objective(flow={"grad_to_encoder": grad_to_encoder})
     flow = gradients_of(objective, losses_of(objective, six_rows).terms["flow_mse"])
-    reached = {name.split(".")[0] + "." + name.split(".")[1] for name in flow if name.startswith(("vae", "reference"))}
+    reached = {
+        name.split(".")[0] + "." + name.split(".")[1]
+        for name in flow
+        if name.startswith(("vae", "reference"))
+    }
     assert reached == ({"vae.encoder"} if grad_to_encoder else set())
     assert {name for name, _ in objective.named_parameters() if name.startswith("dit.")} == {
         n for n in flow if n.startswith("dit.")
@@ -228,7 +279,9 @@ def test_the_flow_term_reaches_the_encoder_only_where_asked(six_rows: Batch, gra
 
 
 def test_only_the_noised_path_carries_the_flow_gradient(six_rows: Batch) -> None:
-    """Against a flow loss in which target, history and pinned positions are constants by construction."""
+    """Against a flow loss in which target, history and pinned positions are constants by
+    construction.
+    """
     objective = make_objective()
     ours = gradients_of(objective, losses_of(objective, six_rows).terms["flow_mse"])
 
@@ -241,12 +294,18 @@ def test_only_the_noised_path_carries_the_flow_gradient(six_rows: Batch) -> None
     t = times.distinct[times.index][..., None]
     counted = (six_rows.loss_mask & ~draws.pinned)[..., None]
 
-    def gradients(path: Tensor, pinned: Tensor, history: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def gradients(
+        path: Tensor, pinned: Tensor, history: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
         z_t = torch.where(draws.pinned[..., None], pinned, (1 - t) * path + t * z_1)
         error = (objective.dit.velocity(z_t, history, times) - (z_1 - target)).square()
         objective.zero_grad()
         ((error * counted).sum() / counted.sum() / 4).backward(retain_graph=True)
-        return {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None and p.grad.any()}
+        return {
+            name: p.grad.clone()
+            for name, p in objective.named_parameters()
+            if p.grad is not None and p.grad.any()
+        }
 
     expected = gradients(z_0, constant, constant, constant)
     assert ours.keys() == expected.keys()
@@ -265,13 +324,20 @@ def test_only_the_noised_path_carries_the_flow_gradient(six_rows: Batch) -> None
 def test_the_reference_encoder_never_learns(six_rows: Batch) -> None:
     objective = make_objective()
     assert objective.reference_encoder is not None
-    before = {name: value.clone() for name, value in objective.reference_encoder.state_dict().items()}
-    assert not any(parameter.requires_grad for parameter in objective.reference_encoder.parameters())
+    before = {
+        name: value.clone() for name, value in objective.reference_encoder.state_dict().items()
+    }
+    assert not any(
+        parameter.requires_grad for parameter in objective.reference_encoder.parameters()
+    )
     losses_of(objective, six_rows).total.backward()
     assert all(parameter.grad is None for parameter in objective.reference_encoder.parameters())
     # A copy, not the VAE's own tensors: moving the VAE leaves it where it was.
     moved(objective.vae)
-    assert all(torch.equal(value, before[name]) for name, value in objective.reference_encoder.state_dict().items())
+    assert all(
+        torch.equal(value, before[name])
+        for name, value in objective.reference_encoder.state_dict().items()
+    )
     at_start = tiny_vae().encoder.state_dict()
     assert all(torch.equal(value, at_start[name]) for name, value in before.items())
 
@@ -283,7 +349,9 @@ def test_frozen_steps_give_the_vae_no_gradient(six_rows: Batch, mode: str) -> No
     losses_of(objective, six_rows, step=FROZEN).total.backward()
     assert all(parameter.grad is None for parameter in objective.vae.parameters())
     assert all(parameter.grad is not None for parameter in objective.dit.parameters())
-    assert all(parameter.requires_grad == (mode != "fix") for parameter in objective.vae.parameters())
+    assert all(
+        parameter.requires_grad == (mode != "fix") for parameter in objective.vae.parameters()
+    )
 
 
 def test_each_term_reaches_what_it_should(six_rows: Batch) -> None:
@@ -292,7 +360,9 @@ def test_each_term_reaches_what_it_should(six_rows: Batch) -> None:
     for name in losses_of(objective, six_rows).weights:
         terms = losses_of(objective, six_rows).terms
         reached[name] = {
-            ".".join(parameter.split(".")[:2]) for parameter in gradients_of(objective, terms[name]) if "vae" in parameter
+            ".".join(parameter.split(".")[:2])
+            for parameter in gradients_of(objective, terms[name])
+            if "vae" in parameter
         }
         assert any(p.grad is not None for p in objective.dit.parameters()) == (name == "flow_mse")
     both, encoder = {"vae.encoder", "vae.decoder"}, {"vae.encoder"}
@@ -308,8 +378,16 @@ def test_each_term_reaches_what_it_should(six_rows: Batch) -> None:
 # Draws
 
 
-def many_draws(rows: int = 4000, num_blocks: int = 4, block_size: int = 8, **changes: Any) -> FlowDraws:
-    return flow_draws(dataclasses.replace(FlowConfig(), **changes), torch.arange(rows), num_blocks, block_size, SEED)
+def many_draws(
+    rows: int = 4000, num_blocks: int = 4, block_size: int = 8, **changes: Any
+) -> FlowDraws:
+    return flow_draws(
+        dataclasses.replace(FlowConfig(), **changes),
+        torch.arange(rows),
+        num_blocks,
+        block_size,
+        SEED,
+    )
 
 
 @pytest.mark.parametrize(("loc", "scale"), [(1.0, 1.0), (-0.5, 2.0)])
@@ -336,7 +414,11 @@ def test_a_time_for_a_sample_or_for_each_block(distribution: str) -> None:
 
 @pytest.mark.parametrize("block_size", [1, 2, 8])
 def test_prompt_blocks_pin_their_first_positions(block_size: int) -> None:
-    pinned = many_draws(block_size=block_size, prompt_block_prob=0.3).pinned.unflatten(1, (-1, block_size)).flatten(0, 1)
+    pinned = (
+        many_draws(block_size=block_size, prompt_block_prob=0.3)
+        .pinned.unflatten(1, (-1, block_size))
+        .flatten(0, 1)
+    )
     lengths = pinned.sum(1)
     # The first ones, and never the whole block.
     assert torch.equal(pinned, torch.arange(block_size) < lengths[:, None])
@@ -394,7 +476,13 @@ def test_position_times_index_the_draws(timestep_per: str) -> None:
 
 def test_interval_trains_first_and_then_rests() -> None:
     interval = VAEStrategyConfig(mode="interval", joint_steps=2, frozen_steps=3)
-    assert [interval.trains_vae(step) for step in range(11)] == [True, True, False, False, False] * 2 + [True]
+    assert [interval.trains_vae(step) for step in range(11)] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ] * 2 + [True]
     paper = VAEStrategyConfig(mode="interval")
     assert [paper.trains_vae(step) for step in (0, 1999, 2000, 4999, 5000, 6999, 7000)] == [
         True,
@@ -413,8 +501,12 @@ def test_the_dit_learns_the_same_in_a_frozen_step(six_rows: Batch) -> None:
     """Freezing stops the VAE's gradient and nothing else."""
     objective = make_objective()
     randomize(objective.vae, 99)
-    joint = gradients_of(objective, losses_of(objective, rows_of(six_rows, slice(0, 2))).terms["flow_mse"])
-    frozen = gradients_of(objective, losses_of(objective, rows_of(six_rows, slice(0, 2)), step=FROZEN).total / 1.3)
+    joint = gradients_of(
+        objective, losses_of(objective, rows_of(six_rows, slice(0, 2))).terms["flow_mse"]
+    )
+    frozen = gradients_of(
+        objective, losses_of(objective, rows_of(six_rows, slice(0, 2)), step=FROZEN).total / 1.3
+    )
     assert frozen
     for name, gradient in frozen.items():
         torch.testing.assert_close(gradient, joint[name], rtol=1e-4, atol=1e-6)

@@ -1,4 +1,6 @@
-"""The sampler's options: each against a sampler without caches, or against the plain path that it replaces."""
+"""The sampler's options: each against a sampler without caches, or against the plain path that it
+replaces.
+"""
 
 import dataclasses
 import functools
@@ -17,7 +19,15 @@ from cola_train.sampling.precision import ready_for_passes
 from tests.helpers.compare import assert_near, largest_difference
 from tests.helpers.llama import tiny_baseline
 from tests.helpers.sampler import generate_alone
-from tests.helpers.tiny import PAD, calm, random_latents, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
+from tests.helpers.tiny import (
+    PAD,
+    calm,
+    random_latents,
+    random_tokens,
+    tiny_checkpoint,
+    tiny_dit,
+    tiny_vae,
+)
 
 CONFIG = SamplerConfig(num_steps=4, max_new_tokens=8, eos_token_ids=())
 OPTIONS = [
@@ -47,25 +57,46 @@ def test_options_equal_those_of_a_sampler_without_caches(options: dict[str, Any]
     config, checkpoint = dataclasses.replace(CONFIG, **options), tiny()
     assert checkpoint.dit is not None
     with torch.inference_mode():
-        generation = BlockGeneration(checkpoint.vae, checkpoint.dit, prompts(), range(4), config, PAD, noise)
+        generation = BlockGeneration(
+            checkpoint.vae, checkpoint.dit, prompts(), range(4), config, PAD, noise
+        )
         blocks = [generation.next_block() for _ in range(2)]
         for row, prompt in enumerate(prompts()):
-            alone = generate_alone(checkpoint.vae, checkpoint.dit, prompt, config, PAD, 2, functools.partial(noise, row))
+            alone = generate_alone(
+                checkpoint.vae,
+                checkpoint.dit,
+                prompt,
+                config,
+                PAD,
+                2,
+                functools.partial(noise, row),
+            )
             for block, (latents, _, ids) in zip(blocks, alone, strict=True):
                 assert_near(block.latents[row], latents)
                 assert block.tokens[row].tolist() == ids
     # Each has an effect, so that the two cannot agree for want of one.
     plain = generate(checkpoint, prompts(), CONFIG, noise)[3].latents
-    assert largest_difference(generate(checkpoint, prompts(), config, noise)[3].latents, plain) > 1e-3
+    assert (
+        largest_difference(generate(checkpoint, prompts(), config, noise)[3].latents, plain) > 1e-3
+    )
 
 
 def passes(config: SamplerConfig) -> list[tuple[int, int]]:
-    """Rows of each pass of the DiT, and whether its outputs are read, while one prompt of a block is continued by one."""
+    """Rows of each pass of the DiT, and whether its outputs are read, while one prompt of a block
+    is continued by one.
+    """
     found: list[tuple[int, int]] = []
     dit = tiny().dit
     assert dit is not None
-    handle = dit.register_forward_hook(lambda module, inputs, out: found.append((len(inputs[0]), out.shape[1])))
-    generate(tiny(), [random_tokens(1, 4, seed=1)[0].tolist()], dataclasses.replace(config, max_new_tokens=4), noise)
+    handle = dit.register_forward_hook(
+        lambda module, inputs, out: found.append((len(inputs[0]), out.shape[1]))
+    )
+    generate(
+        tiny(),
+        [random_tokens(1, 4, seed=1)[0].tolist()],
+        dataclasses.replace(config, max_new_tokens=4),
+        noise,
+    )
     handle.remove()
     return found
 
@@ -85,12 +116,17 @@ def passes(config: SamplerConfig) -> list[tuple[int, int]]:
 )
 def test_passes_of_a_block(options: dict[str, Any], rows: list[int]) -> None:
     """The first one fills the cache, and nobody reads its outputs."""
-    assert passes(dataclasses.replace(CONFIG, **options)) == [(1, 0), *((count, 4) for count in rows)]
+    assert passes(dataclasses.replace(CONFIG, **options)) == [
+        (1, 0),
+        *((count, 4) for count in rows),
+    ]
 
 
 def test_an_interval_ends_at_the_times_that_it_names() -> None:
     """1 - 9/10 is less than 0.1 in floating point, and 0.1 is inside all the same."""
-    guided = [SamplerConfig(guidance_interval=(0.1, 0.9)).guides_at(1 - step / 10) for step in range(10)]
+    guided = [
+        SamplerConfig(guidance_interval=(0.1, 0.9)).guides_at(1 - step / 10) for step in range(10)
+    ]
     assert guided == [False] + [True] * 9
 
 
@@ -111,16 +147,29 @@ def test_what_depends_on_time_alone_is_computed_once_for_all_blocks_and_prompts(
     assert [len(x) for x in layers] == [5] * len(dit.blocks)
 
 
-def test_compiled_passes_equal_eager_ones_and_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For all blocks, rows that begin and end at different times, and cache lengths; with a backend that needs no C++ compiler."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what checks shapes here is no part of what is compiled
+def test_compiled_passes_equal_eager_ones_and_are_compiled_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For all blocks, rows that begin and end at different times, and cache lengths; with a backend
+    that needs no C++ compiler.
+    """
+    # what checks shapes here is no part of what is compiled
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     counted = CompileCounterWithBackend("aot_eager")
     compiled: Callable[..., Any] = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda network, *, dynamic, mode: compiled(network, dynamic=dynamic, backend=counted))
+    monkeypatch.setattr(
+        torch,
+        "compile",
+        lambda network, *, dynamic, mode: compiled(network, dynamic=dynamic, backend=counted),
+    )
     many = [random_tokens(1, length, seed=length)[0].tolist() for length in (4, 5, 9, 12, 17)]
     config = dataclasses.replace(CONFIG, batch_size=2)
     eager = generate(tiny(), many, config, noise)
-    for one, other in zip(generate(tiny(), many, dataclasses.replace(config, compile=True), noise), eager, strict=True):
+    for one, other in zip(
+        generate(tiny(), many, dataclasses.replace(config, compile=True), noise),
+        eager,
+        strict=True,
+    ):
         assert_near(one.latents, other.latents)
         assert one.token_ids == other.token_ids
     assert counted.frame_count == 1
@@ -129,7 +178,9 @@ def test_compiled_passes_equal_eager_ones_and_are_compiled_once(monkeypatch: pyt
 def test_bf16_is_autocast_to_the_bit_with_weights_cast_beforehand() -> None:
     config = dataclasses.replace(CONFIG, precision="bf16")
     checkpoint = tiny()
-    networks: list[tuple[nn.Module, Tensor]] = [(checkpoint.vae.decoder, random_latents(2, 8, 4, seed=3))]
+    networks: list[tuple[nn.Module, Tensor]] = [
+        (checkpoint.vae.decoder, random_latents(2, 8, 4, seed=3))
+    ]
     networks.append((tiny_baseline(True).transformer, random_tokens(2, 8, seed=4)))
     for network, inputs in networks:
         ready = ready_for_passes(network, config, torch.device("cpu"))
@@ -146,7 +197,9 @@ def test_precision_is_fp32_on_a_cpu_unless_asked_for() -> None:
     by_precision = {}
     for precision in ("auto", "fp32", "bf16"):
         config = dataclasses.replace(CONFIG, precision=precision)
-        by_precision[precision] = torch.cat([result.latents for result in generate(tiny(), prompts(), config, noise)])
+        by_precision[precision] = torch.cat(
+            [result.latents for result in generate(tiny(), prompts(), config, noise)]
+        )
     assert torch.equal(by_precision["auto"], by_precision["fp32"])
     assert 1e-4 < largest_difference(by_precision["bf16"], by_precision["fp32"]) < 0.5
     assert ready_for_passes(tiny().vae, CONFIG, torch.device("cpu")) is tiny().vae

@@ -30,20 +30,34 @@ RATIO = 0.25
 
 
 def run_pass(
-    vae: TextVAE, batch: Batch, mask_weight: float = 1.0, log_snr: float | None = None, mask_documents: bool = False
+    vae: TextVAE,
+    batch: Batch,
+    mask_weight: float = 1.0,
+    log_snr: float | None = None,
+    mask_documents: bool = False,
 ) -> VAEPass:
-    config = Stage1Config(mask_ratio=RATIO, mask_weight=mask_weight, fixed_log_snr=log_snr, mask_documents=mask_documents)
+    config = Stage1Config(
+        mask_ratio=RATIO,
+        mask_weight=mask_weight,
+        fixed_log_snr=log_snr,
+        mask_documents=mask_documents,
+    )
     return vae_pass(vae, batch, config, SEED)
 
 
 def means_of(out: VAEPass, batch: Batch, patch_size: int = 1) -> dict[str, Tensor]:
     """Terms and metrics of a pass over `batch`, by their names in metrics.jsonl."""
     counts = vae_counts(batch, patch_size, Stage1Config(mask_ratio=RATIO), SEED)
-    return {term.key: term.share(counts) for term in (out.reconstruction(1.0), *out.mask(1.0), *out.metrics())}
+    return {
+        term.key: term.share(counts)
+        for term in (out.reconstruction(1.0), *out.mask(1.0), *out.metrics())
+    }
 
 
 def masked_by_hand(batch: Batch) -> list[list[int]]:
-    """The round(ratio x seq) real tokens with the smallest draws in each row; fewer if the row has fewer."""
+    """The round(ratio x seq) real tokens with the smallest draws in each row; fewer if the row has
+    fewer.
+    """
     seq = batch.tokens.shape[1]
     draws = uniform(SEED, Purpose.TOKEN_MASK, batch.sample_index, seq).tolist()
     out = []
@@ -77,20 +91,31 @@ def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_docume
     assert_near(out.posterior.mean, posterior.mean)
     assert_near(out.posterior.logvar, posterior.logvar)
 
-    real = [(row, place) for row in range(rows) for place in range(seq) if batch.loss_mask[row, place]]
+    real = [
+        (row, place) for row in range(rows) for place in range(seq) if batch.loss_mask[row, place]
+    ]
     cross_entropy = [nats(logits[row, place], int(batch.tokens[row, place])) for row, place in real]
-    assert_near(means["reconstruction_nats_per_token"], torch.tensor(sum(cross_entropy) / len(real)))
-    hits = sum(int(logits[row, place].argmax()) == int(batch.tokens[row, place]) for row, place in real)
+    assert_near(
+        means["reconstruction_nats_per_token"], torch.tensor(sum(cross_entropy) / len(real))
+    )
+    hits = sum(
+        int(logits[row, place].argmax()) == int(batch.tokens[row, place]) for row, place in real
+    )
     assert_near(means["reconstruction_accuracy"], torch.tensor(hits / len(real)))
 
     masked = masked_by_hand(batch)
     copy = batch.tokens.clone()
     for row, places in enumerate(masked):
         copy[row, places] = vae.mask_token_id
-    # Of a row with too few real tokens, padding is masked as well; that is behind them, and carries no loss.
-    masked_logits = vae.decode(vae.encode(copy, documents).sample(draw(Purpose.MASKED_POSTERIOR_EPS)), documents)
+    # Of a row with too few real tokens, padding is masked as well; that is behind them, and carries
+    # no loss.
+    masked_logits = vae.decode(
+        vae.encode(copy, documents).sample(draw(Purpose.MASKED_POSTERIOR_EPS)), documents
+    )
     losses = [
-        nats(masked_logits[row, place], int(batch.tokens[row, place])) for row, places in enumerate(masked) for place in places
+        nats(masked_logits[row, place], int(batch.tokens[row, place]))
+        for row, places in enumerate(masked)
+        for place in places
     ]
     assert 0 < len(losses) < len(real)
     assert_near(means["mask_nats_per_masked_token"], torch.tensor(sum(losses) / len(losses)))
@@ -99,7 +124,9 @@ def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_docume
     squares = [number(posterior.mean[at].square().mean()) for at in real_latents]
     variances = [number(posterior.logvar[at].exp().mean()) for at in real_latents]
     assert_near(means["posterior_mean_square"], torch.tensor(sum(squares) / len(squares)))
-    torch.testing.assert_close(means["posterior_variance"], torch.tensor(sum(variances) / len(variances)))
+    torch.testing.assert_close(
+        means["posterior_variance"], torch.tensor(sum(variances) / len(variances))
+    )
 
 
 def test_masking_uses_real_tokens_alone_and_exactly_as_many_as_asked(six_rows: Batch) -> None:
@@ -126,13 +153,17 @@ def test_a_full_row_masks_the_share_exactly(seq: int, ratio: float, index: int) 
 
 def test_every_position_is_masked_as_often() -> None:
     batch = make_batch(random_tokens(4000, 8, seed=92), [0] * 4000)
-    hits = torch.zeros(8).index_add(0, mask_positions(batch, RATIO, SEED).flatten(), torch.ones(8000))
+    hits = torch.zeros(8).index_add(
+        0, mask_positions(batch, RATIO, SEED).flatten(), torch.ones(8000)
+    )
     # 2 of 8 per row, so each place is hit with probability 1/4; 5 standard deviations.
     assert (hits - 1000).abs().max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
 
 
 def test_masked_tokens_are_not_read_by_the_masked_copy(six_rows: Batch) -> None:
-    """Changing the token under a mask changes what is asked for, not what the encoder of the masked copy reads."""
+    """Changing the token under a mask changes what is asked for, not what the encoder of the masked
+    copy reads.
+    """
     vae = tiny_vae()
     at = mask_positions(six_rows, RATIO, SEED)
     seen: list[Tensor] = []
@@ -156,7 +187,9 @@ def test_no_mask_weight_no_masked_copy(six_rows: Batch) -> None:
     with_mask, without = (means_of(out, six_rows) for out in passes)
     assert set(with_mask) - set(without) == {"mask_nats_per_masked_token"}
     assert "masked_tokens" not in vae_counts(six_rows, 1, Stage1Config(mask_weight=0.0), SEED)
-    assert_near(with_mask["reconstruction_nats_per_token"], without["reconstruction_nats_per_token"])
+    assert_near(
+        with_mask["reconstruction_nats_per_token"], without["reconstruction_nats_per_token"]
+    )
 
 
 def test_a_fixed_log_snr_replaces_the_variance_everywhere(six_rows: Batch) -> None:
@@ -165,7 +198,9 @@ def test_a_fixed_log_snr_replaces_the_variance_everywhere(six_rows: Batch) -> No
     eps = standard_normal_latents(SEED, Purpose.POSTERIOR_EPS, six_rows, 24, 4)
     assert_near(out.z_0, vae.encode(six_rows.tokens).mean + math.exp(-0.75) * eps)
     means = means_of(out, six_rows)
-    assert vae_log_snr({name: number(value) for name, value in means.items()})["vae_log_snr"] == pytest.approx(1.5, abs=1e-3)
+    assert vae_log_snr({name: number(value) for name, value in means.items()})[
+        "vae_log_snr"
+    ] == pytest.approx(1.5, abs=1e-3)
     assert largest_difference(out.z_0, run_pass(vae, six_rows).z_0) > 1e-2
     # The decoder's gradient reaches the encoder through the mean alone.
     means["reconstruction_nats_per_token"].backward()
@@ -181,7 +216,9 @@ def test_latents_count_if_any_token_does(patch_size: int) -> None:
     counted = latent_mask(mask, patch_size)
     for row in range(3):
         for latent in range(12 // patch_size):
-            assert bool(counted[row, latent]) == any(mask[row, latent * patch_size : (latent + 1) * patch_size].tolist())
+            assert bool(counted[row, latent]) == any(
+                mask[row, latent * patch_size : (latent + 1) * patch_size].tolist()
+            )
 
 
 def test_documents_of_latents(six_rows: Batch) -> None:

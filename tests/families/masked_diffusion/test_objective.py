@@ -1,4 +1,6 @@
-"""The LLaDA baseline's loss against enumeration: of masks, of orders in which tokens are revealed, and of a true distribution."""
+"""The LLaDA baseline's loss against enumeration: of masks, of orders in which tokens are revealed,
+and of a true distribution.
+"""
 
 import itertools
 import math
@@ -43,14 +45,22 @@ def text_nats(objective: GivenMask, text: Sequence[int], t: float, mask: Sequenc
 
 
 def mean_over_masks(objective: GivenMask, text: Sequence[int], t: float) -> float:
-    return math.fsum(t ** sum(mask) * (1 - t) ** (SEQ - sum(mask)) * text_nats(objective, text, t, mask) for mask in MASKS)
+    return math.fsum(
+        t ** sum(mask) * (1 - t) ** (SEQ - sum(mask)) * text_nats(objective, text, t, mask)
+        for mask in MASKS
+    )
 
 
 def mean_over_times(objective: GivenMask, text: Sequence[int], low: float = 0.0) -> float:
-    """t uniform in (low, 1]. Over t, the mean over masks is a polynomial of degree SEQ - 1: two nodes are exact."""
+    """t uniform in (low, 1]. Over t, the mean over masks is a polynomial of degree SEQ - 1: two
+    nodes are exact.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(2)
     times = low + (1 - low) * (nodes + 1) / 2
-    return math.fsum(weight / 2 * mean_over_masks(objective, text, float(t)) for t, weight in zip(times, weights, strict=True))
+    return math.fsum(
+        weight / 2 * mean_over_masks(objective, text, float(t))
+        for t, weight in zip(times, weights, strict=True)
+    )
 
 
 def given(network: Transformer) -> GivenMask:
@@ -58,11 +68,24 @@ def given(network: Transformer) -> GivenMask:
 
 
 def naive_nats(network: Transformer, text: Sequence[int], mask: Sequence[bool]) -> list[float]:
-    """-log p of each token of `text` where those under `mask` are hidden, by transformers' Llama."""
-    tokens = torch.tensor([[network.mask_token_id if hidden else token for token, hidden in zip(text, mask, strict=True)]])
+    """-log p of each token of `text` where those under `mask` are hidden, by transformers'
+    Llama.
+    """
+    tokens = torch.tensor(
+        [
+            [
+                network.mask_token_id if hidden else token
+                for token, hidden in zip(text, mask, strict=True)
+            ]
+        ]
+    )
     seq = len(text)
-    logits = llama_logits(network, tokens, torch.ones(1, seq, seq, dtype=torch.bool), torch.arange(seq)[None])[0]
-    return [-number(row.double().log_softmax(0)[token]) for row, token in zip(logits, text, strict=True)]
+    logits = llama_logits(
+        network, tokens, torch.ones(1, seq, seq, dtype=torch.bool), torch.arange(seq)[None]
+    )[0]
+    return [
+        -number(row.double().log_softmax(0)[token]) for row, token in zip(logits, text, strict=True)
+    ]
 
 
 @pytest.fixture
@@ -76,12 +99,18 @@ def test_the_mean_over_masks_is_what_enumeration_gives(network: Transformer, t: 
     wanted = 0.0
     for mask in MASKS:
         probability = math.prod(t if hidden else 1 - t for hidden in mask)
-        wanted += probability * sum(nats / t for nats, hidden in zip(naive_nats(network, text, mask), mask, strict=True) if hidden)
+        wanted += probability * sum(
+            nats / t
+            for nats, hidden in zip(naive_nats(network, text, mask), mask, strict=True)
+            if hidden
+        )
     assert mean_over_masks(given(network), text, t) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_mean_over_times_is_the_mean_over_orders_of_revealing(network: Transformer) -> None:
-    """The identity of any-order models: int t^(m-1) (1-t)^(n-m) dt weighs masks as a random order meets them."""
+    """The identity of any-order models: int t^(m-1) (1-t)^(n-m) dt weighs masks as a random order
+    meets them.
+    """
     text = [1, 2, 2]
     orders = list(itertools.permutations(range(SEQ)))
     wanted = 0.0
@@ -96,7 +125,13 @@ class TrueConditionals(Transformer):
     """Predicts by the conditionals of a joint distribution of texts."""
 
     def __init__(self, joint: Tensor) -> None:
-        config = TransformerConfig(vocab_size=VOCAB, hidden_size=VOCAB, num_hidden_layers=1, num_attention_heads=1, head_dim=2)
+        config = TransformerConfig(
+            vocab_size=VOCAB,
+            hidden_size=VOCAB,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            head_dim=2,
+        )
         super().__init__(config, causal=False)
         self.joint = joint
         with torch.no_grad():
@@ -108,12 +143,21 @@ class TrueConditionals(Transformer):
             fitting = torch.zeros_like(self.joint)
             at = tuple(slice(None) if token == VOCAB else slice(token, token + 1) for token in text)
             fitting[at] = self.joint[at]
-            rows.append(torch.stack([fitting.sum([axis for axis in range(SEQ) if axis != place]) for place in range(SEQ)]))
+            rows.append(
+                torch.stack(
+                    [
+                        fitting.sum([axis for axis in range(SEQ) if axis != place])
+                        for place in range(SEQ)
+                    ]
+                )
+            )
         # What is impossible gets a number all the same, for the head's product.
         return torch.stack(rows).clamp(min=1e-30).log()
 
 
-def test_true_conditionals_lose_exactly_the_texts_negative_log_likelihood(network: Transformer) -> None:
+def test_true_conditionals_lose_exactly_the_texts_negative_log_likelihood(
+    network: Transformer,
+) -> None:
     joint = torch.rand((VOCAB,) * SEQ, generator=torch.Generator().manual_seed(3)) + 0.02
     joint /= joint.sum()
     true, other = given(TrueConditionals(joint)), given(network)
@@ -131,10 +175,18 @@ def test_drawn_losses_are_unbiased(network: Transformer) -> None:
     low, text = 0.2, [2, 0, 1]
     objective = MaskedDiffusionObjective(network, MaskedDiffusionConfig(min_mask_prob=low), SEED)
     with torch.no_grad():
-        means = torch.tensor([
-            SEQ * number(losses_of(objective, make_batch(torch.tensor([text] * 500), [0] * 500, first_index=500 * part)).total)
-            for part in range(40)
-        ]).double()  # fmt: skip
+        means = torch.tensor(
+            [
+                SEQ
+                * number(
+                    losses_of(
+                        objective,
+                        make_batch(torch.tensor([text] * 500), [0] * 500, first_index=500 * part),
+                    ).total
+                )
+                for part in range(40)
+            ]
+        ).double()
     error = number(means.std()) / len(means) ** 0.5
     assert error < 0.02 * number(means.mean())
     assert abs(number(means.mean()) - mean_over_times(given(network), text, low)) < 4 * error
@@ -142,40 +194,61 @@ def test_drawn_losses_are_unbiased(network: Transformer) -> None:
 
 def test_draws_are_addressed_and_only_real_tokens_are_masked() -> None:
     rows, seq, low = 2000, 10, 0.25
-    objective = MaskedDiffusionObjective(tiny_transformer(causal=False), MaskedDiffusionConfig(min_mask_prob=low), SEED)
+    objective = MaskedDiffusionObjective(
+        tiny_transformer(causal=False), MaskedDiffusionConfig(min_mask_prob=low), SEED
+    )
     batch = make_batch(random_tokens(rows, seq, seed=20), [row % 4 for row in range(rows)])
     t, masked = objective.draw_mask(batch)
     assert low < t.min() < low + 0.01
     assert 0.99 < t.max() <= 1
     assert not (masked & ~batch.loss_mask).any()
-    # Uniform: an eighth of the rows in each eighth of the range; and of a row's real tokens a share of t is masked.
+    # Uniform: an eighth of the rows in each eighth of the range; and of a row's real tokens a share
+    # of t is masked.
     filled = torch.histc(t, 8, low, 1.0) / rows
     assert (filled - 1 / 8).abs().max() < 5 * (7 / 64 / rows) ** 0.5
     for chosen in (t < 0.5, t >= 0.5, t > 0.9):
         real = batch.loss_mask[chosen]
-        expected, variance = (t[chosen, None] * real).sum(), ((t * (1 - t))[chosen, None] * real).sum()
+        expected, variance = (
+            (t[chosen, None] * real).sum(),
+            ((t * (1 - t))[chosen, None] * real).sum(),
+        )
         assert (masked[chosen].sum() - expected).abs() < 5 * variance.sqrt()
     # The same wherever a row stands; another seed or sample draws otherwise.
     part = objective.draw_mask(rows_of(batch, slice(700, 703)))
     assert torch.equal(part[0], t[700:703])
     assert torch.equal(part[1], masked[700:703])
     assert t.unique().numel() > rows - 5
-    assert not torch.equal(MaskedDiffusionObjective(objective.transformer, objective.config, SEED + 1).draw_mask(batch)[0], t)
+    assert not torch.equal(
+        MaskedDiffusionObjective(objective.transformer, objective.config, SEED + 1).draw_mask(
+            batch
+        )[0],
+        t,
+    )
 
 
 @pytest.mark.parametrize("mask_documents", [False, True])
 def test_the_loss_and_its_accuracy_by_hand(six_rows: Batch, mask_documents: bool) -> None:
     """Padding and documents in place, one token at a time."""
     network = tiny_transformer(causal=False)
-    objective = MaskedDiffusionObjective(network, MaskedDiffusionConfig(mask_documents=mask_documents), SEED)
+    objective = MaskedDiffusionObjective(
+        network, MaskedDiffusionConfig(mask_documents=mask_documents), SEED
+    )
     times, masks = objective.draw_mask(six_rows)
     nats, right = 0.0, 0
-    for tokens, document, t, masked in zip(six_rows.tokens, six_rows.document_ids, times, masks, strict=True):
-        parts = [document == number for number in document.unique()] if mask_documents else [document >= 0]
+    for tokens, document, t, masked in zip(
+        six_rows.tokens, six_rows.document_ids, times, masks, strict=True
+    ):
+        parts = (
+            [document == number for number in document.unique()]
+            if mask_documents
+            else [document >= 0]
+        )
         for part in parts:
             hidden = masked[part].tolist()
             with torch.no_grad():
-                logits = network.head(network(torch.where(masked, 29, tokens)[part][None]))[0].double()
+                logits = network.head(network(torch.where(masked, 29, tokens)[part][None]))[
+                    0
+                ].double()
             for row, token, is_masked in zip(logits, tokens[part].tolist(), hidden, strict=True):
                 if is_masked:
                     nats += number((row.logsumexp(0) - row[token]) / t)
@@ -185,15 +258,23 @@ def test_the_loss_and_its_accuracy_by_hand(six_rows: Batch, mask_documents: bool
         "tokens": int(six_rows.loss_mask.sum()),
         "masked_tokens": int(masks.sum()),
     }
-    assert_near(losses.terms["masked_diffusion_nats_per_token"], torch.tensor(nats / int(counts["tokens"])), 1e-4)
-    assert_near(losses.metrics["masked_token_accuracy"], torch.tensor(right / int(counts["masked_tokens"])))
+    assert_near(
+        losses.terms["masked_diffusion_nats_per_token"],
+        torch.tensor(nats / int(counts["tokens"])),
+        1e-4,
+    )
+    assert_near(
+        losses.metrics["masked_token_accuracy"], torch.tensor(right / int(counts["masked_tokens"]))
+    )
     assert right > 0
 
 
 @pytest.mark.parametrize("mask_documents", [False, True])
 def test_micro_batches_add_up_to_the_step(six_rows: Batch, mask_documents: bool) -> None:
     network = tiny_transformer(causal=False).requires_grad_(True)
-    objective = MaskedDiffusionObjective(network, MaskedDiffusionConfig(mask_documents=mask_documents), SEED)
+    objective = MaskedDiffusionObjective(
+        network, MaskedDiffusionConfig(mask_documents=mask_documents), SEED
+    )
     whole = added_up(objective, six_rows, 6)
     assert len(whole[1]) == len(list(objective.parameters()))
     for rows_each in (1, 2, 3):
@@ -206,4 +287,6 @@ def test_padding_alone_gives_zero_losses_and_no_gradient(six_rows: Batch) -> Non
     losses = losses_of(objective, rows_of(six_rows, slice(2, 3)))
     losses.total.backward()
     assert all(number(value) == 0 for value in losses.figures().values())
-    assert not any(parameter.grad.any() for parameter in objective.parameters() if parameter.grad is not None)
+    assert not any(
+        parameter.grad.any() for parameter in objective.parameters() if parameter.grad is not None
+    )

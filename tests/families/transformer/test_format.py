@@ -67,10 +67,16 @@ def test_transformers_loads_ar_as_a_llama(tmp_path: Path, max_shard_bytes: int) 
     assert not any(report.values())  # nothing missing, unexpected, mismatched or wrong
     assert type(llama).__name__ == "LlamaForCausalLM"
     assert (llama.config.max_position_embeddings, llama.config.initializer_range) == (64, 0.07)
-    assert (llama.config.eos_token_id, llama.config.pad_token_id, llama.config.bos_token_id) == (0, 3, None)
+    assert (llama.config.eos_token_id, llama.config.pad_token_id, llama.config.bos_token_id) == (
+        0,
+        3,
+        None,
+    )
     tokens = random_tokens(2, 12, seed=5)
     with torch.no_grad():
-        assert_near(llama(tokens).logits, baseline.transformer.head(baseline.transformer(tokens)), 1e-4)
+        assert_near(
+            llama(tokens).logits, baseline.transformer.head(baseline.transformer(tokens)), 1e-4
+        )
 
 
 def test_transformers_loads_the_tokenizer(saved: Path, baseline: TransformerCheckpoint) -> None:
@@ -98,7 +104,9 @@ def test_what_is_loaded_is_what_was_saved_and_ready_for_inference(
     ours, theirs = baseline.transformer, loaded.transformer
     assert (ours.config, ours.causal) == (theirs.config, theirs.causal)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
-    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
+    assert all(
+        torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items()
+    )
     assert not theirs.training
     assert not any(parameter.requires_grad for parameter in theirs.parameters())
 
@@ -122,16 +130,29 @@ def test_each_family_is_known_by_its_files(
     checkpoint: ColaCheckpoint, baseline: TransformerCheckpoint, saved: Path, tmp_path: Path
 ) -> None:
     checkpoint.save(tmp_path / "cola")
-    (tmp_path / "cola" / "config.json").write_text("{}", encoding="utf-8")  # as a hub may put one there
+    # as a hub may put one there
+    (tmp_path / "cola" / "config.json").write_text("{}", encoding="utf-8")
     assert isinstance(load_checkpoint(tmp_path / "cola"), ColaCheckpoint)
     assert type(load_checkpoint(saved)) is type(baseline)
-    assert_refused(tmp_path, f"{tmp_path} holds no checkpoint of any family (vae, joint, ar, llada)", "cola-train export RUN")
-    with pytest.raises(UserError, match=r"cola is no checkpoint of the \w+ family: it has no config\.json \(nor hf/config\.json\)"):
+    assert_refused(
+        tmp_path,
+        f"{tmp_path} holds no checkpoint of any family (vae, joint, ar, llada)",
+        "cola-train export RUN",
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"cola is no checkpoint of the \w+ family: it has no config\.json \(nor "
+            r"hf/config\.json\)"
+        ),
+    ):
         type(baseline).load(tmp_path / "cola")
 
 
 class AskedFor(Mapping[str, Tensor]):
-    """A state that notes how many files were written when each of its tensors was first asked for."""
+    """A state that notes how many files were written when each of its tensors was first asked
+    for.
+    """
 
     def __init__(self, state: Mapping[str, Tensor], folder: Path) -> None:
         self.state, self.folder, self.files = state, folder, dict[str, int]()
@@ -150,7 +171,9 @@ class AskedFor(Mapping[str, Tensor]):
 def test_tensors_are_asked_for_a_file_at_a_time(tmp_path: Path) -> None:
     state = AskedFor(tiny_transformer(True).state_dict(), tmp_path)
     out, tokenizer = tmp_path / "out", tiny_tokenizer()
-    write_transformer(out, TRANSFORMER_CONFIG, state, KIND, tokenizer, FACTS, replace=False, max_shard_bytes=3000)
+    write_transformer(
+        out, TRANSFORMER_CONFIG, state, KIND, tokenizer, FACTS, replace=False, max_shard_bytes=3000
+    )
     index = read_json(tmp_path / "out" / "model.safetensors.index.json")["weight_map"]
     assert state.files.keys() == index.keys()
     assert len(set(index.values())) > 2
@@ -164,11 +187,20 @@ def test_tensors_are_asked_for_a_file_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "message"),
     [
-        ({"model_type": "mistral"}, "config.json says model_type = 'mistral', which is that of no family here"),
-        ({"model_type": ["llama"]}, "config.json says model_type = ['llama'], which is that of no family here"),
+        (
+            {"model_type": "mistral"},
+            "config.json says model_type = 'mistral', which is that of no family here",
+        ),
+        (
+            {"model_type": ["llama"]},
+            "config.json says model_type = ['llama'], which is that of no family here",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported here, only 'silu'."),
         ({"num_key_value_heads": 1}, "num_key_value_heads = 1 is not supported here, only 2."),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings = True is not supported here, only False."),
+        (
+            {"tie_word_embeddings": True},
+            "tie_word_embeddings = True is not supported here, only False.",
+        ),
         ({"attention_bias": True}, "attention_bias = True is not supported here, only False."),
         ({"rope_scaling": {"factor": 2}}, "unknown field 'rope_scaling'"),
         ({"architectures": ["Other"]}, "architectures = ['Other'] is not supported here"),
@@ -179,14 +211,23 @@ def test_tensors_are_asked_for_a_file_at_a_time(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_fields_that_are_unknown_or_unsupported(saved: Path, field: dict[str, Any], message: str) -> None:
+def test_fields_that_are_unknown_or_unsupported(
+    saved: Path, field: dict[str, Any], message: str
+) -> None:
     edit_json(saved / "config.json", **field)
     assert_refused(saved, message)
 
 
-def test_one_family_is_not_taken_for_the_other(saved: Path, baseline: TransformerCheckpoint) -> None:
-    edit_json(saved / "config.json", model_type="cola_llada" if baseline.transformer.causal else "llama")
-    assert_refused(saved, "architectures = " if baseline.transformer.causal else "unknown field 'mask_token_id'")
+def test_one_family_is_not_taken_for_the_other(
+    saved: Path, baseline: TransformerCheckpoint
+) -> None:
+    edit_json(
+        saved / "config.json", model_type="cola_llada" if baseline.transformer.causal else "llama"
+    )
+    assert_refused(
+        saved,
+        "architectures = " if baseline.transformer.causal else "unknown field 'mask_token_id'",
+    )
 
 
 def test_another_mask_id(tmp_path: Path) -> None:
@@ -198,7 +239,11 @@ def test_another_mask_id(tmp_path: Path) -> None:
 def test_files_that_are_damaged_or_do_not_fit(saved: Path) -> None:
     tokenizer = saved / "tokenizer.json"
     tokenizer.write_bytes(tiny_tokenizer(30).content)
-    assert_refused(saved, f"{saved}: the tokenizer has 30 ids, the network only 29", "put the tokenizer.json there")
+    assert_refused(
+        saved,
+        f"{saved}: the tokenizer has 30 ids, the network only 29",
+        "put the tokenizer.json there",
+    )
     weights = saved / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert_refused(saved, f"{weights} is corrupt or truncated")

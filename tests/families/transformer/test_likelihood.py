@@ -18,7 +18,10 @@ CONFIG = LikelihoodConfig(num_samples=2)
 
 
 def texts(*lengths: int) -> list[list[int]]:
-    return [random_tokens(1, length, seed=80 + number)[0].tolist() for number, length in enumerate(lengths)]
+    return [
+        random_tokens(1, length, seed=80 + number)[0].tolist()
+        for number, length in enumerate(lengths)
+    ]
 
 
 # The autoregressive model
@@ -26,7 +29,9 @@ def texts(*lengths: int) -> list[list[int]]:
 
 def llama_log_p(checkpoint: TransformerCheckpoint, tokens: list[int]) -> list[float]:
     """Of each token after the end-of-text token and those before it, by transformers' Llama."""
-    logits = llama_of(checkpoint.transformer)(torch.tensor([[EOS, *tokens]])).logits[0].log_softmax(-1)
+    logits = (
+        llama_of(checkpoint.transformer)(torch.tensor([[EOS, *tokens]])).logits[0].log_softmax(-1)
+    )
     return [float(logits[place, token]) for place, token in enumerate(tokens)]
 
 
@@ -38,13 +43,17 @@ def test_an_autoregressive_models_likelihood_is_llamas() -> None:
         assert (found.standard_error, found.iwae, found.prior) == (0.0, None, None)
     prompt, continuation = texts(5, 4)
     (score,) = conditional_scores(checkpoint, [(prompt, continuation)], CONFIG, [0])
-    assert score == pytest.approx(sum(llama_log_p(checkpoint, [*prompt, *continuation])[5:]), abs=1e-4)
+    assert score == pytest.approx(
+        sum(llama_log_p(checkpoint, [*prompt, *continuation])[5:]), abs=1e-4
+    )
 
 
 def test_an_autoregressive_models_documents_begin_after_separators_of_their_own() -> None:
     checkpoint, tokens = tiny_baseline(causal=True), [*texts(9)[0], EOS, PAD, PAD]
     apart, first, second = log_likelihoods(
-        checkpoint, [Row(tokens, 0, [0] * 4 + [1] * 8), Row(tokens[:4], 0), Row(tokens[4:10], 0)], CONFIG
+        checkpoint,
+        [Row(tokens, 0, [0] * 4 + [1] * 8), Row(tokens[:4], 0), Row(tokens[4:10], 0)],
+        CONFIG,
     )
     assert apart.log_p == pytest.approx(first.log_p + second.log_p, abs=1e-4)
     assert apart.num_tokens == 10
@@ -54,7 +63,8 @@ def test_an_autoregressive_models_documents_begin_after_separators_of_their_own(
 
 
 def enumerated_bound(checkpoint: TransformerCheckpoint, tokens: list[int], given: int = 0) -> float:
-    """-E[(1/t) sum of masked tokens' nats] with the integral over t in (0, 1] of each mask's probability done by hand.
+    """-E[(1/t) sum of masked tokens' nats] with the integral over t in (0, 1] of each mask's
+    probability done by hand.
 
     A mask of l of L tokens has the integral of t^(l-1) (1-t)^(L-l), which is (l-1)! (L-l)! / L!.
     """
@@ -82,9 +92,13 @@ def test_a_masked_diffusion_models_bound_is_the_mean_over_all_masks(given: int) 
 
 def test_a_masked_diffusion_model_of_one_token_has_no_noise() -> None:
     checkpoint = tiny_baseline(causal=False)
-    found = log_likelihoods(checkpoint, [Row([token], 3) for token in range(29) if token != PAD], CONFIG)
+    found = log_likelihoods(
+        checkpoint, [Row([token], 3) for token in range(29) if token != PAD], CONFIG
+    )
     assert all(row.standard_error == 0 for row in found)
-    padding = checkpoint.transformer.head(checkpoint.transformer(torch.tensor([[29]]))).softmax(-1)[0, 0, PAD]
+    padding = checkpoint.transformer.head(checkpoint.transformer(torch.tensor([[29]]))).softmax(-1)[
+        0, 0, PAD
+    ]
     assert sum(math.exp(row.log_p) for row in found) == pytest.approx(1 - float(padding), abs=1e-5)
 
 

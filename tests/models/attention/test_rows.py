@@ -25,7 +25,9 @@ def inside(length: int, block_size: int) -> Tensor:
     return visible_set_mask(places, places)[0]
 
 
-def dit_pass(dit: BlockCausalDiT, cache: KVCache, latents: Tensor, t: Tensor, unconditional: bool = False) -> Tensor:
+def dit_pass(
+    dit: BlockCausalDiT, cache: KVCache, latents: Tensor, t: Tensor, unconditional: bool = False
+) -> Tensor:
     """One pass over the cache at time `t` (one per row)."""
     attention = CachedAttention(cache, inside(latents.shape[1], BLOCK_SIZE))
     positions, index = attention.slots, torch.arange(ROWS)[:, None].expand(latents.shape[:2])
@@ -36,7 +38,12 @@ def dit_pass(dit: BlockCausalDiT, cache: KVCache, latents: Tensor, t: Tensor, un
 
 def block_of_each_row(x: Tensor, blocks: list[int]) -> Tensor:
     """Row r's block `blocks[r]`."""
-    return torch.stack([row[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE] for row, block in zip(x, blocks, strict=True)])
+    return torch.stack(
+        [
+            row[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE]
+            for row, block in zip(x, blocks, strict=True)
+        ]
+    )
 
 
 @pytest.fixture
@@ -63,7 +70,9 @@ def committed_cache(dit: BlockCausalDiT, clean: Tensor) -> KVCache:
     return cache
 
 
-def test_dit_blocks_over_a_cache_equal_the_packed_pass(dit: BlockCausalDiT, clean: Tensor, noised: Tensor) -> None:
+def test_dit_blocks_over_a_cache_equal_the_packed_pass(
+    dit: BlockCausalDiT, clean: Tensor, noised: Tensor
+) -> None:
     cache = committed_cache(dit, clean)
     for added in range(2):
         blocks = [blocks + added for blocks in HISTORY_BLOCKS]
@@ -75,7 +84,9 @@ def test_dit_blocks_over_a_cache_equal_the_packed_pass(dit: BlockCausalDiT, clea
         again = dit_pass(dit, cache, z, t)
         assert torch.equal(first, again)
 
-        times = Times(torch.cat([t, torch.zeros(1)]), torch.arange(ROWS)[:, None].expand(clean.shape[:2]))
+        times = Times(
+            torch.cat([t, torch.zeros(1)]), torch.arange(ROWS)[:, None].expand(clean.shape[:2])
+        )
         packed = dit.velocity(noised, clean, times)
         assert_near(again, block_of_each_row(packed, blocks))
 
@@ -83,10 +94,13 @@ def test_dit_blocks_over_a_cache_equal_the_packed_pass(dit: BlockCausalDiT, clea
         cache.commit([BLOCK_SIZE] * ROWS)
 
 
-def test_uncommitted_passes_leave_committed_keys_alone(dit: BlockCausalDiT, clean: Tensor, noised: Tensor) -> None:
+def test_uncommitted_passes_leave_committed_keys_alone(
+    dit: BlockCausalDiT, clean: Tensor, noised: Tensor
+) -> None:
     cache = committed_cache(dit, clean)
     kept = [
-        (cache.keys[:, row, :length].clone(), cache.values[:, row, :length].clone()) for row, length in enumerate(cache.lengths)
+        (cache.keys[:, row, :length].clone(), cache.values[:, row, :length].clone())
+        for row, length in enumerate(cache.lengths)
     ]
     dit_pass(dit, cache, block_of_each_row(noised, HISTORY_BLOCKS), torch.full((ROWS,), 0.7))
     assert cache.lengths == [4, 12, 0]
@@ -95,7 +109,9 @@ def test_uncommitted_passes_leave_committed_keys_alone(dit: BlockCausalDiT, clea
         assert torch.equal(cache.values[:, row, : cache.lengths[row]], values)
 
 
-def test_history_in_parts_equals_history_at_once(dit: BlockCausalDiT, clean: Tensor, noised: Tensor) -> None:
+def test_history_in_parts_equals_history_at_once(
+    dit: BlockCausalDiT, clean: Tensor, noised: Tensor
+) -> None:
     at_once, in_parts = dit.new_cache(ROWS, 16), dit.new_cache(ROWS, 16)
     dit_pass(dit, at_once, clean[:, :12], torch.zeros(ROWS))
     at_once.commit([12] * ROWS)
@@ -103,10 +119,14 @@ def test_history_in_parts_equals_history_at_once(dit: BlockCausalDiT, clean: Ten
         dit_pass(dit, in_parts, clean[:, 4 * block : 4 * block + 4], torch.zeros(ROWS))
         in_parts.commit([4] * ROWS)
     t = torch.full((ROWS,), 0.6)
-    assert_near(dit_pass(dit, at_once, noised[:, 12:16], t), dit_pass(dit, in_parts, noised[:, 12:16], t))
+    assert_near(
+        dit_pass(dit, at_once, noised[:, 12:16], t), dit_pass(dit, in_parts, noised[:, 12:16], t)
+    )
 
 
-def test_unconditional_rows_equal_the_block_alone(dit: BlockCausalDiT, clean: Tensor, noised: Tensor) -> None:
+def test_unconditional_rows_equal_the_block_alone(
+    dit: BlockCausalDiT, clean: Tensor, noised: Tensor
+) -> None:
     cache = committed_cache(dit, clean)
     z, t = block_of_each_row(noised, HISTORY_BLOCKS), torch.tensor([0.9, 0.2, 0.5])
     conditional, unconditional = dit_pass(dit, cache, z, t, unconditional=True).chunk(2)
@@ -120,11 +140,15 @@ def test_unconditional_rows_equal_the_block_alone(dit: BlockCausalDiT, clean: Te
 
 def decoder_pass(vae: TextVAE, cache: KVCache, latents: Tensor) -> Tensor:
     attention = CachedAttention(cache, inside(latents.shape[1], vae.config.block_size))
-    return vae.decoder.head(vae.decoder(latents, positions=attention.slots, attention=attention)).detach()
+    return vae.decoder.head(
+        vae.decoder(latents, positions=attention.slots, attention=attention)
+    ).detach()
 
 
 @pytest.mark.parametrize(("vae_block_size", "patch_size"), [(1, 1), (2, 1), (4, 1), (1, 2)])
-def test_decoder_blocks_over_a_cache_equal_one_pass(clean: Tensor, vae_block_size: int, patch_size: int) -> None:
+def test_decoder_blocks_over_a_cache_equal_one_pass(
+    clean: Tensor, vae_block_size: int, patch_size: int
+) -> None:
     vae = tiny_vae(block_size=vae_block_size, patch_size=patch_size)
     whole = vae.decode(clean).unflatten(1, (-1, patch_size))  # (rows, latents, patch, vocab)
     cache = vae.new_cache(ROWS, NUM_BLOCKS * BLOCK_SIZE)
@@ -149,14 +173,20 @@ def test_decoder_blocks_over_a_cache_equal_one_pass(clean: Tensor, vae_block_siz
 def test_each_query_attends_over_its_rows_history_and_what_it_may_see_inside(
     lengths: list[int], seq: int, alone: bool, seed: int
 ) -> None:
-    """One layer's attention against one query at a time, under any mask that lets a position see itself."""
+    """One layer's attention against one query at a time, under any mask that lets a position see
+    itself.
+    """
     rows, heads, head_dim = len(lengths), 2, 4
     history = random_latents(2, rows, heads, max(lengths), head_dim, seed=seed)
     q, k, v = random_latents(3, rows * (2 if alone else 1), heads, seq, head_dim, seed=seed + 1)
     inside_mask = (random_latents(seq, seq, seed=seed + 2) > 0) | torch.eye(seq, dtype=torch.bool)
-    cache = KVCache(1, rows, max(lengths) + seq, heads, head_dim, torch.device("cpu"), torch.float32)
+    cache = KVCache(
+        1, rows, max(lengths) + seq, heads, head_dim, torch.device("cpu"), torch.float32
+    )
     if max(lengths):
-        everything = CachedAttention(cache, torch.ones(max(lengths), max(lengths), dtype=torch.bool))
+        everything = CachedAttention(
+            cache, torch.ones(max(lengths), max(lengths), dtype=torch.bool)
+        )
         everything.layer(0)(history[0], history[0], history[1])
         cache.commit(lengths)
     out = CachedAttention(cache, inside_mask).layer(0)(q, k, v)

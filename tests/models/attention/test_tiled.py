@@ -11,7 +11,12 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import cola_train.models.attention.tiles
 from cola_train.models.attention.flex import block_mask
-from cola_train.models.attention.masks import TokenLayout, clean_layout, packed_layout, visible_set_mask
+from cola_train.models.attention.masks import (
+    TokenLayout,
+    clean_layout,
+    packed_layout,
+    visible_set_mask,
+)
 from cola_train.models.attention.rows import Attention, RowAttention
 from cola_train.models.attention.tiled import TiledAttention, packed_attention, row_attention
 from cola_train.models.attention.tiles import packed_tiles, row_tiles
@@ -49,29 +54,47 @@ def assert_same(actual: list[Tensor], expected: list[Tensor], of_gradients: floa
 @st.composite
 def packed_rows(draw: st.DrawFn) -> tuple[int, int, int, Tensor | None, Tensor | None]:
     """Latents, block size, copies; documents and hidden histories by block, or none."""
-    size, blocks, copies, rows = draw(st.integers(1, 9)), draw(st.integers(1, 6)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    size, blocks, copies, rows = (
+        draw(st.integers(1, 9)),
+        draw(st.integers(1, 6)),
+        draw(st.integers(1, 3)),
+        draw(st.integers(1, 3)),
+    )
     document = shown = None
     if draw(st.booleans()):
         starts = torch.tensor(
-            draw(st.lists(st.lists(st.integers(0, 1), min_size=blocks, max_size=blocks), min_size=rows, max_size=rows))
+            draw(
+                st.lists(
+                    st.lists(st.integers(0, 1), min_size=blocks, max_size=blocks),
+                    min_size=rows,
+                    max_size=rows,
+                )
+            )
         )
         document = starts.cumsum(1).repeat_interleave(size, dim=1)
     if draw(st.booleans()):
         flags = st.lists(st.booleans(), min_size=copies * blocks, max_size=copies * blocks)
-        shown = torch.tensor(draw(st.lists(flags, min_size=rows, max_size=rows))).repeat_interleave(size, dim=1)
+        shown = torch.tensor(draw(st.lists(flags, min_size=rows, max_size=rows))).repeat_interleave(
+            size, dim=1
+        )
     return size * blocks, size, copies, document, shown
 
 
 @settings(max_examples=60)
 @given(row=packed_rows(), seed=st.integers(0, 99))
-def test_packed_rows_equal_every_pair_under_the_mask(row: tuple[int, int, int, Tensor | None, Tensor | None], seed: int) -> None:
+def test_packed_rows_equal_every_pair_under_the_mask(
+    row: tuple[int, int, int, Tensor | None, Tensor | None], seed: int
+) -> None:
     latents, size, copies, document, shown = row
     rows = next((len(x) for x in (document, shown) if x is not None), 2)
     places = packed_layout(latents, size, document, shown, copies=copies)
     seq = places.block.shape[1]
     assert seq == (copies + 1) * latents - size
     q, k, v, grad = torch.randn(4, rows, 2, seq, 8, generator=torch.Generator().manual_seed(seed))
-    fast, plain = packed_attention(latents, size, document, shown, CPU, copies), RowAttention.from_layout(places)
+    fast, plain = (
+        packed_attention(latents, size, document, shown, CPU, copies),
+        RowAttention.from_layout(places),
+    )
     assert isinstance(fast, TiledAttention)
     assert_same(run(fast, (q, k, v), grad), run(plain, (q, k, v), grad))
     # The last layer asks for the noised positions alone.
@@ -81,19 +104,36 @@ def test_packed_rows_equal_every_pair_under_the_mask(row: tuple[int, int, int, T
 
 
 @settings(max_examples=30)
-@given(size=st.integers(1, 9), blocks=st.integers(1, 6), documents=st.booleans(), seed=st.integers(0, 99))
-def test_clean_rows_equal_every_pair_under_the_mask(size: int, blocks: int, documents: bool, seed: int) -> None:
+@given(
+    size=st.integers(1, 9),
+    blocks=st.integers(1, 6),
+    documents=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_clean_rows_equal_every_pair_under_the_mask(
+    size: int, blocks: int, documents: bool, seed: int
+) -> None:
     seq = size * blocks
     generator = torch.Generator().manual_seed(seed)
-    document = torch.randint(0, 2, (2, blocks), generator=generator).cumsum(1).repeat_interleave(size, dim=1) if documents else None
+    document = (
+        torch.randint(0, 2, (2, blocks), generator=generator)
+        .cumsum(1)
+        .repeat_interleave(size, dim=1)
+        if documents
+        else None
+    )
     q, k, v, grad = torch.randn(4, 2, 2, seq, 8, generator=generator)
     plain = RowAttention.from_layout(clean_layout(seq, size, document))
-    assert_same(run(row_attention(seq, size, document, CPU), (q, k, v), grad), run(plain, (q, k, v), grad))
+    assert_same(
+        run(row_attention(seq, size, document, CPU), (q, k, v), grad), run(plain, (q, k, v), grad)
+    )
 
 
 @settings(max_examples=60)
 @given(size=st.integers(1, 20), blocks=st.integers(1, 8), copies=st.integers(1, 3))
-def test_tiles_hold_every_visible_pair_once_and_leave_most_others_out(size: int, blocks: int, copies: int) -> None:
+def test_tiles_hold_every_visible_pair_once_and_leave_most_others_out(
+    size: int, blocks: int, copies: int
+) -> None:
     latents = size * blocks
     for row, places in (
         (packed_tiles(latents, size, copies), packed_layout(latents, size, copies=copies)),
@@ -108,31 +148,50 @@ def test_tiles_hold_every_visible_pair_once_and_leave_most_others_out(size: int,
         assert int(computed.sum()) == sum(tile.pairs for tile in row)
 
 
-def test_under_two_fifths_of_the_pairs_are_computed_at_the_papers_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_under_two_fifths_of_the_pairs_are_computed_at_the_papers_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(cola_train.models.attention.tiles, "TILE", 128)
     computed = sum(tile.pairs for tile in packed_tiles(512, 16))
-    # Four tiles over 1 to 4 tiles of history, less what the last block would be, twice; and the noised ones over themselves.
+    # Four tiles over 1 to 4 tiles of history, less what the last block would be, twice; and the
+    # noised ones over themselves.
     assert computed == 128 * (4 * 128 + (112 + 240 + 368 + 496) + (128 + 256 + 384)) + 112 * 496
     assert 0.36 < computed / (2 * 512 - 16) ** 2 < 0.38
 
 
 def test_bf16_is_within_a_hundredth() -> None:
     places = packed_layout(32, 4)
-    q, k, v, grad = torch.randn(4, 2, 2, places.block.shape[1], 16, generator=torch.Generator().manual_seed(1))
+    q, k, v, grad = torch.randn(
+        4, 2, 2, places.block.shape[1], 16, generator=torch.Generator().manual_seed(1)
+    )
     expected = run(RowAttention.from_layout(places), (q, k, v), grad)
-    half = run(packed_attention(32, 4, None, None, CPU), (q.bfloat16(), k.bfloat16(), v.bfloat16()), grad.bfloat16())
+    half = run(
+        packed_attention(32, 4, None, None, CPU),
+        (q.bfloat16(), k.bfloat16(), v.bfloat16()),
+        grad.bfloat16(),
+    )
     assert [x.dtype for x in half] == [torch.bfloat16] * 4
     assert max(relative(one, other) for one, other in zip(half, expected, strict=True)) < 1e-2
 
 
 @pytest.mark.parametrize("apart", [False, True])
-def test_flex_attentions_mask_is_the_predicate(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flex_attentions_mask_is_the_predicate(
+    apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a CPU FlexAttention computes every pair, under the mask that a GPU skips by."""
-    monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    document = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 2]]).repeat_interleave(5, dim=1) if apart else None
-    shown = torch.tensor([[True, False] * 4, [True] * 8]).repeat_interleave(5, dim=1) if apart else None
+    monkeypatch.setattr(
+        torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True
+    )
+    document = (
+        torch.tensor([[0, 0, 1, 1], [0, 1, 1, 2]]).repeat_interleave(5, dim=1) if apart else None
+    )
+    shown = (
+        torch.tensor([[True, False] * 4, [True] * 8]).repeat_interleave(5, dim=1) if apart else None
+    )
     places = packed_layout(20, 5, document, shown, copies=2)
-    q, k, v = torch.randn(3, 2, 1, places.block.shape[1], 16, generator=torch.Generator().manual_seed(7))
+    q, k, v = torch.randn(
+        3, 2, 1, places.block.shape[1], 16, generator=torch.Generator().manual_seed(7)
+    )
     for queries in (places.block.shape[1], 40):
         out = flex_attention(q[:, :, :queries], k, v, block_mask=block_mask(places, queries))
         assert isinstance(out, Tensor)
@@ -150,14 +209,21 @@ def test_copies_do_not_see_each_other() -> None:
         at = slice(16 * copy, 16 * (copy + 1))
         assert_near(dit.velocity(z_t[:, at], history, Times(t, index[:, at])), together[:, at])
     assert largest_difference(together[:, :16], together[:, 16:32]) > 1e-3
-    assert packed_attention(16, 4, None, None, CPU, 3) is packed_attention(16, 4, None, None, CPU, 3)
+    assert packed_attention(16, 4, None, None, CPU, 3) is packed_attention(
+        16, 4, None, None, CPU, 3
+    )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 1e-2)])
 def test_the_whole_fast_pass_equals_the_plain_one(dtype: torch.dtype, tolerance: float) -> None:
-    """Tiles and a last layer at noised positions alone, against every pair and position: velocities and gradients."""
+    """Tiles and a last layer at noised positions alone, against every pair and position: velocities
+    and gradients.
+    """
     dit = tiny_dit(num_layers=3)
-    z_t, history = random_latents(2, 32, 4, seed=5).requires_grad_(), random_latents(2, 16, 4, seed=6)
+    z_t, history = (
+        random_latents(2, 32, 4, seed=5).requires_grad_(),
+        random_latents(2, 16, 4, seed=6),
+    )
     index = torch.arange(4).view(2, 2).repeat_interleave(16, dim=1)
     times = Times(torch.tensor([0.9, 0.2, 0.5, 0.7, 0.0]), index)
     grad = random_latents(2, 32, 4, seed=8)
@@ -167,16 +233,24 @@ def test_the_whole_fast_pass_equals_the_plain_one(dtype: torch.dtype, tolerance:
         whole = Times(times.distinct, torch.cat([index, torch.full((2, 12), 4)], dim=1))
         attention = RowAttention.from_layout(packed_layout(16, 4, copies=2))
         latents = torch.cat([z_t, history[:, :12]], dim=1)
-        return dit(latents, whole, torch.cat([positions, positions, positions[:, :12]], dim=1), attention)[:, :32]
+        return dit(
+            latents, whole, torch.cat([positions, positions, positions[:, :12]], dim=1), attention
+        )[:, :32]
 
     def with_gradients(velocity: Callable[[], Tensor]) -> list[Tensor]:
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             out = velocity()
         return [out.detach(), *torch.autograd.grad(out, [z_t, *dit.parameters()], grad)]
 
-    fast, expected = with_gradients(lambda: dit.velocity(z_t, history, times)), with_gradients(plain)
+    fast, expected = (
+        with_gradients(lambda: dit.velocity(z_t, history, times)),
+        with_gradients(plain),
+    )
     assert relative(fast[0], expected[0]) < tolerance / 10
-    assert relative(*(torch.cat([x.flatten() for x in found[1:]]) for found in (fast, expected))) < tolerance
+    assert (
+        relative(*(torch.cat([x.flatten() for x in found[1:]]) for found in (fast, expected)))
+        < tolerance
+    )
     if dtype == torch.bfloat16:
         return
     names = ["z_t", *(name for name, _ in dit.named_parameters())]
@@ -190,11 +264,18 @@ def test_masks_first_made_without_gradients_serve_with_them() -> None:
         packed_attention(20, 4, None, None, CPU)
     q, k, v, grad = torch.randn(4, 1, 1, 36, 8, generator=torch.Generator().manual_seed(2))
     plain = RowAttention.from_layout(packed_layout(20, 4))
-    assert_same(run(packed_attention(20, 4, None, None, CPU), (q, k, v), grad), run(plain, (q, k, v), grad))
+    assert_same(
+        run(packed_attention(20, 4, None, None, CPU), (q, k, v), grad), run(plain, (q, k, v), grad)
+    )
 
 
 def test_places_of_parts_keep_their_fields() -> None:
-    places = TokenLayout(torch.arange(4)[None], torch.zeros(1, 4, dtype=torch.int64), None, torch.ones(1, 4, dtype=torch.bool))
+    places = TokenLayout(
+        torch.arange(4)[None],
+        torch.zeros(1, 4, dtype=torch.int64),
+        None,
+        torch.ones(1, 4, dtype=torch.bool),
+    )
     part = places.map(lambda x: x[:, 1:3])
     assert part.block.tolist() == [[1, 2]]
     assert part.document is None

@@ -55,7 +55,9 @@ class BigramFamily(Family[BigramRunConfig]):
 
         return BigramObjective(Table(config.table))
 
-    def initial_values(self, config: BigramRunConfig, shapes: "Mapping[str, torch.Size]") -> "Iterator[tuple[str, Tensor]]":
+    def initial_values(
+        self, config: BigramRunConfig, shapes: "Mapping[str, torch.Size]"
+    ) -> "Iterator[tuple[str, Tensor]]":
         import torch
 
         from cola_train.randomness import named_generator
@@ -103,7 +105,9 @@ class BigramFamily(Family[BigramRunConfig]):
         fields = json.loads((folder / "bigram.json").read_text())
         table = Table(TableConfig(**fields["table"]))
         load_tensors(table, folder)
-        return BigramCheckpoint(table.to(device), Tokenizer.load(folder / "tokenizer.json"), fields["training"])
+        return BigramCheckpoint(
+            table.to(device), Tokenizer.load(folder / "tokenizer.json"), fields["training"]
+        )
 
     def checkpoint(
         self,

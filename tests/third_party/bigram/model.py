@@ -36,7 +36,11 @@ class Table(nn.Module):
 
 def table_pass(config: TableConfig, positions: int, backward: Backward) -> Parts:
     """A look-up is no multiplication: the head is all."""
-    return {"table.head": product(Linear(config.rank, config.vocab_size), Extent.of(positions), backward)}
+    return {
+        "table.head": product(
+            Linear(config.rank, config.vocab_size), Extent.of(positions), backward
+        )
+    }
 
 
 class BigramObjective(Objective):
@@ -49,13 +53,23 @@ class BigramObjective(Objective):
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
         hidden = self.table.embedding(batch.tokens[:, :-1]).float()
-        nats, right = self.table.head.losses(hidden, batch.tokens[:, 1:], batch.loss_mask[:, 1:].float())
-        return [Term("bigram", "nats_per_token", nats, "pairs", 1.0), Term("bigram_accuracy", "", right, "pairs")]
+        nats, right = self.table.head.losses(
+            hidden, batch.tokens[:, 1:], batch.loss_mask[:, 1:].float()
+        )
+        return [
+            Term("bigram", "nats_per_token", nats, "pairs", 1.0),
+            Term("bigram_accuracy", "", right, "pairs"),
+        ]
 
 
 class BigramGeneration:
     def __init__(
-        self, table: Table, prompts: Sequence[Sequence[int]], addresses: Sequence[int], config: SamplerConfig, start: int
+        self,
+        table: Table,
+        prompts: Sequence[Sequence[int]],
+        addresses: Sequence[int],
+        config: SamplerConfig,
+        start: int,
     ) -> None:
         self.table, self.config, self.start = table, config, start
         self.last: list[int] = []
@@ -67,14 +81,21 @@ class BigramGeneration:
         hidden = self.table.embedding(torch.tensor(self.last))
         draws = None
         if self.config.temperature > 0:
-            index, start = torch.tensor(self.addresses), torch.tensor([4 * done for done in self.done])
+            index, start = (
+                torch.tensor(self.addresses),
+                torch.tensor([4 * done for done in self.done]),
+            )
             draws = uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, 1, start)
-        self.last = choose_tokens(self.table.head(hidden)[:, None].float(), self.config, draws)[:, 0].tolist()
+        self.last = choose_tokens(self.table.head(hidden)[:, None].float(), self.config, draws)[
+            :, 0
+        ].tolist()
         self.done = [done + 1 for done in self.done]
         return [Part([token]) for token in self.last]
 
     def keep(self, rows: Sequence[int]) -> None:
-        self.last, self.addresses, self.done = ([values[row] for row in rows] for values in (self.last, self.addresses, self.done))
+        self.last, self.addresses, self.done = (
+            [values[row] for row in rows] for values in (self.last, self.addresses, self.done)
+        )
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
         self.last += [([self.start, *prompt])[-1] for prompt in prompts]
@@ -96,8 +117,12 @@ class BigramLikelihood:
         for draw in draws:
             row = self.rows[draw.row]
             tokens = torch.tensor([self.tokenizer.eos_token_id, *row.tokens])
-            nats = token_nats(self.table.head(self.table.embedding(tokens[:-1]))[None], tokens[None, 1:])[0]
-            scored = (tokens[1:] != self.tokenizer.pad_token_id) & (torch.arange(len(row.tokens)) >= row.given)
+            nats = token_nats(
+                self.table.head(self.table.embedding(tokens[:-1]))[None], tokens[None, 1:]
+            )[0]
+            scored = (tokens[1:] != self.tokenizer.pad_token_id) & (
+                torch.arange(len(row.tokens)) >= row.given
+            )
             found.append(-(nats.double() * scored).sum())
         return torch.stack(found)
 
@@ -110,7 +135,14 @@ class BigramCheckpoint(Checkpoint):
 
     def save(self, folder: str | Path, *, replace: bool = False, max_shard_bytes: int = 0) -> None:
         weights = {f"table.{name}": value for name, value in self.table.state_dict().items()}
-        write_table(Path(folder), self.table.config, weights, self.tokenizer, self.training, replace=replace)
+        write_table(
+            Path(folder),
+            self.table.config,
+            weights,
+            self.tokenizer,
+            self.training,
+            replace=replace,
+        )
 
     @property
     def family(self) -> str:
@@ -134,7 +166,11 @@ class BigramCheckpoint(Checkpoint):
     ) -> Iterator[Text]:
         start = self.tokenizer.eos_token_id
         return stream(
-            lambda some, indices: BigramGeneration(self.table, some, indices, config, start), prompts, addresses, config, stops
+            lambda some, indices: BigramGeneration(self.table, some, indices, config, start),
+            prompts,
+            addresses,
+            config,
+            stops,
         )
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
@@ -165,7 +201,9 @@ def write_table(
 ) -> None:
     shape = (config.vocab_size, config.rank)
     with atomic_folder(folder, replace=replace) as working:
-        (working / "bigram.json").write_text(json.dumps({"table": dataclasses.asdict(config), "training": dict(training)}))
+        (working / "bigram.json").write_text(
+            json.dumps({"table": dataclasses.asdict(config), "training": dict(training)})
+        )
         shapes = {"embedding.weight": shape, "head.weight": shape}
         write_tensors(working, shapes, Below(weights, "table."), max_shard_bytes=10**9)
         tokenizer.save(working / "tokenizer.json")

@@ -1,4 +1,6 @@
-"""Alarms: a collapsed VAE raises one and a healthy one none; each is raised once an episode, and survives a resume."""
+"""Alarms: a collapsed VAE raises one and a healthy one none; each is raised once an episode, and
+survives a resume.
+"""
 
 import dataclasses
 import itertools
@@ -40,13 +42,20 @@ from cola_train.training.run import train
 
 VAEConfigs = Callable[..., VAERunConfig]
 LONG = [
-    "trainer.max_steps=200", "optim.decay=200", "trainer.validate_every_steps=0", "checkpoint.every_steps=1000",
+    "trainer.max_steps=200",
+    "optim.decay=200",
+    "trainer.validate_every_steps=0",
+    "checkpoint.every_steps=1000",
     "trainer.log_every_steps=25",
-]  # fmt: skip
+]
 
 
-def raised(memory: Memory, config: AlarmsConfig, figures: dict[str, float], past_start: bool = True) -> list[tuple[str, bool]]:
-    return [(change.signal.name, change.raised) for change in memory.see(config, figures, past_start)]
+def raised(
+    memory: Memory, config: AlarmsConfig, figures: dict[str, float], past_start: bool = True
+) -> list[tuple[str, bool]]:
+    return [
+        (change.signal.name, change.raised) for change in memory.see(config, figures, past_start)
+    ]
 
 
 def lines(run: Path, name: str) -> list[dict[str, object]]:
@@ -57,22 +66,39 @@ def lines(run: Path, name: str) -> list[dict[str, object]]:
 def test_a_collapsed_vae_raises_the_alarm_within_200_steps_and_stops_if_asked_then_goes_on(
     vae_config: VAEConfigs, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = vae_config("collapsed", *LONG, "objective.kl_weight=10", "alarms.stop=true", "trainer.max_steps=110")
-    with pytest.raises(RunStoppedError, match=r"stopped by alarm \(alarms.stop\) and saved: ALARM at step \d+: posterior collapse"):
+    config = vae_config(
+        "collapsed", *LONG, "objective.kl_weight=10", "alarms.stop=true", "trainer.max_steps=110"
+    )
+    with pytest.raises(
+        RunStoppedError,
+        match=r"stopped by alarm \(alarms.stop\) and saved: ALARM at step \d+: posterior collapse",
+    ):
         train(config)
     run = folder_of(config)
     (line,) = lines(run, ALARM_LOG)
     step = line["step"]
     # So many must be below in a row; the KL outweighs reconstruction from the first on.
     assert step == 100
-    assert (line["alarm"], line["raised"], line["figure"], line["limit"]) == (COLLAPSE, True, "vae_log_snr", 0.5)
+    assert (line["alarm"], line["raised"], line["figure"], line["limit"]) == (
+        COLLAPSE,
+        True,
+        "vae_log_snr",
+        0.5,
+    )
     assert isinstance(line["value"], float)
     assert line["value"] < 0.5
-    assert [row["alarm/posterior_collapse"] for row in lines(run, "metrics.jsonl") if "alarm/posterior_collapse" in row] == [1.0]
+    assert [
+        row["alarm/posterior_collapse"]
+        for row in lines(run, "metrics.jsonl")
+        if "alarm/posterior_collapse" in row
+    ] == [1.0]
     said = [text for text in capsys.readouterr().err.splitlines() if "ALARM" in text]
     assert len(said) == 1
     assert f"ALARM at step {step}: posterior collapse: vae_log_snr = " in said[0]
-    assert "below 0.5 (alarms.min_log_snr) 100 times in a row: the latents are mostly noise. Lower objective.kl_weight" in said[0]
+    assert (
+        "below 0.5 (alarms.min_log_snr) 100 times in a row: the latents are mostly noise. Lower "
+        "objective.kl_weight" in said[0]
+    )
     status = read_status(run)
     assert status is not None
     assert (status.state, status.step) == ("stopped", step)
@@ -91,7 +117,11 @@ def test_a_healthy_vae_raises_none(vae_config: VAEConfigs) -> None:
     assert train(config) == Status("finished", 200)
     run = folder_of(config)
     assert not (run / ALARM_LOG).exists()
-    found = [row["train/vae_log_snr"] for row in lines(run, "metrics.jsonl") if "train/vae_log_snr" in row]
+    found = [
+        row["train/vae_log_snr"]
+        for row in lines(run, "metrics.jsonl")
+        if "train/vae_log_snr" in row
+    ]
     # It did begin below the threshold.
     assert isinstance(found[-1], float)
     assert found[-1] > 2
@@ -106,7 +136,8 @@ def test_an_alarm_is_on_from_so_many_beyond_in_a_row_to_so_many_back(
         change = episode.see(Signal(COLLAPSE, "x", 0.0, 1.0, "s", one, raise_after, clear_after))
         if change is not None:
             changes.append((step, change.raised))
-    # By runs of equal values: the first long enough one raises, then the first long enough other one clears, and so on.
+    # By runs of equal values: the first long enough one raises, then the first long enough other
+    # one clears, and so on.
     expected, on, start = [], False, 0
     for value, group in itertools.groupby(beyond):
         length = len(list(group))
@@ -121,8 +152,15 @@ def test_an_alarm_is_on_from_so_many_beyond_in_a_row_to_so_many_back(
 def test_a_fresh_vae_has_time_and_one_that_was_above_has_not() -> None:
     config = AlarmsConfig(raise_after=3)
     fresh = Memory()
-    assert all(raised(fresh, config, {"vae_log_snr": 0.0}, past_start=False) == [] for _ in range(10))
-    assert [raised(fresh, config, {"vae_log_snr": 0.0}) for _ in range(4)] == [[], [], [(COLLAPSE, True)], []]
+    assert all(
+        raised(fresh, config, {"vae_log_snr": 0.0}, past_start=False) == [] for _ in range(10)
+    )
+    assert [raised(fresh, config, {"vae_log_snr": 0.0}) for _ in range(4)] == [
+        [],
+        [],
+        [(COLLAPSE, True)],
+        [],
+    ]
     fallen = Memory()
     assert raised(fallen, config, {"vae_log_snr": 4.5}, past_start=False) == []
     found = [raised(fallen, config, {"vae_log_snr": 0.1}, past_start=False) for _ in range(4)]
@@ -139,7 +177,9 @@ def test_a_spike_is_beyond_what_is_usual_by_the_deviations_asked_for() -> None:
     usual = UsualLoss(2.0, 0.1)
     for deviations, loss, expected in ((5.0, 2.6, True), (5.0, 2.5, False), (7.0, 2.6, False)):
         found = Memory().see(AlarmsConfig(spike_deviations=deviations), {"loss": loss}, True, usual)
-        assert [(change.signal.name, change.signal.limit) for change in found] == [(SPIKE, 2.0 + 0.1 * deviations)] * expected
+        assert [(change.signal.name, change.signal.limit) for change in found] == [
+            (SPIKE, 2.0 + 0.1 * deviations)
+        ] * expected
     assert Memory().see(AlarmsConfig(spike_deviations=None), {"loss": 1e9}, True, usual) == []
     assert Memory().see(AlarmsConfig(), {"loss": 1e9}, True, None) == []
 
@@ -159,19 +199,37 @@ def test_a_lasting_jump_is_one_episode_and_becomes_what_is_usual() -> None:
 
 def test_drift_and_inactive_units_have_thresholds_of_their_own_and_null_is_off() -> None:
     config, memory = AlarmsConfig(raise_after=2, clear_after=2, max_reference_kl=5.0), Memory()
-    drifting = [raised(memory, config, {"reference_kl_nats_per_token": value}) for value in (4, 6, 6, 6, 4, 6, 4, 4)]
+    drifting = [
+        raised(memory, config, {"reference_kl_nats_per_token": value})
+        for value in (4, 6, 6, 6, 4, 6, 4, 4)
+    ]
     assert drifting == [[], [], [(DRIFT, True)], [], [], [], [], [(DRIFT, False)]]
-    inspected = [raised(memory, config, {"active_units_share": value}) for value in (1.0, 0.25, 0.25, 0.5)]
+    inspected = [
+        raised(memory, config, {"active_units_share": value}) for value in (1.0, 0.25, 0.25, 0.5)
+    ]
     assert inspected == [[], [(INACTIVE, True)], [], [(INACTIVE, False)]]
-    off = AlarmsConfig(min_log_snr=None, min_active_units=None, max_reference_kl=None, spike_deviations=None, raise_after=1)
-    bad = {"vae_log_snr": -9.0, "reference_kl_nats_per_token": 1e9, "active_units_share": 0.0, "loss": 1e9}
+    off = AlarmsConfig(
+        min_log_snr=None,
+        min_active_units=None,
+        max_reference_kl=None,
+        spike_deviations=None,
+        raise_after=1,
+    )
+    bad = {
+        "vae_log_snr": -9.0,
+        "reference_kl_nats_per_token": 1e9,
+        "active_units_share": 0.0,
+        "loss": 1e9,
+    }
     assert [Memory().see(off, bad, True, UsualLoss(1.0, 0.1)) for _ in range(200)] == [[]] * 200
 
 
 def test_memory_survives_being_saved_to_the_bit() -> None:
     config, memory = AlarmsConfig(), Memory()
     for number in range(15):
-        memory.see(config, {"loss": number / 3, "vae_log_snr": 0.1 * number}, True, UsualLoss(1 / 3, 0.1))
+        memory.see(
+            config, {"loss": number / 3, "vae_log_snr": 0.1 * number}, True, UsualLoss(1 / 3, 0.1)
+        )
     assert memory.episodes[SPIKE].raised
     state = RunState(step=15, alarms=dataclasses.asdict(memory))
     restored = RunState.from_json(state.to_json())
@@ -182,16 +240,24 @@ def test_memory_survives_being_saved_to_the_bit() -> None:
 
 
 @pytest.mark.parametrize("value, side", [(7.5, "above"), (0.25, "below")])
-def test_an_alarm_is_one_line_with_the_figure_the_threshold_and_what_to_do(value: float, side: str) -> None:
-    signal = Signal(DRIFT, "reference_kl_nats_per_token", value, 5.0, "max_reference_kl", True, 100, 20)
+def test_an_alarm_is_one_line_with_the_figure_the_threshold_and_what_to_do(
+    value: float, side: str
+) -> None:
+    signal = Signal(
+        DRIFT, "reference_kl_nats_per_token", value, 5.0, "max_reference_kl", True, 100, 20
+    )
     text = Change(signal, raised=True).text(300)
-    assert text == (
-        f"ALARM at step 300: latent drift: reference_kl_nats_per_token = {value}, {side} 5 (alarms.max_reference_kl) "
-        "100 times in a row: the encoder leaves the one that stage 2 began with. Raise objective.reference_weight or lower "
+    assert (
+        text == f"ALARM at step 300: latent drift: reference_kl_nats_per_token = {value}, {side} 5 "
+        "(alarms.max_reference_kl) 100 times in a row: the encoder leaves the one that stage "
+        "2 began with. Raise objective.reference_weight or lower "
         "objective.vae_strategy.learning_rate_factor, in a new run."
     )
     over = Change(dataclasses.replace(signal, value=3.0), raised=False).text(400)
-    assert over == "alarm over at step 400: latent drift: reference_kl_nats_per_token = 3, back within 5"
+    assert (
+        over
+        == "alarm over at step 400: latent drift: reference_kl_nats_per_token = 3, back within 5"
+    )
 
 
 def stage_of(config: VAERunConfig) -> StageModule:
@@ -203,25 +269,38 @@ def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
 ) -> None:
     config = vae_config("run", "alarms.stop=true")
     reported: list[tuple[int, dict[str, float]]] = []
-    alarms = Alarms(config, tmp_path, True, lambda step, figures, began: reported.append((step, dict(figures))))
+    alarms = Alarms(
+        config, tmp_path, True, lambda step, figures, began: reported.append((step, dict(figures)))
+    )
     module = stage_of(config)
     module.last_metrics = {"loss": 1.0, "vae_log_snr": 4.0}
     for step in range(1, 6):
         module.state.step = step
         if step == 3:
-            alarms.see_inspection({"active_units_share": 0.125, "vae_log_snr": -1.0, "posterior_token_accuracy": 0.9})
+            alarms.see_inspection(
+                {"active_units_share": 0.125, "vae_log_snr": -1.0, "posterior_token_accuracy": 0.9}
+            )
         alarms.look(module)
         assert module.stop_requested == (step >= 3)
     assert reported == [(3, {"alarm/inactive_units": 1.0})]
     assert alarms.stopped_by is not None
     assert alarms.stopped_by.startswith(
-        "ALARM at step 3: inactive units: active_units_share = 0.125, below 0.5 (alarms.min_active_units):"
+        "ALARM at step 3: inactive units: active_units_share = 0.125, below 0.5 "
+        "(alarms.min_active_units):"
     )
     (line,) = lines(tmp_path, ALARM_LOG)
-    assert (line["step"], line["alarm"], line["raised"], line["value"]) == (3, INACTIVE, True, 0.125)
+    assert (line["step"], line["alarm"], line["raised"], line["value"]) == (
+        3,
+        INACTIVE,
+        True,
+        0.125,
+    )
     assert capsys.readouterr().err.count("ALARM") == 1
     # Another process says nothing, and stops alike.
-    other, quiet = stage_of(config), Alarms(config, tmp_path / "none", False, lambda *_: pytest.fail("only process 0 logs"))
+    other, quiet = (
+        stage_of(config),
+        Alarms(config, tmp_path / "none", False, lambda *_: pytest.fail("only process 0 logs")),
+    )
     other.last_metrics = module.last_metrics
     quiet.see_inspection({"active_units_share": 0.125})
     quiet.look(other)
@@ -233,9 +312,16 @@ def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
 def test_steps_count_from_the_end_of_warm_up_or_as_soon_as_the_kl_outweighs_reconstruction(
     vae_config: VAEConfigs, tmp_path: Path, kl_weight: float, first: int
 ) -> None:
-    config = vae_config("run", f"objective.kl_weight={kl_weight}", "optim.warmup=10", "alarms.raise_after=3")
+    config = vae_config(
+        "run", f"objective.kl_weight={kl_weight}", "optim.warmup=10", "alarms.raise_after=3"
+    )
     alarms, module = Alarms(config, tmp_path, True, lambda *_: None), stage_of(config)
-    module.last_metrics = {"loss": 46.0, "vae_log_snr": 0.0, "kl_nats_per_token": 4.0, "reconstruction_nats_per_token": 6.0}
+    module.last_metrics = {
+        "loss": 46.0,
+        "vae_log_snr": 0.0,
+        "kl_nats_per_token": 4.0,
+        "reconstruction_nats_per_token": 6.0,
+    }
     module.last_weights = {"kl_nats_per_token": kl_weight, "reconstruction_nats_per_token": 1.0}
     for step in range(1, 20):
         module.state.step = step
@@ -254,8 +340,16 @@ def test_a_fixed_log_snr_is_no_collapse(vae_config: VAEConfigs, tmp_path: Path) 
     "name, value, message",
     [
         ("min_active_units", 1.5, r"alarms.min_active_units must be in \(0, 1\] or null, not 1.5"),
-        ("max_reference_kl", 0.0, r"alarms.max_reference_kl must be above 0 or null \(off\), not 0.0"),
-        ("spike_deviations", -1.0, r"alarms.spike_deviations must be above 0 or null \(off\), not -1.0"),
+        (
+            "max_reference_kl",
+            0.0,
+            r"alarms.max_reference_kl must be above 0 or null \(off\), not 0.0",
+        ),
+        (
+            "spike_deviations",
+            -1.0,
+            r"alarms.spike_deviations must be above 0 or null \(off\), not -1.0",
+        ),
         ("raise_after", 0, "alarms.raise_after must be at least 1, not 0"),
         ("clear_after", 0, "alarms.clear_after must be at least 1, not 0"),
     ],

@@ -12,7 +12,11 @@ from cola_train.training.loop.state import RunState
 
 
 def state(step: int) -> RunState:
-    return RunState(step=step, tokens=1000 * step, flops={"paper": 5 * step, "model": 40 * step, "executed": 60 * step})
+    return RunState(
+        step=step,
+        tokens=1000 * step,
+        flops={"paper": 5 * step, "model": 40 * step, "executed": 60 * step},
+    )
 
 
 def test_rates_are_of_what_was_done_since_and_without_pauses() -> None:
@@ -36,7 +40,8 @@ def test_without_a_known_peak_there_is_no_mfu() -> None:
     assert summary["mfu"] is None
     assert (
         cost_in_words(summary)
-        == "3 steps, 3,000 tokens, EFLOPs 1.8e-16 (executed), 1.2e-16 (model), 1.5e-17 (paper), 0 device-hours"
+        == "3 steps, 3,000 tokens, EFLOPs 1.8e-16 (executed), 1.2e-16 (model), 1.5e-17 (paper), 0 "
+        "device-hours"
     )
 
 
@@ -72,7 +77,9 @@ def test_devices_are_known_by_their_drivers_names(name: str, expected: str | Non
 
 
 def test_a_device_that_is_not_in_the_table_is_refused() -> None:
-    with pytest.raises(UserError, match="no device 'H10' in the table of peaks; did you mean 'H100'"):
+    with pytest.raises(
+        UserError, match="no device 'H10' in the table of peaks; did you mean 'H100'"
+    ):
         device_named("H10")
 
 
@@ -81,4 +88,6 @@ def test_a_cpus_peak_is_measured_and_beyond_what_small_products_reach() -> None:
     peak = device_peak(cpu, "fp32")
     assert peak is not None
     assert 1e9 < peak < 1e14
-    assert matrix_flops(cpu) / min(matrix_seconds(cpu, torch.float32)) == pytest.approx(peak, rel=0.9)
+    assert matrix_flops(cpu) / min(matrix_seconds(cpu, torch.float32)) == pytest.approx(
+        peak, rel=0.9
+    )

@@ -1,4 +1,6 @@
-"""Checkpoints on disk: what is kept, what is exported, what a new run may take from an old one, and positions far into a run."""
+"""Checkpoints on disk: what is kept, what is exported, what a new run may take from an old one, and
+positions far into a run.
+"""
 
 import json
 import os
@@ -51,7 +53,11 @@ from tests.helpers.runs import figures
 
 def make(run_folder: Path, step: int, *, good: bool = False, mark: bool = False) -> None:
     working = begin(run_folder, step)
-    finish(run_folder, working, CheckpointManifest(step, RunState(step=step), "d", 1, {}, {}, good, mark))
+    finish(
+        run_folder,
+        working,
+        CheckpointManifest(step, RunState(step=step), "d", 1, {}, {}, good, mark),
+    )
 
 
 @given(
@@ -72,13 +78,18 @@ def test_the_newest_the_last_good_and_the_marks_are_kept(
         assert latest_checkpoint(run) == step_folder(run, step)
 
 
-def test_what_a_save_cut_short_leaves_is_cleaned_and_never_taken_for_a_checkpoint(tmp_path: Path) -> None:
+def test_what_a_save_cut_short_leaves_is_cleaned_and_never_taken_for_a_checkpoint(
+    tmp_path: Path,
+) -> None:
     make(tmp_path, 3)
     (begin(tmp_path, 6) / "shard-00001.safetensors").write_bytes(b"half")
     assert saved_steps(tmp_path) == [3]
     assert latest_checkpoint(tmp_path) == step_folder(tmp_path, 3)
     clean(tmp_path)
-    assert [path.name for path in (tmp_path / "lightning").iterdir()] == ["latest", "step-00000003"]
+    assert [path.name for path in (tmp_path / "lightning").iterdir()] == [
+        "latest",
+        "step-00000003",
+    ]
 
 
 @pytest.mark.parametrize("step", [3, 6, 8])
@@ -111,13 +122,23 @@ def test_a_crash_between_a_checkpoints_name_and_the_pointer_costs_nothing(
 @given(st.data())
 def test_a_manifest_reads_back_and_knows_a_changed_character(data: st.DataObject) -> None:
     state = RunState(step=5, recent_losses={"a": [0.1, 1e-9]})
-    manifest = CheckpointManifest(5, state, "ab", 2, {"model.a": (2, 3), "step.a": ()}, {"f": FileChecksum(7, "cd")}, True, False)
+    manifest = CheckpointManifest(
+        5,
+        state,
+        "ab",
+        2,
+        {"model.a": (2, 3), "step.a": ()},
+        {"f": FileChecksum(7, "cd")},
+        True,
+        False,
+    )
     text = manifest.to_json()
     assert CheckpointManifest.from_json(text) == manifest
     place = data.draw(st.integers(0, len(text) - 1))
     changed = text[:place] + data.draw(st.sampled_from("0x")) + text[place + 1 :]
     try:
-        assert CheckpointManifest.from_json(changed) == manifest  # the character it was, or white space
+        # the character it was, or white space
+        assert CheckpointManifest.from_json(changed) == manifest
     except (ValueError, KeyError, TypeError, AttributeError):
         return
 
@@ -129,8 +150,12 @@ def test_marks_are_made_and_kept(vae_config: Callable[..., VAERunConfig]) -> Non
     assert saved_steps(folder_of(config)) == [1, 2, 6]
 
 
-def test_the_last_validated_checkpoint_outlives_newer_ones(vae_config: Callable[..., VAERunConfig]) -> None:
-    config = vae_config("run", "checkpoint.every_steps=1", "checkpoint.keep=1", "trainer.validate_every_steps=4")
+def test_the_last_validated_checkpoint_outlives_newer_ones(
+    vae_config: Callable[..., VAERunConfig],
+) -> None:
+    config = vae_config(
+        "run", "checkpoint.every_steps=1", "checkpoint.keep=1", "trainer.validate_every_steps=4"
+    )
     train(config)
     assert saved_steps(folder_of(config)) == [4, 6]
     assert intact_manifest(step_folder(folder_of(config), 4)).good
@@ -149,7 +174,12 @@ def test_an_export_is_the_live_weights_to_the_bit_and_samples_like_them(
     def remembered(saver: Saver, trainer: Any, module: Any, *rest: Any) -> None:
         saves(saver, trainer, module, *rest)
         modules.append(module)
-        live.update({name: getattr(t, "full_tensor", lambda t=t: t)().clone() for name, t in module.objective.state_dict().items()})
+        live.update(
+            {
+                name: getattr(t, "full_tensor", lambda t=t: t)().clone()
+                for name, t in module.objective.state_dict().items()
+            }
+        )
 
     monkeypatch.setattr(Saver, "on_train_batch_end", remembered)
     config = joint_config("run", "objective.fixed_log_snr=2.5")
@@ -164,15 +194,26 @@ def test_an_export_is_the_live_weights_to_the_bit_and_samples_like_them(
             assert torch.equal(value, live[f"{part}.{name}"]), name
     copy = plain_copy(modules[-1], live, exported.tokenizer)
     sampler = SamplerConfig(max_new_tokens=8, num_steps=3)
-    ours, theirs = generate(exported, ["She was", ""], sampler), generate(copy, ["She was", ""], sampler)
+    ours, theirs = (
+        generate(exported, ["She was", ""], sampler),
+        generate(copy, ["She was", ""], sampler),
+    )
     for one, other in zip(ours, theirs, strict=True):
         assert one.token_ids == other.token_ids
         assert torch.equal(one.latents, other.latents)
 
 
-def test_an_export_holds_one_file_at_a_time(vae_config: Callable[..., VAERunConfig], tmp_path: Path) -> None:
-    config = vae_config("run", "vae.dim=64", "vae.ffn_dim=512", "vae.decoder_num_blocks=24", "trainer.max_steps=1",
-                        "trainer.validate_every_steps=0")  # fmt: skip
+def test_an_export_holds_one_file_at_a_time(
+    vae_config: Callable[..., VAERunConfig], tmp_path: Path
+) -> None:
+    config = vae_config(
+        "run",
+        "vae.dim=64",
+        "vae.ffn_dim=512",
+        "vae.decoder_num_blocks=24",
+        "trainer.max_steps=1",
+        "trainer.validate_every_steps=0",
+    )
     train(config)
     exported = load_file(folder_of(config) / "hf" / "cola_dlm" / "cola_vae" / "model.safetensors")
     whole = sum(tensor.nbytes for tensor in exported.values())
@@ -181,19 +222,36 @@ def test_an_export_holds_one_file_at_a_time(vae_config: Callable[..., VAERunConf
     for name, limit in (("files", per_file), ("one", whole)):
         held: list[int] = []
 
-        def measured(tensors: dict[str, torch.Tensor], *rest: Any, held: list[int] = held, **more: Any) -> None:
+        def measured(
+            tensors: dict[str, torch.Tensor], *rest: Any, held: list[int] = held, **more: Any
+        ) -> None:
             held.append(sum(tensor.nbytes for tensor in tensors.values()))
             save(tensors, *rest, **more)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(tensor_files, "save_file", measured)
-            assert main(["export", str(folder_of(config)), "--out", str(tmp_path / name), "--max-shard-gb", str(limit / 1e9)]) == 0
+            assert (
+                main(
+                    [
+                        "export",
+                        str(folder_of(config)),
+                        "--out",
+                        str(tmp_path / name),
+                        "--max-shard-gb",
+                        str(limit / 1e9),
+                    ]
+                )
+                == 0
+            )
         peak[name] = max(held)
     assert peak["files"] <= per_file
     assert peak["one"] == whole
     assert len(list((tmp_path / "files" / "cola_dlm" / "cola_vae").glob("*.safetensors"))) > 9
     one, files = ColaCheckpoint.load(tmp_path / "one"), ColaCheckpoint.load(tmp_path / "files")
-    assert all(torch.equal(value, one.vae.state_dict()[name]) for name, value in files.vae.state_dict().items())
+    assert all(
+        torch.equal(value, one.vae.state_dict()[name])
+        for name, value in files.vae.state_dict().items()
+    )
 
 
 # Warm starts.
@@ -208,11 +266,22 @@ def test_a_warm_start_takes_weights_alone_and_never_happens_by_accident(
     old = joint_config("old", "trainer.validate_every_steps=1")
     train(old)
     new = tmp_path / "new.yaml"
-    new.write_text(to_yaml(joint_config("new", "optim.learning_rate=1e-3", "trainer.max_steps=2", "trainer.validate_every_steps=1",
-                                        "optim.start_learning_rate=1e-30", "optim.weight_decay=0")))  # fmt: skip
+    new.write_text(
+        to_yaml(
+            joint_config(
+                "new",
+                "optim.learning_rate=1e-3",
+                "trainer.max_steps=2",
+                "trainer.validate_every_steps=1",
+                "optim.start_learning_rate=1e-30",
+                "optim.weight_decay=0",
+            )
+        )
+    )
     assert main(["warm-start", str(folder_of(old)), str(new)]) == 0
     run = tmp_path / "new"
-    # Its first step, at no learning rate, leaves the old run's last weights; its samples, noise and schedule begin anew.
+    # Its first step, at no learning rate, leaves the old run's last weights; its samples, noise and
+    # schedule begin anew.
     assert figures(run)[1, "validation/loss"] == figures(folder_of(old))[6, "validation/loss"]
     assert figures(run)[1, "train/learning_rate"] == 1e-30
     assert f"warm_start_from: {folder_of(old)}" in (run / "config.yaml").read_text()
@@ -220,7 +289,10 @@ def test_a_warm_start_takes_weights_alone_and_never_happens_by_accident(
     assert main(["warm-start", str(folder_of(old)), str(new), "trainer.max_steps=3"]) == 0
     assert figures(run)[3, "train/loss"]
     assert main(["joint", str(run / "config.yaml"), "name=other"]) == 2
-    assert "is not set by hand, so that no run begins from another by accident" in capsys.readouterr().err
+    assert (
+        "is not set by hand, so that no run begins from another by accident"
+        in capsys.readouterr().err
+    )
     assert main(["joint", str(run / "config.yaml"), "trainer.max_steps=4"]) == 0
     other = tmp_path / "vae.yaml"
     other.write_text(to_yaml(vae_config("v")))
@@ -228,20 +300,28 @@ def test_a_warm_start_takes_weights_alone_and_never_happens_by_accident(
     assert main(["warm-start", str(tmp_path / "none"), str(new)]) == 2
     wide = ["name=wide", "vae.dim=32"]
     assert main(["warm-start", str(folder_of(old)), str(new), *wide]) == 2
-    assert "model.vae.encoder.wte.weight: shape (321, 16), the run needs (321, 32)" in capsys.readouterr().err
+    assert (
+        "model.vae.encoder.wte.weight: shape (321, 16), the run needs (321, 32)"
+        in capsys.readouterr().err
+    )
 
 
 # Far into a large run.
 
 
-def test_a_step_in_a_million_of_a_billion_rows_is_found_at_once(prepared_folder: Path, tmp_path: Path, vae_config: Any) -> None:
+def test_a_step_in_a_million_of_a_billion_rows_is_found_at_once(
+    prepared_folder: Path, tmp_path: Path, vae_config: Any
+) -> None:
     rows, seq_len, step, batch = 10**9, 32, 10**6, 1408
     folder = tmp_path / "large"
     shutil.copytree(prepared_folder, folder)
     values = json.loads((folder / MANIFEST_FILE).read_text())
     values["splits"][TRAIN]["num_rows"] = rows
     # Sparse files take no room: a row of zeros each, and as many documents, which all begin at 0.
-    sizes = {tokens_file(TRAIN): rows * seq_len * np.dtype(values["token_dtype"]).itemsize, documents_file(TRAIN): rows * 8}
+    sizes = {
+        tokens_file(TRAIN): rows * seq_len * np.dtype(values["token_dtype"]).itemsize,
+        documents_file(TRAIN): rows * 8,
+    }
     for name, size in sizes.items():
         values["files"][name] = size
         (folder / name).write_bytes(b"")
@@ -249,7 +329,9 @@ def test_a_step_in_a_million_of_a_billion_rows_is_found_at_once(prepared_folder:
     (folder / MANIFEST_FILE).write_text(json.dumps(values))
     data = vae_config("x", f"data.path={folder}").data
     started = time.perf_counter()
-    module = RunData(data, global_batch_size=batch, micro_batch_size=8, validation_rows=5, data_seed=6198)
+    module = RunData(
+        data, global_batch_size=batch, micro_batch_size=8, validation_rows=5, data_seed=6198
+    )
     module.start_step = step
     first = next(iter(module.train_loader(1, 2)))
     assert time.perf_counter() - started < 5

@@ -1,4 +1,6 @@
-"""What goes wrong around a run: damaged files, a full disk, two at once, a hang, a dead reader. Nothing that was saved is lost."""
+"""What goes wrong around a run: damaged files, a full disk, two at once, a hang, a dead reader.
+Nothing that was saved is lost.
+"""
 
 import contextlib
 import multiprocessing
@@ -50,8 +52,16 @@ def truncate(path: Path) -> None:
 
 
 DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
-    ("*.safetensors", flip, r"shard-00001-.* has been altered: its checksum is not the manifest's"),
-    ("*.safetensors", truncate, r"shard-00001-.* has \d+ bytes, the manifest says \d+: truncated or half-copied"),
+    (
+        "*.safetensors",
+        flip,
+        r"shard-00001-.* has been altered: its checksum is not the manifest's",
+    ),
+    (
+        "*.safetensors",
+        truncate,
+        r"shard-00001-.* has \d+ bytes, the manifest says \d+: truncated or half-copied",
+    ),
     ("*.safetensors", Path.unlink, r"shard-00001-.* is missing"),
     ("manifest.json", flip, r"manifest.json is damaged \("),
     ("manifest.json", Path.unlink, r"manifest.json is missing, so the checkpoint cannot be used"),
@@ -60,7 +70,11 @@ DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
 
 @pytest.mark.parametrize(("pattern", "spoil", "message"), DAMAGE)
 def test_a_damaged_checkpoint_is_named_and_the_previous_one_used_if_asked(
-    vae_config: VAEConfigs, pattern: str, spoil: Callable[[Path], None], message: str, capsys: pytest.CaptureFixture[str]
+    vae_config: VAEConfigs,
+    pattern: str,
+    spoil: Callable[[Path], None],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     train(vae_config("whole", "trainer.max_steps=8"))
     config = vae_config("run", "trainer.max_steps=6")
@@ -71,12 +85,17 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_used_if_asked(
     longer = vae_config("run", "trainer.max_steps=8")
     with pytest.raises(UserError, match=message) as caught:
         train(longer)
-    assert "Go on from the newest intact one with checkpoint.if_damaged=previous; the others are of steps [3]" in str(caught.value)
+    assert (
+        "Go on from the newest intact one with checkpoint.if_damaged=previous; the others are of "
+        "steps [3]" in str(caught.value)
+    )
     with pytest.raises(UserError, match=message):
         export_run(run, 6, run.parent / "out", 10**9)
     assert saved_steps(run) == [3, 6]
     train(vae_config("run", "trainer.max_steps=8", "checkpoint.if_damaged=previous"))
-    assert "damaged-step-00000006; going on from the checkpoint before it" in capsys.readouterr().err
+    assert (
+        "damaged-step-00000006; going on from the checkpoint before it" in capsys.readouterr().err
+    )
     assert saved_steps(run) == [3, 6, 8]
     assert (run / "lightning" / "damaged-step-00000006").is_dir()
     assert figures(run) == figures(run.parent / "whole")
@@ -88,17 +107,25 @@ def test_a_damaged_only_checkpoint_is_not_started_over(vae_config: VAEConfigs) -
     train(config)
     (path,) = step_folder(folder_of(config), 3).glob("*.safetensors")
     path.unlink()
-    with pytest.raises(UserError, match="The run has no other checkpoint: copy this one again from a backup"):
+    with pytest.raises(
+        UserError, match="The run has no other checkpoint: copy this one again from a backup"
+    ):
         train(vae_config("run", "trainer.max_steps=8", "checkpoint.if_damaged=previous"))
 
 
-def test_other_data_under_the_same_path_is_refused(vae_config: VAEConfigs, prepared_folder: Path, tmp_path: Path) -> None:
+def test_other_data_under_the_same_path_is_refused(
+    vae_config: VAEConfigs, prepared_folder: Path, tmp_path: Path
+) -> None:
     rows = tmp_path / "rows"
     shutil.copytree(prepared_folder, rows)
     train(vae_config("run", f"data.path={rows}", "trainer.max_steps=3"))
     manifest = rows / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"text_column": "text"', '"text_column": "body"'))
-    with pytest.raises(UserError, match=r"is not what .*run was trained on so far \(its manifest.json differs\)"):
+    manifest.write_text(
+        manifest.read_text().replace('"text_column": "text"', '"text_column": "body"')
+    )
+    with pytest.raises(
+        UserError, match=r"is not what .*run was trained on so far \(its manifest.json differs\)"
+    ):
         train(vae_config("run", f"data.path={rows}"))
     # The same data elsewhere is the same data.
     assert train(vae_config("run", f"data.path={prepared_folder}")) == Status("finished", 6)
@@ -110,7 +137,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip(f"a file system cannot be mounted here: {mounted.stderr.strip()}")
@@ -142,10 +172,15 @@ def full_at(step: int, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:Cannot write .*metrics.jsonl now")
 @pytest.mark.filterwarnings("ignore:Cannot write .*steps.jsonl now")
 def test_a_full_disk_fails_the_save_and_not_the_run(
-    vae_config: VAEConfigs, small_disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    vae_config: VAEConfigs,
+    small_disk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     train(vae_config("whole", "trainer.max_steps=12"))
-    config = vae_config("run", f"runs_folder={small_disk}", "trainer.max_steps=12", "checkpoint.keep=1")
+    config = vae_config(
+        "run", f"runs_folder={small_disk}", "trainer.max_steps=12", "checkpoint.keep=1"
+    )
     run = folder_of(config)
     full_at(6, small_disk, monkeypatch)
     seen: list[list[int]] = []
@@ -159,7 +194,10 @@ def test_a_full_disk_fails_the_save_and_not_the_run(
     full_at(6, small_disk, monkeypatch)
     assert train(config) == Status("finished", 12)
     out = capsys.readouterr().out
-    assert "the checkpoint of step 6 was not saved: No space left on device. Training goes on; the checkpoint of step 3" in out
+    assert (
+        "the checkpoint of step 6 was not saved: No space left on device. Training goes on; the "
+        "checkpoint of step 3" in out
+    )
     assert "the checkpoint of step 9 was not saved: No space left on device" in out
     assert saved_steps(run) == [12]
     assert not list((run / "lightning").glob(".*"))
@@ -175,7 +213,11 @@ def test_a_last_step_that_cannot_be_saved_says_so_and_the_run_goes_on_later(
     run = folder_of(config)
     full_at(6, small_disk, monkeypatch)
     with pytest.raises(
-        UserError, match=r"ended at step 6 but that step could not be saved: No space left on device. The checkpoint of"
+        UserError,
+        match=(
+            r"ended at step 6 but that step could not be saved: No space left on device. The "
+            r"checkpoint of"
+        ),
     ):
         train(config)
     assert saved_steps(run) == [3]
@@ -192,7 +234,9 @@ def hold_lock(folder: Path, ready: Any) -> None:
         time.sleep(60)
 
 
-def test_two_processes_do_not_train_one_run(vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_do_not_train_one_run(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = vae_config("run", "trainer.max_steps=1")
     train(config)
     spawn = multiprocessing.get_context("spawn")
@@ -202,7 +246,10 @@ def test_two_processes_do_not_train_one_run(vae_config: VAEConfigs, monkeypatch:
     try:
         assert ready.wait(60)
         monkeypatch.setattr("cola_train.run_folder._LOCK_WAIT_SECONDS", 0.5)
-        with pytest.raises(UserError, match=r"Another process is training .*run; two would spoil each other's files"):
+        with pytest.raises(
+            UserError,
+            match=r"Another process is training .*run; two would spoil each other's files",
+        ):
             train(config)
     finally:
         other.kill()
@@ -237,7 +284,9 @@ def running(config: RunConfig, tmp_path: Path) -> Iterator[subprocess.Popen[str]
             time.sleep(0.05)
         yield job
     finally:
-        for process in [*psutil.Process(job.pid).children(recursive=True), job] if job.poll() is None else []:
+        for process in (
+            [*psutil.Process(job.pid).children(recursive=True), job] if job.poll() is None else []
+        ):
             with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.kill()
         job.wait()
@@ -247,10 +296,17 @@ def running(config: RunConfig, tmp_path: Path) -> Iterator[subprocess.Popen[str]
 def workers(job: subprocess.Popen[str]) -> list[psutil.Process]:
     """The training processes, by rank."""
     found = [p for p in psutil.Process(job.pid).children(recursive=True) if "RANK" in p.environ()]
-    return sorted((p for p in found if p.parent().pid == job.pid), key=lambda p: int(p.environ()["RANK"]))
+    return sorted(
+        (p for p in found if p.parent().pid == job.pid), key=lambda p: int(p.environ()["RANK"])
+    )
 
 
-TWO = ["parallel.num_processes=2", "trainer.micro_batch_size=2", "trainer.max_steps=100000", "checkpoint.every_steps=20"]
+TWO = [
+    "parallel.num_processes=2",
+    "trainer.micro_batch_size=2",
+    "trainer.max_steps=100000",
+    "checkpoint.every_steps=20",
+]
 
 
 @pytest.mark.slow
@@ -261,7 +317,8 @@ def test_a_signal_to_one_process_saves_all_at_one_step(
     config = joint_config("run", *TWO)
     with running(config, tmp_path) as job:
         started = time.monotonic()
-        # SIGINT comes from a terminal, to the launcher; the others from a scheduler, to any process.
+        # SIGINT comes from a terminal, to the launcher; the others from a scheduler, to any
+        # process.
         (job if number == signal.SIGINT else workers(job)[1]).send_signal(number)
         assert job.wait(60) == 75
         assert time.monotonic() - started < 10
@@ -292,7 +349,9 @@ def test_a_signal_to_every_process_finds_those_that_read_still_there(
 
 
 @pytest.mark.slow
-def test_a_launcher_stopped_before_any_step_does_not_end_as_if_done(vae_config: VAEConfigs, tmp_path: Path) -> None:
+def test_a_launcher_stopped_before_any_step_does_not_end_as_if_done(
+    vae_config: VAEConfigs, tmp_path: Path
+) -> None:
     config = vae_config("run", *TWO)
     with (tmp_path / "log.txt").open("w") as log:
         command = [sys.executable, "-m", "cola_train", "vae", write(config, tmp_path)]
@@ -307,14 +366,19 @@ def test_a_launcher_stopped_before_any_step_does_not_end_as_if_done(vae_config: 
 
 
 @pytest.mark.slow
-def test_a_process_that_hangs_is_named_with_its_step(vae_config: VAEConfigs, tmp_path: Path) -> None:
+def test_a_process_that_hangs_is_named_with_its_step(
+    vae_config: VAEConfigs, tmp_path: Path
+) -> None:
     (tmp_path / "config").mkdir()
     config = vae_config("run", "trainer.micro_batch_size=2", "parallel.timeout_seconds=4")
     write(config, tmp_path / "config")
     done = torchrun(2, "tests.training.poison", str(tmp_path / "config"), "hang", "4")
     assert done.returncode == 1
     for rank in (0, 1):
-        assert f"cola-train: error: rank {rank} has been in the forward or backward of step 5 for" in done.stderr
+        assert (
+            f"cola-train: error: rank {rank} has been in the forward or backward of step 5 for"
+            in done.stderr
+        )
     assert "longer than parallel.timeout_seconds (4)" in done.stderr
     # The stacks say who waits for whom.
     assert "poison.py" in done.stderr
@@ -322,20 +386,28 @@ def test_a_process_that_hangs_is_named_with_its_step(vae_config: VAEConfigs, tmp
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_is_reported_by_the_others(joint_config: Callable[..., JointRunConfig], tmp_path: Path) -> None:
+def test_a_process_that_dies_is_reported_by_the_others(
+    joint_config: Callable[..., JointRunConfig], tmp_path: Path
+) -> None:
     config = joint_config("run", *TWO)
     with running(config, tmp_path) as job:
         workers(job)[1].kill()
         # Of whichever torchrun sees end first: the killed one, or the one that lost it.
         assert job.wait(60) in (137, 2)
     text = (tmp_path / "log.txt").read_text()
-    assert re.search(r"cola-train: error: Rank 0 lost another process of the run while .* \(step \d+\)", text), text
+    assert re.search(
+        r"cola-train: error: Rank 0 lost another process of the run while .* \(step \d+\)", text
+    ), text
     assert "run the same command again to go on from it" in text
-    assert latest_checkpoint(folder_of(config)) is None or intact_manifest(latest_checkpoint(folder_of(config)))  # type: ignore[arg-type]
+    assert latest_checkpoint(folder_of(config)) is None or intact_manifest(
+        latest_checkpoint(folder_of(config))
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_a_dead_data_worker_is_reported_with_its_samples(vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_data_worker_is_reported_with_its_samples(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read = PackedRows.__getitem__
 
     def dies(rows: PackedRows, positions: list[int]) -> Any:
@@ -346,7 +418,11 @@ def test_a_dead_data_worker_is_reported_with_its_samples(vae_config: VAEConfigs,
     monkeypatch.setattr(PackedRows, "__getitem__", dies)
     config = vae_config("run", "data.num_workers=1")
     with pytest.raises(
-        UserError, match=r"(?s)Rank 0: a process that reads data died.*step \d waited for its rows, samples \d+ to \d+"
+        UserError,
+        match=(
+            r"(?s)Rank 0: a process that reads data died.*step \d waited for its rows, samples \d+ "
+            r"to \d+"
+        ),
     ):
         train(config)
     status = read_status(folder_of(config))
@@ -355,12 +431,16 @@ def test_a_dead_data_worker_is_reported_with_its_samples(vae_config: VAEConfigs,
 
 
 @pytest.mark.slow
-def test_a_reader_that_fails_is_reported_with_the_row(vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_fails_is_reported_with_the_row(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(prepared: PreparedData, split: str, index: int) -> Any:
         raise OSError("Input/output error")
 
     monkeypatch.setattr(PreparedData, "row", fails)
-    message = r"OSError: Input/output error; while reading row \d+ of the split 'train' of .*, sample 0"
+    message = (
+        r"OSError: Input/output error; while reading row \d+ of the split 'train' of .*, sample 0"
+    )
     with pytest.raises(UserError, match=message):
         train(vae_config("run", "data.num_workers=1"))
 

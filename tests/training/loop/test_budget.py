@@ -1,4 +1,6 @@
-"""Budgets: a run ends at the exact step, counts every step once whatever happens to it, and keeps and exports its marks."""
+"""Budgets: a run ends at the exact step, counts every step once whatever happens to it, and keeps
+and exports its marks.
+"""
 
 import json
 import random
@@ -28,7 +30,11 @@ from cola_train.training.run import train
 from tests.helpers.runs import figures, saved_tensors
 
 # Frozen and joint steps cost differently: 2 of each in turn.
-INTERVAL = ["objective.vae_strategy.mode=interval", "objective.vae_strategy.joint_steps=2", "objective.vae_strategy.frozen_steps=2"]
+INTERVAL = [
+    "objective.vae_strategy.mode=interval",
+    "objective.vae_strategy.joint_steps=2",
+    "objective.vae_strategy.frozen_steps=2",
+]
 Configs = Callable[..., JointRunConfig]
 
 
@@ -37,7 +43,9 @@ def eflops(flops: int) -> str:
 
 
 @pytest.mark.parametrize("convention", ["paper", "model", "executed"])
-def test_a_run_ends_at_the_first_step_that_reaches_its_budget(joint_config: Configs, convention: str) -> None:
+def test_a_run_ends_at_the_first_step_that_reaches_its_budget(
+    joint_config: Configs, convention: str
+) -> None:
     count = f"budget.convention={convention}"
     unbounded = joint_config("x", "trainer.max_steps=1000", count, *INTERVAL)
     after_seven = sum(step_flops(unbounded, step)[convention] for step in range(7))
@@ -45,17 +53,24 @@ def test_a_run_ends_at_the_first_step_that_reaches_its_budget(joint_config: Conf
     assert Budget(exact).last_step == 7
     status = train(exact)
     assert (status.state, status.step) == ("finished", 7)
-    more = joint_config("more", "trainer.max_steps=1000", count, eflops(round(after_seven * 1.001)), *INTERVAL)
+    more = joint_config(
+        "more", "trainer.max_steps=1000", count, eflops(round(after_seven * 1.001)), *INTERVAL
+    )
     assert train(more).step == 8
     folder = Path(exact.runs_folder) / "exact"
     assert read_manifest(step_folder(folder, 7)).state.flops == flops_after(exact, 7)
     row = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-1]
     assert row["eflops_" + convention] * FLOPS_PER_EFLOP == pytest.approx(after_seven, rel=1e-12)
     assert row["tokens"] == 7 * 4 * 32
-    assert json.loads((folder / "summary.json").read_text())["eflops"][convention] == row["eflops_" + convention]
+    assert (
+        json.loads((folder / "summary.json").read_text())["eflops"][convention]
+        == row["eflops_" + convention]
+    )
 
 
-def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(joint_config: Configs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(
+    joint_config: Configs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     budget = eflops(flops_after(joint_config("x", *INTERVAL), 19)["model"])
     settings = ["trainer.max_steps=1000", "checkpoint.every_steps=4", budget, *INTERVAL]
     whole = joint_config("whole", *settings)
@@ -68,7 +83,8 @@ def test_an_interrupted_run_ends_with_the_same_eflops_and_weights(joint_config: 
         write(self, step)
         if stops and step.step == stops[0]:
             stops.pop(0)
-            # The third goes as a killed run does: what came after its last checkpoint is done, and counted, again.
+            # The third goes as a killed run does: what came after its last checkpoint is done, and
+            # counted, again.
             if not stops:
                 raise RuntimeError("killed")
             signal.raise_signal(signal.SIGTERM)
@@ -95,12 +111,19 @@ def test_marks_of_every_unit_are_kept_exported_and_validated(joint_config: Confi
     three = flops_after(joint_config("x"), 3)["model"] / FLOPS_PER_EFLOP
     marks = f"budget.marks=['2 steps','{three!r} EFLOPs','every {5 * 4 * 32} tokens']"
     config = joint_config(
-        "marked", "trainer.max_steps=11", "checkpoint.keep=1", "checkpoint.every_steps=4", "trainer.validate_every_steps=100", marks
+        "marked",
+        "trainer.max_steps=11",
+        "checkpoint.keep=1",
+        "checkpoint.every_steps=4",
+        "trainer.validate_every_steps=100",
+        marks,
     )
     assert train(config).step == 11
     run = Path(config.runs_folder) / "marked"
     assert saved_steps(run) == [2, 3, 5, 10, 11]
-    assert sorted(path.name for path in (run / "marks").iterdir()) == [f"step-{step:08d}" for step in (2, 3, 5, 10)]
+    assert sorted(path.name for path in (run / "marks").iterdir()) == [
+        f"step-{step:08d}" for step in (2, 3, 5, 10)
+    ]
     assert ColaCheckpoint.load(run / "marks" / "step-00000003").training["step"] == 3
     validated = {step for step, name in figures(run) if name == "validation/loss"}
     assert validated == {2, 3, 5, 10}

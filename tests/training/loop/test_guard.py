@@ -1,4 +1,6 @@
-"""A step that is not finite or far out is not taken, on any process; too many in a row end the run and cost nothing saved."""
+"""A step that is not finite or far out is not taken, on any process; too many in a row end the run
+and cost nothing saved.
+"""
 
 import json
 import math
@@ -35,7 +37,10 @@ from tests.helpers.runs import figures, saved_tensors
 
 def test_what_is_not_finite_is_named() -> None:
     figures = {"loss": 1.0, "flow_mse": math.inf, "gradient_norm": math.nan}
-    assert reason_to_skip(GuardConfig(), figures, None) == "not finite: flow_mse = inf, gradient_norm = nan"
+    assert (
+        reason_to_skip(GuardConfig(), figures, None)
+        == "not finite: flow_mse = inf, gradient_norm = nan"
+    )
     assert reason_to_skip(GuardConfig(), {"loss": 1e30, "gradient_norm": 0.0}, None) is None
 
 
@@ -55,7 +60,10 @@ def test_a_taken_step_ends_a_row_of_skipped_ones() -> None:
     count_taken(state)
     count_skipped(config, state, "x")
     count_skipped(config, state, "x")
-    with pytest.raises(RunStoppedError, match=r"step 7 was not taken \(x\), like the 2 before it; after 3 in a row"):
+    with pytest.raises(
+        RunStoppedError,
+        match=r"step 7 was not taken \(x\), like the 2 before it; after 3 in a row",
+    ):
         count_skipped(config, state, "x")
     assert state.skipped_steps == 5
 
@@ -77,13 +85,21 @@ def test_nan_in_one_process_skips_the_step_on_all_and_the_run_goes_on(
     vae_config: Callable[..., VAERunConfig], tmp_path: Path
 ) -> None:
     config = vae_config(
-        "run", "trainer.micro_batch_size=2", "trainer.max_steps=10", "checkpoint.every_steps=1", "checkpoint.keep=20"
+        "run",
+        "trainer.micro_batch_size=2",
+        "trainer.max_steps=10",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=20",
     )
     returned, errors = poisoned_run(config, tmp_path, 1, 4, 5)
     assert returned == 0, errors[-3000:]
     run = folder_of(config)
     assert read_status(run) == Status("finished", 10)
-    skipped = {entry.step: entry.skipped for entry in read_step_log(run) if isinstance(entry, Step) and entry.skipped}
+    skipped = {
+        entry.step: entry.skipped
+        for entry in read_step_log(run)
+        if isinstance(entry, Step) and entry.skipped
+    }
     assert skipped == dict.fromkeys((2, 5, 6), "not finite: gradient_norm = nan")
     assert errors.count("is not taken, on any process") == 3
     assert figures(run)[10, "train/skipped_steps"] == 3
@@ -105,11 +121,16 @@ def test_nan_in_one_process_skips_the_step_on_all_and_the_run_goes_on(
 def test_five_in_a_row_stop_the_run_with_the_last_good_checkpoint_intact(
     vae_config: Callable[..., VAERunConfig], tmp_path: Path
 ) -> None:
-    config = vae_config("run", "trainer.micro_batch_size=2", "trainer.max_steps=12", "checkpoint.every_steps=3")
+    config = vae_config(
+        "run", "trainer.micro_batch_size=2", "trainer.max_steps=12", "checkpoint.every_steps=3"
+    )
     returned, errors = poisoned_run(config, tmp_path, 4, 5, 6, 7, 8)
     assert returned == 1  # torchrun's, whatever the process'
     run = folder_of(config)
-    assert "step 8 was not taken (not finite: gradient_norm = nan), like the 4 before it; after 5 in a row" in errors
+    assert (
+        "step 8 was not taken (not finite: gradient_norm = nan), like the 4 before it; after 5 in "
+        "a row" in errors
+    )
     status = read_status(run)
     assert status is not None
     assert (status.state, status.step) == ("stopped", 8)
@@ -141,7 +162,11 @@ def test_a_spike_is_skipped_told_of_and_kept_out_of_the_window_which_survives_a_
     train(joint_config("part", *part, "trainer.max_steps=28"))
     run = folder_of(whole)
     assert figures(run) == figures(folder_of(joint_config("part")))
-    skipped = {entry.step: entry.skipped for entry in read_step_log(run) if isinstance(entry, Step) and entry.skipped}
+    skipped = {
+        entry.step: entry.skipped
+        for entry in read_step_log(run)
+        if isinstance(entry, Step) and entry.skipped
+    }
     # Before and after the resume.
     assert min(skipped) <= 14 < max(skipped)
     assert all(text.startswith("loss spike: ") for text in skipped.values())

@@ -1,4 +1,6 @@
-"""What a spike is, against scipy; and that one spike neither hides the next nor makes a plateau's ripples into more."""
+"""What a spike is, against scipy; and that one spike neither hides the next nor makes a plateau's
+ripples into more.
+"""
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ WINDOW = 10
 
 
 @given(st.lists(st.floats(-10, 10), min_size=WINDOW, max_size=25), st.floats(0.5, 20))
-def test_the_limit_is_in_robust_deviations_of_the_window(losses: list[float], deviations: float) -> None:
+def test_the_limit_is_in_robust_deviations_of_the_window(
+    losses: list[float], deviations: float
+) -> None:
     state = RunState()
     for number, loss in enumerate(losses):
         assert (usual_loss(state, "a", WINDOW) is None) == (number < WINDOW)
@@ -25,7 +29,9 @@ def test_the_limit_is_in_robust_deviations_of_the_window(losses: list[float], de
     usual = usual_loss(state, "a", WINDOW)
     assert usual is not None
     # scipy's factor has more digits than 1.4826.
-    assert usual.limit(deviations) == pytest.approx(median + deviations * deviation, rel=1e-5, abs=1e-3)
+    assert usual.limit(deviations) == pytest.approx(
+        median + deviations * deviation, rel=1e-5, abs=1e-3
+    )
 
 
 def test_a_spike_does_not_hide_the_next() -> None:

@@ -1,4 +1,6 @@
-"""The learning rate as a pure function of the step, its horizons in any unit; Muon against torch's own and against an SVD."""
+"""The learning rate as a pure function of the step, its horizons in any unit; Muon against torch's
+own and against an SVD.
+"""
 
 import math
 from collections.abc import Callable
@@ -13,7 +15,12 @@ from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.load import to_yaml
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import UserError
-from cola_train.families.cola.config import JointRunConfig, Stage2Config, VAERunConfig, VAEStrategyConfig
+from cola_train.families.cola.config import (
+    JointRunConfig,
+    Stage2Config,
+    VAERunConfig,
+    VAEStrategyConfig,
+)
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.costs import flops_after
 from cola_train.run_layout import folder_of
@@ -53,22 +60,40 @@ def test_warmup_stable_decay_is_constant_between_and_straight_at_the_end() -> No
     assert STABLE.rate(1000) == STABLE.rate(2000) == pytest.approx(1e-5)
 
 
-def test_horizons_in_tokens_and_eflops_become_the_steps_that_reach_them(joint_config: Callable[..., JointRunConfig]) -> None:
+def test_horizons_in_tokens_and_eflops_become_the_steps_that_reach_them(
+    joint_config: Callable[..., JointRunConfig],
+) -> None:
     cost = flops_after(joint_config("x"), 30)["model"] / FLOPS_PER_EFLOP
-    config = joint_config("x", f"optim.warmup='{7 * 4 * 32} tokens'", f"optim.decay='{cost!r} EFLOPs'")
+    config = joint_config(
+        "x", f"optim.warmup='{7 * 4 * 32} tokens'", f"optim.decay='{cost!r} EFLOPs'"
+    )
     assert Schedule.of(config) == Schedule(config.optim, 7, 30, 0)
     # A token more needs another step.
-    assert Schedule.of(joint_config("x", f"optim.warmup='{7 * 4 * 32 + 1} tokens'", "optim.decay=9")).warmup_steps == 8
+    assert (
+        Schedule.of(
+            joint_config("x", f"optim.warmup='{7 * 4 * 32 + 1} tokens'", "optim.decay=9")
+        ).warmup_steps
+        == 8
+    )
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        (["optim.warmup=30", "optim.decay=30"], r"optim.warmup \('30', 30 steps\) must end before optim.decay \('30', 30 steps\)"),
-        (["optim.schedule=wsd", "optim.anneal=29", "optim.decay=30"], r"before the anneal \('29', 29 steps\) begins"),
+        (
+            ["optim.warmup=30", "optim.decay=30"],
+            r"optim.warmup \('30', 30 steps\) must end before optim.decay \('30', 30 steps\)",
+        ),
+        (
+            ["optim.schedule=wsd", "optim.anneal=29", "optim.decay=30"],
+            r"before the anneal \('29', 29 steps\) begins",
+        ),
         (["optim.anneal=3"], "optim.anneal is the last part of optim.schedule=wsd"),
         (["optim.schedule=wsd"], "needs it, as it needs an anneal above 0"),
-        (["optim.decay='1 EFLOPs'", "budget.convention=executed"], "cannot be EFLOPs with budget.convention=executed"),
+        (
+            ["optim.decay='1 EFLOPs'", "budget.convention=executed"],
+            "cannot be EFLOPs with budget.convention=executed",
+        ),
         (["optim.decay=later"], "optim.decay must be an amount"),
     ],
 )
@@ -83,12 +108,16 @@ def test_horizons_that_do_not_fit_are_refused(
 
 
 def both_networks(factor: float = 1.0) -> Stage2Objective:
-    config = Stage2Config(reference_weight=0, vae_strategy=VAEStrategyConfig(learning_rate_factor=factor))
+    config = Stage2Config(
+        reference_weight=0, vae_strategy=VAEStrategyConfig(learning_rate_factor=factor)
+    )
     return Stage2Objective(tiny_vae(), tiny_dit(), config, seed=1)
 
 
 @given(st.integers(1, 24), st.integers(1, 24), st.integers(0, 1000))
-def test_an_orthogonal_update_has_the_matrix_directions_and_no_sizes(rows: int, columns: int, seed: int) -> None:
+def test_an_orthogonal_update_has_the_matrix_directions_and_no_sizes(
+    rows: int, columns: int, seed: int
+) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     u, sizes, v = torch.linalg.svd(matrix, full_matrices=False)
     within = u.T @ orthogonalized(matrix, 5).float() @ v.T
@@ -118,10 +147,26 @@ def test_both_optimizers_as_one_move_as_torchs_own_two_do() -> None:
     matrices = muon_matrices(theirs)
     parts: list[tuple[float, torch.optim.Optimizer]] = []
     for network, factor in (("vae.", 0.5), ("dit.", 1.0)):
-        of_network = [(name, parameter) for name, parameter in theirs.named_parameters() if name.startswith(network)]
-        hidden, rest = ([p for name, p in of_network if (name in matrices) == whether] for whether in (True, False))
-        parts.append((factor, torch.optim.Muon(hidden, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")))
-        parts.append((factor, torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.1, fused=True)))
+        of_network = [
+            (name, parameter)
+            for name, parameter in theirs.named_parameters()
+            if name.startswith(network)
+        ]
+        hidden, rest = (
+            [p for name, p in of_network if (name in matrices) == whether]
+            for whether in (True, False)
+        )
+        parts.append(
+            (
+                factor,
+                torch.optim.Muon(
+                    hidden, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+                ),
+            )
+        )
+        parts.append(
+            (factor, torch.optim.AdamW(rest, betas=(0.9, 0.95), weight_decay=0.1, fused=True))
+        )
     begin = [parameter.detach().clone() for parameter in ours.parameters()]
     for step in range(4):
         generator = torch.Generator().manual_seed(step)
@@ -135,7 +180,9 @@ def test_both_optimizers_as_one_move_as_torchs_own_two_do() -> None:
                 group["lr"] = 1e-2 * (step + 1) * factor
             part.step()
     optimizer.zero_grad()
-    for (name, one), other, before in zip(ours.named_parameters(), theirs.parameters(), begin, strict=True):
+    for (name, one), other, before in zip(
+        ours.named_parameters(), theirs.parameters(), begin, strict=True
+    ):
         assert torch.equal(one, other), name
         assert not torch.equal(one, before), name
         assert one.grad is None
@@ -145,8 +192,14 @@ def test_muon_keeps_one_tensor_where_adamw_keeps_two() -> None:
     objective = both_networks()
     matrices = muon_matrices(objective)
     names = {parameter: name for name, parameter in objective.named_parameters()}
-    for parameter, kept in ensure_state(build_optimizer(objective, OptimConfig(optimizer="muon"))).items():
-        expected = {"momentum_buffer"} if names[parameter] in matrices else {"step", "exp_avg", "exp_avg_sq"}
+    for parameter, kept in ensure_state(
+        build_optimizer(objective, OptimConfig(optimizer="muon"))
+    ).items():
+        expected = (
+            {"momentum_buffer"}
+            if names[parameter] in matrices
+            else {"step", "exp_avg", "exp_avg_sq"}
+        )
         assert kept.keys() == expected, names[parameter]
 
 
@@ -154,7 +207,12 @@ def test_a_run_with_muon_is_the_same_on_two_processes_and_after_resuming(
     vae_config: Callable[..., VAERunConfig], tmp_path: Path
 ) -> None:
     # Every matrix is in two parts, and each process has one of them.
-    muon = ["optim.optimizer=muon", "optim.learning_rate=1e-2", "vae.ffn_dim=10", "trainer.validate_every_steps=0"]
+    muon = [
+        "optim.optimizer=muon",
+        "optim.learning_rate=1e-2",
+        "vae.ffn_dim=10",
+        "trainer.validate_every_steps=0",
+    ]
     whole, part = vae_config("whole", *muon), vae_config("part", *muon, "trainer.max_steps=3")
     train(whole)
     train(part)
@@ -183,6 +241,8 @@ def test_a_run_with_muon_is_the_same_on_two_processes_and_after_resuming(
         ("optim.muon_iterations=0", r"optim.muon_iterations must be in \[1, 99\], not 0"),
     ],
 )
-def test_what_muon_refuses(vae_config: Callable[..., VAERunConfig], override: str, message: str) -> None:
+def test_what_muon_refuses(
+    vae_config: Callable[..., VAERunConfig], override: str, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         vae_config("x", override)

@@ -1,4 +1,6 @@
-"""A program: steps with compiled blocks beside plain ones, as JSON. Checked types, as in tests, hide functions from compilers."""
+"""A program: steps with compiled blocks beside plain ones, as JSON. Checked types, as in tests,
+hide functions from compilers.
+"""
 
 import json
 import sys
@@ -20,11 +22,15 @@ def step(objective: Objective, config: Any) -> tuple[float, dict[str, Tensor]]:
     batch = training_batch(config)
     loss = total_loss(objective(batch), objective.counts(batch))
     loss.backward()
-    return float(loss.detach()), {n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None}
+    return float(loss.detach()), {
+        n: p.grad.clone() for n, p in objective.named_parameters() if p.grad is not None
+    }
 
 
 def compared(stage: str, checkpointing: Any) -> dict[str, Any]:
-    """How far compiled steps are from plain ones, and how many graphs were compiled after one step and after four."""
+    """How far compiled steps are from plain ones, and how many graphs were compiled after one step
+    and after four.
+    """
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     config = run_config(stage)
@@ -32,7 +38,8 @@ def compared(stage: str, checkpointing: Any) -> dict[str, Any]:
     objective = build_objective(config)
     plain_loss, plain = step(objective, config)
     checkpoint_activations(objective, checkpointing)
-    # Traced and differentiated by torch.compile; the code that inductor would generate takes a minute.
+    # Traced and differentiated by torch.compile; the code that inductor would generate takes a
+    # minute.
     compile_blocks(objective, backend="aot_eager")
     loss, gradients = step(objective, config)
     counters = torch._dynamo.utils.counters
@@ -41,7 +48,10 @@ def compared(stage: str, checkpointing: Any) -> dict[str, Any]:
         step(objective, config)
     graphs.append(counters["stats"]["unique_graphs"])
     assert gradients.keys() == plain.keys()
-    errors = [float((gradients[name] - plain[name]).norm() / (plain[name].norm() + 1e-6)) for name in plain]
+    errors = [
+        float((gradients[name] - plain[name]).norm() / (plain[name].norm() + 1e-6))
+        for name in plain
+    ]
     return {
         "loss": abs(loss - plain_loss) / plain_loss,
         "gradients": max(errors),

@@ -1,4 +1,6 @@
-"""Compiled blocks against plain ones, over whole steps; how often they are compiled; and without a compiler."""
+"""Compiled blocks against plain ones, over whole steps; how often they are compiled; and without a
+compiler.
+"""
 
 import json
 import subprocess
@@ -27,10 +29,15 @@ def test_compiled_steps_equal_plain_ones_and_each_kind_of_block_compiles_once() 
         assert found["breaks"] == 0, case
 
 
-def test_without_a_compiler_the_run_says_so_before_it_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_compiler_the_run_says_so_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"trainer\.compile=true needs a C\+\+ compiler on a CPU, and there is no g\+\+"):
+    with pytest.raises(
+        UserError,
+        match=r"trainer\.compile=true needs a C\+\+ compiler on a CPU, and there is no g\+\+",
+    ):
         check_compiler(True, on_gpu=False)
     check_compiler(True, on_gpu=True)
     check_compiler(False, on_gpu=False)

@@ -1,4 +1,6 @@
-"""Any number of processes, any mesh and any accumulation give the same run: samples, noise and losses."""
+"""Any number of processes, any mesh and any accumulation give the same run: samples, noise and
+losses.
+"""
 
 import json
 from collections.abc import Callable
@@ -18,7 +20,8 @@ from tests.helpers.programs import torchrun
 from tests.helpers.runs import figures
 
 STEPS = 30
-# Prompt blocks and short documents give rows different numbers of counted positions: means of means would differ from the mean.
+# Prompt blocks and short documents give rows different numbers of counted positions: means of means
+# would differ from the mean.
 UNEVEN = {"vae": ["objective.mask_ratio=0.3"], "joint": ["objective.flow.prompt_block_prob=0.5"]}
 MESHES = {
     1: [("single", None)],
@@ -34,11 +37,17 @@ def configs_of(make: Callable[..., RunConfig], stage: str, processes: int) -> di
         for accumulation in (1, 4):
             name = f"{stage}-{processes}-{strategy}-{accumulation}"
             configs[name] = make(
-                name, *UNEVEN[stage], f"trainer.global_batch_size={ROWS}", f"trainer.max_steps={STEPS}", "optim.decay=100",
-                f"trainer.micro_batch_size={ROWS // processes // accumulation}", f"parallel.strategy={strategy}",
-                f"parallel.shard_size={'null' if shard_size is None else shard_size}", "checkpoint.every_steps=1000",
+                name,
+                *UNEVEN[stage],
+                f"trainer.global_batch_size={ROWS}",
+                f"trainer.max_steps={STEPS}",
+                "optim.decay=100",
+                f"trainer.micro_batch_size={ROWS // processes // accumulation}",
+                f"parallel.strategy={strategy}",
+                f"parallel.shard_size={'null' if shard_size is None else shard_size}",
+                "checkpoint.every_steps=1000",
                 "trainer.validate_every_steps=15",
-            )  # fmt: skip
+            )
     return configs
 
 
@@ -66,11 +75,15 @@ def steps(run: Path) -> list[Step]:
 
 @pytest.mark.slow
 def test_processes_meshes_and_accumulation_do_not_change_a_run(
-    vae_config: Callable[..., VAERunConfig], joint_config: Callable[..., JointRunConfig], tmp_path: Path
+    vae_config: Callable[..., VAERunConfig],
+    joint_config: Callable[..., JointRunConfig],
+    tmp_path: Path,
 ) -> None:
     names: list[str] = []
     for processes in MESHES:
-        configs = configs_of(vae_config, "vae", processes) | configs_of(joint_config, "joint", processes)
+        configs = configs_of(vae_config, "vae", processes) | configs_of(
+            joint_config, "joint", processes
+        )
         train_all(configs, processes, tmp_path)
         names += configs
     worst: dict[str, float] = {}
@@ -78,7 +91,8 @@ def test_processes_meshes_and_accumulation_do_not_change_a_run(
         reference = tmp_path / f"{stage}-1-single-1"
         expected_draws, expected_steps = draws(reference), steps(reference)
         assert len(expected_steps) == STEPS
-        # Each training sample's draws were recorded: two or more purposes a sample, and none that another sample shares.
+        # Each training sample's draws were recorded: two or more purposes a sample, and none that
+        # another sample shares.
         assert len(expected_draws) > 2 * STEPS * ROWS
         expected = figures(reference)
         for name in names:
@@ -100,7 +114,11 @@ def test_processes_meshes_and_accumulation_do_not_change_a_run(
     ("overrides", "world_size", "message"),
     [
         (["parallel.strategy=single"], 2, r"strategy=single is for one process, not 2"),
-        (["parallel.strategy=hsdp", "parallel.shard_size=3"], 4, r"shard_size \(3\) must divide the number of processes \(4\)"),
+        (
+            ["parallel.strategy=hsdp", "parallel.shard_size=3"],
+            4,
+            r"shard_size \(3\) must divide the number of processes \(4\)",
+        ),
     ],
 )
 def test_meshes_that_do_not_fit(
@@ -111,14 +129,18 @@ def test_meshes_that_do_not_fit(
 
 
 def test_a_shard_size_without_hsdp_is_refused(vae_config: Callable[..., VAERunConfig]) -> None:
-    with pytest.raises(UserError, match=r"parallel.shard_size is for parallel.strategy=hsdp, not fsdp2"):
+    with pytest.raises(
+        UserError, match=r"parallel.shard_size is for parallel.strategy=hsdp, not fsdp2"
+    ):
         vae_config("x", "parallel.shard_size=2")
 
 
 def test_the_launcher_is_the_users_way_to_several_processes(
     joint_config: Callable[..., JointRunConfig], tmp_path: Path, run_program: Callable[..., Any]
 ) -> None:
-    config = joint_config("two", "parallel.num_processes=2", "trainer.micro_batch_size=2", "trainer.max_steps=2")
+    config = joint_config(
+        "two", "parallel.num_processes=2", "trainer.micro_batch_size=2", "trainer.max_steps=2"
+    )
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
     done = run_program("joint", str(tmp_path / "config.yaml"))
     assert done.returncode == 0, done.stderr

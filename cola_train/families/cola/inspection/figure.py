@@ -1,4 +1,6 @@
-"""The page of `cola-train inspect`: a panel for each question, none for what a checkpoint does not have."""
+"""The page of `cola-train inspect`: a panel for each question, none for what a checkpoint does not
+have.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,7 +33,10 @@ def draw_inspection(inspection: LatentInspection, name: str, png: Path, svg: Pat
     panels = _panels(inspection)
     rows = -(-len(panels) // _COLUMNS)
     with drawing((_PANEL[0] * _COLUMNS, _PANEL[1] * rows + 0.4), png, svg, _STYLE) as figure:
-        figure.suptitle(f"{name}: {inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens", fontsize=10)
+        figure.suptitle(
+            f"{name}: {inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens",
+            fontsize=10,
+        )
         grid = figure.add_gridspec(rows, _COLUMNS)
         for place, panel in enumerate(panels):
             row, column = divmod(place, _COLUMNS)
@@ -42,7 +47,13 @@ def draw_inspection(inspection: LatentInspection, name: str, png: Path, svg: Pat
 
 
 def _panels(inspection: LatentInspection) -> list[Callable[[Any, LatentInspection], None]]:
-    panels: list[Callable[[Any, LatentInspection], None]] = [_log_snr, _divergence, _reconstruction, _hits_by_position, _map]
+    panels: list[Callable[[Any, LatentInspection], None]] = [
+        _log_snr,
+        _divergence,
+        _reconstruction,
+        _hits_by_position,
+        _map,
+    ]
     if inspection.drift is not None:
         panels.insert(2, _drift)
     if inspection.flow is not None:
@@ -60,24 +71,49 @@ def _log_snr(axes: Any, inspection: LatentInspection) -> None:
     heights = [value if math.isfinite(value) else 0.0 for value in health.log_snr_per_channel]
     axes.bar(channels, heights, color=[BLUE if on else "0.8" for on in active])
     axes.margins(y=0.15)
-    axes.axhline(health.log_snr, color=ORANGE, linestyle="--", linewidth=1, label=f"all channels: {health.log_snr:.2f}")
-    _title(axes, f"VAE logSNR; active units: {health.active_units} of {len(active)}", "channel (grey: inactive)",
-           "log(mean μ² / mean σ²)")  # fmt: skip
+    axes.axhline(
+        health.log_snr,
+        color=ORANGE,
+        linestyle="--",
+        linewidth=1,
+        label=f"all channels: {health.log_snr:.2f}",
+    )
+    _title(
+        axes,
+        f"VAE logSNR; active units: {health.active_units} of {len(active)}",
+        "channel (grey: inactive)",
+        "log(mean μ² / mean σ²)",
+    )
     axes.legend()
 
 
 def _divergence(axes: Any, inspection: LatentInspection) -> None:
     health = inspection.posterior
-    _pairs(axes, {"KL(q || N(0, 1))": health.kl_per_channel, "KL(q || N(m, s²)) ≥ information": health.information_per_channel})
-    _title(axes, f"Divergence; KL in all {health.kl_nats_per_token:.1f} nats per token", "channel", "nats per latent")
+    _pairs(
+        axes,
+        {
+            "KL(q || N(0, 1))": health.kl_per_channel,
+            "KL(q || N(m, s²)) ≥ information": health.information_per_channel,
+        },
+    )
+    _title(
+        axes,
+        f"Divergence; KL in all {health.kl_nats_per_token:.1f} nats per token",
+        "channel",
+        "nats per latent",
+    )
 
 
 def _drift(axes: Any, inspection: LatentInspection) -> None:
     drift = inspection.drift
     assert drift is not None
     axes.bar(range(len(drift.kl_per_channel)), drift.kl_per_channel, color=BLUE)
-    _title(axes, f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token", "channel",
-           "KL(q || q_ref), nats per latent")  # fmt: skip
+    _title(
+        axes,
+        f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token",
+        "channel",
+        "KL(q || q_ref), nats per latent",
+    )
     axes.margins(y=0.15)
     note = f"means: RMS change {drift.rms_change_of_means:.3f}, cosine {drift.cosine_of_means:.4f}"
     axes.text(0.99, 0.98, note, transform=axes.transAxes, ha="right", va="top", fontsize=7)
@@ -87,9 +123,20 @@ def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
     curve = inspection.reconstruction
     axes.plot(curve.times, curve.noised, color=BLUE, marker="o", label="z_t itself")
     if curve.denoised is not None:
-        axes.plot(curve.times, curve.denoised, color=ORANGE, marker="s", label="one DiT step: z_t - t v(z_t, t)")
+        axes.plot(
+            curve.times,
+            curve.denoised,
+            color=ORANGE,
+            marker="s",
+            label="one DiT step: z_t - t v(z_t, t)",
+        )
     _commonest(axes, inspection)
-    _title(axes, "Reconstruction from noised latents", "noise time t (0 data, 1 noise)", "share of true tokens")
+    _title(
+        axes,
+        "Reconstruction from noised latents",
+        "noise time t (0 data, 1 noise)",
+        "share of true tokens",
+    )
     # Room for the legend.
     axes.set_ylim(0, 1.35)
     axes.legend(loc="upper right")
@@ -101,15 +148,30 @@ def _hits_by_position(axes: Any, inspection: LatentInspection) -> None:
     if inspection.prior_accuracy is not None:
         found["prior hit"] = inspection.prior_accuracy.by_position
     _hit_lines(axes, inspection, found)
-    _title(axes, f"True token hit, by place in the {where}", f"token of the {where}", "share of true tokens")
+    _title(
+        axes,
+        f"True token hit, by place in the {where}",
+        f"token of the {where}",
+        "share of true tokens",
+    )
 
 
 def _hits_by_block(axes: Any, inspection: LatentInspection) -> None:
     assert inspection.prior_accuracy is not None
     _hit_lines(
-        axes, inspection, {"posterior hit": inspection.posterior_accuracy.by_block, "prior hit": inspection.prior_accuracy.by_block}
+        axes,
+        inspection,
+        {
+            "posterior hit": inspection.posterior_accuracy.by_block,
+            "prior hit": inspection.prior_accuracy.by_block,
+        },
     )
-    _title(axes, f"True token hit, by block of {inspection.block_size} latents", "block of the row", "share of true tokens")
+    _title(
+        axes,
+        f"True token hit, by block of {inspection.block_size} latents",
+        "block of the row",
+        "share of true tokens",
+    )
 
 
 def _hit_lines(axes: Any, inspection: LatentInspection, found: dict[str, list[float]]) -> None:
@@ -117,8 +179,13 @@ def _hit_lines(axes: Any, inspection: LatentInspection, found: dict[str, list[fl
     for (name, values), color in zip(found.items(), (BLUE, ORANGE)):
         _line(axes, values, color, f"{name}: {hits[name].share:.3f}")  # type: ignore[union-attr]  # of those that are there
     _commonest(axes, inspection)
-    axes.axhline(inspection.chance_token_accuracy, color=_GRAY, linestyle="-.", linewidth=1.2,
-                 label=f"tokens drawn by frequency: {inspection.chance_token_accuracy:.3f}")  # fmt: skip
+    axes.axhline(
+        inspection.chance_token_accuracy,
+        color=_GRAY,
+        linestyle="-.",
+        linewidth=1.2,
+        label=f"tokens drawn by frequency: {inspection.chance_token_accuracy:.3f}",
+    )
     # Posterior and prior may be a hundredfold apart.
     axes.set_yscale("log", nonpositive="clip")
     axes.set_ylim(0.4 * inspection.chance_token_accuracy, 1.5)
@@ -129,22 +196,48 @@ def _hit_lines(axes: Any, inspection: LatentInspection, found: dict[str, list[fl
 def _flow_by_time(axes: Any, inspection: LatentInspection) -> None:
     flow = inspection.flow
     assert flow is not None
-    axes.stairs(flow.loss_by_time, flow.time_bins, color=BLUE, linewidth=1.6, baseline=None, label=f"DiT: {flow.loss:.4f} in all")
-    axes.stairs(flow.baseline_by_time, flow.time_bins, color=_GRAY, linestyle="--", baseline=None, linewidth=1.2,
-                label=f"mean and variance alone: {flow.bound:.4f}")  # fmt: skip
+    axes.stairs(
+        flow.loss_by_time,
+        flow.time_bins,
+        color=BLUE,
+        linewidth=1.6,
+        baseline=None,
+        label=f"DiT: {flow.loss:.4f} in all",
+    )
+    axes.stairs(
+        flow.baseline_by_time,
+        flow.time_bins,
+        color=_GRAY,
+        linestyle="--",
+        baseline=None,
+        linewidth=1.2,
+        label=f"mean and variance alone: {flow.bound:.4f}",
+    )
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower center")
-    _title(axes, "Flow-matching loss by noise time", "noise time t (0 data, 1 noise)", "mean of (v - (z₁ - z₀))²")
+    _title(
+        axes,
+        "Flow-matching loss by noise time",
+        "noise time t (0 data, 1 noise)",
+        "mean of (v - (z₁ - z₀))²",
+    )
 
 
 def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
     flow = inspection.flow
     assert flow is not None
     # The bound of a block moves with the times that the block happened to draw: the ratio does not.
-    ratios = [loss / bound for loss, bound in zip(flow.loss_by_block, flow.baseline_by_block, strict=True)]
+    ratios = [
+        loss / bound for loss, bound in zip(flow.loss_by_block, flow.baseline_by_block, strict=True)
+    ]
     _line(axes, ratios, BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
     axes.axhline(1.0, color=_GRAY, linestyle="--", linewidth=1.2, label="mean and variance alone")
-    _title(axes, "Flow-matching loss over its bound, by block", "block of the row", "loss / mean-and-variance bound")
+    _title(
+        axes,
+        "Flow-matching loss over its bound, by block",
+        "block of the row",
+        "loss / mean-and-variance bound",
+    )
     axes.legend()
 
 
@@ -154,13 +247,37 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
     gains = (use.gain_over_shuffled, use.gain_over_none)
     errors = (use.gain_over_shuffled_standard_error, use.gain_over_none_standard_error)
     axes.bar(
-        (0, 1), gains, 0.5, color=(ORANGE, PURPLE), yerr=[2 * error for error in errors], error_kw={"elinewidth": 1, "capsize": 4}
+        (0, 1),
+        gains,
+        0.5,
+        color=(ORANGE, PURPLE),
+        yerr=[2 * error for error in errors],
+        error_kw={"elinewidth": 1, "capsize": 4},
     )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks((0, 1), (f"another row's history\n({use.shuffled_history:.4f})", f"no history\n({use.no_history:.4f})"))
+    axes.set_xticks(
+        (0, 1),
+        (
+            f"another row's history\n({use.shuffled_history:.4f})",
+            f"no history\n({use.no_history:.4f})",
+        ),
+    )
     axes.set_xlim(-0.6, 1.6)
-    _title(axes, f"Does the prior use history? True history: {use.true_history:.4f}", "", "loss above that with the true history")
-    axes.text(0.99, 0.98, "bars: 2 paired standard errors", transform=axes.transAxes, ha="right", va="top", fontsize=7)
+    _title(
+        axes,
+        f"Does the prior use history? True history: {use.true_history:.4f}",
+        "",
+        "loss above that with the true history",
+    )
+    axes.text(
+        0.99,
+        0.98,
+        "bars: 2 paired standard errors",
+        transform=axes.transAxes,
+        ha="right",
+        va="top",
+        fontsize=7,
+    )
 
 
 def _map(axes: Any, inspection: LatentInspection) -> None:
@@ -168,14 +285,36 @@ def _map(axes: Any, inspection: LatentInspection) -> None:
     for kind, color in _KIND_COLORS.items():
         at = [place for place, other in enumerate(found.kind) if other == kind]
         if at:
-            axes.scatter([found.x[i] for i in at], [found.y[i] for i in at], s=5, color=color, alpha=0.55, linewidths=0,
-                         label=f"{kind} ({len(at) / len(found.kind):.0%})")  # fmt: skip
+            axes.scatter(
+                [found.x[i] for i in at],
+                [found.y[i] for i in at],
+                s=5,
+                color=color,
+                alpha=0.55,
+                linewidths=0,
+                label=f"{kind} ({len(at) / len(found.kind):.0%})",
+            )
     for text, x, y in found.common_tokens:
-        axes.annotate(_shown(text), (x, y), fontsize=7, ha="center", va="center",
-                      bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0.4})  # fmt: skip
+        axes.annotate(
+            _shown(text),
+            (x, y),
+            fontsize=7,
+            ha="center",
+            va="center",
+            bbox={
+                "boxstyle": "round,pad=0.15",
+                "facecolor": "white",
+                "alpha": 0.75,
+                "linewidth": 0.4,
+            },
+        )
     first, second = found.variance_shares
-    _title(axes, f"{len(found.x):,} posterior means, by kind of token", f"principal axis 1 ({first:.0%} of variance)",
-           f"principal axis 2 ({second:.0%})")  # fmt: skip
+    _title(
+        axes,
+        f"{len(found.x):,} posterior means, by kind of token",
+        f"principal axis 1 ({first:.0%} of variance)",
+        f"principal axis 2 ({second:.0%})",
+    )
     axes.legend(markerscale=2.5, handletextpad=0.1, loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -189,7 +328,13 @@ def _title(axes: Any, title: str, x: str, y: str) -> None:
 
 def _commonest(axes: Any, inspection: LatentInspection) -> None:
     share = inspection.majority_token_accuracy
-    axes.axhline(share, color=_GRAY, linestyle=":", linewidth=1.2, label=f"the commonest token always: {share:.3f}")
+    axes.axhline(
+        share,
+        color=_GRAY,
+        linestyle=":",
+        linewidth=1.2,
+        label=f"the commonest token always: {share:.3f}",
+    )
 
 
 def _line(axes: Any, values: Sequence[float], color: str, label: str) -> None:
@@ -200,7 +345,9 @@ def _line(axes: Any, values: Sequence[float], color: str, label: str) -> None:
 
 def _pairs(axes: Any, bars: dict[str, list[float]]) -> None:
     for (name, values), shift, color in zip(bars.items(), (-0.2, 0.2), (BLUE, ORANGE), strict=True):
-        axes.bar([place + shift for place in range(len(values))], values, 0.4, color=color, label=name)
+        axes.bar(
+            [place + shift for place in range(len(values))], values, 0.4, color=color, label=name
+        )
     # Room for the legend above the bars.
     axes.set_ylim(top=1.3 * max(1e-6, *(max(values) for values in bars.values())))
     axes.legend(loc="upper left")

@@ -1,4 +1,6 @@
-"""A look into the latent space of a checkpoint, on held-out rows: what the VAE keeps, and what the prior has learned of it."""
+"""A look into the latent space of a checkpoint, on held-out rows: what the VAE keeps, and what the
+prior has learned of it.
+"""
 
 import dataclasses
 import math
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LatentInspection:
-    """What `inspect_latents` finds. Without a DiT there is no flow, no prior and no history, and a row is one block."""
+    """What `inspect_latents` finds. Without a DiT there is no flow, no prior and no history, and a
+    row is one block.
+    """
 
     num_rows: int
     num_tokens: int
@@ -50,7 +54,8 @@ class LatentInspection:
     reconstruction: ReconstructionCurve
     posterior_accuracy: TokenAccuracy
     majority_token_accuracy: float  # what always saying the commonest token would hit
-    chance_token_accuracy: float  # what drawing tokens by their frequencies would hit; a prior draws, so this is its chance
+    # what drawing tokens by their frequencies would hit; a prior draws, so this is its chance
+    chance_token_accuracy: float
     map: LatentMap
     drift: Drift | None
     flow: FlowByPlace | None
@@ -82,7 +87,9 @@ class LatentInspection:
                 "flow_over_gaussian_baseline": self.flow.loss / self.flow.bound,
             }
         if self.history is not None:
-            found |= {f"history/{name}": value for name, value in dataclasses.asdict(self.history).items()}
+            found |= {
+                f"history/{name}": value for name, value in dataclasses.asdict(self.history).items()
+            }
         if self.drift is not None:
             found |= {
                 "reference_kl_nats_per_token": self.drift.kl_nats_per_token,
@@ -97,48 +104,68 @@ class LatentInspection:
 
     def draw(self, title: str, png: Path, svg: Path) -> None:
         """The page of plots."""
-        from cola_train.families.cola.inspection.figure import draw_inspection  # matplotlib takes a second to import
+        # matplotlib takes a second to import
+        from cola_train.families.cola.inspection.figure import draw_inspection
 
         draw_inspection(self, title, png, svg)
 
 
 def half_time(curve: ReconstructionCurve) -> float:
-    """The noise time at which the accuracy of noised latents has fallen to half of that at t = 0, between grid points on a line;
+    """The noise time at which the accuracy of noised latents has fallen to half of that at t = 0,
+    between grid points on a line;
     1 if it never has."""
     half = curve.noised[0] / 2
     for place in range(1, len(curve.times)):
         above, below = curve.noised[place - 1], curve.noised[place]
         if below <= half < above:
-            return curve.times[place - 1] + (above - half) / (above - below) * (curve.times[place] - curve.times[place - 1])
+            return curve.times[place - 1] + (above - half) / (above - below) * (
+                curve.times[place] - curve.times[place - 1]
+            )
     return 1.0
 
 
-def check_inspectable(checkpoint: "ColaCheckpoint", data: PreparedData, reference: "ColaCheckpoint | None") -> None:
+def check_inspectable(
+    checkpoint: "ColaCheckpoint", data: PreparedData, reference: "ColaCheckpoint | None"
+) -> None:
     """Refuse what does not fit together.
 
     Raises:
-        UserError: another tokenizer than the data's; rows that do not fill blocks; fewer than two held-out rows; a reference whose
-            latents are not comparable.
+        UserError: another tokenizer than the data's; rows that do not fill blocks; fewer than two
+            held-out rows; a reference whose latents are not comparable.
     """
     config = checkpoint.vae.config
-    require(checkpoint.tokenizer.sha256 == data.tokenizer.sha256,
-            f"The data in {data.folder} was prepared with another tokenizer (sha256 {data.tokenizer.sha256}) than the checkpoint's "
-            f"({checkpoint.tokenizer.sha256}); give data prepared with the checkpoint's.")  # fmt: skip
+    require(
+        checkpoint.tokenizer.sha256 == data.tokenizer.sha256,
+        f"The data in {data.folder} was prepared with another tokenizer (sha256 "
+        f"{data.tokenizer.sha256}) than the checkpoint's ({checkpoint.tokenizer.sha256}); give "
+        "data prepared with the checkpoint's.",
+    )
     block_size = config.block_size if checkpoint.dit is None else checkpoint.dit.config.block_size
     check_seq_len(data.manifest.seq_len, config.patch_size, block_size)
     found = data.num_rows(VALIDATION)
-    require(found >= 2, f"An inspection needs at least 2 held-out rows; {data.folder} has {found}. Prepare data with a larger "
-                        "held_out_share.")  # fmt: skip
+    require(
+        found >= 2,
+        f"An inspection needs at least 2 held-out rows; {data.folder} has {found}. Prepare data "
+        "with a larger held_out_share.",
+    )
     if reference is not None:
-        ours, theirs = ((c.vocab_size, c.latent_dim, c.patch_size) for c in (config, reference.vae.config))
-        require(ours == theirs and reference.tokenizer.sha256 == checkpoint.tokenizer.sha256,
-                "The reference must have the checkpoint's tokenizer, and its vocab_size, latent_dim and patch_size "
-                f"{ours}, not {theirs}; give the stage-1 checkpoint that it started from.")  # fmt: skip
+        ours, theirs = (
+            (c.vocab_size, c.latent_dim, c.patch_size) for c in (config, reference.vae.config)
+        )
+        require(
+            ours == theirs and reference.tokenizer.sha256 == checkpoint.tokenizer.sha256,
+            "The reference must have the checkpoint's tokenizer, and its vocab_size, latent_dim "
+            f"and patch_size {ours}, not {theirs}; give the stage-1 checkpoint that it started "
+            "from.",
+        )
 
 
 @torch.inference_mode()
 def inspect_latents(
-    checkpoint: "ColaCheckpoint", data: PreparedData, config: InspectionConfig, reference: "ColaCheckpoint | None" = None
+    checkpoint: "ColaCheckpoint",
+    data: PreparedData,
+    config: InspectionConfig,
+    reference: "ColaCheckpoint | None" = None,
 ) -> Iterator[LatentInspection | None]:
     """Look at a checkpoint's latents of the first held-out rows, always with the same draws.
 
@@ -148,7 +175,8 @@ def inspect_latents(
         checkpoint: of stage 1 or 2, on the device to compute on.
         data: prepared with its tokenizer.
         config: how much to look at.
-        reference: whose encoder to measure drift from, usually the stage-1 checkpoint; on the same device.
+        reference: whose encoder to measure drift from, usually the stage-1 checkpoint; on the same
+            device.
 
     Raises:
         UserError: as `check_inspectable`.
@@ -162,9 +190,16 @@ def inspect_latents(
     on_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
     times = [step / (config.num_times - 1) for step in range(config.num_times)]
     reconstruction = ReconstructionTally(vae, dit, times)
-    posterior_accuracy, prior_accuracy = TokenAccuracyTally(seq_len, block_tokens), TokenAccuracyTally(seq_len, block_tokens)
+    posterior_accuracy, prior_accuracy = (
+        TokenAccuracyTally(seq_len, block_tokens),
+        TokenAccuracyTally(seq_len, block_tokens),
+    )
     drift = None if reference is None else DriftTally(reference.vae.encoder)
-    flow = None if dit is None else FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
+    flow = (
+        None
+        if dit is None
+        else FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
+    )
     for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
         for tally in (health, tokens, on_map, reconstruction, drift, flow):
             if tally is not None:

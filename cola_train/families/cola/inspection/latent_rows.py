@@ -1,4 +1,6 @@
-"""Held-out rows with what every look at the latent space needs of them: posterior, sample and noise, always the same ones."""
+"""Held-out rows with what every look at the latent space needs of them: posterior, sample and
+noise, always the same ones.
+"""
 
 import dataclasses
 import itertools
@@ -44,7 +46,9 @@ class LatentRows:
     document: Int[Tensor, "batch latents"] | None  # None where a row is one sequence
 
 
-def latent_rows(vae: TextVAE, data: PreparedData, config: InspectionConfig, mask_documents: bool = False) -> Iterator[LatentRows]:
+def latent_rows(
+    vae: TextVAE, data: PreparedData, config: InspectionConfig, mask_documents: bool = False
+) -> Iterator[LatentRows]:
     """Held-out rows, some at a time, on the VAE's device; their draws are addressed by row.
 
     With `mask_documents` documents of a row are kept apart.
@@ -66,15 +70,24 @@ def latent_rows(vae: TextVAE, data: PreparedData, config: InspectionConfig, mask
         )
 
 
-def likeliest_tokens(vae: TextVAE, hidden: Float[Tensor, "batch seq dim"]) -> Int[Tensor, "batch seq"]:
-    """The likeliest token at each position; a large vocabulary's logits are never held all at once."""
+def likeliest_tokens(
+    vae: TextVAE, hidden: Float[Tensor, "batch seq dim"]
+) -> Int[Tensor, "batch seq"]:
+    """The likeliest token at each position; a large vocabulary's logits are never held all at
+    once.
+    """
     parts = hidden.flatten(0, 1).split(max(1, _MOST_LOGITS // vae.config.vocab_size))
-    return torch.cat([vae.decoder.head(part).argmax(-1) for part in parts]).unflatten(0, hidden.shape[:2])
+    return torch.cat([vae.decoder.head(part).argmax(-1) for part in parts]).unflatten(
+        0, hidden.shape[:2]
+    )
 
 
 def same_time(z: Float[Tensor, "batch latents channels"], t: float) -> Times:
     """Time t at every position, and 0 for clean history."""
-    return Times(torch.tensor([t, 0.0], device=z.device), torch.zeros(z.shape[:2], dtype=torch.long, device=z.device))
+    return Times(
+        torch.tensor([t, 0.0], device=z.device),
+        torch.zeros(z.shape[:2], dtype=torch.long, device=z.device),
+    )
 
 
 def transport_all_blocks(
@@ -84,9 +97,11 @@ def transport_all_blocks(
     document: Int[Tensor, "batch latents"] | None,
     num_steps: int,
 ) -> Float[Tensor, "batch latents channels"]:
-    """Each block by Euler steps from its noise in `z_1`, given the clean blocks of `history` before it; no guidance.
+    """Each block by Euler steps from its noise in `z_1`, given the clean blocks of `history` before
+    it; no guidance.
 
-    What the sampler would give for each block if all before it had been given, in as many passes as for one block.
+    What the sampler would give for each block if all before it had been given, in as many passes as
+    for one block.
     """
     z = z_1
     for t, t_next in itertools.pairwise(time_grid(num_steps)):
@@ -101,7 +116,9 @@ def decode_after_history(
     document: Int[Tensor, "batch latents"] | None,
     block_size: int,
 ) -> Int[Tensor, "batch seq"]:
-    """The likeliest tokens of each of `blocks`, the decoder being given the blocks of `history` before it; one packed pass."""
+    """The likeliest tokens of each of `blocks`, the decoder being given the blocks of `history`
+    before it; one packed pass.
+    """
     num_latents, device = history.shape[1], history.device
     num_clean = num_latents - block_size
     places = packed_layout(num_latents, block_size, document, device=device)

@@ -1,4 +1,6 @@
-"""What the VAE's posterior holds: scale against noise, active units, divergences, drift from another encoder, a map."""
+"""What the VAE's posterior holds: scale against noise, active units, divergences, drift from
+another encoder, a map.
+"""
 
 import dataclasses
 import math
@@ -15,7 +17,8 @@ from cola_train.families.cola.inspection.latent_rows import LatentRows
 from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAEEncoder
 
-# Burda et al. 2016, section 5.3: a unit is active if its posterior mean varies by more than this over the data.
+# Burda et al. 2016, section 5.3: a unit is active if its posterior mean varies by more than this
+# over the data.
 ACTIVE_VARIANCE = 0.01
 TOKEN_KINDS = ("word start", "inside a word", "punctuation", "blank", "special")
 _NUM_LABELS = 8
@@ -23,13 +26,15 @@ _NUM_LABELS = 8
 
 @dataclasses.dataclass(frozen=True)
 class PosteriorHealth:
-    """Of q(z_0 | x) over latents that count; lists have an entry per channel, divergences are nats per latent.
+    """Of q(z_0 | x) over latents that count; lists have an entry per channel, divergences are nats
+    per latent.
 
-    log_snr: log(mean(mu^2) / mean(sigma^2)) over all channels (method, section 1), and of each channel alone.
+    log_snr: log(mean(mu^2) / mean(sigma^2)) over all channels (method, section 1), and of each
+        channel alone.
     mean_variance: variance of mu over the data. Channels above ACTIVE_VARIANCE are active units.
     kl: mean KL(q || N(0, 1)).
-    information: mean KL(q || N(m, s^2)), m and s^2 being mean and variance of z_0 over the data: an upper bound on what a channel
-        alone tells about the text, (log s^2 - mean log sigma^2) / 2.
+    information: mean KL(q || N(m, s^2)), m and s^2 being mean and variance of z_0 over the data: an
+        upper bound on what a channel alone tells about the text, (log s^2 - mean log sigma^2) / 2.
     z_variance: s^2.
     """
 
@@ -52,7 +57,9 @@ class PosteriorTally:
     """Adds up what PosteriorHealth is computed from."""
 
     def __init__(self, channels: int) -> None:
-        self.mean, self.square, self.variance, self.logvar, self.kl = torch.zeros(5, channels, dtype=torch.float64)
+        self.mean, self.square, self.variance, self.logvar, self.kl = torch.zeros(
+            5, channels, dtype=torch.float64
+        )
         self.latents = self.tokens = 0
 
     def add(self, rows: LatentRows) -> None:
@@ -74,7 +81,9 @@ class PosteriorTally:
         mean_variance = (square - mean.square()).clamp(min=0)
         z_variance = mean_variance + variance
         return PosteriorHealth(
-            log_snr=math.log(float(square.mean() / variance.mean())) if square.any() else -math.inf,
+            log_snr=(
+                math.log(float(square.mean() / variance.mean())) if square.any() else -math.inf
+            ),
             active_units=int((mean_variance > ACTIVE_VARIANCE).sum()),
             kl_nats_per_token=float(self.kl.sum()) / self.tokens,
             log_snr_per_channel=(square / variance).log().tolist(),
@@ -133,8 +142,11 @@ def _per_channel(rows: LatentRows, other: Posterior | None) -> Tensor:
     """KL(q || other), or to N(0, I), added up over latents, per channel."""
 
     def apart(posterior: Posterior) -> Posterior:
-        # A Posterior's divergences are summed over channels: each channel becomes a latent of its own.
-        return Posterior(*(_counted(x, rows)[..., None] for x in (posterior.mean, posterior.logvar)))
+        # A Posterior's divergences are summed over channels: each channel becomes a latent of its
+        # own.
+        return Posterior(
+            *(_counted(x, rows)[..., None] for x in (posterior.mean, posterior.logvar))
+        )
 
     own = apart(rows.posterior)
     return (own.kl_to_standard_normal() if other is None else own.kl_to(apart(other))).sum(0)
@@ -142,13 +154,16 @@ def _per_channel(rows: LatentRows, other: Posterior | None) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class LatentMap:
-    """Posterior means on their two principal axes, with the kind of the token that each is of (its first, if of several)."""
+    """Posterior means on their two principal axes, with the kind of the token that each is of (its
+    first, if of several).
+    """
 
     x: list[float]
     y: list[float]
     kind: list[str]  # of TOKEN_KINDS
     variance_shares: tuple[float, float]  # of each axis, of the means' whole variance
-    common_tokens: list[tuple[str, float, float]]  # the commonest tokens' texts, and where their means are on average
+    # the commonest tokens' texts, and where their means are on average
+    common_tokens: list[tuple[str, float, float]]
 
 
 class MapTally:
@@ -162,7 +177,9 @@ class MapTally:
 
     def add(self, rows: LatentRows) -> None:
         """Add some rows, as far as there is room."""
-        for tokens, counted, means in zip(rows.batch.tokens.tolist(), rows.counted, rows.posterior.mean, strict=True):
+        for tokens, counted, means in zip(
+            rows.batch.tokens.tolist(), rows.counted, rows.posterior.mean, strict=True
+        ):
             room = self.most - len(self.tokens)
             at = counted.nonzero()[:, 0][:room]
             if len(at) == 0:
@@ -197,7 +214,9 @@ class MapTally:
 
 
 def token_kinds(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The kind of each token of a text: a word starts at a letter or digit that no other stands directly before."""
+    """The kind of each token of a text: a word starts at a letter or digit that no other stands
+    directly before.
+    """
     kinds, before = [], ""
     for token in tokens:
         text = tokenizer.decode([token])
@@ -209,6 +228,8 @@ def token_kinds(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
         elif not bare[0].isalnum() and bare[0] != "\ufffd":
             kinds.append("punctuation")
         else:
-            kinds.append("inside a word" if text[0] == bare[0] and before[-1:].isalnum() else "word start")
+            kinds.append(
+                "inside a word" if text[0] == bare[0] and before[-1:].isalnum() else "word start"
+            )
         before = text
     return kinds

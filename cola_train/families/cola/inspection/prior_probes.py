@@ -1,4 +1,6 @@
-"""What prior and decoder make of latents: reconstruction under noise, hits, flow matching by time and place, use of history."""
+"""What prior and decoder make of latents: reconstruction under noise, hits, flow matching by time
+and place, use of history.
+"""
 
 import dataclasses
 import math
@@ -25,18 +27,21 @@ from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose
 
-# Each block has its own time, uniform, so that all times and blocks are seen alike; nothing is pinned or hidden.
+# Each block has its own time, uniform, so that all times and blocks are seen alike; nothing is
+# pinned or hidden.
 _FLOW = FlowConfig(time_distribution="uniform", timestep_per="block", prompt_block_prob=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionCurve:
-    """Share of true tokens among the likeliest of p(x | z) against the noise time t of z, all latents of a row being noised
+    """Share of true tokens among the likeliest of p(x | z) against the noise time t of z, all
+    latents of a row being noised
     (the paper's Figure 13)."""
 
     times: list[float]
     noised: list[float]  # z = z_t = (1 - t) z_0 + t z_1, as it is
-    denoised: list[float] | None  # z = z_t - t v(z_t, t), what the DiT in one step takes z_0 for, given the true z_0 before
+    # z = z_t - t v(z_t, t), what the DiT in one step takes z_0 for, given the true z_0 before
+    denoised: list[float] | None
 
 
 class ReconstructionTally:
@@ -53,7 +58,10 @@ class ReconstructionTally:
             self._decode(self.noised, rows, z_t, place)
             if self.dit is not None:
                 self._decode(
-                    self.denoised, rows, z_t - t * self.dit.velocity(z_t, rows.z_0, same_time(z_t, t), rows.document), place
+                    self.denoised,
+                    rows,
+                    z_t - t * self.dit.velocity(z_t, rows.z_0, same_time(z_t, t), rows.document),
+                    place,
                 )
 
     def _decode(self, tally: Tally, rows: LatentRows, z: Tensor, place: int) -> None:
@@ -62,7 +70,9 @@ class ReconstructionTally:
 
     def curve(self) -> ReconstructionCurve:
         """Of what was added."""
-        return ReconstructionCurve(self.times, self.noised.means(), None if self.dit is None else self.denoised.means())
+        return ReconstructionCurve(
+            self.times, self.noised.means(), None if self.dit is None else self.denoised.means()
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +128,11 @@ def posterior_tokens(vae: TextVAE, rows: LatentRows) -> Int[Tensor, "batch seq"]
     return likeliest_tokens(vae, vae.decoder(rows.z_0, rows.document))
 
 
-def prior_tokens(vae: TextVAE, dit: BlockCausalDiT, rows: LatentRows, num_steps: int, seed: int) -> Int[Tensor, "batch seq"]:
-    """What the decoder says to blocks that the prior transports from noise, both given the true blocks before.
+def prior_tokens(
+    vae: TextVAE, dit: BlockCausalDiT, rows: LatentRows, num_steps: int, seed: int
+) -> Int[Tensor, "batch seq"]:
+    """What the decoder says to blocks that the prior transports from noise, both given the true
+    blocks before.
 
     History is posterior means, as a prompt's is to the sampler; guidance is 1.
     """
@@ -131,10 +144,11 @@ def prior_tokens(vae: TextVAE, dit: BlockCausalDiT, rows: LatentRows, num_steps:
 
 @dataclasses.dataclass(frozen=True)
 class FlowByPlace:
-    """The flow-matching loss, the mean of (v - (z_1 - z_0))^2 over latents and channels, at times uniform in [0, 1], one a block.
+    """The flow-matching loss, the mean of (v - (z_1 - z_0))^2 over latents and channels, at times
+    uniform in [0, 1], one a block.
 
-    Beside it the loss of the best predictor that knows only each channel's mean and variance, at these very times
-    (flow.gaussian_baseline).
+    Beside it the loss of the best predictor that knows only each channel's mean and variance, at
+    these very times (flow.gaussian_baseline).
     """
 
     loss: float
@@ -148,7 +162,8 @@ class FlowByPlace:
 
 @dataclasses.dataclass(frozen=True)
 class HistoryUse:
-    """Flow-matching losses of blocks that have a history, with the true one, one of another row, and none, on the same noise.
+    """Flow-matching losses of blocks that have a history, with the true one, one of another row,
+    and none, on the same noise.
 
     Gains are over the true history, paired by row; above 0 the prior uses what comes before.
     """
@@ -165,14 +180,18 @@ class HistoryUse:
 class FlowTally:
     """Adds up FlowByPlace and HistoryUse."""
 
-    def __init__(self, dit: BlockCausalDiT, num_latents: int, num_time_bins: int, seed: int) -> None:
+    def __init__(
+        self, dit: BlockCausalDiT, num_latents: int, num_time_bins: int, seed: int
+    ) -> None:
         """Of rows of `num_latents`."""
         self.dit, self.seed, self.num_bins = dit, seed, num_time_bins
         self.num_blocks = num_latents // dit.config.block_size
         self.by_time, self.by_block = Tally(num_time_bins), Tally(self.num_blocks)
         self.times: list[Tensor] = []  # of counted latents, with their block
-        self.sums = torch.zeros(2, dit.config.txt_in_channels, dtype=torch.float64)  # of z_0 and its square
-        self.rows: list[Tensor] = []  # per row: losses with the three histories, added up, and how many latents they are of
+        # of z_0 and its square
+        self.sums = torch.zeros(2, dit.config.txt_in_channels, dtype=torch.float64)
+        # per row: losses with the three histories, added up, and how many latents they are of
+        self.rows: list[Tensor] = []
         self.last: Tensor | None = None  # z_0 of the row before this batch
 
     def add(self, rows: LatentRows) -> None:
@@ -184,7 +203,9 @@ class FlowTally:
         block = (torch.arange(t.shape[1], device=t.device) // block_size).expand_as(t)
         error = self._errors(rows, rows.z_0, times, t)
         # The largest draw is below 1, but a product may round up.
-        self.by_time.add(error, rows.counted, (t * self.num_bins).long().clamp(max=self.num_bins - 1))
+        self.by_time.add(
+            error, rows.counted, (t * self.num_bins).long().clamp(max=self.num_bins - 1)
+        )
         self.by_block.add(error, rows.counted, block)
         self.times.append(torch.stack([t[rows.counted], block[rows.counted].float()]).cpu())
         z_0 = rows.z_0[rows.counted].double().cpu()
@@ -203,17 +224,22 @@ class FlowTally:
         velocity = self.dit.velocity(z_t, history, times, rows.document, sees_history)
         return (velocity - velocity_target(rows.z_0, rows.z_1)).square().mean(-1)
 
-    def _compare_histories(self, rows: LatentRows, times: Times, t: Tensor, with_true: Tensor) -> None:
+    def _compare_histories(
+        self, rows: LatentRows, times: Times, t: Tensor, with_true: Tensor
+    ) -> None:
         if self.num_blocks == 1:
             return
-        # Each row gets the history of the row before it, across batches; the very first one that of the second.
+        # Each row gets the history of the row before it, across batches; the very first one that of
+        # the second.
         before = rows.z_0[1:2] if self.last is None else self.last
         self.last = rows.z_0[-1:]
         with_shuffled = self._errors(rows, torch.cat([before, rows.z_0[:-1]]), times, t)
         with_none = self._errors(rows, rows.z_0, times, t, torch.zeros_like(rows.counted))
         counted = rows.counted.clone()
         counted[:, : self.dit.config.block_size] = False
-        sums = [(error.double() * counted).sum(1) for error in (with_true, with_shuffled, with_none)]
+        sums = [
+            (error.double() * counted).sum(1) for error in (with_true, with_shuffled, with_none)
+        ]
         self.rows.append(torch.stack([*sums, counted.sum(1).double()]).cpu())
 
     def flow(self) -> FlowByPlace:
@@ -251,8 +277,12 @@ class FlowTally:
         )
 
 
-def _paired_gain(difference: Float[Tensor, " rows"], count: Float[Tensor, " rows"]) -> tuple[float, float]:
-    """Mean difference per latent, and its standard error over rows (of a ratio of sums, to first order)."""
+def _paired_gain(
+    difference: Float[Tensor, " rows"], count: Float[Tensor, " rows"]
+) -> tuple[float, float]:
+    """Mean difference per latent, and its standard error over rows (of a ratio of sums, to first
+    order).
+    """
     gain = float(difference.sum() / count.sum())
     rest = difference - gain * count
     rows = len(count)

@@ -8,14 +8,23 @@ from torch import Tensor
 
 
 class Tally:
-    """Weighted means of values, apart for each of `size` groups; in fp64, so that the order of batches is not seen."""
+    """Weighted means of values, apart for each of `size` groups; in fp64, so that the order of
+    batches is not seen.
+    """
 
     def __init__(self, size: int) -> None:
         self.total = torch.zeros(size, dtype=torch.float64)
         self.count = torch.zeros(size, dtype=torch.float64)
 
-    def add(self, values: Float[Tensor, "*shape"] | Bool[Tensor, "*shape"], weights: Bool[Tensor, "*shape"], group: Tensor) -> None:
-        """Add `values` where `weights` is True; `group`, of a shape that broadcasts to theirs, says to which mean each belongs."""
+    def add(
+        self,
+        values: Float[Tensor, "*shape"] | Bool[Tensor, "*shape"],
+        weights: Bool[Tensor, "*shape"],
+        group: Tensor,
+    ) -> None:
+        """Add `values` where `weights` is True; `group`, of a shape that broadcasts to theirs, says
+        to which mean each belongs.
+        """
         at: Int[Tensor, " chosen"] = group.expand_as(values)[weights]
         size = self.total.shape[0]
         self.total += torch.bincount(at, weights=values[weights].double(), minlength=size).cpu()

@@ -1,4 +1,6 @@
-"""`cola-train inspect`: its parts agree with the objective, it writes numbers and a page, and refuses what it cannot look at."""
+"""`cola-train inspect`: its parts agree with the objective, it writes numbers and a page, and
+refuses what it cannot look at.
+"""
 
 import dataclasses
 import json
@@ -18,7 +20,11 @@ from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoi
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import FlowConfig
 from cola_train.families.cola.inspection.figure import draw_inspection
-from cola_train.families.cola.inspection.inspection import LatentInspection, half_time, inspect_latents
+from cola_train.families.cola.inspection.inspection import (
+    LatentInspection,
+    half_time,
+    inspect_latents,
+)
 from cola_train.families.cola.inspection.prior_probes import ReconstructionCurve
 from cola_train.flow import gaussian_baseline
 from cola_train.models.config import TransformerConfig
@@ -35,9 +41,16 @@ from tests.helpers.tiny import (
 
 CHANNELS = 4
 TRANSFORMER = TransformerConfig(
-    vocab_size=320, hidden_size=16, intermediate_size=32, num_attention_heads=2, head_dim=8, num_hidden_layers=1
+    vocab_size=320,
+    hidden_size=16,
+    intermediate_size=32,
+    num_attention_heads=2,
+    head_dim=8,
+    num_hidden_layers=1,
 )
-QUICK = InspectionConfig(num_rows=7, batch_size=3, num_times=3, num_time_bins=4, num_steps=3, map_latents=60)
+QUICK = InspectionConfig(
+    num_rows=7, batch_size=3, num_times=3, num_time_bins=4, num_steps=3, map_latents=60
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +65,10 @@ def of_data(data: PreparedData, dit: BlockCausalDiT | None, seed: int = 1) -> Co
 
 
 def inspected(
-    checkpoint: ColaCheckpoint, data: PreparedData, config: InspectionConfig, reference: ColaCheckpoint | None = None
+    checkpoint: ColaCheckpoint,
+    data: PreparedData,
+    config: InspectionConfig,
+    reference: ColaCheckpoint | None = None,
 ) -> LatentInspection:
     *batches, found = inspect_latents(checkpoint, data, config, reference)
     # One for each batch, for whoever waits.
@@ -91,7 +107,9 @@ def test_an_untrained_dit_predicts_no_velocity_and_loses_to_the_bound(data: Prep
     expected = 1 + posterior.mean.square().mean() + posterior.logvar.exp().mean()
     assert flow.loss == pytest.approx(float(expected), rel=0.05)
     assert flow.bound < flow.loss
-    variance = (posterior.mean.flatten(0, 1).var(0) + posterior.logvar.exp().flatten(0, 1).mean(0)).detach()
+    variance = (
+        posterior.mean.flatten(0, 1).var(0) + posterior.logvar.exp().flatten(0, 1).mean(0)
+    ).detach()
     times = torch.rand(20_000, generator=torch.Generator().manual_seed(0))
     # 40 rows have 320 times: the two agree as far as so few draws can.
     assert flow.bound == pytest.approx(gaussian_baseline(variance, times), rel=0.1)
@@ -99,15 +117,28 @@ def test_an_untrained_dit_predicts_no_velocity_and_loses_to_the_bound(data: Prep
 
 def test_the_batch_size_does_not_matter(data: PreparedData) -> None:
     checkpoint, reference = of_data(data, tiny_dit()), of_data(data, None, seed=4)
-    one, other = (inspected(checkpoint, data, dataclasses.replace(QUICK, batch_size=size), reference).to_json() for size in (3, 7))
+    one, other = (
+        inspected(
+            checkpoint, data, dataclasses.replace(QUICK, batch_size=size), reference
+        ).to_json()
+        for size in (3, 7)
+    )
     assert flat(one) == pytest.approx(flat(other), rel=1e-4, abs=1e-5)
 
 
 def flat(value: object, name: str = "") -> dict[str, float]:
     if isinstance(value, dict):
-        return {key: number for inner, part in value.items() for key, number in flat(part, f"{name}.{inner}").items()}
+        return {
+            key: number
+            for inner, part in value.items()
+            for key, number in flat(part, f"{name}.{inner}").items()
+        }
     if isinstance(value, (list, tuple)):
-        return {key: number for place, part in enumerate(value) for key, number in flat(part, f"{name}.{place}").items()}
+        return {
+            key: number
+            for place, part in enumerate(value)
+            for key, number in flat(part, f"{name}.{place}").items()
+        }
     return {name: value} if isinstance(value, (int, float)) else {}
 
 
@@ -118,13 +149,21 @@ def test_rows_of_one_block_have_no_history(data: PreparedData) -> None:
 
 
 def test_the_time_of_half_reconstruction_lies_on_the_line_between_grid_points() -> None:
-    assert half_time(ReconstructionCurve([0.0, 0.5, 1.0], [0.8, 0.6, 0.2], None)) == pytest.approx(0.75)
+    assert half_time(ReconstructionCurve([0.0, 0.5, 1.0], [0.8, 0.6, 0.2], None)) == pytest.approx(
+        0.75
+    )
     assert half_time(ReconstructionCurve([0.0, 0.5, 1.0], [0.8, 0.8, 0.7], None)) == 1.0
 
 
 def test_a_stage_1_checkpoint_has_what_needs_no_prior(data: PreparedData) -> None:
     found = inspected(of_data(data, None), data, QUICK)
-    assert (found.flow, found.prior_accuracy, found.history, found.drift, found.block_size) == (None, None, None, None, None)
+    assert (found.flow, found.prior_accuracy, found.history, found.drift, found.block_size) == (
+        None,
+        None,
+        None,
+        None,
+        None,
+    )
     assert found.reconstruction.denoised is None
     assert len(found.posterior_accuracy.by_position) == data.manifest.seq_len
     whole = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None))
@@ -145,41 +184,85 @@ def write(checkpoint: ColaCheckpoint, folder: Path) -> Path:
 def test_the_verb_writes_numbers_and_a_page_and_overwrites_nothing(
     data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    joint, vae = write(of_data(data, tiny_dit()), tmp_path / "joint"), write(of_data(data, None, seed=4), tmp_path / "vae")
-    arguments = ["inspect", str(joint), "--data", str(data.folder), "--reference", str(vae), "--device", "cpu"]
-    few, settings = ["num_rows=4", "num_times=3", "num_steps=2"], InspectionConfig(num_rows=4, num_times=3, num_steps=2)
+    joint, vae = (
+        write(of_data(data, tiny_dit()), tmp_path / "joint"),
+        write(of_data(data, None, seed=4), tmp_path / "vae"),
+    )
+    arguments = [
+        "inspect",
+        str(joint),
+        "--data",
+        str(data.folder),
+        "--reference",
+        str(vae),
+        "--device",
+        "cpu",
+    ]
+    few, settings = (
+        ["num_rows=4", "num_times=3", "num_steps=2"],
+        InspectionConfig(num_rows=4, num_times=3, num_steps=2),
+    )
     assert main([*arguments, *few]) == 0
     printed = capsys.readouterr().out
     folder = joint / "inspection"
-    assert sorted(path.name for path in folder.iterdir()) == ["inspection.json", "inspection.png", "inspection.svg"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "inspection.json",
+        "inspection.png",
+        "inspection.svg",
+    ]
     written = json.loads((folder / "inspection.json").read_text(encoding="utf-8"))
     found = inspected(ColaCheckpoint.load(joint), data, settings, ColaCheckpoint.load(vae))
     assert written["figures"] == pytest.approx(found.figures())
     assert written["settings"]["num_rows"] == 4
     for name, value in found.figures().items():
-        assert re.search(rf"{name.replace('/', ': ').replace('_', ' ')} +{re.escape(f'{value:.5g}')}\n", printed), name
+        assert re.search(
+            rf"{name.replace('/', ': ').replace('_', ' ')} +{re.escape(f'{value:.5g}')}\n", printed
+        ), name
     assert (folder / "inspection.png").read_bytes().startswith(b"\x89PNG")
     svg = (folder / "inspection.svg").read_text(encoding="utf-8")
     panels = [
-        "log_snr", "divergence", "drift", "reconstruction", "hits_by_position", "hits_by_block", "flow_by_time", "flow_by_block",
-        "history", "map",
-    ]  # fmt: skip
+        "log_snr",
+        "divergence",
+        "drift",
+        "reconstruction",
+        "hits_by_position",
+        "hits_by_block",
+        "flow_by_time",
+        "flow_by_block",
+        "history",
+        "map",
+    ]
     for panel in panels:
         assert f'id="{panel}"' in svg
     before = (folder / "inspection.json").read_bytes()
     assert main([*arguments, *few]) == 2
-    assert "inspection exists and is not overwritten; choose another --out, or remove it yourself." in capsys.readouterr().err
+    assert (
+        "inspection exists and is not overwritten; choose another --out, or remove it yourself."
+        in capsys.readouterr().err
+    )
     assert (folder / "inspection.json").read_bytes() == before
-    assert main(["inspect", str(vae), "--data", str(data.folder), "--out", str(tmp_path / "out"), *few]) == 0
+    assert (
+        main(
+            ["inspect", str(vae), "--data", str(data.folder), "--out", str(tmp_path / "out"), *few]
+        )
+        == 0
+    )
     svg = (tmp_path / "out" / "inspection.svg").read_text(encoding="utf-8")
     assert [panel for panel in panels if f'id="{panel}"' in svg] == [
-        "log_snr", "divergence", "reconstruction", "hits_by_position", "map",
-    ]  # fmt: skip
+        "log_snr",
+        "divergence",
+        "reconstruction",
+        "hits_by_position",
+        "map",
+    ]
 
 
-def test_a_page_is_drawn_of_a_dead_vae_and_of_times_that_no_block_drew(data: PreparedData, tmp_path: Path) -> None:
+def test_a_page_is_drawn_of_a_dead_vae_and_of_times_that_no_block_drew(
+    data: PreparedData, tmp_path: Path
+) -> None:
     checkpoint = of_data(data, tiny_dit(block_size=data.manifest.seq_len))
-    # The final layer's first half is the mean, which is the same number in all channels: 0 after the norm.
+    # The final layer's first half is the mean, which is the same number in all channels: 0 after
+    # the norm.
     final = checkpoint.vae.encoder.final_layer
     torch.nn.init.zeros_(final.weight[:CHANNELS])
     torch.nn.init.zeros_(final.bias[:CHANNELS])
@@ -196,28 +279,55 @@ def test_a_page_is_drawn_of_a_dead_vae_and_of_times_that_no_block_drew(data: Pre
 def test_what_an_inspection_refuses(data: PreparedData, tmp_path: Path) -> None:
     good = of_data(data, tiny_dit())
     baseline = AutoregressiveCheckpoint(Transformer(TRANSFORMER, causal=True), data.tokenizer, {})
-    with pytest.raises(UserError, match="A checkpoint of `cola-train ar` has no latents to inspect; give one that has"):
+    with pytest.raises(
+        UserError,
+        match="A checkpoint of `cola-train ar` has no latents to inspect; give one that has",
+    ):
         baseline.inspect(data, QUICK)
-    with pytest.raises(UserError, match=r"was prepared with another tokenizer \(sha256 \w+\) than the checkpoint's"):
+    with pytest.raises(
+        UserError,
+        match=r"was prepared with another tokenizer \(sha256 \w+\) than the checkpoint's",
+    ):
         inspected(tiny_checkpoint(tiny_vae(), None), data, QUICK)
-    with pytest.raises(UserError, match=r"data.seq_len \(32\) must be a multiple of patch_size x block_size \(1 x 5 = 5\)"):
+    with pytest.raises(
+        UserError,
+        match=r"data.seq_len \(32\) must be a multiple of patch_size x block_size \(1 x 5 = 5\)",
+    ):
         inspected(of_data(data, tiny_dit(block_size=5)), data, QUICK)
     other = dataclasses.replace(good, vae=tiny_vae(vocab_size=320, latent_dim=2), dit=None)
-    with pytest.raises(UserError, match=r"The reference must have the checkpoint's tokenizer.*\(320, 4, 1\), not \(320, 2, 1\)"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"The reference must have the checkpoint's tokenizer.*\(320, 4, 1\), not \(320, 2, 1\)"
+        ),
+    ):
         inspected(good, data, QUICK, other)
     folder = write(good, tmp_path / "good")
-    few_rows = PreparedData(data.folder, dataclasses.replace(data.manifest, splits={"train": data.manifest.splits["train"]}))
-    with pytest.raises(UserError, match=r"needs at least 2 held-out rows; .* has 0. Prepare data with a larger held_out_share"):
+    few_rows = PreparedData(
+        data.folder,
+        dataclasses.replace(data.manifest, splits={"train": data.manifest.splits["train"]}),
+    )
+    with pytest.raises(
+        UserError,
+        match=(
+            r"needs at least 2 held-out rows; .* has 0. Prepare data with a larger held_out_share"
+        ),
+    ):
         inspected(ColaCheckpoint.load(folder), few_rows, QUICK)
 
 
-def test_a_baseline_is_no_reference(data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_baseline_is_no_reference(
+    data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     good = write(of_data(data, None), tmp_path / "good")
     transformer = Transformer(TRANSFORMER, causal=True)
     AutoregressiveCheckpoint(transformer, data.tokenizer, {}).save(tmp_path / "ar")
     arguments = ["--data", str(data.folder), "--reference", str(tmp_path / "ar")]
     assert main(["inspect", str(good), *arguments]) == 2
-    assert "The reference has no encoder; give the stage-1 checkpoint that this one started from." in capsys.readouterr().err
+    assert (
+        "The reference has no encoder; give the stage-1 checkpoint that this one started from."
+        in capsys.readouterr().err
+    )
     assert not (good / "inspection").exists()
 
 
@@ -241,14 +351,28 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: int, message:
 def test_figures_have_names_that_stay(data: PreparedData) -> None:
     found = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None, seed=4))
     assert list(found.figures()) == [
-        "vae_log_snr", "active_units", "active_units_share", "kl_nats_per_token", "information_nats_per_latent",
+        "vae_log_snr",
+        "active_units",
+        "active_units_share",
+        "kl_nats_per_token",
+        "information_nats_per_latent",
         "posterior_token_accuracy",
-        "majority_token_accuracy", "chance_token_accuracy", "noise_time_of_half_reconstruction",
+        "majority_token_accuracy",
+        "chance_token_accuracy",
+        "noise_time_of_half_reconstruction",
         "prior_token_accuracy",
         "prior_token_accuracy_first_block",
-        "flow_mse", "flow_gaussian_baseline", "flow_over_gaussian_baseline", "history/true_history", "history/shuffled_history",
+        "flow_mse",
+        "flow_gaussian_baseline",
+        "flow_over_gaussian_baseline",
+        "history/true_history",
+        "history/shuffled_history",
         "history/no_history",
-        "history/gain_over_shuffled", "history/gain_over_shuffled_standard_error", "history/gain_over_none",
-        "history/gain_over_none_standard_error", "reference_kl_nats_per_token", "reference_rms_change_of_means",
+        "history/gain_over_shuffled",
+        "history/gain_over_shuffled_standard_error",
+        "history/gain_over_none",
+        "history/gain_over_none_standard_error",
+        "reference_kl_nats_per_token",
+        "reference_rms_change_of_means",
         "reference_cosine_of_means",
-    ]  # fmt: skip
+    ]
