@@ -2,6 +2,7 @@
 matrices.
 """
 
+import functools
 import time
 from collections.abc import Callable
 
@@ -46,9 +47,10 @@ def cpu_bf16_is_fast() -> bool:
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
+@functools.cache
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """FLOPs per second in `precision`, "bf16" or "fp32": of a GPU from a table, None if that has it
-    not; of a CPU measured.
+    """FLOPs per second in `precision`, "bf16" or "fp32": a GPU's from a table, None if not in it; a
+    CPU's measured, once in a process.
     """
     if device.type == "cuda":
         known = find_device(torch.cuda.get_device_name(device))

@@ -1,5 +1,6 @@
 """Fixtures that every folder of tests may use."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import settings
 
 from cola_train.data.batch import Batch
 from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.training.callbacks.plots import draw_losses
 from tests.helpers.golden import NAMES, Golden
 from tests.helpers.runs import (
     baseline_config,
@@ -48,6 +50,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             _LONGEST.index(item.path.name) if item.path.name in _LONGEST else len(_LONGEST)
         )
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_loss_plots() -> Iterator[None]:
+    """A plot of its losses takes longer than a small training's steps: only tests that ask for
+    `loss_plots` have them drawn.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cola_train.training.callbacks.metrics.draw_losses", lambda *paths: None)
+        yield
+
+
+@pytest.fixture
+def loss_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their losses, as they do for users."""
+    monkeypatch.setattr("cola_train.training.callbacks.metrics.draw_losses", draw_losses)
 
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared"

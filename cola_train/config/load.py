@@ -206,7 +206,8 @@ def _refuse_unknown_keys(
 
 def _merge(config: Any, values: Mapping[str, Any], origin: str) -> DictConfig:
     try:
-        return cast(DictConfig, OmegaConf.merge(config, values))
+        # In place: OmegaConf.merge would copy all settings for each override.
+        return cast(DictConfig, OmegaConf.unsafe_merge(config, values))
     except ConfigKeyError as error:
         raise UserError(f"{origin}: {_first_line(error)}") from error
     except OmegaConfBaseException as error:

@@ -249,7 +249,10 @@ def test_a_measuring_process_that_is_killed_or_fails_is_reported(
 
 
 @pytest.mark.parametrize("kind", ["train", "sample", "growth", "data", "quality"])
-def test_every_kind_explains_its_settings(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_kind_explains_its_settings(
+    kind: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as end:
         main(["bench", kind, "--help"])
     assert end.value.code == 0

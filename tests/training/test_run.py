@@ -59,7 +59,7 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def test_stage_1_leaves_config_metrics_plot_checkpoints_and_an_export_that_loads(
-    vae_config: VAEConfigs,
+    vae_config: VAEConfigs, loss_plots: None
 ) -> None:
     run = start(vae_config("vae"))
     train, validation = rows(run, "train"), rows(run, "validation")
