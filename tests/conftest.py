@@ -15,13 +15,12 @@ from tests.helpers.runs import (
     baseline_config,
     joint_config,
     prepared_folder,
-    run_program,
     vae_config,
 )
 from tests.helpers.tiny import make_batch, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
 
 # fixtures that pytest finds here
-__all__ = ["baseline_config", "joint_config", "prepared_folder", "run_program", "vae_config"]
+__all__ = ["baseline_config", "joint_config", "prepared_folder", "vae_config"]
 
 # No deadline: a busy machine is not a bug. The same examples every time: neither is an unlucky
 # draw.

@@ -28,7 +28,7 @@ from cola_train.config.load import load_config, to_yaml
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.operations import launch
 from cola_train.training.loop import interrupts
-from tests.helpers.programs import ROOT, clean_environment
+from tests.helpers.programs import ROOT, clean_environment, cola_train
 from tests.helpers.runs import figures
 
 LAUNCH, SBATCH = "scripts/launch_torchrun.sh", "scripts/slurm.sbatch"
@@ -549,7 +549,6 @@ def hosts() -> Iterator[list[Host]]:
 def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_process(
     hosts: list[Host],
     vae_config: Callable[..., VAERunConfig],
-    run_program: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     for name in ("one", "two"):
@@ -562,7 +561,7 @@ def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_proc
         (tmp_path / f"{name}.yaml").write_text(
             to_yaml(vae_config(name, *changes)), encoding="utf-8"
         )
-    done = run_program("vae", "one.yaml")
+    done = cola_train("vae", "one.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = tmp_path / "two"
 

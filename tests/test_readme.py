@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.benchmarks import make_samples, write_samples
-from tests.helpers.programs import clean_environment
+from tests.helpers.programs import clean_environment, cola_train
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -170,14 +170,7 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
             words += QUICK[words[1]]
         elif words[1] == "chaos":
             words += ["--kills", "2", "--steps", "24"]
-        done = subprocess.run(
-            words,
-            cwd=tmp_path,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = cola_train(*words[1:], cwd=tmp_path)
         # The doctor may find something wrong with this machine, and is right to say so.
         assert done.returncode in ((0, 1) if words[1] == "doctor" else (0,)), (
             f"{shlex.join(words)}\n{done.stderr[-3000:]}"

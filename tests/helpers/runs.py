@@ -4,8 +4,6 @@ left, to compare.
 
 import json
 import lzma
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +20,6 @@ from cola_train.families.transformer.config import BaselineRunConfig
 from cola_train.run_layout import CLOCKS
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, step_folder
 from cola_train.training.checkpoints.tensors import CheckpointReader
-from tests.helpers.programs import clean_environment
 
 BOOK = Path(__file__).resolve().parents[2] / "cola_train" / "data" / "austen.txt.xz"
 
@@ -131,25 +128,6 @@ def baseline_config(prepared_folder: Path, tmp_path: Path) -> Callable[..., Base
         )
 
     return make
-
-
-@pytest.fixture
-def run_program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `cola-train` as a user would, in an empty folder."""
-
-    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "cola_train", *arguments]
-        return subprocess.run(
-            command,
-            cwd=tmp_path,
-            env=clean_environment(),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-
-    return run
 
 
 def figures(run: Path) -> dict[tuple[int, str], float | None]:

@@ -5,7 +5,6 @@ losses.
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,7 @@ from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.processes import Processes
 from cola_train.training.loop.step_log import Step, read_step_log
 from cola_train.training.parallel.sharding import check_mesh
-from tests.helpers.programs import torchrun
+from tests.helpers.programs import cola_train, torchrun
 from tests.helpers.runs import figures
 
 STEPS = 30
@@ -136,19 +135,19 @@ def test_a_shard_size_without_hsdp_is_refused(vae_config: Callable[..., VAERunCo
 
 
 def test_the_launcher_is_the_users_way_to_several_processes(
-    joint_config: Callable[..., JointRunConfig], tmp_path: Path, run_program: Callable[..., Any]
+    joint_config: Callable[..., JointRunConfig], tmp_path: Path
 ) -> None:
     config = joint_config(
         "two", "parallel.num_processes=2", "trainer.micro_batch_size=2", "trainer.max_steps=2"
     )
     (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    done = run_program("joint", str(tmp_path / "config.yaml"))
+    done = cola_train("joint", str(tmp_path / "config.yaml"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "hf" / "cola_dlm" / "cola_dit").is_dir()
     # Every process but the first writes into the run's folder, not over the first one's progress.
     assert list((tmp_path / "two" / "logs").rglob("1/stderr.log"))
     assert done.stderr.count("training:") == done.stderr.count("2/2") + done.stderr.count("0/2")
-    refused = run_program("joint", str(tmp_path / "config.yaml"), "seed=5")
+    refused = cola_train("joint", str(tmp_path / "config.yaml"), "seed=5", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.startswith("cola-train: error: ")
     assert "holds another run" in refused.stderr
