@@ -28,6 +28,7 @@ from cola_train import (
     train,
 )
 from tests.helpers.programs import ROOT, clean_environment
+from tests.helpers.programs import cola_train as cola_train_program
 from tests.helpers.runs import figures
 
 GUIDE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -92,8 +93,7 @@ def test_program_and_command_line_end_with_equal_weights(
     start = "init_vae_from=checkpoints/cli-vae"
     for verb, *settings in (["vae", "name=cli-vae"], ["joint", "name=cli-joint", start]):
         words = [verb, f"configs/small/{verb}_quickstart.yaml", *trained["shared"], *settings]
-        command = [sys.executable, "-m", "cola_train", *words]
-        subprocess.run(command, cwd=place, env=clean_environment(), check=True, timeout=300)
+        cola_train_program(*words, cwd=place).check_returncode()
     for name in ("vae", "joint"):
         ours, theirs = (Checkpoint.load(runs / f"{who}-{name}") for who in ("my", "cli"))
         assert ours.training["step"] == theirs.training["step"] == 20

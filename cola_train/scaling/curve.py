@@ -3,8 +3,10 @@ alone, what failed is reported.
 """
 
 import json
+import multiprocessing
+import os
+import runpy
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,10 @@ from cola_train.scaling.points import Point, write_points
 POINTS = "points.csv"
 _COMPARISON = "comparison/"
 Outcome = Literal["finished", "failed", "waits"]
+# Imports take longer than the steps of a small run: a process that has done them, and nothing else,
+# forks one for each run.
+_PROGRAMS = multiprocessing.get_context("forkserver")
+_PROGRAMS.set_forkserver_preload(["cola_train.training.run", "lightning.pytorch"])
 
 
 def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: int) -> int:
@@ -150,10 +156,24 @@ def _comparison_arguments(spec: CurveConfig, planned: PlannedRun) -> list[str]:
 
 def _program(arguments: Sequence[str], run: Path) -> int:
     run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_suffix(".log").open("a") as log:
-        return subprocess.run(
-            [sys.executable, "-m", "cola_train", *arguments], stdout=log, stderr=log, check=False
-        ).returncode
+    log = run.with_suffix(".log")
+    process = _PROGRAMS.Process(target=_run_program, args=(arguments, Path.cwd(), log.absolute()))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run_program(arguments: Sequence[str], folder: Path, log: Path) -> None:
+    """Do as `python -m cola_train` in `folder`, in a process that is all its own, and append the
+    output to a log.
+    """
+    os.chdir(folder)
+    with log.open("ab") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = ["cola-train", *arguments]
+    runpy.run_module("cola_train", run_name="__main__", alter_sys=True)
 
 
 def comparison_of(run: Path) -> dict[str, float] | None:

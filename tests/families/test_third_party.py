@@ -19,7 +19,7 @@ from cola_train.families.registry import families, family_named, register_family
 from cola_train.run_folder import read_run_config
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint
 from tests.helpers.benchmarks import make_samples, write_samples
-from tests.helpers.programs import clean_environment
+from tests.helpers.programs import clean_environment, cola_train
 from tests.helpers.runs import figures, saved_tensors
 
 THIRD_PARTY = Path(__file__).resolve().parents[1] / "third_party"
@@ -62,15 +62,7 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Run:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            command(*arguments),
-            cwd=folder,
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = cola_train(*arguments, cwd=folder, python_path=THIRD_PARTY)
         assert done.returncode == 0, done.stderr
         return done
 

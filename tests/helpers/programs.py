@@ -4,9 +4,14 @@ this process has written to.
 
 import multiprocessing
 import os
+import runpy
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,69 +37,90 @@ def clean_environment() -> dict[str, str]:
     }
 
 
-def torchrun(
-    processes: int, module: str, *arguments: str, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Run a module of this repository in processes of one machine."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-    ]
-    return subprocess.run(
-        [*command, "--module", module, *arguments],
-        cwd=ROOT,
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-
-
 def cola_train(
-    *arguments: str, cwd: Path, timeout: float = 300
+    *arguments: str, cwd: Path, timeout: float = 300, python_path: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the program `cola-train` with these arguments in a process of its own, whose imports are
-    done; `python -m cola_train` gives the same and pays for them.
+    done; `python -m cola_train` gives the same and pays for them. Others' packages may lie in
+    `python_path`.
     """
+    variables = {}
+    if python_path is not None:
+        paths = [os.environ.get("PYTHONPATH", ""), str(python_path)]
+        variables["PYTHONPATH"] = os.pathsep.join(paths)
+    return _run("cola_train", arguments, cwd, [variables], timeout)
+
+
+def as_torchrun(
+    processes: int, module: str, *arguments: str, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a module of this repository in processes of one machine, with torchrun's variables. As
+    under torchrun the first failure ends all, a little later, and the exit status is then 1.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    number = str(processes)
+    job = {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    job |= {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+    ranks = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    return _run(module, arguments, ROOT, ranks, timeout)
+
+
+def _run(
+    module: str,
+    arguments: Sequence[str],
+    cwd: Path,
+    variables: Sequence[dict[str, str]],
+    timeout: float,
+) -> subprocess.CompletedProcess[str]:
+    """A process for each of `variables`, environment variables that it has beside the usual."""
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "stdout"), Path(folder, "stderr")
-        process = _PROGRAMS.Process(
-            target=_run_program, args=(arguments, cwd, clean_environment(), out, err)
-        )
-        process.start()
-        try:
-            process.join(timeout)
-            if process.exitcode is None:
-                raise subprocess.TimeoutExpired(["cola-train", *arguments], timeout)
-        finally:
-            process.kill()
-            process.join()
-        return subprocess.CompletedProcess(
-            ["cola-train", *arguments],
-            process.exitcode,
-            out.read_text(encoding="utf-8"),
-            err.read_text(encoding="utf-8"),
-        )
+        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+        for path in outputs:
+            path.touch()
+        programs = [
+            _PROGRAMS.Process(
+                target=_program,
+                args=(module, arguments, cwd, {**clean_environment(), **more}, outputs),
+            )
+            for more in variables
+        ]
+        for program in programs:
+            program.start()
+        running, deadline, failed = programs, time.monotonic() + timeout, False
+        while running and time.monotonic() < deadline:
+            wait([program.sentinel for program in running], deadline - time.monotonic())
+            running = [program for program in running if program.exitcode is None]
+            if not failed and any(program.exitcode for program in programs):
+                failed, deadline = True, min(deadline, time.monotonic() + 5)
+        for program in programs:
+            program.kill()
+            program.join()
+        command = [module, *arguments]
+        if running and not failed:
+            raise subprocess.TimeoutExpired(command, timeout)
+        (first, *others) = (program.exitcode for program in programs)
+        status = int(failed) if others else first
+        return subprocess.CompletedProcess(command, status, *(p.read_text() for p in outputs))
 
 
-def _run_program(
-    arguments: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path
+def _program(
+    module: str,
+    arguments: Sequence[str],
+    cwd: Path,
+    environment: dict[str, str],
+    outputs: Sequence[Path],
 ) -> None:
-    """What a process of `cola_train` does: exits as the program does, its output in files."""
-    from cola_train.cli import run
-
-    for stream, path in ((1, out), (2, err)):
-        with path.open("wb") as file:
-            os.dup2(file.fileno(), stream)
-    # As files the streams are buffered in blocks, as those of a program are that writes to a pipe.
-    for name, stream in (("stdout", 1), ("stderr", 2)):
-        setattr(sys, name, os.fdopen(stream, "w", encoding="utf-8"))
+    """What such a process does: `python -m module`, its output appended to files."""
+    for number, (name, path) in enumerate(zip(("stdout", "stderr"), outputs), start=1):
+        with path.open("ab") as file:
+            os.dup2(file.fileno(), number)
+        # Buffered as a program's that writes to a pipe.
+        setattr(sys, name, os.fdopen(number, "w", buffering=1 if number == 2 else -1))
     os.environ.clear()
     os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
     os.chdir(cwd)
-    sys.argv = ["cola-train", *arguments]
-    run()
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -14,7 +14,7 @@ from cola_train.run_folder import Status, read_status
 from cola_train.training.branch import branch
 from cola_train.training.checkpoints.folder import saved_steps
 from cola_train.training.run import train
-from tests.helpers.programs import torchrun
+from tests.helpers.programs import as_torchrun
 from tests.helpers.runs import figures, saved_tensors
 
 STABLE = [
@@ -87,7 +87,7 @@ def test_what_cannot_be_a_branch_is_refused(
 @pytest.mark.slow
 def test_several_processes_make_one_branch(trunk: Path) -> None:
     changes = ["name=anneal", *END, "trainer.micro_batch_size=2"]
-    done = torchrun(2, "cola_train", "branch", str(trunk), "--step", "5", *changes)
+    done = as_torchrun(2, "cola_train", "branch", str(trunk), "--step", "5", *changes)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_status(trunk.parent / "anneal") == Status("finished", 9)
     assert audit(trunk.parent / "anneal") == 0

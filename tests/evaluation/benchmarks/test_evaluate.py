@@ -29,7 +29,7 @@ from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.files import JsonlWriter
 from cola_train.processes import Processes
 from tests.helpers.benchmarks import FAMILIES, make_samples, reader, write_samples
-from tests.helpers.programs import ROOT, clean_environment, torchrun
+from tests.helpers.programs import ROOT, as_torchrun, clean_environment
 from tests.helpers.tiny import tiny_checkpoint, tiny_vae
 
 TASKS = ("lambada", "obqa", "squad")
@@ -119,7 +119,7 @@ def test_two_processes_and_then_one_come_to_the_bytes_of_one(
     saved: Path, data: Path, tmp_path: Path
 ) -> None:
     assert main(arguments(saved, data, tmp_path / "one")) == 0
-    done = torchrun(2, "cola_train", *arguments(saved, data, tmp_path / "two", tasks=TASKS[1:]))
+    done = as_torchrun(2, "cola_train", *arguments(saved, data, tmp_path / "two", tasks=TASKS[1:]))
     assert done.returncode == 0, done.stderr[-3000:]
     parts = [rows(tmp_path / "two" / "parts" / f"{rank}.jsonl") for rank in range(2)]
     assert [len(part) for part in parts] == [

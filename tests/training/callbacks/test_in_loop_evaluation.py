@@ -28,7 +28,7 @@ from cola_train.run_layout import folder_of
 from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation
 from cola_train.training.run import train
 from tests.helpers.benchmarks import make_samples, write_samples
-from tests.helpers.programs import torchrun
+from tests.helpers.programs import as_torchrun
 from tests.helpers.runs import figures
 
 SMALL = [
@@ -250,7 +250,7 @@ def test_two_processes_find_what_one_finds(
     train(one)
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "config.yaml").write_text(to_yaml(two), encoding="utf-8")
-    done = torchrun(2, "tests.training.worker", str(tmp_path / "config"))
+    done = as_torchrun(2, "tests.training.worker", str(tmp_path / "config"))
     assert done.returncode == 0, done.stderr
     assert watched(folder_of(two))[6] == pytest.approx(
         watched(folder_of(one))[6], rel=1e-4, abs=1e-6

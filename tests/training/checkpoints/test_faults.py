@@ -35,7 +35,7 @@ from cola_train.training.checkpoints.folder import (
     step_folder,
 )
 from cola_train.training.run import export_run, train
-from tests.helpers.programs import clean_environment, torchrun
+from tests.helpers.programs import as_torchrun, clean_environment
 from tests.helpers.runs import figures
 
 VAEConfigs = Callable[..., VAERunConfig]
@@ -372,7 +372,7 @@ def test_a_process_that_hangs_is_named_with_its_step(
     (tmp_path / "config").mkdir()
     config = vae_config("run", "trainer.micro_batch_size=2", "parallel.timeout_seconds=4")
     write(config, tmp_path / "config")
-    done = torchrun(2, "tests.training.poison", str(tmp_path / "config"), "hang", "4")
+    done = as_torchrun(2, "tests.training.poison", str(tmp_path / "config"), "hang", "4")
     assert done.returncode == 1
     for rank in (0, 1):
         assert (

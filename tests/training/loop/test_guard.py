@@ -31,7 +31,7 @@ from cola_train.training.loop.spikes import UsualLoss
 from cola_train.training.loop.state import RunState
 from cola_train.training.loop.step_log import Step, read_step_log
 from cola_train.training.run import train
-from tests.helpers.programs import torchrun
+from tests.helpers.programs import as_torchrun
 from tests.helpers.runs import figures, saved_tensors
 
 
@@ -76,7 +76,9 @@ def test_the_counters_survive_being_saved_to_the_bit() -> None:
 def poisoned_run(config: VAERunConfig, tmp_path: Path, *steps: int) -> tuple[int, str]:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-    done = torchrun(2, "tests.training.poison", str(tmp_path / "config"), "nan", *map(str, steps))
+    done = as_torchrun(
+        2, "tests.training.poison", str(tmp_path / "config"), "nan", *map(str, steps)
+    )
     return done.returncode, done.stderr
 
 

@@ -28,7 +28,7 @@ from cola_train.training.optim.muon import muon_matrices, orthogonalized
 from cola_train.training.optim.optimizers import build_optimizer, ensure_state, set_learning_rate
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.run import train
-from tests.helpers.programs import torchrun
+from tests.helpers.programs import as_torchrun
 from tests.helpers.runs import figures, saved_tensors
 from tests.helpers.tiny import tiny_dit, tiny_vae
 
@@ -224,7 +224,7 @@ def test_a_run_with_muon_is_the_same_on_two_processes_and_after_resuming(
     sharded = vae_config("sharded", *muon, "trainer.micro_batch_size=2")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "config.yaml").write_text(to_yaml(sharded), encoding="utf-8")
-    done = torchrun(2, "tests.training.worker", str(tmp_path / "configs"))
+    done = as_torchrun(2, "tests.training.worker", str(tmp_path / "configs"))
     assert done.returncode == 0, done.stderr[-3000:]
     expected, found = figures(folder_of(whole)), figures(folder_of(sharded))
     assert found == pytest.approx(expected, rel=2e-4, abs=2e-5)

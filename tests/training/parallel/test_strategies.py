@@ -15,7 +15,7 @@ from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.processes import Processes
 from cola_train.training.loop.step_log import Step, read_step_log
 from cola_train.training.parallel.sharding import check_mesh
-from tests.helpers.programs import cola_train, torchrun
+from tests.helpers.programs import as_torchrun, cola_train
 from tests.helpers.runs import figures
 
 STEPS = 20
@@ -59,7 +59,7 @@ def train_all(configs: dict[str, RunConfig], processes: int, tmp_path: Path) -> 
         folder.mkdir(parents=True)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         folders.append(str(folder))
-    done = torchrun(processes, "tests.training.worker", *folders)
+    done = as_torchrun(processes, "tests.training.worker", *folders)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
