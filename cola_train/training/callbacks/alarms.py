@@ -8,7 +8,7 @@ a resumed run neither forgets an episode nor raises it again.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,40 +131,35 @@ class Memory:
             past_start: whether a low logSNR means anything. A fresh VAE's is low in health too.
             usual: what the loss was compared with; None while too few losses are known.
         """
-        metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        changes = [
-            self.episodes.setdefault(signal.name, Episode()).see(signal)
-            for signal in self._signals(config, metrics, past_start, usual)
-        ]
-        return [change for change in changes if change is not None]
-
-    def _signals(
-        self,
-        config: AlarmsConfig,
-        metrics: Mapping[str, float],
-        past_start: bool,
-        usual: UsualLoss | None,
-    ) -> Iterator[Signal]:
+        spike = None
+        if usual is not None and config.spike_deviations is not None:
+            spike = usual.limit(config.spike_deviations)
         patience = (config.raise_after, config.clear_after)
-        metric, least = "vae_log_snr", config.min_log_snr
-        if metric in metrics and least is not None:
-            value = metrics[metric]
-            self.log_snr_was_above = self.log_snr_was_above or value >= least
-            if past_start or self.log_snr_was_above:
-                setting = "min_log_snr"
-                yield Signal(COLLAPSE, metric, value, least, setting, value < least, *patience)
-        metric, least = "active_units_share", config.min_active_units
-        if metric in metrics and least is not None:
-            value, setting = metrics[metric], "min_active_units"
-            yield Signal(INACTIVE, metric, value, least, setting, value < least, 1, 1)
-        metric, most = "reference_kl_nats_per_token", config.max_reference_kl
-        if metric in metrics and most is not None:
-            value, setting = metrics[metric], "max_reference_kl"
-            yield Signal(DRIFT, metric, value, most, setting, value > most, *patience)
-        metric, deviations = "loss", config.spike_deviations
-        if metric in metrics and deviations is not None and usual is not None:
-            value, most, setting = metrics[metric], usual.limit(deviations), "spike_deviations"
-            yield Signal(SPIKE, metric, value, most, setting, value > most, 1, config.clear_after)
+        watched = (
+            (COLLAPSE, "vae_log_snr", "min_log_snr", config.min_log_snr, patience),
+            (INACTIVE, "active_units_share", "min_active_units", config.min_active_units, (1, 1)),
+            (
+                DRIFT,
+                "reference_kl_nats_per_token",
+                "max_reference_kl",
+                config.max_reference_kl,
+                patience,
+            ),
+            (SPIKE, "loss", "spike_deviations", spike, (1, config.clear_after)),
+        )
+        changes = []
+        for name, metric, setting, limit, (raise_after, clear_after) in watched:
+            value = metrics.get(metric, math.nan)
+            if limit is None or not math.isfinite(value):
+                continue
+            beyond = value < limit if setting.startswith("min_") else value > limit
+            if name == COLLAPSE:
+                self.log_snr_was_above = self.log_snr_was_above or not beyond
+                if not past_start and not self.log_snr_was_above:
+                    continue
+            signal = Signal(name, metric, value, limit, setting, beyond, raise_after, clear_after)
+            changes.append(self.episodes.setdefault(name, Episode()).see(signal))
+        return [change for change in changes if change is not None]
 
 
 class Alarms(StageCallback):
@@ -191,10 +186,6 @@ class Alarms(StageCallback):
         }
 
     def after_step(self, stage: StageModule) -> None:
-        self.look(stage)
-
-    def look(self, stage: StageModule) -> None:
-        """Take in the step that was just done."""
         state, metrics = stage.state, stage.last_metrics
         memory = Memory.from_plain(state.alarms)
         past_start = state.step > stage.schedule.warmup_steps or _kl_outweighs_reconstruction(

@@ -11,7 +11,6 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.data.prepared import PreparedData
-from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.answering import answer
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.summary import accuracies
@@ -23,8 +22,6 @@ from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.callbacks.validation import Report
 from cola_train.training.checkpoints.snapshot import gathered_weights, plain_copy, reference_copy
 from cola_train.training.loop.module import StageModule
-
-Samples = Mapping[str, Sequence[Sample]]
 
 
 class InLoopEvaluation(StageCallback):
@@ -39,11 +36,11 @@ class InLoopEvaluation(StageCallback):
         self,
         config: RunConfig,
         data: PreparedData,
-        samples: Samples,
+        samples: Mapping[str, Sequence[Sample]],
         report: Report,
         see_inspection: Callable[[Mapping[str, float]], None],
     ) -> None:
-        """`see_inspection` is told what an inspection found, on every process."""
+        """`samples` by task; `see_inspection` hears of each inspection, on every process."""
         self.config, self.data, self.samples = config, data, samples
         self.report, self.see_inspection = report, see_inspection
 
@@ -92,7 +89,7 @@ class InLoopEvaluation(StageCallback):
         self, stage: StageModule, weights: dict[str, Tensor]
     ) -> Iterator[dict[str, float]]:
         """What each evaluator finds, as EVALUATOR/NAME; an empty dictionary after each batch."""
-        tokenizer: Tokenizer = self.data.tokenizer
+        tokenizer = self.data.tokenizer
         checkpoint = plain_copy(stage, weights, tokenizer)
         for evaluator in self.config.in_loop_eval.evaluators:
             if evaluator == "inspection":

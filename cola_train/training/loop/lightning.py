@@ -33,7 +33,7 @@ def build_trainer(
         plugins=[LaunchedEnvironment(processes)],
         # The stage says what is computed in bf16 (StageModule.computing); to Lightning all is fp32.
         precision="32-true",
-        # A callback ends the loop: a resumed run continues its count, which Lightning's do not.
+        # A callback ends the loop (fit.py): Lightning's counters do not continue in a resumed run.
         max_steps=-1,
         max_epochs=-1,
         limit_val_batches=0,

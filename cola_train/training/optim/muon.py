@@ -56,8 +56,7 @@ def orthogonalized(
 
 
 class WholeMatrixMuon(torch.optim.Muon):
-    """torch's Muon, with updates as large as AdamW's (Liu et al., 2025, section 2.2), over sharded
-    matrices too.
+    """torch's Muon over sharded matrices, with updates as large as AdamW's (Liu et al., 2025, 2.2).
 
     Every process orthogonalizes every matrix whole. torch's own would multiply shards and add up
     their products in bf16, and so compute something else on each number of processes.
