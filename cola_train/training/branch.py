@@ -1,5 +1,4 @@
-"""A run that goes on from another's checkpoint with another end: the same weights, optimizer,
-counters and order of samples.
+"""A run that continues another's checkpoint to another end: same weights, state and samples.
 
 So the constant phase of a warmup-stable-decay run is paid for once, and short anneals from its
 checkpoints give several budgets.
@@ -26,8 +25,7 @@ from cola_train.training.checkpoints.folder import (
 )
 from cola_train.training.optim.schedule import Schedule
 
-# What a branch may have other than the run it comes from, beside what may change whenever a run
-# goes on.
+# What a branch may have other than its trunk, beside what may change whenever a run resumes.
 _MAY_DIFFER = (
     "name:",
     "branched_from:",
@@ -39,10 +37,12 @@ _MAY_DIFFER = (
 
 
 def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfig:
-    """Make the folder of a run that begins as `source` stood at a saved step (its last without
-    `step`); returns its config.
+    """Make the folder of a run that begins at a saved step of `source` (the last without `step`).
 
-    The config is the source's with `overrides`. A branch that exists already is left as it is.
+    A branch that exists already is left as it is.
+
+    Returns:
+        The branch's config: the source's with `overrides`.
 
     Raises:
         UserError: no such checkpoint; overrides that change what has been done already, the
@@ -56,9 +56,8 @@ def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfi
             f"{source} has no checkpoint of step {step}; it has {steps}. budget.marks keeps "
             "checkpoints for good."
         )
-    config = dataclasses.replace(
-        load_config(type(trunk), source / CONFIG, overrides), branched_from=f"{source}/step-{step}"
-    )
+    config = load_config(type(trunk), source / CONFIG, overrides)
+    config = dataclasses.replace(config, branched_from=f"{source}/step-{step}")
     others = [line for line in trunk.differences(config) if not line.startswith(_MAY_DIFFER)]
     require(
         not others,
@@ -66,9 +65,8 @@ def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfi
         "own (warm-start).",
     )
     _check_same_past(trunk, config, step)
-    if saved_config(config) is not None:
-        return config
-    _copy(source, step, config)
+    if saved_config(config) is None:
+        _copy(source, step, config)
     return config
 
 
@@ -87,28 +85,24 @@ def _check_same_past(trunk: RunConfig, config: RunConfig, step: int) -> None:
 
 def _copy(source: Path, step: int, config: RunConfig) -> None:
     folder = step_folder(source, step)
-    manifest = intact_manifest(folder)
+    # It is the trunk's mark, not the branch's.
+    manifest = dataclasses.replace(intact_manifest(folder), mark=False)
     with atomic_folder(folder_of(config)) as working:
         copied = step_folder(working, step)
         shutil.copytree(folder, copied)
-        # It is the trunk's mark, not the branch's.
-        (copied / MANIFEST).write_text(
-            dataclasses.replace(manifest, mark=False).to_json(), encoding="utf-8"
-        )
+        (copied / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         point_to(copied)
         shutil.copyfile(source / TOKENIZER, working / TOKENIZER)
         (working / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         for name in (METRICS, STEP_LOG):
-            (working / name).write_text(
-                "".join(_lines_until(source / name, step)), encoding="utf-8"
-            )
+            lines = _lines_until(source / name, step)
+            (working / name).write_text("".join(lines), encoding="utf-8")
 
 
 def _lines_until(log: Path, step: int) -> list[str]:
-    """The lines of a run's log up to an optimizer step, attempts that began by then among them."""
-    kept = [
-        row
+    """The lines of a run's log up to an optimizer step; an attempt counts where it began."""
+    return [
+        json.dumps(row, ensure_ascii=False) + "\n"
         for row in read_log(log)
         if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step
     ]
-    return [json.dumps(row, ensure_ascii=False) + "\n" for row in kept]

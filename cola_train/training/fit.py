@@ -1,5 +1,4 @@
-"""The loop of a run in this process: its objective under Lightning's Trainer, with all that happens
-around steps.
+"""A run's loop in this process: its objective under Lightning's Trainer, with its callbacks.
 
 Importing Lightning takes seconds, most of it for metrics that nothing here uses. So only this
 module and those that it brings together import it; `run.py` asks for this one when there is
@@ -8,7 +7,6 @@ something to train.
 
 import re
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 
@@ -24,6 +22,7 @@ from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation
 from cola_train.training.callbacks.metrics import Metrics, Progress, wandb_loggers
 from cola_train.training.callbacks.samples import Samples
 from cola_train.training.callbacks.saver import Saver
+from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.callbacks.start import Start
 from cola_train.training.callbacks.validation import Validation
 from cola_train.training.checkpoints.resume import Saved, intact_checkpoint
@@ -45,8 +44,7 @@ def fit(
     data_sha256: str,
     own: Saved | None,
 ) -> Status:
-    """Train from the checkpoint `own`, or from the start without one, until the run is finished or
-    asked to stop.
+    """Train from the checkpoint `own`, or from the start, until the run is finished or stopped.
 
     Raises:
         UserError: another process of the run was lost, or one that reads data.
@@ -61,7 +59,8 @@ def fit(
     watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
     stage = StageModule(config, processes, stop, watchdog)
     metrics = Metrics(config, run_folder, first, wandb_loggers(config, run_folder) if first else [])
-    logs = [metrics.lines]
+    alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
+    logs = [metrics.lines, alarms.lines]
     callbacks: list[pl.Callback] = [Start(config, own, warm), metrics, Progress(first)]
     if family_of(config).writes_text:
         samples = Samples(config, run_folder, tokenizer)
@@ -70,25 +69,13 @@ def fit(
     validates = config.trainer.validate_every_steps > 0 and data.num_validation_rows > 0
     if validates:
         callbacks.append(Validation(config, data, metrics.log_evaluation))
-    alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
-    logs.append(alarms.lines)
     if config.in_loop_eval.is_on:
-        samples_of = benchmark_samples(config.in_loop_eval)
+        asked, see = benchmark_samples(config.in_loop_eval), alarms.see_inspection
         callbacks.append(
-            InLoopEvaluation(
-                config,
-                data.prepared,
-                samples_of,
-                tokenizer,
-                metrics.log_evaluation,
-                alarms.see_inspection,
-            )
+            InLoopEvaluation(config, data.prepared, asked, metrics.log_evaluation, see)
         )
-    callbacks += [
-        alarms,
-        Saver(config, run_folder, processes, tokenizer, data_sha256, validates),
-        _End(),
-    ]
+    saver = Saver(config, run_folder, processes, tokenizer, data_sha256, validates)
+    callbacks += [alarms, saver, _End()]
     if first:
         write_status(run_folder, Status("running", done))
         attempt = Attempt(
@@ -107,79 +94,64 @@ def fit(
     trainer = build_trainer(config, processes, callbacks)
     try:
         with watchdog:
-            trainer.fit(
-                stage, train_dataloaders=data.train_loader(processes.rank, processes.world_size)
-            )
+            loader = data.train_loader(processes.rank, processes.world_size)
+            trainer.fit(stage, train_dataloaders=loader)
         if alarms.stopped_by is not None and not stage.budget.is_spent(stage.state):
             raise RunStoppedError(
                 f"stopped by alarm (alarms.stop) and saved: {alarms.stopped_by} The same command "
                 "again goes on from there; the alarm is not raised again before it was over."
             )
     except Exception as error:
-        problem = _explained(error, processes, stage, watchdog.doing, config)
+        problem = _explained(error, stage)
         if first:
-            write_status(
-                run_folder,
-                Status(
-                    "stopped" if isinstance(error, RunStoppedError) else "failed",
-                    stage.state.step,
-                    str(problem),
-                ),
-            )
+            step, reason = stage.state.step, str(problem)
+            stopped = isinstance(error, RunStoppedError)
+            write_status(run_folder, Status("stopped" if stopped else "failed", step, reason))
         if problem is error:
             raise
         raise problem from error
     if stage.budget.is_spent(stage.state):
         return Status("finished", stage.state.step)
     return Status(
-        "interrupted", stage.state.step, f"{stop.signal_name or 'a signal to another process'}"
+        "interrupted", stage.state.step, stop.signal_name or "a signal to another process"
     )
 
 
-class _End(pl.Callback):
-    """Ends the loop after the last step, or when asked to; comes last, when the step has been
-    saved.
-    """
+class _End(StageCallback):
+    """Ends the loop when the run is done or asked to stop; comes last, after the step was saved."""
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
-    ) -> None:
-        """A batch is an optimizer step."""
-        assert isinstance(pl_module, StageModule)
-        trainer.should_stop = pl_module.is_done
-        pl_module.watchdog.beat(f"reading the rows of step {pl_module.state.step + 1}")
+    def after_step(self, stage: StageModule) -> None:
+        stage.trainer.should_stop = stage.is_done
+        stage.watchdog.beat(f"reading the rows of step {stage.state.step + 1}")
 
 
-def _explained(
-    error: Exception, processes: Processes, stage: StageModule, doing: str, config: RunConfig
-) -> Exception:
-    """What ended a run, as one message where it was not our doing: a lost process, a dead data
-    worker. Else the error itself.
-    """
+def _explained(error: Exception, stage: StageModule) -> Exception:
+    """What ended a run, as one message where it is a lost process or reader; else the error."""
     if isinstance(error, UserError):
         return error
-    rank, step = processes.rank, stage.state.step + 1
-    # A reader's death interrupts the main thread wherever it is: others' errors may be wrapped
-    # around that one.
+    rank, world_size = stage.processes.rank, stage.processes.world_size
+    step, doing = stage.state.step + 1, stage.watchdog.doing
+    # A reader's death interrupts the main thread wherever it is: other errors may be wrapped around
+    # that one.
+    reader_died = "DataLoader worker"
     whole: BaseException = error
-    while (
-        "DataLoader worker" not in str(whole)
-        and (inner := whole.__cause__ or whole.__context__) is not None
-    ):
+    while reader_died not in str(whole):
+        inner = whole.__cause__ or whole.__context__
+        if inner is None:
+            break
         whole = inner
-    text = str(whole) if "DataLoader worker" in str(whole) else str(error)
     going_on = "The last checkpoint is intact; run the same command again to go on from it."
-    if "DataLoader worker" in text:
-        rows = config.trainer.global_batch_size
-        first = (step - 1) * rows + rank * rows // processes.world_size
-        # Of a failure in the reader its traceback is quoted: the error and its note come last.
-        cause = "; ".join(text.strip().splitlines()[-2:])
+    if reader_died in str(whole):
+        rows = stage.config.trainer.global_batch_size
+        first = (step - 1) * rows + rank * rows // world_size
+        # A failure in the reader comes with its traceback: the error and its note are at the end.
+        cause = "; ".join(str(whole).strip().splitlines()[-2:])
         return UserError(
             f"Rank {rank}: a process that reads data died or failed while step {step} waited for "
-            f"its rows, samples {first} to {first + rows // processes.world_size - 1} (and those "
-            f"read ahead): {cause}. Lack of memory and a file that vanished are usual causes. "
-            f"{going_on}"
+            f"its rows, samples {first} to {first + rows // world_size - 1} (and those read "
+            f"ahead): {cause}. Lack of memory and a file that vanished are usual causes. {going_on}"
         )
+    text = str(error)
     if re.search(r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|Broken pipe", text):
         return UserError(
             f"Rank {rank} lost another process of the run while {doing} (step {step}): "

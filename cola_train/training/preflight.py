@@ -1,6 +1,4 @@
-"""Before a run computes anything: what can be refused is refused, and its folder is made or taken
-over.
-"""
+"""Before a run computes: what can be refused is refused; its folder is made or taken over."""
 
 import contextlib
 import dataclasses
@@ -36,8 +34,9 @@ def refuse(config: RunConfig) -> None:
 
 
 def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
-    """Make the run's folder, or take over the one of the same run; on process 0. The run's lock is
-    held until `held` ends.
+    """Make the run's folder, or take over that of the same run, locked until `held` ends.
+
+    Called on process 0.
 
     Returns:
         The config as it is saved, with nothing left to be decided by the machine.
@@ -59,26 +58,26 @@ def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
 
 
 def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
-    """`auto` made definite, so that the saved config says what the run computes in, wherever it
-    goes on.
-    """
-    check_precision(config.trainer)
-    if config.trainer.precision != "auto":
+    """`auto` made definite, so that the saved config says what the run computes in, anywhere."""
+    trainer = config.trainer
+    check_precision(trainer)
+    if trainer.precision != "auto":
         return config
     if saved is not None:
-        return dataclasses.replace(
-            config, trainer=dataclasses.replace(config.trainer, precision=saved.trainer.precision)
+        trainer = dataclasses.replace(trainer, precision=saved.trainer.precision)
+    else:
+        fast = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if uses_gpu(trainer.accelerator)
+            else cpu_bf16_is_fast()
         )
-    on_gpu = uses_gpu(config.trainer.accelerator)
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_bf16_is_fast()
-    return dataclasses.replace(
-        config, trainer=dataclasses.replace(config.trainer, precision="bf16" if fast else "fp32")
-    )
+        trainer = dataclasses.replace(trainer, precision="bf16" if fast else "fp32")
+    return dataclasses.replace(config, trainer=trainer)
 
 
 def open_data(config: RunConfig) -> RunData:
     """The data of a run; everything that can be refused before the run exists is refused here."""
-    trainer = config.trainer
+    trainer, evaluation = config.trainer, config.in_loop_eval
     data = RunData(
         config.data,
         global_batch_size=trainer.global_batch_size,
@@ -94,11 +93,11 @@ def open_data(config: RunConfig) -> RunData:
         f"{tokenizer.vocab_size} ids; set {key}={tokenizer.vocab_size}.",
     )
     Schedule.of(config)
-    benchmark_samples(config.in_loop_eval)
-    sees_rows = config.in_loop_eval.is_on and config.in_loop_eval.evaluators != ["benchmarks"]
+    benchmark_samples(evaluation)
+    sees_rows = evaluation.is_on and evaluation.evaluators != ["benchmarks"]
     require(
         not sees_rows or data.prepared.num_rows(VALIDATION) > 0,
-        f"in_loop_eval.evaluators={config.in_loop_eval.evaluators} looks at held-out rows, and "
+        f"in_loop_eval.evaluators={evaluation.evaluators} looks at held-out rows, and "
         f"{config.data.path} has none; prepare it with held_out_share above 0.",
     )
     family_of(config).check_data(config, data.prepared)
@@ -106,7 +105,7 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def benchmark_samples(config: InLoopEvalConfig) -> dict[str, list[Sample]]:
-    """The samples of each benchmark that a run is going to be asked; none where it is asked none.
+    """The samples of each benchmark that in-loop evaluation asks, by task.
 
     Raises:
         UserError: an unknown benchmark, or data that is missing or unfit.
@@ -117,7 +116,5 @@ def benchmark_samples(config: InLoopEvalConfig) -> dict[str, list[Sample]]:
     for task in asked:
         check_task(task)
     assert config.benchmark_data is not None
-    return {
-        task: read_samples(Path(config.benchmark_data), task)[: config.benchmarks.num_samples]
-        for task in asked
-    }
+    folder, most = Path(config.benchmark_data), config.benchmarks.num_samples
+    return {task: read_samples(folder, task)[:most] for task in asked}

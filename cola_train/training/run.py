@@ -1,6 +1,4 @@
-"""From a config to a finished run: start it, or go on with it where it stopped. A run's folder is
-its own, never overwritten.
-"""
+"""From a config to a finished run: start or resume it, in a folder that is never overwritten."""
 
 import contextlib
 import dataclasses
@@ -40,8 +38,8 @@ RunT = TypeVar("RunT", bound=RunConfig)
 def train(config: RunConfig) -> Status:
     """Train a run to its last step or the end of its budget; returns how it stands.
 
-    Every process of the run calls this. It begins at the first step, or where the run's last
-    checkpoint is. A run that a signal stopped is "interrupted": the same call goes on with it.
+    Every process of the run calls this. It begins at the first step, or resumes from the run's last
+    checkpoint. A run that a signal stopped is "interrupted": the same call resumes it.
 
     Raises:
         UserError: the run's folder holds another run, or anything in data, tokenizer or checkpoint
@@ -65,9 +63,8 @@ def train(config: RunConfig) -> Status:
         # Process 0, which decides, has opened its own.
         data = opened[0] if opened else open_data(taken)
         config, run_folder, tokenizer = taken, folder_of(taken), data.prepared.tokenizer
-        data_sha256 = hashlib.sha256(
-            (data.prepared.folder / MANIFEST_FILE).read_bytes()
-        ).hexdigest()
+        manifest = (data.prepared.folder / MANIFEST_FILE).read_bytes()
+        data_sha256 = hashlib.sha256(manifest).hexdigest()
         own = intact_checkpoint(run_folder, processes, config.checkpoint.if_damaged)
         if own is not None and own[1].data_sha256 != data_sha256:
             raise UserError(
@@ -90,7 +87,7 @@ def train(config: RunConfig) -> Status:
 
 
 def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
-    """Export a finished run, once; say and note how it stands."""
+    """Export a finished run, once; say how it stands and write that to its status."""
     run_folder = folder_of(config)
     if status.state == "interrupted":
         say(
@@ -104,20 +101,17 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
         )
     else:
         folder = step_folder(run_folder, status.step)
-        export_checkpoint(
-            config, folder, tokenizer, run_folder / EXPORT, use_ema=config.ema.export, replace=True
-        )
+        target, use_ema = run_folder / EXPORT, config.ema.export
+        export_checkpoint(config, folder, tokenizer, target, use_ema=use_ema, replace=True)
         export_marks(config, run_folder, tokenizer)
         if (run_folder / SUMMARY).is_file():
-            say(
-                f"{run_folder}: "
-                f"{cost_in_words(json.loads((run_folder / SUMMARY).read_text(encoding='utf-8')))}"
-            )
+            summary = json.loads((run_folder / SUMMARY).read_text(encoding="utf-8"))
+            say(f"{run_folder}: {cost_in_words(summary)}")
     write_status(run_folder, status)
 
 
 def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> RunConfig:
-    """The config with which to go on with a run, given its folder alone.
+    """The config to resume a run with, given its folder alone.
 
     Raises:
         UserError: not a run of this stage.
@@ -135,12 +129,10 @@ def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = 
 
 
 def warm_started(config: RunT, source: Path) -> RunT:
-    """The config of a new run that begins with the weights of the run in `source`, and with nothing
-    else of it.
+    """The config of a new run that takes the weights of the run in `source`, and nothing else.
 
     Raises:
-        UserError: `source` is no run of this stage with a checkpoint, or the new run exists
-            already.
+        UserError: `source` is no run of this stage with a checkpoint, or the new run exists.
     """
     other = read_run_config(source)
     require(
@@ -165,10 +157,9 @@ def export_run(
     max_shard_bytes: int,
     use_ema: bool = False,
 ) -> Path:
-    """Write a saved checkpoint of a run (the latest without `step`) in the released layout; returns
-    the folder.
+    """Write a run's checkpoint (the latest without `step`) in the layout it ships in.
 
-    Without `out` it replaces RUN/hf; another folder must not exist yet.
+    Without `out` it replaces RUN/hf; another folder must not exist yet. Returns the folder.
     """
     config = read_run_config(run_folder)
     folder = latest_checkpoint(run_folder) if step is None else step_folder(run_folder, step)

@@ -20,11 +20,15 @@ from cola_train.operations import audit as module
 from cola_train.operations.audit import audit, promise
 from cola_train.operations.step_history import read_history
 from cola_train.run_layout import STEP_LOG, folder_of
-from cola_train.training.loop.step_log import Attempt, Step, digest_of
+from cola_train.training.loop.step_log import Attempt, Step, digest_text, sample_digest
 from cola_train.training.run import resume, train
 
 FIRST = Attempt(0, 2, "fsdp2", 2, 4, 10, 66, 6198, "aa")
 Log = list[Attempt | Step]
+
+
+def digest_of(seed: int, samples: torch.Tensor, rows: torch.Tensor) -> str:
+    return digest_text(int(sample_digest(seed, samples.to(torch.int64), rows.to(torch.int64))))
 
 
 def samples_of(step: int, attempt: Attempt) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,7 @@
-"""Where a run's figures go: metrics.jsonl always, a progress bar, wandb when asked, and a plot."""
+"""Where a run's metrics go: metrics.jsonl always, plots, a progress bar, and wandb if asked."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 import math
@@ -10,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 from tqdm import tqdm
 
 from cola_train.config.run import RunConfig
@@ -21,90 +21,67 @@ from cola_train.files import JsonlWriter, write_atomically
 from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS, SUMMARY
 from cola_train.training.callbacks.pace import Pace, summarize_cost
 from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
+from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.loop.budget import eflops
 from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.state import RunState
 
-_SECONDS_BETWEEN_PICTURES = 60.0
+_SECONDS_BETWEEN_PLOTS = 60.0
 
 
-class Metrics(pl.Callback):
-    """Writes metrics.jsonl, every log_every_steps and after each evaluation; redraws its pictures
-    now and then, and at the end.
+class Metrics(StageCallback):
+    """Writes metrics.jsonl every log_every_steps and after each evaluation; redraws plots at times.
 
     Only process 0 writes. Every line has `step` (optimizer steps done) and `seconds` (since this
-    process started training). What a run that was killed had done beyond its last checkpoint is
-    done and logged again: of a step's lines the last one counts.
+    process started training). What a killed run had done beyond its last checkpoint is done and
+    logged again: of a step's lines the last one counts.
     """
+
+    pace: Pace
 
     def __init__(
         self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Any]
     ) -> None:
-        self.config, self.run_folder, self.is_first, self.loggers = (
-            config,
-            run_folder,
-            is_first,
-            loggers,
-        )
+        self.config, self.run_folder = config, run_folder
+        self.is_first, self.loggers = is_first, loggers
         self.lines = JsonlWriter(run_folder / METRICS)
         self.started = self.last_drawn = self.last_ended = time.monotonic()
-        self.pace = Pace(self.started, RunState(), 1, None)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clocks."""
-        assert isinstance(pl_module, StageModule)
-        peak = (
-            device_peak(pl_module.processes.device, self.config.trainer.precision)
-            if self.is_first
-            else None
-        )
+    def before_steps(self, stage: StageModule) -> None:
+        device, precision = stage.processes.device, self.config.trainer.precision
+        peak = device_peak(device, precision) if self.is_first else None
         self.started = self.last_ended = time.monotonic()
-        self.pace = Pace(self.started, RunState(), pl_module.processes.world_size, peak).since(
-            self.started, pl_module.state
-        )
+        state = copy.deepcopy(stage.state)
+        self.pace = Pace(self.started, state, stage.processes.world_size, peak)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Log the step that was just taken."""
-        assert isinstance(pl_module, StageModule)
-        state, now = pl_module.state, time.monotonic()
+    def after_step(self, stage: StageModule) -> None:
+        state, now = stage.state, time.monotonic()
         state.seconds += now - self.last_ended
-        state.device_seconds += (now - self.last_ended) * pl_module.processes.world_size
+        state.device_seconds += (now - self.last_ended) * stage.processes.world_size
         self.last_ended = now
-        if state.step % self.config.trainer.log_every_steps and not pl_module.is_done:
+        if state.step % self.config.trainer.log_every_steps and not stage.is_done:
             return
-        figures = {f"train/{name}": value for name, value in pl_module.last_metrics.items()}
+        metrics = {f"train/{name}": value for name, value in stage.last_metrics.items()}
         spent = {f"eflops_{convention}": value for convention, value in eflops(state).items()}
-        rates = self.pace.rates(now, state, pl_module.budget.last_step)
+        rates = self.pace.rates(now, state, stage.budget.last_step)
         self.pace = self.pace.since(now, state)
-        self._write({"step": state.step, **figures, "tokens": state.tokens, **spent, **rates})
+        self._write({"step": state.step, **metrics, "tokens": state.tokens, **spent, **rates})
 
-    def log_evaluation(self, step: int, figures: Mapping[str, float], began: float) -> None:
-        """Log what was measured on a step's weights, by whole names; measuring `began` at that
-        reading of the clock.
-        """
-        self._write({"step": step, **figures})
-        # All processes wait for the picture.
-        if time.monotonic() - self.last_drawn > _SECONDS_BETWEEN_PICTURES:
+    def log_evaluation(self, step: int, metrics: Mapping[str, float], began: float) -> None:
+        """Log what was measured of a step's weights, as `validation.Report` says."""
+        self._write({"step": step, **metrics})
+        # All processes wait for the plot.
+        if time.monotonic() - self.last_drawn > _SECONDS_BETWEEN_PLOTS:
             self._draw()
-        # It is not training time.
-        self.pace = dataclasses.replace(
-            self.pace, paused=self.pace.paused + time.monotonic() - began
-        )
+        # Evaluation is not training time.
+        paused = self.pace.paused + time.monotonic() - began
+        self.pace = dataclasses.replace(self.pace, paused=paused)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The last picture, unless the run was asked to stop: then there may be little time."""
-        assert isinstance(pl_module, StageModule)
-        if not pl_module.stop_requested:
+    def after_steps(self, stage: StageModule) -> None:
+        # Where the run was asked to stop, there may be little time.
+        if not stage.stop_requested:
             self._draw()
         if self.is_first:
-            summary = summarize_cost(pl_module.state, self.pace.peak)
+            summary = summarize_cost(stage.state, self.pace.peak)
             with contextlib.suppress(UserError):  # a disk that refuses it is not worth a run
                 write_atomically(self.run_folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
         for logger in self.loggers:
@@ -114,15 +91,13 @@ class Metrics(pl.Callback):
         if not self.is_first:
             return
         self.last_drawn = time.monotonic()
+        evaluation = self.config.in_loop_eval
         try:
             draw_losses(self.lines.path, self.run_folder / LOSSES_PLOT)
-            if self.config.in_loop_eval.is_on:
-                draw_evaluations(
-                    self.lines.path,
-                    self.run_folder / EVALUATION_PLOT,
-                    self.config.in_loop_eval.evaluators,
-                )
-        except (UserError, OSError) as error:  # no picture is worth a run
+            if evaluation.is_on:
+                plot = self.run_folder / EVALUATION_PLOT
+                draw_evaluations(self.lines.path, plot, evaluation.evaluators)
+        except (UserError, OSError) as error:  # no plot is worth a run
             say(f"cola-train: warning: the pictures in {self.run_folder} were not drawn: {error}")
 
     def _write(self, row: Mapping[str, float]) -> None:
@@ -133,67 +108,48 @@ class Metrics(pl.Callback):
         self.lines.append(
             {name: value if math.isfinite(value) else None for name, value in row.items()}
         )
+        values = {name: value for name, value in row.items() if name != "step"}
         for logger in self.loggers:
-            logger.log_metrics(
-                {name: value for name, value in row.items() if name != "step"},
-                step=int(row["step"]),
-            )
+            logger.log_metrics(values, step=int(row["step"]))
 
 
-class Progress(pl.Callback):
-    """A bar over optimizer steps with rate, time left and the latest loss; plain lines where there
-    is no terminal.
-    """
+class Progress(StageCallback):
+    """A bar over steps with rate, time left and the latest loss; plain lines without a terminal."""
 
     def __init__(self, is_first: bool) -> None:
         self.is_first = is_first
         self.bar: tqdm[Any] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Open the bar."""
-        assert isinstance(pl_module, StageModule)
+    def before_steps(self, stage: StageModule) -> None:
         if self.is_first:
             interval = 0.5 if sys.stderr.isatty() else 30.0
             self.bar = tqdm(
-                total=pl_module.budget.last_step,
-                initial=pl_module.state.step,
+                total=stage.budget.last_step,
+                initial=stage.state.step,
                 desc="training",
                 unit="step",
                 mininterval=interval,
                 maxinterval=interval,
             )
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Move on by one step."""
-        assert isinstance(pl_module, StageModule)
+    def after_step(self, stage: StageModule) -> None:
         if self.bar is not None:
-            self.bar.set_postfix(loss=f"{pl_module.last_metrics['loss']:.4f}", refresh=False)
+            self.bar.set_postfix(loss=f"{stage.last_metrics['loss']:.4f}", refresh=False)
             self.bar.update(1)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Close the bar."""
-        if self.bar is not None:
-            self.bar.close()
+    def after_steps(self, stage: StageModule) -> None:
+        self._close()
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        """Close the bar."""
+    def on_exception(self, *_: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
 def wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:
-    """The wandb logger where it is on. Offline unless `wandb.online`: files only, for `wandb
-    sync`.
-    """
+    """The wandb logger where it is on; offline (files for `wandb sync`) unless `wandb.online`."""
     if not config.wandb.enabled:
         return []
     try:

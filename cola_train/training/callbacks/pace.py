@@ -1,6 +1,4 @@
-"""How fast a run goes and what it has cost: tokens per second, MFU, HFU, time left; and the summary
-of a run.
-"""
+"""How fast a run goes (tokens per second, MFU, HFU, time left) and what it has cost so far."""
 
 import copy
 import dataclasses
@@ -25,11 +23,10 @@ class Pace:
         return Pace(now, copy.deepcopy(state), self.num_devices, self.peak)
 
     def rates(self, now: float, state: RunState, last_step: int) -> dict[str, float]:
-        """What a line of metrics.jsonl says of speed since this moment.
+        """What a line of metrics.jsonl says of the speed since this moment.
 
         MFU is useful FLOPs (convention `model`) per second over the devices' peak, HFU executed
-        ones. `eta_seconds` is the time
-        to `last_step` at this pace.
+        ones. `eta_seconds` is the time to `last_step` at this pace.
         """
         seconds = max(now - self.moment - self.paused, 1e-9)
         tokens, steps = state.tokens - self.state.tokens, state.step - self.state.step
@@ -46,14 +43,13 @@ class Pace:
 
 
 def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
-    """What a run has cost so far, over all attempts at it: what summary.json holds. Rates are over
-    its whole time.
-    """
-    known = peak is not None and state.device_seconds > 0
-    flops_per_peak = {
-        name: state.flops.get(name, 0) / (peak * state.device_seconds) if known else None  # type: ignore[operator]
-        for name in ("model", "executed")
-    }
+    """summary.json: what a run has cost over all attempts; rates are over its whole time."""
+
+    def utilization(convention: str) -> float | None:
+        if peak is None or state.device_seconds <= 0:
+            return None
+        return state.flops.get(convention, 0) / (peak * state.device_seconds)
+
     return {
         "steps": state.step,
         "skipped_steps": state.skipped_steps,
@@ -62,13 +58,13 @@ def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
         "seconds": round(state.seconds, 3),
         "device_hours": round(state.device_seconds / 3600, 6),
         "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
-        "mfu": flops_per_peak["model"],
-        "hfu": flops_per_peak["executed"],
+        "mfu": utilization("model"),
+        "hfu": utilization("executed"),
     }
 
 
 def cost_in_words(summary: dict[str, Any]) -> str:
-    """One line of a summary."""
+    """A summary in one line."""
     spent = ", ".join(
         f"{value:.6g} ({convention})" for convention, value in summary["eflops"].items()
     )
@@ -76,8 +72,6 @@ def cost_in_words(summary: dict[str, Any]) -> str:
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, EFLOPs {spent}, "
         f"{summary['device_hours']:.4g} device-hours"
     )
-    return (
-        text
-        if summary["mfu"] is None
-        else f"{text}, MFU {summary['mfu']:.1%}, HFU {summary['hfu']:.1%}"
-    )
+    if summary["mfu"] is None:
+        return text
+    return f"{text}, MFU {summary['mfu']:.1%}, HFU {summary['hfu']:.1%}"

@@ -1,6 +1,4 @@
-"""Where a run's tensors come from: its family's initial values, another run's weights, or its own
-last checkpoint.
-"""
+"""Where a run's tensors come from: initial values, another run's weights, or its own checkpoint."""
 
 import lightning.pytorch as pl
 
@@ -14,16 +12,19 @@ from cola_train.training.parallel.sharding import gather_each_once
 
 
 class Start(pl.Callback):
-    """Gives the sharded stage its values, once it has its optimizer."""
+    """Gives the sharded stage its values, once it has its optimizer; a collective call."""
 
     def __init__(self, config: RunConfig, own: Saved | None, warm: Saved | None) -> None:
-        """`own`: the checkpoint to go on from; `warm`: another run's, for its weights alone; drawn
-        or imported without either.
+        """Where the values are read from; without either they are the family's initial values.
+
+        Args:
+            config: the run.
+            own: the run's checkpoint to resume from.
+            warm: another run's checkpoint, for its weights alone.
         """
         self.config, self.own, self.warm = config, own, warm
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A collective call."""
         assert isinstance(pl_module, StageModule)
         pl_module.watchdog.beat("reading or drawing the weights")
         if self.own is not None:
@@ -34,15 +35,12 @@ class Start(pl.Callback):
             self._begin(pl_module)
         gather_each_once(pl_module.objective)
 
-    def _begin(self, pl_module: StageModule) -> None:
+    def _begin(self, stage: StageModule) -> None:
+        objective = stage.objective
         if self.warm is not None:
-            names = {
-                f"{MODEL}.{name}": value for name, value in pl_module.objective.state_dict().items()
-            }
-            CheckpointReader(*self.warm).load(names)
+            weights = {f"{MODEL}.{name}": value for name, value in objective.state_dict().items()}
+            CheckpointReader(*self.warm).load(weights)
         else:
-            shapes = {
-                name: parameter.shape for name, parameter in pl_module.objective.named_parameters()
-            }
-            fill(pl_module.objective, family_of(self.config).initial_values(self.config, shapes))
-        pl_module.ema.start()
+            shapes = {name: value.shape for name, value in objective.named_parameters()}
+            fill(objective, family_of(self.config).initial_values(self.config, shapes))
+        stage.ema.start()

@@ -1,103 +1,84 @@
 """Validation during training: the means over the first held-out rows, always on the same noise."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
 
-import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cola_train.config.run import RunConfig
 from cola_train.data.batch import Batch
 from cola_train.objectives.objective import Term, weights_of
+from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.data import RunData
 from cola_train.training.loop.module import StageModule
 
+# Logs the metrics of a step, by whole names, whose measuring began at that reading of the clock.
 Report = Callable[[int, Mapping[str, float], float], None]
 _BATCHES_BETWEEN_LOOKS = 16
 
 
-class Validation(pl.Callback):
+class Validation(StageCallback):
     """Validates every `trainer.validate_every_steps` and at marks, before the step is saved.
 
-    First of all it does what a resumed run's last step lacks.
-    A run that is asked to stop leaves a validation where it is; it is done again when the run goes
-    on.
+    It begins with the validation that a resumed run's last step lacks: a run that is asked to stop
+    abandons a validation, and repeats it when it resumes.
     """
 
     def __init__(self, config: RunConfig, data: RunData, report: Report) -> None:
         self.config, self.data, self.report = config, data, report
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What an interrupted run left undone."""
-        self._validate_if_due(pl_module)
+    def before_steps(self, stage: StageModule) -> None:
+        self.after_step(stage)
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """A batch is an optimizer step."""
-        self._validate_if_due(pl_module)
-
-    def _validate_if_due(self, module: pl.LightningModule) -> None:
-        assert isinstance(module, StageModule)
-        state, every = module.state, self.config.trainer.validate_every_steps
-        due = state.step > 0 and (state.step % every == 0 or module.budget.at_mark(state))
-        if not due or state.validated_step == state.step or module.stop_requested:
+    def after_step(self, stage: StageModule) -> None:
+        state, every = stage.state, self.config.trainer.validate_every_steps
+        due = state.step > 0 and (state.step % every == 0 or stage.budget.at_mark(state))
+        if not due or state.validated_step == state.step or stage.stop_requested:
             return
         began = time.monotonic()
-        with (
-            module.ema.in_place_of_the_weights()
-            if self.config.ema.evaluate
-            else contextlib.nullcontext()
-        ):
-            figures = self._means(module)
-        if figures is not None:
-            self.report(
-                state.step, {f"validation/{name}": value for name, value in figures.items()}, began
-            )
-            if math.isfinite(figures["loss"]):
-                state.validated_step = state.step
+        with stage.weights_to_evaluate():
+            means = self._means(stage)
+        if means is None:
+            return
+        self.report(
+            state.step, {f"validation/{name}": value for name, value in means.items()}, began
+        )
+        if math.isfinite(means["loss"]):
+            state.validated_step = state.step
 
     @torch.no_grad()
-    def _means(self, module: StageModule) -> dict[str, float] | None:
+    def _means(self, stage: StageModule) -> dict[str, float] | None:
         """The means, the same on every process; None if a process was asked to stop meanwhile."""
-        device = module.processes.device
-        totals, counts = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+        processes, objective = stage.processes, stage.objective
+        totals, counts = dict[str, Tensor](), dict[str, Tensor]()
         terms: list[Term] = []
-        module.eval()
+        loader = self.data.validation_loader(processes.rank, processes.world_size)
+        stage.eval()
         try:
-            for number, batch in enumerate(
-                self.data.validation_loader(module.processes.rank, module.processes.world_size)
-            ):
-                module.watchdog.beat(f"validating after step {module.state.step}")
-                if number % _BATCHES_BETWEEN_LOOKS == 0 and module.asked_to_stop():
+            for number, batch in enumerate(loader):
+                stage.watchdog.beat(f"validating after step {stage.state.step}")
+                if number % _BATCHES_BETWEEN_LOOKS == 0 and stage.asked_to_stop():
                     return None
-                batch = Batch(*(tensor.to(device) for tensor in batch))
-                with module.computing():
-                    terms = module.objective(batch)
+                batch = Batch(*(tensor.to(processes.device) for tensor in batch))
+                with stage.computing():
+                    terms = objective(batch)
                 _add(totals, {term.key: term.sum for term in terms})
-                _add(counts, module.objective.counts(batch))
+                _add(counts, objective.counts(batch))
         finally:
-            module.train()
+            stage.train()
         sums = torch.stack([*totals.values(), *counts.values()])
         dist.all_reduce(sums)
-        found = dict(
-            zip([*totals, *(f"count/{name}" for name in counts)], sums.tolist(), strict=True)
-        )
+        names = [*totals, *(f"count/{name}" for name in counts)]
+        found = dict(zip(names, sums.tolist(), strict=True))
         means = {
             term.key: found[term.key] / max(found[f"count/{term.denominator}"], 1) for term in terms
         }
-        return module.objective.summarize(means, weights_of(terms))
+        return objective.summarize(means, weights_of(terms))
 
 
-def _add(totals: dict[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
+def _add(totals: dict[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, value in values.items():
         totals[name] = totals[name] + value.double() if name in totals else value.double()

@@ -1,6 +1,4 @@
-"""From a run's checkpoint to the layout it ships in, tensor by tensor: on one process, whatever
-number saved it.
-"""
+"""A run's checkpoint in the layout it ships in, tensor by tensor, on one process."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +13,7 @@ from cola_train.families.registry import family_of
 from cola_train.run_layout import MARKS
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
 from cola_train.training.checkpoints.folder import (
-    Manifest,
+    CheckpointManifest,
     read_manifest,
     saved_steps,
     step_folder,
@@ -27,12 +25,10 @@ from cola_train.training.loop.state import EMA_PREFIX, MODEL
 class SavedWeights(Mapping[str, Tensor]):
     """The objective's weights in a checkpoint, each read when it is asked for."""
 
-    def __init__(self, folder: Path, manifest: Manifest, use_ema: bool) -> None:
+    def __init__(self, folder: Path, manifest: CheckpointManifest, use_ema: bool) -> None:
         """With `use_ema` the moving average of those that have one (frozen weights have none)."""
-        self._shapes, self._reader = (
-            manifest.shapes,
-            CheckpointReader(folder, manifest, one_process=True),
-        )
+        self._shapes = manifest.shapes
+        self._reader = CheckpointReader(folder, manifest, one_process=True)
         self._saved_as = {}
         for saved in manifest.shapes:
             kind, _, name = saved.partition(".")
@@ -86,7 +82,6 @@ def export_checkpoint(
         f"{folder} has no moving average of the weights; only a run with ema.decay above 0 has "
         "one.",
     )
-
     family_of(config).write(
         target,
         config,
@@ -99,9 +94,7 @@ def export_checkpoint(
 
 
 def export_marks(config: RunConfig, run_folder: Path, tokenizer: Tokenizer) -> None:
-    """Write each checkpoint that is a mark (budget.marks) to RUN/marks/step-N, where that is not
-    done yet.
-    """
+    """Write each checkpoint that is a mark (budget.marks) to RUN/marks/step-N, if not done yet."""
     for step in saved_steps(run_folder):
         folder = step_folder(run_folder, step)
         target = run_folder / MARKS / folder.name

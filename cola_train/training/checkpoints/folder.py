@@ -1,5 +1,4 @@
-"""A run's checkpoints on disk: lightning/step-N, whole or absent, each with a manifest; and the
-`latest` pointer.
+"""A run's checkpoints on disk: lightning/step-N, whole or absent, and the `latest` pointer.
 
 A checkpoint is a folder of safetensors files, one of each process, with the parts of every tensor
 that it saved, and manifest.json: the step, the run's counters, every file's size and checksum.
@@ -10,7 +9,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import xxhash
@@ -22,7 +21,6 @@ from cola_train.training.loop.state import RunState
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 4
-_SAVING, _REMOVING = ".saving-", ".removing-"
 _READ_BYTES = 1 << 24
 
 
@@ -35,7 +33,7 @@ class FileChecksum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class CheckpointManifest:
     """What a checkpoint is."""
 
     step: int
@@ -48,12 +46,12 @@ class Manifest:
     mark: bool  # never to be removed
 
     def to_json(self) -> str:
-        """As manifest.json holds it, with a checksum of its own."""
+        """The text of manifest.json, with a checksum of its own."""
         values = {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
         return json.dumps({**values, "xxh3": _checksum(values)}, indent=1) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Manifest":
+    def from_json(cls, text: str) -> "CheckpointManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
         values = json.loads(text)
         if values.pop("xxh3") != _checksum(values):
@@ -78,19 +76,17 @@ def step_folder(run_folder: Path, step: int) -> Path:
     return run_folder / CHECKPOINTS / f"step-{step:08d}"
 
 
-def step_of(folder: Path) -> int:
-    """The optimizer step that a checkpoint folder is of."""
-    return int(folder.name.removeprefix("step-"))
+def working_folder(run_folder: Path, step: int) -> Path:
+    """The folder that a step's checkpoint is saved into; it counts for nothing until `finish`."""
+    final = step_folder(run_folder, step)
+    return final.with_name(f".saving-{final.name}")
 
 
 def saved_steps(run_folder: Path) -> list[int]:
     """The steps that have a checkpoint, ascending."""
-    folders = (
-        (run_folder / CHECKPOINTS).glob("step-*") if (run_folder / CHECKPOINTS).is_dir() else []
-    )
-    return sorted(
-        int(match[1]) for folder in folders if (match := re.fullmatch(r"step-(\d+)", folder.name))
-    )
+    folders = (run_folder / CHECKPOINTS).glob("step-*")
+    matches = (re.fullmatch(r"step-(\d+)", folder.name) for folder in folders)
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def latest_checkpoint(run_folder: Path) -> Path | None:
@@ -119,14 +115,14 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
     return folder
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> CheckpointManifest:
     """A checkpoint's manifest.
 
     Raises:
         UserError: it is missing or damaged.
     """
     try:
-        return Manifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        return CheckpointManifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         reason = "is missing"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -138,11 +134,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def recovery_hint(folder: Path) -> str:
     """The end of a message about a checkpoint that cannot be used."""
-    others = [
-        step
-        for step in saved_steps(folder.parent.parent)
-        if step_folder(folder.parent.parent, step) != folder
-    ]
+    run_folder = folder.parent.parent
+    others = [step for step in saved_steps(run_folder) if step_folder(run_folder, step) != folder]
     if not others:
         return (
             "The run has no other checkpoint: copy this one again from a backup, or start the run "
@@ -185,11 +178,11 @@ def damage(folder: Path, files: Mapping[str, FileChecksum]) -> list[str]:
     return found
 
 
-def intact_manifest(folder: Path) -> Manifest:
-    """A checkpoint's manifest, once all its files are known to be as they were written.
+def intact_manifest(folder: Path) -> CheckpointManifest:
+    """A checkpoint's manifest, after every file was checked to be as it was written.
 
     Raises:
-        UserError: each file that is not.
+        UserError: names each file that is not.
     """
     manifest = read_manifest(folder)
     refuse_damage(folder, damage(folder, manifest.files))
@@ -197,28 +190,25 @@ def intact_manifest(folder: Path) -> Manifest:
 
 
 def refuse_damage(folder: Path, problems: Sequence[str]) -> None:
-    """Raise a UserError of all `problems`, if there are any."""
+    """Raise a UserError that lists `problems`, if there are any."""
     if problems:
-        raise UserError(
-            f"The checkpoint {folder} is damaged:\n  "
-            + "\n  ".join(problems)
-            + f"\n{recovery_hint(folder)}"
-        )
+        lines = "\n  ".join(problems)
+        raise UserError(f"The checkpoint {folder} is damaged:\n  {lines}\n{recovery_hint(folder)}")
 
 
 def begin(run_folder: Path, step: int) -> Path:
-    """An empty folder to save into; it counts for nothing until `finish`."""
-    working = run_folder / CHECKPOINTS / f"{_SAVING}step-{step:08d}"
+    """Make the `working_folder` of a step, empty; returns it."""
+    working = working_folder(run_folder, step)
     shutil.rmtree(working, ignore_errors=True)
     working.mkdir(parents=True)
     return working
 
 
-def finish(run_folder: Path, working: Path, manifest: Manifest) -> None:
+def finish(run_folder: Path, working: Path, manifest: CheckpointManifest) -> None:
     """Give a folder whose files are written and synced its manifest, its name, and the pointer.
 
     Raises:
-        UserError: files that other processes wrote are not to be seen from here.
+        UserError: process 0 does not see files that other processes wrote.
         OSError: the disk refuses.
     """
     unseen = [
@@ -248,61 +238,54 @@ def point_to(folder: Path) -> None:
 
 
 def repair_latest(run_folder: Path) -> None:
-    """Make `latest` name the newest checkpoint where a crash came between its being named and its
-    being pointed to.
-    """
+    """Make `latest` name the newest checkpoint, where a crash kept `finish` from doing so."""
     steps = saved_steps(run_folder)
     if not steps:
         return
     newest, pointer = step_folder(run_folder, steps[-1]), run_folder / CHECKPOINTS / LATEST
     named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
     if named < newest.name:
-        with contextlib.suppress(UserError):  # without a manifest it is none of ours
+        with contextlib.suppress(UserError):  # without a manifest it was not saved by us
             read_manifest(newest)
             point_to(newest)
 
 
 def quarantine(folder: Path) -> Path:
-    """Take a damaged checkpoint out of the way under a name of its own, for whoever wants to look
-    at it.
-    """
-    number = 0
-    while (
-        aside := folder.with_name(f"damaged-{folder.name}" + (f".{number}" if number else ""))
-    ).exists():
+    """Rename a damaged checkpoint, which is kept for inspection; returns its new folder."""
+    aside, number = folder.with_name(f"damaged-{folder.name}"), 0
+    while aside.exists():
         number += 1
+        aside = folder.with_name(f"damaged-{folder.name}.{number}")
     folder.rename(aside)
     return aside
 
 
 def remove_old(run_folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, the newest good one, and marks."""
+    """Remove all but the newest `keep` checkpoints, the newest good one, marks and damaged ones."""
     steps = saved_steps(run_folder)
-    kept = set(steps[-keep:])
-    manifests = {}
+    kept, good = set(steps[-keep:]), []
     for step in steps:
         try:
-            manifests[step] = read_manifest(step_folder(run_folder, step))
+            manifest = read_manifest(step_folder(run_folder, step))
         except UserError:
             kept.add(step)  # damaged: not ours to throw away
-    kept |= {step for step, manifest in manifests.items() if manifest.mark}
-    kept |= set([step for step, manifest in manifests.items() if manifest.good][-1:])
+            continue
+        if manifest.mark:
+            kept.add(step)
+        if manifest.good:
+            good.append(step)
+    kept.update(good[-1:])
     for step in steps:
         if step not in kept:
             folder = step_folder(run_folder, step)
-            # Renamed first: a removal cut short must not leave half a checkpoint under a
+            # Renamed first: a removal that is interrupted must not leave half a checkpoint under a
             # checkpoint's name.
-            leaving = folder.with_name(f"{_REMOVING}{folder.name}")
+            leaving = folder.with_name(f".removing-{folder.name}")
             folder.rename(leaving)
             shutil.rmtree(leaving, ignore_errors=True)
 
 
 def clean(run_folder: Path) -> None:
-    """Remove what saves and removals that were cut short have left. Only while no other process
-    saves into this run.
-    """
-    leftovers: Iterable[Path] = (
-        (run_folder / CHECKPOINTS).glob(".*-step-*") if (run_folder / CHECKPOINTS).is_dir() else []
-    )
-    for folder in list(leftovers):
+    """Remove what interrupted saves and removals left; only while nothing saves into this run."""
+    for folder in list((run_folder / CHECKPOINTS).glob(".*-step-*")):
         shutil.rmtree(folder, ignore_errors=True)

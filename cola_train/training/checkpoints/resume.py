@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is intact."""
+"""Which checkpoint a run resumes from: the newest that is intact."""
 
 import functools
 from pathlib import Path
@@ -9,7 +9,7 @@ from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.processes import Processes
 from cola_train.training.checkpoints.folder import (
-    Manifest,
+    CheckpointManifest,
     damage,
     latest_checkpoint,
     point_to,
@@ -20,15 +20,14 @@ from cola_train.training.checkpoints.folder import (
     step_folder,
 )
 
-Saved = tuple[Path, Manifest]
+Saved = tuple[Path, CheckpointManifest]
 
 
 def intact_checkpoint(run_folder: Path, processes: Processes, if_damaged: str) -> Saved | None:
-    """The checkpoint to go on from, every file of it checked by one of the processes; None in a run
-    that has saved nothing yet.
+    """The checkpoint to resume from, its files checked; None in a run that has saved nothing yet.
 
-    With `if_damaged` "previous", damaged ones are put aside under another name and the newest
-    intact one is taken.
+    With `if_damaged` "previous", damaged ones are renamed and the newest intact one is taken. A
+    collective call.
 
     Raises:
         UserError: it is damaged, and `if_damaged` is "stop" or there is no other.
@@ -38,7 +37,7 @@ def intact_checkpoint(run_folder: Path, processes: Processes, if_damaged: str) -
         if folder is None:
             return None
         try:
-            return folder, checked(folder, processes)
+            return folder, _checked(folder, processes)
         except UserError as error:
             if if_damaged == "stop" or len(processes.agree(lambda: saved_steps(run_folder))) == 1:
                 raise
@@ -64,13 +63,8 @@ def _newest(run_folder: Path, if_damaged: str) -> Path | None:
     return folder
 
 
-def checked(folder: Path, processes: Processes) -> Manifest:
-    """A checkpoint's manifest, once all its files are known to be as they were written; a
-    collective call.
-
-    Raises:
-        UserError: each file that is not.
-    """
+def _checked(folder: Path, processes: Processes) -> CheckpointManifest:
+    """`intact_manifest`, each process checking some of the files; a collective call."""
     manifest = processes.agree(lambda: read_manifest(folder))
     mine = dict(list(manifest.files.items())[processes.rank :: processes.world_size])
     found: list[list[str]] = [[] for _ in range(processes.world_size)]

@@ -1,10 +1,7 @@
-"""A plain copy of a run's networks as they are now: what is sampled and evaluated while training
-goes on.
+"""A plain copy of a run's networks as they are now, which is sampled and evaluated meanwhile.
 
 A sharded network must not be called outside its root, and what is scored is what ships.
 """
-
-import contextlib
 
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
@@ -16,34 +13,28 @@ from cola_train.training.checkpoints.export import training_facts
 from cola_train.training.loop.module import StageModule
 
 
-def gathered_weights(module: StageModule) -> dict[str, Tensor]:
-    """The objective's full tensors (with `ema.evaluate` their average) on process 0's CPU, by name;
-    a collective call.
+def gathered_weights(stage: StageModule) -> dict[str, Tensor]:
+    """The objective's whole tensors by name, on process 0's CPU; a collective call.
+
+    With `ema.evaluate` the average of those that have one.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    with (
-        module.ema.in_place_of_the_weights()
-        if module.config.ema.evaluate
-        else contextlib.nullcontext()
-    ):
-        state = get_model_state_dict(module.objective, options=options)
+    with stage.weights_to_evaluate():
+        state = get_model_state_dict(stage.objective, options=options)
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def plain_copy(module: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Checkpoint:
+def plain_copy(stage: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Checkpoint:
     """The checkpoint of gathered weights, as an export of this step would hold it."""
-    config = module.config
-    facts = training_facts(config, module.state.step)
-    return family_of(config).checkpoint(config, weights, tokenizer, facts, module.processes.device)
+    config, device = stage.config, stage.processes.device
+    facts = training_facts(config, stage.state.step)
+    return family_of(config).checkpoint(config, weights, tokenizer, facts, device)
 
 
 def reference_copy(
-    module: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer
+    stage: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer
 ) -> Checkpoint | None:
-    """What the run's drift is measured from, as it began; None where the run keeps nothing of
-    it.
-    """
-    config = module.config
-    return family_of(config).reference(
-        config, weights, tokenizer, training_facts(config, 0), module.processes.device
-    )
+    """What the run's drift is measured from, as it began; None where the run keeps none of it."""
+    config, device = stage.config, stage.processes.device
+    facts = training_facts(config, 0)
+    return family_of(config).reference(config, weights, tokenizer, facts, device)

@@ -1,8 +1,7 @@
-"""Tensors to a checkpoint's files and back, through torch's distributed checkpointing with
-safetensors files: no pickle.
+"""A checkpoint's tensors to safetensors files and back, by torch's distributed checkpointing.
 
-Any number of processes reads what any number wrote. A single process reads single tensors without a
-process group.
+No pickle. Any number of processes reads what any number wrote; a single process reads single
+tensors without a process group.
 """
 
 import contextlib
@@ -29,11 +28,14 @@ from torch.distributed.checkpoint.metadata import Metadata
 
 from cola_train.config.settings import UserError
 from cola_train.training.checkpoints.folder import (
+    CheckpointManifest,
     FileChecksum,
-    Manifest,
     file_checksum,
     recovery_hint,
 )
+
+# The library wraps errors of any process in CheckpointException, which is no Exception.
+_ERRORS = (Exception, CheckpointException)
 
 
 class _HashingStream:
@@ -42,6 +44,7 @@ class _HashingStream:
     def __init__(self, stream: io.IOBase, facts: dict[str, FileChecksum], name: str) -> None:
         self._stream, self._facts, self._name = stream, facts, name
         self._digest, self._size = xxhash.xxh3_128(), 0
+        self.flush, self.fileno = stream.flush, stream.fileno
 
     def write(self, data: bytes) -> int:
         self._digest.update(data)
@@ -51,12 +54,6 @@ class _HashingStream:
 
     def tell(self) -> int:
         return self._size
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
 
     def close(self) -> None:
         if not self._stream.closed:
@@ -87,28 +84,25 @@ class Writing:
         group: dist.ProcessGroup,
         in_background: bool,
     ) -> None:
-        """Start, and finish too unless `in_background`: then tensors are copied to host memory
-        first, and may change at once.
+        """Start, and finish unless `in_background`: then tensors are copied and may change at once.
 
         Args:
             tensors: the same names on every process.
             folder: exists, empty.
-            group: a gloo group of all processes that nothing else uses while this goes on.
+            group: a gloo group of all processes that nothing else uses until this is done.
+            in_background: write from the copy in host memory while training continues.
         """
         self._folder = folder
-        self._writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        self._files = self._writer.fs = _HashingFileSystem()
+        writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        self._files = writer.fs = _HashingFileSystem()
         self._problem: str | None = None
         self._future: Future[Any] | None = None
+        save = state_dict_saver.async_save if in_background else state_dict_saver.save
         with self._problems_kept():
+            saved = save(dict(tensors), storage_writer=writer, process_group=group)
             if in_background:
-                self._future = state_dict_saver.async_save(
-                    dict(tensors), storage_writer=self._writer, process_group=group
-                )  # type: ignore[assignment]  # a Future of threads is asked for
-            else:
-                state_dict_saver.save(
-                    dict(tensors), storage_writer=self._writer, process_group=group
-                )
+                assert isinstance(saved, Future)  # of threads
+                self._future = saved
 
     @property
     def done(self) -> bool:
@@ -116,8 +110,9 @@ class Writing:
         return self._future is None or self._future.done()
 
     def result(self) -> tuple[dict[str, FileChecksum], str | None]:
-        """The files that this process wrote, once they are on disk and read back as they were
-        written; or what went wrong.
+        """The files that this process wrote, and what went wrong, if anything did.
+
+        It waits until they are on disk, and reads each again: it must be as it was written.
         """
         with self._problems_kept():
             if self._future is not None:
@@ -134,15 +129,12 @@ class Writing:
                 # Of torch's own making: its stager's use of deprecated storage types.
                 warnings.filterwarnings("ignore", category=UserWarning, module="torch.*")
                 yield
-        except (
-            Exception,
-            CheckpointException,
-        ) as error:  # the library wraps what went wrong anywhere in kinds of its own
+        except _ERRORS as error:
             self._problem = self._problem or _reason(error)
 
 
 class _Reader(HuggingFaceStorageReader):
-    """Reads the files' headers once, however many loads follow."""
+    """Reads the files' headers once, for any number of loads."""
 
     _headers: Metadata | None = None
 
@@ -155,10 +147,10 @@ class _Reader(HuggingFaceStorageReader):
 class CheckpointReader:
     """Fills tensors from a checkpoint whose files are known to be intact."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, one_process: bool = False) -> None:
-        """With `one_process` this process reads alone, without a process group; else `load` is a
-        collective call.
-        """
+    def __init__(
+        self, folder: Path, manifest: CheckpointManifest, *, one_process: bool = False
+    ) -> None:
+        """With `one_process`, `load` needs no process group; else it is a collective call."""
         self._folder, self._manifest, self._one_process = folder, manifest, one_process
         self._reader = _Reader(str(folder))
 
@@ -179,18 +171,14 @@ class CheckpointReader:
             raise UserError(
                 f"The checkpoint {self._folder} does not fit this run:\n  " + "\n  ".join(problems)
             )
+        alone = ".*assuming the intent is to load in a single process"
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.filterwarnings(
-                    "ignore", message=".*assuming the intent is to load in a single process"
-                )
+                warnings.filterwarnings("ignore", message=alone)
                 state_dict_loader.load(
                     tensors, storage_reader=self._reader, no_dist=self._one_process
                 )
-        except (
-            Exception,
-            CheckpointException,
-        ) as error:  # the library wraps what went wrong anywhere in kinds of its own
+        except _ERRORS as error:
             raise UserError(
                 f"The checkpoint {self._folder} cannot be read: {_reason(error)}. "
                 f"{recovery_hint(self._folder)}"

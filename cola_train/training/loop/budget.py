@@ -1,6 +1,4 @@
-"""What a run has spent, where it ends, and which steps are marks: all by counters that are part of
-its checkpoints.
-"""
+"""What a run has spent, where it ends, and which steps are marks: by the counters it saves."""
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP, Amount, Mark
 from cola_train.config.loop import Convention
@@ -14,19 +12,17 @@ class Budget:
 
     def __init__(self, config: RunConfig) -> None:
         budget = config.budget
-        self.config, self.max_steps = config, config.trainer.max_steps
+        self.config, self.convention = config, budget.convention
+        self.max_steps = config.trainer.max_steps
         self._tokens_per_step = config.trainer.global_batch_size * config.data.seq_len
         self._costs: dict[str, dict[Convention, int]] = {}
-        self.convention = budget.convention
-        self.flops = (
-            None
-            if budget.eflops is None
-            else Amount.parse(f"{budget.eflops!r} EFLOPs", "budget.eflops").count
-        )
+        self.flops: int | None = None
+        if budget.eflops is not None:
+            self.flops = Amount.parse(f"{budget.eflops!r} EFLOPs", "budget.eflops").count
         self.marks = [Mark.parse(text, "budget.marks") for text in budget.marks]
 
     def spend(self, state: RunState) -> None:
-        """Count the step that comes next in `state` as done."""
+        """Count the next step of `state` as done."""
         for convention, flops in self._cost(state.step).items():
             state.flops[convention] = state.flops.get(convention, 0) + flops
         state.tokens += self._tokens_per_step
@@ -56,7 +52,7 @@ class Budget:
 
     @property
     def last_step(self) -> int:
-        """The step that the run is going to end with."""
+        """The step that the run will end with."""
         if self.flops is None:
             return self.max_steps
         return min(self.max_steps, steps_to(self.config, Amount(self.flops, "EFLOPs")))

@@ -1,6 +1,4 @@
-"""When an optimizer step is not taken: a loss or gradient that is not finite, or a loss far above
-what is usual.
-"""
+"""When an optimizer step is skipped: a loss or gradient that is not finite, or a loss spike."""
 
 import math
 from collections.abc import Mapping
@@ -16,23 +14,23 @@ class RunStoppedError(UserError):
 
 
 def reason_to_skip(
-    config: GuardConfig, figures: Mapping[str, float], usual: UsualLoss | None
+    config: GuardConfig, metrics: Mapping[str, float], usual: UsualLoss | None
 ) -> str | None:
-    """Why the step that gave `figures` is not to be taken; None to take it.
+    """Why the step that gave `metrics` is not to be taken; None to take it.
 
     Args:
         config: what is skipped.
-        figures: of all processes together, so that all decide alike.
+        metrics: of all processes together, so that all decide alike.
         usual: what the loss is compared with (spikes.py); None while too few losses are known.
     """
-    bad = [f"{name} = {value}" for name, value in figures.items() if not math.isfinite(value)]
+    bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         return f"not finite: {', '.join(bad)}"
     deviations = config.spike_deviations
-    if usual is None or deviations is None or figures["loss"] <= usual.limit(deviations):
+    if usual is None or deviations is None or metrics["loss"] <= usual.limit(deviations):
         return None
     return (
-        f"loss spike: {figures['loss']:.6g} above {usual.median:.6g} + {deviations:g} x "
+        f"loss spike: {metrics['loss']:.6g} above {usual.median:.6g} + {deviations:g} x "
         f"{usual.deviation:.3g}"
     )
 

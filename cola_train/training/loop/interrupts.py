@@ -1,6 +1,4 @@
-"""Signals: SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2 ask for the run to be saved and stopped at
-the next optimizer step.
-"""
+"""Signals that ask for the run to be saved and stopped at the next optimizer step."""
 
 import contextlib
 import signal
@@ -16,10 +14,10 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal
 
 
 class StopRequest:
-    """Set by a signal to this process. The processes learn of each other's with the step's counts
-    (module.py) and stop together:
+    """Set by a signal to this process.
 
-    a handler that communicated would do so amid another collective, and hang.
+    The processes learn of each other's with the step's counts (module.py) and stop together: a
+    handler that communicated would do so amid another collective, and hang.
     """
 
     def __init__(self) -> None:
@@ -32,22 +30,17 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the block runs. A second SIGINT of a terminal interrupts at
-        once.
-        """
+        """Take the signals while the block runs; a terminal's second SIGINT interrupts at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def handle(number: int, frame: Any) -> None:
+            name = signal.Signals(number).name
             # Under torchrun one Ctrl-C may arrive twice: from the terminal and passed on.
-            if (
-                number == signal.SIGINT
-                and self.signal_name == "SIGINT"
-                and not launched_by_torchrun()
-            ):
+            if name == self.signal_name == "SIGINT" and not launched_by_torchrun():
                 raise KeyboardInterrupt
-            self.signal_name = signal.Signals(number).name
+            self.signal_name = name
 
         before = {number: signal.signal(number, handle) for number in _SIGNALS}
         try:

@@ -1,8 +1,8 @@
 """All that touches Lightning's private sides, or keeps it from doing what we do ourselves.
 
-It drives the loop, the callbacks and the strategy. It does not save, resume, validate, launch or
-handle signals: each of those broke exact resumption or hung with several processes (docs/design.md,
-decision 9).
+Lightning drives the loop, the callbacks and the strategy. It does not save, resume, validate,
+launch or handle signals: each of those broke exact resumption or hung with several processes
+(docs/design.md, decision 9).
 """
 
 import logging
@@ -20,10 +20,11 @@ from cola_train.processes import Processes
 def build_trainer(
     config: RunConfig, processes: Processes, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    """Lightning's loop over this process' part of a run, without anything of Lightning's that we do
-    ourselves.
-    """
-    _quiet_lightning()
+    """Lightning's loop over this process' part of a run, without what we do ourselves."""
+    # Its advertisements and advice do not fit; its errors still come through.
+    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     trainer = pl.Trainer(
         accelerator="gpu" if uses_gpu(config.trainer.accelerator) else "cpu",
         devices=processes.local_world_size,
@@ -32,8 +33,7 @@ def build_trainer(
         plugins=[LaunchedEnvironment(processes)],
         # The stage says what is computed in bf16 (StageModule.computing); to Lightning all is fp32.
         precision="32-true",
-        # The loop ends when _End says so: a resumed run counts on from where it was, which
-        # Lightning's counters do not.
+        # A callback ends the loop (fit.py): Lightning's counters do not continue in a resumed run.
         max_steps=-1,
         max_epochs=-1,
         limit_val_batches=0,
@@ -45,14 +45,14 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
-    _leave_signals(trainer)
+    # Lightning broadcasts inside its signal handler, amid any collective of ours.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's, but that the stage places its own tensors (stage.configure_model) and saves its
-    own checkpoints.
-    """
+    """Lightning's, except that the stage places and saves its own tensors (`configure_model`)."""
 
     def __init__(self, processes: Processes) -> None:
         super().__init__(data_parallel_size=processes.world_size, tensor_parallel_size=1)
@@ -62,9 +62,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 class LaunchedEnvironment(ClusterEnvironment):
-    """Tells Lightning about `Processes`, so that it neither starts any nor guesses from SLURM's
-    variables.
-    """
+    """Tells Lightning about `Processes`: it neither starts any nor reads SLURM's variables."""
 
     def __init__(self, processes: Processes) -> None:
         super().__init__()
@@ -72,57 +70,36 @@ class LaunchedEnvironment(ClusterEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
-        """Lightning starts none."""
         return True
 
+    # Address and port are not used: the group is connected already.
     @property
     def main_address(self) -> str:
-        """Not used: the group is connected already."""
         return "127.0.0.1"
 
     @property
     def main_port(self) -> int:
-        """Not used: the group is connected already."""
         return 0
 
     @staticmethod
     def detect() -> bool:
-        """Never chosen by itself."""
         return False
 
     def world_size(self) -> int:
-        """Processes of the run."""
         return self._processes.world_size
 
     def set_world_size(self, size: int) -> None:
-        """Fixed."""
+        """Nothing: it is fixed."""
 
     def global_rank(self) -> int:
-        """This process among all."""
         return self._processes.rank
 
     def set_global_rank(self, rank: int) -> None:
-        """Fixed."""
+        """Nothing: it is fixed."""
 
     def local_rank(self) -> int:
-        """This process on its machine."""
         return self._processes.local_rank
 
     def node_rank(self) -> int:
-        """This process' machine; machines have equally many processes."""
+        # machines have equally many processes
         return self._processes.rank // self._processes.local_world_size
-
-
-def _quiet_lightning() -> None:
-    """Leave out Lightning's advertisements and advice that does not fit; its errors still come
-    through.
-    """
-    warnings.filterwarnings("ignore", message=r".*LeafSpec.* is deprecated")
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _leave_signals(trainer: pl.Trainer) -> None:
-    # It broadcasts inside its handler, amid whatever collective is going on.
-    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

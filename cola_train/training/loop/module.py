@@ -6,7 +6,7 @@ and a bad step is seen before it reaches the weights.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import torch
@@ -42,18 +42,18 @@ class StageModule(pl.LightningModule):
     Attributes:
         state: the run's counters; `state.step` says which optimizer step comes next.
         budget: what steps cost and where they end.
-        average: of the weights, where the config asks for one.
-        last_metrics: the latest step's figures, for callbacks.
+        ema: the average of the weights, where the config asks for one.
+        last_metrics: the latest step's, for callbacks.
         last_weights: the weights of its loss terms.
         last_usual_loss: what its loss was compared with; None while too few losses are known.
         stop_requested: some process was asked to stop; known to all from the start of a step on.
-        all_have_written: the save under way is on disk on every process; as above.
+        all_have_written: the save under way is on disk on every process; known likewise.
         written: whether this process' part of the save under way is on disk.
         logs: what this process appends to; made durable before each checkpoint.
     """
 
     objective: Objective
-    average: EMA
+    ema: EMA
 
     def __init__(
         self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog
@@ -76,9 +76,7 @@ class StageModule(pl.LightningModule):
         return self.stop_requested or self.budget.is_spent(self.state)
 
     def configure_model(self) -> None:
-        """Build and shard, once; each process then has memory for its part alone, still without
-        values.
-        """
+        """Build and shard, once: each process has memory for its part, still without values."""
         if not hasattr(self, "objective"):
             self.allocate(self.build_sharded())
 
@@ -103,57 +101,58 @@ class StageModule(pl.LightningModule):
         self.ema = EMA(objective, self.config.ema.decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The run's optimizer; the learning rate is set at each step."""
         return build_optimizer(self.objective, self.config.optim)
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, live."""
         return saved_tensors(self.objective, self._optimizer(), self.ema.tensors)
 
-    @contextlib.contextmanager
-    def computing(self) -> Iterator[None]:
-        """The forward's precision: bf16 under autocast, which keeps norms, softmax and residuals in
-        fp32, or fp32.
-        """
-        with torch.autocast(
-            self.processes.device.type, torch.bfloat16, enabled=self.config.trainer.in_bf16
-        ):
-            yield
+    def computing(self) -> torch.autocast:
+        """The forward's precision: fp32, or bf16 with norms, softmax and residuals in fp32."""
+        device, in_bf16 = self.processes.device.type, self.config.trainer.in_bf16
+        return torch.autocast(device, torch.bfloat16, enabled=in_bf16)
+
+    def weights_to_evaluate(self) -> contextlib.AbstractContextManager[None]:
+        """While the block runs, the weights are those to evaluate (`ema.evaluate`: the average)."""
+        if self.config.ema.evaluate:
+            return self.ema.in_place_of_the_weights()
+        return contextlib.nullcontext()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """One optimizer step over all of this process' rows."""
         step, optimizer = self.state.step, self._optimizer()
         self.watchdog.beat(f"in the forward or backward of step {step + 1}")
-        micro_batches = _split(batch, self.config.trainer.micro_batch_size)
-        counts, used = self._agree(micro_batches, batch)
+        parts = (tensor.split(self.config.trainer.micro_batch_size) for tensor in batch)
+        micro_batches = [Batch(*tensors) for tensors in zip(*parts, strict=True)]
+        counts, rows, digest = self._agree(micro_batches, batch)
         sums: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(micro_batches, start=1):
             sync_gradients_only_if(self.objective, number == len(micro_batches))
             with self.computing():
                 terms: list[Term] = self.objective(micro_batch, step)
-            # Gradients are averaged over processes; the losses are shares of one global mean, to be
-            # added.
+            # Gradients are averaged over processes; the losses are shares of a global mean to add.
             self.manual_backward(total_loss(terms, counts) * self.processes.world_size)
             for term in terms:
                 share = term.share(counts).detach()
                 sums[term.key] = sums[term.key] + share if term.key in sums else share
         weights = weights_of(terms)
-        norm = nn.utils.clip_grad_norm_(
-            self.objective.parameters(), self.config.optim.gradient_clip
-        )
-        figures = self.objective.summarize(self._global_sums(sums), weights)
-        figures["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        clip = self.config.optim.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), clip)
+        means = torch.stack([value.float() for value in sums.values()])
+        dist.all_reduce(means)
+        metrics = self.objective.summarize(dict(zip(sums, means.tolist(), strict=True)), weights)
+        metrics["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         kind, window = " ".join(sorted(weights)), self.config.guard.spike_window
-        # Found before this loss is among those that it is compared with.
+        # Before this loss is among those that it is compared with.
         self.last_usual_loss = spikes.usual_loss(self.state, kind, window)
-        skipped = guard.reason_to_skip(self.config.guard, figures, self.last_usual_loss)
-        figures["learning_rate"] = self.schedule.rate(step)
-        set_learning_rate(optimizer, figures["learning_rate"])
+        skipped = guard.reason_to_skip(self.config.guard, metrics, self.last_usual_loss)
+        metrics["learning_rate"] = self.schedule.rate(step)
+        set_learning_rate(optimizer, metrics["learning_rate"])
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
             self.ema.update()
             guard.count_taken(self.state)
-            spikes.remember_loss(self.state, kind, window, figures["loss"])
+            spikes.remember_loss(self.state, kind, window, metrics["loss"])
         else:
             if self.processes.is_first:
                 say(
@@ -163,10 +162,10 @@ class StageModule(pl.LightningModule):
             guard.count_skipped(self.config.guard, self.state, skipped)
         optimizer.zero_grad()
         self.budget.spend(self.state)
-        figures["skipped_steps"] = self.state.skipped_steps
-        self.last_metrics, self.last_weights = figures, weights
+        metrics["skipped_steps"] = self.state.skipped_steps
+        self.last_metrics, self.last_weights = metrics, weights
         if self.step_log is not None:
-            self.step_log.write(Step(self.state.step, used[0], digest_text(used[1]), skipped))
+            self.step_log.write(Step(self.state.step, rows, digest_text(digest), skipped))
 
     def asked_to_stop(self) -> bool:
         """Ask all processes, between steps, whether one was asked to stop; a collective call."""
@@ -182,18 +181,17 @@ class StageModule(pl.LightningModule):
 
     def _agree(
         self, micro_batches: list[Batch], batch: Batch
-    ) -> tuple[dict[str, Tensor], tuple[int, int]]:
+    ) -> tuple[dict[str, Tensor], int, int]:
         """What all processes must know of each other before a step, in one exchange.
 
         Returns:
-            The step's counts, over all processes and micro-batches; and how many rows it uses with
+            The step's counts, over all processes and micro-batches; how many rows it uses, and
             their digest.
         """
         per_batch = [self.objective.counts(part) for part in micro_batches]
         names = list(per_batch[0])
-        counts = torch.stack(
-            [torch.stack([part[name] for name in names]) for part in per_batch]
-        ).sum(0)
+        by_batch = [torch.stack([part[name] for name in names]) for part in per_batch]
+        counts = torch.stack(by_batch).sum(0)
         digest = sample_digest(self.config.seed, batch.sample_index, batch.row_index)
         flags = counts.new_tensor([len(batch.sample_index), self.stop.made, self.written()])
         total = torch.cat([counts, digest[None], flags])
@@ -201,13 +199,4 @@ class StageModule(pl.LightningModule):
         used_digest, rows, stopping, written = total[len(names) :].tolist()
         self.stop_requested = stopping > 0
         self.all_have_written = written == self.processes.world_size
-        return dict(zip(names, total.float(), strict=False)), (rows, used_digest)
-
-    def _global_sums(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        total = torch.stack([value.float() for value in terms.values()])
-        dist.all_reduce(total)
-        return dict(zip(terms, total.tolist(), strict=True))
-
-
-def _split(batch: Batch, rows: int) -> list[Batch]:
-    return [Batch(*parts) for parts in zip(*(tensor.split(rows) for tensor in batch), strict=True)]
+        return dict(zip(names, total.float(), strict=False)), rows, used_digest

@@ -1,4 +1,4 @@
-"""What a loss spike is, for the guard that skips such a step and for the alarm that tells of it.
+"""What a loss spike is, for the guard that skips such a step and the alarm that tells of it.
 
 A loss is a spike where it is above
 
@@ -31,7 +31,7 @@ class UsualLoss(NamedTuple):
 
     @classmethod
     def of(cls, losses: Sequence[float]) -> "UsualLoss":
-        """Of at least one loss; all are finite."""
+        """From at least one loss; all are finite."""
         median = statistics.median(losses)
         spread = _NORMAL_MAD * statistics.median(abs(loss - median) for loss in losses)
         return cls(median, max(spread, _LEAST_DEVIATION * abs(median)))
@@ -42,13 +42,11 @@ class UsualLoss(NamedTuple):
 
 
 def usual_loss(state: RunState, terms: str, window: int) -> UsualLoss | None:
-    """What is usual for a step with these `terms`; None before there are `window` steps to tell
-    by.
-    """
+    """What is usual for a step with these `terms`; None before `window` such steps are known."""
     recent = state.recent_losses.get(terms, [])[-window:]
     return UsualLoss.of(recent) if len(recent) == window else None
 
 
 def remember_loss(state: RunState, terms: str, window: int, loss: float) -> None:
-    """Count the loss of a step that was taken among the recent ones."""
+    """Add the loss of a step that was taken to the recent ones."""
     state.recent_losses[terms] = [*state.recent_losses.get(terms, []), loss][-window:]

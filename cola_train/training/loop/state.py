@@ -1,6 +1,4 @@
-"""Everything of a run that changes: its tensors, by name, as they are saved and loaded; and its
-counters.
-"""
+"""Everything of a run that changes: its tensors, as they are saved and loaded; its counters."""
 
 import dataclasses
 import json
@@ -24,8 +22,7 @@ class RunState:
 
     step: int = 0  # optimizer steps done with, skipped ones included
     tokens: int = 0  # in the rows of these steps, padding included
-    # by convention (cola_train/flops/)
-    flops: dict[str, int] = dataclasses.field(default_factory=dict)
+    flops: dict[str, int] = dataclasses.field(default_factory=dict)  # by convention
     # Clocks, which no two runs have alike.
     seconds: float = dataclasses.field(default=0.0, compare=False)
     device_seconds: float = dataclasses.field(default=0.0, compare=False)
@@ -49,9 +46,7 @@ class RunState:
 
 
 def materialize(objective: nn.Module, device: torch.device | str) -> None:
-    """Give a sharded objective from the meta device memory; its buffers have their values then, its
-    parameters none yet.
-    """
+    """Give a sharded objective memory, and its buffers their values; parameters have none yet."""
     objective.to_empty(device=device)
     with torch.no_grad():
         for module in objective.modules():
@@ -60,9 +55,7 @@ def materialize(objective: nn.Module, device: torch.device | str) -> None:
 
 
 def fill(objective: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
-    """Give each tensor its whole value from `values`, in turn; the same on any number of
-    processes.
-    """
+    """Give each tensor its whole value from `values`; the same on any number of processes."""
     state = objective.state_dict()
     missing = {name for name, _ in objective.named_parameters()}
     with torch.no_grad():

@@ -1,7 +1,6 @@
-"""steps.jsonl: which samples every optimizer step used, over all attempts at a run. Only ever
-appended to.
+"""steps.jsonl: which samples every optimizer step used, over all attempts at a run; append-only.
 
-Each attempt opens with a line of what it is; then a line for each step. `cola-train audit` checks
+Each attempt begins with a line of what it is; then a line for each step. `cola-train audit` checks
 it against what was promised.
 """
 
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -50,12 +48,11 @@ class Step:
 def sample_digest(
     seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]
 ) -> Int[Tensor, ""]:
-    """An int64 that says which rows were used as which samples; of several batches, the (wrapping)
-    sum.
+    """An int64 that says which rows were used as which samples; batches add up, wrapping around.
 
     Each sample adds 64 bits of the generator that also draws its noise, keyed by the run's seed at
-    (row, sample). So a process
-    that reads another row, takes it for another sample, or draws other noise, changes the sum.
+    (row, sample). So a process that reads another row, takes it for another sample, or draws other
+    noise, changes the sum.
     """
     counter = (
         row_index & _LOW,
@@ -68,7 +65,7 @@ def sample_digest(
 
 
 def digest_text(digest: int) -> str:
-    """As steps.jsonl holds it."""
+    """A digest as steps.jsonl holds it."""
     return f"{digest % (1 << 64):016x}"
 
 
@@ -81,13 +78,12 @@ class StepLog:
 
     def write(self, step: Step) -> None:
         """Append a step."""
-        self.lines.append(
-            {name: value for name, value in dataclasses.asdict(step).items() if value is not None}
-        )
+        values = dataclasses.asdict(step)
+        self.lines.append({name: value for name, value in values.items() if value is not None})
 
 
 def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
-    """Every line in order, but a line that a crash cut short.
+    """Every line in order, except those that a crash cut short.
 
     Raises:
         OSError: no such log.
@@ -95,8 +91,6 @@ def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
     """
     with (run_folder / STEP_LOG).open(encoding="utf-8") as file:
         for line in file:
-            if not line.strip():
-                continue
             try:
                 values: dict[str, Any] = json.loads(line)
             except ValueError:
@@ -105,12 +99,3 @@ def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
                 yield Attempt(**values["attempt"]) if "attempt" in values else Step(**values)
             except TypeError as error:
                 raise ValueError(f"{line.strip()[:80]}: {error}") from error
-
-
-def digest_of(
-    seed: int, sample_index: Int[Tensor, " batch"], row_index: Int[Tensor, " batch"]
-) -> str:
-    """The digest of a whole step in one process."""
-    return digest_text(
-        int(sample_digest(seed, sample_index.to(torch.int64), row_index.to(torch.int64)))
-    )

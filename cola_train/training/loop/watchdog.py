@@ -5,10 +5,9 @@ import os
 import sys
 import threading
 import time
-from types import TracebackType
 
-# The first process to end takes the others with it: they time out moments later, and must have said
-# where they were by then.
+# The first process to end takes the others with it; they time out moments later, and must have
+# said where they were by then.
 _SECONDS_FOR_OTHERS = 8.0
 
 
@@ -28,23 +27,18 @@ class Watchdog:
 
     @property
     def doing(self) -> str:
-        """What the process said last."""
+        """What the process said last that it does."""
         return self._doing
 
     def beat(self, doing: str) -> None:
-        """The process lives, and goes on to do this."""
+        """The process is alive and begins to do this."""
         self._doing, self._since = doing, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
 

@@ -13,36 +13,28 @@ class EMA:
     """average = decay average + (1 - decay) weights after each step taken; empty where decay is 0.
 
     Attributes:
-        tensors: the averages by parameter name, sharded like the parameters, trained ones alone.
+        tensors: the averages of trained parameters, by name, sharded like them.
     """
 
     def __init__(self, objective: nn.Module, decay: float) -> None:
-        """The objective sharded, its parameters' parts the module's own (as they are outside
-        forward and backward).
-        """
+        """`objective` is sharded, and its weights are not gathered (as in forward and backward)."""
         self._objective, self._decay = objective, decay
-        trained = (
-            {name: p for name, p in objective.named_parameters() if p.requires_grad}
-            if decay > 0
-            else {}
-        )
-        self.tensors: dict[str, Tensor] = {
-            name: torch.zeros_like(parameter) for name, parameter in trained.items()
-        }
-        self._pairs = [
-            (local_part(self.tensors[name]), local_part(parameter))
-            for name, parameter in trained.items()
-        ]
+        self.tensors: dict[str, Tensor] = {}
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        for name, parameter in objective.named_parameters():
+            if decay > 0 and parameter.requires_grad:
+                self.tensors[name] = average = torch.zeros_like(parameter)
+                self._pairs.append((local_part(average), local_part(parameter)))
 
     @torch.no_grad()
     def start(self) -> None:
-        """Begin at the weights as they are."""
+        """Set the average to the weights as they are."""
         for average, weight in self._pairs:
             average.copy_(weight)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move by one step."""
+        """Take in the weights after a step."""
         if self._pairs:
             averages, weights = zip(*self._pairs)
             torch._foreach_lerp_(averages, weights, 1 - self._decay)
@@ -58,8 +50,7 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        # A root that has computed without a backward still holds gathered weights: it must gather
-        # again.
+        # A root that computed without a backward still holds gathered weights: they would be stale.
         self._objective.reshard()  # type: ignore[operator]  # FSDP's
         for average, weight in self._pairs:
             kept = weight.clone()

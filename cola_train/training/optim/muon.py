@@ -13,39 +13,36 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from cola_train.config.optim import OptimConfig
 from cola_train.models.blocks import Block, time_parameters
 
-# Of the quintic a x + b x^3 + c x^5: steepest at 0, so that small singular values grow fastest
-# (Jordan et al., 2024).
+# The quintic a x + b x^3 + c x^5 (Jordan et al., 2024) is steepest at 0: small singular values grow
+# fastest.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 _EPS = 1e-7
 
 
 def muon_matrices(objective: nn.Module) -> set[str]:
-    """The names of the parameters that Muon is for: the matrices of blocks that read and write the
-    residual stream's features.
+    """The names of the parameters that Muon is for: the matrices of blocks, but for adaLN's.
 
-    Not embeddings, vocabulary heads and what reads or writes latents (Jordan et al., 2024: hidden
-    matrices alone). Not adaLN's either: their input depends on t alone, so their gradients have a
-    handful of directions, and an update that is as large in all others moves the network by noise.
+    These read and write features of the residual stream. Not embeddings, vocabulary heads and what
+    reads or writes latents (Jordan et al., 2024: hidden matrices alone). Not adaLN's: their input
+    depends on t alone, so their gradients have a handful of directions, and an update that is as
+    large in all others moves the network by noise.
     """
-    once_per_time, names = time_parameters(objective), set()
-    for path, block in objective.named_modules():
-        if isinstance(block, Block):
-            matrices = {
-                name
-                for name, p in block.named_parameters()
-                if p.ndim == 2 and id(p) not in once_per_time
-            }
-            names |= {f"{path}.{name}" for name in matrices}
-    return names
+    once_per_time = time_parameters(objective)
+    return {
+        f"{path}.{name}"
+        for path, block in objective.named_modules()
+        if isinstance(block, Block)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2 and id(parameter) not in once_per_time
+    }
 
 
 def orthogonalized(
     matrix: Float[Tensor, "rows columns"], iterations: int
 ) -> Float[Tensor, "rows columns"]:
-    """About U V^T of the matrix's singular value decomposition U S V^T, in bf16: singular values of
-    some 0.7 to 1.2.
+    """About U V^T of a matrix U S V^T, in bf16: its singular values are some 0.7 to 1.2.
 
-    By Newton-Schulz iterations, which converge to no fixed value but get there in few.
+    By Newton-Schulz iterations, which converge to no fixed value but need few to get there.
     """
     a, b, c = _QUINTIC
     x = matrix.bfloat16()
@@ -59,8 +56,7 @@ def orthogonalized(
 
 
 class WholeMatrixMuon(torch.optim.Muon):
-    """torch's Muon, with updates as large as AdamW's (Liu et al., 2025, section 2.2), over sharded
-    matrices too.
+    """torch's Muon over sharded matrices, with updates as large as AdamW's (Liu et al., 2025, 2.2).
 
     Every process orthogonalizes every matrix whole. torch's own would multiply shards and add up
     their products in bf16, and so compute something else on each number of processes.
@@ -79,7 +75,7 @@ class WholeMatrixMuon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # MuonWithAdamW calls the closure
-        """One step, on every process together."""
+        """One step; a collective call."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -103,19 +99,15 @@ def _over_shards(direction: Tensor, iterations: int) -> Tensor:
     """`orthogonalized` of the whole, sharded as it was."""
     if not isinstance(direction, DTensor):
         return orthogonalized(direction, iterations)
-    # What is offloaded is in the host's memory, and gathered on the mesh's devices. In bf16, which
+    # Offloaded shards are in the host's memory, and gathered on the mesh's devices; in bf16, which
     # is what is computed in.
-    mesh = direction.device_mesh
+    mesh, placements = direction.device_mesh, direction.placements
     whole = direction.to(mesh.device_type, torch.bfloat16)
     assert isinstance(whole, DTensor)
+    update = orthogonalized(whole.full_tensor(), iterations)
     # Every process has the same whole: nothing is sent.
-    update = distribute_tensor(
-        orthogonalized(whole.full_tensor(), iterations),
-        mesh,
-        direction.placements,
-        src_data_rank=None,
-    )
-    return update.to(direction.device)
+    shards = distribute_tensor(update, mesh, placements, src_data_rank=None)
+    return shards.to(direction.device)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -129,7 +121,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.state = muon.state = adamw.state = shared
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both."""
+        """One step of both; a collective call."""
         loss = self._adamw.step(closure)
         self._muon.step()
         return loss

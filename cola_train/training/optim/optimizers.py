@@ -12,11 +12,10 @@ from cola_train.training.optim.muon import MuonWithAdamW, WholeMatrixMuon, muon_
 
 
 def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Optimizer:
-    """The run's optimizer; groups have the factor of their parameters on the schedule as
-    `learning_rate_factor`.
+    """AdamW for every parameter, or Muon for what `muon_matrices` names and AdamW for the rest.
 
-    AdamW for every parameter, or Muon for what `muon_matrices` names and AdamW for the rest. Weight
-    decay applies to every parameter: the paper names no exemption.
+    Each group has its parameters' factor on the schedule as `learning_rate_factor`. Weight decay
+    applies to every parameter: the paper names no exemption.
     """
     matrices = muon_matrices(objective) if config.optimizer == "muon" else set()
     by_muon, by_adamw = dict[float, list[Tensor]](), dict[float, list[Tensor]]()
@@ -44,27 +43,27 @@ def _groups(parameters: Mapping[float, list[Tensor]]) -> list[dict[str, Any]]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set every group to its factor on `rate`."""
+    """Set every group's learning rate to its factor times `rate`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["learning_rate_factor"]
 
 
 def ensure_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
-    """What the optimizer keeps of each parameter, made now where it would make it at its first
-    step.
+    """What the optimizer keeps of each parameter, made now and not at its first step.
 
     AdamW's moments and step count, or Muon's momentum.
     """
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if not optimizer.state[parameter]:
-                optimizer.state[parameter] = (
-                    {"momentum_buffer": torch.zeros_like(parameter)}
-                    if "momentum" in group
-                    else {
-                        "step": torch.zeros((), device=parameter.device),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
-                )
+            if optimizer.state[parameter]:
+                continue
+            if "momentum" in group:
+                state = {"momentum_buffer": torch.zeros_like(parameter)}
+            else:
+                state = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+            optimizer.state[parameter] = state
     return dict(optimizer.state)

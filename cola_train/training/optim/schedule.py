@@ -21,7 +21,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: RunConfig) -> "Schedule":
-        """A run's, its horizons converted from tokens or EFLOPs by what its steps cost.
+        """The schedule of a run, its horizons converted from tokens or EFLOPs to steps.
 
         Raises:
             UserError: horizons that do not fit into one another.
@@ -31,15 +31,11 @@ class Schedule:
             steps_to(config, Amount.parse(getattr(optim, name), f"optim.{name}"))
             for name in ("warmup", "decay", "anneal")
         )
+        begins = f", and before the anneal ({optim.anneal!r}, {anneal} steps) begins"
         require(
             warmup < decay and warmup + anneal <= decay,
             f"optim.warmup ({optim.warmup!r}, {warmup} steps) must end before optim.decay "
-            f"({optim.decay!r}, {decay} steps)"
-            + (
-                f", and before the anneal ({optim.anneal!r}, {anneal} steps) begins."
-                if anneal
-                else "."
-            ),
+            f"({optim.decay!r}, {decay} steps){begins if anneal else ''}.",
         )
         return cls(optim, warmup, decay, anneal)
 
@@ -47,22 +43,14 @@ class Schedule:
         """The learning rate of optimizer step `step`, counted from 0.
 
         Linear warm-up, then a cosine to `decay_steps`, or (wsd) the peak rate and a straight line
-        over the last
-        `anneal_steps`; constant from there on.
+        over the last `anneal_steps`; constant from there on.
         """
         config = self.config
+        start, peak = config.start_learning_rate, config.learning_rate
+        final, is_cosine = config.final_learning_rate, config.schedule == "cosine"
         if step < self.warmup_steps:
-            done = step / self.warmup_steps
-            return config.start_learning_rate + done * (
-                config.learning_rate - config.start_learning_rate
-            )
-        begin = (
-            self.warmup_steps
-            if config.schedule == "cosine"
-            else self.decay_steps - self.anneal_steps
-        )
+            return start + step / self.warmup_steps * (peak - start)
+        begin = self.warmup_steps if is_cosine else self.decay_steps - self.anneal_steps
         done = min(1.0, max(0.0, (step - begin) / (self.decay_steps - begin)))
-        left = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
-        return config.final_learning_rate + left * (
-            config.learning_rate - config.final_learning_rate
-        )
+        left = 0.5 * (1 + math.cos(math.pi * done)) if is_cosine else 1 - done
+        return final + left * (peak - final)

@@ -32,12 +32,10 @@ _KEPT = {
 
 
 def checkpoint_activations(objective: nn.Module, mode: Checkpointing) -> None:
-    """Make every block compute again in the backward pass what `mode` does not keep. Before
-    sharding.
-    """
+    """Make blocks recompute in the backward pass what `mode` does not keep; before sharding."""
     if mode == "none":
         return
-    # Nothing draws random numbers in a block (dropout is refused), so there is no state to restore.
+    # Blocks draw no random numbers (dropout is refused): there is no state to restore.
     options: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
     if mode == "selective":
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _policy)
@@ -47,9 +45,7 @@ def checkpoint_activations(objective: nn.Module, mode: Checkpointing) -> None:
 
 @contextlib.contextmanager
 def checkpointing_activations(objective: nn.Module, mode: Checkpointing) -> Iterator[None]:
-    """As `checkpoint_activations`, of an objective built without and maybe sharded, while the block
-    runs.
-    """
+    """As `checkpoint_activations` while the block runs; the objective may be sharded already."""
     checkpoint_activations(objective, mode)
     try:
         yield

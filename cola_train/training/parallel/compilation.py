@@ -1,6 +1,4 @@
-"""torch.compile of what networks repeat, with static shapes: rows of a run have one length, and
-micro-batches one size.
-"""
+"""torch.compile of blocks, with static shapes: a run's rows and micro-batches have one size."""
 
 import os
 import shutil
@@ -31,10 +29,10 @@ def check_compiler(compiles: bool, on_gpu: bool) -> None:
 
 
 def compile_blocks(objective: nn.Module, backend: str = "inductor") -> None:
-    """Compile every block's forward and backward at its first call. After activation checkpointing,
-    before sharding.
+    """Compile every block's forward and backward at its first call.
 
-    Blocks and not the whole: what FSDP2 does between blocks cannot be part of a graph.
+    After activation checkpointing, before sharding. Blocks and not the whole: what FSDP2 does
+    between blocks cannot be part of a graph.
     """
     # not above: this module also refuses, before anything is trained, and the compiler is large
     import torch._dynamo

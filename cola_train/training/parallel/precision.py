@@ -10,7 +10,7 @@ from cola_train.config.settings import require
 from cola_train.devices import uses_gpu
 from cola_train.models.blocks import blocks_of, time_parameters
 
-# Of a layer's inputs and outputs: what the devices' fp8 matrix units take.
+# What the devices' fp8 matrix units take: so many inputs and outputs, or a multiple.
 _MULTIPLE = 16
 
 
@@ -40,28 +40,32 @@ def check_precision(config: TrainerConfig) -> None:
 
 
 def multiply_in_fp8(objective: nn.Module, *, emulate: bool = False) -> None:
-    """Replace the linear layers of blocks by torchao's, under the same names and with the same
-    parameters. Before sharding.
+    """Replace linear layers of blocks by torchao's, with the same parameters; before sharding.
 
     Activations and weights are rounded to e4m3, gradients to e5m2, for the three products of a
     layer; each tensor is scaled by its largest entry of this pass, so rounding depends a little on
-    a micro-batch's other rows, as no other setting's does. Sums are fp32. Not adaLN's layers, which
-    run on few rows, nor heads and what is outside blocks; nor layers whose widths are no multiples
-    of 16. The DiT's last block makes queries of some positions alone, of a part of a weight: that
-    product stays in bf16.
+    a micro-batch's other rows, as in no other precision. Sums are fp32. Not replaced are adaLN's
+    layers, which run on few rows, layers outside blocks, such as heads, and those whose widths are
+    no multiples of 16. The DiT's last block multiplies a part of a weight, for the queries of some
+    positions alone: that product stays in bf16.
 
     Args:
         objective: holds the networks.
         emulate: round to fp8 and multiply in the original precision, as any device can.
 
     Raises:
-        UserError: no layer is fit for it.
+        UserError: no layer can be replaced.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     once_per_time = time_parameters(objective)
     fit = {
-        id(layer) for block in blocks_of(objective) for layer in _fit_layers(block, once_per_time)
+        id(layer)
+        for block in blocks_of(objective)
+        for layer in block.modules()
+        if isinstance(layer, nn.Linear)
+        and id(layer.weight) not in once_per_time
+        and layer.in_features % _MULTIPLE == layer.out_features % _MULTIPLE == 0
     }
     require(
         bool(fit),
@@ -73,16 +77,3 @@ def multiply_in_fp8(objective: nn.Module, *, emulate: bool = False) -> None:
     convert_to_float8_training(
         objective, module_filter_fn=lambda layer, name: id(layer) in fit, config=config
     )
-
-
-def _fit_layers(block: nn.Module, once_per_time: set[int]) -> list[nn.Linear]:
-    linear = [
-        layer
-        for layer in block.modules()
-        if isinstance(layer, nn.Linear) and id(layer.weight) not in once_per_time
-    ]
-    return [
-        layer
-        for layer in linear
-        if layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0
-    ]

@@ -1,6 +1,4 @@
-"""How a run is spread over processes: one strategy, FSDP2, whose mesh makes it single, DDP, sharded
-or hybrid.
-"""
+"""How a run is spread over processes: FSDP2, whose mesh makes it single, DDP, sharded or hybrid."""
 
 import warnings
 
@@ -49,9 +47,7 @@ def _shard_size(config: ParallelConfig, processes: Processes) -> int:
 
 
 def build_mesh(config: ParallelConfig, processes: Processes, device_type: str) -> DeviceMesh:
-    """(shard,) for fsdp2 and one process; (replicate, shard) for hsdp and ddp, whose shards are of
-    one process.
-    """
+    """(shard,) for fsdp2 or one process, else (replicate, shard); a shard of ddp is one process."""
     shard_size = _shard_size(config, processes)
     if shard_size == processes.world_size:
         return init_device_mesh(device_type, (shard_size,), mesh_dim_names=("shard",))
@@ -60,23 +56,17 @@ def build_mesh(config: ParallelConfig, processes: Processes, device_type: str) -
 
 
 def sharding_units(objective: nn.Module) -> list[nn.Module]:
-    """What is gathered and freed as a whole: each block, each token embedding, each vocabulary
-    head. The rest is the root's.
-    """
-    return [
-        module
-        for module in objective.modules()
-        if isinstance(module, (Block, nn.Embedding, VocabularyHead))
-    ]
+    """What is gathered as a whole: blocks, token embeddings and heads; the rest is the root's."""
+    kinds = (Block, nn.Embedding, VocabularyHead)
+    return [module for module in objective.modules() if isinstance(module, kinds)]
 
 
 def shard(objective: nn.Module, mesh: DeviceMesh, bf16: bool, cpu_offload: bool) -> None:
-    """FSDP2 over the units and the objective as root, through whose forward everything goes: hooks
-    fire there.
+    """FSDP2 over the units, and over the objective as root: every forward goes through it.
 
     With `bf16` weights are gathered in bf16 while their masters, and the sums of gradients, stay
-    fp32; the forward itself
-    runs under autocast (loop/module.py), which keeps norms, softmax and residuals in fp32.
+    fp32; the forward itself runs under autocast (loop/module.py), which keeps norms, softmax and
+    residuals in fp32.
     """
     precision = MixedPrecisionPolicy()
     if bf16:
@@ -86,16 +76,15 @@ def shard(objective: nn.Module, mesh: DeviceMesh, bf16: bool, cpu_offload: bool)
     offload = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
     for module in (*sharding_units(objective), objective):
         fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
-    # A linear layer of rows gives a view; nothing here writes into its output.
+    # A linear layer over rows gives a view; nothing here writes into its output.
     warnings.filterwarnings("ignore", message=".*FSDP2-wrapped module .* returned a view tensor")
 
 
 def gather_each_once(objective: nn.Module) -> None:
     """Gather and free every unit, one at a time; before the first step.
 
-    FSDP2 fails over a unit that has never been gathered when it accumulates gradients in another
-    type than the weights': what a run that begins or goes on with a frozen VAE does not use (its
-    decoder).
+    When FSDP2 accumulates gradients in another type than the weights', it fails over a unit that
+    was never gathered, such as the decoder of a frozen VAE, which a run does not use.
     """
     for module in objective.modules():
         if isinstance(module, FSDPModule):

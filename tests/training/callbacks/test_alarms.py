@@ -280,7 +280,7 @@ def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
             alarms.see_inspection(
                 {"active_units_share": 0.125, "vae_log_snr": -1.0, "posterior_token_accuracy": 0.9}
             )
-        alarms.look(module)
+        alarms.after_step(module)
         assert module.stop_requested == (step >= 3)
     assert reported == [(3, {"alarm/inactive_units": 1.0})]
     assert alarms.stopped_by is not None
@@ -303,7 +303,7 @@ def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
     )
     other.last_metrics = module.last_metrics
     quiet.see_inspection({"active_units_share": 0.125})
-    quiet.look(other)
+    quiet.after_step(other)
     assert other.stop_requested
     assert not (tmp_path / "none").exists()
 
@@ -325,7 +325,7 @@ def test_steps_count_from_the_end_of_warm_up_or_as_soon_as_the_kl_outweighs_reco
     module.last_weights = {"kl_nats_per_token": kl_weight, "reconstruction_nats_per_token": 1.0}
     for step in range(1, 20):
         module.state.step = step
-        alarms.look(module)
+        alarms.after_step(module)
     assert [line["step"] for line in lines(tmp_path, ALARM_LOG)] == [first]
 
 

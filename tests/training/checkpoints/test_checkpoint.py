@@ -31,6 +31,7 @@ from cola_train.run_layout import folder_of
 from cola_train.training.callbacks.saver import Saver
 from cola_train.training.checkpoints import folder as checkpoint
 from cola_train.training.checkpoints.folder import (
+    CheckpointManifest,
     FileChecksum,
     begin,
     clean,
@@ -41,7 +42,6 @@ from cola_train.training.checkpoints.folder import (
     saved_steps,
     step_folder,
 )
-from cola_train.training.checkpoints.folder import Manifest as CheckpointManifest
 from cola_train.training.checkpoints.snapshot import plain_copy
 from cola_train.training.data import RunData
 from cola_train.training.loop.module import StageModule
