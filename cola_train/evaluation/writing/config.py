@@ -29,10 +29,8 @@ class ComparisonConfig:
     sampler: SamplerConfig = dataclasses.field(
         default_factory=_own_distribution,
         metadata={
-            "help": (
-                "How the text is written that is judged; by default the model's own distribution, "
-                "nothing cut or guided."
-            )
+            "help": "How the text is written that is judged; by default the model's own "
+            "distribution, nothing cut or guided."
         },
     )
 

@@ -132,7 +132,7 @@ class InLoopEvaluation(pl.Callback):
             yield {}
         yield perplexity_of(
             checkpoint, [found[place] for place in sorted(found)], likelihood
-        ).figures()
+        ).metrics()
 
     def _benchmarks(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
         answers: list[Answer] = []
