@@ -10,7 +10,6 @@ from cola_train.config.inspection import InspectionConfig
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.devices import named_device
-from cola_train.families.checkpoint import Checkpoint, Inspection
 from cola_train.families.registry import load_checkpoint
 from cola_train.files import atomic_folder, require_new
 from cola_train.run_layout import INSPECTION
@@ -38,7 +37,12 @@ def inspect_checkpoint(
     reference = None if reference_folder is None else load_checkpoint(reference_folder, at)
     checkpoint = load_checkpoint(checkpoint_folder, at)
     with atomic_folder(out) as working:
-        inspection = _watched(checkpoint, data, config, reference)
+        num_rows = min(config.num_rows, data.num_rows(VALIDATION))
+        with tqdm(total=num_rows, desc="inspecting", unit="row") as bar:
+            for inspection in checkpoint.inspect(data, config, reference):
+                if inspection is None:
+                    bar.update(min(config.batch_size, num_rows - bar.n))
+        assert inspection is not None
         facts = {
             "checkpoint": str(checkpoint_folder),
             "training": checkpoint.training,
@@ -51,31 +55,9 @@ def inspect_checkpoint(
         inspection.draw(
             checkpoint_folder.name, working / "inspection.png", working / "inspection.svg"
         )
-    lines = [
-        f"{checkpoint_folder}: {inspection.num_rows} held-out rows, {inspection.num_tokens:,} "
-        "tokens",
-        "",
-    ]
+    looked_at = f"{inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens"
+    lines = [f"{checkpoint_folder}: {looked_at}", ""]
     for name, value in inspection.figures().items():
         lines.append(f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}")
-    lines += [
-        "",
-        f"All numbers: {out / 'inspection.json'}",
-        f"The page: {out / 'inspection.png'}",
-    ]
+    lines += ["", f"All numbers: {out / 'inspection.json'}", f"The page: {out / 'inspection.png'}"]
     return "\n".join(lines) + "\n"
-
-
-def _watched(
-    checkpoint: Checkpoint,
-    data: PreparedData,
-    config: InspectionConfig,
-    reference: Checkpoint | None,
-) -> Inspection:
-    num_rows = min(config.num_rows, data.num_rows(VALIDATION))
-    with tqdm(total=num_rows, desc="inspecting", unit="row") as bar:
-        for found in checkpoint.inspect(data, config, reference):
-            if found is not None:
-                return found
-            bar.update(min(config.batch_size, num_rows - bar.n))
-    raise AssertionError("an inspection ends with what it found")

@@ -1,6 +1,7 @@
 """Answering benchmarks in memory, in batches of prompts, by generation or by likelihood."""
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -85,30 +86,23 @@ def answer_batch(
     checkpoint: Checkpoint, batch: Sequence[Question], config: EvaluationConfig
 ) -> list[Answer]:
     """The answers to a batch of `make_batches`, in its order; errors as of `answer`."""
-    if config.choose_by == "generation" or not batch[0].sample.choices:
-        return _generate(checkpoint, batch, config)
-    return _choose(checkpoint, batch, config)
-
-
-def draws_address(task: str, sample_id: int | str) -> int:
-    """The address of a sample's noise, in [0, 2^62): the same in any batch, order and process."""
-    digest = hashlib.sha256(json.dumps([task, sample_id]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
-
-
-def _generate(
-    checkpoint: Checkpoint, batch: Sequence[Question], config: EvaluationConfig
-) -> list[Answer]:
+    if config.choose_by != "generation" and batch[0].sample.choices:
+        return _choose(checkpoint, batch, config)
     addresses = [draws_address(*question.key) for question in batch]
     prompts = [question.prompt for question in batch]
     # Long prompts would be warned of for each batch; the caller of all batches warns once.
     results = generate(
         checkpoint, prompts, config.sampler, prompt_indices=addresses, warn_if_long=False
     )
-    return [
-        question.answered(checkpoint.tokenizer.decode(result.decoded_ids, special_tokens=True))
-        for question, result in zip(batch, results, strict=True)
-    ]
+    decode = functools.partial(checkpoint.tokenizer.decode, special_tokens=True)
+    texts = [decode(result.decoded_ids) for result in results]
+    return [question.answered(text) for question, text in zip(batch, texts, strict=True)]
+
+
+def draws_address(task: str, sample_id: int | str) -> int:
+    """The address of a sample's noise, in [0, 2^62): the same in any batch, order and process."""
+    digest = hashlib.sha256(json.dumps([task, sample_id]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
 
 
 def _choose(

@@ -18,7 +18,7 @@ ignored.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -131,61 +131,49 @@ def _row(line: str, place: str) -> dict[str, Any]:
 
 
 def _sample(task: str, row: Mapping[str, Any], place: str) -> Sample:
-    name: Any = row.get("id")
-    require(
-        isinstance(name, (int, str)) and not isinstance(name, bool) and name != "",
-        f"{place}: 'id' must be a whole number or a string, {_found(row, 'id')}.",
-    )
-    choices = _choices(task, row, place) if task in TASKS_WITH_CHOICES else ()
-    if choices:
+    def field(name: str, rule: str, is_valid: Callable[[Any], bool], allowed: str = "") -> Any:
+        """The value of a field; a UserError names the rule that it breaks, and what is there."""
+        value = row.get(name)
+        found = f"not {value!r:.80}"
+        if name not in row:
+            found = f"and there is none (the fields are: {', '.join(row) or 'none'})"
+        require(is_valid(value), f"{place}: '{name}' must be {rule}, {found}{allowed}.")
+        try:
+            for text in value if isinstance(value, list) else [value]:
+                str(text).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{place}: '{name}' has a lone surrogate, which is no Unicode text; repair the "
+                "sample."
+            ) from None
+        return value
+
+    sample_id = field("id", "a whole number or a string", _is_id)
+    choices: tuple[str, ...] = ()
+    if task in TASKS_WITH_CHOICES:
+        choices = tuple(field("choices", f"a list of strings in {task}", _is_list_of_strings))
+        count = len(choices)
+        if task == "story_cloze":
+            require(count == 2, f"{place}: story_cloze has 2 choices, not {count}.")
         require(
-            row.get("ground_truth") in choices,
-            f"{place}: 'ground_truth' must be one of the choices to the letter, "
-            f"{_found(row, 'ground_truth')}; allowed: {', '.join(map(repr, choices))}.",
+            2 <= count <= MOST_CHOICES,
+            f"{place}: there must be 2 to {MOST_CHOICES} choices, not {count}.",
         )
-        ground_truth = row["ground_truth"]
+        rule, allowed = "one of the choices to the letter", ", ".join(map(repr, choices))
+        truth = field("ground_truth", rule, choices.__contains__, f"; allowed: {allowed}")
     else:
-        ground_truth = _string(row, "ground_truth", place)
-    context = _string(row, "context", place) if task == "squad" else ""
-    question = _string(row, "question", place)
-    return Sample(_encodable(name, "id", place), question, ground_truth, choices, context)
+        truth = field("ground_truth", "a text", _is_text)
+    context = field("context", "a text", _is_text) if task == "squad" else ""
+    return Sample(sample_id, field("question", "a text", _is_text), truth, choices, context)
 
 
-def _string(row: Mapping[str, Any], field: str, place: str) -> str:
-    value: Any = row.get(field)
-    require(
-        isinstance(value, str) and bool(value.strip()),
-        f"{place}: '{field}' must be a text, {_found(row, field)}.",
-    )
-    return _encodable(value, field, place)
+def _is_id(value: object) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool) and value != ""
 
 
-def _choices(task: str, row: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    value: Any = row.get("choices")
-    require(
-        isinstance(value, list) and all(isinstance(choice, str) for choice in value),
-        f"{place}: 'choices' must be a list of strings in {task}, {_found(row, 'choices')}.",
-    )
-    if task == "story_cloze":
-        require(len(value) == 2, f"{place}: story_cloze has 2 choices, not {len(value)}.")
-    require(
-        2 <= len(value) <= MOST_CHOICES,
-        f"{place}: there must be 2 to {MOST_CHOICES} choices, not {len(value)}.",
-    )
-    return tuple(_encodable(choice, "choices", place) for choice in value)
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
-def _encodable(value: Any, field: str, place: str) -> Any:
-    try:
-        str(value).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{place}: '{field}' has a lone surrogate, which is no Unicode text; repair the sample."
-        ) from None
-    return value
-
-
-def _found(row: Mapping[str, Any], field: str) -> str:
-    if field in row:
-        return f"not {row[field]!r:.80}"
-    return f"and there is none (the fields are: {', '.join(row) or 'none'})"
+def _is_list_of_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

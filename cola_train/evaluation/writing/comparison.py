@@ -28,7 +28,6 @@ _Texts = Sequence[Sequence[int]]
 # holds the separator ends there.
 Generator = Callable[[_Texts, int], list[list[int]]]
 _Weights = Float64[np.ndarray, " openings"]  # how often each opening is drawn
-_Resamples = Float64[np.ndarray, "resamples openings"]
 _Shares = Float64[np.ndarray, " kinds"]
 
 _SEED = 0
@@ -96,6 +95,10 @@ class _Statistic:
     value: Callable[[_Weights], float]
     count: int
 
+    def estimate(self, resamples: Float64[np.ndarray, "resamples openings"]) -> Estimate:
+        spread = np.std([self.value(weights) for weights in resamples], ddof=1)
+        return Estimate(self.value(np.ones(resamples.shape[1])), float(spread), self.count)
+
 
 def compare(
     greedy: Generator, sampled: Generator, data: PreparedData, config: ComparisonConfig
@@ -144,7 +147,7 @@ def compare(
             f"{prefix}bigram_divergence": _divergence(pairs, real_pairs),
         }
     resamples = _resamples(len(prompts))
-    estimates = {name: _estimate(statistic, resamples) for name, statistic in statistics.items()}
+    estimates = {name: statistic.estimate(resamples) for name, statistic in statistics.items()}
     return Comparison(len(prompts), num_new, estimates)
 
 
@@ -222,10 +225,7 @@ def _grams(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
 
 def _pairs(prompts: _Texts, texts: _Texts) -> list[list[tuple[int, int]]]:
     """Neighboring tokens of each continuation, also its prompt's last token and its first."""
-    return [
-        [*itertools.pairwise([prompt[-1], *text])]
-        for prompt, text in zip(prompts, texts, strict=True)
-    ]
+    return [[*itertools.pairwise([prompt[-1], *text])] for prompt, text in zip(prompts, texts)]
 
 
 def _ratio(parts: Sequence[float], wholes: Sequence[int]) -> _Statistic:
@@ -287,7 +287,7 @@ def _jensen_shannon(p: _Shares, q: _Shares) -> float:
     return total / 2
 
 
-def _resamples(num_openings: int) -> _Resamples:
+def _resamples(num_openings: int) -> Float64[np.ndarray, "resamples openings"]:
     """How often each opening is drawn: each half is resampled by itself, so that none is empty."""
     half, generator = num_openings // 2, bootstrap_generator()
     draws = [
@@ -295,8 +295,3 @@ def _resamples(num_openings: int) -> _Resamples:
         for size in (half, num_openings - half)
     ]
     return np.concatenate(draws, axis=1).astype(np.float64)
-
-
-def _estimate(statistic: _Statistic, resamples: _Resamples) -> Estimate:
-    spread = np.std([statistic.value(weights) for weights in resamples], ddof=1)
-    return Estimate(statistic.value(np.ones(resamples.shape[1])), float(spread), statistic.count)
