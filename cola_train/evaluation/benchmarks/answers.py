@@ -69,7 +69,7 @@ class Answer:
     def to_json(self) -> dict[str, Any]:
         """A line of answers.jsonl: `choices` and `scores` only where there are some."""
         row = {name: getattr(self, name) for name in _FIELDS}
-        return row | {name: getattr(self, name) for name in _LISTS if getattr(self, name)}
+        return row | {name: [*getattr(self, name)] for name in _LISTS if getattr(self, name)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Answer":
