@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,23 @@ class JsonlWriter:
         """Make what was written durable."""
         with contextlib.suppress(OSError):
             sync(self.path)
+
+
+def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The text of a JSON-lines file: an object a line, in UTF-8 rather than escapes."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def require_new(path: Path | None) -> None:
+    """Refuse an output that exists already; None is no output.
+
+    Raises:
+        UserError: `path` exists.
+    """
+    require(
+        path is None or not path.exists(),
+        f"{path} exists and is not overwritten; choose another --out, or remove it yourself.",
+    )
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,4 @@
-"""`cola-train inspect`: a look into the latent space, as numbers (inspection.json), as a page of
-pictures, and as a table.
-"""
+"""The `inspect` verb: the latent space as numbers, as a page of plots and as a table."""
 
 import dataclasses
 import json
@@ -9,13 +7,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cola_train.config.inspection import InspectionConfig
-from cola_train.config.settings import require
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.devices import named_device
-from cola_train.families.checkpoint import Checkpoint, Inspection
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import atomic_folder
+from cola_train.files import atomic_folder, require_new
 from cola_train.run_layout import INSPECTION
 
 
@@ -27,25 +23,26 @@ def inspect_checkpoint(
     device: str,
     config: InspectionConfig,
 ) -> str:
-    """Inspect a checkpoint and write a folder with inspection.json, inspection.png and
-    inspection.svg; returns the table.
+    """Inspect a checkpoint into a new folder of inspection.json, .png and .svg; returns the table.
 
-    Without `out` the folder is CHECKPOINT/inspection; it must not exist.
+    Without `out` the folder is CHECKPOINT/inspection.
 
     Raises:
         UserError: as `Checkpoint.inspect`; no such checkpoint or data; the folder exists, or cannot
             be written.
     """
     out = checkpoint_folder / INSPECTION if out is None else out
-    require(
-        not out.exists(),
-        f"{out} exists and is not overwritten; choose another --out, or remove it yourself.",
-    )
+    require_new(out)
     data, at = PreparedData.open(data_folder), named_device(device)
     reference = None if reference_folder is None else load_checkpoint(reference_folder, at)
     checkpoint = load_checkpoint(checkpoint_folder, at)
     with atomic_folder(out) as working:
-        inspection = _watched(checkpoint, data, config, reference)
+        num_rows = min(config.num_rows, data.num_rows(VALIDATION))
+        with tqdm(total=num_rows, desc="inspecting", unit="row") as bar:
+            for inspection in checkpoint.inspect(data, config, reference):
+                if inspection is None:
+                    bar.update(min(config.batch_size, num_rows - bar.n))
+        assert inspection is not None
         facts = {
             "checkpoint": str(checkpoint_folder),
             "training": checkpoint.training,
@@ -58,37 +55,9 @@ def inspect_checkpoint(
         inspection.draw(
             checkpoint_folder.name, working / "inspection.png", working / "inspection.svg"
         )
-    return _table(inspection, checkpoint_folder, out)
-
-
-def _watched(
-    checkpoint: Checkpoint,
-    data: PreparedData,
-    config: InspectionConfig,
-    reference: Checkpoint | None,
-) -> Inspection:
-    num_rows = min(config.num_rows, data.num_rows(VALIDATION))
-    with tqdm(total=num_rows, desc="inspecting", unit="row") as bar:
-        for found in checkpoint.inspect(data, config, reference):
-            if found is not None:
-                return found
-            bar.update(min(config.batch_size, num_rows - bar.n))
-    raise AssertionError("an inspection ends with what it found")
-
-
-def _table(inspection: Inspection, checkpoint_folder: Path, out: Path) -> str:
-    of = f"{inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens"
-    lines = [f"{checkpoint_folder}: {of}", ""]
-    lines += [
-        f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}"
-        for name, value in inspection.figures().items()
-    ]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"All numbers: {out / 'inspection.json'}",
-            f"The page: {out / 'inspection.png'}",
-            "",
-        ]
-    )
+    looked_at = f"{inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens"
+    lines = [f"{checkpoint_folder}: {looked_at}", ""]
+    for name, value in inspection.figures().items():
+        lines.append(f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}")
+    lines += ["", f"All numbers: {out / 'inspection.json'}", f"The page: {out / 'inspection.png'}"]
+    return "\n".join(lines) + "\n"

@@ -1,9 +1,9 @@
-"""Answering benchmarks: prompts in batches of one length, by generation or by likelihood, in
-memory.
-"""
+"""Answering benchmarks in memory, in batches of prompts, by generation or by likelihood."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.settings import require
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.evaluation.benchmarks.answers import Answer
+from cola_train.evaluation.benchmarks.answers import Answer, Key
 from cola_train.evaluation.benchmarks.prompts import build_prompt
 from cola_train.evaluation.benchmarks.tasks import Sample
 from cola_train.evaluation.likelihood.likelihood import conditional_scores
@@ -35,19 +35,24 @@ class Question:
     num_tokens: int
 
     @property
-    def chooses(self) -> bool:
-        """Whether there are options, so that one could be chosen."""
-        return bool(self.sample.choices)
+    def key(self) -> Key:
+        """The sample's task and id."""
+        return self.task, self.sample.id
+
+    def answered(self, text: str, scores: tuple[float, ...] = ()) -> Answer:
+        """The answer of this text, and of these scores of the choices."""
+        truth, choices = self.sample.ground_truth, self.sample.choices
+        sha256 = hashlib.sha256(self.prompt.encode()).hexdigest()
+        return Answer(*self.key, text, truth, choices, scores, sha256)
 
 
 def answer(
     checkpoint: Checkpoint, task: str, samples: Sequence[Sample], config: EvaluationConfig
 ) -> Iterator[Answer]:
-    """Answer samples of one task, batch by batch: the longest prompts first, not in the samples'
-    order.
+    """Answer samples of one task batch by batch, those with the longest prompts first.
 
-    An answer depends on the checkpoint, its sample and the settings; what else is asked has no part
-    in it but for rounding.
+    An answer depends on the checkpoint, its sample and the settings; on what else is asked only by
+    rounding.
 
     Raises:
         UserError: a checkpoint without a DiT, or options whose likelihood is not finite.
@@ -59,18 +64,17 @@ def answer(
 def make_batches(
     tokenizer: Tokenizer, task: str, samples: Sequence[Sample], config: EvaluationConfig
 ) -> list[list[Question]]:
-    """All of a task in batches of `config.sampler.batch_size`, by falling length.
+    """All of a task in batches of `config.sampler.batch_size`, in descending length.
 
-    These stay together wherever and whenever they are answered, so that even rounding is the same.
+    A batch is the same wherever and whenever it is answered, so that even rounding is.
     """
     questions = []
     for place, sample in enumerate(samples):
         prompt = build_prompt(task, sample)
         num_tokens = len(tokenizer.encode(prompt))
-        if config.choose_by != "generation":
+        if config.choose_by != "generation" and sample.choices:
             num_tokens += max(
-                (len(tokenizer.encode(_continuation(choice))) for choice in sample.choices),
-                default=0,
+                len(tokenizer.encode(_continuation(choice))) for choice in sample.choices
             )
         questions.append(Question(task, sample, place, prompt, num_tokens))
     questions.sort(key=lambda question: -question.num_tokens)
@@ -82,32 +86,23 @@ def answer_batch(
     checkpoint: Checkpoint, batch: Sequence[Question], config: EvaluationConfig
 ) -> list[Answer]:
     """The answers to a batch of `make_batches`, in its order; errors as of `answer`."""
-    if config.choose_by == "generation" or not batch[0].chooses:
-        return _generate(checkpoint, batch, config)
-    return _choose(checkpoint, batch, config)
-
-
-def draws_address(task: str, sample_id: int | str) -> int:
-    """Where a sample's noise is, in [0, 2^62): the same in any batch, order and subset, and on any
-    number of processes.
-    """
-    digest = hashlib.sha256(json.dumps([task, sample_id]).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 2
-
-
-def _generate(
-    checkpoint: Checkpoint, batch: Sequence[Question], config: EvaluationConfig
-) -> list[Answer]:
-    addresses = [draws_address(question.task, question.sample.id) for question in batch]
+    if config.choose_by != "generation" and batch[0].sample.choices:
+        return _choose(checkpoint, batch, config)
+    addresses = [draws_address(*question.key) for question in batch]
     prompts = [question.prompt for question in batch]
-    # It would warn of long prompts for each batch: whoever evaluates says it once.
+    # Long prompts would be warned of for each batch; the caller of all batches warns once.
     results = generate(
         checkpoint, prompts, config.sampler, prompt_indices=addresses, warn_if_long=False
     )
-    texts = [
-        checkpoint.tokenizer.decode(result.decoded_ids, special_tokens=True) for result in results
-    ]
-    return [_answer(question, text) for question, text in zip(batch, texts, strict=True)]
+    decode = functools.partial(checkpoint.tokenizer.decode, special_tokens=True)
+    texts = [decode(result.decoded_ids) for result in results]
+    return [question.answered(text) for question, text in zip(batch, texts, strict=True)]
+
+
+def draws_address(task: str, sample_id: int | str) -> int:
+    """The address of a sample's noise, in [0, 2^62): the same in any batch, order and process."""
+    digest = hashlib.sha256(json.dumps([task, sample_id]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
 
 
 def _choose(
@@ -117,40 +112,29 @@ def _choose(
     pairs, keys = [], []
     for question in batch:
         prompt = encode(question.prompt)
-        pairs += [(prompt, encode(_continuation(choice))) for choice in question.sample.choices]
-        # One address for all options of a sample: noise that they share does not decide between
-        # them.
-        keys += [draws_address(question.task, question.sample.id)] * len(question.sample.choices)
+        for choice in question.sample.choices:
+            pairs.append((prompt, encode(_continuation(choice))))
+            # The same for all options of a sample: shared noise does not decide between them.
+            keys.append(draws_address(*question.key))
     found = conditional_scores(checkpoint, pairs, config.likelihood, keys)
     if config.choose_by == "likelihood_per_token":
         found = [
-            score / max(1, len(continuation))
-            for score, (_, continuation) in zip(found, pairs, strict=True)
+            score / max(1, len(option)) for score, (_, option) in zip(found, pairs, strict=True)
         ]
-    answers, start = [], 0
+    answers, rest = [], iter(found)
     for question in batch:
-        scores = tuple(found[start : start + len(question.sample.choices)])
-        start += len(scores)
+        choices = question.sample.choices
+        scores = tuple(itertools.islice(rest, len(choices)))
         require(
             all(map(math.isfinite, scores)),
             f"The likelihoods of the options of {question.task} {question.sample.id} are not "
             f"finite: {scores}. The checkpoint may have diverged; look at it with `cola-train "
             "inspect`, or choose_by=generation.",
         )
-        answers.append(
-            _answer(question, question.sample.choices[scores.index(max(scores))], scores)
-        )
+        answers.append(question.answered(choices[scores.index(max(scores))], scores))
     return answers
 
 
 def _continuation(choice: str) -> str:
     # Every template ends in a cue without a space.
     return f" {choice}"
-
-
-def _answer(question: Question, text: str, scores: tuple[float, ...] = ()) -> Answer:
-    sample = question.sample
-    sha256 = hashlib.sha256(question.prompt.encode()).hexdigest()
-    return Answer(
-        question.task, sample.id, text, sample.ground_truth, sample.choices, scores, sha256
-    )

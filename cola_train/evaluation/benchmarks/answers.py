@@ -1,26 +1,28 @@
-"""A folder of answers: what was asked of whom, and each answer, written once. All else in the
-folder follows from these.
+"""A folder of answers: what was asked, and each answer, written once. The rest follows from these.
 
-evaluation.json    what was asked: checkpoint, tokenizer, settings, data; another evaluation is
-                   refused here
-parts/N.jsonl      answers in the order they came, those of process N; only ever appended to
-answers.jsonl      the answers of whole tasks, in order; like verdicts.jsonl and the summary made
-                   anew each time
+evaluation.json    checkpoint, tokenizer, settings and data; another evaluation is refused here
+parts/N.jsonl      answers of process N in the order they came; only ever appended to
+answers.jsonl      answers of complete tasks in order; like verdicts.jsonl and the summary it is
+                   written anew each time
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, require
+from cola_train.evaluation.benchmarks.scoring import Verdict, letter, verdict
 from cola_train.evaluation.benchmarks.tasks import TASKS
 from cola_train.files import JsonlWriter, read_log, write_atomically
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
 _PARTS = "parts"
 _DATA = "data"
+_FIELDS = ("task", "id", "prompt_sha256", "generation", "ground_truth")
+_LISTS = ("choices", "scores")
 Key = tuple[str, int | str]  # task, and the sample's id
 
 
@@ -29,11 +31,10 @@ class Answer:
     """What a model answered to one sample.
 
     Attributes:
+        generation: the text of all decoded tokens, special ones included; or of the chosen option.
+        scores: log P of each choice in nats (or nats per token), where the option of the largest
+            was chosen; empty where text was generated.
         prompt_sha256: of the prompt's UTF-8 bytes, in hexadecimal.
-        generation: the text of all tokens that were decoded, special ones included; or the text of
-            the option that was chosen.
-        scores: of each choice, log P in nats (or nats per token), where the option was chosen by
-            likelihood: the largest is it.
     """
 
     task: str
@@ -46,7 +47,7 @@ class Answer:
 
     @property
     def key(self) -> Key:
-        """What names the sample."""
+        """The sample's task and id."""
         return self.task, self.id
 
     @property
@@ -54,68 +55,62 @@ class Answer:
         """The choice of the largest score, the first of several; None of a generated answer."""
         return self.scores.index(max(self.scores)) if self.scores else None
 
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """Whether it is correct: by the benchmark's rules, or by being the true option."""
+        if self.chosen is None:
+            return verdict(self.task, self.generation, self.ground_truth, self.choices)
+        correct = self.choices[self.chosen] == self.ground_truth
+        gold = None
+        if self.ground_truth in self.choices:
+            gold = letter(self.choices.index(self.ground_truth))
+        return Verdict(self.generation, correct, float(correct), letter(self.chosen), gold)
+
     def to_json(self) -> dict[str, Any]:
         """A line of answers.jsonl: `choices` and `scores` only where there are some."""
-        row: dict[str, Any] = {
-            "task": self.task,
-            "id": self.id,
-            "prompt_sha256": self.prompt_sha256,
-        }
-        row |= {"generation": self.generation, "ground_truth": self.ground_truth}
-        row |= {"choices": list(self.choices)} if self.choices else {}
-        return row | ({"scores": list(self.scores)} if self.scores else {})
+        row = {name: getattr(self, name) for name in _FIELDS}
+        return row | {name: [*getattr(self, name)] for name in _LISTS if getattr(self, name)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> "Answer":
-        """What `to_json` gave."""
-        lists = {name: tuple(row.get(name, ())) for name in ("choices", "scores")}
-        return cls(
-            row["task"],
-            row["id"],
-            row["generation"],
-            row["ground_truth"],
-            prompt_sha256=row["prompt_sha256"],
-            **lists,
-        )
-
-
-def to_lines(rows: Sequence[Mapping[str, Any]]) -> str:
-    """JSON lines."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        """The answer that `to_json` wrote."""
+        values: dict[str, Any] = {name: row[name] for name in _FIELDS}
+        return cls(**values | {name: tuple(row.get(name, ())) for name in _LISTS})
 
 
 class AnswerFolder:
-    """The answers of one evaluation. It may grow by tasks; nothing that was answered is answered
-    again.
-    """
+    """The answers of one evaluation, to which tasks may be added; none is answered twice."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     @classmethod
     def open(cls, path: Path, identity: Mapping[str, Any]) -> "AnswerFolder":
-        """Make the folder, or go on with it.
+        """Make the folder, or continue it.
 
         Args:
-            path: the folder; an empty one is one that is not there.
-            identity: anything of JSON that decides the answers, and under `data` for each task its
+            path: the folder; an empty one counts as absent.
+            identity: JSON of all that decides the answers, and under `data` for each task its
                 `sha256` and `num_samples`.
 
         Raises:
             UserError: something else is there, or the answers of another identity; all keys that
                 differ are named.
         """
-        # as it will be read: without tuples
+        # As it will be read: without tuples.
         here: dict[str, Any] = json.loads(json.dumps(identity))
         there = cls(path)._read_identity()
         if there:
             common = there[_DATA].keys() & here[_DATA].keys()
-            different = _differences(
-                *(
-                    {**each, _DATA: {task: each[_DATA][task] for task in common}}
-                    for each in (there, here)
-                )
+            before, now = (
+                dict(_flat({**each, _DATA: {task: each[_DATA][task] for task in common}}))
+                for each in (there, here)
             )
+            different = [
+                f"{key} ({before.get(key)} there, {now.get(key)} here)"
+                for key in {**before, **now}
+                if before.get(key) != now.get(key)
+            ]
             require(
                 not different,
                 f"{path} holds the answers of another evaluation, which are kept. It differs in: "
@@ -132,7 +127,7 @@ class AnswerFolder:
             return {}
         require(self.path.is_dir(), f"{self.path} is a file and is kept; give a folder by --out.")
         if not path.is_file():
-            # What begins with a dot is what a crash left of writing the first file.
+            # Names that begin with a dot are what a crash left of writing the first file.
             require(
                 all(found.name.startswith(".") for found in self.path.iterdir()),
                 f"{self.path} holds something else than answers (it has no {IDENTITY}); give "
@@ -154,29 +149,25 @@ class AnswerFolder:
         return JsonlWriter(folder / f"{part}.jsonl")
 
     def keys(self) -> set[Key]:
-        """Which samples have an answer."""
+        """The samples that have an answer."""
         return {Answer.from_json(row).key for row in self._rows()}
 
     def answers(self) -> tuple[list[Answer], dict[str, str]]:
-        """The answers of all tasks that are whole, by task and place; and of each other task how
-        many of how many there are.
-        """
+        """Complete tasks' answers by task and place; "3 of 7", or so, of each other task."""
         asked = self._read_identity()[_DATA]
         found: dict[str, dict[Key, tuple[int, Answer]]] = {task: {} for task in asked}
         for row in self._rows():
             answer = Answer.from_json(row)
-            # Two that ran at once may both have answered.
+            # Two evaluations that ran at once may both have answered.
             found[answer.task].setdefault(answer.key, (row["place"], answer))
-        whole, rest = [], {}
+        complete, incomplete = [], {}
         for task in sorted(found, key=TASKS.index):
-            if len(found[task]) == asked[task]["num_samples"]:
-                whole += [
-                    answer
-                    for _, answer in sorted(found[task].values(), key=lambda placed: placed[0])
-                ]
+            placed, num_samples = found[task].values(), asked[task]["num_samples"]
+            if len(placed) == num_samples:
+                complete += [answer for _, answer in sorted(placed, key=lambda pair: pair[0])]
             else:
-                rest[task] = f"{len(found[task])} of {asked[task]['num_samples']}"
-        return whole, rest
+                incomplete[task] = f"{len(placed)} of {num_samples}"
+        return complete, incomplete
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for path in sorted((self.path / _PARTS).glob("*.jsonl")):
@@ -186,15 +177,6 @@ class AnswerFolder:
 def part_row(answer: Answer, place: int) -> dict[str, Any]:
     """A line of a part: the answer, and the place of its sample in the task."""
     return {"place": place, **answer.to_json()}
-
-
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    before, now = dict(_flat(there)), dict(_flat(here))
-    return [
-        f"{key} ({before.get(key)} there, {now.get(key)} here)"
-        for key in {**before, **now}
-        if before.get(key) != now.get(key)
-    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

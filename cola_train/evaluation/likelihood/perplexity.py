@@ -1,11 +1,7 @@
-"""Perplexity over many rows, and the `likelihood` verb: held-out rows or texts in, a table and JSON
-lines out.
-"""
+"""Perplexity over many rows, and the `likelihood` verb on held-out rows or texts."""
 
 import dataclasses
-import json
 import math
-import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +20,7 @@ from cola_train.devices import named_device
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods_stream
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import read_jsonl, write_atomically
+from cola_train.files import json_lines, read_jsonl, require_new, write_atomically
 from cola_train.likelihood.rows import Row
 
 
@@ -33,9 +29,8 @@ class Rate:
     """-log p per token, a ratio of sums over rows.
 
     Attributes:
-        nats_per_token: what it is.
-        standard_error: over rows, so that it covers which rows there are and what was drawn; None
-            of one row.
+        standard_error: over rows, so that it covers the choice of rows and the draws, in nats per
+            token; None of one row.
     """
 
     nats_per_token: float
@@ -43,24 +38,23 @@ class Rate:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per token; infinite where that overflows."""
+        """exp of the nats per token; infinite from 700 on, where it overflows."""
         return math.inf if self.nats_per_token >= 700 else math.exp(self.nats_per_token)
 
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """What rows come to.
+    """The likelihood of rows together, per token.
 
     Attributes:
-        exact: AR's; the others' figures are upper bounds of what an exact one would be.
-        nats: by the ELBO, or LLaDA's bound, or exact.
+        exact: True of AR; the others' rates are upper bounds of the exact one.
+        nats: by the ELBO, LLaDA's bound, or exact.
         iwae: by IWAE's bound; None of the baselines.
         iwae_holds: False where it is no bound, since log p(z_0) was Hutchinson's estimate (`iwae`,
             importance.py).
-        parts: Cola's ELBO per token: -log p(x | z_0), -log p(z_0) and -log q(z_0 | x); the third is
-            subtracted.
-        bits_per_byte: of `nats`, over the UTF-8 bytes of the scored text; an end-of-text token has
-            none.
+        parts: Cola's ELBO in nats per token: -log p(x | z_0) and -log p(z_0), from which
+            -log q(z_0 | x) is subtracted.
+        bits_per_byte: `nats` over the scored text's UTF-8 bytes; an end-of-text token has none.
     """
 
     num_rows: int
@@ -72,18 +66,16 @@ class Perplexity:
     parts: dict[str, float]
     bits_per_byte: float | None
 
-    def figures(self) -> dict[str, float]:
-        """By names that say the unit, for a log; IWAE's only where it holds."""
+    def metrics(self) -> dict[str, float]:
+        """The metrics for a log, by names that say the unit; IWAE's only where it is a bound."""
         name = "exact" if self.exact else "elbo"
-        found = {
-            f"{name}_nats_per_token": self.nats.nats_per_token,
-            f"{name}_perplexity": self.nats.perplexity,
-        }
+        rates = {name: self.nats}
         if self.iwae is not None and self.iwae_holds:
-            found |= {
-                "iwae_nats_per_token": self.iwae.nats_per_token,
-                "iwae_perplexity": self.iwae.perplexity,
-            }
+            rates["iwae"] = self.iwae
+        found = {}
+        for kind, rate in rates.items():
+            found[f"{kind}_nats_per_token"] = rate.nats_per_token
+            found[f"{kind}_perplexity"] = rate.perplexity
         found |= {f"{part}_nats_per_token": value for part, value in self.parts.items()}
         if self.nats.standard_error is not None:
             found[f"{name}_standard_error"] = self.nats.standard_error
@@ -96,9 +88,7 @@ def perplexity_of(
     config: LikelihoodConfig,
     num_bytes: int | None = None,
 ) -> Perplexity:
-    """Sum up rows' likelihoods, found with `config`; `num_bytes` is the UTF-8 length of the text
-    they are of.
-    """
+    """Sum up rows' likelihoods, found with `config`; `num_bytes` is their text's UTF-8 length."""
     tokens = np.array([row.num_tokens for row in found])
     nats = np.array([-row.log_p for row in found])
     bounds = [row.iwae for row in found if row.iwae is not None]
@@ -125,16 +115,13 @@ def _rate(nats: np.ndarray, tokens: np.ndarray) -> Rate:
     rate = float(nats.sum() / tokens.sum())
     if len(nats) == 1:
         return Rate(rate, None)
-    residuals = nats - rate * tokens
-    return Rate(
-        rate, float(np.sqrt((residuals**2).sum() / (len(nats) * (len(nats) - 1))) / tokens.mean())
-    )
+    squares = (nats - rate * tokens) ** 2
+    error = np.sqrt(squares.sum() / (len(nats) * (len(nats) - 1))) / tokens.mean()
+    return Rate(rate, float(error))
 
 
 def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool) -> list[Row]:
-    """The first held-out rows, as training's validation sees them and with its addresses of draws;
-    null takes all.
-    """
+    """The first `num_rows` (None: all) held-out rows, with the draws of training's validation."""
     count = data.num_rows(VALIDATION)
     require(
         count > 0,
@@ -144,22 +131,16 @@ def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool
     rows = []
     for number in range(count if num_rows is None else min(num_rows, count)):
         tokens, documents = data.row(VALIDATION, number)
-        rows.append(
-            Row(
-                tokens.tolist(),
-                VALIDATION_SAMPLE_OFFSET + number,
-                documents.tolist() if mask_documents else None,
-            )
-        )
+        key, apart = VALIDATION_SAMPLE_OFFSET + number, mask_documents
+        rows.append(Row(tokens.tolist(), key, documents.tolist() if apart else None))
     return rows
 
 
 def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[str, Any]]]:
-    """Rows of a JSON-lines file, {"text": ...} or {"prompt": ..., "continuation": ...} a line; also
-    the objects.
+    """The rows and the objects of a JSON-lines file.
 
-    Special tokens written in a text are recognized, as in a prompt; none are added. Line n's draws
-    have the address n, from 0.
+    A line is {"text": ...} or {"prompt": ..., "continuation": ...}. Special tokens written in a
+    text are recognized; none are added. Row n's draws have the address n, from 0.
 
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), nothing to score in
@@ -168,7 +149,7 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[s
     rows: list[Row] = []
     records = []
     for where, record in read_jsonl(path, "texts"):
-        prompt, text = _parts(record, where)
+        prompt, text = _prompt_and_text(record, where)
         ids = tokenizer.encode(text)
         require(
             bool(ids),
@@ -181,16 +162,12 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[s
     return rows, records
 
 
-def _parts(record: Any, where: str) -> tuple[str, str]:
-    fits = isinstance(record, dict) and (
-        ("text" in record) != ("prompt" in record and "continuation" in record)
-    )
-    prompt, text = (
-        (record.get("prompt", ""), record.get("text", record.get("continuation")))
-        if fits
-        else (None, None)
-    )
-    if not (isinstance(prompt, str) and isinstance(text, str)):
+def _prompt_and_text(record: Any, where: str) -> tuple[str, str]:
+    fields = record if isinstance(record, dict) else {}
+    prompt, text = fields.get("prompt", ""), fields.get("text", fields.get("continuation"))
+    is_pair = {"prompt", "continuation"} <= fields.keys()
+    fits = ("text" in fields) != is_pair
+    if not (fits and isinstance(prompt, str) and isinstance(text, str)):
         raise UserError(
             f'{where} must be {{"text": "..."}} or {{"prompt": "...", "continuation": "..."}}.'
         )
@@ -205,20 +182,16 @@ def measure(
     device: str,
     config: LikelihoodConfig,
 ) -> str:
-    """The likelihood of held-out rows of `data_folder`, or of `texts`, under a checkpoint of any
-    family; returns the table.
+    """Compute the likelihood of `data_folder`'s held-out rows or of `texts`; returns the table.
 
-    `out`, which must not exist, gets a JSON line a row. Documents of a row are kept apart where
-    training kept them apart.
+    The checkpoint may be of any family. `out`, which must not exist, gets a JSON line a row.
+    Documents of a row are kept apart where training kept them apart.
 
     Raises:
         UserError: no such checkpoint, data of another tokenizer, no held-out rows, bad texts, a
             likelihood that is not finite, or as of `log_likelihoods_stream`.
     """
-    require(
-        out is None or not out.exists(),
-        f"{out} exists and is not overwritten; choose another --out.",
-    )
+    require_new(out)
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
     tokenizer = checkpoint.tokenizer
     if texts is not None:
@@ -235,41 +208,28 @@ def measure(
         records = [{"row": number} for number in range(len(rows))]
     _warn_if_long(rows, checkpoint.trained_seq_len)
     found: dict[int, RowLikelihood] = {}
-    with tqdm(
-        total=len(rows), desc="likelihood", unit="row", disable=not sys.stderr.isatty()
-    ) as bar:
-        for number, likelihood in log_likelihoods_stream(checkpoint, rows, config):
-            require(
-                math.isfinite(likelihood.log_p),
-                f"log p of row {number} is not finite ({likelihood.log_p}): the checkpoint may "
-                "have diverged; look at it with `cola-train inspect`, or take more steps or "
-                "another solver.",
-            )
-            found[number] = likelihood
-            bar.update(1)
+    stream = log_likelihoods_stream(checkpoint, rows, config)
+    for number, likelihood in tqdm(stream, "likelihood", len(rows), unit="row", disable=None):
+        require(
+            math.isfinite(likelihood.log_p),
+            f"log p of row {number} is not finite ({likelihood.log_p}): the checkpoint may have "
+            "diverged; look at it with `cola-train inspect`, or take more steps or another solver.",
+        )
+        found[number] = likelihood
     ordered = [found[number] for number in range(len(rows))]
     if out is not None:
-        lines = [
-            {**record, **dataclasses.asdict(row)}
-            for record, row in zip(records, ordered, strict=True)
-        ]
-        write_atomically(
-            out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        )
+        pairs = zip(records, map(dataclasses.asdict, ordered), strict=True)
+        write_atomically(out, json_lines({**record, **row} for record, row in pairs))
     num_bytes = sum(len(tokenizer.decode(row.tokens[row.given :]).encode()) for row in rows)
-    perplexity = perplexity_of(checkpoint, ordered, config, num_bytes)
-    return (
-        f"{checkpoint_folder}, "
-        f"{texts or data_folder}\n{checkpoint.describe_likelihood(config)}\n\n{_table(perplexity)}"
-    )
+    table = _table(perplexity_of(checkpoint, ordered, config, num_bytes))
+    title = f"{checkpoint_folder}, {texts or data_folder}"
+    return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{table}"
 
 
 def _warn_if_long(rows: Sequence[Row], trained_seq_len: int | None) -> None:
-    long = [
-        len(row.tokens)
-        for row in rows
-        if trained_seq_len is not None and len(row.tokens) > trained_seq_len
-    ]
+    if trained_seq_len is None:
+        return
+    long = [len(row.tokens) for row in rows if len(row.tokens) > trained_seq_len]
     if long:
         warnings.warn(
             f"{len(long)} of {len(rows)} texts, the longest of {max(long)} tokens, are longer than "
@@ -280,9 +240,8 @@ def _warn_if_long(rows: Sequence[Row], trained_seq_len: int | None) -> None:
 
 
 def _table(perplexity: Perplexity) -> str:
-    rates = {
-        "exact" if perplexity.exact else "ELBO" if perplexity.parts else "bound": perplexity.nats
-    }
+    bound = "ELBO" if perplexity.parts else "bound"
+    rates = {"exact" if perplexity.exact else bound: perplexity.nats}
     if perplexity.iwae is not None:
         rates["IWAE"] = perplexity.iwae
     lines = [
@@ -290,11 +249,10 @@ def _table(perplexity: Perplexity) -> str:
         f"  {'':8}{'nats per token':>22}{'perplexity':>24}",
     ]
     for name, rate in rates.items():
-        error = rate.standard_error
-        nats = f"{rate.nats_per_token:.4f}" + ("" if error is None else f" ± {error:.4f}")
-        exponent = f"{rate.perplexity:,.4g}" + (
-            "" if error is None else f" ± {rate.perplexity * error:,.2g}"
-        )
+        nats, exponent = f"{rate.nats_per_token:.4f}", f"{rate.perplexity:,.4g}"
+        if rate.standard_error is not None:
+            nats += f" ± {rate.standard_error:.4f}"
+            exponent += f" ± {rate.perplexity * rate.standard_error:,.2g}"
         lines.append(f"  {name:8}{nats:>22}{exponent:>24}")
     if perplexity.iwae is not None and not perplexity.iwae_holds:
         lines.append(
@@ -302,12 +260,9 @@ def _table(perplexity: Perplexity) -> str:
             "divergence=exact gives one."
         )
     if perplexity.parts:
-        reconstruction, prior, entropy = (
-            perplexity.parts[part] for part in ("reconstruction", "prior", "entropy")
-        )
         lines.append(
-            f"  ELBO = reconstruction {reconstruction:.4f} + prior {prior:.4f} - entropy "
-            f"{entropy:.4f}"
+            "  ELBO = reconstruction {reconstruction:.4f} + prior {prior:.4f} - entropy "
+            "{entropy:.4f}".format(**perplexity.parts)
         )
     if perplexity.bits_per_byte is not None:
         lines.append(f"  {perplexity.bits_per_byte:.4f} bits per byte")

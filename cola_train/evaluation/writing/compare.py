@@ -1,4 +1,4 @@
-"""`cola-train compare`: the figures of comparison.py for a run's export, into its metrics.jsonl."""
+"""The `compare` verb: the metrics of comparison.py for a run's export, into its metrics.jsonl."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.writing.comparison import Figures, Generator, compare
+from cola_train.evaluation.writing.comparison import Generator, compare
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
@@ -18,10 +18,9 @@ from cola_train.run_layout import METRICS
 
 
 def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
-    """Judge what the export of a run of any family writes after openings of its held-out rows;
-    returns the figures as text.
+    """Judge what a run's export writes after openings of its held-out rows; returns the table.
 
-    They are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
+    The metrics are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
 
     Raises:
         UserError: no run, no export, or data that is not the one it was trained on.
@@ -34,41 +33,28 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
             f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what "
             "it was trained on."
         )
-    figures = compare(
+    found = compare(
         _generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config
     )
-    values = {f"comparison/{name}": estimate.value for name, estimate in figures.estimates.items()}
-    errors = {
-        f"comparison/{name}_standard_error": estimate.standard_error
-        for name, estimate in figures.estimates.items()
-    }
-    JsonlWriter(run_folder / METRICS).append(
-        {"step": checkpoint.training["step"], **values, **errors}
-    )
-    return _text(run_folder, figures)
+    lines = [
+        f"{run_folder}: {found.num_openings} held-out openings, {found.num_new_tokens} new tokens "
+        "after each",
+        "",
+    ]
+    values, errors = {}, {}
+    for name, estimate in found.estimates.items():
+        value, error, count = dataclasses.astuple(estimate)
+        values[f"comparison/{name}"] = value
+        errors[f"comparison/{name}_standard_error"] = error
+        lines.append(f"  {name:34}{value:10.4f} ± {error:.4f}   of {count:,}")
+    row = {"step": checkpoint.training["step"], **values, **errors}
+    JsonlWriter(run_folder / METRICS).append(row)
+    return "\n".join(lines) + "\n"
 
 
 def _generator(checkpoint: Checkpoint, sampler: SamplerConfig) -> Generator:
     def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
-        results = generate(
-            checkpoint, prompts, dataclasses.replace(sampler, max_new_tokens=num_new)
-        )
-        return [result.token_ids for result in results]
+        config = dataclasses.replace(sampler, max_new_tokens=num_new)
+        return [result.token_ids for result in generate(checkpoint, prompts, config)]
 
     return continue_all
-
-
-def _text(run_folder: Path, figures: Figures) -> str:
-    lines = [
-        (
-            f"{run_folder}: {figures.num_openings} held-out openings, {figures.num_new_tokens} new "
-            "tokens after each"
-        ),
-        "",
-    ]
-    for name, estimate in figures.estimates.items():
-        lines.append(
-            f"  {name:34}{estimate.value:10.4f} ± {estimate.standard_error:.4f}   of "
-            f"{estimate.count:,}"
-        )
-    return "\n".join(lines) + "\n"

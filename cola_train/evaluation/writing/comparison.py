@@ -1,8 +1,7 @@
-"""Figures that can be compared across families of models, whose losses cannot: all are of what a
-model writes.
+"""Metrics that can be compared across families, whose losses cannot: of what a model writes.
 
 Every model continues the same held-out openings by the same number of tokens, and only the ids it
-gives back are looked at. Beside each figure of written text stands the same figure of the text that
+gives back are looked at. Beside each metric of written text stands the same metric of the text that
 really follows. None of them is enough alone: an n-gram judge likes bland and repeated text better
 than real text. A good model comes near real text in all of them.
 """
@@ -20,27 +19,29 @@ from cola_train.bootstrap import bootstrap_generator
 from cola_train.config.settings import require
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
-from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
-from cola_train.evaluation.writing.words import words
+from cola_train.evaluation.writing.words import decode_ending, decode_row, first_word, words
 
-# (prompts as ids, new tokens) -> each prompt's new ids, so many at most. A text that is shorter or
+_Texts = Sequence[Sequence[int]]
+# (prompts as ids, new tokens) -> each prompt's new ids, at most so many. A text that is shorter or
 # holds the separator ends there.
-Generator = Callable[[Sequence[Sequence[int]], int], list[list[int]]]
+Generator = Callable[[_Texts, int], list[list[int]]]
+_Weights = Float64[np.ndarray, " openings"]  # how often each opening is drawn
+_Shares = Float64[np.ndarray, " kinds"]
 
 _SEED = 0
 _NUM_RESAMPLES = 200
 _FEWEST_OPENINGS = 4  # two in each half
-# What the judge and the list of known words may learn from, so that they take seconds and about 1
-# GB.
+# Of the judge and the list of known words, which then take seconds and about 1 GB.
 _MOST_TRAINING_TOKENS = 2**23
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure, its bootstrap standard error over openings, and the number of tokens, n-grams,
-    words or openings it is of.
+    """A metric with its bootstrap standard error over openings.
+
+    `count` is the number of tokens, n-grams, words or openings that it is of.
     """
 
     value: float
@@ -49,8 +50,8 @@ class Estimate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
-    """What `compare` finds, by name.
+class Comparison:
+    """The metrics that `compare` finds, by name.
 
     next_word_accuracy: share of openings after which the first word, taken greedily, is the real
         one but for case; it must begin at once and end within the new tokens.
@@ -75,17 +76,10 @@ class Figures:
     estimates: dict[str, Estimate]
 
     def to_json(self) -> dict[str, int | dict[str, float | int]]:
-        """One flat object: the two numbers, and each estimate as value, standard_error and
-        count.
-        """
-        estimates = {
-            name: dataclasses.asdict(estimate) for name, estimate in self.estimates.items()
-        }
-        return {
-            "num_openings": self.num_openings,
-            "num_new_tokens": self.num_new_tokens,
-            **estimates,
-        }
+        """One flat object: the two numbers, and each estimate's value, standard_error and count."""
+        fields = dataclasses.asdict(self)
+        estimates = fields.pop("estimates")
+        return {**fields, **estimates}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +92,17 @@ class Openings:
 
 @dataclasses.dataclass(frozen=True)
 class _Statistic:
-    value: Callable[[Float64[np.ndarray, " openings"]], float]  # of how often each opening is taken
+    value: Callable[[_Weights], float]
     count: int
+
+    def estimate(self, resamples: Float64[np.ndarray, "resamples openings"]) -> Estimate:
+        spread = np.std([self.value(weights) for weights in resamples], ddof=1)
+        return Estimate(self.value(np.ones(resamples.shape[1])), float(spread), self.count)
 
 
 def compare(
     greedy: Generator, sampled: Generator, data: PreparedData, config: ComparisonConfig
-) -> Figures:
+) -> Comparison:
     """Let a model continue held-out openings, and judge what it writes.
 
     Args:
@@ -117,48 +115,44 @@ def compare(
     Raises:
         UserError: more new tokens than half a row has, or too few rows for the openings.
     """
-    openings = held_out_openings(data, config.num_openings, config.num_new_tokens)
-    next_words = _continuations(greedy, openings, data, config.num_new_tokens)
-    written = _continuations(sampled, openings, data, config.num_new_tokens)
-    rows, tokenizer = _training_rows(data), data.tokenizer
+    num_new, tokenizer = config.num_new_tokens, data.tokenizer
+    openings = held_out_openings(data, config.num_openings, num_new)
+    prompts, endings = openings.prompts, openings.endings
+    next_words = _continuations(greedy, prompts, data, num_new)
+    written = _continuations(sampled, prompts, data, num_new)
+    rows = _training_rows(data)
     judge = NgramJudge.train(
         rows, data.manifest.vocab_size, tokenizer.pad_token_id, config.judge_order
     )
-    known = frozenset(word for row in rows.tolist() for word in words(_row_text(row, tokenizer)))
+    known = {word for row in rows.tolist() for word in words(decode_row(row, tokenizer))}
     right = [
-        first_word(a, tokenizer) == first_word(b, tokenizer)
-        for a, b in zip(next_words, openings.endings, strict=True)
+        first_word(found, tokenizer) == first_word(real, tokenizer)
+        for found, real in zip(next_words, endings, strict=True)
     ]
-    statistics = {"next_word_accuracy": _ratio(right, [1] * len(right))}
-    for prefix, texts in (("", written), ("held_out_", openings.endings)):
-        nats = [
-            judge.nats(prompt, text).sum()
-            for prompt, text in zip(openings.prompts, texts, strict=True)
-        ]
-        found = [words(_text(text, tokenizer)) for text in texts]
+    each = [1] * len(prompts)
+    statistics = {"next_word_accuracy": _ratio(right, each)}
+    for prefix, texts in (("", written), ("held_out_", endings)):
+        lengths = [len(text) for text in texts]
+        nats = [judge.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
+        spelled = [words(decode_ending(text, tokenizer)) for text in texts]
+        num_known = [sum(word in known for word in some) for some in spelled]
+        pairs, real_pairs = _pairs(prompts, texts), _pairs(prompts, endings)
         statistics |= {
-            f"{prefix}judge_nats_per_token": _ratio(nats, [len(text) for text in texts]),
-            f"{prefix}repeated_4gram_share": _repetition(openings.prompts, texts),
+            f"{prefix}judge_nats_per_token": _ratio(nats, lengths),
+            f"{prefix}repeated_4gram_share": _repetition(prompts, texts),
             f"{prefix}distinct_4gram_share": _distinct(texts),
-            f"{prefix}known_word_share": _ratio(
-                [sum(word in known for word in some) for some in found], [*map(len, found)]
-            ),
-            f"{prefix}tokens_per_continuation": _ratio(
-                [len(text) for text in texts], [1] * len(texts)
-            ),
-            f"{prefix}unigram_divergence": _divergence(texts, openings.endings),
-            f"{prefix}bigram_divergence": _divergence(
-                _pairs(openings, texts), _pairs(openings, openings.endings)
-            ),
+            f"{prefix}known_word_share": _ratio(num_known, [len(some) for some in spelled]),
+            f"{prefix}tokens_per_continuation": _ratio(lengths, each),
+            f"{prefix}unigram_divergence": _divergence(texts, endings),
+            f"{prefix}bigram_divergence": _divergence(pairs, real_pairs),
         }
-    resamples = _resamples(len(openings.prompts))
-    estimates = {name: _estimate(statistic, resamples) for name, statistic in statistics.items()}
-    return Figures(len(openings.prompts), config.num_new_tokens, estimates)
+    resamples = _resamples(len(prompts))
+    estimates = {name: statistic.estimate(resamples) for name, statistic in statistics.items()}
+    return Comparison(len(prompts), num_new, estimates)
 
 
 def held_out_openings(data: PreparedData, count: int, num_new: int) -> Openings:
-    """Openings of about half a row, each cut before a token that begins a word which ends within
-    `num_new` tokens.
+    """Openings of about half a row, each cut before a word that ends within `num_new` tokens.
 
     Rows without such a place in their second quarter, or with padding before it, are left out. The
     choice depends on the data and `num_new` alone, and fewer openings are the first of more.
@@ -177,15 +171,12 @@ def held_out_openings(data: PreparedData, count: int, num_new: int) -> Openings:
         count >= _FEWEST_OPENINGS,
         f"num_openings must be at least {_FEWEST_OPENINGS} for a standard error, not {count}.",
     )
-    found = Openings([], [])
+    found, pad = Openings([], []), data.tokenizer.pad_token_id
     for index in random.Random(_SEED).sample(range(num_rows), num_rows):
         row = data.row(VALIDATION, index)[0].tolist()
         for cut in range(half, half // 2, -1):
             ending = _until_end(row[cut : cut + num_new], num_new, data)
-            if (
-                data.tokenizer.pad_token_id not in row[:cut]
-                and first_word(ending, data.tokenizer) is not None
-            ):
+            if pad not in row[:cut] and first_word(ending, data.tokenizer) is not None:
                 found.prompts.append(row[:cut])
                 found.endings.append(ending)
                 break
@@ -200,78 +191,41 @@ def held_out_openings(data: PreparedData, count: int, num_new: int) -> Openings:
     return found
 
 
-def first_word(ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
-    """The word, in lower case, that a continuation begins with; None if it begins with anything but
-    a space and a letter, or if
-    the word may go on after its last token."""
-    text = _text(ids, tokenizer)
-    found = words(text) if text[:1] == " " and text[1:2].isalpha() else []
-    return found[0] if found else None
-
-
 def _continuations(
-    generator: Generator, openings: Openings, data: PreparedData, num_new: int
+    generator: Generator, prompts: _Texts, data: PreparedData, num_new: int
 ) -> list[list[int]]:
-    texts = generator(openings.prompts, num_new)
-    assert len(texts) == len(openings.prompts)
+    texts = generator(prompts, num_new)
+    assert len(texts) == len(prompts)
     assert all(len(text) <= num_new for text in texts)
     return [_until_end(text, num_new, data) for text in texts]
 
 
 def _until_end(ids: Sequence[int], num_new: int, data: PreparedData) -> list[int]:
     """Up to the first separator, which a text that stopped early gets if it was left out."""
-    # A model may have more ids than its tokenizer. Text has them as little as padding, so the judge
-    # takes them for that.
-    eos, pad, vocab_size = (
-        data.tokenizer.eos_token_id,
-        data.tokenizer.pad_token_id,
-        data.manifest.vocab_size,
-    )
+    eos, pad = data.tokenizer.eos_token_id, data.tokenizer.pad_token_id
+    # A model may have more ids than its tokenizer. Text contains them as little as padding, which
+    # the judge therefore takes them for.
     kept = [
-        token if 0 <= token < vocab_size else pad
+        token if 0 <= token < data.manifest.vocab_size else pad
         for token in itertools.takewhile(lambda token: token != eos, ids)
     ]
     return kept if len(kept) == num_new else [*kept, eos]
 
 
-def _text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """Decoded, so that a word at the end looks whole only if it is: with a line break for the
-    separator, or without what may be
-    the inside of a word, an apostrophe or the first bytes of a letter."""
-    text = tokenizer.decode(ids)
-    return text + "\n" if ids[-1] == tokenizer.eos_token_id else text.rstrip("\ufffd'’")
-
-
 def _training_rows(data: PreparedData) -> Int64[np.ndarray, "rows seq"]:
     num_rows = data.num_rows(TRAIN)
     num_taken = min(num_rows, max(1, _MOST_TRAINING_TOKENS // data.manifest.seq_len))
-    return np.stack(
-        [data.row(TRAIN, place * num_rows // num_taken)[0] for place in range(num_taken)]
-    )
-
-
-def _row_text(row: Sequence[int], tokenizer: Tokenizer) -> str:
-    """With a line break for each separator: left out, it would join the words on its sides."""
-    edges = [
-        0,
-        *(place for place, token in enumerate(row) if token == tokenizer.eos_token_id),
-        len(row),
-    ]
-    return "\n".join(tokenizer.decode(row[start:end]) for start, end in itertools.pairwise(edges))
+    places = [number * num_rows // num_taken for number in range(num_taken)]
+    return np.stack([data.row(TRAIN, place)[0] for place in places])
 
 
 def _grams(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
     return zip(ids, ids[1:], ids[2:], ids[3:])
 
 
-def _pairs(openings: Openings, texts: Sequence[Sequence[int]]) -> list[list[tuple[int, int]]]:
-    """Neighboring tokens of each continuation, its opening's last token and its first among
-    them.
-    """
-    return [
-        [*itertools.pairwise([prompt[-1], *text])]
-        for prompt, text in zip(openings.prompts, texts, strict=True)
-    ]
+def _pairs(prompts: _Texts, texts: _Texts) -> list[list[tuple[int, int]]]:
+    """Neighboring tokens of each continuation, also its prompt's last token and its first."""
+    return [[*itertools.pairwise([prompt[-1], *text])] for prompt, text in zip(prompts, texts)]
 
 
 def _ratio(parts: Sequence[float], wholes: Sequence[int]) -> _Statistic:
@@ -282,7 +236,7 @@ def _ratio(parts: Sequence[float], wholes: Sequence[int]) -> _Statistic:
     )
 
 
-def _repetition(prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]) -> _Statistic:
+def _repetition(prompts: _Texts, texts: _Texts) -> _Statistic:
     repeated, total = [], []
     for prompt, text in zip(prompts, texts, strict=True):
         grams, num_written = [*_grams([*prompt, *text])], max(len(text) - 3, 0)
@@ -293,7 +247,7 @@ def _repetition(prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]]
     return _ratio(repeated, total)
 
 
-def _distinct(texts: Sequence[Sequence[int]]) -> _Statistic:
+def _distinct(texts: _Texts) -> _Statistic:
     grams = [[*_grams(text)] for text in texts]
     uses = Counter(gram for some in grams for gram in some)
     # A 4-gram's uses share it: the parts of all openings add up to the number of different ones.
@@ -301,64 +255,43 @@ def _distinct(texts: Sequence[Sequence[int]]) -> _Statistic:
 
 
 def _divergence(texts: Sequence[Sequence[object]], real: Sequence[Sequence[object]]) -> _Statistic:
-    """Between what two sets of texts are made of; one half's texts against the other half's real
-    ones, the mean of both ways.
-    """
-    kinds = {
-        kind: index
-        for index, kind in enumerate({kind: None for text in (*texts, *real) for kind in text})
-    }
-    half = len(texts) // 2
+    """Between one half's texts and the other half's real ones, the mean of both ways."""
+    kinds = dict.fromkeys(kind for text in (*texts, *real) for kind in text)
+    numbers = {kind: number for number, kind in enumerate(kinds)}
 
-    def half_of(
-        some: Sequence[Sequence[object]], chosen: range
-    ) -> Callable[[Float64[np.ndarray, " openings"]], np.ndarray]:
-        index = np.array([kinds[kind] for opening in chosen for kind in some[opening]])
+    def shares_of(some: Sequence[Sequence[object]], chosen: range) -> Callable[[_Weights], _Shares]:
+        index = np.array([numbers[kind] for opening in chosen for kind in some[opening]])
         owner = np.repeat(np.array(chosen), [len(some[opening]) for opening in chosen])
 
-        def distribution(
-            weights: Float64[np.ndarray, " openings"],
-        ) -> Float64[np.ndarray, " kinds"]:
-            counts = np.bincount(index, weights[owner], minlength=len(kinds))
+        def shares(weights: _Weights) -> _Shares:
+            counts = np.bincount(index, weights[owner], minlength=len(numbers))
             return counts / counts.sum()
 
-        return distribution
+        return shares
 
-    halves = (range(half), range(half, len(texts)))
-    ways = [(half_of(texts, mine), half_of(real, other)) for mine, other in (halves, halves[::-1])]
+    halves = (range(len(texts) // 2), range(len(texts) // 2, len(texts)))
+    ways = [
+        (shares_of(texts, mine), shares_of(real, other)) for mine, other in (halves, halves[::-1])
+    ]
     return _Statistic(
-        lambda weights: (
-            sum(_jensen_shannon(mine(weights), other(weights)) for mine, other in ways) / 2
-        ),
+        lambda weights: sum(_jensen_shannon(p(weights), q(weights)) for p, q in ways) / 2,
         sum(map(len, texts)),
     )
 
 
-def _jensen_shannon(p: Float64[np.ndarray, " kinds"], q: Float64[np.ndarray, " kinds"]) -> float:
-    middle = (p + q) / 2
-    return (
-        sum(
-            float((side[side > 0] * np.log(side[side > 0] / middle[side > 0])).sum())
-            for side in (p, q)
-        )
-        / 2
-    )
+def _jensen_shannon(p: _Shares, q: _Shares) -> float:
+    middle, total = (p + q) / 2, 0.0
+    for side in (p, q):
+        seen = side > 0
+        total += float((side[seen] * np.log(side[seen] / middle[seen])).sum())
+    return total / 2
 
 
 def _resamples(num_openings: int) -> Float64[np.ndarray, "resamples openings"]:
-    """How often each opening is drawn, as many draws in each half as it has openings: no half is
-    ever empty.
-    """
+    """How often each opening is drawn: each half is resampled by itself, so that none is empty."""
     half, generator = num_openings // 2, bootstrap_generator()
     draws = [
         generator.multinomial(size, np.full(size, 1 / size), size=_NUM_RESAMPLES)
         for size in (half, num_openings - half)
     ]
     return np.concatenate(draws, axis=1).astype(np.float64)
-
-
-def _estimate(
-    statistic: _Statistic, resamples: Float64[np.ndarray, "resamples openings"]
-) -> Estimate:
-    spread = np.std([statistic.value(weights) for weights in resamples], ddof=1)
-    return Estimate(statistic.value(np.ones(resamples.shape[1])), float(spread), statistic.count)

@@ -5,11 +5,9 @@ import dataclasses
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import require, section, setting
 
-
-def _own_distribution() -> SamplerConfig:
-    return SamplerConfig(
-        temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, guidance_scale=1.0
-    )
+_OWN_DISTRIBUTION = SamplerConfig(
+    temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, guidance_scale=1.0
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +24,11 @@ class ComparisonConfig:
         help="How next words are taken; must be greedy (temperature 0).",
         common=False,
     )
-    sampler: SamplerConfig = dataclasses.field(
-        default_factory=_own_distribution,
-        metadata={
-            "help": (
-                "How the text is written that is judged; by default the model's own distribution, "
-                "nothing cut or guided."
-            )
-        },
+    sampler: SamplerConfig = setting(
+        _OWN_DISTRIBUTION,
+        help="How the text is written that is judged; by default the model's own distribution, "
+        "nothing cut or guided.",
+        common=True,
     )
 
     def __post_init__(self) -> None:

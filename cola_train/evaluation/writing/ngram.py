@@ -1,15 +1,14 @@
-"""A judge of texts that no model trained here shares anything with: an n-gram model of the training
-split's token ids.
+"""A judge of texts that shares nothing with the models: an n-gram model of the training token ids.
 
-Interpolated Kneser-Ney with the three discounts of Chen and Goodman, "An empirical study of
-smoothing techniques for language modeling" (1998), called modified there: of a context h and a
-token w, with h' = h without its oldest token,
+Modified Kneser-Ney smoothing, interpolated (Chen and Goodman, "An empirical study of smoothing
+techniques for language modeling", 1998), with three discounts: for a context h and a token w, with
+h' = h without its oldest token,
 
     P(w | h) = (a(h w) - D(a(h w))) / a(h .) + left(h) P(w | h')
 
-where a counts occurrences at the longest order and different tokens before h w at every other, a(h
-.) is its sum over w, and left(h) is what the discounts took, over a(h .). The empty context goes on
-to the uniform distribution: no id has probability 0.
+where a counts occurrences at the longest order and different tokens before h w at every other,
+a(h .) is its sum over w, and left(h) is the sum of the discounts over a(h .). The empty context
+backs off to the uniform distribution: no id has probability 0.
 """
 
 import dataclasses
@@ -20,21 +19,23 @@ from jaxtyping import Float64, Int64
 
 _NO_KEY = np.iinfo(np.int64).max
 _NOTHING = -1  # stands before the first token of a text
-# What is taken off a count of 0, 1, 2 and 3 or more where the counts of counts are too few or too
-# uneven to estimate it.
+# Discounts of a count of 0, 1, 2 and 3 or more where the counts of counts are too few or too uneven
+# to estimate them.
 _DEFAULT_DISCOUNTS = (0.0, 0.5, 1.0, 1.5)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Order:
-    """The n-grams of one length, known by their rank; each array has one more place at its end, for
-    what was never seen.
+    """The n-grams of one length by rank; each array's last place is for those never seen.
+
+    Attributes:
+        keys: (rank of all but the last token) x vocab_size + the last token, ascending.
+        share: (a(h w) - D) / a(h .); 0 if never seen.
+        left: left(h); 1 of a context that was never followed.
     """
 
-    # ascending: rank of all but the last token x vocab_size + the last
     keys: Int64[np.ndarray, " ngrams_and_none"]
-    share: Float64[np.ndarray, " ngrams_and_none"]  # (a(h w) - D) / a(h .); 0 if never seen
-    # left(h); 1 of a context that was never followed
+    share: Float64[np.ndarray, " ngrams_and_none"]
     left: Float64[np.ndarray, " contexts_and_none"]
 
 
@@ -52,13 +53,13 @@ class NgramJudge:
         """Count n-grams of up to `order` tokens within each row.
 
         Separators are tokens like others. No n-gram holds padding: as a token it has the least
-        probability of all, as a context it ends the context. A row's first tokens are counted where
-        they stand behind enough others.
+        probability, and it ends a context. A row's first tokens are counted only in n-grams that
+        fit into the row.
         """
         assert order >= 1
         assert not rows.size or (rows.min() >= 0 and rows.max() < vocab_size)
         orders: list[_Order] = []
-        # Of the n-gram that starts at each place: its rank, and whether it is free of padding.
+        # The rank of the n-gram that starts at each place, and whether it is free of padding.
         ranks, whole = np.zeros_like(rows), np.ones(rows.shape, dtype=bool)
         keys, num_contexts = np.zeros(1, dtype=np.int64), 1
         for n in range(1, order + 1):
@@ -84,9 +85,7 @@ class NgramJudge:
     def nats(
         self, context: Sequence[int], continuation: Sequence[int]
     ) -> Float64[np.ndarray, " tokens"]:
-        """-log P of each token of `continuation`, given what stands before it there and in
-        `context`; nats.
-        """
+        """-log P of each token of `continuation` after `context` and those before it, nats."""
         longest = len(self.orders) - 1
         before = [_NOTHING] * longest + [*context]
         text = np.array([*before[len(before) - longest :], *continuation], dtype=np.int64)
@@ -98,17 +97,14 @@ class NgramJudge:
             rank = np.zeros_like(places)
             for length in range(1, n):
                 rank = self._rank(length, rank, text[places - n + length])
-            probability = (
-                order.left[rank] * probability + order.share[self._rank(n, rank, text[places])]
-            )
+            share = order.share[self._rank(n, rank, text[places])]
+            probability = order.left[rank] * probability + share
         return -np.log(probability)
 
     def _rank(
         self, n: int, rank: Int64[np.ndarray, " places"], last: Int64[np.ndarray, " places"]
     ) -> Int64[np.ndarray, " places"]:
-        """The n-grams of an (n-1)-gram's rank and a token after it; -1, the place of the never
-        seen, if it is one.
-        """
+        """The rank of (n-1)-grams, given by rank, with `last` after them; -1 if never seen."""
         keys = self.orders[n - 1].keys
         wanted = np.where((rank >= 0) & (last >= 0), rank * self.vocab_size + last, -1)
         found = np.searchsorted(keys, wanted)
@@ -121,27 +117,23 @@ def _smoothed(
     num_contexts: int,
     vocab_size: int,
 ) -> _Order:
-    """`counts` is a(h w)."""
+    """The order of n-grams whose a(h w) are `counts`."""
     taken = _discounts(counts)[np.minimum(counts, 3)]
     context = keys // vocab_size
     total = np.bincount(context, weights=counts, minlength=num_contexts)
+    total_taken = np.bincount(context, weights=taken, minlength=num_contexts)
     left = np.ones(num_contexts + 1)
-    np.divide(
-        np.bincount(context, weights=taken, minlength=num_contexts),
-        total,
-        out=left[:-1],
-        where=total > 0,
-    )
+    np.divide(total_taken, total, out=left[:-1], where=total > 0)
     share = np.zeros(len(keys) + 1)
-    # An n-gram that stands at the start of rows alone has nothing before it: a = 0, and its context
-    # may have a sum of 0.
+    # An n-gram that only starts rows has nothing before it: a = 0, and its context may sum to 0.
     np.divide(counts - taken, total[context], out=share[:-1], where=counts > 0)
     return _Order(np.append(keys, _NO_KEY), share, left)
 
 
 def _discounts(counts: Int64[np.ndarray, " ngrams"]) -> Float64[np.ndarray, "4"]:
-    """D of 0, 1, 2 and 3 or more: Y = n_1 / (n_1 + 2 n_2), D(k) = k - (k + 1) Y n_{k+1} / n_k, n_k
-    the n-grams of count k.
+    """D of counts 0, 1, 2 and 3 or more.
+
+    D(k) = k - (k + 1) Y n_{k+1} / n_k with Y = n_1 / (n_1 + 2 n_2), n_k n-grams having count k.
     """
     of_count = np.bincount(np.minimum(counts, 5), minlength=6)[1:5].astype(np.float64)
     if not of_count.all():

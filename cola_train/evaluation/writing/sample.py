@@ -13,14 +13,13 @@ from cola_train.config.settings import require
 from cola_train.devices import named_device
 from cola_train.families.generate import GenerationResult, generate_stream
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import read_jsonl, write_atomically
+from cola_train.files import json_lines, read_jsonl, require_new, write_atomically
 
 Prompt = str | list[int]
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], list[dict[str, Any]]]:
-    """Prompts of a JSON-lines file: `prompt` (text) or `input_ids` in each object; also the
-    objects, whose keys are kept.
+    """The prompts (`prompt`, a text, or `input_ids`) and the objects of a JSON-lines file.
 
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), or no line at all.
@@ -52,29 +51,22 @@ def sample(
     device: str,
     config: SamplerConfig,
 ) -> None:
-    """Generate from either `texts` or `file`; print the texts, or write JSON lines to `out`, which
-    must not exist.
-    """
+    """Generate from either `texts` or `file`; print, or write JSON lines to `out`, a new file."""
     if file is not None:
         prompts, records = read_prompts(file)
     else:
         prompts = list(texts or [])
         records = [{"prompt": text} for text in prompts]
-    require(
-        out is None or not out.exists(),
-        f"{out} exists and is not overwritten; choose another --out.",
-    )
+    require_new(out)
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
     results = []
-    with tqdm(
-        total=len(prompts), desc="sampling", unit="prompt", disable=not sys.stderr.isatty()
-    ) as bar:
+    with tqdm(total=len(prompts), desc="sampling", unit="prompt", disable=None) as bar:
         for result in generate_stream(checkpoint, prompts, config):
             results.append(result)
-            bar.update(1)
+            bar.update()
     if out is not None:
-        rows = [{**record, **_row(result)} for record, result in zip(records, results, strict=True)]
-        write_atomically(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        pairs = zip(records, map(_row, results), strict=True)
+        write_atomically(out, json_lines({**record, **row} for record, row in pairs))
         return
     for prompt, result in zip(prompts, results, strict=True):
         shown = prompt if isinstance(prompt, str) else checkpoint.tokenizer.decode(prompt)
@@ -84,6 +76,5 @@ def sample(
 
 
 def _row(result: GenerationResult) -> dict[str, Any]:
-    return {
-        name: getattr(result, name) for name in ("text", "token_ids", "prompt_ids", "finish_reason")
-    }
+    names = ("text", "token_ids", "prompt_ids", "finish_reason")
+    return {name: getattr(result, name) for name in names}

@@ -1,26 +1,46 @@
-"""How many words of a text a reader of the training text has met: a plain measure of whether a
-small model spells.
-"""
+"""Words of texts that are given as token ids: a measure of whether a small model spells."""
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
+
+from cola_train.data.tokenizer import Tokenizer
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
-def words(text: str, *, whole: bool = False) -> list[str]:
-    """Words in lower case; unless `whole`, a word that the text's start or end may have cut is left
-    out.
-    """
-    matches = list(_WORD.finditer(text))
-    if not whole:
-        matches = [match for match in matches if match.start() > 0 and match.end() < len(text)]
-    return [match[0].lower() for match in matches]
+def words(text: str) -> list[str]:
+    """Words in lower case, without those that the text's start or end may have cut."""
+    return [
+        match[0].lower()
+        for match in _WORD.finditer(text)
+        if match.start() > 0 and match.end() < len(text)
+    ]
 
 
-def known_word_share(texts: Iterable[str], vocabulary: frozenset[str]) -> tuple[float, int]:
-    """Share of the texts' words that are in `vocabulary`, and how many words there were; 0 of 0
-    words is 0.
+def first_word(ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
+    """The word, in lower case, that a continuation begins with.
+
+    None if it begins with anything but a space and a letter, or if the word may go on after the
+    last token.
     """
-    found = [word for text in texts for word in words(text)]
-    return (sum(word in vocabulary for word in found) / len(found) if found else 0.0), len(found)
+    text = decode_ending(ids, tokenizer)
+    found = words(text) if text[:1] == " " and text[1:2].isalpha() else []
+    return found[0] if found else None
+
+
+def decode_ending(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Decode, so that a word at the end is followed by something only if it is whole.
+
+    An end-of-text token becomes a line break. Without one, what may be the inside of a word is cut
+    off: an apostrophe, or the first bytes of a letter.
+    """
+    text = tokenizer.decode(ids)
+    return text + "\n" if ids[-1] == tokenizer.eos_token_id else text.rstrip("\ufffd'’")
+
+
+def decode_row(row: Sequence[int], tokenizer: Tokenizer) -> str:
+    """Decode, with a line break for each separator: without one it would join two words."""
+    ends = [place for place, token in enumerate(row) if token == tokenizer.eos_token_id]
+    edges = itertools.pairwise([0, *ends, len(row)])
+    return "\n".join(tokenizer.decode(row[start:end]) for start, end in edges)

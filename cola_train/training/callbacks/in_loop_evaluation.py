@@ -119,7 +119,7 @@ class InLoopEvaluation(StageCallback):
             found[place] = row
             yield {}
         in_order = [found[place] for place in sorted(found)]
-        yield perplexity_of(checkpoint, in_order, likelihood).figures()
+        yield perplexity_of(checkpoint, in_order, likelihood).metrics()
 
     def _benchmarks(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
         answers: list[Answer] = []

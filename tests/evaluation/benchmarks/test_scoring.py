@@ -22,7 +22,7 @@ from cola_train.evaluation.benchmarks.scoring import (
     truncate,
     verdict,
 )
-from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, RELEASED_NUM_SAMPLES, TASKS
+from cola_train.evaluation.benchmarks.tasks import RELEASED, RELEASED_ACCURACY, TASKS
 
 CHOICES = ("red fox", "blue", "blue whale", "cat")
 
@@ -466,4 +466,4 @@ def test_released_accuracies_are_the_table() -> None:
     }
     assert {task: f"{value:.2f}" for task, value in RELEASED_ACCURACY.items()} == printed
     assert f"{sum(RELEASED_ACCURACY.values()) / len(TASKS):.3f}" == "26.746"
-    assert sum(RELEASED_NUM_SAMPLES.values()) == 6968
+    assert sum(num_samples for _, num_samples in RELEASED.values()) == 6968

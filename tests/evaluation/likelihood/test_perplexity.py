@@ -102,14 +102,14 @@ def test_the_standard_error_is_the_bootstraps() -> None:
 
 def test_figures_have_iwaes_only_where_it_holds_and_say_what_is_exact() -> None:
     cola, rows = tiny_checkpoint(tiny_vae(), tiny_dit()), [row(10, -30.0), row(30, -50.0)]
-    hutchinson = perplexity_of(cola, rows, FAST).figures()
-    exact = perplexity_of(cola, rows, dataclasses.replace(FAST, divergence="exact")).figures()
+    hutchinson = perplexity_of(cola, rows, FAST).metrics()
+    exact = perplexity_of(cola, rows, dataclasses.replace(FAST, divergence="exact")).metrics()
     assert exact.keys() - hutchinson.keys() == {"iwae_nats_per_token", "iwae_perplexity"}
     assert hutchinson["elbo_nats_per_token"] == pytest.approx(2.0)
     assert hutchinson["prior_nats_per_token"] == pytest.approx(2.0)
     baseline = perplexity_of(
         tiny_baseline(causal=True), [RowLikelihood(10, -30.0, 0.0)] * 2, FAST
-    ).figures()
+    ).metrics()
     assert baseline == {
         "exact_nats_per_token": 3.0,
         "exact_perplexity": pytest.approx(math.exp(3)),

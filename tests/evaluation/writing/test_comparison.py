@@ -23,12 +23,11 @@ from cola_train.evaluation.writing import comparison
 from cola_train.evaluation.writing.comparison import (
     Generator,
     compare,
-    first_word,
     held_out_openings,
 )
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
-from cola_train.evaluation.writing.words import words
+from cola_train.evaluation.writing.words import first_word, words
 
 NUM_NEW = 12
 CONFIG = ComparisonConfig(num_openings=40, num_new_tokens=NUM_NEW)

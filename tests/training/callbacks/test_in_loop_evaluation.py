@@ -85,7 +85,7 @@ def by_hand(config: JointRunConfig | BaselineRunConfig) -> dict[str, float]:
     likelihood = perplexity_of(
         checkpoint, log_likelihoods(checkpoint, rows, settings.likelihood), settings.likelihood
     )
-    found |= {f"likelihood/{name}": value for name, value in likelihood.figures().items()}
+    found |= {f"likelihood/{name}": value for name, value in likelihood.metrics().items()}
     assert settings.benchmark_data is not None
     answers = [
         one
