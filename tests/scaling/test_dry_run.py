@@ -92,7 +92,7 @@ def test_bytes_that_units_do_not_tell_apart_are_noticed() -> None:
     mode, log = RecordingMode(), AllocationLog(vocab_size=7)
     with mode, mode.recording_to(log):
         kept = torch.zeros(1000, dtype=torch.uint8)
-        log.take_rest(dry_run.Part.ACTIVATIONS)
+        log.take_rest(dry_run.MemoryPart.ACTIVATIONS)
         del kept
     fixed, of_unit = log.live_apart(4096)
     assert fixed.sum(axis=1).tolist() == [1000, 0]
