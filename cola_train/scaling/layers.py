@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from cola_train.models.blocks import Block
 
 Section = tuple[str, str]  # a stack of layers, and which of its passes
-# The outer ones have other neighbors, and two inner ones must be found equal.
-KEPT_LAYERS = 4
+# The outer ones have other neighbors, which FSDP2 gathers ahead, and two inner ones must be found
+# equal.
+KEPT_LAYERS = 5
 
 
 def shorten(objective: nn.Module) -> dict[str, int]:
@@ -27,10 +28,10 @@ def shorten(objective: nn.Module) -> dict[str, int]:
     """
     left_out = {}
     for path, stack in objective.named_modules():
-        if not isinstance(stack, nn.ModuleList) or len(stack) <= KEPT_LAYERS:
+        if not isinstance(stack, nn.ModuleList):
             continue
         if all(isinstance(layer, Block) for layer in stack) and len({*map(_shapes, stack)}) == 1:
-            left_out[path] = len(stack) - KEPT_LAYERS
+            left_out[path] = max(0, len(stack) - KEPT_LAYERS)
             del stack[1 : 1 + left_out[path]]
     return left_out
 
@@ -49,9 +50,9 @@ def layer_of(name: str, stacks: Iterable[str]) -> tuple[str, int] | None:
 
 
 def note_layers(
-    objective: nn.Module, stacks: Iterable[str], enter: Callable[[Section, int], None]
+    objective: nn.Module, left_out: Mapping[str, int], enter: Callable[[Section, int], None]
 ) -> None:
-    """Call `enter` with section and number where each layer's forward or backward pass begins."""
+    """Call `enter` with section and number where a layer of a cut stack begins a pass."""
 
     def watch(stack: str, number: int, layer: nn.Module) -> None:
         def before(_: nn.Module, inputs: object) -> None:
@@ -65,9 +66,10 @@ def note_layers(
         layer.register_forward_pre_hook(before)
         layer.register_forward_hook(after)
 
-    for stack in stacks:
+    for stack, count in left_out.items():
         for number, layer in enumerate(objective.get_submodule(stack).children()):
-            watch(stack, number, layer)
+            if count > 0:
+                watch(stack, number, layer)
 
 
 class UnequalLayersError(Exception):
@@ -93,6 +95,7 @@ def repeated(
     inner = [
         (start, end, left_out[stack])
         for (stack, _), layers in entered.items()
+        if left_out[stack] > 0
         for start, end in _inner_layers(events, layers)
     ]
     order, done = [], 0
