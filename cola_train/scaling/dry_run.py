@@ -190,7 +190,7 @@ def _configure(config: RunConfig, processes: Processes, shortens: bool) -> _DryR
     watchdog = Watchdog(0, config.parallel.timeout_seconds)
     stage, mode = StageModule(config, processes, StopRequest(), watchdog), RecordingMode()
     left_out: dict[str, int] = {}
-    objective = stage.build_sharded(lambda built: shortens and left_out.update(shorten(built)))
+    objective = stage.build_sharded(lambda built: left_out.update(shorten(built, shortens)))
     note_layers(objective, left_out, mode.enter)
     with mode:
         stage.allocate(objective)

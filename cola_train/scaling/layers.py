@@ -20,8 +20,8 @@ Section = tuple[str, str]  # a stack of layers, and which of its passes
 KEPT_LAYERS = 5
 
 
-def shorten(objective: nn.Module) -> dict[str, int]:
-    """Cut each stack of equal blocks to `KEPT_LAYERS`, before sharding.
+def shorten(objective: nn.Module, cuts: bool) -> dict[str, int]:
+    """Find each stack of equal blocks; with `cuts`, cut it to `KEPT_LAYERS`. Before sharding.
 
     Returns:
         How many layers were left out, by the stack's path.
@@ -31,7 +31,7 @@ def shorten(objective: nn.Module) -> dict[str, int]:
         if not isinstance(stack, nn.ModuleList):
             continue
         if all(isinstance(layer, Block) for layer in stack) and len({*map(_shapes, stack)}) == 1:
-            left_out[path] = max(0, len(stack) - KEPT_LAYERS)
+            left_out[path] = max(0, len(stack) - KEPT_LAYERS) if cuts else 0
             del stack[1 : 1 + left_out[path]]
     return left_out
 
