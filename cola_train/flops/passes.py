@@ -1,6 +1,4 @@
-"""The work of a pass through a stack of transformer blocks, and how passes are named and added
-up.
-"""
+"""The work of a pass through a stack of transformer blocks, and sums of passes by part."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +17,7 @@ class Block:
     Attributes:
         query, keys_values, out: the attention's projections.
         mlp: the feed-forward's, in order.
-        ends_with_product: whether the block adds the last projection's output to its input as it
+        ends_with_product: whether the last projection's output is added to the block's input as it
             is. No gradient needs that output, so recomputing the block stops short of it.
     """
 
@@ -37,7 +35,7 @@ class Span:
     Attributes:
         positions: those that the blocks run on.
         pairs: of query and key; useful are the visible ones.
-        outputs: positions whose last hidden state someone reads. Of the others the last block needs
+        outputs: positions whose last hidden state is read; of the others the last block computes
             keys and values alone.
         output_pairs: pairs whose query is one of these.
     """
@@ -49,17 +47,18 @@ class Span:
 
     @classmethod
     def all_read(cls, positions: int, pairs: Extent) -> "Span":
-        """Where every position's output is read."""
+        """Every position's output is read."""
         return cls(Extent.of(positions), pairs, Extent.of(positions), pairs)
 
     @classmethod
     def none_read(cls, positions: int, pairs: Extent) -> "Span":
-        """Where keys and values are all that anyone reads: filling a cache."""
+        """Keys and values alone are read, as where a cache is filled."""
         return cls(Extent.of(positions), pairs, Extent(0, positions), Extent(0, pairs.executed))
 
 
 def visible_pairs(length: int, block_size: int) -> int:
-    """Pairs in a row of clean positions, each of which sees its own block and those before;
+    """(query, key) pairs of a clean row: each position sees its own block and those before.
+
     `length` fills whole blocks.
     """
     blocks = length // block_size
@@ -68,10 +67,10 @@ def visible_pairs(length: int, block_size: int) -> int:
 
 
 def row_pairs(length: int, block_size: int, documents: bool = False) -> Extent:
-    """Visible pairs of such a row, and those that kernels compute: whole tiles, or all pairs where
-    one kernel goes without a mask.
+    """Visible pairs of a clean row, and those that kernels compute.
 
-    `documents`: whether they are kept apart, which takes a mask.
+    The latter are whole tiles, or all pairs where one kernel needs no mask. `documents`: whether
+    they are kept apart, which takes a mask.
     """
     whole = block_size in (1, length) and not documents
     executed = length**2 if whole else sum(tile.pairs for tile in row_tiles(length, block_size))
@@ -84,7 +83,7 @@ def named(network: str, parts: Mapping[str, T]) -> dict[str, T]:
 
 
 def added(*several: Parts) -> Parts:
-    """Parts of several passes, those of the same name added up."""
+    """The parts of several passes, those of the same name summed."""
     total: Parts = {}
     for parts in several:
         for name, work in parts.items():
@@ -98,9 +97,7 @@ def times(parts: Parts, count: int) -> Parts:
 
 
 def stack(block: Block, count: int, span: Span, backward: Backward) -> Parts:
-    """`count` blocks: linear and attention; the last one's share is smaller where not all outputs
-    are read.
-    """
+    """`count` blocks, the last of which computes less where not all outputs are read."""
     inner = _block(block, span.positions, span.positions, span.pairs, backward)
     last = _block(block, span.positions, span.outputs, span.output_pairs, backward)
     return added(times(inner, count - 1), last)

@@ -1,5 +1,4 @@
-"""Floating-point operations, 2 per multiply-add, of what a network is made of: matrix products and
-attention.
+"""FLOPs, 2 per multiply-add, of what networks are made of: matrix products and attention.
 
 All else (elementwise work, norms, softmax, rotary embedding, biases, losses, the optimizer) is not
 counted.
@@ -10,9 +9,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Extent:
-    """How many positions, pairs of positions or times: those whose result someone reads, and those
-    that are computed.
-    """
+    """A count of positions, (query, key) pairs or times: those read, and those computed."""
 
     useful: int
     executed: int
@@ -28,9 +25,7 @@ class Extent:
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """A matrix that each position is multiplied with; a convolution whose patches do not overlap is
-    one.
-    """
+    """A matrix that multiplies each position, or a convolution whose patches do not overlap."""
 
     inputs: int
     outputs: int
@@ -38,9 +33,7 @@ class Linear:
 
 @dataclasses.dataclass(frozen=True)
 class Backward:
-    """What the backward pass does of a pass through a network: nothing, its gradients, or its
-    blocks' forward again before them.
-    """
+    """Whether a network has a backward pass, and whether that recomputes the blocks' forward."""
 
     runs: bool
     recomputes_blocks: bool = False
@@ -54,7 +47,7 @@ class Work:
     """FLOPs of some part, all exact.
 
     Attributes:
-        model_forward: of the forward pass, those that someone reads the result of.
+        model_forward: of the forward pass, those whose result is read.
         model_backward: of the gradients of these.
         executed_forward: of the forward pass as kernels compute it: whole rectangles of pairs,
             unread results too.
@@ -69,22 +62,11 @@ class Work:
     recomputation: int = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(
-            self.model_forward + other.model_forward,
-            self.model_backward + other.model_backward,
-            self.executed_forward + other.executed_forward,
-            self.executed_backward + other.executed_backward,
-            self.recomputation + other.recomputation,
-        )
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Work(*(mine + others for mine, others in pairs))
 
     def __mul__(self, times: int) -> "Work":
-        return Work(
-            self.model_forward * times,
-            self.model_backward * times,
-            self.executed_forward * times,
-            self.executed_backward * times,
-            self.recomputation * times,
-        )
+        return Work(*(flops * times for flops in dataclasses.astuple(self)))
 
     @property
     def model(self) -> int:
@@ -97,7 +79,7 @@ class Work:
         return self.executed_forward + self.executed_backward + self.recomputation
 
     def computed_again(self) -> "Work":
-        """This, and its forward pass once more in the backward pass."""
+        """This work with its forward pass computed again in the backward pass."""
         return dataclasses.replace(self, recomputation=self.recomputation + self.executed_forward)
 
 
@@ -106,9 +88,7 @@ Parts = dict[str, Work]
 
 
 def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool = True) -> Work:
-    """A linear layer at some positions; its backward has a product of the same size for each of the
-    two gradients.
-    """
+    """A linear layer at some positions; each of its two gradients is a product of the same size."""
     per_position = 2 * layer.inputs * layer.outputs
     products = backward.runs * (1 + input_gradient)
     useful, executed = per_position * at.useful, per_position * at.executed
@@ -116,7 +96,7 @@ def product(layer: Linear, at: Extent, backward: Backward, input_gradient: bool 
 
 
 def attention(pairs: Extent, width: int, backward: Backward) -> Work:
-    """Attention over pairs of query and key in all heads, whose channels come to `width`.
+    """Attention over (query, key) pairs; `width` is heads x head_dim.
 
     Forward: scores, and their product with the values. Backward: four products of that size
     (gradients of values, scores, queries and keys), and a fifth by which fused kernels compute the

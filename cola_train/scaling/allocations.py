@@ -1,4 +1,7 @@
-"""What a step allocates and releases, in order, and what for."""
+"""What a training step allocates and releases, in order, and what for.
+
+This reads private sides of torch; each has a comment on what breaks where torch changes it.
+"""
 
 import contextlib
 import dataclasses
@@ -6,7 +9,7 @@ import enum
 import gc
 import unittest.mock
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,40 +20,42 @@ from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from cola_train.processes import local_part
+from cola_train.scaling.layers import Section, repeated
 
 Bytes = npt.NDArray[np.int64]
 
 
-class Part(enum.IntEnum):
+class MemoryPart(enum.IntEnum):
     """What memory is for: the columns of a timeline."""
 
-    WEIGHTS = 0  # this process' part, fp32, frozen ones and buffers included
-    GRADIENTS = 1  # this process' part, reduced
+    WEIGHTS = 0  # this process' shard, fp32, frozen ones and buffers included
+    GRADIENTS = 1  # this process' shard, reduced
     OPTIMIZER = 2
     EMA = 3
-    GATHERED = 4  # whole units, while they compute, and what they are gathered through
+    GATHERED = 4  # whole units while they compute, and the buffers they are gathered through
     UNREDUCED = 5  # whole gradients: of units until they are reduced, of all between micro-batches
     REDUCING = 6  # the buffers that gradients are reduced from
     ACTIVATIONS = 7  # kept by the forward pass for the backward pass
-    LOGITS = 8  # all with one number a token id: logits, log-probabilities, their gradients
+    LOGITS = 8  # one number per token id: logits, log-probabilities, their gradients
     TEMPORARIES = 9  # the rest: gradients of activations, recomputed activations
 
 
-SHARDED = (Part.WEIGHTS, Part.GRADIENTS, Part.OPTIMIZER, Part.EMA)
-"""What each process always has its shard of; parallel.cpu_offload keeps these in host memory."""
+SHARDED = (MemoryPart.WEIGHTS, MemoryPart.GRADIENTS, MemoryPart.OPTIMIZER, MemoryPart.EMA)
+"""Parts of which each process holds its shard; parallel.cpu_offload keeps these in host memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """Bytes that live after each allocation and release of a step, by part: `fixed` + rows x
-    `per_row`, (events, parts).
+    """Bytes alive after each event (an allocation or release) of a step: fixed + rows x per_row.
+
+    Both arrays are (events, parts).
     """
 
     fixed: Bytes
     per_row: Bytes
 
     def at(self, rows: int) -> Bytes:
-        """The bytes with a micro-batch of `rows`."""
+        """The bytes with a micro-batch of `rows`, (events, parts)."""
         return self.fixed + rows * self.per_row
 
     def peak(self, rows: int) -> int:
@@ -58,7 +63,7 @@ class Timeline:
         return int(self.at(rows).sum(axis=1).max())
 
     def most_rows(self, most_bytes: int) -> int:
-        """The largest micro-batch whose peak is at most that; 0 if there is none."""
+        """The most rows whose peak is at most `most_bytes`; 0 if there are none."""
         fixed, per_row = self.fixed.sum(axis=1), self.per_row.sum(axis=1)
         growing = per_row > 0
         if fixed.max() > most_bytes:
@@ -66,70 +71,76 @@ class Timeline:
         return int(((most_bytes - fixed[growing]) // per_row[growing]).min())
 
     def resharded(self, factor: int) -> "Timeline":
-        """With shards of `factor` times the size."""
+        """The timeline with shards of `factor` times the size."""
         fixed = self.fixed.copy()
         fixed[:, SHARDED] *= factor
         return Timeline(fixed, self.per_row)
 
-    def without(self, parts: Sequence[Part]) -> "Timeline":
-        """Without what these parts take."""
+    def without(self, parts: Sequence[MemoryPart]) -> "Timeline":
+        """The timeline without the bytes of these parts."""
         fixed = self.fixed.copy()
         fixed[:, parts] = 0
         return Timeline(fixed, self.per_row)
 
     def accumulating(self) -> "Timeline":
-        """With more than one micro-batch a step, where this is of one.
+        """The timeline of a step of several micro-batches, where this is of a single one.
 
         Before the last one, gradients are neither reduced nor sharded but added up, whole, on each
-        process (FSDP2 without
-        gradient sync); in the last one each unit gives up its sum when it is reduced.
+        process (FSDP2 without gradient sync); in the last one each unit gives up its sum when it is
+        reduced.
         """
-        reduced_now = np.maximum(np.diff(self.fixed[:, Part.REDUCING], prepend=0), 0)
+        reduced_now = np.maximum(np.diff(self.fixed[:, MemoryPart.REDUCING], prepend=0), 0)
         whole = reduced_now.sum()
         before, last = self.fixed.copy(), self.fixed.copy()
-        before[:, (Part.GRADIENTS, Part.REDUCING)] = 0
-        before[:, Part.UNREDUCED] += whole
-        # A unit's sum lives until it has been copied into the buffer, so at that event it still
-        # counts.
-        last[:, Part.UNREDUCED] += whole - reduced_now.cumsum() + reduced_now
+        before[:, (MemoryPart.GRADIENTS, MemoryPart.REDUCING)] = 0
+        before[:, MemoryPart.UNREDUCED] += whole
+        # A unit's sum lives until it is copied into the buffer, so it still counts at that event.
+        last[:, MemoryPart.UNREDUCED] += whole - reduced_now.cumsum() + reduced_now
         return Timeline(np.concatenate([before, last]), np.tile(self.per_row, (2, 1)))
 
 
 class AllocationLog:
-    """Every storage's allocation, resizing and release, in order, and what it is for."""
+    """Every storage's allocations, resizings and release, in order, and what it is for."""
 
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._is_open = True
         self._changes: list[tuple[int, int]] = []  # (storage, bytes more or less)
-        self._parts: list[Part | None] = []  # of storages, which are numbered as they are seen
+        # By a storage's number, in the order in which they are seen.
+        self._parts: list[MemoryPart | None] = []
         self._sizes: list[int] = []
-        # By address: a living storage's number, and the reference that notes its release.
+        # By section: which layer begins, and before which event.
+        self._entered: dict[Section, list[tuple[int, int]]] = {}
+        self._order: slice | npt.NDArray[np.int64] = slice(None)
+        # A living storage's number, and the reference that notes its release. The key is `_cdata`,
+        # the address of the C++ object: Python's wrappers of one storage may differ. If torch no
+        # longer gave it, each storage would be counted once for each tensor over it.
         self._known: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
 
-    def take(self, part: Part, tensors: Sequence[Tensor]) -> None:
-        """These are for `part`."""
-        # With gradients on, each DTensor's part would be a call of an autograd function.
+    def take(self, part: MemoryPart, tensors: Sequence[Tensor]) -> None:
+        """Count these tensors' storages as `part`."""
+        # With gradients on, taking each DTensor's shard would be a call of an autograd function.
         with torch.no_grad():
             for tensor in tensors:
                 self._parts[self._number(local_part(tensor))] = part
 
-    def take_rest(self, part: Part) -> None:
-        """All that lives and is for nothing yet is for `part`."""
+    def take_rest(self, part: MemoryPart) -> None:
+        """Count all living storages that are of no part yet as `part`."""
         for number, _ in self._known.values():
             if self._parts[number] is None:
                 self._parts[number] = part
 
     def saw(self, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """An operator was called."""
+        """Note an operator's call, its new storages above all."""
         tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        # FSDP2's own operators. If torch renames them, this fails; if FSDP2 no longer calls them,
+        # what they take is counted as temporaries, and `accumulating` finds no gradients.
         if operator is torch.ops.fsdp.all_gather_copy_in.default:
-            self.take(Part.GATHERED, tensors)
+            self.take(MemoryPart.GATHERED, tensors)
         elif operator is torch.ops.fsdp.chunk_cat.default:
-            # Called by FSDP2 to bring a unit's gradients into the buffer that they are reduced
-            # from.
-            self.take(Part.UNREDUCED, args[0])
-            self.take(Part.REDUCING, [kwargs["out"]])
+            # It copies a unit's gradients into the buffer that they are reduced from.
+            self.take(MemoryPart.UNREDUCED, args[0])
+            self.take(MemoryPart.REDUCING, [kwargs["out"]])
         for tensor in tensors:
             number = self._number(tensor)
             if (
@@ -137,35 +148,48 @@ class AllocationLog:
                 and tensor.dim() > 1
                 and tensor.shape[-1] == self._vocab_size
             ):
-                self._parts[number] = Part.LOGITS
+                self._parts[number] = MemoryPart.LOGITS
+
+    def enter(self, section: Section, layer: int) -> None:
+        """Note that a layer's part of a section begins."""
+        self._entered.setdefault(section, []).append((layer, len(self._changes)))
+
+    def repeat_layers(self, left_out: Mapping[str, int]) -> None:
+        """Repeat an inner layer's events once for each layer of its stack that was left out.
+
+        Raises:
+            UnequalLayersError: see `layers.repeated`.
+        """
+        sizes = [size for _, size in self._changes]
+        events = list(zip(self.parts(), sizes, strict=True))
+        self._order = repeated(events, self._entered, left_out)
 
     def close(self) -> None:
         """Note nothing more."""
         self._is_open = False
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """A storage has another size than before, if it is known."""
+        """Note a storage's new size, if the storage is known."""
         if storage._cdata in self._known:
             self._now(self._known[storage._cdata][0], storage.nbytes())
 
-    def parts(self) -> list[Part]:
-        """What each change is of."""
+    def parts(self) -> list[MemoryPart]:
+        """The part of each event."""
         return [
-            part if (part := self._parts[number]) is not None else Part.TEMPORARIES
+            part if (part := self._parts[number]) is not None else MemoryPart.TEMPORARIES
             for number, _ in self._changes
         ]
 
     def live(self) -> Bytes:
-        """What lives after each change, by part."""
+        """The bytes alive after each event, (events, parts)."""
         return self._by_part([size for _, size in self._changes])
 
     def live_apart(self, units: int) -> tuple[Bytes, Bytes]:
-        """What lives after each change, by part: the bytes that are there anyway, and those of each
-        of `units` units of rows.
+        """The bytes alive after each event: those that no rows add, and those of a unit of rows.
 
         Args:
-            units: how many were recorded; more than twice the bytes of any storage that is there
-                anyway, so that each storage's bytes tell both.
+            units: how many units of rows were recorded; more than twice the bytes of any storage
+                that has none of rows, so that each storage's bytes tell both.
         """
         changes: list[tuple[int, int]] = []
         for number, change in self._changes:
@@ -179,9 +203,9 @@ class AllocationLog:
         return self._by_part(fixed_changes), self._by_part(unit_changes)
 
     def _by_part(self, changes: Sequence[int]) -> Bytes:
-        by_part = np.zeros((len(self._changes), len(Part)), dtype=np.int64)
+        by_part = np.zeros((len(self._changes), len(MemoryPart)), dtype=np.int64)
         by_part[np.arange(len(self._changes)), self.parts()] = changes
-        return by_part.cumsum(axis=0)
+        return by_part[self._order].cumsum(axis=0)
 
     def _number(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
@@ -205,7 +229,11 @@ class AllocationLog:
 
 
 class RecordingMode(FakeTensorMode):
-    """A fake mode that tells a log about each operator."""
+    """A fake mode that tells a log about each operator.
+
+    `FakeTensorMode` and `fake_device` are torch's private API, used by its compiler: tensors with
+    storages of the right size and no memory. Nothing public gives these.
+    """
 
     def __init__(self) -> None:
         # Weights come from the meta device.
@@ -214,12 +242,11 @@ class RecordingMode(FakeTensorMode):
         self._depth = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """See FakeTensorMode."""
         if func is torch.ops.prim.device.default:
-            # Half of all calls: FSDP2 asks each parameter, and the fake mode's own answer takes it
-            # ten times as long.
+            # Half of all calls: FSDP2 asks each parameter. The fake mode's own answer takes ten
+            # times as long.
             return args[0].fake_device
-        # What is fake about an operator may be made of others, which the real one does not call.
+        # The fake of an operator may call others, which the real one does not.
         self._depth += 1
         try:
             result = super().__torch_dispatch__(func, types, args, kwargs or {})
@@ -229,9 +256,14 @@ class RecordingMode(FakeTensorMode):
             self._log.saw(func, args, kwargs, result)
         return result
 
+    def enter(self, section: Section, layer: int) -> None:
+        """Tell the log, if there is one, that a layer's part of a section begins."""
+        if self._log is not None:
+            self._log.enter(section, layer)
+
     @contextlib.contextmanager
     def recording_to(self, log: AllocationLog) -> Iterator[None]:
-        """Fake, and tell `log`, while the block runs."""
+        """Run the block with fake tensors, and tell `log` about each operator."""
         resize = torch.UntypedStorage.resize_
 
         def resize_(storage: torch.UntypedStorage, size: int) -> Any:
@@ -240,11 +272,11 @@ class RecordingMode(FakeTensorMode):
             return result
 
         self._log = log
-        # What only the collector of cycles finds would be released at another moment each time.
+        # What the garbage collector alone finds would be released at another moment each time.
         gc.collect()
         gc.disable()
         try:
-            # FSDP2 empties and fills storages behind the operators' back.
+            # FSDP2 empties and fills storages by this method, which no dispatch mode sees.
             with unittest.mock.patch.object(torch.UntypedStorage, "resize_", resize_), self:
                 yield
         finally:

@@ -1,4 +1,4 @@
-"""How uncertain a fit to few points is: the residual bootstrap."""
+"""The uncertainty of a fit to few points: the residual bootstrap."""
 
 import numpy as np
 from jaxtyping import Float64
@@ -14,7 +14,7 @@ def resample(
     fitted: Float64[np.ndarray, " points"],
     num_parameters: int,
 ) -> Float64[np.ndarray, "resamples points"]:
-    """Values as they might have been measured: the fit, and residuals drawn with replacement.
+    """Values as they might have been measured: the fit plus residuals drawn with replacement.
 
     Cases are not resampled: of five points, a draw often holds three different ones, on which the
     fit says nothing. Residuals of a fit are smaller than the noise, so they are scaled by sqrt(n /
@@ -22,8 +22,8 @@ def resample(
     n - p degrees of freedom, as in Student's t. Without that, 90% intervals of a power law hold the
     truth 60% of the time at 4 points and 80% at 8.
 
-    The noise is taken to be the same at all points and independent between them. The same draws
-    come out each time.
+    The noise is assumed to be the same at all points and independent between them. The draws are
+    the same each time.
     """
     num_points = len(values)
     freedom = num_points - num_parameters
@@ -36,7 +36,5 @@ def resample(
 
 
 def interval(resamples: Float64[np.ndarray, " resamples"]) -> Interval:
-    """The percentile interval; a parameter that the points do not determine is infinite in some
-    resamples.
-    """
+    """The percentile interval; resamples of what the points do not determine may be infinite."""
     return percentile_interval(resamples, LEVEL, "inverted_cdf")

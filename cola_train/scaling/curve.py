@@ -1,6 +1,4 @@
-"""`cola-train curve run`: train and measure every point of a ladder; what is finished is left
-alone, what failed is reported.
-"""
+"""`cola-train curve run`: train and measure every point of a ladder that is not finished."""
 
 import json
 import multiprocessing
@@ -35,29 +33,28 @@ _PROGRAMS.set_forkserver_preload(["cola_train.training.run", "lightning.pytorch"
 
 
 def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: int) -> int:
-    """Run a ladder here, `parallel` runs at a time, and write its points.csv; returns the exit
-    status, 1 if a run failed.
+    """Run a ladder here, `parallel` runs at a time, and write its points.csv.
 
-    The same call goes on: finished runs are skipped, interrupted ones continue, failed ones are
+    The same call resumes: finished runs are skipped, interrupted ones continue, failed ones are
     reported and, with `retry`, run again from their last checkpoint.
 
+    Returns:
+        The exit status, 1 if a run failed.
+
     Raises:
-        UserError: whatever the spec or a run's config gets wrong, before anything is trained.
+        UserError: an error in the spec or in a run's config, before anything is trained.
     """
     planned_runs = ladder(spec, spec_folder)
     PreparedData.open(planned_runs[0].config.data.path)
     outcomes: dict[str, Outcome] = {}
     for level in levels(planned_runs):
         with ThreadPoolExecutor(parallel) as pool:
-            for planned, outcome in zip(
-                level,
-                pool.map(lambda planned: _bring_to_end(spec, planned, outcomes, retry), level),
-                strict=True,
-            ):
+            ended = pool.map(lambda planned: _finish(spec, planned, outcomes, retry), level)
+            for planned, outcome in zip(level, ended, strict=True):
                 outcomes[planned.name] = outcome
-        write_points(Path(spec.folder) / POINTS, measured(spec, planned_runs))
+        points = measured(spec, planned_runs)
+        write_points(Path(spec.folder) / POINTS, points)
     failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
-    points = measured(spec, planned_runs)
     say(
         f"{len(points)} of {sum(planned.is_point for planned in planned_runs)} points are "
         f"measured: {Path(spec.folder) / POINTS}"
@@ -71,21 +68,19 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
 
 
 def levels(planned_runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """Runs that need nothing, then those that need these, and so on."""
+    """Runs that need no other run, then those that need these, and so on."""
     depth: dict[str, int] = {}
+    by_depth: dict[int, list[PlannedRun]] = {}
     for planned in planned_runs:
         depth[planned.name] = 0 if planned.after is None else depth[planned.after] + 1
-    return [
-        [planned for planned in planned_runs if depth[planned.name] == number]
-        for number in range(max(depth.values()) + 1)
-    ]
+        by_depth.setdefault(depth[planned.name], []).append(planned)
+    return [runs for _, runs in sorted(by_depth.items())]
 
 
 def write_launch_lines(
     spec: CurveConfig, spec_folder: Path, folder: Path, launcher: str
 ) -> list[Path]:
-    """One shell line a run, in a file a level: level-N.sh may start when level N - 1 is done, its
-    lines in any order.
+    """Write a shell line for each run; level-N.sh needs level N - 1, and its lines have no order.
 
     Args:
         spec: the ladder.
@@ -107,10 +102,10 @@ def write_launch_lines(
     return paths
 
 
-def _bring_to_end(
+def _finish(
     spec: CurveConfig, planned: PlannedRun, outcomes: dict[str, Outcome], retry: bool
 ) -> Outcome:
-    """Bring one run to its end, and measure it."""
+    """Train one run to its end and measure it, as far as that is not done."""
     run = Path(spec.folder) / planned.name
     if planned.after is not None and outcomes[planned.after] != "finished":
         return "waits"
@@ -177,29 +172,24 @@ def _run_program(arguments: Sequence[str], folder: Path, log: Path) -> None:
 
 
 def comparison_of(run: Path) -> dict[str, float] | None:
-    """What `cola-train compare` found of a run's last step, from its metrics.jsonl; None if it has
-    not been compared.
-    """
+    """The metrics of `cola-train compare` at a run's last step; None if it was not compared."""
     rows = [*read_log(run / METRICS)]
     last = max((row["step"] for row in rows if "tokens" in row), default=None)
-    found = [
-        row
-        for row in rows
-        if row["step"] == last and any(name.startswith(_COMPARISON) for name in row)
-    ]
-    if not found:
-        return None
-    return {
-        name.removeprefix(_COMPARISON): value
-        for name, value in found[-1].items()
-        if name.startswith(_COMPARISON)
-    }
+    found = None
+    for row in rows:
+        metrics = {
+            name.removeprefix(_COMPARISON): value
+            for name, value in row.items()
+            if name.startswith(_COMPARISON)
+        }
+        if row["step"] == last and metrics:
+            found = metrics
+    return found
 
 
 def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Point]:
     """The points that have been trained and compared, from their metrics.jsonl."""
-    stage1 = {planned.name: planned for planned in planned_runs if planned.kind == "stage1"}
-    trunks = {planned.name: planned for planned in planned_runs if planned.kind == "trunk"}
+    by_name = {planned.name: planned for planned in planned_runs}
     points = []
     for planned in planned_runs:
         run = Path(spec.folder) / planned.name
@@ -207,8 +197,11 @@ def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Poin
         if metrics is None:
             continue
         spent = [row for row in read_log(run / METRICS) if "tokens" in row][-1]
-        origin = trunks[planned.after].after if planned.after in trunks else planned.after
-        before = stage1_flops(stage1[origin]) if origin is not None else {}
+        # What it needs is its trunk, its stage 1 or nothing, and what its trunk needs is stage 1.
+        origin = planned.after
+        if origin is not None and planned.kind == "anneal":
+            origin = by_name[origin].after
+        before = {} if origin is None else stage1_flops(by_name[origin])
         flops = {
             name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0)
             for name in ("paper", "model", "executed")

@@ -1,10 +1,8 @@
-"""A training step without its numbers: the real stage, sharded over processes that are not there,
-its allocations recorded.
+"""A training step without numbers: the real stage, sharded over absent processes, is recorded.
 
 Tensors are torch's fake ones, which have shapes and storages but no memory, and collectives go to
-torch's fake process group.
-So what is recorded is what the program does, whatever the stage; only what kernels and libraries
-use inside is missing.
+torch's fake process group. So what is recorded is what the program does, whatever the stage; only
+what kernels and libraries use inside is missing.
 """
 
 import contextlib
@@ -16,6 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+
+# Private, of torch's own tests, and no public group needs no other processes: its collectives do
+# nothing. Without it no plan could shard; the import would fail.
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from cola_train.config.run import RunConfig
@@ -25,13 +26,36 @@ from cola_train.models.attention.tiled import TiledAttention, forget_masks
 from cola_train.models.vocabulary_head import PARTS
 from cola_train.objectives.objective import total_loss
 from cola_train.processes import Processes
-from cola_train.scaling.allocations import AllocationLog, Bytes, Part, RecordingMode, Timeline
+from cola_train.scaling.allocations import (
+    AllocationLog,
+    Bytes,
+    MemoryPart,
+    RecordingMode,
+    Timeline,
+)
+from cola_train.scaling.layers import UnequalLayersError, layer_of, note_layers, shorten
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.optim.optimizers import ensure_state
 from cola_train.training.parallel.activations import Checkpointing, checkpointing_activations
 from cola_train.training.parallel.sharding import check_mesh, gather_each_once, sharding_units
+
+
+@dataclasses.dataclass(frozen=True)
+class _DryRun:
+    """A stage that is ready for its step.
+
+    Attributes:
+        present: the tensors that exist when a step begins, and what they are for, by stack and
+            number of the layer that they belong to; None for the rest.
+        left_out: how many layers of each stack do not take part.
+    """
+
+    stage: StageModule
+    mode: RecordingMode
+    present: dict[tuple[str, int] | None, list[tuple[MemoryPart, Tensor]]]
+    left_out: dict[str, int]
 
 
 def record(
@@ -41,12 +65,12 @@ def record(
     device_type: str,
     checkpointing: Sequence[Checkpointing],
 ) -> list[Timeline]:
-    """Timelines of process 0's forward and backward of one micro-batch, from a step on that the
-    optimizer has state for.
+    """Timelines of process 0's forward and backward of one micro-batch.
 
-    Clipping and the optimizer's step need less than the backward pass before them, and are left
-    out. The rows of the micro-batch are a multiple of the parts that the vocabulary head cuts
-    positions into; with other rows parts differ by a position, which is left out.
+    The optimizer has its state already, as from the second step on. Clipping and the optimizer's
+    step need less than the backward pass before them, and are left out. The rows of the
+    micro-batch are a multiple of the parts that the vocabulary head cuts positions into; with other
+    rows parts differ by a position, which is left out.
 
     Args:
         config: the run; its precision decided, not `auto`.
@@ -64,60 +88,55 @@ def record(
     config = dataclasses.replace(
         config, parallel=dataclasses.replace(config.parallel, activation_checkpointing="none")
     )
+    shortens, record_timeline = True, _record_once
     with _fake_group(world_size), _kernels_of(device_type):
-        try:
-            return _record(config, processes, checkpointing, _record_once)
-        except (RuntimeError, OverflowError) as error:
-            # The largest models: so many rows of them have more bytes than 64 bits count.
-            if "overflow" not in str(error):
-                raise
-            return _record(config, processes, checkpointing, _record_twice)
+        while True:
+            try:
+                return _record(config, processes, checkpointing, shortens, record_timeline)
+            except UnequalLayersError:
+                shortens = False
+            except (RuntimeError, OverflowError) as error:
+                # The largest models: so many rows of them have more bytes than 64 bits count.
+                if "overflow" not in str(error) or record_timeline is _record_twice:
+                    raise
+                record_timeline = _record_twice
 
 
 def _record(
     config: RunConfig,
     processes: Processes,
     checkpointing: Sequence[Checkpointing],
-    record_timeline: Callable[..., Timeline],
+    shortens: bool,
+    record_timeline: Callable[[_DryRun], Timeline],
 ) -> list[Timeline]:
-    stage = StageModule(
-        config, processes, StopRequest(), Watchdog(0, config.parallel.timeout_seconds)
-    )
-    mode = RecordingMode()
-    there = _configure(stage, mode)
+    run = _configure(config, processes, shortens)
     timelines = []
     for kind in checkpointing:
-        with checkpointing_activations(stage.objective, kind):
-            timelines.append(record_timeline(stage, mode, there))
+        with checkpointing_activations(run.stage.objective, kind):
+            timelines.append(record_timeline(run))
     return timelines
 
 
-def _record_once(
-    stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]
-) -> Timeline:
-    """By a micro-batch of so many rows that their number exceeds the bytes of whatever has a size
-    of its own.
-    """
+def _record_once(run: _DryRun) -> Timeline:
+    """Record more rows than any storage that does not grow with rows has bytes."""
     # The largest such storages are those that a unit is gathered into and reduced from: fp32, with
     # some padding, and twice that.
-    units = [_numbers(unit) for unit in sharding_units(stage.objective)]
-    root = _numbers(stage.objective) - sum(units)
+    units = [_numbers(unit) for unit in sharding_units(run.stage.objective)]
+    root = _numbers(run.stage.objective) - sum(units)
     many = 1 << (4 * 4 * max(root, *units)).bit_length()
-    fixed, of_parts = _record_step(stage, mode, there, many * PARTS).live_apart(many)
+    fixed, of_parts = _record_step(run, many * PARTS).live_apart(many)
     return _affine(fixed + of_parts, fixed + 2 * of_parts)
 
 
-def _record_twice(
-    stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]]
-) -> Timeline:
-    """By two micro-batches, of different rows."""
-    some, more = (_record_step(stage, mode, there, rows) for rows in (PARTS, 2 * PARTS))
+def _record_twice(run: _DryRun) -> Timeline:
+    """Record two micro-batches, of different rows."""
+    some, more = (_record_step(run, rows) for rows in (PARTS, 2 * PARTS))
     assert some.parts() == more.parts(), "the rows of a micro-batch change what is allocated"
     return _affine(some.live(), more.live())
 
 
 def _affine(some: Bytes, more: Bytes) -> Timeline:
-    """Through what lives with PARTS rows and with twice as many."""
+    """The line through the bytes alive with PARTS rows and those with twice as many."""
     per_row = (more - some) // PARTS
     return Timeline(some - PARTS * per_row, per_row)
 
@@ -137,26 +156,25 @@ def _fake_group(world_size: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _kernels_of(device_type: str) -> Iterator[None]:
-    """Attention as on `device_type`: torch without CUDA has no fake CUDA tensors, and its CPU's
-    kernel keeps other things.
-    """
+    """Attention as on `device_type`; torch without CUDA has no fake CUDA tensors."""
     forget_masks()
     try:
-        if device_type == "cpu":
-            yield
-            return
-        with (
-            unittest.mock.patch.object(RowAttention, "__call__", _gpu_attention),
-            unittest.mock.patch.object(TiledAttention, "__call__", _gpu_attention),
-        ):
+        with contextlib.ExitStack() as patches:
+            if device_type != "cpu":
+                for attention in (RowAttention, TiledAttention):
+                    patches.enter_context(
+                        unittest.mock.patch.object(attention, "__call__", _gpu_attention)
+                    )
             yield
     finally:
         forget_masks()
 
 
 def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Flash attention, and FlexAttention in place of tiles: both keep their output and one number a
-    query and head.
+    """Flash attention, in place of FlexAttention too: both keep the output and log-sum-exps.
+
+    The operators are private: the public function would choose the CPU's, which keeps other things.
+    If torch changes their arguments, every plan for GPUs fails.
     """
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
@@ -167,66 +185,79 @@ def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
     return out
 
 
-def _configure(stage: StageModule, mode: RecordingMode) -> dict[Part, list[Tensor]]:
-    """Configure a stage, fake from where memory is given: a mesh reads its tensors' values.
-
-    Returns:
-        What is there when a step begins.
-    """
-    objective = stage.build_sharded()
+def _configure(config: RunConfig, processes: Processes, shortens: bool) -> _DryRun:
+    """Build a stage, fake from where memory is given: a mesh reads its tensors' values."""
+    watchdog = Watchdog(0, config.parallel.timeout_seconds)
+    stage, mode = StageModule(config, processes, StopRequest(), watchdog), RecordingMode()
+    left_out: dict[str, int] = {}
+    objective = stage.build_sharded(lambda built: left_out.update(shorten(built, shortens)))
+    note_layers(objective, left_out, mode.enter)
     with mode:
         stage.allocate(objective)
         moments = ensure_state(stage.configure_optimizers())
         # As when a run starts: then each unit has the storage that it is gathered into, empty.
         gather_each_once(objective)
-    return {
-        Part.WEIGHTS: [*objective.parameters(), *objective.buffers()],
-        Part.OPTIMIZER: [tensor for state in moments.values() for tensor in state.values()],
-        Part.EMA: list(stage.ema.tensors.values()),
-        Part.GATHERED: _gathered(objective),
-    }
+    present: dict[tuple[str, int] | None, list[tuple[MemoryPart, Tensor]]] = {}
+
+    def add(name: str, part: MemoryPart, tensor: Tensor) -> None:
+        present.setdefault(layer_of(name, left_out), []).append((part, tensor))
+
+    for name, parameter in objective.named_parameters():
+        add(name, MemoryPart.WEIGHTS, parameter)
+        for tensor in moments.get(parameter, {}).values():
+            add(name, MemoryPart.OPTIMIZER, tensor)
+    for name, buffer in objective.named_buffers():
+        add(name, MemoryPart.WEIGHTS, buffer)
+    for name, average in stage.ema.tensors.items():
+        add(name, MemoryPart.EMA, average)
+    for tensor in _gathered(objective):
+        add("", MemoryPart.GATHERED, tensor)
+    return _DryRun(stage, mode, present, left_out)
 
 
 def _gathered(objective: nn.Module) -> list[Tensor]:
-    """What FSDP2 gathers each parameter into."""
-    states = [
-        module._get_fsdp_state() for module in objective.modules() if isinstance(module, FSDPModule)
-    ]
-    groups = [group for state in states for group in state._fsdp_param_groups]
-    return [
-        copy
-        for group in groups
-        for parameter in group.fsdp_params
-        for copy in parameter.all_gather_outputs
-    ]
+    """The tensors that FSDP2 gathers each parameter into.
+
+    Private, because FSDP2 allocates them once and then resizes them, so no operator of the step
+    gives them. If torch renames these attributes, every plan fails with an AttributeError; if it
+    gathers into other tensors, gathered weights are counted as temporaries.
+    """
+    units = [module for module in objective.modules() if isinstance(module, FSDPModule)]
+    groups = [group for unit in units for group in unit._get_fsdp_state()._fsdp_param_groups]
+    parameters = [parameter for group in groups for parameter in group.fsdp_params]
+    return [tensor for parameter in parameters for tensor in parameter.all_gather_outputs]
 
 
-def _record_step(
-    stage: StageModule, mode: RecordingMode, there: dict[Part, list[Tensor]], rows: int
-) -> AllocationLog:
+def _record_step(run: _DryRun, rows: int) -> AllocationLog:
     """One forward and backward of a micro-batch of `rows`; no gradients are left behind."""
-    # Each recording makes them, as a run's first step does.
+    # Each recording makes the masks, as a run's first step does.
     forget_masks()
-    log = AllocationLog(stage.config.vocab_size)
-    for part, tensors in there.items():
-        log.take(part, tensors)
-    with mode.recording_to(log):
+    stage, log = run.stage, AllocationLog(run.stage.config.vocab_size)
+    for layer, tensors in run.present.items():
+        if layer is not None:
+            stack, number = layer
+            log.enter((stack, "present"), number)
+        for part, tensor in tensors:
+            log.take(part, [tensor])
+    with run.mode.recording_to(log):
         batch = _batch(rows, stage.config.data.seq_len)
         counts = {name: count.float() for name, count in stage.objective.counts(batch).items()}
         with stage.computing():
             # Of a cycle's phases the first trains most.
             terms = stage.objective(batch, 0)
         loss = total_loss(terms, counts)
-        log.take_rest(Part.ACTIVATIONS)
+        log.take_rest(MemoryPart.ACTIVATIONS)
         loss.backward()
         trained = [
             parameter for parameter in stage.objective.parameters() if parameter.grad is not None
         ]
         log.take(
-            Part.GRADIENTS, [parameter.grad for parameter in trained if parameter.grad is not None]
+            MemoryPart.GRADIENTS,
+            [parameter.grad for parameter in trained if parameter.grad is not None],
         )
     for parameter in trained:
         parameter.grad = None
+    log.repeat_layers(run.left_out)
     return log
 
 

@@ -1,11 +1,11 @@
-"""The compute-optimal size: at each budget a parabola of the metric over log parameters, whose end
-is the best size N.
+"""The compute-optimal size N: at each budget the end of a parabola over log parameters.
 
 Over budgets, N = N0 (C / C0)^a (Hoffmann et al. 2022, approach 2); N0 is the best size at C0, the
 least budget that counts.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from cola_train.scaling.points import Point, by_budget
 from cola_train.scaling.power_law import Direction, NotFitted
 
 _PARABOLA, _LINE = 3, 2  # parameters
-# Of the largest value: what is less is rounding.
+# Relative to the largest value; smaller coefficients are rounding errors.
 _ROUNDING = 1e-12
 Problem = Literal["", "outside the measured sizes", "no best size"]
 
@@ -34,10 +34,10 @@ class Parabola:
         parameters: measured sizes, rising.
         values: of the metric.
         coefficients: of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
-        best: parameters at the parabola's end; if it opens the wrong way there is none, and this is
-            infinite or 0, as it slopes.
-        best_interval: an end may be infinite or 0 too; None with three sizes, through which a
-            parabola goes exactly.
+        best: parameters at the parabola's end; infinite or 0, as it slopes, if it opens the wrong
+            way and has none.
+        best_interval: its ends may be infinite or 0 too; None with three sizes, which a parabola
+            fits exactly.
         problem: why `best` is not to be used; empty if it may be.
     """
 
@@ -56,53 +56,51 @@ class Parabola:
 
     def to_json(self) -> dict[str, Any]:
         """All but the coefficients."""
-        best = None if self.problem == "no best size" else self.best
-        found = None if self.best_interval is None else self.best_interval.to_json()
         return {
             "eflops": self.flops / FLOPS_PER_EFLOP,
             "parameters": self.parameters.tolist(),
             "values": self.values.tolist(),
-            "best_parameters": best,
-            "best_parameters_interval": found,
+            "best_parameters": None if self.problem == "no best size" else self.best,
+            "best_parameters_interval": self.best_interval and self.best_interval.to_json(),
             "problem": self.problem,
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class Growth:
-    """The best size over compute; `exponent_interval` is None with two budgets, through which a
-    line goes exactly.
-    """
+    """The best size over compute."""
 
     exponent: float
-    exponent_interval: Interval | None
+    exponent_interval: Interval | None  # None with two budgets, which a line fits exactly
     c0_flops: float
     parameters_at_c0: float
 
     def to_json(self) -> dict[str, Any]:
-        """Flat."""
+        """The law with its formula."""
         return {
             "formula": "parameters_at_c0 (C / C0)^exponent",
             "c0_eflops": self.c0_flops / FLOPS_PER_EFLOP,
             "parameters_at_c0": self.parameters_at_c0,
             "exponent": self.exponent,
-            "exponent_interval": (
-                None if self.exponent_interval is None else self.exponent_interval.to_json()
-            ),
+            "exponent_interval": self.exponent_interval and self.exponent_interval.to_json(),
         }
 
 
 @dataclasses.dataclass(frozen=True)
 class IsoFLOP:
-    """One family: its parabolas, budgets rising, and how their ends grow."""
+    """One family's parabolas, budgets rising, and the growth of their ends."""
 
     parabolas: dict[float, Parabola | NotFitted]
-    growth: Growth | NotFitted
 
     @property
     def fitted(self) -> list[Parabola]:
         """The budgets that have a parabola."""
         return [parabola for parabola in self.parabolas.values() if isinstance(parabola, Parabola)]
+
+    @functools.cached_property
+    def growth(self) -> Growth | NotFitted:
+        """The growth of the best size over those budgets whose parabola shows one."""
+        return _grow([parabola for parabola in self.fitted if not parabola.problem])
 
     def to_json(self) -> dict[str, Any]:
         """Budgets as a list, in EFLOPs."""
@@ -116,26 +114,16 @@ class IsoFLOP:
 def fit_isoflop(
     points: Sequence[Point], metric: str, direction: Direction, convention: Convention
 ) -> IsoFLOP:
-    """Parabolas of one family's points, and the growth of the best size over those budgets whose
-    parabola shows one.
+    """Fit a parabola to one family's points at each budget.
 
     Raises:
         UserError: see `by_budget`.
     """
-    budgets = by_budget(points, convention)
-    parabolas = {
-        budget: _fit_budget(budget, members, metric, direction, convention)
-        for budget, members in budgets.items()
-    }
     return IsoFLOP(
-        parabolas,
-        _grow(
-            [
-                found
-                for found in parabolas.values()
-                if isinstance(found, Parabola) and not found.problem
-            ]
-        ),
+        {
+            budget: _fit_budget(budget, members, metric, direction, convention)
+            for budget, members in by_budget(points, convention).items()
+        }
     )
 
 
@@ -190,7 +178,6 @@ def _grow(parabolas: Sequence[Parabola]) -> Growth | NotFitted:
     exponent, start = solve @ best
     uncertainty = None
     if len(parabolas) > _LINE:
-        uncertainty = interval(
-            resample(best, design @ np.array([exponent, start]), _LINE) @ solve[0]
-        )
+        fitted = design @ np.array([exponent, start])
+        uncertainty = interval(resample(best, fitted, _LINE) @ solve[0])
     return Growth(float(exponent), uncertainty, float(flops[0]), float(np.exp(start)))

@@ -1,6 +1,4 @@
-"""`cola-train match`: models of other families that are equal to a run in size or in compute, and a
-table of what else is equal.
-"""
+"""`cola-train match`: models of other families of a run's size or compute, and how fair that is."""
 
 import dataclasses
 import json
@@ -31,7 +29,7 @@ RULES: dict[Equal, str] = {
 }
 # Sizes this close count as equal; among them the one nearest in width is taken.
 _TOLERANCE = 0.01
-# Of width over number of layers, to the run's, where sizes allow.
+# Of width / layers to the run's, where sizes allow.
 _LARGEST_ASPECT_RATIO = 2.0
 
 
@@ -42,11 +40,11 @@ class _Size:
     error: float  # relative
 
     def aspect_off(self, target: MatchTarget) -> float:
-        """By what factor, as a logarithm, width over layers differs from the run's."""
+        """The log of the factor by which width / layers differs from the run's."""
         return abs(math.log(self.width / self.layers * target.num_layers / target.width))
 
     def width_off(self, target: MatchTarget) -> float:
-        """The same of the width."""
+        """The log of the factor by which the width differs from the run's."""
         return abs(math.log(self.width / target.width))
 
 
@@ -56,7 +54,7 @@ def match(config: RunConfig, equal: Equal) -> dict[str, RunConfig]:
     They read the same rows in the same order for as many steps, and share seeds, optimization and
     loop. Widths are multiples of the run's head_dim, and width over layers is within a factor of 2
     of the run's. Sizes within 1% of equal count as equal, and of these the width nearest to the
-    run's is taken; where none is so close, the closest.
+    run's is taken; where none is so close, the size closest to equal.
 
     Raises:
         UserError: a config of a family that nothing is matched to, or a head_dim that another
@@ -74,9 +72,8 @@ def match(config: RunConfig, equal: Equal) -> dict[str, RunConfig]:
     )
     assert target is not None
     # They end at the same step.
-    config = dataclasses.replace(
-        config, trainer=dataclasses.replace(config.trainer, max_steps=_steps(config))
-    )
+    trainer = dataclasses.replace(config.trainer, max_steps=_steps(config))
+    config = dataclasses.replace(config, trainer=trainer)
     found = {name: _solved(config, equal, family, target) for name, family in families().items()}
     return {name: matched for name, matched in found.items() if matched is not None}
 
@@ -91,14 +88,14 @@ def fairness(config: RunConfig, equal: Equal) -> dict[str, Any]:
     target = family_of(config).match_target(config)
     assert target is not None
     compared: dict[str, RunConfig] = {config.stage: config, **matched}
-    measured = {name: _measure(of, equal) for name, of in compared.items()}
+    own = _measure(config, equal)
     return {
         "equal": equal,
         "to": config.stage,
         "rule": RULES[equal],
         "convention": config.budget.convention,
         "relative_difference": {
-            name: measured[name] / measured[config.stage] - 1 for name in matched
+            name: _measure(of, equal) / own - 1 for name, of in matched.items()
         },
         "notes": list(target.notes),
         "overrides": {name: _overrides(of) for name, of in matched.items()},
@@ -107,17 +104,13 @@ def fairness(config: RunConfig, equal: Equal) -> dict[str, Any]:
 
 
 def show(table: Mapping[str, Any], as_json: bool) -> str:
-    """`fairness` as one JSON object, or as text: a row for each property, a column for each family,
-    "=" where all agree.
-    """
+    """`fairness` as JSON, or as a table of properties by family, with "=" where all agree."""
     if as_json:
         return json.dumps(table, indent=1) + "\n"
     lines = [f"Equal in {table['rule']}."]
-    lines += [
-        f"{family}: {share:+.3%} from {table['to']}'s"
-        for family, share in table["relative_difference"].items()
-    ]
-    flat = {family: dict(_flatten(values)) for family, values in table["families"].items()}
+    for family, share in table["relative_difference"].items():
+        lines.append(f"{family}: {share:+.3%} from {table['to']}'s")
+    flat = {family: _flatten(values) for family, values in table["families"].items()}
     all_names = dict.fromkeys(name for values in flat.values() for name in values)
     groups = dict.fromkeys(name.partition(":")[0] for name in all_names)
     names = [name for group in groups for name in all_names if name.partition(":")[0] == group]
@@ -127,15 +120,13 @@ def show(table: Mapping[str, Any], as_json: bool) -> str:
         rows.append([name, *cells, "=" if len(set(cells)) == 1 else ""])
     lines += ["", *aligned(rows)]
     lines += ["", *table["notes"], "", "To train them:"]
-    lines += [
-        f"cola-train {shlex.join([family, *values])}"
-        for family, values in table["overrides"].items()
-    ]
+    for family, values in table["overrides"].items():
+        lines.append(f"cola-train {shlex.join([family, *values])}")
     return "\n".join(lines) + "\n"
 
 
 def _steps(config: RunConfig) -> int:
-    """Where a run ends."""
+    """A run's number of steps."""
     if config.budget.eflops is None:
         return config.trainer.max_steps
     budget = Amount.parse(f"{config.budget.eflops!r} EFLOPs", "budget.eflops")
@@ -147,7 +138,7 @@ def _tokens(config: RunConfig) -> int:
 
 
 def _measure(config: RunConfig, equal: Equal) -> float:
-    """What is to be equal."""
+    """The quantity that is to be equal."""
     if equal == "parameters":
         return family_of(config).backbone_parameters(config)
     if equal == "flops":
@@ -186,37 +177,30 @@ def _solved(
     shaped = [
         size for size in found if size.aspect_off(target) <= math.log(_LARGEST_ASPECT_RATIO)
     ] or found
-    close = [size for size in shaped if size.error <= _TOLERANCE]
-    best = (
-        min(close, key=lambda size: (size.width_off(target), size.error))
-        if close
-        else min(shaped, key=lambda size: size.error)
-    )
+    if close := [size for size in shaped if size.error <= _TOLERANCE]:
+        best = min(close, key=lambda size: (size.width_off(target), size.error))
+    else:
+        best = min(shaped, key=lambda size: size.error)
     return build(best.width, best.layers)
 
 
 def _overrides(config: RunConfig) -> list[str]:
-    """What the family's verb makes this config from, without a file."""
-    default = type(config)(name=config.name)
-    keys = [
-        key
-        for key, _ in leaves(type(config))
-        if key == "name" or value_at(config, key) != value_at(default, key)
-    ]
-    return [f"{key}={_as_yaml(value_at(config, key))}" for key in keys]
-
-
-def _as_yaml(value: Any) -> str:
-    plain = isinstance(value, str) and yaml.safe_load(value) == value
-    return value if plain else json.dumps(value)
+    """The overrides from which the family's verb makes this config, without a file."""
+    default, overrides = type(config)(name=config.name), []
+    for key, _ in leaves(type(config)):
+        value = value_at(config, key)
+        if key == "name" or value != value_at(default, key):
+            is_plain = isinstance(value, str) and yaml.safe_load(value) == value
+            overrides.append(f"{key}={value if is_plain else json.dumps(value)}")
+    return overrides
 
 
 def _describe(config: RunConfig) -> dict[str, Any]:
-    optim, trainer, steps, tokens = config.optim, config.trainer, _steps(config), _tokens(config)
-    total = flops_after(config, steps)
-    parts = family_of(config).parameters(config)
+    family, optim, steps, tokens = family_of(config), config.optim, _steps(config), _tokens(config)
+    total, parts = flops_after(config, steps), family.parameters(config)
+    rates = (optim.start_learning_rate, optim.learning_rate, optim.final_learning_rate)
     return {
-        "network": family_of(config).describe(config),
+        "network": family.describe(config),
         "data": {
             "path": config.data.path,
             "order seed": config.data_seed,
@@ -224,15 +208,12 @@ def _describe(config: RunConfig) -> dict[str, Any]:
         },
         "seed": config.seed,
         "tokenizer": f"of the data, {config.vocab_size:,} ids",
-        "rows per step": trainer.global_batch_size,
+        "rows per step": config.trainer.global_batch_size,
         "steps": steps,
         "tokens": tokens,
         "schedule": {
             "kind": optim.schedule,
-            "learning rate": (
-                f"{optim.start_learning_rate:g} to {optim.learning_rate:g} to "
-                f"{optim.final_learning_rate:g}"
-            ),
+            "learning rate": " to ".join(f"{rate:g}" for rate in rates),
             **{
                 f"{name} steps": steps_to(config, Amount.parse(getattr(optim, name), name))
                 for name in ("warmup", "decay", "anneal")
@@ -242,30 +223,23 @@ def _describe(config: RunConfig) -> dict[str, Any]:
         },
         "parameters": parts,
         "parameters in all": sum(parts.values()),
-        "backbone's parameters": family_of(config).backbone_parameters(config),
-        "FLOPs per token": {convention: flops / tokens for convention, flops in total.items()},
-        "EFLOPs in all": {
-            convention: flops / FLOPS_PER_EFLOP for convention, flops in total.items()
-        },
+        "backbone's parameters": family.backbone_parameters(config),
+        "FLOPs per token": {name: flops / tokens for name, flops in total.items()},
+        "EFLOPs in all": {name: flops / FLOPS_PER_EFLOP for name, flops in total.items()},
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for name, value in values.items():
-        found += (
-            _flatten(value, f"{prefix}{name}: ")
-            if isinstance(value, dict)
-            else [(prefix + name, value)]
-        )
+        if isinstance(value, dict):
+            found |= _flatten(value, f"{prefix}{name}: ")
+        else:
+            found[prefix + name] = value
     return found
 
 
 def _cell(value: Any) -> str:
-    return (
-        f"{value:,}"
-        if isinstance(value, int)
-        else f"{value:,.6g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)

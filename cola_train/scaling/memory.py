@@ -1,8 +1,8 @@
 """How much memory a run needs on each device, and what fits there, before it is launched.
 
-The figures are of an optimizer step's highest moment, as a dry run of the step finds it
-(dry_run.py). Kernels' own scratch space and an allocator's gaps come on top: on a CPU, glibc keeps
-up to two thirds as much again of what was released, unless the environment has
+Bytes are of an optimizer step's highest moment, as a dry run of the step finds it (dry_run.py).
+Kernels' own scratch space and an allocator's gaps come on top: on a CPU, glibc keeps up to two
+thirds as much again of what was released, unless the environment has
 MALLOC_MMAP_THRESHOLD_=65536. So does what happens beside steps: sample texts compute with a whole
 copy of the weights.
 """
@@ -14,7 +14,7 @@ from typing import Literal
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.devices import cpu_bf16_is_fast
-from cola_train.scaling.allocations import SHARDED, Part, Timeline
+from cola_train.scaling.allocations import SHARDED, MemoryPart, Timeline
 from cola_train.scaling.dry_run import record
 from cola_train.training.parallel.activations import Checkpointing
 
@@ -23,16 +23,16 @@ DeviceType = Literal["cpu", "cuda"]
 # for this project.
 _GPU_RUNTIME = 2 * 10**9
 _NAMES = {
-    Part.WEIGHTS: "weights",
-    Part.GRADIENTS: "gradients",
-    Part.OPTIMIZER: "optimizer state",
-    Part.EMA: "moving average of the weights",
-    Part.GATHERED: "gathered weights",
-    Part.UNREDUCED: "gradients before reduction",
-    Part.REDUCING: "gradients before reduction",
-    Part.ACTIVATIONS: "activations",
-    Part.LOGITS: "vocabulary logits",
-    Part.TEMPORARIES: "temporaries",
+    MemoryPart.WEIGHTS: "weights",
+    MemoryPart.GRADIENTS: "gradients",
+    MemoryPart.OPTIMIZER: "optimizer state",
+    MemoryPart.EMA: "moving average of the weights",
+    MemoryPart.GATHERED: "gathered weights",
+    MemoryPart.UNREDUCED: "gradients before reduction",
+    MemoryPart.REDUCING: "gradients before reduction",
+    MemoryPart.ACTIVATIONS: "activations",
+    MemoryPart.LOGITS: "vocabulary logits",
+    MemoryPart.TEMPORARIES: "temporaries",
 }
 _KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 # A recording takes seconds, and a plan asks for the same one more than once.
@@ -49,11 +49,11 @@ class MemoryEstimate:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """A way to spread a run, and what it can do within a device's memory."""
+    """A way to spread a run, and the largest micro-batch within a device's memory."""
 
     strategy: str
     activation_checkpointing: str
-    micro_batch_size: int  # the largest that fits; 0 if one row does not
+    micro_batch_size: int  # 0 if one row does not fit
     peak: int  # bytes with that micro-batch, or with one row
 
 
@@ -63,13 +63,12 @@ def estimate(
     local_world_size: int | None = None,
     device_type: DeviceType = "cpu",
 ) -> MemoryEstimate:
-    """The memory that a step of the run needs on each of `world_size` devices, with the config's
-    micro-batch and sharding.
+    """The memory of a step on each device, with the config's micro-batch and sharding.
 
     Args:
         config: the run; trainer.precision=auto is taken as bf16 on a GPU, and on a CPU as what this
             one would choose.
-        world_size: processes, one a device.
+        world_size: processes, one per device.
         local_world_size: those of one machine, for hsdp; all by default.
         device_type: on "cuda", attention keeps what a GPU's kernels keep, an allowance for the
             runtime is added, and what parallel.cpu_offload moves to the host is left out. On "cpu"
@@ -79,31 +78,17 @@ def estimate(
         UserError: a batch or strategy that does not fit the number of devices.
     """
     micro, local_rows = config.trainer.micro_batch_size, check_rows(config, world_size)
-    timeline = _timeline(config, world_size, local_world_size or world_size, device_type)
-    live = _of_step(timeline, micro, local_rows).at(micro)
+    kind = config.parallel.activation_checkpointing
+    (recorded,) = _timelines(
+        config, world_size, local_world_size or world_size, device_type, (kind,)
+    )
+    live = _of_step(recorded, micro, local_rows).at(micro)
     highest = live[live.sum(axis=1).argmax()]
     by_part = dict.fromkeys(_NAMES.values(), 0)
     for part, name in _NAMES.items():
         by_part[name] += int(highest[part])
     by_part["device runtime"] = _runtime(device_type)
     return MemoryEstimate(by_part, sum(by_part.values()))
-
-
-def largest_micro_batch(
-    config: RunConfig,
-    world_size: int,
-    device_bytes: int,
-    local_world_size: int | None = None,
-    device_type: DeviceType = "cuda",
-) -> int:
-    """The largest trainer.micro_batch_size that a device of `device_bytes` has memory for; 0 if one
-    row is too much.
-
-    It divides a device's rows of a step, as training demands. Arguments and errors as `estimate`'s.
-    """
-    local_rows = _local_rows(config, world_size)
-    timeline = _timeline(config, world_size, local_world_size or world_size, device_type)
-    return _largest(timeline, local_rows, device_bytes - _runtime(device_type))
 
 
 def what_fits(
@@ -113,13 +98,12 @@ def what_fits(
     local_world_size: int | None = None,
     device_type: DeviceType = "cuda",
 ) -> list[Option]:
-    """For each sharding, from the most to the least sharded, and each activation checkpointing: the
-    largest micro-batch.
+    """The largest micro-batch for each sharding, most sharded first, and activation checkpointing.
 
-    One recording a kind of checkpointing: from fsdp2 to the others the sharded parts scale as the
-    shards do. That leaves out how shards are rounded up and that ddp gathers without a buffer,
-    together some percent of a small model and less of a large one. Arguments and errors as
-    `estimate`'s.
+    A micro-batch divides a device's rows of a step, as training demands. Each kind of checkpointing
+    is recorded once, with fsdp2; for other strategies the sharded parts scale as the shards do.
+    That leaves out how shards are rounded up and that ddp gathers without a buffer, together some
+    percent of a small model and less of a large one. Arguments and errors as `estimate`'s.
     """
     local_world_size = local_world_size or world_size
     local_rows = _local_rows(config, world_size)
@@ -129,27 +113,20 @@ def what_fits(
     if world_size > 1:
         shard_sizes["ddp"] = 1
     parallel = dataclasses.replace(config.parallel, strategy="fsdp2", shard_size=None)
-    sharded = _timelines(
-        dataclasses.replace(config, parallel=parallel),
-        world_size,
-        local_world_size,
-        device_type,
-        _KINDS,
-    )
-    options = []
+    sharded = dataclasses.replace(config, parallel=parallel)
+    recorded = _timelines(sharded, world_size, local_world_size, device_type, _KINDS)
+    runtime, options = _runtime(device_type), []
     for strategy, shard_size in shard_sizes.items():
-        for checkpointing, recorded in zip(_KINDS, sharded, strict=True):
-            timeline = recorded.resharded(world_size // shard_size)
-            micro = _largest(timeline, local_rows, device_bytes - _runtime(device_type))
-            peak = _of_step(timeline, micro or 1, local_rows).peak(micro or 1) + _runtime(
-                device_type
-            )
-            options.append(Option(strategy, checkpointing, micro, peak))
+        for kind, fsdp2 in zip(_KINDS, recorded, strict=True):
+            timeline = fsdp2.resharded(world_size // shard_size)
+            micro = _largest(timeline, local_rows, device_bytes - runtime)
+            peak = _of_step(timeline, micro or 1, local_rows).peak(micro or 1)
+            options.append(Option(strategy, kind, micro, peak + runtime))
     return options
 
 
 def check_rows(config: RunConfig, world_size: int) -> int:
-    """A device's rows of a step, which its micro-batches must divide among.
+    """A device's rows of a step, which its micro-batches must divide.
 
     Raises:
         UserError: they do not.
@@ -178,19 +155,6 @@ def _runtime(device_type: DeviceType) -> int:
     return _GPU_RUNTIME if device_type == "cuda" else 0
 
 
-def _timeline(
-    config: RunConfig, world_size: int, local_world_size: int, device_type: DeviceType
-) -> Timeline:
-    """Of the config's own checkpointing."""
-    return _timelines(
-        config,
-        world_size,
-        local_world_size,
-        device_type,
-        (config.parallel.activation_checkpointing,),
-    )[0]
-
-
 def _timelines(
     config: RunConfig,
     world_size: int,
@@ -198,14 +162,14 @@ def _timelines(
     device_type: DeviceType,
     kinds: Sequence[Checkpointing],
 ) -> list[Timeline]:
-    """Of each kind of checkpointing, in place of the config's."""
+    """The timeline of each kind of checkpointing, in place of the config's."""
     precision = config.trainer.precision
     if precision == "auto":
         precision = "bf16" if device_type == "cuda" or cpu_bf16_is_fast() else "fp32"
-    # it keeps no more than bf16, and its kernels cannot be recorded without its devices
+    # fp8 keeps no more than bf16, and its kernels cannot be recorded without its devices.
     if precision == "fp8":
         precision = "bf16"
-    # Whatever the micro-batch, its timeline is the same.
+    # A timeline does not depend on the micro-batch.
     config = dataclasses.replace(
         config,
         trainer=dataclasses.replace(config.trainer, precision=precision, micro_batch_size=1),
@@ -226,13 +190,9 @@ def _of_step(timeline: Timeline, micro: int, local_rows: int) -> Timeline:
 
 
 def _largest(timeline: Timeline, local_rows: int, device_bytes: int) -> int:
-    """The largest divisor of `local_rows` that fits; with all rows at once no gradients are added
-    up.
-    """
+    """The largest divisor of `local_rows` that fits; all rows at once need no summed gradients."""
     if timeline.most_rows(device_bytes) >= local_rows:
         return local_rows
     most = timeline.accumulating().most_rows(device_bytes)
-    return max(
-        (rows for rows in range(1, local_rows) if local_rows % rows == 0 and rows <= most),
-        default=0,
-    )
+    divisors = (rows for rows in range(1, local_rows) if local_rows % rows == 0)
+    return max((rows for rows in divisors if rows <= most), default=0)

@@ -50,7 +50,7 @@ class Fleet:
 
     @property
     def kind(self) -> Device:
-        """What one of them can do."""
+        """What a device of the fleet can do."""
         return DEVICES[self.device]
 
 
@@ -67,16 +67,12 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
         UserError: devices that the batch does not divide among, or an amount that cannot be read.
     """
     family, rows, end = family_of(config), _training_rows(config), Budget(config).last_step
-    moments = {
-        *_mark_steps(config, end),
-        *(steps_to(config, Amount.parse(text, "--at")) for text in extra),
-        end,
-    }
+    amounts = (steps_to(config, Amount.parse(text, "--at")) for text in extra)
+    moments = {*_mark_steps(config, end), *amounts, end}
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
     per_node = min(fleet.count, fleet.per_node)
     check_rows(config, fleet.count)
-    # First what records every kind of checkpointing at once: the config's own is most often among
-    # them.
+    # First, because it records every kind of checkpointing at once, the config's own among them.
     options = what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)
     memory = estimate(config, fleet.count, per_node, "cuda")
     return {
@@ -121,12 +117,9 @@ def _mark_steps(config: RunConfig, end: int) -> set[int]:
     for text in config.budget.marks:
         mark = Mark.parse(text, "budget.marks")
         for number in range(1, _LISTED_MARKS + 1 if mark.repeats else 2):
-            step = steps_to(
-                config, dataclasses.replace(mark.amount, count=number * mark.amount.count)
-            )
-            if step <= end:
-                steps.add(step)
-    return steps
+            amount = dataclasses.replace(mark.amount, count=number * mark.amount.count)
+            steps.add(steps_to(config, amount))
+    return {step for step in steps if step <= end}
 
 
 def _moment(config: RunConfig, steps: int, rows: int | None, fleet: Fleet) -> dict[str, Any]:
@@ -145,35 +138,23 @@ def _moment(config: RunConfig, steps: int, rows: int | None, fleet: Fleet) -> di
 
 
 def show(plan: dict[str, Any], as_json: bool) -> str:
-    """A plan as one JSON object, or as pages to read."""
+    """A plan as one JSON object, or as text to read."""
     return json.dumps(plan, indent=1) + "\n" if as_json else "\n".join(_lines(plan)) + "\n"
 
 
 def _lines(plan: dict[str, Any]) -> list[str]:
-    fleet = plan["devices"]
+    fleet, budget = plan["devices"], plan["budget"]
     lines = [f"{plan['run']} ({plan['stage']})", "", "Parameters"]
     lines += [f"  {name:34}{count:>22,}" for name, count in plan["parameters"].items()]
     lines += ["", f"A step of {plan['tokens_per_step']:,} tokens, FLOPs by convention"]
     lines += [f"  {name:10}{flops:>28,}  {flops:.4e}" for name, flops in plan["step_flops"].items()]
     lines += [f"  {name}: {words}" for name, words in plan["conventions"].items()]
     lines += ["", "FLOPs of a step by part", *_table(_part_rows(plan))]
-    budget = plan["budget"]
     if budget["eflops"] is not None:
-        lines += [
-            "",
-            (
-                f"Budget: {budget['eflops']:,} EFLOPs ({budget['convention']}), reached at step "
-                f"{budget['steps']:,}"
-            ),
-        ]
-    lines += [
-        "",
-        (
-            f"In the course of training, at {fleet['mfu']:.0%} MFU on {fleet['count']} x "
-            f"{fleet['device']}"
-        ),
-    ]
-    lines += _table(_moment_rows(plan))
+        end = f"reached at step {budget['steps']:,}"
+        lines += ["", f"Budget: {budget['eflops']:,} EFLOPs ({budget['convention']}), {end}"]
+    devices = f"at {fleet['mfu']:.0%} MFU on {fleet['count']} x {fleet['device']}"
+    lines += ["", f"In the course of training, {devices}", *_table(_moment_rows(plan))]
     peak, most = plan["memory"]["peak"], fleet["memory_bytes"]
     lines += [
         "",
@@ -181,12 +162,8 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     ]
     lines += [f"  {name:34}{_size(size):>12}" for name, size in plan["memory"]["parts"].items()]
     lines += [f"  {'peak':34}{_size(peak):>12}  {'fits' if peak <= most else 'does not fit'}"]
-    lines += [
-        "",
-        "What fits: the largest micro-batch by sharding and activation checkpointing",
-        *_table(_fit_rows(plan)),
-    ]
-    return lines
+    lines += ["", "What fits: the largest micro-batch by sharding and activation checkpointing"]
+    return lines + _table(_fit_rows(plan))
 
 
 def _part_rows(plan: dict[str, Any]) -> list[list[str]]:
@@ -198,32 +175,15 @@ def _part_rows(plan: dict[str, Any]) -> list[list[str]]:
 
 
 def _moment_rows(plan: dict[str, Any]) -> list[list[str]]:
-    rows = [
-        [
-            "steps",
-            "tokens",
-            "epochs",
-            *(f"EFLOPs {name}" for name in plan["step_flops"]),
-            "days",
-            "device-hours",
-            "cost",
-        ]
-    ]
+    conventions = list(plan["step_flops"])
+    spent_titles = [f"EFLOPs {name}" for name in conventions]
+    rows = [["steps", "tokens", "epochs", *spent_titles, "days", "device-hours", "cost"]]
     for moment in plan["moments"]:
         epochs = "-" if moment["epochs"] is None else f"{moment['epochs']:,.2f}"
         cost = "-" if moment["cost"] is None else f"{moment['cost']:,.0f}"
-        spent = [_eflops(moment["eflops"][name]) for name in plan["step_flops"]]
-        rows.append(
-            [
-                f"{moment['steps']:,}",
-                f"{moment['tokens']:,}",
-                epochs,
-                *spent,
-                f"{moment['days']:,.2f}",
-                f"{moment['device_hours']:,.1f}",
-                cost,
-            ]
-        )
+        spent = [_eflops(moment["eflops"][name]) for name in conventions]
+        time = [f"{moment['days']:,.2f}", f"{moment['device_hours']:,.1f}"]
+        rows.append([f"{moment['steps']:,}", f"{moment['tokens']:,}", epochs, *spent, *time, cost])
     return rows
 
 
@@ -231,19 +191,13 @@ def _fit_rows(plan: dict[str, Any]) -> list[list[str]]:
     rows = [["sharding", "checkpointing", "largest micro-batch", "peak"]]
     for option in plan["what_fits"]:
         largest = f"{option['micro_batch_size']:,}" if option["micro_batch_size"] else "none fits"
-        rows.append(
-            [
-                option["strategy"],
-                option["activation_checkpointing"],
-                largest,
-                _size(option["peak"]),
-            ]
-        )
+        spread = [option["strategy"], option["activation_checkpointing"]]
+        rows.append([*spread, largest, _size(option["peak"])])
     return rows
 
 
 def _eflops(value: float) -> str:
-    """Two decimals; what is smaller than these can show keeps four digits."""
+    """Two decimals, or four digits where the value is less than 0.1."""
     return f"{value:,.2f}" if value >= 0.1 else f"{value:.4g}"
 
 

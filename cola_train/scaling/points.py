@@ -1,6 +1,4 @@
-"""Points of a scaling curve: what was trained, what it cost, what it can do; and their file,
-points.csv.
-"""
+"""Points of a scaling curve: what was trained, its cost and metrics; and the file points.csv."""
 
 import csv
 import dataclasses
@@ -55,40 +53,30 @@ class Point:
 
 
 def write_points(path: Path, points: Sequence[Point]) -> None:
-    """Write a CSV file with a header, a line a point and a column a metric; numbers come back
-    exactly.
-    """
+    """Write a CSV file, a line for each point and a column for each metric, without rounding."""
     metrics = list(points[0].metrics) if points else []
     assert all(point.metrics.keys() == set(metrics) for point in points)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*_COLUMNS, *metrics])
     for point in points:
-        counts = [
-            point.family,
-            point.size,
-            point.parameters,
-            point.tokens,
-            repr(point.budget),
-            point.kind,
-        ]
-        flops = [point.flops[name] for name in _CONVENTIONS]
-        writer.writerow([*counts, *flops, *(repr(point.metrics[name]) for name in metrics)])
+        row = [point.family, point.size, point.parameters, point.tokens, repr(point.budget)]
+        row += [point.kind, *(point.flops[name] for name in _CONVENTIONS)]
+        writer.writerow([*row, *(repr(point.metrics[name]) for name in metrics)])
     write_atomically(path, text.getvalue())
 
 
 def read_points(path: Path) -> list[Point]:
-    """Read what `write_points` wrote, or a table made by hand: columns in any order; what is no
-    column of a point is a metric.
+    """Read what `write_points` wrote, or a table made by hand: columns in any order.
+
+    Columns that a point has no attribute for are metrics.
 
     Raises:
-        UserError: no such file, missing or repeated columns, a line that is cut short, what is no
-            number or none that can be, a kind that there is not, or two lines for one point.
+        UserError: no such file, missing or repeated columns, a line that is cut short, a value that
+            is no number or out of range, an unknown kind, or two lines for one point.
     """
-    require(
-        path.is_file(),
-        f"There are no measured points at {path}. `cola-train curve run` writes them.",
-    )
+    problem = f"There are no measured points at {path}. `cola-train curve run` writes them."
+    require(path.is_file(), problem)
     try:
         header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
     except (ValueError, csv.Error) as error:
@@ -157,7 +145,7 @@ def _point(row: dict[str, str], where: str) -> Point:
 
 
 def by_family(points: Iterable[Point]) -> dict[str, list[Point]]:
-    """Each family's points, families as they come."""
+    """Each family's points, families in the order of their first points."""
     families: dict[str, list[Point]] = {}
     for point in points:
         families.setdefault(point.family, []).append(point)
@@ -165,7 +153,7 @@ def by_family(points: Iterable[Point]) -> dict[str, list[Point]]:
 
 
 def by_budget(points: Iterable[Point], convention: Convention) -> dict[float, list[Point]]:
-    """One family's points of each budget (EFLOPs), budgets rising, points by rising parameters.
+    """One family's points by budget (EFLOPs); budgets rise, and parameters within each.
 
     Raises:
         UserError: points of a budget whose FLOPs by `convention` differ by more than 5%.

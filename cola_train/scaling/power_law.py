@@ -1,9 +1,8 @@
-"""Quality as a power law of training compute: L(C) = E + A (C / C0)^-alpha, with C0 the least
-measured compute.
+"""Quality as a power law of training compute: L(C) = E + A (C / C0)^-alpha.
 
-E is what no compute removes, A what compute can remove at C0. A metric that rises towards a ceiling
-U is U - A (C / C0)^-alpha; all that rise are shares, so U <= 1. With y = L, or y = 1 - L, both are
-y = E + A (C / C0)^-alpha with E, A, alpha >= 0: that is fitted.
+C0 is the least measured compute, E what no compute removes, A what compute can remove at C0. A
+metric that rises towards a ceiling U is U - A (C / C0)^-alpha; all that rise are shares, so U <= 1.
+With y = L, or y = 1 - L, both are y = E + A (C / C0)^-alpha with E, A, alpha >= 0: that is fitted.
 """
 
 import dataclasses
@@ -22,8 +21,8 @@ from cola_train.scaling.points import Point, by_budget
 Direction = Literal["falls", "rises"]
 
 _NUM_PARAMETERS = 3
-# Of alpha x log(most / least compute): from a straight line over log C to a curve that has reached
-# E at the second point.
+# Bounds of alpha x log(most / least compute): from a straight line over log C to a curve that has
+# reached E at the second point.
 _LEAST_DECAY, _MOST_DECAY = 1e-3, 20.0
 _GRID_SIZE = 60
 _NUM_CUTS = 30
@@ -38,7 +37,6 @@ class NotFitted:
     reason: str
 
     def to_json(self) -> dict[str, Any]:
-        """The reason alone."""
         return {"not_fitted": self.reason}
 
 
@@ -79,7 +77,6 @@ class PowerLaw:
 
     @property
     def limit_interval(self) -> Interval:
-        """Of `limit`."""
         return interval(_mirror(self.resampled.limit, self.direction))
 
     @property
@@ -89,7 +86,6 @@ class PowerLaw:
 
     @property
     def amplitude_interval(self) -> Interval:
-        """Of `amplitude`."""
         return interval(self.resampled.amplitude)
 
     @property
@@ -99,7 +95,6 @@ class PowerLaw:
 
     @property
     def exponent_interval(self) -> Interval:
-        """Of `exponent`."""
         return interval(self.resampled.exponent)
 
     def at(self, flops: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, " points"]:
@@ -108,39 +103,36 @@ class PowerLaw:
 
     def interval_at(self, flops: float) -> Interval:
         """Where the curve, not a new measurement, may be at any FLOPs."""
-        return interval(
-            _mirror(self.resampled.at(self._log_ratio(np.array([flops]))), self.direction)[:, 0]
-        )
+        y = self.resampled.at(self._log_ratio(np.array([flops])))
+        return interval(_mirror(y, self.direction)[:, 0])
 
     def is_extrapolated(self, flops: Float64[np.ndarray, " points"]) -> Bool[np.ndarray, " points"]:
-        """Where these FLOPs are less or more than any that was measured; an interval knows nothing
-        of a curve that bends there.
-        """
+        """Whether each is outside the measured FLOPs; intervals know nothing of a bend there."""
         return (flops < self.flops[0]) | (flops > self.flops[-1])
 
     @property
     def note(self) -> str:
-        """What to know before the exponent is believed; empty if nothing."""
+        """A warning about the exponent; empty if there is none."""
         if self.exponent == 0:
             return "does not improve with compute"
         decay = self.exponent * self._log_ratio(self.flops[-1:])[0]
         return "has reached its limit by the second budget" if decay > 0.99 * _MOST_DECAY else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Parameters and the curve, each with its interval; also, marked as extrapolated, at 3 and
-        10 times the most compute.
-        """
+        """Parameters and the curve with intervals; also extrapolated, at 3 and 10 x C."""
         sign = "+" if self.direction == "falls" else "-"
         flops = np.concatenate([self.flops, self.flops[-1] * np.array(_BEYOND)])
+        curve = zip(flops, self.at(flops), self.is_extrapolated(flops), strict=True)
         return {
             "formula": f"limit {sign} amplitude (C / C0)^-exponent",
             "num_points": len(self.flops),
             "c0_eflops": float(self.flops[0]) / FLOPS_PER_EFLOP,
-            **{name: getattr(self, name) for name in ("limit", "amplitude", "exponent")},
-            **{
-                f"{name}_interval": getattr(self, f"{name}_interval").to_json()
-                for name in ("limit", "amplitude", "exponent")
-            },
+            "limit": self.limit,
+            "amplitude": self.amplitude,
+            "exponent": self.exponent,
+            "limit_interval": self.limit_interval.to_json(),
+            "amplitude_interval": self.amplitude_interval.to_json(),
+            "exponent_interval": self.exponent_interval.to_json(),
             "residual_rms": float(np.sqrt(np.square(self.values - self.at(self.flops)).mean())),
             "note": self.note,
             "curve": [
@@ -150,9 +142,7 @@ class PowerLaw:
                     "interval": self.interval_at(at).to_json(),
                     "extrapolated": bool(beyond),
                 }
-                for at, value, beyond in zip(
-                    flops, self.at(flops), self.is_extrapolated(flops), strict=True
-                )
+                for at, value, beyond in curve
             ],
         }
 
@@ -165,17 +155,15 @@ def frontier(
 ) -> list[Point]:
     """The best size of one family at each budget, budgets rising.
 
-    The best of several noisy figures looks better than it is, by about the noise; by as much at
+    The best of several noisy metrics looks better than it is, by about the noise; by as much at
     every budget with as many sizes.
 
     Raises:
         UserError: see `by_budget`.
     """
-    sign = 1 if direction == "falls" else -1
-    budgets = by_budget(points, convention)
-    return [
-        min(members, key=lambda point: sign * point.metrics[metric]) for members in budgets.values()
-    ]
+    best = min if direction == "falls" else max
+    budgets = by_budget(points, convention).values()
+    return [best(members, key=lambda point: point.metrics[metric]) for members in budgets]
 
 
 def fit_power_law(
@@ -205,12 +193,9 @@ def fit_power_law(
         )
     y = _mirror(values, direction)
     if (y < 0).any():
-        rule = (
-            "must not be negative" if direction == "falls" else "is a share and must not exceed 1"
-        )
-        return NotFitted(
-            f"a metric that {direction} {rule}, and one point has {values[y.argmin()]:g}"
-        )
+        rules = {"falls": "must not be negative", "rises": "is a share and must not exceed 1"}
+        worst = f"{values[y.argmin()]:g}"
+        return NotFitted(f"a metric that {direction} {rules[direction]}, and one point has {worst}")
     log_ratio = np.log(flops / flops[0])
     fitted = _solve(log_ratio, y[None])
     resampled = _solve(log_ratio, resample(y, fitted.at(log_ratio)[0], _NUM_PARAMETERS))
@@ -248,13 +233,11 @@ def _linear(
     y: Float64[np.ndarray, "fits points"],
     exponent: Float64[np.ndarray, " fits"],
 ) -> Parameters:
-    """The best E, A >= 0 for a given alpha of each row: free of bounds if that is allowed, else on
-    the better bound.
-    """
+    """The best E, A >= 0 for a given alpha of each row, on the better bound if one is broken."""
     x = np.exp(-exponent[:, None] * log_ratio)
     x_mean, y_mean = x.mean(axis=1), y.mean(axis=1)
-    x_centred = x - x_mean[:, None]
-    amplitude = (x_centred * y).sum(axis=1) / np.square(x_centred).sum(axis=1)
+    x_centered = x - x_mean[:, None]
+    amplitude = (x_centered * y).sum(axis=1) / np.square(x_centered).sum(axis=1)
     limit = y_mean - amplitude * x_mean
     # The error is convex: where a bound is broken, the best is on it.
     through_zero = np.maximum((x * y).sum(axis=1) / np.square(x).sum(axis=1), 0)

@@ -1,4 +1,4 @@
-"""What a curve's points.csv shows: fit.json with a table, and the figures."""
+"""The results of a curve's points.csv: fit.json, its tables, and the figures."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from cola_train.scaling.points import read_points
 
 
 def write_fit(spec: CurveConfig) -> str:
-    """Fit a curve's points; write fit.json and fit.txt beside them, and return the latter.
+    """Fit a curve's points; write fit.json and fit.txt beside them, and return fit.txt's content.
 
     Raises:
         UserError: no points yet, or points that cannot be fitted.

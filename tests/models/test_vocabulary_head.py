@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cola_train.models import vocabulary_head
 from cola_train.models.vocabulary_head import VocabularyHead
-from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode
+from cola_train.scaling.allocations import AllocationLog, MemoryPart, RecordingMode
 
 
 def plain(
@@ -117,16 +117,17 @@ def test_memory_beside_weights_gradients_and_inputs_is_a_small_part_of_the_logit
         head = VocabularyHead(dim, vocab)
         hidden = torch.zeros(rows, seq, dim, requires_grad=True)
         targets, weights = torch.zeros(rows, seq, dtype=torch.int64), torch.ones(rows, seq)
-    log.take(Part.WEIGHTS, [*head.parameters(), hidden, targets, weights])
+    log.take(MemoryPart.WEIGHTS, [*head.parameters(), hidden, targets, weights])
     with mode.recording_to(log):
         loss, _ = head.losses(hidden, targets, weights)
         loss.backward()
         log.take(
-            Part.GRADIENTS, [x.grad for x in (hidden, *head.parameters()) if x.grad is not None]
+            MemoryPart.GRADIENTS,
+            [x.grad for x in (hidden, *head.parameters()) if x.grad is not None],
         )
     live = log.live()
-    assert live[:, Part.GRADIENTS].max() > vocab * dim * 4
-    beside = live.sum(axis=1) - live[:, Part.GRADIENTS] - live[:, Part.WEIGHTS]
+    assert live[:, MemoryPart.GRADIENTS].max() > vocab * dim * 4
+    beside = live.sum(axis=1) - live[:, MemoryPart.GRADIENTS] - live[:, MemoryPart.WEIGHTS]
     # A sixteenth of the logits is there at a time.
     assert 0.0625 < beside.max() / (rows * seq * vocab * 4) < 0.07
 

@@ -1,6 +1,4 @@
-"""A dry run: one recording says what two say, one stage what several say; and a plan records no
-more than it must.
-"""
+"""A dry run: one recording says what two say, one stage what several, few layers what all do."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 
 from cola_train.config.run import RunConfig
 from cola_train.families.registry import load_run_config
-from cola_train.scaling import dry_run, memory
+from cola_train.scaling import dry_run, layers, memory
 from cola_train.scaling.allocations import AllocationLog, RecordingMode, Timeline
 from cola_train.scaling.dry_run import record
 from cola_train.scaling.plan import Fleet, make_plan
@@ -28,10 +26,9 @@ def same(found: Timeline, expected: Timeline) -> bool:
     )
 
 
-def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    calls = {"_configure": 0, "_record_step": 0}
+def counted_calls(monkeypatch: pytest.MonkeyPatch, *names: str) -> dict[str, int]:
+    """How often functions of dry_run are called from now on."""
+    calls = dict.fromkeys(names, 0)
 
     def counted(name: str) -> Callable[..., Any]:
         real = getattr(dry_run, name)
@@ -44,6 +41,13 @@ def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(
 
     for name in calls:
         monkeypatch.setattr(dry_run, name, counted(name))
+    return calls
+
+
+def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = counted_calls(monkeypatch, "_configure", "_record_step")
     monkeypatch.setattr(memory, "_recorded", {})
     config = load_run_config(
         Path("configs/paper/joint.yaml"),
@@ -88,11 +92,48 @@ def test_kinds_of_checkpointing_do_not_change_each_other() -> None:
     assert same(alone, together["full"])
 
 
+@pytest.mark.parametrize(
+    ("make", "overrides", "world_size", "device_type"),
+    [
+        (small_ar, ("transformer.num_hidden_layers=7",), 1, "cuda"),
+        (small_ar, ("transformer.num_hidden_layers=6", "ema.decay=0.9"), 8, "cpu"),
+        (small_llada, ("transformer.num_hidden_layers=8",), 8, "cuda"),
+        (small_vae, ("vae.encoder_num_blocks=6", "vae.decoder_num_blocks=8"), 8, "cuda"),
+        (small_joint, ("dit.num_layers=9", "vae.encoder_num_blocks=6"), 1, "cpu"),
+        (small_joint, ("dit.num_layers=7", "vae.decoder_num_blocks=6"), 8, "cuda"),
+    ],
+)
+def test_few_layers_say_what_all_say(
+    make: Callable[..., RunConfig],
+    overrides: tuple[str, ...],
+    world_size: int,
+    device_type: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = make("trainer.precision=bf16", "trainer.global_batch_size=8", *overrides)
+    asked = counted_calls(monkeypatch, "_configure")
+    few = record(config, world_size, world_size, device_type, KINDS)
+    assert asked == {"_configure": 1}  # not again with all layers
+    monkeypatch.setattr(layers, "KEPT_LAYERS", 100)
+    every = record(config, world_size, world_size, device_type, KINDS)
+    assert all(same(found, expected) for found, expected in zip(few, every, strict=True))
+    assert len(few[0].fixed) == len(every[0].fixed)
+
+
+def test_layers_that_differ_are_all_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_ar("trainer.precision=bf16", "transformer.num_hidden_layers=6")
+    monkeypatch.setattr(layers, "KEPT_LAYERS", 3)  # no two inner ones
+    (few,) = record(config, 1, 1, "cuda", ("none",))
+    monkeypatch.setattr(layers, "KEPT_LAYERS", 100)
+    (every,) = record(config, 1, 1, "cuda", ("none",))
+    assert same(few, every)
+
+
 def test_bytes_that_units_do_not_tell_apart_are_noticed() -> None:
     mode, log = RecordingMode(), AllocationLog(vocab_size=7)
     with mode, mode.recording_to(log):
         kept = torch.zeros(1000, dtype=torch.uint8)
-        log.take_rest(dry_run.Part.ACTIVATIONS)
+        log.take_rest(dry_run.MemoryPart.ACTIVATIONS)
         del kept
     fixed, of_unit = log.live_apart(4096)
     assert fixed.sum(axis=1).tolist() == [1000, 0]

@@ -25,8 +25,8 @@ from cola_train.families.autoregressive.config import AutoregressiveRunConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.masked_diffusion.config import LLaDARunConfig
 from cola_train.models.text_vae import TextVAE
-from cola_train.scaling.allocations import AllocationLog, Part, RecordingMode, Timeline
-from cola_train.scaling.memory import estimate, largest_micro_batch, what_fits
+from cola_train.scaling.allocations import AllocationLog, MemoryPart, RecordingMode, Timeline
+from cola_train.scaling.memory import estimate, what_fits
 from tests.helpers.programs import ROOT, clean_environment
 from tests.helpers.runs import BOOK, SMALL, SMALL_DIT
 
@@ -242,7 +242,9 @@ def test_the_largest_micro_batch_is_what_trying_all_finds() -> None:
     peaks = {rows: estimate(config, devices).peak for rows, config in configs.items()}
     for memory in [size for peak in peaks.values() for size in (peak - 1, peak)]:
         by_trying = max((rows for rows in sizes if peaks[rows] <= memory), default=0)
-        assert largest_micro_batch(configs[1], devices, memory, device_type="cpu") == by_trying
+        (option, *_) = what_fits(configs[1], devices, memory, device_type="cpu")
+        assert (option.strategy, option.activation_checkpointing) == ("fsdp2", "none")
+        assert option.micro_batch_size == by_trying
 
 
 def test_what_fits_agrees_with_estimates_of_each_sharding() -> None:
@@ -284,27 +286,30 @@ def test_a_log_knows_allocations_views_resizing_and_release() -> None:
     mode, log = RecordingMode(), AllocationLog(vocab_size=7)
     with mode, mode.recording_to(log):
         weight = torch.zeros(100, 2)
-        log.take(Part.WEIGHTS, [weight])
+        log.take(MemoryPart.WEIGHTS, [weight])
         logits = weight[:, :1].expand(-1, 7) + 1
         logits[0].zero_()
-        log.take_rest(Part.ACTIVATIONS)
+        log.take_rest(MemoryPart.ACTIVATIONS)
         weight.untyped_storage().resize_(0)
         del logits
     live = log.live()
-    assert live[:, Part.WEIGHTS].tolist() == [800, 800, 0, 0]
-    assert live[:, Part.LOGITS].tolist() == [0, 2800, 2800, 0]
+    assert live[:, MemoryPart.WEIGHTS].tolist() == [800, 800, 0, 0]
+    assert live[:, MemoryPart.LOGITS].tolist() == [0, 2800, 2800, 0]
     assert live.sum() == 800 + 3600 + 2800
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=6))
 def test_sums_of_gradients_live_until_their_unit_is_reduced(units: list[int]) -> None:
     # One event a unit: its buffer replaces the one before, as its gradient does.
-    fixed = torch.zeros(2 * len(units), len(Part), dtype=torch.int64).numpy()
+    fixed = torch.zeros(2 * len(units), len(MemoryPart), dtype=torch.int64).numpy()
     for number, size in enumerate(units):
-        fixed[2 * number, Part.REDUCING] = size
+        fixed[2 * number, MemoryPart.REDUCING] = size
     timeline = Timeline(fixed, fixed * 0).accumulating()
     whole = sum(units)
     for number, size in enumerate(units):
         before, last = timeline.fixed[2 * number], timeline.fixed[2 * (len(units) + number)]
-        assert (before[Part.UNREDUCED], before[Part.REDUCING]) == (whole, 0)
-        assert (last[Part.UNREDUCED], last[Part.REDUCING]) == (whole - sum(units[:number]), size)
+        assert (before[MemoryPart.UNREDUCED], before[MemoryPart.REDUCING]) == (whole, 0)
+        assert (last[MemoryPart.UNREDUCED], last[MemoryPart.REDUCING]) == (
+            whole - sum(units[:number]),
+            size,
+        )

@@ -80,11 +80,14 @@ class StageModule(pl.LightningModule):
         if not hasattr(self, "objective"):
             self.allocate(self.build_sharded())
 
-    def build_sharded(self) -> Objective:
-        """The objective on the meta device, in parts for this process."""
+    def build_sharded(
+        self, change: Callable[[Objective], object] = lambda objective: None
+    ) -> Objective:
+        """The objective on the meta device, in parts for this process; `change` comes before."""
         parallel = self.config.parallel
         with torch.device("meta"):
             objective = family_of(self.config).build(self.config)
+        change(objective)
         if self.config.trainer.precision == "fp8":
             multiply_in_fp8(objective)
         checkpoint_activations(objective, parallel.activation_checkpointing)

@@ -18,7 +18,7 @@ from cola_train.config.settings import UserError
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.run_layout import folder_of
 from cola_train.scaling import memory
-from cola_train.scaling.allocations import Part, Timeline
+from cola_train.scaling.allocations import MemoryPart, Timeline
 from cola_train.training import preflight
 from cola_train.training.loop import module
 from cola_train.training.parallel.precision import check_precision, multiply_in_fp8
@@ -122,7 +122,7 @@ def test_memory_is_planned_as_bf16s(
 
     def record(config: VAERunConfig, *rest: Any) -> list[Timeline]:
         recorded.append(config.trainer.precision)
-        nothing = np.zeros((1, len(Part)), dtype=np.int64)
+        nothing = np.zeros((1, len(MemoryPart)), dtype=np.int64)
         return [Timeline(nothing, nothing)]
 
     monkeypatch.setattr(memory, "record", record)
