@@ -31,8 +31,7 @@ class MeasuringConfig:
     """How anything is measured: in a process of its own, several times."""
 
     threads: int = setting(
-        1,
-        help="Threads of the measuring process on a CPU; 1 measures CPU time, which is steadier.",
+        1, help="Threads of the measuring process on a CPU; 1 measures CPU time, which is steadier."
     )
     warmups: int = setting(2, help="Runs before those that count.")
     runs: int = setting(5, help="Runs that count; their median is the figure.", common=True)
@@ -68,8 +67,7 @@ class BenchTrainConfig(MeasuringConfig):
         ),
     )
     profile: bool = setting(
-        False,
-        help="Also give the ten operations with most time of their own (torch.profiler).",
+        False, help="Also give the ten operations with most time of their own (torch.profiler)."
     )
 
     def __post_init__(self) -> None:
@@ -118,8 +116,7 @@ class BenchGrowthConfig(MeasuringConfig):
     """`cola-train bench growth`: how a training step's time and memory grow with its sizes."""
 
     workload: str = setting(
-        "S",
-        help="What is varied, one size at a time: S, M or a stage-2 run's config file (.yaml).",
+        "S", help="What is varied, one size at a time: S, M or a stage-2 run's config file (.yaml)."
     )
     seq_len: int = setting(256, help="Tokens of a row, where the length is not what varies.")
     rows: int = setting(4, help="Rows of a step, where the batch is not what varies.")
@@ -161,8 +158,7 @@ class BenchQualityConfig:
     )
     reference_steps: int = setting(256, help="Steps of the reference.", common=True)
     prompts: str | None = setting(
-        None,
-        help="Prompts as `cola-train sample --prompts` reads; null: passages of the novels.",
+        None, help="Prompts as `cola-train sample --prompts` reads; null: passages of the novels."
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)
@@ -190,8 +186,7 @@ class BenchDataConfig:
     """`cola-train bench data`: tokenizing, reading rows and opening a huge store, on one core."""
 
     text: str | None = setting(
-        None,
-        help="A .txt file to tokenize, a paragraph a document; null: the included novels.",
+        None, help="A .txt file to tokenize, a paragraph a document; null: the included novels."
     )
     tokenizer: str | None = setting(
         None, help="A tokenizer.json; null learns one of 4,096 ids from the text."

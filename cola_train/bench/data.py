@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from cola_train.bench.config import NOVELS, BenchDataConfig, BenchTrainConfig
@@ -22,7 +21,7 @@ from cola_train.bench.machine import Clock
 from cola_train.bench.report import Speedometer, spread
 from cola_train.bench.worker import measure_in_a_process
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
-from cola_train.config.settings import require
+from cola_train.config.settings import UserError, require
 from cola_train.console import progress_bar
 from cola_train.data.batch import Batch, PackedRows
 from cola_train.data.packing import TRAIN, SplitCounts, documents_file, tokens_file
@@ -128,13 +127,7 @@ def _tokenizing(
 ) -> dict[str, Any]:
     """Measure the library and `prepare` in turns, so that both meet the same machine."""
     documents = [text for text in read_documents(corpus) if text]
-    settings = PrepareConfig(
-        out=str(out),
-        tokenizer=str(tokenizer),
-        seq_len=config.seq_len,
-        corpus=corpus,
-        held_out_share=0.0,
-    )
+    settings = PrepareConfig(str(out), str(tokenizer), config.seq_len, corpus, held_out_share=0.0)
     ours: list[float] = []
     library: dict[int, list[float]] = {size: [] for size in _LIBRARY_BATCHES}
     num_tokens = 0
@@ -172,20 +165,16 @@ def _sparse_store(like: PreparedData, folder: Path) -> PreparedData:
     """A store of 10^9 rows of id 0, one document, whose files take no room on the disk."""
     folder.mkdir()
     num_tokens = HUGE_ROWS * _HUGE_SEQ_LEN
-    sizes = {
-        tokens_file(TRAIN): num_tokens * np.dtype("<u4").itemsize,
-        documents_file(TRAIN): HUGE_ROWS * np.dtype("<u8").itemsize,
-    }
+    sizes = {tokens_file(TRAIN): num_tokens * 4, documents_file(TRAIN): HUGE_ROWS * 8}  # u4, u8
     for name, size in sizes.items():
         (folder / name).touch()
         try:
             os.truncate(folder / name, size)
         except OSError as error:
-            require(
-                False,
+            raise UserError(
                 f"Cannot make a sparse file of {size:,} bytes in {folder.parent} "
-                f"({error.strerror}); set TMPDIR to a folder of another file system.",
-            )
+                f"({error.strerror}); set TMPDIR to a folder of another file system."
+            ) from error
     splits = {TRAIN: SplitCounts(HUGE_ROWS, HUGE_ROWS, num_tokens, 0)}
     manifest = dataclasses.replace(
         like.manifest, seq_len=_HUGE_SEQ_LEN, token_dtype="<u4", splits=splits, files=sizes

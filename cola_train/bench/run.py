@@ -68,11 +68,12 @@ def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, lis
 
 
 def run_sample(config: BenchSampleConfig, device: str) -> dict[str, Any]:
-    """Measure generation in a fresh process.
+    """Measure generation in a fresh process; on config.device, if `device` is "auto".
 
     Raises:
         UserError: no such workload, checkpoint or device, or too little memory.
     """
+    device = config.device if device == "auto" else device
     return measure_in_a_process("sample", config, device=device)
 
 

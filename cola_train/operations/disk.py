@@ -140,8 +140,7 @@ def _rename_is_atomic(folder: Path) -> bool:
     # One thread replaces a file, another reads it by name: it must always be there, and whole.
     target, versions = folder / "target", (b"a" * 4096, b"b" * 4096)
     target.write_bytes(versions[0])
-    done = threading.Event()
-    broken = threading.Event()
+    done, broken = threading.Event(), threading.Event()
 
     def read() -> None:
         while not done.is_set() and not broken.is_set():

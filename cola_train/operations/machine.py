@@ -138,12 +138,9 @@ def _version(name: str) -> str | None:
 
 
 def _unmet_requirements() -> list[tuple[str, str]]:
-    try:
-        lines = importlib.metadata.requires(_PROJECT) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
+    lines = importlib.metadata.requires(_PROJECT) if _version(_PROJECT) else None
     unmet = []
-    for requirement in map(Requirement, lines):
+    for requirement in map(Requirement, lines or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         version, needed = _version(requirement.name), requirement.specifier
