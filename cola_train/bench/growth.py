@@ -20,8 +20,7 @@ class GrowthStep:
     """A training step to measure, and the size by which it differs from others of its series."""
 
     value: int
-    rows: int
-    seq_len: int
+    config: BenchTrainConfig
     of_run: tuple[str, ...] = ()
 
 
@@ -41,19 +40,17 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
     """
     images = [] if config.figure is None else [Path(f"{config.figure}.{s}") for s in ("png", "svg")]
     refuse_existing(*images)
-    measured: dict[GrowthStep, dict[str, Any]] = {}
+    measured: dict[tuple[BenchTrainConfig, tuple[str, ...]], dict[str, Any]] = {}
     series: dict[str, list[dict[str, Any]]] = {}
     for name, steps in growth_steps(config, of_run).items():
         series[name] = []
         for step in steps:
             # Series meet in the workload's own step, which is measured once.
-            key = dataclasses.replace(step, value=0)
-            if key not in measured:
-                say(" ".join([f"{name} {step.value}: {step.rows} x {step.seq_len}", *step.of_run]))
-                measured[key] = measure_in_a_process(
-                    "train", _train_config(config, step), [*of_run, *step.of_run]
-                )
-            series[name].append(_summary(step, measured[key]))
+            train, own = step.config, step.of_run
+            if (train, own) not in measured:
+                say(" ".join([f"{name} {step.value}: {train.rows} x {train.seq_len}", *own]))
+                measured[train, own] = measure_in_a_process("train", train, [*of_run, *own])
+            series[name].append(_summary(step, measured[train, own]))
     batches = series["batch"]
     result = {
         "workload": config.workload,
@@ -78,8 +75,15 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
     """
     from cola_train.bench.workloads import run_config
 
-    rows, seq_len = config.rows, config.seq_len
-    run = run_config(_train_config(config, GrowthStep(0, rows, seq_len)), of_run)
+    base = BenchTrainConfig(
+        threads=config.threads,
+        warmups=config.warmups,
+        runs=config.runs,
+        workload=config.workload,
+        rows=config.rows,
+        seq_len=config.seq_len,
+    )
+    run = run_config(base, of_run)
     family = family_of(run)
 
     def steps(size: str, values: Sequence[int]) -> list[GrowthStep]:
@@ -91,27 +95,17 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
                     "bench growth varies the sizes of a backbone: give a workload of stage 2, not "
                     f"{config.workload}."
                 )
-            found.append(GrowthStep(value, rows, seq_len, settings))
+            found.append(GrowthStep(value, base, settings))
         return found
 
+    replace = dataclasses.replace
     return {
-        "batch": [GrowthStep(value, value, seq_len) for value in config.batches],
-        "length": [GrowthStep(value, rows, value) for value in config.lengths],
+        "batch": [GrowthStep(rows, replace(base, rows=rows)) for rows in config.batches],
+        "length": [GrowthStep(tokens, replace(base, seq_len=tokens)) for tokens in config.lengths],
         "block_size": steps("block_size", config.block_sizes),
         "layers": steps("layers", config.layers),
         "width": steps("width", config.widths),
     }
-
-
-def _train_config(config: BenchGrowthConfig, step: GrowthStep) -> BenchTrainConfig:
-    return BenchTrainConfig(
-        threads=config.threads,
-        warmups=config.warmups,
-        runs=config.runs,
-        workload=config.workload,
-        rows=step.rows,
-        seq_len=step.seq_len,
-    )
 
 
 def _summary(step: GrowthStep, result: dict[str, Any]) -> dict[str, Any]:

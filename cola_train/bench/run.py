@@ -5,12 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cola_train.bench.config import (
-    NOVELS,
-    BenchQualityConfig,
-    BenchSampleConfig,
-    BenchTrainConfig,
-)
+from cola_train.bench.config import NOVELS, BenchQualityConfig, BenchSampleConfig, BenchTrainConfig
 from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
 from cola_train.console import say
 
