@@ -158,7 +158,8 @@ class BenchQualityConfig:
     )
     reference_steps: int = setting(256, help="Steps of the reference.", common=True)
     prompts: str | None = setting(
-        None, help="Prompts as `cola-train sample --prompts` reads; null: passages of the novels."
+        None,
+        help="A prompts file as for `cola-train sample`; null: passages of the included novels.",
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)

@@ -4,14 +4,13 @@ import contextlib
 import functools
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from cola_train.console import progress_bar
 from cola_train.data.order import row_index
@@ -180,10 +179,11 @@ class _Epochs:
 
 
 def _finding(
-    kind: str, places: Sequence[Any] | np.ndarray, text: Callable[[Any], str]
+    kind: str, wrong: Bool[np.ndarray, " n"], text: Callable[[int], str]
 ) -> Iterator[Finding]:
+    places = np.flatnonzero(wrong)
     if len(places):
-        yield Finding(kind, len(places), [text(place) for place in places[:_LISTED]])
+        yield Finding(kind, len(places), [text(int(place)) for place in places[:_LISTED]])
 
 
 def _attempt_findings(history: History) -> Iterator[Finding]:
@@ -195,7 +195,8 @@ def _attempt_findings(history: History) -> Iterator[Finding]:
         for name in _SAME_IN_ALL
         if getattr(attempt, name) != getattr(first, name)
     ]
-    yield from _finding("attempts with other settings", texts, str)
+    if texts:
+        yield Finding("attempts with other settings", len(texts), texts[:_LISTED])
 
 
 def _order_findings(history: History) -> Iterator[Finding]:
@@ -206,12 +207,12 @@ def _order_findings(history: History) -> Iterator[Finding]:
     before = np.concatenate([[0], after])[: len(after)]
     yield from _finding(
         "gaps, where steps are missing",
-        np.flatnonzero(after > before + 1),
+        after > before + 1,
         lambda at: f"steps {before[at] + 1} to {after[at] - 1}",
     )
     yield from _finding(
         "steps out of turn",
-        np.flatnonzero(after <= before),
+        after <= before,
         lambda at: f"step {after[at]} comes after step {before[at]}",
     )
 
@@ -220,7 +221,7 @@ def _sample_findings(history: History, promised: Promised) -> Iterator[Finding]:
     size, steps, digests = history.attempts[0].global_batch_size, promised.steps, promised.digests
     yield from _finding(
         "steps of another number of rows",
-        np.flatnonzero(history.rows != size),
+        history.rows != size,
         lambda at: f"step {history.step[at]}: {history.rows[at]} rows, not {size}",
     )
     if not len(steps):
@@ -247,14 +248,14 @@ def _sample_findings(history: History, promised: Promised) -> Iterator[Finding]:
         expected = f"{samples(step)}, digest {digests[own[at]]:016x}"
         return f"step {step}{lost}: {used}; expected {expected}"
 
-    yield from _finding("samples used more than once", np.flatnonzero(wrong & known & again), used)
-    yield from _finding("samples out of order", np.flatnonzero(wrong & known & ~again), used)
-    yield from _finding("steps with other samples", np.flatnonzero(~known), used)
+    yield from _finding("samples used more than once", wrong & known & again, used)
+    yield from _finding("samples out of order", wrong & known & ~again, used)
+    yield from _finding("steps with other samples", ~known, used)
     _, first_line = np.unique(history.step, return_index=True)
     first_digest = history.digest[first_line[own]]
     yield from _finding(
         "steps done again with other samples",
-        np.flatnonzero(history.digest != first_digest),
+        history.digest != first_digest,
         lambda at: (
             f"step {history.step[at]}: digest {first_digest[at]:016x}, then "
             f"{history.digest[at]:016x}"
