@@ -184,7 +184,7 @@ class BenchQualityConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BenchDataConfig:
-    """`cola-train bench data`: tokenizing, reading rows and opening a huge store, on one core."""
+    """`cola-train bench data`: tokenizing, reading, opening a store of 10^9 rows; on one core."""
 
     text: str | None = setting(
         None, help="A .txt file to tokenize, a paragraph a document; null: the included novels."
@@ -200,7 +200,7 @@ class BenchDataConfig:
     rows: int = setting(8, help="Rows of a training batch.")
     step_seconds: float | None = setting(
         None,
-        help="Seconds of the step to compare with; null measures workload S's with this batch.",
+        help="Training step to compare with, in seconds; null measures workload S with this batch.",
     )
     runs: int = setting(
         5, help="Runs that count, after one to warm up; their median is the figure."
