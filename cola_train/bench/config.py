@@ -34,7 +34,7 @@ class MeasuringConfig:
         1, help="Threads of the measuring process on a CPU; 1 measures CPU time, which is steadier."
     )
     warmups: int = setting(2, help="Runs before those that count.")
-    runs: int = setting(5, help="Runs that count; their median is the figure.", common=True)
+    runs: int = setting(5, help="Runs that count; their median is reported.", common=True)
     out: str | None = setting(None, help=_OUT, common=True)
 
     def __post_init__(self) -> None:
@@ -202,9 +202,7 @@ class BenchDataConfig:
         None,
         help="Training step to compare with, in seconds; null measures workload S with this batch.",
     )
-    runs: int = setting(
-        5, help="Runs that count, after one to warm up; their median is the figure."
-    )
+    runs: int = setting(5, help="Runs that count, after one to warm up; their median is reported.")
     out: str | None = setting(None, help=_OUT)
 
     def __post_init__(self) -> None:

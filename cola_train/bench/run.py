@@ -73,9 +73,9 @@ def run_sample(config: BenchSampleConfig, device: str) -> dict[str, Any]:
 
 
 def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str) -> dict[str, Any]:
-    """How near each solver comes to the reference, by its steps, on a trained checkpoint.
+    """Measure each solver's distance to the reference, by its steps, on a trained checkpoint.
 
-    Also says it as a table in Markdown.
+    Also shows it to the user as a table in Markdown.
 
     Raises:
         UserError: no such checkpoint or device, or prompts that cannot be read.

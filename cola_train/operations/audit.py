@@ -122,14 +122,13 @@ class _Epochs:
 
     Attributes:
         complete: epochs of which every row was used exactly once.
-        rows_of_the_last: rows used in the epoch after those gone through.
-        twice: epochs with rows used more than once.
-        never: epochs with rows not used.
+        rows_of_the_last: rows used in the epoch after those that are due.
+        twice, never: what is wrong.
     """
 
-    def __init__(self, num_rows: int, gone_through: int) -> None:
-        """`gone_through`: epochs of which every row should have been used."""
-        self._num_rows, self._gone_through, self._first = num_rows, gone_through, 0
+    def __init__(self, num_rows: int, due: int) -> None:
+        """`due`: epochs of which every row should have been used."""
+        self._num_rows, self._due, self._first = num_rows, due, 0
         self._used = np.zeros((max(1, _SAMPLES_AT_ONCE // num_rows), num_rows), dtype=np.bool_)
         self._samples = np.zeros(len(self._used), dtype=np.int64)
         self.complete = self.rows_of_the_last = 0
@@ -148,15 +147,15 @@ class _Epochs:
             epochs, rows = epochs[here:], rows[here:]
 
     def close(self) -> None:
-        self._advance_to(max(self._gone_through, self._first + len(self._used)))
+        self._advance_to(max(self._due, self._first + len(self._used)))
 
     def _advance_to(self, first: int) -> None:
         epochs = self._first + np.arange(len(self._used))
         distinct = np.count_nonzero(self._used, axis=1)
-        over = epochs < self._gone_through
+        over = epochs < self._due
         whole = (distinct == self._num_rows) & (self._samples == self._num_rows)
         self.complete += int((over & whole).sum())
-        self.rows_of_the_last = int(distinct[epochs == self._gone_through].sum())
+        self.rows_of_the_last = int(distinct[epochs == self._due].sum())
         for finding, rows in (
             (self.twice, self._samples - distinct),
             (self.never, np.where(over, self._num_rows - distinct, 0)),
@@ -171,7 +170,7 @@ class _Epochs:
                 ),
             )
         last = int(epochs[-1])
-        skipped = min(first, self._gone_through) - last - 1
+        skipped = min(first, self._due) - last - 1
         if skipped > 0:
             self.never.add(skipped, [f"epochs {last + 1} to {last + skipped}: all rows"])
         self._first = first

@@ -158,13 +158,13 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
 
 
 class _Runs:
-    """The two trainings of a chaos, in `folder`."""
+    """The undisturbed and the disturbed training, in `folder`."""
 
     def __init__(self, config: RunConfig, folder: Path, counts: Sequence[int]) -> None:
         self._config, self._folder, self._counts = config, folder, counts
 
     def undisturbed(self) -> Rhythm:
-        """Train to the end; returns how long things take."""
+        """Train to the end; returns how long a step and a save take."""
         since = time.monotonic()
         with self._job("undisturbed", "undisturbed.log", self._counts[0]) as job:
             monitor = RunMonitor(job, self._folder / "undisturbed")
