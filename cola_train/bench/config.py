@@ -1,19 +1,29 @@
-"""Settings of `cola-train bench`: what is measured, how often, and where the figures go."""
+"""Settings of `cola-train bench`: what is measured, how often, and where results go."""
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
+import cola_train
 from cola_train.config.sampling import SamplerConfig, Solver
 from cola_train.config.settings import require, section, setting
 
+Kind = Literal["train", "sample"]  # what a measuring process may be asked for
+NOVELS = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"  # the included text
+_OUT = "A new JSON file for the result; null prints it."
+
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The bench's own settings; and the measured run's, which have a dot in their name:
-    `trainer.precision=bf16`.
-    """
+    """The bench's own settings; and the measured run's, whose names have a dot."""
     of_run = [text for text in settings if "=" in text and "." in text.partition("=")[0]]
     return [text for text in settings if text not in of_run], of_run
+
+
+def _require_at_least_one(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= 1, f"{name} must be at least 1, not {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,23 +31,14 @@ class MeasuringConfig:
     """How anything is measured: in a process of its own, several times."""
 
     threads: int = setting(
-        1,
-        help=(
-            "Threads of the measuring process on a CPU. With 1, CPU time is measured, which other "
-            "programs disturb little."
-        ),
+        1, help="Threads of the measuring process on a CPU; 1 measures CPU time, which is steadier."
     )
     warmups: int = setting(2, help="Runs before those that count.")
-    runs: int = setting(5, help="Runs that count; their median is the figure.", common=True)
-    out: str | None = setting(
-        None, help="A new JSON file for the result; null prints it.", common=True
-    )
+    runs: int = setting(5, help="Runs that count; their median is reported.", common=True)
+    out: str | None = setting(None, help=_OUT, common=True)
 
     def __post_init__(self) -> None:
-        for name in ("threads", "runs"):
-            require(
-                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}."
-            )
+        _require_at_least_one(self, "threads", "runs")
         # The first run makes the optimizer's state, caches and compiled code.
         require(
             self.warmups >= 1,
@@ -66,17 +67,12 @@ class BenchTrainConfig(MeasuringConfig):
         ),
     )
     profile: bool = setting(
-        False,
-        help=(
-            "Also give the ten operations that take most of a step by themselves (torch.profiler)."
-        ),
+        False, help="Also give the ten operations with most time of their own (torch.profiler)."
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("rows", "micro_batches", "seq_len"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, not {value}.")
+        _require_at_least_one(self, "rows", "micro_batches", "seq_len")
 
 
 def _without_stops() -> SamplerConfig:
@@ -85,15 +81,11 @@ def _without_stops() -> SamplerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BenchSampleConfig(MeasuringConfig):
-    """`cola-train bench sample`: prompts of one length continued together, none of which stops
-    early.
-    """
+    """`cola-train bench sample`: prompts of one length continued together, none stopping early."""
 
     workload: str = setting(
         "M",
-        help=(
-            "What generates: S, M or paper with random weights, or a checkpoint folder with a DiT."
-        ),
+        help="What generates: S, M or paper (random weights), or a checkpoint folder with a DiT.",
         common=True,
     )
     batch: int = setting(8, help="Prompts that are continued together.", common=True)
@@ -108,10 +100,7 @@ class BenchSampleConfig(MeasuringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.batch >= 1, f"batch must be at least 1, not {self.batch}.")
-        require(
-            self.prompt_tokens >= 1, f"prompt_tokens must be at least 1, not {self.prompt_tokens}."
-        )
+        _require_at_least_one(self, "batch", "prompt_tokens")
         require(
             self.sampler.eos_token_ids == (),
             "sampler.eos_token_ids must be []: texts that end early are no measure of speed.",
@@ -124,16 +113,10 @@ class BenchSampleConfig(MeasuringConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BenchGrowthConfig(MeasuringConfig):
-    """`cola-train bench growth`: how a training step's time and memory grow with batch, length,
-    block size and model size.
-    """
+    """`cola-train bench growth`: how a training step's time and memory grow with its sizes."""
 
     workload: str = setting(
-        "S",
-        help=(
-            "What is varied, one of its sizes at a time: S, M or a stage-2 run's config file "
-            "(.yaml)."
-        ),
+        "S", help="What is varied, one size at a time: S, M or a stage-2 run's config file (.yaml)."
     )
     seq_len: int = setting(256, help="Tokens of a row, where the length is not what varies.")
     rows: int = setting(4, help="Rows of a step, where the batch is not what varies.")
@@ -165,9 +148,7 @@ class BenchGrowthConfig(MeasuringConfig):
 
 @dataclasses.dataclass(frozen=True)
 class BenchQualityConfig:
-    """`cola-train bench quality`: how near few steps of a solver come to the path that many steps
-    follow.
-    """
+    """`cola-train bench quality`: how near few steps of a solver come to the path of many."""
 
     solvers: list[Solver] = setting(
         ["euler", "heun", "adams2", "adams3"], help="The solvers to compare.", common=True
@@ -178,19 +159,14 @@ class BenchQualityConfig:
     reference_steps: int = setting(256, help="Steps of the reference.", common=True)
     prompts: str | None = setting(
         None,
-        help=(
-            "A file of prompts, as `cola-train sample --prompts` reads; null takes passages of the "
-            "novels that are included."
-        ),
+        help="A prompts file as for `cola-train sample`; null: passages of the included novels.",
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)
     sampler: SamplerConfig = section(
         SamplerConfig, help="How prompts are continued, but for solver and steps.", common=False
     )
-    out: str | None = setting(
-        None, help="A new JSON file for the result; null prints it.", common=True
-    )
+    out: str | None = setting(None, help=_OUT, common=True)
 
     def __post_init__(self) -> None:
         require(len(self.solvers) >= 1, "solvers must name at least one, such as [euler].")
@@ -203,55 +179,34 @@ class BenchQualityConfig:
             f"reference_steps ({self.reference_steps}) must be more than any of steps, "
             f"{self.steps}.",
         )
-        for name in ("num_prompts", "prompt_tokens"):
-            require(
-                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}."
-            )
-
-
-Kind = Literal["train", "sample"]  # what a measuring process may be asked for
+        _require_at_least_one(self, "num_prompts", "prompt_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchDataConfig:
-    """`cola-train bench data`: tokenizing, reading rows, and opening a store of 10^9 rows, by one
-    process on one core.
-    """
+    """`cola-train bench data`: tokenizing, reading, opening a store of 10^9 rows; on one core."""
 
     text: str | None = setting(
-        None,
-        help=(
-            "A .txt file to tokenize, a paragraph a document; null is the novels that are included."
-        ),
+        None, help="A .txt file to tokenize, a paragraph a document; null: the included novels."
     )
     tokenizer: str | None = setting(
         None, help="A tokenizer.json; null learns one of 4,096 ids from the text."
     )
     least_characters: int = setting(
         4_000_000,
-        help=(
-            "A shorter text is repeated up to this many, its paragraphs in another order each time."
-        ),
+        help="A shorter text is repeated to this length, its paragraphs reshuffled each time.",
     )
     seq_len: int = setting(256, help="Tokens in a row.")
     rows: int = setting(8, help="Rows of a training batch.")
     step_seconds: float | None = setting(
         None,
-        help=(
-            "Seconds of the training step to compare reading with; null measures workload S's with "
-            "such a batch."
-        ),
+        help="Training step to compare with, in seconds; null measures workload S with this batch.",
     )
-    runs: int = setting(
-        5, help="Runs that count, after one to warm up; their median is the figure."
-    )
-    out: str | None = setting(None, help="A new JSON file for the result; null prints it.")
+    runs: int = setting(5, help="Runs that count, after one to warm up; their median is reported.")
+    out: str | None = setting(None, help=_OUT)
 
     def __post_init__(self) -> None:
-        for name in ("least_characters", "seq_len", "rows", "runs"):
-            require(
-                getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}."
-            )
+        _require_at_least_one(self, "least_characters", "seq_len", "rows", "runs")
         require(
             self.step_seconds is None or self.step_seconds > 0,
             f"step_seconds must be above 0, or null to measure a step, not {self.step_seconds}.",

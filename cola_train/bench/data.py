@@ -1,6 +1,4 @@
-"""`cola-train bench data`: what data costs beside training: text to rows, rows to batches, and the
-opening of a huge store.
-"""
+"""`cola-train bench data`: the cost of text to rows, rows to batches, and opening a huge store."""
 
 import contextlib
 import dataclasses
@@ -11,20 +9,19 @@ import shutil
 import statistics
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-import cola_train
-from cola_train.bench.config import BenchDataConfig, BenchTrainConfig
+from cola_train.bench.config import NOVELS, BenchDataConfig, BenchTrainConfig
 from cola_train.bench.machine import Clock
 from cola_train.bench.report import Speedometer, spread
 from cola_train.bench.worker import measure_in_a_process
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
-from cola_train.config.settings import require
+from cola_train.config.settings import UserError, require
 from cola_train.console import progress_bar
 from cola_train.data.batch import Batch, PackedRows
 from cola_train.data.packing import TRAIN, SplitCounts, documents_file, tokens_file
@@ -34,9 +31,8 @@ from cola_train.data.sources import read_documents
 from cola_train.data.tokenizer import Tokenizer, train_tokenizer
 from cola_train.training.data import StepBatchSampler, batch_loader
 
-_AUSTEN = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"
 _LEARNT_IDS = 4096
-# Texts in one call of the library: of more, it is slower on one core.
+# Texts in one call of the library; with more, it is slower on one core.
 _LIBRARY_BATCHES = (64, 1024)
 _BATCHES_A_RUN = 200
 HUGE_ROWS, HUGE_STEP, _HUGE_SEQ_LEN = 10**9, 10**6, 512
@@ -53,10 +49,10 @@ def run_data(config: BenchDataConfig) -> dict[str, Any]:
         documents, by the texts in a call; ours over the best of these. Both load the tokenizer's
         file.
         `reading`: microseconds of CPU time a row takes through the training loop's loader,
-        collation included, and what a batch takes of a training step; of the prepared text, and of
+        collation included, and a batch's share of a training step; for the prepared text, and for
         a store of 10^9 rows of 512 tokens whose files are sparse.
-        `huge_store`: seconds on the wall to open that store, and to open it and have the batch of
-            step 10^6.
+        `huge_store`: wall-clock seconds to open that store, and to open it and have the batch of
+        step 10^6.
 
     Raises:
         UserError: a text or tokenizer that cannot be read, a text that fills no row, or a disk
@@ -68,27 +64,31 @@ def run_data(config: BenchDataConfig) -> dict[str, Any]:
     )
     if config.tokenizer is not None:
         Tokenizer.load(config.tokenizer)
+    source = CorpusConfig(inputs=[config.text or str(NOVELS)])
     step_seconds = config.step_seconds or _step_seconds(config)
     speedometer = Speedometer(_CLOCK)
-    with tempfile.TemporaryDirectory(prefix="cola-train-bench-") as name, _one_core():
+    with (
+        tempfile.TemporaryDirectory(prefix="cola-train-bench-") as name,
+        # The tokenizer library would spread a batch over all cores.
+        unittest.mock.patch.dict(os.environ, TOKENIZERS_PARALLELISM="false"),
+    ):
         folder = Path(name)
         speedometer.read()
-        corpus, tokenizer = _corpus(config, folder), _tokenizer(config, folder)
+        corpus = _repeated(config, source, folder / "text.txt")
+        tokenizer = Path(config.tokenizer or folder / "tokenizer.json")
+        if config.tokenizer is None:
+            train_tokenizer(TokenizerTrainConfig(str(tokenizer), source, vocab_size=_LEARNT_IDS))
         tokenizing = _tokenizing(config, corpus, tokenizer, folder / "rows")
         prepared = PreparedData.open(folder / "rows")
         huge = _sparse_store(prepared, folder / "huge")
         reading = {
-            "prepared_text": _reading(config, prepared, 0),
-            "huge_store": _reading(config, huge, HUGE_STEP),
+            "prepared_text": _reading(config, prepared, 0, step_seconds),
+            "huge_store": _reading(config, huge, HUGE_STEP, step_seconds),
         }
         opening = _opening(config, huge.folder)
         speedometer.read()
-    for read in reading.values():
-        read["share_of_step"] = (
-            read["microseconds_per_row"]["median"] * config.rows / 1e6 / step_seconds
-        )
     return {
-        "text": config.text or _AUSTEN.name,
+        "text": config.text or NOVELS.name,
         "tokenizer": config.tokenizer or f"{_LEARNT_IDS} ids learnt from the text",
         "seq_len": config.seq_len,
         "rows": config.rows,
@@ -104,31 +104,13 @@ def _step_seconds(config: BenchDataConfig) -> float:
     train = BenchTrainConfig(
         workload="S", rows=config.rows, seq_len=config.seq_len, runs=config.runs
     )
-    median: float = measure_in_a_process("train", train, ["trainer.accelerator=cpu"])["seconds"][
-        "median"
-    ]
-    return median
+    found = measure_in_a_process("train", train, ["trainer.accelerator=cpu"])
+    return float(found["seconds"]["median"])
 
 
-@contextlib.contextmanager
-def _one_core() -> Iterator[None]:
-    """Keep the tokenizer library, which spreads a batch over all cores, to one."""
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
-
-
-def _corpus(config: BenchDataConfig, folder: Path) -> CorpusConfig:
-    """The text, repeated until it is long enough, as a file."""
-    paragraphs = [
-        text for text in read_documents(CorpusConfig(inputs=[config.text or str(_AUSTEN)])) if text
-    ]
+def _repeated(config: BenchDataConfig, source: CorpusConfig, path: Path) -> CorpusConfig:
+    """The source's text, repeated until it is long enough, as the file `path`."""
+    paragraphs = [text for text in read_documents(source) if text]
     require(bool(paragraphs), f"{config.text} has no text in it; give a .txt file of prose.")
     repeated, shuffled = list(paragraphs), random.Random(0)
     num_characters = once = sum(map(len, paragraphs))
@@ -136,34 +118,16 @@ def _corpus(config: BenchDataConfig, folder: Path) -> CorpusConfig:
         shuffled.shuffle(paragraphs)
         repeated += paragraphs
         num_characters += once
-    path = folder / "text.txt"
     path.write_text("\n\n".join(repeated), encoding="utf-8")
     return CorpusConfig(inputs=[str(path)])
-
-
-def _tokenizer(config: BenchDataConfig, folder: Path) -> Path:
-    if config.tokenizer is not None:
-        return Path(config.tokenizer)
-    path = folder / "tokenizer.json"
-    corpus = CorpusConfig(inputs=[config.text or str(_AUSTEN)])
-    train_tokenizer(TokenizerTrainConfig(out=str(path), corpus=corpus, vocab_size=_LEARNT_IDS))
-    return path
 
 
 def _tokenizing(
     config: BenchDataConfig, corpus: CorpusConfig, tokenizer: Path, out: Path
 ) -> dict[str, Any]:
-    """Library and `prepare` by turns, so that both meet the same machine; each from the tokenizer's
-    file on.
-    """
+    """Measure the library and `prepare` in turns, so that both meet the same machine."""
     documents = [text for text in read_documents(corpus) if text]
-    settings = PrepareConfig(
-        out=str(out),
-        tokenizer=str(tokenizer),
-        seq_len=config.seq_len,
-        corpus=corpus,
-        held_out_share=0.0,
-    )
+    settings = PrepareConfig(str(out), str(tokenizer), config.seq_len, corpus, held_out_share=0.0)
     ours: list[float] = []
     library: dict[int, list[float]] = {size: [] for size in _LIBRARY_BATCHES}
     num_tokens = 0
@@ -188,38 +152,29 @@ def _tokenizing(
 
 
 def _library(tokenizer: Path, documents: Sequence[str], size: int) -> tuple[int, float]:
-    """Tokens, and CPU seconds of the library alone on `size` texts a call; its results are counted
-    and dropped.
-    """
+    """Tokens, and CPU seconds of the library alone with `size` texts a call, loading included."""
     num_tokens, begin = 0, _CLOCK.read()
     encode_batch = Tokenizer.load(tokenizer).library_for_documents.encode_batch_fast
     for first in range(0, len(documents), size):
-        num_tokens += sum(
-            map(len, encode_batch(documents[first : first + size], add_special_tokens=False))
-        )
+        encoded = encode_batch(documents[first : first + size], add_special_tokens=False)
+        num_tokens += sum(map(len, encoded))
     return num_tokens, _CLOCK.read() - begin
 
 
 def _sparse_store(like: PreparedData, folder: Path) -> PreparedData:
-    """A store of 10^9 rows whose files take no room on the disk: rows of id 0, where no document
-    starts but the first.
-    """
+    """A store of 10^9 rows of id 0, one document, whose files take no room on the disk."""
     folder.mkdir()
     num_tokens = HUGE_ROWS * _HUGE_SEQ_LEN
-    sizes = {
-        tokens_file(TRAIN): num_tokens * np.dtype("<u4").itemsize,
-        documents_file(TRAIN): HUGE_ROWS * np.dtype("<u8").itemsize,
-    }
+    sizes = {tokens_file(TRAIN): num_tokens * 4, documents_file(TRAIN): HUGE_ROWS * 8}  # u4, u8
     for name, size in sizes.items():
         (folder / name).touch()
         try:
             os.truncate(folder / name, size)
         except OSError as error:
-            require(
-                False,
+            raise UserError(
                 f"Cannot make a sparse file of {size:,} bytes in {folder.parent} "
-                f"({error.strerror}); set TMPDIR to a folder of another file system.",
-            )
+                f"({error.strerror}); set TMPDIR to a folder of another file system."
+            ) from error
     splits = {TRAIN: SplitCounts(HUGE_ROWS, HUGE_ROWS, num_tokens, 0)}
     manifest = dataclasses.replace(
         like.manifest, seq_len=_HUGE_SEQ_LEN, token_dtype="<u4", splits=splits, files=sizes
@@ -234,7 +189,9 @@ def _batches(config: BenchDataConfig, prepared: PreparedData, step: int) -> Iter
     return iter(batch_loader(PackedRows(prepared, data_seed=0), sampler, num_workers=0))
 
 
-def _reading(config: BenchDataConfig, prepared: PreparedData, step: int) -> dict[str, Any]:
+def _reading(
+    config: BenchDataConfig, prepared: PreparedData, step: int, step_seconds: float
+) -> dict[str, Any]:
     batches = _batches(config, prepared, step)
 
     def read() -> None:
@@ -243,10 +200,10 @@ def _reading(config: BenchDataConfig, prepared: PreparedData, step: int) -> dict
 
     read()
     seconds = [_CLOCK.time(read) for _ in range(config.runs)]
+    per_row = spread([second / _BATCHES_A_RUN / config.rows * 1e6 for second in seconds])
     return {
-        "microseconds_per_row": spread(
-            [second / _BATCHES_A_RUN / config.rows * 1e6 for second in seconds]
-        )
+        "microseconds_per_row": per_row,
+        "share_of_step": per_row["median"] * config.rows / 1e6 / step_seconds,
     }
 
 

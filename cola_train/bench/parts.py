@@ -2,6 +2,7 @@
 
 import contextlib
 import unittest.mock
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,13 +18,12 @@ _TOP = 10
 
 @contextlib.contextmanager
 def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
-    """Give the seconds by part of what the stage does while the block runs; what is in no part is
-    "the rest": counts, exchange.
+    """Yield the seconds of each part of the stage's work in the block, filled when it ends.
 
-    On a GPU each part begins and ends with a wait for the device, which makes steps slower than
-    they are: only shares are of use.
+    "the rest" is what is in no part: counts, exchange between processes. On a GPU each part begins
+    and ends with a wait for the device, which makes steps slower: only shares are of use.
     """
-    parts: dict[str, float] = {}
+    parts: dict[str, float] = defaultdict(float)
     begins: list[float] = []
 
     def begin(*arguments: Any) -> None:
@@ -31,7 +31,7 @@ def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
 
     def end(name: str) -> Callable[..., None]:
         def add(*arguments: Any) -> None:
-            parts[name] = parts.get(name, 0.0) + clock.read() - begins.pop()
+            parts[name] += clock.read() - begins.pop()
 
         return add
 
@@ -47,27 +47,24 @@ def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
     modules, forwards = dict(stage.objective.named_modules()), stage.objective.timed_forwards
     optimizer = stage.optimizers(use_pl_optimizer=False)
     assert isinstance(optimizer, torch.optim.Optimizer)
+    handles = [
+        optimizer.register_step_pre_hook(begin),
+        optimizer.register_step_post_hook(end("optimizer")),
+    ]
+    # What the objective computes outside its networks is "losses".
+    for path, name in {**forwards, "": "losses"}.items():
+        if path in modules:
+            handles.append(modules[path].register_forward_pre_hook(begin))
+            handles.append(modules[path].register_forward_hook(end(name)))
     with contextlib.ExitStack() as held:
-        handles = [
-            optimizer.register_step_pre_hook(begin),
-            optimizer.register_step_post_hook(end("optimizer")),
-        ]
-        # What the objective computes outside its networks is "losses".
-        for path, name in {**forwards, "": "losses"}.items():
-            if path in modules:
-                handles += [
-                    modules[path].register_forward_pre_hook(begin),
-                    modules[path].register_forward_hook(end(name)),
-                ]
         for handle in handles:
             held.callback(handle.remove)
         for owner, attribute, name in (
             (stage, "manual_backward", "backward"),
             (nn.utils, "clip_grad_norm_", "clip"),
         ):
-            held.enter_context(
-                unittest.mock.patch.object(owner, attribute, timed(name, getattr(owner, attribute)))
-            )
+            function = timed(name, getattr(owner, attribute))
+            held.enter_context(unittest.mock.patch.object(owner, attribute, function))
         start = clock.read()
         yield parts
         whole = clock.read() - start
@@ -77,28 +74,26 @@ def parts_of(stage: StageModule, clock: Clock) -> Iterator[dict[str, float]]:
 
 @contextlib.contextmanager
 def top_operations(device: torch.device) -> Iterator[list[dict[str, Any]]]:
-    """Give the operations that take most time by themselves while the block runs: a GPU's kernels,
-    or what a CPU computes.
+    """Yield the operations of most self time in the block, a GPU's kernels or a CPU's operations.
 
-    Each has `operation`, `seconds`, `share` (of all operations) and `calls`.
+    Filled when it ends: each has `operation`, `seconds`, `share` (of all operations) and `calls`.
     """
-    on_gpu = device.type == "cuda"
+    activities, attribute = [ProfilerActivity.CPU], "self_cpu_time_total"
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        attribute = "self_device_time_total"
     found: list[dict[str, Any]] = []
-    with profile(
-        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    ) as profiled:
+    with profile(activities=activities) as profiled:
         yield found
-    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    events = sorted(
-        profiled.key_averages(), key=lambda event: getattr(event, attribute), reverse=True
-    )
-    whole = sum(getattr(event, attribute) for event in events)
+    times = [(getattr(event, attribute), event) for event in profiled.key_averages()]
+    times.sort(key=lambda one: one[0], reverse=True)
+    whole = sum(microseconds for microseconds, _ in times)
     found += [
         {
             "operation": event.key,
-            "seconds": getattr(event, attribute) / 1e6,
-            "share": getattr(event, attribute) / whole,
+            "seconds": microseconds / 1e6,
+            "share": microseconds / whole,
             "calls": event.count,
         }
-        for event in events[:_TOP]
+        for microseconds, event in times[:_TOP]
     ]

@@ -1,29 +1,20 @@
-"""`cola-train bench train`, `sample` and `quality` as verbs: what they measure, and how often they
-ask for it.
-"""
+"""`cola-train bench train`, `sample` and `quality` as verbs: what is measured, and how often."""
 
 import dataclasses
-import lzma
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import cola_train
-from cola_train.bench.config import BenchQualityConfig, BenchSampleConfig, BenchTrainConfig
+from cola_train.bench.config import NOVELS, BenchQualityConfig, BenchSampleConfig, BenchTrainConfig
 from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
 from cola_train.console import say
 
-if TYPE_CHECKING:
-    from cola_train.families.checkpoint import SolverQuality
-
-_NOVELS = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"
 # A doubling of the rows must gain as much, or it is the last.
 _LEAST_GAIN = 1.01
 
 
 def run_train(config: BenchTrainConfig, of_run: Sequence[str]) -> dict[str, Any]:
-    """Measure a training step in a fresh process; with `find_rows`, at the micro-batch that is
-    found to be the fastest.
+    """Measure a training step in a fresh process; with `find_rows`, at the fastest micro-batch.
 
     Args:
         config: what to measure.
@@ -36,29 +27,25 @@ def run_train(config: BenchTrainConfig, of_run: Sequence[str]) -> dict[str, Any]
     if not config.find_rows:
         return measure_in_a_process("train", config, of_run)
     rows, tried = find_rows(config, of_run)
-    result = measure_in_a_process(
-        "train", dataclasses.replace(config, rows=rows, find_rows=False), of_run
-    )
-    return {**result, "tried": tried}
+    config = dataclasses.replace(config, rows=rows, find_rows=False)
+    return {**measure_in_a_process("train", config, of_run), "tried": tried}
 
 
 def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
-    """The micro-batch of most tokens per second, of config.rows (1 by default), twice as many, and
-    so on; and each that was tried.
+    """The micro-batch of most tokens per second; and each that was tried.
 
-    The search ends where memory does, or at a doubling that gains less than 1 %.
+    These are config.rows (1 by default), twice as many, and so on: until memory ends, or up to a
+    doubling that gains less than 1 %.
 
     Raises:
         UserError: as `run_train`.
     """
     rows = config.rows or 1
+    short = dataclasses.replace(config, find_rows=False, profile=False, warmups=1, runs=2)
     tried: list[dict[str, Any]] = []
     while True:
-        short = dataclasses.replace(
-            config, rows=rows, find_rows=False, profile=False, warmups=1, runs=2
-        )
         try:
-            found = measure_in_a_process("train", short, of_run)
+            found = measure_in_a_process("train", dataclasses.replace(short, rows=rows), of_run)
         except MemoryTooSmallError:
             if not tried:
                 raise
@@ -66,9 +53,8 @@ def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, lis
             break
         speed = found["tokens_per_second"]
         gains = not tried or speed > _LEAST_GAIN * tried[-1]["tokens_per_second"]
-        tried.append(
-            {"rows": rows, "tokens_per_second": speed, "peak_bytes": found["memory"]["peak_bytes"]}
-        )
+        peak = found["memory"]["peak_bytes"]
+        tried.append({"rows": rows, "tokens_per_second": speed, "peak_bytes": peak})
         say(f"{rows} rows: {speed:.6g} tokens/s")
         if not gains:
             break
@@ -77,16 +63,19 @@ def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, lis
 
 
 def run_sample(config: BenchSampleConfig, device: str) -> dict[str, Any]:
-    """Measure generation in a fresh process.
+    """Measure generation in a fresh process; on config.device, if `device` is "auto".
 
     Raises:
         UserError: no such workload, checkpoint or device, or too little memory.
     """
+    device = config.device if device == "auto" else device
     return measure_in_a_process("sample", config, device=device)
 
 
 def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str) -> dict[str, Any]:
-    """How near each solver comes to the reference, by its steps, on a trained checkpoint.
+    """Measure each solver's distance to the reference, by its steps, on a trained checkpoint.
+
+    Also shows it to the user as a table in Markdown.
 
     Raises:
         UserError: no such checkpoint or device, or prompts that cannot be read.
@@ -105,7 +94,16 @@ def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str
     rows = checkpoint.compare_solvers(
         prompts, config.sampler, config.solvers, config.steps, config.reference_steps
     )
-    say(_quality_table(rows))
+    lines = [
+        "| solver | steps | network calls | latent RMS error | tokens equal | CPU s a sample |",
+        "| --- |" + " ---: |" * 5,
+    ]
+    lines += [
+        f"| {row.solver} | {row.num_steps} | {row.network_calls} | {row.latent_rms_error:.3f} "
+        f"| {row.token_agreement:.1%} | {row.cpu_seconds_per_sample:.3f} |"
+        for row in rows
+    ]
+    say("\n".join(lines) + "\n")
     return {
         "checkpoint": str(checkpoint_folder),
         "prompts": len(prompts),
@@ -115,27 +113,11 @@ def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str
     }
 
 
-def _quality_table(rows: "Sequence[SolverQuality]") -> str:
-    """The rows as a table in Markdown."""
-    lines = [
-        "| solver | steps | network calls | latent RMS error | tokens equal | CPU s a sample |",
-        "| --- |" + " ---: |" * 5,
-    ]
-    lines += [
-        f"| {row.solver} | {row.num_steps} | {row.network_calls} | {row.latent_rms_error:.3f} | "
-        f"{row.token_agreement:.1%} | {row.cpu_seconds_per_sample:.3f} |"
-        for row in rows
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _passages(count: int) -> list[str]:
-    """Passages of the novels that are included, spread evenly over them, each from the start of a
-    paragraph.
-    """
-    paragraphs = [
-        text
-        for text in lzma.decompress(_NOVELS.read_bytes()).decode().split("\n\n")
-        if len(text) > 400
-    ]
+    """Long paragraphs of the included novels, spread evenly over them."""
+    from cola_train.config.data import CorpusConfig
+    from cola_train.data.sources import read_documents
+
+    novels = read_documents(CorpusConfig(inputs=[str(NOVELS)]))
+    paragraphs = [text for text in novels if len(text) > 400]
     return [paragraphs[place * len(paragraphs) // count] for place in range(count)]

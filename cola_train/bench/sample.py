@@ -1,16 +1,13 @@
-"""`cola-train bench sample`, in the measuring process: prompts of one length continued together, to
-the last token.
-"""
+"""`cola-train bench sample`, in the measuring process: prompts of one length continued together."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import torch
 
 from cola_train.bench.config import BenchSampleConfig
 from cola_train.bench.machine import Clock, Memory
-from cola_train.bench.report import Speedometer, speed, spread, used, utilization
+from cola_train.bench.report import Speedometer, spread
 from cola_train.bench.workloads import checkpoint
 from cola_train.config.loop import Convention
 from cola_train.config.settings import UserError
@@ -57,23 +54,19 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
     speedometer = Speedometer(clock)
     speedometer.read()
     memory = Memory(clock.device)
-    bar = progress_bar("measuring", "batch", config.warmups + config.runs)
-    whole, to_first = [], []
-    for number in range(config.warmups + config.runs):
-        times = [
-            clock.time(functools.partial(generate, model, prompts, settings))
-            for settings in (first, sampler)
-        ]
-        if number >= config.warmups:
-            to_first.append(times[0])
-            whole.append(times[1])
-        bar.update(1)
-    bar.close()
-    memory_used = used(memory)
+    to_first, whole = [], []
+    num_runs = config.warmups + config.runs
+    with progress_bar("measuring", "batch", num_runs) as bar:
+        for _ in range(num_runs):
+            to_first.append(clock.time(lambda: generate(model, prompts, first)))
+            whole.append(clock.time(lambda: generate(model, prompts, sampler)))
+            bar.update(1)
+    memory_used = memory.used()
     speedometer.read()
 
     precision = "bf16" if computes_in_bf16(sampler, clock.device) else "fp32"
-    seconds, first_block = spread(whole), spread(to_first)
+    seconds, first_block = spread(whole[config.warmups :]), spread(to_first[config.warmups :])
+    later_blocks = seconds["median"] - first_block["median"]
     tokens = config.batch * sampler.max_new_tokens
     work = sum(model.generation_work(sampler, config.prompt_tokens, config.batch).values(), Work())
     flops: dict[Convention, int] = {"model": work.model, "executed": work.executed}
@@ -83,22 +76,16 @@ def _measure(config: BenchSampleConfig, model: Checkpoint, clock: Clock) -> dict
         "prompt_tokens": config.prompt_tokens,
         "new_tokens": sampler.max_new_tokens,
         "sampler": dataclasses.asdict(sampler),
-        "parameters": {name: _count(network) for name, network in model.networks.items()},
+        "parameters": {
+            name: sum(parameter.numel() for parameter in network.parameters())
+            for name, network in model.networks.items()
+        },
         "precision": precision,
         "machine": speedometer.report(),
         "seconds": seconds,
-        **speed(tokens, seconds["median"], speedometer, precision),
+        **speedometer.rates(tokens, flops, seconds["median"], precision),
         "first_block_seconds": first_block,
         "blocks": num_passes,
-        "block_seconds": (
-            (seconds["median"] - first_block["median"]) / (num_passes - 1)
-            if num_passes > 1
-            else None
-        ),
-        **utilization(flops, seconds["median"], clock, speedometer, precision),
+        "block_seconds": later_blocks / (num_passes - 1) if num_passes > 1 else None,
         "memory": memory_used,
     }
-
-
-def _count(network: Any) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())

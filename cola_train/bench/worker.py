@@ -1,5 +1,4 @@
-"""A measuring process of its own: its peak memory is of what it measures, and nothing that ran
-before slows it down.
+"""A measuring process of its own: its peak memory is that of what it measures, nothing ran before.
 
 Run as a program, this module is one: its arguments are the kind, the device to sample on, then
 settings.
@@ -23,31 +22,28 @@ from cola_train.bench.config import (
 from cola_train.config.load import leaves, load_config, value_at
 from cola_train.config.settings import UserError
 
+_RESULT = "cola_train measured: "
+
 
 class MemoryTooSmallError(UserError):
     """What is measured needs more memory than there is."""
 
 
-_RESULT = "cola_train measured: "
-
-
 def measure_in_a_process(
     kind: Kind, config: MeasuringConfig, of_run: Sequence[str] = (), device: str = "auto"
 ) -> dict[str, Any]:
-    """What `measure_train` or `measure_sample` finds in a fresh process; its progress goes to
-    stderr.
+    """The result of `measure_train` or `measure_sample` in a fresh process; progress is on stderr.
 
-    Its environment is the user's, an allocator's settings in it too, but for OMP_NUM_THREADS, which
-    is config.threads.
+    Its environment is the user's, an allocator's settings included, except for OMP_NUM_THREADS,
+    which is config.threads.
 
     Raises:
         UserError: of the measuring process; or it was killed, as a system without memory does.
     """
     settings = [f"{key}={json.dumps(value_at(config, key))}" for key, _ in leaves(type(config))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
     done = subprocess.run(
         [sys.executable, "-m", __name__, kind, device, *settings, *of_run],
-        env=environment,
+        env={**os.environ, "OMP_NUM_THREADS": str(config.threads)},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
@@ -59,14 +55,12 @@ def measure_in_a_process(
                 f"{killed}, as a system does whose memory has run out: measure less at a time."
             )
         raise UserError(f"{killed}; measure again.")
-    results = [
-        line.removeprefix(_RESULT) for line in done.stdout.splitlines() if line.startswith(_RESULT)
-    ]
+    results = [line for line in done.stdout.splitlines() if line.startswith(_RESULT)]
     if not results:
         raise RuntimeError(
             f"The measuring process failed (status {done.returncode}); its own message is above."
         )
-    result: dict[str, Any] = json.loads(results[-1])
+    result: dict[str, Any] = json.loads(results[-1].removeprefix(_RESULT))
     if "refused" in result:
         raise (MemoryTooSmallError if result["memory"] else UserError)(result["refused"])
     return result
@@ -74,10 +68,10 @@ def measure_in_a_process(
 
 def _measure(kind: str, device: str, settings: Sequence[str]) -> dict[str, Any]:
     if kind == "train":
-        own, of_run = split_settings(settings)
         from cola_train.bench.train import measure_train
         from cola_train.bench.workloads import run_config
 
+        own, of_run = split_settings(settings)
         config = load_config(BenchTrainConfig, None, own)
         return measure_train(config, run_config(config, of_run))
     from cola_train.bench.sample import measure_sample
@@ -85,18 +79,15 @@ def _measure(kind: str, device: str, settings: Sequence[str]) -> dict[str, Any]:
     return measure_sample(load_config(BenchSampleConfig, None, settings), device)
 
 
-def _out_of_memory() -> type[Exception]:
-    import torch
-
-    return torch.OutOfMemoryError
-
-
 def _main() -> None:
     kind, device, *settings = sys.argv[1:]
     try:
         result = _measure(kind, device, settings)
     except UserError as error:
-        result = {"refused": str(error), "memory": isinstance(error.__context__, _out_of_memory())}
+        import torch
+
+        out_of_memory = isinstance(error.__context__, torch.OutOfMemoryError)
+        result = {"refused": str(error), "memory": out_of_memory}
     sys.stdout.write(f"\n{_RESULT}{json.dumps(result)}\n")
 
 

@@ -4,9 +4,10 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cola_train.bench.config import BenchSampleConfig, BenchTrainConfig
 from cola_train.config.load import load_config
@@ -15,14 +16,17 @@ from cola_train.config.settings import nearest, require
 from cola_train.data.batch import Batch
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer
 from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.family import Family
 from cola_train.families.registry import families, family_named, load_checkpoint, load_run_config
+from cola_train.models.blocks import HasBuffers
+from cola_train.processes import local_part
 
-# What a run must say, and nothing here reads.
+# Settings without a default, which nothing here reads.
 _NAMES = ("name=bench", "data.path=none")
 
 
 def workloads() -> dict[str, tuple[type[RunConfig], tuple[str, ...]]]:
-    """By name, the config's class and what differs from its defaults, which are the paper's."""
+    """By name, the config's class and the settings over its defaults, which are the paper's."""
     return {
         name: (family.config, settings)
         for family in families().values()
@@ -31,8 +35,7 @@ def workloads() -> dict[str, tuple[type[RunConfig], tuple[str, ...]]]:
 
 
 def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfig:
-    """The run whose step is measured: its global batch is that of one process, `rows` x
-    `micro_batches` of `seq_len` tokens.
+    """The run whose step is measured: one process, `rows` x `micro_batches` of `seq_len` tokens.
 
     Args:
         config: names a workload, or a run's config file.
@@ -73,26 +76,19 @@ def random_batch(config: RunConfig) -> Batch:
     tokens = torch.randint(
         config.vocab_size, (rows, seq_len), generator=torch.Generator().manual_seed(0)
     )
-    index = torch.arange(rows)
-    return Batch(
-        tokens,
-        torch.ones(rows, seq_len, dtype=torch.bool),
-        torch.zeros_like(tokens),
-        index,
-        index.clone(),
-    )
+    real, index = torch.ones(rows, seq_len, dtype=torch.bool), torch.arange(rows)
+    return Batch(tokens, real, torch.zeros_like(tokens), index, index.clone())
 
 
 def randomize(network: nn.Module) -> None:
-    """Give every tensor of the network, or of its part on this process, random values in place;
-    none is left idle at zero.
+    """Give a network's parameters, or their local shards, random values in place.
 
     Values of the size that keeps activations near 1. With adaLN-Zero's zeros gradients would be
     denormal numbers for many steps, which a CPU computes slowly.
     """
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            local: Tensor = getattr(parameter, "_local_tensor", parameter)
+            local = local_part(parameter)
             if parameter.ndim == 1:
                 local.fill_(1.0 if name.endswith(".weight") else 0.0)
             else:
@@ -106,14 +102,11 @@ def checkpoint(config: BenchSampleConfig, device: torch.device) -> Checkpoint:
         UserError: neither; or a checkpoint that writes no text.
     """
     name = config.workload
-    of_families = {
-        known: family for family in families().values() for known in family.generation_workloads
-    }
-    if name not in of_families:
+    known = {name: family for family in families().values() for name in family.generation_workloads}
+    if name not in known:
         require(
             Path(name).is_dir(),
-            f"There is no workload {name!r} (or give a checkpoint folder): "
-            f"{nearest(name, of_families)}",
+            f"There is no workload {name!r} (or give a checkpoint folder): {nearest(name, known)}",
         )
         loaded = load_checkpoint(name, device)
         require(
@@ -122,35 +115,35 @@ def checkpoint(config: BenchSampleConfig, device: torch.device) -> Checkpoint:
             "one of stage 2 (cola-train joint) or of a baseline.",
         )
         return loaded
-    family = of_families[name]
-    run = load_config(
-        family.config, None, [*_NAMES, *family.workloads[family.generation_workloads[name]]]
-    )
+    return _random_checkpoint(known[name], known[name].generation_workloads[name], device)
+
+
+def _random_checkpoint(family: Family[Any], workload: str, device: torch.device) -> Checkpoint:
+    run = load_config(family.config, None, [*_NAMES, *family.workloads[workload]])
+    with torch.device("meta"):
+        meta = family.build(run).state_dict()
+    # Zeros that take no memory: the networks are filled in place, so that they are held only once.
+    weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in meta.items()}
     with torch.device(device):
-        objective = family.build(run)
-    randomize(objective)
-    return family.checkpoint(
-        run, objective.state_dict(), _word_tokenizer(run.vocab_size), {}, device
-    )
+        made = family.checkpoint(run, weights, _word_tokenizer(run.vocab_size), {}, device)
+    for network in made.networks.values():
+        randomize(network)
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, HasBuffers):
+                    module.reset_buffers()
+    return made
 
 
 def _word_tokenizer(vocab_size: int) -> Tokenizer:
-    """An id a word."""
-    words = [
-        *TRAINED_SPECIAL_TOKENS,
-        *(f"w{number}" for number in range(len(TRAINED_SPECIAL_TOKENS), vocab_size)),
-    ]
-    special = {
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
-    }
+    """A tokenizer with one id for each word "w7", "w8", ... after the special tokens."""
+    num_special = len(TRAINED_SPECIAL_TOKENS)
+    words = [*TRAINED_SPECIAL_TOKENS, *(f"w{number}" for number in range(num_special, vocab_size))]
+    options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     content = {
         "version": "1.0",
         "added_tokens": [
-            {"id": number, "content": token, **special}
+            {"id": number, "content": token, **options, "special": True}
             for number, token in enumerate(TRAINED_SPECIAL_TOKENS)
         ],
         "pre_tokenizer": {"type": "WhitespaceSplit"},

@@ -1,21 +1,20 @@
-"""`cola-train audit`: whether every step of a run used the samples that were promised, from its
-steps.jsonl alone.
-"""
+"""`cola-train audit`: whether every step of a run used the samples promised, by its steps.jsonl."""
 
 import contextlib
-import sys
+import functools
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from cola_train.console import progress_bar
 from cola_train.data.order import row_index
+from cola_train.operations.report import report
 from cola_train.operations.step_history import History, read_history
 from cola_train.training.loop.step_log import sample_digest
 
@@ -25,26 +24,29 @@ _LISTED, _SKIPS_SHOWN = 10, 3
 _SAME_IN_ALL = ("seed", "data_seed", "num_rows", "global_batch_size", "data_sha256")
 
 
+@dataclass
+class Finding:
+    """One kind of thing that is wrong: how often, and the first few in words."""
+
+    kind: str
+    number: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, number: int, examples: Iterable[str]) -> None:
+        """Count `number` more; of their examples only the first few are made."""
+        self.number += number
+        self.examples += itertools.islice(examples, _LISTED - len(self.examples))
+
+
 @dataclass(frozen=True)
 class Promised:
-    """What the steps of a log had to use, and how far through the data those that did so have
-    come.
-    """
+    """What the steps of a log had to use, and the epochs that those which did so make up."""
 
     steps: Int64[np.ndarray, " steps"]  # of the log, ascending
     digests: UInt64[np.ndarray, " steps"]
     complete_epochs: int  # every row used exactly once
     rows_of_the_last: int  # used in the epoch that the last step ends in
-    findings: tuple["Finding", ...]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One kind of thing that is wrong: how often, and the first few in words."""
-
-    kind: str
-    number: int
-    examples: tuple[str, ...]
+    findings: tuple[Finding, ...]
 
 
 def audit(run_folder: Path) -> int:
@@ -64,77 +66,80 @@ def audit(run_folder: Path) -> int:
         *_sample_findings(history, promised),
         *promised.findings,
     ]
-    for name, value in [("run", str(run_folder)), *_facts(history, promised)]:
-        _write(f"{name:<10}{value}")
+    report(f"run       {run_folder}")
+    _report_facts(history, promised)
     for finding in findings:
-        _write(f"{finding.kind}: {finding.number:,}")
+        report(f"{finding.kind}: {finding.number:,}")
         for example in finding.examples:
-            _write(f"  {example}")
+            report(f"  {example}")
         if finding.number > len(finding.examples):
-            _write(f"  and {finding.number - len(finding.examples):,} more")
+            report(f"  and {finding.number - len(finding.examples):,} more")
     first = history.attempts[0]
-    rule = (
-        f"the samples it had to, in the order of seed {first.seed} and data_seed {first.data_seed}"
-    )
-    _write(
-        f"NOT CLEAN: not every step used {rule}." if findings else f"CLEAN: every step used {rule}."
+    report(
+        f"{'NOT CLEAN: not' if findings else 'CLEAN:'} every step used the samples it had to, in "
+        f"the order of seed {first.seed} and data_seed {first.data_seed}."
     )
     return 1 if findings else 0
 
 
 def promise(history: History) -> Promised:
-    """What every step of a log had to use; takes 16 bytes a step, one byte a row of the data, and
-    some MB.
-    """
+    """What every step of a log had to use; takes 16 bytes a step, 1 byte a row, and some MB."""
     first = history.attempts[0]
     size, num_rows = first.global_batch_size, first.num_rows
     steps = np.unique(history.step)
     digests = np.zeros(len(steps), dtype=np.uint64)
-    logged = history.step[history.counts], history.digest[history.counts]
-    order = np.argsort(logged[0], kind="stable")
-    logged_steps, logged_digests = logged[0][order], logged[1][order]
+    logged_steps, logged_digests = history.step[history.counts], history.digest[history.counts]
+    order = np.argsort(logged_steps, kind="stable")
+    logged_steps, logged_digests = logged_steps[order], logged_digests[order]
     epochs = _Epochs(num_rows, int(logged_steps[-1]) * size // num_rows if len(order) else 0)
-    at_once = max(1, _SAMPLES_AT_ONCE // size)
-    with _bar(len(steps) * size) as advance:
+    digests_of = torch.vmap(functools.partial(sample_digest, first.seed))
+    at_once, samples = max(1, _SAMPLES_AT_ONCE // size), len(steps) * size
+    with (
+        progress_bar("auditing", "sample", total=samples)
+        if samples >= _SAMPLES_WORTH_A_BAR
+        else contextlib.nullcontext()
+    ) as bar:
         for start in range(0, len(steps), at_once):
             part = steps[start : start + at_once]
             positions = (part[:, None] - 1) * size + np.arange(size, dtype=np.int64)
             rows = row_index(positions, num_rows, first.data_seed)
-            digests[start : start + at_once] = _digests(first.seed, positions, rows)
+            found = digests_of(torch.from_numpy(positions), torch.from_numpy(rows))
+            digests[start : start + at_once] = found.numpy().view(np.uint64)
             # A step that counts has used these rows if its digest says so.
             inside = slice(*np.searchsorted(logged_steps, [part[0], part[-1] + 1]))
             place = np.searchsorted(part, logged_steps[inside])
             used = place[logged_digests[inside] == digests[start + place]]
             epochs.add(positions[used].ravel(), rows[used].ravel())
-            advance(positions.size)
+            if bar is not None:
+                bar.update(positions.size)
     epochs.close()
-    return Promised(
-        steps, digests, epochs.complete, epochs.rows_of_the_last, tuple(epochs.findings())
-    )
+    findings = tuple(finding for finding in (epochs.twice, epochs.never) if finding.number)
+    return Promised(steps, digests, epochs.complete, epochs.rows_of_the_last, findings)
 
 
 class _Epochs:
-    """Counts the rows of each epoch. Positions come in ascending order; small epochs are counted
-    many at a time.
+    """Counts each epoch's rows, small epochs many at a time; positions come in ascending order.
+
+    Attributes:
+        complete: epochs of which every row was used exactly once.
+        rows_of_the_last: rows used in the epoch after those that are due.
+        twice, never: what is wrong.
     """
 
-    def __init__(self, num_rows: int, gone_through: int) -> None:
-        """`gone_through`: epochs of which every row should have been used."""
-        self._num_rows, self._gone_through, self._first = num_rows, gone_through, 0
+    def __init__(self, num_rows: int, due: int) -> None:
+        """`due`: epochs of which every row should have been used."""
+        self._num_rows, self._due, self._first = num_rows, due, 0
         self._used = np.zeros((max(1, _SAMPLES_AT_ONCE // num_rows), num_rows), dtype=np.bool_)
         self._samples = np.zeros(len(self._used), dtype=np.int64)
         self.complete = self.rows_of_the_last = 0
-        self._numbers = Counter[str]()
-        self._examples: dict[str, list[str]] = {
-            "epochs with rows used more than once": [],
-            "epochs with rows not used": [],
-        }
+        self.twice = Finding("epochs with rows used more than once")
+        self.never = Finding("epochs with rows not used")
 
     def add(self, positions: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]) -> None:
         epochs = positions // self._num_rows
         while len(epochs):
             if epochs[0] >= self._first + len(self._used):
-                self._go_on_to(int(epochs[0]))
+                self._advance_to(int(epochs[0]))
             here = int(np.searchsorted(epochs, self._first + len(self._used)))
             number = epochs[:here] - self._first
             self._used.reshape(-1)[number * self._num_rows + rows[:here]] = True
@@ -142,68 +147,42 @@ class _Epochs:
             epochs, rows = epochs[here:], rows[here:]
 
     def close(self) -> None:
-        self._go_on_to(max(self._gone_through, self._first + len(self._used)))
+        self._advance_to(max(self._due, self._first + len(self._used)))
 
-    def findings(self) -> Iterator[Finding]:
-        for kind, texts in self._examples.items():
-            yield from _finding(kind, texts, self._numbers[kind])
-
-    def _go_on_to(self, first: int) -> None:
-        twice, never = self._examples
+    def _advance_to(self, first: int) -> None:
         epochs = self._first + np.arange(len(self._used))
         distinct = np.count_nonzero(self._used, axis=1)
-        over = epochs < self._gone_through
-        self.complete += int(
-            (over & (distinct == self._num_rows) & (self._samples == self._num_rows)).sum()
-        )
-        self.rows_of_the_last = int(distinct[epochs == self._gone_through].sum())
-        self._note(twice, epochs, self._samples - distinct)
-        self._note(never, epochs, np.where(over, self._num_rows - distinct, 0))
-        skipped = min(first, self._gone_through) - int(epochs[-1]) - 1
-        if skipped > 0:
-            self._numbers[never] += skipped
-            self._examples[never].append(
-                f"epochs {epochs[-1] + 1} to {epochs[-1] + skipped}: all rows"
+        over = epochs < self._due
+        whole = (distinct == self._num_rows) & (self._samples == self._num_rows)
+        self.complete += int((over & whole).sum())
+        self.rows_of_the_last = int(distinct[epochs == self._due].sum())
+        for finding, rows in (
+            (self.twice, self._samples - distinct),
+            (self.never, np.where(over, self._num_rows - distinct, 0)),
+        ):
+            bad = np.flatnonzero(rows)
+            finding.add(
+                len(bad),
+                (
+                    f"epoch {epochs[at]}: {rows[at]:,} of {self._num_rows:,} rows, by the steps "
+                    "that fit"
+                    for at in bad
+                ),
             )
+        last = int(epochs[-1])
+        skipped = min(first, self._due) - last - 1
+        if skipped > 0:
+            self.never.add(skipped, [f"epochs {last + 1} to {last + skipped}: all rows"])
         self._first = first
         self._used[:], self._samples[:] = False, 0
 
-    def _note(
-        self, kind: str, epochs: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " n"]
-    ) -> None:
-        bad, texts = np.flatnonzero(rows), self._examples[kind]
-        self._numbers[kind] += len(bad)
-        bad = bad[: max(0, _LISTED - len(texts))]
-        texts += [
-            f"epoch {epochs[at]}: {rows[at]:,} of {self._num_rows:,} rows, by the steps that fit"
-            for at in bad
-        ]
 
-
-def _digests(
-    seed: int, positions: Int64[np.ndarray, "steps batch"], rows: Int64[np.ndarray, "steps batch"]
-) -> UInt64[np.ndarray, " steps"]:
-    of_steps = torch.vmap(
-        lambda samples, rows_of_a_step: sample_digest(seed, samples, rows_of_a_step)
-    )
-    digests: UInt64[np.ndarray, " steps"] = (
-        of_steps(torch.from_numpy(positions), torch.from_numpy(rows)).numpy().view(np.uint64)
-    )
-    return digests
-
-
-@contextlib.contextmanager
-def _bar(samples: int) -> Iterator[Callable[[int], Any]]:
-    if samples < _SAMPLES_WORTH_A_BAR:
-        yield lambda done: None
-        return
-    with progress_bar("auditing", "sample", total=samples) as bar:
-        yield bar.update
-
-
-def _finding(kind: str, texts: Sequence[str], number: int) -> Iterator[Finding]:
-    if number:
-        yield Finding(kind, number, tuple(texts[:_LISTED]))
+def _finding(
+    kind: str, wrong: Bool[np.ndarray, " n"], text: Callable[[int], str]
+) -> Iterator[Finding]:
+    places = np.flatnonzero(wrong)
+    if len(places):
+        yield Finding(kind, len(places), [text(int(place)) for place in places[:_LISTED]])
 
 
 def _attempt_findings(history: History) -> Iterator[Finding]:
@@ -215,7 +194,8 @@ def _attempt_findings(history: History) -> Iterator[Finding]:
         for name in _SAME_IN_ALL
         if getattr(attempt, name) != getattr(first, name)
     ]
-    yield from _finding("attempts with other settings", texts, len(texts))
+    if texts:
+        yield Finding("attempts with other settings", len(texts), texts[:_LISTED])
 
 
 def _order_findings(history: History) -> Iterator[Finding]:
@@ -224,102 +204,82 @@ def _order_findings(history: History) -> Iterator[Finding]:
     # An attempt that has done nothing yet still says what was done before it.
     after = np.append(steps, last + 1) if last > steps.max(initial=0) else steps
     before = np.concatenate([[0], after])[: len(after)]
-    gaps, back = np.flatnonzero(after > before + 1), np.flatnonzero(after <= before)
-    texts = [f"steps {before[at] + 1} to {after[at] - 1}" for at in gaps[:_LISTED]]
-    yield from _finding("gaps, where steps are missing", texts, len(gaps))
-    texts = [f"step {after[at]} comes after step {before[at]}" for at in back[:_LISTED]]
-    yield from _finding("steps out of turn", texts, len(back))
+    yield from _finding(
+        "gaps, where steps are missing",
+        after > before + 1,
+        lambda at: f"steps {before[at] + 1} to {after[at] - 1}",
+    )
+    yield from _finding(
+        "steps out of turn",
+        after <= before,
+        lambda at: f"step {after[at]} comes after step {before[at]}",
+    )
 
 
 def _sample_findings(history: History, promised: Promised) -> Iterator[Finding]:
     size, steps, digests = history.attempts[0].global_batch_size, promised.steps, promised.digests
-
-    def samples(step: int) -> str:
-        return f"samples {(step - 1) * size} to {step * size - 1}"
-
-    lines = np.flatnonzero(history.rows != size)
-    texts = [
-        f"step {history.step[at]}: {history.rows[at]} rows, not {size}" for at in lines[:_LISTED]
-    ]
-    yield from _finding("steps of another number of rows", texts, len(lines))
+    yield from _finding(
+        "steps of another number of rows",
+        history.rows != size,
+        lambda at: f"step {history.step[at]}: {history.rows[at]} rows, not {size}",
+    )
     if not len(steps):
         return
     own = np.searchsorted(steps, history.step)
     # Whose samples each line says that it used.
     order = np.argsort(digests)
-    whose = order[
-        np.minimum(np.searchsorted(digests, history.digest, sorter=order), len(order) - 1)
-    ]
+    place = np.searchsorted(digests, history.digest, sorter=order)
+    whose = order[np.minimum(place, len(order) - 1)]
     whose = np.where(digests[own] == history.digest, own, whose)
     known, wrong = digests[whose] == history.digest, whose != own
     uses = np.bincount(whose[known & history.counts], minlength=len(steps))
     again = history.counts & (uses[whose] > 1)
-    for kind, lines in (
-        ("samples used more than once", np.flatnonzero(wrong & known & again)),
-        ("samples out of order", np.flatnonzero(wrong & known & ~again)),
-        ("steps with other samples", np.flatnonzero(~known)),
-    ):
-        texts = []
-        for at in lines[:_LISTED]:
-            step, theirs = int(history.step[at]), int(steps[whose[at]])
-            lost = "" if history.counts[at] else " (lost)"
-            used = (
-                f"{samples(theirs)}, those of step {theirs}"
-                if known[at]
-                else f"digest {history.digest[at]:016x}"
-            )
-            texts.append(
-                f"step {step}{lost}: {used}; expected {samples(step)}, digest "
-                f"{digests[own[at]]:016x}"
-            )
-        yield from _finding(kind, texts, len(lines))
+
+    def samples(step: int) -> str:
+        return f"samples {(step - 1) * size} to {step * size - 1}"
+
+    def used(at: int) -> str:
+        step, theirs = int(history.step[at]), int(steps[whose[at]])
+        lost = "" if history.counts[at] else " (lost)"
+        used = f"digest {history.digest[at]:016x}"
+        if known[at]:
+            used = f"{samples(theirs)}, those of step {theirs}"
+        expected = f"{samples(step)}, digest {digests[own[at]]:016x}"
+        return f"step {step}{lost}: {used}; expected {expected}"
+
+    yield from _finding("samples used more than once", wrong & known & again, used)
+    yield from _finding("samples out of order", wrong & known & ~again, used)
+    yield from _finding("steps with other samples", ~known, used)
     _, first_line = np.unique(history.step, return_index=True)
-    lines = np.flatnonzero(history.digest != history.digest[first_line[own]])
-    texts = [
-        f"step {history.step[at]}: digest {history.digest[first_line[own[at]]]:016x}, then "
-        f"{history.digest[at]:016x}"
-        for at in lines[:_LISTED]
-    ]
-    yield from _finding("steps done again with other samples", texts, len(lines))
-
-
-def _facts(history: History, promised: Promised) -> list[tuple[str, str]]:
-    first, counting, lost = (
-        history.attempts[0],
-        history.step[history.counts],
-        history.step[~history.counts],
+    first_digest = history.digest[first_line[own]]
+    yield from _finding(
+        "steps done again with other samples",
+        history.digest != first_digest,
+        lambda at: (
+            f"step {history.step[at]}: digest {first_digest[at]:016x}, then "
+            f"{history.digest[at]:016x}"
+        ),
     )
+
+
+def _report_facts(history: History, promised: Promised) -> None:
+    first, counting = history.attempts[0], history.step[history.counts]
+    lost = history.step[~history.counts]
     sizes = Counter(attempt.world_size for attempt in history.attempts)
     of_sizes = ", ".join(
         f"{number} with {size} process{'' if size == 1 else 'es'}" for size, number in sizes.items()
     )
-    again = np.isin(lost, counting).sum()
     skipped = sorted(history.skipped.items())
-    return [
-        ("attempts", f"{len(history.attempts):,}: {of_sizes}"),
-        (
-            "steps",
-            (
-                f"{len(counting):,}, of {first.global_batch_size:,} samples each; the last is "
-                f"{counting.max(initial=0):,}"
-            ),
-        ),
-        ("lost", f"{len(lost):,} steps, {again:,} of them done again so far"),
-        (
-            "skipped",
-            f"{len(skipped):,} steps"
-            + "".join(f"; step {step}: {reason}" for step, reason in skipped[:_SKIPS_SHOWN]),
-        ),
-        (
-            "epochs",
-            (
-                f"{promised.complete_epochs:,} complete; {promised.rows_of_the_last:,} of "
-                f"{first.num_rows:,} rows of the next"
-            ),
-        ),
-    ]
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
+    reasons = "".join(f"; step {step}: {reason}" for step, reason in skipped[:_SKIPS_SHOWN])
+    report(f"attempts  {len(history.attempts):,}: {of_sizes}")
+    report(
+        f"steps     {len(counting):,}, of {first.global_batch_size:,} samples each; the last is "
+        f"{counting.max(initial=0):,}"
+    )
+    again = np.isin(lost, counting).sum()
+    report(f"lost      {len(lost):,} steps, {again:,} of them done again so far")
+    report(f"skipped   {len(skipped):,} steps{reasons}")
+    report(
+        f"epochs    {promised.complete_epochs:,} complete; {promised.rows_of_the_last:,} of "
+        f"{first.num_rows:,} rows of the next"
+    )

@@ -1,5 +1,4 @@
-"""How fast processes exchange tensors: all-reduce and all-gather, measured by workers that may
-crash or hang without harm.
+"""The bandwidth between processes, measured by workers that may crash or hang without harm.
 
 Run as a program, this module is one worker: its argument is its parent's process id, its place is
 in torchrun's variables.
@@ -21,16 +20,14 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from cola_train.operations.job import Job
+from cola_train.operations.job import TorchrunJob
+from cola_train.operations.report import Section
 
-SMALL_MB, LARGE_MB = 1, 64
-_COLLECTIVES = ("all-reduce", "all-gather")
+_COLLECTIVES, _MEGABYTES = ("all-reduce", "all-gather"), (1, 64)
 _REPETITIONS = 5
-# A repetition is as many collectives as fit in this time, so that neither the clock nor the start
-# counts.
+# As many collectives as fit in this time: neither the clock's resolution nor the start counts.
 _REPETITION_S = 0.02
-# Half of the next and less: torch tries twice to connect, and a worker that ends by itself says
-# why.
+# Below half of the next: torch tries twice to connect, and a worker that ends by itself says why.
 _CALL_TIMEOUT_S = 45.0
 _WORKERS_TIMEOUT_S = 120.0
 _RESULT = "cola_train bandwidth: "
@@ -46,40 +43,27 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Bandwidth:
+class Bandwidth(Section):
     """Rates between `processes` on `hosts` machines.
 
-    `rates` is empty if there was only one process, or if the measurement failed, for which
-    `failure` then gives the reason. `torch_versions` are those of all processes, with the number of
-    processes.
+    `rates` is empty if there was only one process, or if the measurement failed; `failure` is then
+    the reason.
     """
 
     processes: int
     hosts: int
     device: str
     rates: tuple[Rate, ...]
-    torch_versions: dict[str, int]
+    torch_versions: dict[str, int]  # version -> number of processes with it
     failure: str | None
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and text of each line of the report."""
-        if self.failure is not None:
-            return [("not measured", self.failure)]
+        alone = "one process exchanges nothing; give --processes N, or start it with torchrun"
         if not self.rates:
-            return [
-                (
-                    "not measured",
-                    "one process exchanges nothing; give --processes N, or start it with torchrun",
-                )
-            ]
+            return [("not measured", alone if self.failure is None else self.failure)]
+        machines = f"{self.hosts} machine{'s' * (self.hosts > 1)}"
         return [
-            (
-                "between",
-                (
-                    f"{self.processes} processes on {self.hosts} machine{'s' * (self.hosts > 1)}, "
-                    f"{self.device}"
-                ),
-            ),
+            ("between", f"{self.processes} processes on {machines}, {self.device}"),
             *(
                 (f"{rate.collective} {rate.megabytes} MB", f"{rate.gb_per_s:.3g} GB/s")
                 for rate in self.rates
@@ -92,16 +76,14 @@ class _WorkerError(Exception):
 
 
 def measure_bandwidth(
-    job: Job | None, num_processes: int, timeout_s: float = _WORKERS_TIMEOUT_S
+    job: TorchrunJob | None, num_processes: int, timeout_s: float = _WORKERS_TIMEOUT_S
 ) -> Bandwidth:
-    """Measure over the ranks of `job`, each of which must call this; without a job, over
-    `num_processes` on this machine.
+    """Measure over `job`'s ranks, each of which must call this, or over `num_processes` here.
 
     Bus bandwidth is bytes / seconds x 2 (n - 1) / n for all-reduce and x (n - 1) / n for
-    all-gather, for n processes and a message of that many bytes, for all-gather the gathered one.
+    all-gather, for n processes and a message of that many bytes (for all-gather the gathered one).
     It is what each process must at least send and receive, so it compares with the speed of the
-    link whatever n is. It is the median of several repetitions, each as slow as its slowest
-    process.
+    link for any n. It is the median of several repetitions, each as slow as its slowest process.
 
     Only rank 0 gets rates. A failure, or no end within `timeout_s` seconds, is a result with
     `failure`, not an exception.
@@ -111,22 +93,18 @@ def measure_bandwidth(
     if processes == 1:
         return nothing
     try:
-        output = (
-            _run_workers([{}], job.rank, timeout_s)
-            if job
-            else _run_local_workers(num_processes, timeout_s)
-        )
+        if job:
+            output = _run_workers([{}], job.rank, timeout_s)
+        else:
+            output = _run_local_workers(num_processes, timeout_s)
     except (_WorkerError, OSError, RuntimeError) as error:
         return replace(nothing, failure=str(error))
-    results = [
-        line.removeprefix(_RESULT) for line in output.splitlines() if line.startswith(_RESULT)
-    ]
-    if not results:
-        return nothing
-    result = json.loads(results[0])
-    return Bandwidth(
-        **{**result, "rates": tuple(Rate(**rate) for rate in result["rates"])}, failure=None
-    )
+    for line in output.splitlines():
+        if line.startswith(_RESULT):
+            result = json.loads(line.removeprefix(_RESULT))
+            result["rates"] = tuple(Rate(*rate) for rate in result["rates"])
+            return Bandwidth(**result, failure=None)
+    return nothing
 
 
 def _run_local_workers(number: int, timeout_s: float) -> str:
@@ -137,39 +115,31 @@ def _run_local_workers(number: int, timeout_s: float) -> str:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": str(number),
+        "LOCAL_WORLD_SIZE": str(number),
     }
-    job |= {"WORLD_SIZE": str(number), "LOCAL_WORLD_SIZE": str(number)}
-    return _run_workers(
-        [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)],
-        0,
-        timeout_s,
-    )
+    places = [{**job, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+    return _run_workers(places, 0, timeout_s)
 
 
 def _run_workers(places: list[dict[str, str]], first_rank: int, timeout_s: float) -> str:
-    """What the first worker wrote, once all are done; each gets one of `places`, environment
-    variables. None is left behind.
-    """
+    """The first worker's output, once all are done. Each has the environment of one of `places`."""
     command = [sys.executable, "-m", __name__, str(os.getpid())]
     workers: list[subprocess.Popen[str]] = []
     with ThreadPoolExecutor(len(places)) as pool:
         try:
-            for place in places:
-                environment = {**os.environ, **place}
-                workers.append(
-                    subprocess.Popen(
-                        command,
-                        env=environment,
-                        stdout=subprocess.PIPE,
-                        stderr=subprocess.PIPE,
-                        text=True,
-                    )
+            finished = []
+            for rank, place in enumerate(places, start=first_rank):
+                worker = subprocess.Popen(
+                    command,
+                    env={**os.environ, **place},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
                 )
-            finished = [
-                pool.submit(_finish, worker, first_rank + index, timeout_s)
-                for index, worker in enumerate(workers)
-            ]
-            # Once one has failed the others wait for it in vain.
+                workers.append(worker)
+                finished.append(pool.submit(_finish, worker, rank, timeout_s))
+            # Once one has failed, the others wait for it in vain.
             done, _ = wait(finished, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
@@ -186,9 +156,8 @@ def _finish(worker: "subprocess.Popen[str]", rank: int, timeout_s: float) -> str
     except subprocess.TimeoutExpired:
         worker.kill()
         worker.communicate()
-        raise _WorkerError(
-            f"the worker of rank {rank} was not done after {timeout_s:g} s"
-        ) from None
+        message = f"the worker of rank {rank} was not done after {timeout_s:g} s"
+        raise _WorkerError(message) from None
     if worker.returncode != 0:
         last = (errors.strip().splitlines() or ["it wrote nothing"])[-1]
         raise _WorkerError(
@@ -208,17 +177,14 @@ def _measure() -> dict[str, Any]:
     dist.init_process_group(backend, timeout=timedelta(seconds=_CALL_TIMEOUT_S))
     ranks: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(ranks, (socket.gethostname(), torch.__version__))
-    rates = [
-        (name, size, _bus_bandwidth(name, size, device))
-        for name in _COLLECTIVES
-        for size in (SMALL_MB, LARGE_MB)
-    ]
     return {
         "processes": len(ranks),
         "hosts": len({host for host, _ in ranks}),
         "device": "NCCL on GPUs" if device.type == "cuda" else "gloo on CPUs",
         "rates": [
-            {"collective": name, "megabytes": size, "gb_per_s": rate} for name, size, rate in rates
+            (name, megabytes, _bus_bandwidth(name, megabytes, device))
+            for name in _COLLECTIVES
+            for megabytes in _MEGABYTES
         ],
         "torch_versions": dict(Counter(str(version) for _, version in ranks)),
     }
@@ -230,8 +196,7 @@ def _bus_bandwidth(collective: str, megabytes: int, device: torch.device) -> flo
     whole = torch.zeros(part.numel() * world, device=device)
 
     def seconds(calls: int) -> float:
-        # A start in common and the slowest rank's time, both over gloo: on GPUs they then disturb
-        # nothing that is measured.
+        # A common start and the slowest rank's time, both over gloo: it disturbs nothing on GPUs.
         dist.all_reduce(torch.zeros(1))
         start = time.perf_counter()
         for _ in range(calls):
@@ -253,14 +218,14 @@ def _bus_bandwidth(collective: str, megabytes: int, device: torch.device) -> flo
 
 
 def _end_with_parent(parent: int) -> None:
-    # A parent killed outright tells nobody, and its workers may wait for each other for long.
+    # A parent that is killed cannot end its workers, which may wait for each other for long.
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def _work() -> NoReturn:
-    """Be one worker; rank 0 writes the result to stdout."""
+    """Run as one worker; rank 0 writes the result to stdout."""
     threading.Thread(target=_end_with_parent, args=(int(sys.argv[1]),), daemon=True).start()
     status = 1
     try:

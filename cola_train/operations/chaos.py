@@ -1,15 +1,12 @@
-"""`cola-train chaos`: a small copy of a run, once left alone and once disturbed until it finishes;
-both must come to the same.
-"""
+"""`cola-train chaos`: a small copy of a run, undisturbed and disturbed, must end alike."""
 
 import dataclasses
 import math
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
@@ -17,9 +14,10 @@ from cola_train.config.settings import UserError, require
 from cola_train.families.registry import family_of
 from cola_train.files import write_atomically
 from cola_train.operations.audit import audit
-from cola_train.operations.faults import Disturbance, corrupt, draw, goes_on_from, inject
+from cola_train.operations.faults import Disturbance, corrupt, draw, inject, resumes_from
+from cola_train.operations.report import report
 from cola_train.operations.sameness import RunOutcome, compare
-from cola_train.operations.watched import JobError, ProcessJob, Rhythm, RunMonitor
+from cola_train.operations.watched import JobError, Rhythm, RunMonitor, TrainingProcesses
 from cola_train.processes import Processes
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.parallel.sharding import check_mesh
@@ -33,28 +31,29 @@ _CHECKPOINTS = 12
 def chaos(
     config: RunConfig, kills: int, processes: Sequence[int] | None, steps: int, seed: int
 ) -> int:
-    """Train a small copy of `config` undisturbed and disturbed, compare, and report to stdout. All
-    is kept, in one new folder.
+    """Train a small copy of `config` undisturbed and disturbed, compare, and report to stdout.
+
+    Everything is kept, in one new folder.
 
     Args:
         config: the run to copy; its data must be there.
         kills: how many disturbances.
-        processes: numbers of processes, gone round at each restart of the disturbed run; None stays
+        processes: numbers of processes for the restarts of the disturbed run, in turn; None stays
             with the config's.
         steps: optimizer steps of each run.
         seed: of kinds and moments of the disturbances.
 
     Returns:
-        The exit status: 0 if the disturbed run came to the same, 1 if not. The same is: every
-        sample and every bit; with changing numbers of processes, which add in another order, every
-        sample and losses within 1e-4 of each other.
+        The exit status: 0 if the disturbed run ended alike, 1 if not. Alike means every sample and
+        every bit; with changing numbers of processes, which add in another order, every sample and
+        losses within 1e-4 of each other.
 
     Raises:
         UserError: numbers that do not fit, no data, or whatever else a training refuses.
     """
     counts = tuple(processes or [config.parallel.num_processes])
     small = shrink(config, counts, steps)
-    # After the last disturbance there is a save yet to come, and the run still has steps to do.
+    # After the last disturbance there is still a save to come, and steps to do.
     last = steps - small.checkpoint.every_steps - 3
     require(
         1 <= kills <= last,
@@ -68,47 +67,43 @@ def chaos(
     write_atomically(folder / "config.yaml", to_yaml(small))
     chance = random.Random(seed)
     runs = _Runs(small, folder, counts)
-    _write(
+    report(
         f"chaos of {config.name}: {kills} disturbances in {steps} steps, seed {seed}; all in "
         f"{folder}"
     )
-    _write(
+    kept = ("objective.", "init_", "ema.", "warm_start_from")
+    differences = [line for line in config.differences(small) if line.startswith(kept)]
+    report(
         "a small copy, config.yaml there; beside sizes and schedule it differs in: "
-        + _differences(config, small)
+        + ("; ".join(differences) or "nothing")
     )
     try:
         rhythm = runs.undisturbed()
         runs.disturbed(draw(kills, last, chance), rhythm, chance)
-        same = compare(
-            RunOutcome.read(folder / "undisturbed"),
-            RunOutcome.read(folder / "disturbed"),
-            exact=len(set(counts)) == 1,
-        )
+        outcomes = [RunOutcome.read(folder / name) for name in ("undisturbed", "disturbed")]
+        same = compare(*outcomes, exact=len(set(counts)) == 1)
     except (JobError, UserError) as failure:
-        _write(f"FAILED: {failure}\nall in {folder}")
+        report(f"FAILED: {failure}\nall in {folder}")
         return 1
     for line in same.lines:
-        _write(line)
-    _write("audit of the disturbed run")
+        report(line)
+    report("audit of the disturbed run")
     clean = audit(folder / "disturbed") == 0
     passed = same.passed and clean
-    _write(f"{'PASSED' if passed else 'FAILED'}: {kills} disturbances; all in {folder}")
+    report(f"{'PASSED' if passed else 'FAILED'}: {kills} disturbances; all in {folder}")
     return 0 if passed else 1
 
 
 def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
-    """A config of the same stage, objective, strategy, optimizer, data, precision, average and
-    guards, small enough for minutes.
+    """A config that trains in minutes, of the same stage, objective, strategy, optimizer and data.
 
-    It starts from nothing: networks of other sizes fit no checkpoint. So nothing holds it to a
-    first stage, and a VAE that would
-    be fixed trains.
+    Precision, average and guards are the same, too. It starts from nothing: networks of other sizes
+    fit no checkpoint. So nothing holds it to a first stage, and a VAE that would be fixed trains.
 
     Args:
         config: what to copy.
         counts: the numbers of processes that it must fit.
-        steps: optimizer steps; the schedule, checkpoints, validations and intervals are spread over
-            them.
+        steps: optimizer steps, over which schedule, checkpoints and validations are spread.
 
     Raises:
         UserError: a strategy that does not fit one of the counts.
@@ -119,23 +114,23 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
     )
     for count in counts:
         check_mesh(config.parallel, Processes(0, count, 0, count))
-    trainer, common = config.trainer, math.lcm(*counts)
-    accumulates = (
-        trainer.global_batch_size > trainer.micro_batch_size * config.parallel.num_processes
-    )
+    trainer, parallel, common = config.trainer, config.parallel, math.lcm(*counts)
+    accumulates = trainer.global_batch_size > trainer.micro_batch_size * parallel.num_processes
     rows = max(-(-_ROWS // common), 2 if accumulates else 1)  # of one process, where there are most
     every = max(1, steps // _CHECKPOINTS)
     schedule = Schedule.of(config)
     warmup = min(schedule.warmup_steps, steps // 10)
     decay = max(warmup + 1, steps)
     anneal = max(1, decay // 5) if schedule.anneal_steps else 0
-    changes: dict[str, Any] = {
-        "name": "undisturbed",
-        "warm_start_from": None,
-        "optim": dataclasses.replace(
+    spike_window = min(config.guard.spike_window, max(10, steps // 6))
+    return dataclasses.replace(
+        config,
+        name="undisturbed",
+        warm_start_from=None,
+        optim=dataclasses.replace(
             config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)
         ),
-        "trainer": dataclasses.replace(
+        trainer=dataclasses.replace(
             trainer,
             max_steps=steps,
             global_batch_size=rows * common,
@@ -146,45 +141,37 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
             log_every_steps=1,
             sample_every_steps=0,
         ),
-        "parallel": dataclasses.replace(
-            config.parallel,
-            num_processes=counts[0],
-            timeout_seconds=min(config.parallel.timeout_seconds, 300),
+        parallel=dataclasses.replace(
+            parallel, num_processes=counts[0], timeout_seconds=min(parallel.timeout_seconds, 300)
         ),
-        "checkpoint": dataclasses.replace(
+        checkpoint=dataclasses.replace(
             config.checkpoint,
             every_steps=every,
             keep=max(2, config.checkpoint.keep),
             if_damaged="previous",
         ),
-        "guard": dataclasses.replace(
-            config.guard, spike_window=min(config.guard.spike_window, max(10, steps // 6))
-        ),
-        "wandb": dataclasses.replace(config.wandb, enabled=False),
-        "budget": dataclasses.replace(config.budget, eflops=None, marks=[]),
-    }
-    return dataclasses.replace(config, **changes, **family_of(config).shrink(config, steps))
-
-
-def _differences(config: RunConfig, small: RunConfig) -> str:
-    kept = ("objective.", "init_", "ema.", "warm_start_from")
-    found = [line for line in config.differences(small) if line.startswith(kept)]
-    return "; ".join(found) or "nothing"
+        guard=dataclasses.replace(config.guard, spike_window=spike_window),
+        wandb=dataclasses.replace(config.wandb, enabled=False),
+        budget=dataclasses.replace(config.budget, eflops=None, marks=[]),
+        **family_of(config).shrink(config, steps),
+    )
 
 
 class _Runs:
+    """The undisturbed and the disturbed training, in `folder`."""
+
     def __init__(self, config: RunConfig, folder: Path, counts: Sequence[int]) -> None:
         self._config, self._folder, self._counts = config, folder, counts
 
     def undisturbed(self) -> Rhythm:
-        """Train to the end; returns how long things take."""
+        """Train to the end; returns how long a step and a save take."""
         since = time.monotonic()
         with self._job("undisturbed", "undisturbed.log", self._counts[0]) as job:
             monitor = RunMonitor(job, self._folder / "undisturbed")
             monitor.until(lambda: False)
             self._must_have_finished(job)
         rhythm = monitor.rhythm()
-        _write(
+        report(
             f"undisturbed: {self._counts[0]} processes, {monitor.step} steps in "
             f"{time.monotonic() - since:.0f} s; a step {rhythm.step:.3f} s, a save "
             f"{rhythm.save:.3f} s; SIGTERM has to end it within {rhythm.stop_within:.0f} s"
@@ -192,12 +179,8 @@ class _Runs:
         return rhythm
 
     def disturbed(self, plan: Sequence[Disturbance], rhythm: Rhythm, chance: random.Random) -> None:
-        """Train, disturbed, until it finishes, with a line for each disturbance once the run has
-        gone on.
-        """
-        _write(
-            f"  no.  {'disturbance':14}  {'step':>6}  processes  seconds until it went on  outcome"
-        )
+        """Train, disturbed, until it finishes; a disturbance's line follows when it has resumed."""
+        report("  no.  disturbance       step  processes  seconds until it went on  outcome")
         run, begin = self._folder / "disturbed", 0
         since = struck = time.monotonic()
         line: tuple[str, str] | None = None
@@ -205,9 +188,9 @@ class _Runs:
             processes = self._counts[(number - 1) % len(self._counts)]
             with self._job("disturbed", f"disturbed-{number:03}.log", processes) as job:
                 monitor = RunMonitor(job, run)
-                self._must_go_on(job, monitor, begin, processes)
+                self._must_resume(job, monitor, begin, processes)
                 if line is not None:
-                    _write(f"{line[0]}  {time.monotonic() - struck:24.1f}  {line[1]}")
+                    report(f"{line[0]}  {time.monotonic() - struck:24.1f}  {line[1]}")
                 if disturbance is None:
                     monitor.until(lambda: False)
                     self._must_have_finished(job)
@@ -216,25 +199,23 @@ class _Runs:
                 struck = time.monotonic()
             if disturbance.corrupt is not None:
                 outcome += corrupt(run, disturbance.corrupt, chance)
-            begin = goes_on_from(run)
+            begin = resumes_from(run)
             outcome.append(f"on from step {begin}")
-            line = (
-                f"{number:5}  {disturbance.kind:14}  {monitor.step:6}  {processes:9}",
-                "; ".join(outcome),
-            )
-        _write(
+            what = f"{number:5}  {disturbance.kind:14}  {monitor.step:6}  {processes:9}"
+            line = what, "; ".join(outcome)
+        report(
             f"disturbed: finished after {len(plan)} disturbances in "
             f"{time.monotonic() - since:.0f} s"
         )
 
-    def _job(self, name: str, output: str, processes: int) -> ProcessJob:
+    def _job(self, name: str, output: str, processes: int) -> TrainingProcesses:
+        command = [self._config.stage, str(self._folder / "config.yaml")]
         settings = [f"name={name}", f"parallel.num_processes={processes}"]
-        return ProcessJob(
-            [self._config.stage, str(self._folder / "config.yaml"), *settings],
-            self._folder / output,
-        )
+        return TrainingProcesses([*command, *settings], self._folder / output)
 
-    def _must_go_on(self, job: ProcessJob, monitor: RunMonitor, begin: int, processes: int) -> None:
+    def _must_resume(
+        self, job: TrainingProcesses, monitor: RunMonitor, begin: int, processes: int
+    ) -> None:
         monitor.until(lambda: monitor.step > 0)
         found = monitor.attempt
         if found is None or (found.from_step, found.world_size) != (begin, processes):
@@ -243,11 +224,6 @@ class _Runs:
                 f"{found}"
             )
 
-    def _must_have_finished(self, job: ProcessJob) -> None:
+    def _must_have_finished(self, job: TrainingProcesses) -> None:
         if job.ended != 0:
             raise job.failure(f"it ended with exit status {job.ended}")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

@@ -1,6 +1,4 @@
-"""The disk under a folder, measured and tried: speed, space, and whether it keeps the promises that
-atomic writing builds on.
-"""
+"""The disk under a folder: its speed, its space, and whether atomic writing can rely on it."""
 
 import fcntl
 import os
@@ -14,7 +12,8 @@ from pathlib import Path
 
 import psutil
 
-from cola_train.config.settings import UserError
+from cola_train.config.settings import UserError, require
+from cola_train.operations.report import Section
 
 _BLOCK = 8 * 2**20
 _LARGEST = 256_000_000 // _BLOCK
@@ -22,66 +21,48 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Disk:
-    """The disk under `folder`.
-
-    `failure` says why it could not be tried; what could not be measured is None. Speeds are in
-    GB/s, writing with fsync, reading after asking the system to forget what it kept in memory.
-    `rename_atomic`: a reader sees the old file or the new one at every moment. `open_files`: how
-    many this process may hold, None without limit.
-    """
+class Disk(Section):
+    """The disk under `folder`; what could not be measured is None."""
 
     folder: str
     file_system: str
     total_bytes: int
     free_bytes: int
-    failure: str | None
+    failure: str | None  # why it could not be tried
     measured_bytes: int
-    write_gb_per_s: float | None
-    read_gb_per_s: float | None
-    rename_atomic: bool | None
+    write_gb_per_s: float | None  # fsync included
+    read_gb_per_s: float | None  # after asking the system to drop what it cached
+    rename_atomic: bool | None  # a reader sees the old file or the new one at every moment
     flock: bool | None
     shared_memory_bytes: int | None
     shared_memory_free_bytes: int | None
-    open_files: int | None
+    open_files: int | None  # how many this process may hold, None without limit
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and text of each line of the report."""
         answers = {True: "yes", False: "no", None: "not tried"}
-        size = f"{self.measured_bytes / 1e6:.0f} MB"
-        shared = "none"
-        if self.shared_memory_bytes is not None and self.shared_memory_free_bytes is not None:
-            shared = (
-                f"{self.shared_memory_bytes / 1e9:.2f} GB, "
-                f"{self.shared_memory_free_bytes / 1e9:.2f} GB free"
-            )
+        shared = self.shared_memory_bytes, self.shared_memory_free_bytes
+        open_files = "no limit" if self.open_files is None else f"at most {self.open_files}"
         return [
             ("folder", f"{self.folder} ({self.file_system})"),
-            ("space", f"{self.total_bytes / 1e9:.1f} GB, {self.free_bytes / 1e9:.1f} GB free"),
-            (
-                "write, fsync",
-                (
-                    "not measured"
-                    if self.write_gb_per_s is None
-                    else f"{self.write_gb_per_s:.2f} GB/s ({size})"
-                ),
-            ),
-            (
-                "read",
-                (
-                    "not measured"
-                    if self.read_gb_per_s is None
-                    else f"{self.read_gb_per_s:.2f} GB/s ({size})"
-                ),
-            ),
+            ("space", _space(self.total_bytes, self.free_bytes, 1)),
+            ("write, fsync", self._speed(self.write_gb_per_s)),
+            ("read", self._speed(self.read_gb_per_s)),
             ("rename is atomic", answers[self.rename_atomic]),
             ("flock works", answers[self.flock]),
-            ("/dev/shm", shared),
-            (
-                "open files",
-                "no limit" if self.open_files is None else f"at most {self.open_files}",
-            ),
+            ("/dev/shm", _space(*shared, 2)),
+            ("open files", open_files),
         ]
+
+    def _speed(self, gb_per_s: float | None) -> str:
+        if gb_per_s is None:
+            return "not measured"
+        return f"{gb_per_s:.2f} GB/s ({self.measured_bytes / 1e6:.0f} MB)"
+
+
+def _space(total: int | None, free: int | None, digits: int) -> str:
+    if total is None or free is None:
+        return "none"
+    return f"{total / 1e9:.{digits}f} GB, {free / 1e9:.{digits}f} GB free"
 
 
 def existing_folder(folder: Path) -> Path:
@@ -90,24 +71,19 @@ def existing_folder(folder: Path) -> Path:
     Raises:
         UserError: that is no folder, or it may not be looked at.
     """
+    rule = "--folder must be a folder, or one that can be made"
     found = folder.absolute()
     try:
         while not found.exists():
             found = found.parent
     except OSError as error:
-        raise UserError(
-            f"--folder must be a folder, or one that can be made; {found}: {error.strerror}."
-        ) from error
-    if not found.is_dir():
-        raise UserError(
-            f"--folder must be a folder, or one that can be made; {found} is a file. Choose "
-            "another."
-        )
+        raise UserError(f"{rule}; {found}: {error.strerror}.") from error
+    require(found.is_dir(), f"{rule}; {found} is a file. Choose another.")
     return found
 
 
 def measure_disk(folder: Path) -> Disk:
-    """Try the disk under an existing folder; whatever is written there is gone afterwards."""
+    """Try the disk under an existing folder; whatever is written there is removed."""
     usage = shutil.disk_usage(folder)
     blocks = min(_LARGEST, usage.free // 4 // _BLOCK)
     failure = write = read = rename_atomic = flock = None
@@ -139,8 +115,8 @@ def measure_disk(folder: Path) -> Disk:
 
 
 def _speeds(folder: Path, blocks: int) -> tuple[float, float]:
-    # Random bytes, because some file systems compress. The file has no name, so nothing stays
-    # whatever ends this process.
+    # Random bytes, because some file systems compress. The file has no name, so that nothing stays
+    # however this process ends.
     block = bytearray(os.urandom(_BLOCK))
     with tempfile.TemporaryFile(dir=folder) as file:
         start = time.perf_counter()
@@ -161,21 +137,18 @@ def _speeds(folder: Path, blocks: int) -> tuple[float, float]:
 
 
 def _rename_is_atomic(folder: Path) -> bool:
-    """Replace a file again and again while another thread reads it by name: it must always be
-    there, and whole.
-    """
+    # One thread replaces a file, another reads it by name: it must always be there, and whole.
     target, versions = folder / "target", (b"a" * 4096, b"b" * 4096)
     target.write_bytes(versions[0])
-    done = threading.Event()
-    wrong: list[str] = []
+    done, broken = threading.Event(), threading.Event()
 
     def read() -> None:
-        while not done.is_set() and not wrong:
+        while not done.is_set() and not broken.is_set():
             try:
                 if target.read_bytes() not in versions:
-                    wrong.append("mixed")
+                    broken.set()
             except OSError:
-                wrong.append("not there")
+                broken.set()
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -184,15 +157,16 @@ def _rename_is_atomic(folder: Path) -> bool:
             new = folder / "new"
             new.write_bytes(versions[number % 2])
             new.replace(target)
-            wrong += [] if target.read_bytes() == versions[number % 2] else ["old"]
+            if target.read_bytes() != versions[number % 2]:
+                broken.set()
     finally:
         done.set()
         reader.join()
-    return not wrong
+    return not broken.is_set()
 
 
 def _flock_works(folder: Path) -> bool:
-    """Whether a lock can be taken, and taken only once."""
+    # A lock must be there to take, and to be taken only once.
     path = folder / "lock"
     with path.open("wb") as first, path.open("wb") as second:
         try:
@@ -207,15 +181,10 @@ def _flock_works(folder: Path) -> bool:
 
 
 def _file_system(folder: Path) -> str:
-    resolved = folder.resolve()
-    mounted = [
-        partition
-        for partition in psutil.disk_partitions(all=True)
-        if resolved.is_relative_to(partition.mountpoint)
-    ]
-    # Of several on one mount point the last covers the others.
-    return (
-        max(reversed(mounted), key=lambda partition: len(partition.mountpoint)).fstype
-        if mounted
-        else "unknown"
-    )
+    resolved, found, longest = folder.resolve(), "unknown", 0
+    for partition in psutil.disk_partitions(all=True):
+        length = len(partition.mountpoint)
+        # Of several on one mount point the last covers the others.
+        if resolved.is_relative_to(partition.mountpoint) and length >= longest:
+            found, longest = partition.fstype, length
+    return found

@@ -1,6 +1,4 @@
-"""`cola-train doctor`: what this machine or job offers a training, how fast it is, and what is
-wrong with it.
-"""
+"""`cola-train doctor`: what a machine or job offers a training, its speed, and what is wrong."""
 
 import json
 import sys
@@ -9,13 +7,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from cola_train.config.settings import require
-from cola_train.operations.bandwidth import Bandwidth, measure_bandwidth
-from cola_train.operations.disk import Disk, existing_folder, measure_disk
-from cola_train.operations.job import Launcher, current_job, read_launcher
-from cola_train.operations.machine import Devices, Versions, read_devices, read_versions
+from cola_train.operations.bandwidth import measure_bandwidth
+from cola_train.operations.disk import existing_folder, measure_disk
+from cola_train.operations.job import current_job, read_launcher
+from cola_train.operations.machine import read_devices, read_versions
 from cola_train.operations.problems import Facts, problems
+from cola_train.operations.report import Section, report
 
-_SectionT = TypeVar("_SectionT", Versions, Devices, Launcher, Bandwidth, Disk)
+_SectionT = TypeVar("_SectionT", bound=Section)
 
 
 def doctor(folder: Path, num_processes: int, as_json: bool) -> int:
@@ -45,9 +44,9 @@ def doctor(folder: Path, num_processes: int, as_json: bool) -> int:
         return 0
 
     def shown(section: _SectionT) -> _SectionT:
-        # At once: if the next section hangs, as on a dead network disk, one sees which.
+        # At once: if the next section hangs, as on a dead network disk, the user sees which.
         if not as_json:
-            _write(_text(type(section).__name__.lower(), section.lines()))
+            report(section)
         return section
 
     facts = Facts(
@@ -59,28 +58,10 @@ def doctor(folder: Path, num_processes: int, as_json: bool) -> int:
     )
     found = problems(facts)
     if as_json:
-        _write(
-            json.dumps(
-                {**asdict(facts), "problems": [asdict(problem) for problem in found]}, indent=2
-            )
-        )
+        every = {**asdict(facts), "problems": [asdict(problem) for problem in found]}
+        report(json.dumps(every, indent=2))
     else:
-        _write(
-            "\n".join(
-                [
-                    "what is wrong",
-                    *(f"  {line}" for line in (map(str, found) if found else ["nothing"])),
-                ]
-            )
-        )
+        report("what is wrong")
+        for line in map(str, found) if found else ["nothing"]:
+            report(f"  {line}")
     return 1 if found else 0
-
-
-def _text(title: str, lines: list[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in lines)
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in lines), ""])
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

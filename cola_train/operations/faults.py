@@ -1,7 +1,6 @@
-"""What `cola-train chaos` does to a run: which process it ends how and when, and what it
-damages.
-"""
+"""What `cola-train chaos` does to a run: processes that it ends and files that it damages."""
 
+import contextlib
 import os
 import random
 import time
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from cola_train.config.settings import INTERRUPTED, UserError
-from cola_train.operations.watched import ProcessJob, Rhythm, RunMonitor
+from cola_train.operations.watched import Rhythm, RunMonitor, TrainingProcesses
 from cola_train.run_folder import read_status
 from cola_train.training.checkpoints.folder import intact_manifest, saved_steps, step_folder
 
@@ -27,69 +26,60 @@ class Disturbance:
 
     kind: Kind
     step: int  # when this step has been done
-    fraction: float  # and this share of another step's, or of the next save's, duration is over
+    fraction: float  # then after this share of a step's duration, or of the next save's
     corrupt: Corruption | None  # to the latest checkpoint, after a kill
 
 
 def draw(number: int, last_step: int, chance: random.Random) -> list[Disturbance]:
-    """`number` disturbances, one in each of as many equal parts of steps 1 to `last_step`; a third
-    of each kind.
-    """
+    """`number` disturbances, a third of each kind, spread evenly over steps 1 to `last_step`."""
     kinds = [_KINDS[index % len(_KINDS)] for index in range(number)]
     chance.shuffle(kinds)
     drawn = []
     for index, kind in enumerate(kinds):
         step = 1 + int((index + chance.random()) * last_step / number)
-        corrupt = (
-            chance.choice(_CORRUPTIONS) if kind != "SIGTERM" and chance.random() < 0.5 else None
-        )
-        # A save may take less long than those that were measured.
+        corrupts = kind != "SIGTERM" and chance.random() < 0.5
+        corrupt = chance.choice(_CORRUPTIONS) if corrupts else None
+        # A save may take less time than those that were measured.
         fraction = chance.uniform(0, 0.8 if kind == "kill in a save" else 1.0)
         drawn.append(Disturbance(kind, min(step, last_step), fraction, corrupt))
     return drawn
 
 
 def inject(
-    job: ProcessJob,
+    job: TrainingProcesses,
     monitor: RunMonitor,
     disturbance: Disturbance,
     rhythm: Rhythm,
     chance: random.Random,
 ) -> str:
-    """Wait for the moment, do it, and check that it ended as it has to; returns what happened.
+    """Wait for the moment, disturb the run, and check how it ends; returns what happened.
 
     Raises:
         JobError: the run ended before that moment, or not as it has to.
     """
     saves = disturbance.kind == "kill in a save"
-    if not monitor.until(
-        lambda: monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)
-    ):
+
+    def moment() -> bool:
+        return monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)
+
+    if not monitor.until(moment):
         raise job.failure(f"the run ended at step {monitor.step}, before it could be disturbed")
     saving = monitor.saving()
     time.sleep(disturbance.fraction * (rhythm.save if saves else rhythm.step))
     if disturbance.kind != "SIGTERM":
         number = job.kill()
         monitor.until(lambda: True)
-        left = monitor.saving()
-        when = (
-            f"in the save of step {left}"
-            if left is not None
-            else f"as step {saving} had just been saved"
-            if saves
-            else ""
-        )
-        return f"{number} processes killed {when}".rstrip()
+        if (left := monitor.saving()) is not None:
+            return f"{number} processes killed in the save of step {left}"
+        just = f" as step {saving} had just been saved" if saves else ""
+        return f"{number} processes killed{just}"
     asked, target = time.monotonic(), job.terminate_one(chance)
     status = job.wait(rhythm.stop_within)
     seconds = time.monotonic() - asked
     monitor.until(lambda: True)
     found = read_status(monitor.run_folder)
-    if (
-        status != INTERRUPTED
-        or found is None
-        or (found.state, found.step) != ("interrupted", monitor.step)
-    ):
+    saved = found is not None and (found.state, found.step) == ("interrupted", monitor.step)
+    if found is None or not saved or status != INTERRUPTED:
         raise job.failure(
             f"after SIGTERM to {target} it ended with exit status {status}, {found}; its last step "
             f"is {monitor.step}"
@@ -98,9 +88,7 @@ def inject(
 
 
 def corrupt(run_folder: Path, how: Corruption, chance: random.Random) -> list[str]:
-    """Damage one file of the newest checkpoint, if an older one is intact; returns what was done,
-    if anything.
-    """
+    """Damage a file of the newest checkpoint, if an older one is intact; returns what was done."""
     steps = saved_steps(run_folder)
     if not any(step < steps[-1] for step in intact_steps(run_folder)):
         return []
@@ -116,8 +104,8 @@ def corrupt(run_folder: Path, how: Corruption, chance: random.Random) -> list[st
     return [f"{path.parent.name}/{path.name} {how}"]
 
 
-def goes_on_from(run_folder: Path) -> int:
-    """The step that a run has to go on from: its newest intact checkpoint's; 0 without."""
+def resumes_from(run_folder: Path) -> int:
+    """The step that a run has to resume from: its newest intact checkpoint's, or 0."""
     return max(intact_steps(run_folder), default=0)
 
 
@@ -125,9 +113,7 @@ def intact_steps(run_folder: Path) -> list[int]:
     """The steps whose checkpoints are whole, ascending."""
     found = []
     for step in saved_steps(run_folder):
-        try:
+        with contextlib.suppress(UserError):
             intact_manifest(step_folder(run_folder, step))
-        except UserError:
-            continue
-        found.append(step)
+            found.append(step)
     return found

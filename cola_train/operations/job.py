@@ -1,6 +1,4 @@
-"""How this process was started, and by which name and network interface other processes reach this
-machine.
-"""
+"""How this process was started, and how other processes reach this machine over the network."""
 
 import ipaddress
 import os
@@ -9,6 +7,8 @@ from dataclasses import dataclass
 
 import psutil
 import torch.distributed as dist
+
+from cola_train.operations.report import Section
 
 _VARIABLES = (
     "RANK",
@@ -34,14 +34,12 @@ _PREFIXES = ("GLOO_", "NCCL_", "TORCH_NCCL_")
 
 
 @dataclass(frozen=True)
-class Job:
-    """This process's place among those that torchrun started; `local_processes` are on this
-    machine.
-    """
+class TorchrunJob:
+    """The processes that torchrun started, this one among them."""
 
-    rank: int
+    rank: int  # of this process
     processes: int
-    local_processes: int
+    local_processes: int  # on this machine
 
 
 @dataclass(frozen=True)
@@ -54,60 +52,48 @@ class Interface:
 
 
 @dataclass(frozen=True)
-class Launcher:
-    """The launcher's variables and the network.
+class Launcher(Section):
+    """The launcher's variables and the network."""
 
-    `resolves_to` are the addresses of the host's own name, `own_address` the first of them that
-    belongs to this machine, and `gloo_interface` what gloo will use: GLOO_SOCKET_IFNAME, or else
-    the interface of `own_address`.
-    """
-
-    started_by: str
+    started_by: str  # "torchrun" or "hand"
     processes: int
     local_processes: int
     variables: dict[str, str]
     interfaces: tuple[Interface, ...]
     hostname: str
-    resolves_to: tuple[str, ...]
-    own_address: str | None
-    gloo_interface: str | None
+    resolves_to: tuple[str, ...]  # the addresses of the host's own name
+    own_address: str | None  # the first of these that belongs to this machine
+    gloo_interface: str | None  # GLOO_SOCKET_IFNAME, or else the interface of own_address
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and text of each line of the report."""
         interfaces = [
             f"{found.name} {found.addresses[0]}"
             + (f" ({found.megabits / 1000:g} Gbit/s)" if found.megabits else "")
             for found in self.interfaces
         ]
+        addresses = ", ".join(self.resolves_to) or "nothing"
+        nccl = "what it chooses; NCCL_SOCKET_IFNAME is not set"
         return [
             ("started by", self.started_by),
             ("processes", f"{self.processes}, on this machine {self.local_processes}"),
             *self.variables.items(),
             ("interfaces", ", ".join(interfaces) or "none"),
             ("gloo uses", self.gloo_interface or "loopback, for want of another"),
-            (
-                "NCCL uses",
-                self.variables.get(
-                    "NCCL_SOCKET_IFNAME", "what it chooses; NCCL_SOCKET_IFNAME is not set"
-                ),
-            ),
-            (
-                "hostname",
-                f"{self.hostname}, resolves to {', '.join(self.resolves_to) or 'nothing'}",
-            ),
+            ("NCCL uses", self.variables.get("NCCL_SOCKET_IFNAME", nccl)),
+            ("hostname", f"{self.hostname}, resolves to {addresses}"),
         ]
 
 
-def current_job() -> Job | None:
+def current_job() -> TorchrunJob | None:
     """The job that this process is part of; None if torchrun did not start it."""
     if not dist.is_torchelastic_launched():
         return None
-    return Job(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    return TorchrunJob(*(int(os.environ[name]) for name in names))
 
 
-def read_launcher(job: Job | None, num_processes: int) -> Launcher:
-    """The launcher's variables, and what the host's name resolves to, which may ask the machine's
-    name server.
+def read_launcher(job: TorchrunJob | None, num_processes: int) -> Launcher:
+    """The launcher's variables, and the addresses of the host's name, perhaps of a name server.
 
     `num_processes`: how many a process started by hand would start itself.
     """
@@ -116,10 +102,10 @@ def read_launcher(job: Job | None, num_processes: int) -> Launcher:
         for name, value in os.environ.items()
         if name in _VARIABLES or name.startswith(_PREFIXES)
     }
-    interfaces = _interfaces()
-    hostname = socket.gethostname()
+    interfaces, hostname = _interfaces(), socket.gethostname()
     resolves_to = _addresses(hostname)
-    own_address = next((address for address in resolves_to if _is_own(address)), None)
+    own_address = next(filter(_is_own, resolves_to), None)
+    interface = None if own_address is None else _interface_of(own_address, interfaces)
     return Launcher(
         started_by="torchrun" if job else "hand",
         processes=job.processes if job else num_processes,
@@ -129,13 +115,12 @@ def read_launcher(job: Job | None, num_processes: int) -> Launcher:
         hostname=hostname,
         resolves_to=resolves_to,
         own_address=own_address,
-        gloo_interface=variables.get("GLOO_SOCKET_IFNAME")
-        or _interface_of(own_address, interfaces),
+        gloo_interface=variables.get("GLOO_SOCKET_IFNAME") or interface,
     )
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address means the machine itself, so that no other machine reaches it by that."""
+    """Whether an address means the machine itself, so that no other machine can use it."""
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
@@ -160,8 +145,7 @@ def _addresses(hostname: str) -> tuple[str, ...]:
 
 
 def _is_own(address: str) -> bool:
-    # As gloo finds out. Not every address of the loopback interface is listed with it: 127.0.1.1 is
-    # not.
+    # By binding, as gloo does: not every loopback address is listed with its interface (127.0.1.1).
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         try:
             probe.bind((address, 0))
@@ -170,9 +154,7 @@ def _is_own(address: str) -> bool:
     return True
 
 
-def _interface_of(address: str | None, interfaces: tuple[Interface, ...]) -> str | None:
-    if address is None:
-        return None
+def _interface_of(address: str, interfaces: tuple[Interface, ...]) -> str | None:
     return next(
         (found.name for found in interfaces if address in found.addresses),
         "loopback" if is_loopback(address) else None,

@@ -14,22 +14,20 @@ import torch
 from packaging.requirements import Requirement
 
 from cola_train.devices import cpu_bf16_is_fast
+from cola_train.operations.report import Section
 
 _PROJECT = "cola-train"
 _LIBRARIES = ("lightning", "numpy", "safetensors", "tokenizers", "datasets")
 
 
 @dataclass(frozen=True)
-class Versions:
-    """What is installed, by name; and of each dependency of cola_train that is not met what was
-    found and what is needed.
-    """
+class Versions(Section):
+    """The software that is installed."""
 
-    found: dict[str, str]
-    unmet: tuple[tuple[str, str], ...]
+    found: dict[str, str]  # name -> version
+    unmet: tuple[tuple[str, str], ...]  # dependencies: what is there, what is needed
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and text of each line of the report."""
         return list(self.found.items())
 
 
@@ -42,12 +40,16 @@ class Gpu:
     capability: str
     bf16: bool
 
+    def __str__(self) -> str:
+        return (
+            f"{self.name}, {self.memory_bytes / 1e9:.1f} GB, compute capability {self.capability}, "
+            f"{'bf16' if self.bf16 else 'no bf16'}"
+        )
+
 
 @dataclass(frozen=True)
-class Devices:
-    """Processor, memory and GPUs; `peers` are the ordered pairs of GPUs that read each other's
-    memory directly.
-    """
+class Devices(Section):
+    """Processor, memory, GPUs and the clock."""
 
     cpu: str
     cores: int
@@ -58,37 +60,21 @@ class Devices:
     torch_threads: int
     cpu_bf16: bool
     gpus: tuple[Gpu, ...]
-    peers: tuple[tuple[int, int], ...]
+    peers: tuple[tuple[int, int], ...]  # ordered pairs of GPUs, one reads the other's memory
     clock: str
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and text of each line of the report."""
-        gpus = [
-            (
-                f"GPU {index}",
-                (
-                    f"{gpu.name}, {gpu.memory_bytes / 1e9:.1f} GB, compute capability "
-                    f"{gpu.capability}, {'bf16' if gpu.bf16 else 'no bf16'}"
-                ),
-            )
-            for index, gpu in enumerate(self.gpus)
-        ]
+        gpus = [(f"GPU {index}", str(gpu)) for index, gpu in enumerate(self.gpus)]
         pairs = len(self.gpus) * (len(self.gpus) - 1)
+        memory, free = self.memory_bytes / 1e9, self.available_bytes / 1e9
+        threads = f"{self.omp_num_threads or 'not set'} (threads of torch: {self.torch_threads})"
+        bf16 = "fast" if self.cpu_bf16 else "slow: precision auto takes fp32 there"
         return [
             ("CPU", self.cpu),
             ("cores", f"{self.usable_cores} usable by this process, of {self.cores}"),
-            (
-                "memory",
-                f"{self.memory_bytes / 1e9:.1f} GB, {self.available_bytes / 1e9:.1f} GB available",
-            ),
-            (
-                "OMP_NUM_THREADS",
-                f"{self.omp_num_threads or 'not set'} (threads of torch: {self.torch_threads})",
-            ),
-            (
-                "bf16 on the CPU",
-                "fast" if self.cpu_bf16 else "slow: precision auto takes fp32 there",
-            ),
+            ("memory", f"{memory:.1f} GB, {free:.1f} GB available"),
+            ("OMP_NUM_THREADS", threads),
+            ("bf16 on the CPU", bf16),
             *(gpus or [("GPU", "none")]),
             *([("P2P", f"{len(self.peers)} of {pairs} pairs of GPUs")] if pairs else []),
             ("clock", self.clock),
@@ -96,29 +82,20 @@ class Devices:
 
 
 def read_versions() -> Versions:
-    """Versions of cola_train, python and the libraries; of CUDA, NCCL, cuDNN and the driver where
-    there are any.
-    """
-    gpu_software = {
-        "CUDA": torch.version.cuda,
-        "NCCL": (
-            ".".join(map(str, torch.cuda.nccl.version()))
-            if torch.distributed.is_nccl_available()
-            else None
-        ),
-        "cuDNN": torch.backends.cudnn.version(),
-        "NVIDIA driver": _nvidia_driver(),
-    }
+    """Versions of cola_train, python, the libraries, and the GPU software that there is."""
+    nccl = torch.cuda.nccl.version() if torch.distributed.is_nccl_available() else None
     found = {
         "cola_train": _version(_PROJECT) or "not installed, runs from its source",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        **{name: str(version) for name, version in gpu_software.items() if version is not None},
+        "CUDA": torch.version.cuda,
+        "NCCL": None if nccl is None else ".".join(map(str, nccl)),
+        "cuDNN": torch.backends.cudnn.version(),
+        "NVIDIA driver": _nvidia_driver(),
         **{name: _version(name) or "missing" for name in _LIBRARIES},
     }
-    return Versions(
-        {name: str(version) for name, version in found.items()}, tuple(_unmet_requirements())
-    )
+    versions = {name: str(version) for name, version in found.items() if version is not None}
+    return Versions(versions, tuple(_unmet_requirements()))
 
 
 def read_devices() -> Devices:
@@ -126,7 +103,9 @@ def read_devices() -> Devices:
     memory = psutil.virtual_memory()
     cores = os.cpu_count() or 1
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_available() else range(0)
-    model = _cpu_capabilities().get("cpu_name") or platform.processor() or "model unknown"
+    # A torch too old for get_capabilities is for the report to say.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    model = capabilities.get("cpu_name") or platform.processor() or "model unknown"
     return Devices(
         cpu=f"{model}, {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         cores=cores,
@@ -144,11 +123,6 @@ def read_devices() -> Devices:
     )
 
 
-def _cpu_capabilities() -> dict[str, Any]:
-    # A torch too old to have this is for the report to say.
-    return dict(getattr(torch.cpu, "get_capabilities", dict)())
-
-
 def _gpu(index: int) -> Gpu:
     found = torch.cuda.get_device_properties(index)
     with torch.cuda.device(index):
@@ -164,22 +138,15 @@ def _version(name: str) -> str | None:
 
 
 def _unmet_requirements() -> list[tuple[str, str]]:
-    try:
-        lines = importlib.metadata.requires(_PROJECT) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
+    lines = importlib.metadata.requires(_PROJECT) if _version(_PROJECT) else None
     unmet = []
-    for requirement in map(Requirement, lines):
+    for requirement in map(Requirement, lines or []):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        version = _version(requirement.name)
-        if version is None or not requirement.specifier.contains(version, prereleases=True):
-            unmet.append(
-                (
-                    f"{requirement.name} {version or 'missing'}",
-                    str(requirement.specifier) or "any version",
-                )
-            )
+        version, needed = _version(requirement.name), requirement.specifier
+        if version is None or not needed.contains(version, prereleases=True):
+            found = f"{requirement.name} {version or 'missing'}"
+            unmet.append((found, str(needed) or "any version"))
     return unmet
 
 

@@ -1,4 +1,4 @@
-"""What is wrong: facts about a machine or job in, one finding for each rule that they break out."""
+"""The doctor's rules: from facts about a machine or job to a problem for each rule they break."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +28,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that will stop or slow a training: the rule, what was found, what is needed, and
-    what to do.
-    """
+    """Something that will stop or slow a training."""
 
     rule: str
     found: str
@@ -38,7 +36,6 @@ class Problem:
     next_step: str
 
     def __str__(self) -> str:
-        """One line of the report."""
         return f"{self.rule}: {self.found}; needed: {self.needed}; next: {self.next_step}"
 
 
@@ -60,152 +57,86 @@ def _in_software(versions: Versions, devices: Devices, launcher: Launcher) -> It
     if driver is not None and not devices.gpus:
         hidden = launcher.variables.get("CUDA_VISIBLE_DEVICES")
         if "CUDA" not in versions.found:
-            yield Problem(
-                "torch without CUDA",
-                f"torch {versions.found['torch']} beside NVIDIA driver {driver}",
-                "a torch built for CUDA",
-                "install the one that pytorch.org names for this driver",
-            )
+            found = f"torch {versions.found['torch']} beside NVIDIA driver {driver}"
+            step = "install the one that pytorch.org names for this driver"
+            yield Problem("torch without CUDA", found, "a torch built for CUDA", step)
         elif hidden not in ("", "-1"):
-            yield Problem(
-                "GPUs out of reach",
-                f"NVIDIA driver {driver}, but torch sees no GPU",
-                f"a driver for CUDA {versions.found['CUDA']}",
-                "update the driver, or see nvidia-smi",
-            )
+            found = f"NVIDIA driver {driver}, but torch sees no GPU"
+            needed = f"a driver for CUDA {versions.found['CUDA']}"
+            step = "update the driver, or see nvidia-smi"
+            yield Problem("GPUs out of reach", found, needed, step)
     if datetime.fromisoformat(devices.clock) < _EARLIEST_CLOCK:
-        yield Problem(
-            "clock",
-            devices.clock,
-            "the present time",
-            "set the clock; times in logs and certificates depend on it",
-        )
+        step = "set the clock; times in logs and certificates depend on it"
+        yield Problem("clock", devices.clock, "the present time", step)
 
 
 def _in_processes(devices: Devices, launcher: Launcher) -> Iterator[Problem]:
     processes, cores, gpus = launcher.local_processes, devices.usable_cores, len(devices.gpus)
     if processes > cores:
-        yield Problem(
-            "processes per core",
-            f"{processes} processes on {cores} usable cores",
-            "a core for each process",
-            "start fewer processes, or give the job more cores",
-        )
+        found = f"{processes} processes on {cores} usable cores"
+        step = "start fewer processes, or give the job more cores"
+        yield Problem("processes per core", found, "a core for each process", step)
     if gpus and processes > gpus:
-        yield Problem(
-            "processes per GPU",
-            f"{processes} processes on {gpus} GPUs",
-            "a GPU for each process",
-            "start as many processes as there are GPUs",
-        )
-    threads = devices.omp_num_threads
-    if processes > 1 and threads is None:
-        yield Problem(
-            "OMP_NUM_THREADS",
-            "not set",
-            f"at most {max(1, cores // processes)} with {processes} processes",
-            f"export OMP_NUM_THREADS={max(1, cores // processes)}",
-        )
-    elif (
-        threads is not None
-        and threads.isdecimal()
-        and cores >= processes
-        and int(threads) * processes > cores
-    ):
-        yield Problem(
-            "OMP_NUM_THREADS",
-            f"{threads}, with {processes} process{'es' * (processes > 1)} on {cores} usable cores",
-            f"at most {cores // processes}",
-            f"export OMP_NUM_THREADS={cores // processes}",
-        )
+        found = f"{processes} processes on {gpus} GPUs"
+        step = "start as many processes as there are GPUs"
+        yield Problem("processes per GPU", found, "a GPU for each process", step)
+    name, threads, most = "OMP_NUM_THREADS", devices.omp_num_threads, max(1, cores // processes)
+    step = f"export {name}={most}"
+    if threads is None:
+        if processes > 1:
+            yield Problem(name, "not set", f"at most {most} with {processes} processes", step)
+    elif threads.isdecimal() and cores >= processes and int(threads) * processes > cores:
+        with_processes = f"with {processes} process{'es' * (processes > 1)}"
+        found = f"{threads}, {with_processes} on {cores} usable cores"
+        yield Problem(name, found, f"at most {most}", step)
 
 
 def _in_network(launcher: Launcher) -> Iterator[Problem]:
     variables, names = launcher.variables, [interface.name for interface in launcher.interfaces]
-    by_hand, several_machines = (
-        launcher.started_by == "hand",
-        launcher.processes > launcher.local_processes,
-    )
+    by_hand = launcher.started_by == "hand"
     if by_hand and "MASTER_ADDR" in variables and "RANK" not in variables:
-        yield Problem(
-            "launcher",
-            f"MASTER_ADDR is {variables['MASTER_ADDR']}, RANK is not set",
-            "both or neither",
-            "unset MASTER_ADDR, or start with torchrun",
-        )
+        found = f"MASTER_ADDR is {variables['MASTER_ADDR']}, RANK is not set"
+        step = "unset MASTER_ADDR, or start with torchrun"
+        yield Problem("launcher", found, "both or neither", step)
     if by_hand and "SLURM_STEP_ID" in variables and int(variables.get("SLURM_NTASKS", "1")) > 1:
-        yield Problem(
-            "launcher",
-            f"one of {variables['SLURM_NTASKS']} tasks of srun, each of which trains alone",
-            "torchrun, which connects them",
-            "let srun start torchrun, once a machine",
-        )
+        found = f"one of {variables['SLURM_NTASKS']} tasks of srun, each of which trains alone"
+        step = "let srun start torchrun, once a machine"
+        yield Problem("launcher", found, "torchrun, which connects them", step)
+    needed, step = f"one of {', '.join(names)}", "name an interface that is up"
     for interface in filter(None, variables.get("GLOO_SOCKET_IFNAME", "").split(",")):
         if interface not in names:
-            yield Problem(
-                "GLOO_SOCKET_IFNAME",
-                interface,
-                f"one of {', '.join(names)}",
-                "name an interface that is up",
-            )
+            yield Problem("GLOO_SOCKET_IFNAME", interface, needed, step)
     chosen = variables.get("NCCL_SOCKET_IFNAME", "")
     # NCCL's own syntax: =exact names, ^excluded prefixes, or prefixes.
-    wanted = (
-        []
-        if chosen.startswith("^")
-        else [name for name in chosen.removeprefix("=").split(",") if name]
-    )
-    if wanted and not any(name.startswith(tuple(wanted)) for name in names):
-        yield Problem(
-            "NCCL_SOCKET_IFNAME",
-            chosen,
-            f"one of {', '.join(names)}",
-            "name an interface that is up",
-        )
+    wanted = tuple(filter(None, chosen.removeprefix("=").split(",")))
+    if wanted and not chosen.startswith("^") and not any(name.startswith(wanted) for name in names):
+        yield Problem("NCCL_SOCKET_IFNAME", chosen, needed, step)
     if "GLOO_SOCKET_IFNAME" in variables:
         return  # then nobody asks for the host's name
+    host, needed = f"{launcher.hostname} resolves to", "an address of this machine"
     if not launcher.resolves_to:
-        yield Problem(
-            "hostname",
-            f"{launcher.hostname} resolves to nothing",
-            "an address of this machine",
-            "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME",
-        )
+        step = "add it to /etc/hosts, or set GLOO_SOCKET_IFNAME"
+        yield Problem("hostname", f"{host} nothing", needed, step)
     elif launcher.own_address is None:
-        yield Problem(
-            "hostname",
-            f"{launcher.hostname} resolves to {', '.join(launcher.resolves_to)}, not of this "
-            "machine",
-            "an address of this machine",
-            "correct /etc/hosts, or set GLOO_SOCKET_IFNAME",
-        )
-    elif several_machines and is_loopback(launcher.own_address):
-        yield Problem(
-            "hostname",
-            f"{launcher.hostname} resolves to {launcher.own_address}",
-            "an address that other machines reach",
-            "set GLOO_SOCKET_IFNAME to the interface between the machines, or correct /etc/hosts",
-        )
+        found = f"{host} {', '.join(launcher.resolves_to)}, not of this machine"
+        yield Problem("hostname", found, needed, "correct /etc/hosts, or set GLOO_SOCKET_IFNAME")
+    elif launcher.processes > launcher.local_processes and is_loopback(launcher.own_address):
+        needed = "an address that other machines reach"
+        step = "set GLOO_SOCKET_IFNAME to the interface between the machines, or correct /etc/hosts"
+        yield Problem("hostname", f"{host} {launcher.own_address}", needed, step)
 
 
 def _in_bandwidth(bandwidth: Bandwidth) -> Iterator[Problem]:
     if bandwidth.failure is not None:
-        yield Problem(
-            "bandwidth",
-            bandwidth.failure,
-            f"{bandwidth.processes} processes that exchange tensors",
-            "check GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME and the firewall, or set NCCL_DEBUG=INFO",
-        )
+        needed = f"{bandwidth.processes} processes that exchange tensors"
+        variables = "GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME"
+        step = f"check {variables} and the firewall, or set NCCL_DEBUG=INFO"
+        yield Problem("bandwidth", bandwidth.failure, needed, step)
     if len(bandwidth.torch_versions) > 1:
-        versions = ", ".join(
-            f"{version} in {count}" for version, count in bandwidth.torch_versions.items()
-        )
-        yield Problem(
-            "versions of torch",
-            f"{versions} processes",
-            "one version in the job",
-            "install the same everywhere",
-        )
+        counts = bandwidth.torch_versions.items()
+        found = f"{', '.join(f'{version} in {count}' for version, count in counts)} processes"
+        step = "install the same everywhere"
+        yield Problem("versions of torch", found, "one version in the job", step)
 
 
 def _on_disk(disk: Disk) -> Iterator[Problem]:
@@ -213,38 +144,19 @@ def _on_disk(disk: Disk) -> Iterator[Problem]:
     if disk.failure is not None:
         yield Problem("folder", f"{disk.folder}: {disk.failure}", "one that can be written", other)
     if disk.free_bytes < FREE_GB * 1e9:
-        yield Problem(
-            "free space",
-            f"{disk.free_bytes / 1e9:.1f} GB in {disk.folder}",
-            f"{FREE_GB} GB",
-            f"free some, or {other}",
-        )
+        found = f"{disk.free_bytes / 1e9:.1f} GB in {disk.folder}"
+        yield Problem("free space", found, f"{FREE_GB} GB", f"free some, or {other}")
     if disk.rename_atomic is False:
-        yield Problem(
-            "rename",
-            f"not atomic on {disk.file_system}",
-            "an old or a new file at every moment",
-            other,
-        )
+        needed = "an old or a new file at every moment"
+        yield Problem("rename", f"not atomic on {disk.file_system}", needed, other)
     if disk.flock is False:
-        yield Problem(
-            "flock",
-            f"fails on {disk.file_system}",
-            "locks between processes",
-            f"mount it with flock, or {other}",
-        )
+        step = f"mount it with flock, or {other}"
+        yield Problem("flock", f"fails on {disk.file_system}", "locks between processes", step)
     shared = disk.shared_memory_free_bytes
     if shared is not None and shared < SHARED_MEMORY_MB * 1e6:
-        yield Problem(
-            "/dev/shm",
-            f"{shared / 1e6:.0f} MB free",
-            f"{SHARED_MEMORY_MB} MB with data.num_workers above 0 or NCCL",
-            "start the container with more (--shm-size), or remove what lies there",
-        )
+        needed = f"{SHARED_MEMORY_MB} MB with data.num_workers above 0 or NCCL"
+        step = "start the container with more (--shm-size), or remove what lies there"
+        yield Problem("/dev/shm", f"{shared / 1e6:.0f} MB free", needed, step)
     if disk.open_files is not None and disk.open_files < OPEN_FILES:
-        yield Problem(
-            "open files",
-            f"at most {disk.open_files}",
-            str(OPEN_FILES),
-            f"ulimit -n {OPEN_FILES}, or ask for more",
-        )
+        step = f"ulimit -n {OPEN_FILES}, or ask for more"
+        yield Problem("open files", f"at most {disk.open_files}", str(OPEN_FILES), step)

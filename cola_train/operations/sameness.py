@@ -1,4 +1,4 @@
-"""Whether two runs came to the same: every tensor, figure and sample, to the bit or nearly."""
+"""Whether two runs ended alike: every tensor, metric and sample, to the bit or nearly."""
 
 import dataclasses
 import math
@@ -17,35 +17,33 @@ from cola_train.training.loop.step_log import Step, read_step_log
 
 _LARGEST_LOSS_DIFFERENCE = 1e-4
 _NOT_COMPARED = CLOCKS | {"step"}
+Metrics = dict[tuple[int, str], float | None]  # by step and name
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOutcome:
-    """What a run came to."""
+    """What a run has come to, from its folder."""
 
     tensors: dict[str, Tensor]  # of the last checkpoint, whole, by saved name
     state: RunState
-    # metrics.jsonl by step and name, without clocks; a step's last line counts
-    figures: dict[tuple[int, str], float | None]
+    metrics: Metrics  # metrics.jsonl without clocks; a step's last line counts
     steps: dict[int, Step]
 
     @classmethod
     def read(cls, run: Path) -> "RunOutcome":
-        """From its folder."""
         folder = latest_checkpoint(run)
         assert folder is not None
         manifest = intact_manifest(folder)
         tensors = {name: torch.empty(shape) for name, shape in manifest.shapes.items()}
         CheckpointReader(folder, manifest, one_process=True).load(tensors)
-        figures: dict[tuple[int, str], float | None] = {}
-        for row in read_log(run / METRICS):
-            figures |= {
-                (row["step"], name): value
-                for name, value in row.items()
-                if name not in _NOT_COMPARED
-            }
+        metrics = {
+            (row["step"], name): value
+            for row in read_log(run / METRICS)
+            for name, value in row.items()
+            if name not in _NOT_COMPARED
+        }
         steps = {entry.step: entry for entry in read_step_log(run) if isinstance(entry, Step)}
-        return cls(tensors, manifest.state, figures, steps)
+        return cls(tensors, manifest.state, metrics, steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,61 +55,52 @@ class Comparison:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Part:
-    """One part of two endings in words: equal to the bit, or at least near enough where sums were
-    made in another order.
-    """
+class _Verdict:
+    """How one part of two outcomes compares: in words, and as what may be asked of it."""
 
     text: str
-    equal: bool
-    near: bool
+    equal: bool  # to the bit
+    near: bool  # as near as sums in another order allow
 
 
 def compare(reference: RunOutcome, disturbed: RunOutcome, *, exact: bool) -> Comparison:
-    """Hold two runs' endings against each other: to the bit, or else samples to the bit and losses
-    to 1e-4 of their value.
-    """
+    """Compare two outcomes to the bit, or samples to the bit and losses to 1e-4 of their value."""
     states = reference.state == disturbed.state
-    parts = {
-        "weights": _tensors(reference.tensors, disturbed.tensors, of_weights=True),
-        "optimizer and average": _tensors(reference.tensors, disturbed.tensors, of_weights=False),
-        # Among the counters are losses.
-        "counters": _Part(
-            "equal to the bit" if states else "differ",
-            states,
-            reference.state.step == disturbed.state.step,
-        ),
-        "metrics": _figures(reference.figures, disturbed.figures),
+    # Among the counters are losses.
+    near = reference.state.step == disturbed.state.step
+    verdicts = {
+        "weights": _tensors(reference, disturbed, of_weights=True),
+        "optimizer and average": _tensors(reference, disturbed, of_weights=False),
+        "counters": _Verdict("equal to the bit" if states else "differ", states, near),
+        "metrics": _metrics(reference.metrics, disturbed.metrics),
         "samples and noise": _steps(reference.steps, disturbed.steps),
     }
-    good = {title: part.equal if exact else part.near for title, part in parts.items()}
-    lines = tuple(
-        f"{title:22}{part.text}{'' if good[title] else '   <-- must not be'}"
-        for title, part in parts.items()
-    )
-    return Comparison(lines, all(good.values()))
+    lines, passed = [], True
+    for title, verdict in verdicts.items():
+        good = verdict.equal if exact else verdict.near
+        lines.append(f"{title:22}{verdict.text}{'' if good else '   <-- must not be'}")
+        passed = passed and good
+    return Comparison(tuple(lines), passed)
 
 
-def _tensors(
-    reference: Mapping[str, Tensor], disturbed: Mapping[str, Tensor], *, of_weights: bool
-) -> _Part:
+def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) -> _Verdict:
     ours, theirs = (
         {
             name: value
-            for name, value in tensors.items()
+            for name, value in outcome.tensors.items()
             if name.startswith(f"{MODEL}.") == of_weights
         }
-        for tensors in (reference, disturbed)
+        for outcome in (reference, disturbed)
     )
     if ours.keys() != theirs.keys():
-        return _Part(f"differ in names: {sorted(ours.keys() ^ theirs.keys())}", False, False)
+        return _Verdict(f"differ in names: {sorted(ours.keys() ^ theirs.keys())}", False, False)
     differing = [
         name
         for name in ours
         if not torch.equal(ours[name].view(torch.int32), theirs[name].view(torch.int32))
     ]
     if not differing:
-        return _Part(f"equal to the bit: {len(ours)} tensors", True, True)
+        return _Verdict(f"equal to the bit: {len(ours)} tensors", True, True)
     # Where a gradient is zero but for rounding (a bias of keys), AdamW makes whole steps of it:
     # only losses say what is near.
     apart = {
@@ -123,36 +112,32 @@ def _tensors(
         f"{len(differing)} of {len(ours)} tensors differ, the most by {apart[worst]:.1e} of its "
         f"largest value ({worst})"
     )
-    return _Part(text, False, True)
+    return _Verdict(text, False, True)
 
 
-def _figures(
-    ours: Mapping[tuple[int, str], float | None], theirs: Mapping[tuple[int, str], float | None]
-) -> _Part:
+def _metrics(ours: Metrics, theirs: Metrics) -> _Verdict:
     missing = ours.keys() ^ theirs.keys()
     if missing:
-        return _Part(
-            f"{len(missing)} figures are in one run only, first {min(missing)}", False, False
-        )
+        text = f"{len(missing)} figures are in one run only, first {min(missing)}"
+        return _Verdict(text, False, False)
     differing = [key for key in ours if ours[key] != theirs[key]]
     if not differing:
-        return _Part(f"equal to the bit: {len(ours)} figures", True, True)
-    apart = {key: _apart(ours[key], theirs[key]) for key in differing if key[1].endswith("/loss")}
-    worst = max(apart, key=apart.__getitem__, default=None)
+        return _Verdict(f"equal to the bit: {len(ours)} figures", True, True)
     text = f"{len(differing)} of {len(ours)} figures differ, first {min(differing)}; "
-    text += (
-        "no loss"
-        if worst is None
-        else f"losses at most by {apart[worst]:.1e} of their value, {worst}"
-    )
-    return _Part(text, False, all(value <= _LARGEST_LOSS_DIFFERENCE for value in apart.values()))
+    apart = {key: _apart(ours[key], theirs[key]) for key in differing if key[1].endswith("/loss")}
+    if not apart:
+        return _Verdict(f"{text}no loss", False, True)
+    worst = max(apart, key=apart.__getitem__)
+    text += f"losses at most by {apart[worst]:.1e} of their value, {worst}"
+    near = all(value <= _LARGEST_LOSS_DIFFERENCE for value in apart.values())
+    return _Verdict(text, False, near)
 
 
 def _apart(a: float | None, b: float | None) -> float:
     return math.inf if a is None or b is None else abs(a - b) / max(abs(a), 1e-30)
 
 
-def _steps(ours: Mapping[int, Step], theirs: Mapping[int, Step]) -> _Part:
+def _steps(ours: Mapping[int, Step], theirs: Mapping[int, Step]) -> _Verdict:
     used = [
         {step: (entry.rows, entry.digest) for step, entry in steps.items()}
         for steps in (ours, theirs)
@@ -161,5 +146,6 @@ def _steps(ours: Mapping[int, Step], theirs: Mapping[int, Step]) -> _Part:
         step for step in used[0].keys() | used[1].keys() if used[0].get(step) != used[1].get(step)
     ]
     if differing:
-        return _Part(f"differ in {len(differing)} steps, first in {min(differing)}", False, False)
-    return _Part(f"equal in {len(ours)} steps", True, True)
+        text = f"differ in {len(differing)} steps, first in {min(differing)}"
+        return _Verdict(text, False, False)
+    return _Verdict(f"equal in {len(ours)} steps", True, True)

@@ -17,9 +17,7 @@ _LARGEST_STEP = 1 << 32
 
 @dataclass(frozen=True)
 class History:
-    """Every line of steps.jsonl, in order. The steps that count make up the run: no later attempt
-    began before them.
-    """
+    """Every line of steps.jsonl, in order; steps count that no later attempt began before."""
 
     attempts: tuple[Attempt, ...]
     attempt: Int64[np.ndarray, " lines"]  # index into attempts
@@ -43,12 +41,8 @@ def read_history(run_folder: Path) -> History:
             "checkpoints/NAME."
         )
     attempts: list[Attempt] = []
-    attempt_of, steps, rows, digests = (
-        array.array("q"),
-        array.array("q"),
-        array.array("q"),
-        array.array("Q"),
-    )
+    # Not lists, which take several times the memory.
+    attempt_of, steps, rows, digests = (array.array(code) for code in "qqqQ")
     reasons: dict[int, str] = {}
     try:
         with read_errors_explained(path):
@@ -75,13 +69,12 @@ def read_history(run_folder: Path) -> History:
     attempt, step = np.array(attempt_of, dtype=np.int64), np.array(steps, dtype=np.int64)
     begins = np.array([*(entry.from_step for entry in attempts[1:]), _LARGEST_STEP], dtype=np.int64)
     counts = step <= np.minimum.accumulate(begins[::-1])[::-1][attempt]
-    skipped = {int(step[line]): reason for line, reason in reasons.items() if counts[line]}
     return History(
-        tuple(attempts),
-        attempt,
-        step,
-        np.array(rows, dtype=np.int64),
-        np.array(digests, dtype=np.uint64),
-        counts,
-        skipped,
+        attempts=tuple(attempts),
+        attempt=attempt,
+        step=step,
+        rows=np.array(rows, dtype=np.int64),
+        digest=np.array(digests, dtype=np.uint64),
+        counts=counts,
+        skipped={int(step[line]): reason for line, reason in reasons.items() if counts[line]},
     )

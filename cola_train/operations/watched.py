@@ -1,8 +1,7 @@
-"""A training as a user starts it, with all its processes; watched from outside, through what it
-leaves on disk.
-"""
+"""A training as a user starts it, with all its processes, watched from outside by its files."""
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -17,39 +16,37 @@ from pathlib import Path
 
 import psutil
 
-from cola_train.run_layout import STEP_LOG
+from cola_train.operations.report import last_lines
+from cola_train.run_layout import CHECKPOINTS, STEP_LOG
 from cola_train.training.loop.step_log import Attempt
 
 _LOOK_SECONDS = 0.002
 _QUIET_SECONDS = 600.0
 _DEATH_SECONDS = 30.0
-_TAIL_LINES = 30
 
 
 class JobError(Exception):
-    """A job did not do what it had to; the message ends with its output's last lines."""
+    """A training did not do what it had to; the message ends with its output's last lines."""
 
 
 @dataclass(frozen=True)
 class Rhythm:
-    """How long a run takes for what it does again and again, in seconds."""
+    """The seconds that a run takes for a step, and for a save."""
 
     step: float
     save: float
 
     @property
     def stop_within(self) -> float:
-        """How long a run that is asked to stop may take."""
+        """The seconds that a run may take to stop when asked to."""
         return 60 + 5 * (self.step + self.save)
 
 
-class ProcessJob:
-    """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none of them
-    behind.
-    """
+class TrainingProcesses:
+    """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none behind."""
 
     def __init__(self, arguments: Sequence[str], output: Path) -> None:
-        """Start it; what it says goes to the file `output`."""
+        """Start it; its output goes to the file `output`."""
         self._output = output
         with output.open("wb") as file:
             self._process = psutil.Popen(
@@ -60,10 +57,10 @@ class ProcessJob:
                 env=_clean_environment(),
                 start_new_session=True,
             )
-        # as last seen, should the launcher end before them
+        # As last seen: the launcher may end before them.
         self._children: list[psutil.Process] = []
 
-    def __enter__(self) -> "ProcessJob":
+    def __enter__(self) -> "TrainingProcesses":
         return self
 
     def __exit__(self, *rest: object) -> None:
@@ -76,14 +73,10 @@ class ProcessJob:
         return status
 
     def kill(self) -> int:
-        """SIGKILL to every process, the workers first; returns how many there were, once all are
-        gone.
-        """
+        """Send SIGKILL to every process, workers first; returns their number, once all are gone."""
         if self._process.is_running():
             self._children = list({*self._children, *self._process.children(recursive=True)})
-        processes = [
-            process for process in (*self._children, self._process) if not _is_gone(process)
-        ]
+        processes = list(itertools.filterfalse(_is_gone, (*self._children, self._process)))
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -96,14 +89,12 @@ class ProcessJob:
         return len(processes)
 
     def terminate_one(self, chance: random.Random) -> str:
-        """SIGTERM to one of the processes that train, or to the one that started them; returns
-        which.
-        """
+        """Send SIGTERM to one of the processes that train, or to their launcher; returns which."""
         self._children = self._process.children(recursive=True)
         targets: dict[str, psutil.Process] = {}
         for process in self._children:
             with contextlib.suppress(psutil.Error, KeyError):
-                # Those that read data have their parent's environment.
+                # Processes that read data have their parent's environment, so the first counts.
                 targets.setdefault(f"rank {process.environ()['RANK']}", process)
         targets["the launcher" if targets else "the process"] = self._process
         name = chance.choice(sorted(targets))
@@ -111,7 +102,7 @@ class ProcessJob:
         return name
 
     def wait(self, seconds: float) -> int:
-        """The exit status.
+        """The exit status, once it has ended.
 
         Raises:
             JobError: it runs for longer than that.
@@ -122,25 +113,20 @@ class ProcessJob:
             raise self.failure(f"it still runs after {seconds:.0f} s") from None
 
     def failure(self, what: str) -> JobError:
-        """An error that shows what the job said last."""
-        lines = self._output.read_text(encoding="utf-8", errors="replace").splitlines()[
-            -_TAIL_LINES:
-        ]
-        return JobError(
-            f"{what}; the end of {self._output}:\n" + "\n".join(f"  {line}" for line in lines)
-        )
+        """An error that shows the end of the output."""
+        lines = [f"  {line}" for line in last_lines(self._output)]
+        return JobError("\n".join([f"{what}; the end of {self._output}:", *lines]))
 
 
 class RunMonitor:
-    """What can be seen of a job from its run's folder.
+    """What can be seen of a training that has just been started, from its run's folder.
 
     Attributes:
-        attempt: the job's own line in steps.jsonl, once it is there.
-        step: the last step that the job has done; 0 before its first.
+        attempt: its own line in steps.jsonl, once it is there.
+        step: the last step that it has done; 0 before its first.
     """
 
-    def __init__(self, job: ProcessJob, run_folder: Path) -> None:
-        """The job has just been started."""
+    def __init__(self, job: TrainingProcesses, run_folder: Path) -> None:
         self._job, self.run_folder, self._log = job, run_folder, run_folder / STEP_LOG
         self._read = self._log.stat().st_size if self._log.exists() else 0
         self.attempt: Attempt | None = None
@@ -150,10 +136,10 @@ class RunMonitor:
         self._saving_since: float | None = None
 
     def until(self, reached: Callable[[], bool]) -> bool:
-        """Look until something is so; False if the job ends before.
+        """Look until `reached()`; False if the training ends before.
 
         Raises:
-            JobError: the job has done no step for ten minutes.
+            JobError: no step has been done for ten minutes.
         """
         moved = time.monotonic()
         while True:
@@ -167,19 +153,16 @@ class RunMonitor:
             time.sleep(_LOOK_SECONDS)
 
     def saving(self) -> int | None:
-        """The step that is being saved."""
-        lightning = self.run_folder / "lightning"
-        try:
-            names = os.listdir(lightning)  # noqa: PTH208  # many times a second
-        except FileNotFoundError:
-            return None
-        return next(
-            (int(name.rpartition("-")[2]) for name in names if name.startswith(".saving-")), None
-        )
+        """The step that is being saved, if any."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.run_folder / CHECKPOINTS):  # noqa: PTH208  # many times a second
+                if name.startswith(".saving-"):
+                    return int(name.rpartition("-")[2])
+        return None
 
     def rhythm(self) -> Rhythm:
         """Medians of what was seen."""
-        steps = [after - before for before, after in zip(self._step_times, self._step_times[1:])]
+        steps = [after - before for before, after in itertools.pairwise(self._step_times)]
         return Rhythm(
             statistics.median(steps or [0.0]), statistics.median(self._save_seconds or [0.0])
         )
@@ -201,7 +184,7 @@ class RunMonitor:
             try:
                 values = json.loads(line)
             except ValueError:
-                continue  # the end of a line that an earlier job could not finish
+                continue  # the end of a line that an earlier process could not finish
             if "attempt" in values:
                 self.attempt = Attempt(**values["attempt"])
             elif "step" in values:
@@ -211,7 +194,7 @@ class RunMonitor:
 
 
 def _is_gone(process: psutil.Process) -> bool:
-    # What nobody waits for stays in the table, but holds nothing.
+    # A zombie stays in the table until its parent waits for it, but holds nothing.
     try:
         return bool(process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -219,19 +202,12 @@ def _is_gone(process: psutil.Process) -> bool:
 
 
 def _clean_environment() -> dict[str, str]:
-    """This process' environment without a place in any other job of processes."""
-    launcher = (
-        "MASTER_ADDR",
-        "MASTER_PORT",
-        "NODE_RANK",
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-    )
+    """This process' environment without its place in a group of torchrun's processes."""
+    names = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE"}
+    names |= {"LOCAL_RANK", "LOCAL_WORLD_SIZE"}
     prefixes = ("TORCHELASTIC_", "GROUP_", "ROLE_")
     return {
         name: value
         for name, value in os.environ.items()
-        if name not in launcher and not name.startswith(prefixes)
+        if name not in names and not name.startswith(prefixes)
     }

@@ -28,12 +28,12 @@ from cola_train.operations.faults import (
     Disturbance,
     corrupt,
     draw,
-    goes_on_from,
     inject,
     intact_steps,
+    resumes_from,
 )
 from cola_train.operations.sameness import RunOutcome, compare
-from cola_train.operations.watched import JobError, ProcessJob, Rhythm, RunMonitor
+from cola_train.operations.watched import JobError, Rhythm, RunMonitor, TrainingProcesses
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.folder import saved_steps, step_folder
 from cola_train.training.loop.state import RunState
@@ -165,18 +165,18 @@ def test_damage_is_done_to_the_newest_while_an_older_one_is_intact(
     three_checkpoints: Path,
 ) -> None:
     run, chance = three_checkpoints, random.Random(0)
-    assert (intact_steps(run), goes_on_from(run)) == ([1, 2, 3], 3)
+    assert (intact_steps(run), resumes_from(run)) == ([1, 2, 3], 3)
     (text,) = corrupt(run, "one bit flipped", chance)
     assert text.startswith("step-00000003/")
     assert text.endswith(" one bit flipped")
-    assert (intact_steps(run), goes_on_from(run)) == ([1, 2], 2)
+    assert (intact_steps(run), resumes_from(run)) == ([1, 2], 2)
     # The run sets aside what is damaged.
     step_folder(run, 3).rename(run / "aside")
     (text,) = corrupt(run, "truncated", chance)
     assert (text.split("/")[0], intact_steps(run)) == ("step-00000002", [1])
     step_folder(run, 2).rename(run / "aside2")
     assert corrupt(run, "deleted", chance) == []
-    assert (intact_steps(run), goes_on_from(run)) == ([1], 1)
+    assert (intact_steps(run), resumes_from(run)) == ([1], 1)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -185,11 +185,11 @@ def test_deleted_and_flipped_files_are_found_whichever_they_are(
 ) -> None:
     for how in ("deleted", "one bit flipped"):
         corrupt(three_checkpoints, how, random.Random(seed))
-        assert goes_on_from(three_checkpoints) == 2
+        assert resumes_from(three_checkpoints) == 2
 
 
-def test_a_run_that_is_not_there_goes_on_from_nothing(tmp_path: Path) -> None:
-    assert goes_on_from(tmp_path / "nothing") == 0
+def test_a_run_that_is_not_there_resumes_from_nothing(tmp_path: Path) -> None:
+    assert resumes_from(tmp_path / "nothing") == 0
 
 
 def ending(**changes: Any) -> RunOutcome:
@@ -200,7 +200,7 @@ def ending(**changes: Any) -> RunOutcome:
             "exp_avg.a": torch.tensor([0.1]),
         },
         state=RunState(step=2),
-        figures={(1, "train/loss"): 2.0, (2, "train/loss"): 1.0, (2, "train/gradient_norm"): None},
+        metrics={(1, "train/loss"): 2.0, (2, "train/loss"): 1.0, (2, "train/gradient_norm"): None},
         steps={1: Step(1, 4, "aa"), 2: Step(2, 4, "bb")},
     )
     return dataclasses.replace(made, **changes)
@@ -221,7 +221,7 @@ def test_equal_endings_pass() -> None:
 
 TENSORS = ending().tensors
 LAST_BIT = TENSORS | {"model.a": torch.nextafter(TENSORS["model.a"], torch.tensor(5.0))}
-FIGURES = ending().figures
+METRICS = ending().metrics
 
 
 @pytest.mark.parametrize(
@@ -249,19 +249,19 @@ FIGURES = ending().figures
         ),
         ({"state": RunState(step=2, skipped_steps=1)}, "counters              differ", True),
         (
-            {"figures": FIGURES | {(2, "train/loss"): 1.00005}},
+            {"metrics": METRICS | {(2, "train/loss"): 1.00005}},
             "losses at most by 5.0e-05 of their value, (2, 'train/loss')",
             True,
         ),
-        ({"figures": FIGURES | {(2, "train/loss"): 1.0002}}, "losses at most by 2.0e-04", False),
-        ({"figures": FIGURES | {(2, "train/loss"): None}}, "losses at most by inf", False),
+        ({"metrics": METRICS | {(2, "train/loss"): 1.0002}}, "losses at most by 2.0e-04", False),
+        ({"metrics": METRICS | {(2, "train/loss"): None}}, "losses at most by inf", False),
         (
-            {"figures": FIGURES | {(2, "train/gradient_norm"): 5.0}},
+            {"metrics": METRICS | {(2, "train/gradient_norm"): 5.0}},
             "1 of 3 figures differ, first (2, 'train/g",
             True,
         ),
         (
-            {"figures": FIGURES | {(3, "train/loss"): 1.0}},
+            {"metrics": METRICS | {(3, "train/loss"): 1.0}},
             "1 figures are in one run only, first (3, 'train/loss')",
             False,
         ),
@@ -344,7 +344,9 @@ def test_a_job_that_fails_fails_the_whole_thing(
 
 
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
-    with ProcessJob(["joint", str(tmp_path / "absent.yaml")], tmp_path / "output.log") as job:
+    with TrainingProcesses(
+        ["joint", str(tmp_path / "absent.yaml")], tmp_path / "output.log"
+    ) as job:
         monitor = RunMonitor(job, tmp_path / "run")
         assert not monitor.until(lambda: monitor.step > 0)
         assert job.ended == 2
@@ -374,7 +376,7 @@ def test_a_job_that_hangs_is_ended_with_all_its_processes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(watched, "_QUIET_SECONDS", 1.0)
     log = tmp_path / "output.log"
-    with ProcessJob([], log) as job:
+    with TrainingProcesses([], log) as job:
         while "asleep" not in log.read_text():
             time.sleep(0.05)
         (child,) = job._process.children()

@@ -25,7 +25,7 @@ from cola_train.operations import bandwidth, disk, job
 from cola_train.operations.bandwidth import Bandwidth, measure_bandwidth
 from cola_train.operations.disk import Disk, measure_disk
 from cola_train.operations.doctor import doctor
-from cola_train.operations.job import Interface, Job, Launcher
+from cola_train.operations.job import Interface, Launcher, TorchrunJob
 from cola_train.operations.machine import Devices, Gpu, Versions
 from cola_train.operations.problems import Facts, problems
 from tests.helpers.programs import clean_environment
@@ -337,7 +337,7 @@ def test_a_worker_that_hangs_is_a_finding_and_is_ended(monkeypatch: pytest.Monke
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     before = psutil.Process().children()
-    found = measure_bandwidth(Job(1, 2, 2), 1, timeout_s=0.5)
+    found = measure_bandwidth(TorchrunJob(1, 2, 2), 1, timeout_s=0.5)
     assert found.failure == "the worker of rank 1 was not done after 0.5 s"
     assert psutil.Process().children() == before
 
