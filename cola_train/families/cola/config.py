@@ -1,6 +1,4 @@
-"""Settings of Cola DLM's two stages. Values that the paper does not state say so; each is then our
-default.
-"""
+"""Settings of Cola DLM's two stages; a default that the paper does not state says so."""
 
 import abc
 import dataclasses
@@ -58,8 +56,9 @@ class Stage1Config:
 
 @dataclasses.dataclass(frozen=True)
 class VAEStrategyConfig:
-    """How the VAE takes part in stage 2 (Fix, Joint x1, Joint x0.01, Interval; All Scratch is Joint
-    without init_vae_from).
+    """How the VAE takes part in stage 2: Fix, Joint x1, Joint x0.01, Interval.
+
+    All Scratch is Joint without init_vae_from.
     """
 
     mode: Literal["joint", "fix", "interval"] = setting(
@@ -133,9 +132,11 @@ class FlowConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Stage2Config:
-    """Joint VAE + DiT: vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) +
-    flow_weight flow
-    + reference_weight KL(q || q_ref)."""
+    """Joint training of VAE and DiT.
+
+    vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) + flow_weight flow
+    + reference_weight KL(q || q_ref)
+    """
 
     vae_weight: float = setting(1.0, help="lambda_VAE; not stated in the paper.")
     entropy_weight: float = setting(
@@ -182,15 +183,15 @@ class ColaRunConfig(RunConfig):
         """The logSNR at which the VAE is held, if it is."""
 
     def _check_log_snr(self) -> None:
-        fixed_log_snr = self.fixed_log_snr
+        if self.fixed_log_snr is None:
+            return
         require(
-            fixed_log_snr is None or self.vae.bias,
+            self.vae.bias,
             "objective.fixed_log_snr needs vae.bias=true: the export states the constant variance "
             "in a bias.",
         )
-        plain = (self.vae.scaling_factor, self.vae.shifting_factor) == (1.0, 0.0)
         require(
-            fixed_log_snr is None or plain,
+            (self.vae.scaling_factor, self.vae.shifting_factor) == (1.0, 0.0),
             "objective.fixed_log_snr needs vae.scaling_factor=1 and shifting_factor=0: only there "
             "E[mu^2] is 1.",
         )
@@ -211,12 +212,10 @@ class VAERunConfig(ColaRunConfig):
 
     @property
     def fixed_log_snr(self) -> float | None:
-        """As the objective says."""
         return self.objective.fixed_log_snr
 
     @property
     def masks_documents(self) -> bool:
-        """As the objective says."""
         return self.objective.mask_documents
 
 
@@ -241,24 +240,22 @@ class JointRunConfig(ColaRunConfig):
         self._check_log_snr()
         check_pair(self.vae, self.dit)
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.dit.block_size)
-        scratch = self.init_vae_from is None
+        has_vae = self.init_vae_from is not None
         require(
-            not (scratch and self.objective.reference_weight > 0),
+            has_vae or self.objective.reference_weight == 0,
             "objective.reference_weight needs a stage-1 encoder to stay near: give init_vae_from, "
             "or set objective.reference_weight=0 (All Scratch).",
         )
         require(
-            not (scratch and self.objective.vae_strategy.mode == "fix"),
+            has_vae or self.objective.vae_strategy.mode != "fix",
             "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use "
             "mode 'joint'.",
         )
 
     @property
     def fixed_log_snr(self) -> float | None:
-        """As the objective says."""
         return self.objective.fixed_log_snr
 
     @property
     def masks_documents(self) -> bool:
-        """As the objective says."""
         return self.objective.mask_documents

@@ -1,6 +1,4 @@
-"""The random draws of flow matching, beside its noise: times, prompt blocks and hidden
-histories.
-"""
+"""The random draws of flow matching beside its noise: times, prompt blocks and hidden histories."""
 
 import dataclasses
 
@@ -16,9 +14,7 @@ from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 
 @dataclasses.dataclass(frozen=True)
 class FlowDraws:
-    """The addressed draws that flow matching needs beside its noise, of one noised copy after
-    another.
-    """
+    """Draws for a batch, those of one noised copy of a row after another."""
 
     t: Float[Tensor, "batch blocks"]  # in [0, 1]
     pinned: Bool[Tensor, "batch noised"]  # prompt positions: clean, t = 0, no loss
@@ -31,12 +27,11 @@ def flow_draws(
     """Times, prompt blocks and hidden histories of each sample, for each of its noise_copies.
 
     A block is a prompt block with probability prompt_block_prob; its first k positions are then
-    pinned, k uniform in
-    1..block_size - 1.
+    pinned, k uniform in 1..block_size - 1.
     """
     # The first copy's draws are those of a run with one copy.
     copies = [
-        _draws_of(config, sample_index, num_blocks, block_size, seed, copy)
+        _draws_of_copy(config, sample_index, num_blocks, block_size, seed, copy)
         for copy in range(config.noise_copies)
     ]
     shown = [draws.sees_history for draws in copies if draws.sees_history is not None]
@@ -47,7 +42,7 @@ def flow_draws(
     )
 
 
-def _draws_of(
+def _draws_of_copy(
     config: FlowConfig,
     sample_index: Tensor,
     num_blocks: int,
@@ -63,11 +58,8 @@ def _draws_of(
     if config.time_distribution == "uniform":
         t = draw(Purpose.FLOW_TIME)
     else:
-        t = logit_normal_time(
-            normal(seed, Purpose.FLOW_TIME, sample_index, num_blocks, start),
-            config.time_loc,
-            config.time_scale,
-        )
+        z = normal(seed, Purpose.FLOW_TIME, sample_index, num_blocks, start)
+        t = logit_normal_time(z, config.time_loc, config.time_scale)
     if config.timestep_per == "sample":
         t = t[:, :1].expand(-1, num_blocks)
     is_prompt = draw(Purpose.PROMPT_BLOCK) < config.prompt_block_prob
@@ -84,17 +76,12 @@ def _draws_of(
 
 
 def position_times(draws: FlowDraws, block_size: int, config: FlowConfig) -> Times:
-    """The distinct times of a batch (of each copy, or each block of it; then t = 0), and the index
-    of every noised position's.
-    """
+    """A batch's distinct times, t = 0 last, and which one each noised position has."""
     rows, blocks = draws.t.shape
     # The blocks of a copy share their time, or each has its own.
     sharing = blocks // config.noise_copies if config.timestep_per == "sample" else 1
     distinct = draws.t[:, ::sharing].flatten()
-    index = (
-        torch.arange(len(distinct), device=draws.t.device)
-        .view(rows, -1)
-        .repeat_interleave(sharing * block_size, dim=1)
-    )
+    index = torch.arange(len(distinct), device=draws.t.device).view(rows, -1)
+    index = index.repeat_interleave(sharing * block_size, dim=1)
     index = torch.where(draws.pinned, len(distinct), index)
     return Times(torch.cat([distinct, distinct.new_zeros(1)]), index)

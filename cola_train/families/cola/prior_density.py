@@ -1,5 +1,6 @@
-"""log p_psi(z0), the prior's density, by the augmented ODE (method, section 7; paper 3.1.2), block
-by block.
+"""log p_psi(z0), the prior's density, block by block by the augmented ODE.
+
+Method, section 7; paper, 3.1.2.
 """
 
 import math
@@ -27,15 +28,14 @@ def log_density(
     config: LikelihoodConfig,
     probe: Float64[Tensor, "batch blocks width"] | None = None,
 ) -> Float64[Tensor, "batch blocks"]:
-    """log p(z_0) of each block under the flow whose velocity carries the data at t = 0 to N(0, I)
-    at t = 1, nats.
+    """log p(z_0) of each block, nats, under the flow that carries data (t = 0) to N(0, I) (t = 1).
 
     d/dt [z, l] = [v(z, t), div v(z, t)] from (z_0, 0); log p(z_0) = log N(z_1; 0, I) + l(1). All
     but the velocity is computed in float64.
 
     Args:
         velocity: of all blocks at once.
-        z_0: where the density is asked for.
+        z_0: latents of each block.
         config: the solver.
         probe: draws of mean 0 and covariance I, held fixed for the whole solve: the divergence is
             then Hutchinson's estimate, and the result is unbiased over probes up to the solver's

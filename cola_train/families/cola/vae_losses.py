@@ -26,8 +26,9 @@ def latent_mask(
 
 
 def mask_positions(batch: Batch, ratio: float, seed: int) -> Int[Tensor, "batch masked"]:
-    """Which tokens [mask] replaces: the round(ratio x seq) (at least one) real tokens with the
-    smallest draws, in each row.
+    """The tokens that [mask] replaces: in each row the real ones with the smallest draws.
+
+    round(ratio x seq) of them, at least one.
     """
     seq = batch.tokens.shape[1]
     draws = uniform(seed, Purpose.TOKEN_MASK, batch.sample_index, seq)
@@ -49,15 +50,20 @@ def standard_normal_latents(
     return torch.cat(each, dim=1).unflatten(1, (copies * num_latents, channels))
 
 
+def hold_log_snr(posterior: Posterior, config: VAELossConfig) -> Posterior:
+    """The posterior, with the logSNR that the settings fix, if they do."""
+    fixed = config.fixed_log_snr
+    return posterior if fixed is None else posterior.with_log_snr(fixed)
+
+
 @dataclasses.dataclass(frozen=True)
 class VAEPass:
-    """What one pass of the VAE over clean and masked copies gives; the sums are over the batch's
-    real tokens or latents.
-    """
+    """One pass of the VAE over clean and masked copies; sums are over real tokens or latents."""
 
     posterior: Posterior  # of the clean copy
     # the one posterior sample that feeds decoder and flow
     z_0: Float[Tensor, "batch latents channels"]
+    real: Bool[Tensor, "batch latents"]
     reconstruction_nats: Float[Tensor, ""]  # -log p(x | z_0)
     # the same at masked tokens, z_0 of the masked copy; None where it has no weight
     mask_nats: Float[Tensor, ""] | None
@@ -69,10 +75,12 @@ class VAEPass:
         """Mean over real tokens of -log p(x | z_0), z_0 a posterior sample (method, section 2)."""
         return Term("reconstruction", "nats_per_token", self.reconstruction_nats, "tokens", weight)
 
+    def divergence(self, name: str, nats: Float[Tensor, "batch latents"], weight: float) -> Term:
+        """The posterior's KL or the like, summed over latents, divided by real tokens."""
+        return Term(name, "nats_per_token", (nats * self.real).sum(), "tokens", weight)
+
     def mask(self, weight: float) -> list[Term]:
-        """Mean over masked real tokens of -log p(x | z_0 of the masked copy); nothing where the
-        mask loss is off.
-        """
+        """Mean over masked real tokens of -log p(x | z_0 of the masked copy); none if it is off."""
         if self.mask_nats is None:
             return []
         return [Term("mask", "nats_per_masked_token", self.mask_nats, "masked_tokens", weight)]
@@ -87,8 +95,9 @@ class VAEPass:
 
 
 def vae_log_snr(means: Mapping[str, float]) -> dict[str, float]:
-    """log(mean(mu^2) / mean(sigma^2)) of a step's means; NaN where one of them is 0, nothing where
-    the VAE took no part.
+    """log(mean(mu^2) / mean(sigma^2)) of a step's means.
+
+    NaN where one of them is 0, nothing where the VAE took no part.
     """
     if "posterior_mean_square" not in means:
         return {}
@@ -105,34 +114,27 @@ def vae_counts(
         "latents": latent_mask(batch.loss_mask, patch_size).sum(),
     }
     if config.mask_weight > 0:
-        counts["masked_tokens"] = batch.loss_mask.gather(
-            1, mask_positions(batch, config.mask_ratio, seed)
-        ).sum()
+        masked_at = mask_positions(batch, config.mask_ratio, seed)
+        counts["masked_tokens"] = batch.loss_mask.gather(1, masked_at).sum()
     return counts
 
 
 def vae_pass(vae: TextVAE, batch: Batch, config: VAELossConfig, seed: int) -> VAEPass:
     """Encode clean and masked copies as one batch, sample, decode."""
     patch_size, channels = vae.config.patch_size, vae.config.latent_dim
-    document = documents_of(batch, patch_size, config.mask_documents)
     rows, num_latents = batch.tokens.shape[0], batch.tokens.shape[1] // patch_size
-    tokens, documents = batch.tokens, document
-    eps = standard_normal_latents(seed, Purpose.POSTERIOR_EPS, batch, num_latents, channels)
+
+    def noise(purpose: Purpose) -> Tensor:
+        return standard_normal_latents(seed, purpose, batch, num_latents, channels)
+
+    tokens, documents = batch.tokens, documents_of(batch, patch_size, config.mask_documents)
+    eps = noise(Purpose.POSTERIOR_EPS)
     if config.mask_weight > 0:
         masked_at = mask_positions(batch, config.mask_ratio, seed)
         tokens = torch.cat([tokens, tokens.scatter(1, masked_at, vae.mask_token_id)])
-        documents = None if document is None else torch.cat([document, document])
-        eps = torch.cat(
-            [
-                eps,
-                standard_normal_latents(
-                    seed, Purpose.MASKED_POSTERIOR_EPS, batch, num_latents, channels
-                ),
-            ]
-        )
-    posterior = vae.encode(tokens, documents)
-    if config.fixed_log_snr is not None:
-        posterior = posterior.with_log_snr(config.fixed_log_snr)
+        documents = None if documents is None else torch.cat([documents, documents])
+        eps = torch.cat([eps, noise(Purpose.MASKED_POSTERIOR_EPS)])
+    posterior = hold_log_snr(vae.encode(tokens, documents), config)
     z_0 = posterior.sample(eps)
     hidden = vae.decoder(z_0, documents)
     clean = Posterior(posterior.mean[:rows], posterior.logvar[:rows])
@@ -142,13 +144,11 @@ def vae_pass(vae: TextVAE, batch: Batch, config: VAELossConfig, seed: int) -> VA
     mask_nats = None
     if config.mask_weight > 0:
         # The vocabulary head is the costliest layer: it runs at the masked positions alone.
-        hidden_masked = hidden[rows:].gather(
-            1, masked_at[..., None].expand(-1, -1, hidden.shape[-1])
-        )
+        at = masked_at[..., None].expand(-1, -1, hidden.shape[-1])
         targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
-        mask_nats, _ = head.losses(hidden_masked, targets, counted.float())
+        mask_nats, _ = head.losses(hidden[rows:].gather(1, at), targets, counted.float())
+    real = latent_mask(batch.loss_mask, patch_size)
     with torch.no_grad():
-        real = latent_mask(batch.loss_mask, patch_size)[..., None]
-        mean_square = (clean.mean.square() * real).mean(-1).sum()
-        variance = (clean.logvar.exp() * real).mean(-1).sum()
-    return VAEPass(clean, z_0[:rows], nats, mask_nats, right, mean_square, variance)
+        mean_square = (clean.mean.square() * real[..., None]).mean(-1).sum()
+        variance = (clean.logvar.exp() * real[..., None]).mean(-1).sum()
+    return VAEPass(clean, z_0[:rows], real, nats, mask_nats, right, mean_square, variance)

@@ -1,6 +1,4 @@
-"""The page of `cola-train inspect`: a panel for each question, none for what a checkpoint does not
-have.
-"""
+"""The page of `cola-train inspect`: a panel for each question that a checkpoint can answer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, YELLOW, drawing
 from cola_train.families.cola.inspection.inspection import LatentInspection
 from cola_train.families.cola.inspection.posterior_probes import ACTIVE_VARIANCE, TOKEN_KINDS
+from cola_train.families.cola.inspection.prior_probes import TokenAccuracy
 
 _GRAY = "0.45"
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, YELLOW, ORANGE, GREEN, PURPLE), strict=True))
@@ -47,20 +46,15 @@ def draw_inspection(inspection: LatentInspection, name: str, png: Path, svg: Pat
 
 
 def _panels(inspection: LatentInspection) -> list[Callable[[Any, LatentInspection], None]]:
-    panels: list[Callable[[Any, LatentInspection], None]] = [
-        _log_snr,
-        _divergence,
-        _reconstruction,
-        _hits_by_position,
-        _map,
-    ]
+    panels = [_log_snr, _divergence]
     if inspection.drift is not None:
-        panels.insert(2, _drift)
+        panels.append(_drift)
+    panels += [_reconstruction, _hits_by_position]
     if inspection.flow is not None:
-        panels[-1:] = [_hits_by_block, _flow_by_time, _flow_by_block, _map]
+        panels += [_hits_by_block, _flow_by_time, _flow_by_block]
     if inspection.history is not None:
-        panels.insert(-1, _history)
-    return panels
+        panels.append(_history)
+    return [*panels, _map]
 
 
 def _log_snr(axes: Any, inspection: LatentInspection) -> None:
@@ -89,13 +83,16 @@ def _log_snr(axes: Any, inspection: LatentInspection) -> None:
 
 def _divergence(axes: Any, inspection: LatentInspection) -> None:
     health = inspection.posterior
-    _pairs(
-        axes,
-        {
-            "KL(q || N(0, 1))": health.kl_per_channel,
-            "KL(q || N(m, s²)) ≥ information": health.information_per_channel,
-        },
-    )
+    for values, shift, color, label in (
+        (health.kl_per_channel, -0.2, BLUE, "KL(q || N(0, 1))"),
+        (health.information_per_channel, 0.2, ORANGE, "KL(q || N(m, s²)) ≥ information"),
+    ):
+        places = [place + shift for place in range(len(values))]
+        axes.bar(places, values, 0.4, color=color, label=label)
+    # Room for the legend above the bars.
+    highest = max(1e-6, *health.kl_per_channel, *health.information_per_channel)
+    axes.set_ylim(top=1.3 * highest)
+    axes.legend(loc="upper left")
     _title(
         axes,
         f"Divergence; KL in all {health.kl_nats_per_token:.1f} nats per token",
@@ -115,8 +112,10 @@ def _drift(axes: Any, inspection: LatentInspection) -> None:
         "KL(q || q_ref), nats per latent",
     )
     axes.margins(y=0.15)
-    note = f"means: RMS change {drift.rms_change_of_means:.3f}, cosine {drift.cosine_of_means:.4f}"
-    axes.text(0.99, 0.98, note, transform=axes.transAxes, ha="right", va="top", fontsize=7)
+    _note(
+        axes,
+        f"means: RMS change {drift.rms_change_of_means:.3f}, cosine {drift.cosine_of_means:.4f}",
+    )
 
 
 def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
@@ -144,10 +143,7 @@ def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
 
 def _hits_by_position(axes: Any, inspection: LatentInspection) -> None:
     where = "row" if inspection.block_size is None else "block"
-    found = {"posterior hit": inspection.posterior_accuracy.by_position}
-    if inspection.prior_accuracy is not None:
-        found["prior hit"] = inspection.prior_accuracy.by_position
-    _hit_lines(axes, inspection, found)
+    _hit_lines(axes, inspection, lambda accuracy: accuracy.by_position)
     _title(
         axes,
         f"True token hit, by place in the {where}",
@@ -157,15 +153,7 @@ def _hits_by_position(axes: Any, inspection: LatentInspection) -> None:
 
 
 def _hits_by_block(axes: Any, inspection: LatentInspection) -> None:
-    assert inspection.prior_accuracy is not None
-    _hit_lines(
-        axes,
-        inspection,
-        {
-            "posterior hit": inspection.posterior_accuracy.by_block,
-            "prior hit": inspection.prior_accuracy.by_block,
-        },
-    )
+    _hit_lines(axes, inspection, lambda accuracy: accuracy.by_block)
     _title(
         axes,
         f"True token hit, by block of {inspection.block_size} latents",
@@ -174,21 +162,21 @@ def _hits_by_block(axes: Any, inspection: LatentInspection) -> None:
     )
 
 
-def _hit_lines(axes: Any, inspection: LatentInspection, found: dict[str, list[float]]) -> None:
-    hits = {"posterior hit": inspection.posterior_accuracy, "prior hit": inspection.prior_accuracy}
-    for (name, values), color in zip(found.items(), (BLUE, ORANGE)):
-        _line(axes, values, color, f"{name}: {hits[name].share:.3f}")  # type: ignore[union-attr]  # of those that are there
+def _hit_lines(
+    axes: Any, inspection: LatentInspection, values: Callable[[TokenAccuracy], list[float]]
+) -> None:
+    for name, accuracy, color in (
+        ("posterior hit", inspection.posterior_accuracy, BLUE),
+        ("prior hit", inspection.prior_accuracy, ORANGE),
+    ):
+        if accuracy is not None:
+            _line(axes, values(accuracy), color, f"{name}: {accuracy.share:.3f}")
     _commonest(axes, inspection)
-    axes.axhline(
-        inspection.chance_token_accuracy,
-        color=_GRAY,
-        linestyle="-.",
-        linewidth=1.2,
-        label=f"tokens drawn by frequency: {inspection.chance_token_accuracy:.3f}",
-    )
+    chance = inspection.chance_token_accuracy
+    _level(axes, chance, "-.", f"tokens drawn by frequency: {chance:.3f}")
     # Posterior and prior may be a hundredfold apart.
     axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(0.4 * inspection.chance_token_accuracy, 1.5)
+    axes.set_ylim(0.4 * chance, 1.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(loc="center", bbox_to_anchor=(0.5, 0.7))
 
@@ -231,7 +219,7 @@ def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
         loss / bound for loss, bound in zip(flow.loss_by_block, flow.baseline_by_block, strict=True)
     ]
     _line(axes, ratios, BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
-    axes.axhline(1.0, color=_GRAY, linestyle="--", linewidth=1.2, label="mean and variance alone")
+    _level(axes, 1.0, "--", "mean and variance alone")
     _title(
         axes,
         "Flow-matching loss over its bound, by block",
@@ -255,13 +243,8 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
         error_kw={"elinewidth": 1, "capsize": 4},
     )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(
-        (0, 1),
-        (
-            f"another row's history\n({use.shuffled_history:.4f})",
-            f"no history\n({use.no_history:.4f})",
-        ),
-    )
+    shuffled = f"another row's history\n({use.shuffled_history:.4f})"
+    axes.set_xticks((0, 1), (shuffled, f"no history\n({use.no_history:.4f})"))
     axes.set_xlim(-0.6, 1.6)
     _title(
         axes,
@@ -269,15 +252,7 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
         "",
         "loss above that with the true history",
     )
-    axes.text(
-        0.99,
-        0.98,
-        "bars: 2 paired standard errors",
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        fontsize=7,
-    )
+    _note(axes, "bars: 2 paired standard errors")
 
 
 def _map(axes: Any, inspection: LatentInspection) -> None:
@@ -294,20 +269,9 @@ def _map(axes: Any, inspection: LatentInspection) -> None:
                 linewidths=0,
                 label=f"{kind} ({len(at) / len(found.kind):.0%})",
             )
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0.4}
     for text, x, y in found.common_tokens:
-        axes.annotate(
-            _shown(text),
-            (x, y),
-            fontsize=7,
-            ha="center",
-            va="center",
-            bbox={
-                "boxstyle": "round,pad=0.15",
-                "facecolor": "white",
-                "alpha": 0.75,
-                "linewidth": 0.4,
-            },
-        )
+        axes.annotate(_shown(text), (x, y), fontsize=7, ha="center", va="center", bbox=box)
     first, second = found.variance_shares
     _title(
         axes,
@@ -328,29 +292,22 @@ def _title(axes: Any, title: str, x: str, y: str) -> None:
 
 def _commonest(axes: Any, inspection: LatentInspection) -> None:
     share = inspection.majority_token_accuracy
-    axes.axhline(
-        share,
-        color=_GRAY,
-        linestyle=":",
-        linewidth=1.2,
-        label=f"the commonest token always: {share:.3f}",
-    )
+    _level(axes, share, ":", f"the commonest token always: {share:.3f}")
+
+
+def _level(axes: Any, value: float, linestyle: str, label: str) -> None:
+    """A yardstick: a gray horizontal line."""
+    axes.axhline(value, color=_GRAY, linestyle=linestyle, linewidth=1.2, label=label)
+
+
+def _note(axes: Any, text: str) -> None:
+    axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=7)
 
 
 def _line(axes: Any, values: Sequence[float], color: str, label: str) -> None:
     places = [place for place, value in enumerate(values) if math.isfinite(value)]
     marker = "o" if len(values) <= _MOST_MARKED else ""
     axes.plot(places, [values[place] for place in places], color=color, marker=marker, label=label)
-
-
-def _pairs(axes: Any, bars: dict[str, list[float]]) -> None:
-    for (name, values), shift, color in zip(bars.items(), (-0.2, 0.2), (BLUE, ORANGE), strict=True):
-        axes.bar(
-            [place + shift for place in range(len(values))], values, 0.4, color=color, label=name
-        )
-    # Room for the legend above the bars.
-    axes.set_ylim(top=1.3 * max(1e-6, *(max(values) for values in bars.values())))
-    axes.legend(loc="upper left")
 
 
 def _shown(token: str) -> str:
