@@ -1,9 +1,9 @@
 """Settings of Cola DLM's two stages; a default that the paper does not state says so."""
 
-import abc
 import dataclasses
 from typing import Literal
 
+from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require, section, setting
 from cola_train.models.config import DiTConfig, TextVAEConfig, check_pair, check_seq_len
@@ -87,6 +87,14 @@ class VAEStrategyConfig:
         if self.mode == "interval":
             return step % (self.joint_steps + self.frozen_steps) < self.joint_steps
         return self.mode == "joint"
+
+    def shortened(self, num_steps: int) -> "VAEStrategyConfig":
+        """A cycle of a sixth of `num_steps`, joint for the same share of it; Fix becomes Joint."""
+        cycle = max(2, num_steps // 6)
+        share = self.joint_steps / (self.joint_steps + self.frozen_steps)
+        joint = min(cycle - 1, max(1, round(cycle * share)))
+        mode = "joint" if self.mode == "fix" else self.mode
+        return dataclasses.replace(self, mode=mode, joint_steps=joint, frozen_steps=cycle - joint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,9 +186,13 @@ class ColaRunConfig(RunConfig):
         return "vae.vocab_size"
 
     @property
-    @abc.abstractmethod
     def fixed_log_snr(self) -> float | None:
         """The logSNR at which the VAE is held, if it is."""
+        return value_at(self, "objective.fixed_log_snr")
+
+    @property
+    def masks_documents(self) -> bool:
+        return bool(value_at(self, "objective.mask_documents"))
 
     def _check_log_snr(self) -> None:
         if self.fixed_log_snr is None:
@@ -209,14 +221,6 @@ class VAERunConfig(ColaRunConfig):
         self.in_loop_eval.check_family(("inspection",), self.stage)
         self._check_log_snr()
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.vae.block_size)
-
-    @property
-    def fixed_log_snr(self) -> float | None:
-        return self.objective.fixed_log_snr
-
-    @property
-    def masks_documents(self) -> bool:
-        return self.objective.mask_documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,11 +255,3 @@ class JointRunConfig(ColaRunConfig):
             "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use "
             "mode 'joint'.",
         )
-
-    @property
-    def fixed_log_snr(self) -> float | None:
-        return self.objective.fixed_log_snr
-
-    @property
-    def masks_documents(self) -> bool:
-        return self.objective.mask_documents

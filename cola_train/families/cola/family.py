@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import require
-from cola_train.families.cola.config import (
-    ColaRunConfig,
-    JointRunConfig,
-    VAERunConfig,
-    VAEStrategyConfig,
-)
+from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig
 from cola_train.families.cola.workloads import (
     GENERATION_WORKLOADS,
     STAGE1_WORKLOADS,
@@ -155,7 +150,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
         return stage1_work(config)
 
     def parameters(self, config: VAERunConfig) -> dict[str, int]:
-        from cola_train.families.cola.parameters import vae_parameters
+        from cola_train.families.cola.flops import vae_parameters
 
         return dict(vae_parameters(config.vae))
 
@@ -212,13 +207,13 @@ class JointFamily(_ColaFamily[JointRunConfig]):
 
     def parameters(self, config: JointRunConfig) -> dict[str, int]:
         """VAE and DiT; the frozen reference encoder is a copy and not among them."""
-        from cola_train.families.cola.parameters import dit_parameters, vae_parameters
+        from cola_train.families.cola.flops import dit_parameters, vae_parameters
 
         return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
 
     def backbone_parameters(self, config: JointRunConfig) -> int:
         """The DiT's parameters."""
-        from cola_train.families.cola.parameters import dit_parameters
+        from cola_train.families.cola.flops import dit_parameters
 
         return sum(dit_parameters(config.dit).values())
 
@@ -249,7 +244,7 @@ class JointFamily(_ColaFamily[JointRunConfig]):
             dit = dataclasses.replace(
                 dit, txt_dim=width, emb_dim=width, heads=2, head_dim=16, rope_dim=8
             )
-        strategy = _short_strategy(config.objective.vae_strategy, num_steps)
+        strategy = config.objective.vae_strategy.shortened(num_steps)
         return super().shrink(config, num_steps) | {
             "dit": dit,
             "init_vae_from": None,
@@ -298,12 +293,3 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         )
         heads = value // dit.head_dim
         return (f"dit.txt_dim={value}", f"dit.emb_dim={value}", f"dit.heads={heads}")
-
-
-def _short_strategy(strategy: VAEStrategyConfig, num_steps: int) -> VAEStrategyConfig:
-    """A cycle of a sixth of `num_steps`, joint for the same share of it as before."""
-    cycle = max(2, num_steps // 6)
-    share = strategy.joint_steps / (strategy.joint_steps + strategy.frozen_steps)
-    joint = min(cycle - 1, max(1, round(cycle * share)))
-    mode = "joint" if strategy.mode == "fix" else strategy.mode
-    return dataclasses.replace(strategy, mode=mode, joint_steps=joint, frozen_steps=cycle - joint)

@@ -1,13 +1,37 @@
-"""What Cola DLM's networks and training steps cost, from the run's config alone."""
+"""How large Cola DLM's networks are, and what training steps cost, from the run's config alone."""
+
+import functools
+from collections.abc import Mapping
+
+import torch
 
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.flops.passes import Block, Span, named, row_pairs, stack, visible_pairs
 from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Linear, Parts, product
 from cola_train.models.attention.tiles import packed_tiles
+from cola_train.models.blocks import parameters_by_part
 from cola_train.models.config import DiTConfig, TextVAEConfig
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.text_vae import TextVAE
 
 # Sine and cosine of 128 frequencies: what the DiT's time embedding reads (models/dit.py).
 TIME_CHANNELS = 256
+
+
+@functools.lru_cache
+def vae_parameters(config: TextVAEConfig) -> Mapping[str, int]:
+    """Parameters of the Text VAE by part, counted on meta tensors."""
+    with torch.device("meta"):
+        vae = TextVAE(config)
+    encoder, decoder = parameters_by_part(vae.encoder), parameters_by_part(vae.decoder)
+    return named("vae.encoder", encoder) | named("vae.decoder", decoder)
+
+
+@functools.lru_cache
+def dit_parameters(config: DiTConfig) -> Mapping[str, int]:
+    """Parameters of the DiT by part, counted on meta tensors."""
+    with torch.device("meta"):
+        return named("dit", parameters_by_part(BlockCausalDiT(config)))
 
 
 def stage1_work(config: VAERunConfig) -> Parts:
@@ -136,24 +160,18 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
 
 
 def _vae_block(config: TextVAEConfig) -> Block:
-    dim = config.dim
-    return Block(
-        query=Linear(dim, dim),
-        keys_values=Linear(dim, 2 * dim),
-        out=Linear(dim, dim),
-        mlp=(Linear(dim, config.ffn_dim), Linear(config.ffn_dim // 2, dim)),
-        ends_with_product=not config.post_norm,
-    )
+    mlp = (Linear(config.dim, config.ffn_dim), Linear(config.ffn_dim // 2, config.dim))
+    return _block(config.dim, config.dim, mlp, ends_with_product=not config.post_norm)
 
 
 def _dit_block(config: DiTConfig) -> Block:
     """A block of the DiT without its adaLN layers."""
-    dim, inner = config.txt_dim, config.heads * config.head_dim
-    hidden = dim * config.expand_ratio
-    return Block(
-        query=Linear(dim, inner),
-        keys_values=Linear(dim, 2 * inner),
-        out=Linear(inner, dim),
-        mlp=(Linear(dim, hidden), Linear(hidden, dim)),
-        ends_with_product=False,
-    )
+    dim, hidden = config.txt_dim, config.txt_dim * config.expand_ratio
+    mlp = (Linear(dim, hidden), Linear(hidden, dim))
+    return _block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
+
+
+def _block(dim: int, inner: int, mlp: tuple[Linear, ...], ends_with_product: bool) -> Block:
+    """A block of width `dim` whose attention heads are `inner` wide together."""
+    query, keys_values, out = Linear(dim, inner), Linear(dim, 2 * inner), Linear(inner, dim)
+    return Block(query, keys_values, out, mlp, ends_with_product)

@@ -1,9 +1,10 @@
 """The random draws of flow matching beside its noise: times, prompt blocks and hidden histories."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.families.cola.config import FlowConfig
@@ -21,6 +22,23 @@ class FlowDraws:
     sees_history: Bool[Tensor, "batch noised"] | None  # None where nothing is ever hidden
 
 
+def draw_copies(
+    draw: Callable[..., Tensor],
+    seed: int,
+    purpose: Purpose,
+    sample_index: Int[Tensor, " batch"],
+    count: int,
+    copies: int,
+) -> Float[Tensor, "batch draws"]:
+    """`count` values of `draw` (`uniform` or `normal`) for each of `copies`, one after another.
+
+    The first copy's are those of a run with one copy.
+    """
+    starts = [copy * round_up_to_draws(count) for copy in range(copies)]
+    each = [draw(seed, purpose, sample_index, count, start) for start in starts]
+    return torch.cat(each, dim=1)
+
+
 def flow_draws(
     config: FlowConfig, sample_index: Tensor, num_blocks: int, block_size: int, seed: int
 ) -> FlowDraws:
@@ -29,50 +47,28 @@ def flow_draws(
     A block is a prompt block with probability prompt_block_prob; its first k positions are then
     pinned, k uniform in 1..block_size - 1.
     """
-    # The first copy's draws are those of a run with one copy.
-    copies = [
-        _draws_of_copy(config, sample_index, num_blocks, block_size, seed, copy)
-        for copy in range(config.noise_copies)
-    ]
-    shown = [draws.sees_history for draws in copies if draws.sees_history is not None]
-    return FlowDraws(
-        torch.cat([draws.t for draws in copies], dim=1),
-        torch.cat([draws.pinned for draws in copies], dim=1),
-        torch.cat(shown, dim=1) if shown else None,
-    )
 
-
-def _draws_of_copy(
-    config: FlowConfig,
-    sample_index: Tensor,
-    num_blocks: int,
-    block_size: int,
-    seed: int,
-    copy: int,
-) -> FlowDraws:
-    start = copy * round_up_to_draws(num_blocks)
-
-    def draw(purpose: Purpose) -> Tensor:
-        return uniform(seed, purpose, sample_index, num_blocks, start)
+    def draw(kind: Callable[..., Tensor], purpose: Purpose) -> Float[Tensor, "batch blocks"]:
+        return draw_copies(kind, seed, purpose, sample_index, num_blocks, config.noise_copies)
 
     if config.time_distribution == "uniform":
-        t = draw(Purpose.FLOW_TIME)
+        t = draw(uniform, Purpose.FLOW_TIME)
     else:
-        z = normal(seed, Purpose.FLOW_TIME, sample_index, num_blocks, start)
+        z = draw(normal, Purpose.FLOW_TIME)
         t = logit_normal_time(z, config.time_loc, config.time_scale)
     if config.timestep_per == "sample":
-        t = t[:, :1].expand(-1, num_blocks)
-    is_prompt = draw(Purpose.PROMPT_BLOCK) < config.prompt_block_prob
-    num_pinned = 1 + (draw(Purpose.PROMPT_LENGTH) * (block_size - 1)).long()
+        # The blocks of a copy share its first draw.
+        t = t[:, ::num_blocks].repeat_interleave(num_blocks, dim=1)
+    is_prompt = draw(uniform, Purpose.PROMPT_BLOCK) < config.prompt_block_prob
+    num_pinned = 1 + (draw(uniform, Purpose.PROMPT_LENGTH) * (block_size - 1)).long()
     # With blocks of one latent there is no partial prompt.
     num_pinned = torch.where(is_prompt, num_pinned.clamp(max=block_size - 1), 0)
     place = torch.arange(block_size, device=sample_index.device)
-    pinned = (place < num_pinned[..., None]).flatten(1)
     sees_history = None
     if config.history_dropout > 0:
-        keeps = draw(Purpose.HISTORY_DROPOUT) >= config.history_dropout
+        keeps = draw(uniform, Purpose.HISTORY_DROPOUT) >= config.history_dropout
         sees_history = keeps.repeat_interleave(block_size, dim=1)
-    return FlowDraws(t, pinned, sees_history)
+    return FlowDraws(t, (place < num_pinned[..., None]).flatten(1), sees_history)
 
 
 def position_times(draws: FlowDraws, block_size: int, config: FlowConfig) -> Times:

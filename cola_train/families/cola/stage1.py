@@ -35,10 +35,10 @@ class Stage1Objective(Objective):
         """Reconstruction, KL (nats per token, summed over channels), mask loss, and metrics."""
         out = vae_pass(self.vae, batch, self.config, self.seed)
         return [
-            out.reconstruction(1.0),
+            out.reconstruction,
             out.divergence("kl", out.posterior.kl_to_standard_normal(), self.config.kl_weight),
-            *out.mask(self.config.mask_weight),
-            *out.metrics(),
+            *out.mask,
+            *out.metrics,
         ]
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -101,7 +101,7 @@ class Stage2Objective(Objective):
 
     def _joint(self, batch: Batch) -> list[Term]:
         config = self.config
-        out = vae_pass(self.vae, batch, config, self.seed)
+        out = vae_pass(self.vae, batch, config, self.seed, config.vae_weight)
         negative_entropy = out.divergence(
             "negative_entropy",
             out.posterior.negative_entropy(),
@@ -116,11 +116,11 @@ class Stage2Objective(Objective):
             reference_kl = [out.divergence("reference_kl", kl, config.reference_weight)]
         return [
             self._flow(batch, out.z_0),
-            out.reconstruction(config.vae_weight),
+            out.reconstruction,
             negative_entropy,
-            *out.mask(config.vae_weight * config.mask_weight),
+            *out.mask,
             *reference_kl,
-            *out.metrics(),
+            *out.metrics,
         ]
 
     def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> Term:

@@ -1,7 +1,6 @@
 """Held-out rows with posterior, sample and noise, always the same ones, and passes over them."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +12,7 @@ from cola_train.data.batch import Batch, validation_batches
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
-from cola_train.flow import euler_step
+from cola_train.flow import integrate
 from cola_train.models.attention.masks import (
     document_positions,
     packed,
@@ -108,10 +107,12 @@ def transport_all_blocks(
     A block attends to the clean blocks of `history` before it: the result is the sampler's, had
     these been its prompt.
     """
-    z = z_1
-    for t, t_next in itertools.pairwise(time_grid(num_steps)):
-        z = euler_step(z, dit.velocity(z, history, same_time(z, t), document), t, t_next)
-    return z
+    times = time_grid(num_steps)
+
+    def velocity(z: Tensor, place: int) -> Tensor:
+        return dit.velocity(z, history, same_time(z, times[place]), document)
+
+    return integrate(velocity, z_1, num_steps, "euler")
 
 
 def decode_after_history(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cola_train.families.cola.config import FlowConfig
@@ -24,7 +24,7 @@ from cola_train.families.cola.inspection.latent_rows import (
 from cola_train.families.cola.inspection.tally import Tally
 from cola_train.families.cola.vae_losses import standard_normal_latents
 from cola_train.flow import gaussian_baseline, interpolate, velocity_target
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose
 
@@ -199,46 +199,35 @@ class FlowTally:
         times = position_times(draws, block_size, _FLOW)
         t = draws.t.repeat_interleave(block_size, dim=1)
         block = (torch.arange(t.shape[1], device=t.device) // block_size).expand_as(t)
-        error = self._errors(rows, rows.z_0, times, t)
+        z_t = interpolate(rows.z_0, rows.z_1, t[..., None])
+        target = velocity_target(rows.z_0, rows.z_1)
+
+        def errors(history: Tensor, sees_history: Tensor | None = None) -> Tensor:
+            velocity = self.dit.velocity(z_t, history, times, rows.document, sees_history)
+            return (velocity - target).square().mean(-1)
+
+        error = errors(rows.z_0)
         self.by_time.add(error, rows.counted, self._bin(t))
         self.by_block.add(error, rows.counted, block)
         self.times.append(torch.stack([t[rows.counted], block[rows.counted].float()]).cpu())
         z_0 = rows.select(rows.z_0)
         self.sums += torch.stack([z_0.sum(0), z_0.square().sum(0)])
-        if self.num_blocks > 1:
-            self._compare_histories(rows, times, t, error)
-
-    def _bin(self, t: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
-        # The largest draw is below 1, but a product may round up.
-        return (t * self.num_bins).long().clamp(max=self.num_bins - 1)
-
-    def _errors(
-        self,
-        rows: LatentRows,
-        history: Float[Tensor, "batch latents channels"],
-        times: Times,
-        t: Float[Tensor, "batch latents"],
-        sees_history: Bool[Tensor, "batch latents"] | None = None,
-    ) -> Float[Tensor, "batch latents"]:
-        z_t = interpolate(rows.z_0, rows.z_1, t[..., None])
-        velocity = self.dit.velocity(z_t, history, times, rows.document, sees_history)
-        return (velocity - velocity_target(rows.z_0, rows.z_1)).square().mean(-1)
-
-    def _compare_histories(
-        self, rows: LatentRows, times: Times, t: Tensor, with_true: Tensor
-    ) -> None:
+        if self.num_blocks == 1:
+            return
         # Each row gets the history of the row before it, across batches; the very first one that of
         # the second.
         before = rows.z_0[1:2] if self.last is None else self.last
         self.last = rows.z_0[-1:]
-        with_shuffled = self._errors(rows, torch.cat([before, rows.z_0[:-1]]), times, t)
-        with_none = self._errors(rows, rows.z_0, times, t, torch.zeros_like(rows.counted))
+        with_shuffled = errors(torch.cat([before, rows.z_0[:-1]]))
+        with_none = errors(rows.z_0, torch.zeros_like(rows.counted))
         counted = rows.counted.clone()
-        counted[:, : self.dit.config.block_size] = False
-        sums = [
-            (error.double() * counted).sum(1) for error in (with_true, with_shuffled, with_none)
-        ]
+        counted[:, :block_size] = False
+        sums = [(loss.double() * counted).sum(1) for loss in (error, with_shuffled, with_none)]
         self.rows.append(torch.stack([*sums, counted.sum(1).double()]).cpu())
+
+    def _bin(self, t: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        # The largest draw is below 1, but a product may round up.
+        return (t * self.num_bins).long().clamp(max=self.num_bins - 1)
 
     def result(self) -> FlowByPlace:
         t, block = torch.cat(self.times, dim=1)
