@@ -22,6 +22,7 @@ _STYLE = {
     "lines.linewidth": 1.4,
     "lines.markersize": 3.5,
     "legend.fontsize": 7,
+    "axes.titlelocation": "left",
     # Tokens are shown as they are: a dollar sign is none of mathematics.
     "text.parse_math": False,
 }
@@ -65,19 +66,10 @@ def _log_snr(axes: Any, inspection: LatentInspection) -> None:
     heights = [value if math.isfinite(value) else 0.0 for value in health.log_snr_per_channel]
     axes.bar(channels, heights, color=[BLUE if on else "0.8" for on in active])
     axes.margins(y=0.15)
-    axes.axhline(
-        health.log_snr,
-        color=ORANGE,
-        linestyle="--",
-        linewidth=1,
-        label=f"all channels: {health.log_snr:.2f}",
-    )
-    _title(
-        axes,
-        f"VAE logSNR; active units: {health.active_units} of {len(active)}",
-        "channel (grey: inactive)",
-        "log(mean μ² / mean σ²)",
-    )
+    label = f"all channels: {health.log_snr:.2f}"
+    axes.axhline(health.log_snr, color=ORANGE, linestyle="--", linewidth=1, label=label)
+    axes.set_title(f"VAE logSNR; active units: {health.active_units} of {len(active)}")
+    _label(axes, "channel (grey: inactive)", "log(mean μ² / mean σ²)")
     axes.legend()
 
 
@@ -93,49 +85,30 @@ def _divergence(axes: Any, inspection: LatentInspection) -> None:
     highest = max(1e-6, *health.kl_per_channel, *health.information_per_channel)
     axes.set_ylim(top=1.3 * highest)
     axes.legend(loc="upper left")
-    _title(
-        axes,
-        f"Divergence; KL in all {health.kl_nats_per_token:.1f} nats per token",
-        "channel",
-        "nats per latent",
-    )
+    axes.set_title(f"Divergence; KL in all {health.kl_nats_per_token:.1f} nats per token")
+    _label(axes, "channel", "nats per latent")
 
 
 def _drift(axes: Any, inspection: LatentInspection) -> None:
     drift = inspection.drift
     assert drift is not None
     axes.bar(range(len(drift.kl_per_channel)), drift.kl_per_channel, color=BLUE)
-    _title(
-        axes,
-        f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token",
-        "channel",
-        "KL(q || q_ref), nats per latent",
-    )
+    axes.set_title(f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token")
+    _label(axes, "channel", "KL(q || q_ref), nats per latent")
     axes.margins(y=0.15)
-    _note(
-        axes,
-        f"means: RMS change {drift.rms_change_of_means:.3f}, cosine {drift.cosine_of_means:.4f}",
-    )
+    note = f"means: RMS change {drift.rms_change_of_means:.3f}, cosine {drift.cosine_of_means:.4f}"
+    _note(axes, note)
 
 
 def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
     curve = inspection.reconstruction
     axes.plot(curve.times, curve.noised, color=BLUE, marker="o", label="z_t itself")
     if curve.denoised is not None:
-        axes.plot(
-            curve.times,
-            curve.denoised,
-            color=ORANGE,
-            marker="s",
-            label="one DiT step: z_t - t v(z_t, t)",
-        )
+        label = "one DiT step: z_t - t v(z_t, t)"
+        axes.plot(curve.times, curve.denoised, color=ORANGE, marker="s", label=label)
     _commonest(axes, inspection)
-    _title(
-        axes,
-        "Reconstruction from noised latents",
-        "noise time t (0 data, 1 noise)",
-        "share of true tokens",
-    )
+    axes.set_title("Reconstruction from noised latents")
+    _label(axes, "noise time t (0 data, 1 noise)", "share of true tokens")
     # Room for the legend.
     axes.set_ylim(0, 1.35)
     axes.legend(loc="upper right")
@@ -144,22 +117,14 @@ def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
 def _hits_by_position(axes: Any, inspection: LatentInspection) -> None:
     where = "row" if inspection.block_size is None else "block"
     _hit_lines(axes, inspection, lambda accuracy: accuracy.by_position)
-    _title(
-        axes,
-        f"True token hit, by place in the {where}",
-        f"token of the {where}",
-        "share of true tokens",
-    )
+    axes.set_title(f"True token hit, by place in the {where}")
+    _label(axes, f"token of the {where}", "share of true tokens")
 
 
 def _hits_by_block(axes: Any, inspection: LatentInspection) -> None:
     _hit_lines(axes, inspection, lambda accuracy: accuracy.by_block)
-    _title(
-        axes,
-        f"True token hit, by block of {inspection.block_size} latents",
-        "block of the row",
-        "share of true tokens",
-    )
+    axes.set_title(f"True token hit, by block of {inspection.block_size} latents")
+    _label(axes, "block of the row", "share of true tokens")
 
 
 def _hit_lines(
@@ -184,31 +149,16 @@ def _hit_lines(
 def _flow_by_time(axes: Any, inspection: LatentInspection) -> None:
     flow = inspection.flow
     assert flow is not None
-    axes.stairs(
-        flow.loss_by_time,
-        flow.time_bins,
-        color=BLUE,
-        linewidth=1.6,
-        baseline=None,
-        label=f"DiT: {flow.loss:.4f} in all",
-    )
-    axes.stairs(
-        flow.baseline_by_time,
-        flow.time_bins,
-        color=_GRAY,
-        linestyle="--",
-        baseline=None,
-        linewidth=1.2,
-        label=f"mean and variance alone: {flow.bound:.4f}",
-    )
+    for values, color, linestyle, width, label in (
+        (flow.loss_by_time, BLUE, "-", 1.6, f"DiT: {flow.loss:.4f} in all"),
+        (flow.baseline_by_time, _GRAY, "--", 1.2, f"mean and variance alone: {flow.bound:.4f}"),
+    ):
+        style = {"color": color, "linestyle": linestyle, "linewidth": width}
+        axes.stairs(values, flow.time_bins, baseline=None, label=label, **style)
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower center")
-    _title(
-        axes,
-        "Flow-matching loss by noise time",
-        "noise time t (0 data, 1 noise)",
-        "mean of (v - (z₁ - z₀))²",
-    )
+    axes.set_title("Flow-matching loss by noise time")
+    _label(axes, "noise time t (0 data, 1 noise)", "mean of (v - (z₁ - z₀))²")
 
 
 def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
@@ -220,12 +170,8 @@ def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
     ]
     _line(axes, ratios, BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
     _level(axes, 1.0, "--", "mean and variance alone")
-    _title(
-        axes,
-        "Flow-matching loss over its bound, by block",
-        "block of the row",
-        "loss / mean-and-variance bound",
-    )
+    axes.set_title("Flow-matching loss over its bound, by block")
+    _label(axes, "block of the row", "loss / mean-and-variance bound")
     axes.legend()
 
 
@@ -246,12 +192,8 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
     shuffled = f"another row's history\n({use.shuffled_history:.4f})"
     axes.set_xticks((0, 1), (shuffled, f"no history\n({use.no_history:.4f})"))
     axes.set_xlim(-0.6, 1.6)
-    _title(
-        axes,
-        f"Does the prior use history? True history: {use.true_history:.4f}",
-        "",
-        "loss above that with the true history",
-    )
+    axes.set_title(f"Does the prior use history? True history: {use.true_history:.4f}")
+    _label(axes, "", "loss above that with the true history")
     _note(axes, "bars: 2 paired standard errors")
 
 
@@ -273,17 +215,12 @@ def _map(axes: Any, inspection: LatentInspection) -> None:
     for text, x, y in found.common_tokens:
         axes.annotate(_shown(text), (x, y), fontsize=7, ha="center", va="center", bbox=box)
     first, second = found.variance_shares
-    _title(
-        axes,
-        f"{len(found.x):,} posterior means, by kind of token",
-        f"principal axis 1 ({first:.0%} of variance)",
-        f"principal axis 2 ({second:.0%})",
-    )
+    axes.set_title(f"{len(found.x):,} posterior means, by kind of token")
+    _label(axes, f"principal axis 1 ({first:.0%} of variance)", f"principal axis 2 ({second:.0%})")
     axes.legend(markerscale=2.5, handletextpad=0.1, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _title(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left")
+def _label(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if x.startswith(_COUNTED):
