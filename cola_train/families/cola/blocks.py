@@ -14,7 +14,7 @@ from torch import Tensor
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.prefix import Prefix
-from cola_train.families.cola.transport import BlockTransport, clean_attention
+from cola_train.families.cola.transport import Block, BlockTransport, Pinned, clean_attention
 from cola_train.models.attention.cached import KVCache
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -27,7 +27,7 @@ from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 class GeneratedBlock:
     """One block of every row; known positions of a first block are in it, as decoded."""
 
-    latents: Float[Tensor, "batch block channels"]
+    latents: Block
     logits: Float[Tensor, "batch seq vocab"]  # before the repetition penalty
     tokens: Int[Tensor, "batch seq"]
 
@@ -47,8 +47,8 @@ class _RowStates:
 
     progress: list[_Progress]
     seen: Bool[Tensor, "batch vocab"]  # tokens that the repetition penalty is for
-    known: Float[Tensor, "batch block channels"]
-    pinned: Bool[Tensor, "batch block"]  # where a prompt's `known` latents are in the next block
+    known: Block
+    pinned: Pinned  # where a prompt's `known` latents are in the next block
 
 
 class BlockGeneration:
@@ -233,7 +233,7 @@ class BlockGeneration:
         hidden: Tensor = self.vae.decoder(z_0, positions=attention.slots, attention=attention)
         return hidden
 
-    def _initial_noise(self, channels: int) -> Float[Tensor, "batch block channels"]:
+    def _initial_noise(self, channels: int) -> Block:
         shape = (self.block_size, channels)
         if self.noise is None:
             count = self.block_size * channels

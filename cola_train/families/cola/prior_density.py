@@ -14,19 +14,15 @@ from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.likelihood.ode import State, solve
 from cola_train.models.dit import BlockCausalDiT, Times
 
-# (z_t, t) -> dz/dt of independent blocks, each of `width` coordinates: a block's velocity depends
-# on that block alone.
-Velocity = Callable[
-    [Float64[Tensor, "batch blocks width"], Float64[Tensor, ""]],
-    Float64[Tensor, "batch blocks width"],
-]
+# of independent blocks of `width` coordinates each
+Blocks = Float64[Tensor, "batch blocks width"]
+
+# (z_t, t) -> dz/dt, of each block by that block alone
+Velocity = Callable[[Blocks, Float64[Tensor, ""]], Blocks]
 
 
 def log_density(
-    velocity: Velocity,
-    z_0: Float64[Tensor, "batch blocks width"],
-    config: LikelihoodConfig,
-    probe: Float64[Tensor, "batch blocks width"] | None = None,
+    velocity: Velocity, z_0: Blocks, config: LikelihoodConfig, probe: Blocks | None = None
 ) -> Float64[Tensor, "batch blocks"]:
     """log p(z_0) of each block, nats, under the flow that carries data (t = 0) to N(0, I) (t = 1).
 
@@ -53,11 +49,8 @@ def log_density(
 
 
 def velocity_and_divergence(
-    velocity: Velocity,
-    z: Float64[Tensor, "batch blocks width"],
-    t: Float64[Tensor, ""],
-    probe: Float64[Tensor, "batch blocks width"] | None,
-) -> tuple[Float64[Tensor, "batch blocks width"], Float64[Tensor, "batch blocks"]]:
+    velocity: Velocity, z: Blocks, t: Float64[Tensor, ""], probe: Blocks | None
+) -> tuple[Blocks, Float64[Tensor, "batch blocks"]]:
     """v(z, t), and each block's divergence: exact, or e^T J e for `probe` e.
 
     J, the Jacobian of all blocks, is block diagonal. So one backward pass gives e^T J e of every

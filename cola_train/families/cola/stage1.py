@@ -18,10 +18,7 @@ from cola_train.objectives.objective import Objective, Term
 class Stage1Objective(Objective):
     """Holds the VAE it trains."""
 
-    timed_forwards: ClassVar[Mapping[str, str]] = {
-        "vae.encoder": "encode",
-        "vae.decoder": "decode",
-    }
+    timed_forwards: ClassVar[Mapping[str, str]] = {"vae.encoder": "encode", "vae.decoder": "decode"}
 
     def __init__(self, vae: TextVAE, config: Stage1Config, seed: int) -> None:
         super().__init__()

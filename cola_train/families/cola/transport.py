@@ -13,6 +13,9 @@ from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.dit import DIT_TIME_SCALE, BlockCausalDiT, Times
 from cola_train.solvers import time_grid
 
+Block = Float[Tensor, "batch block channels"]
+Pinned = Bool[Tensor, "batch block"]  # True at known latents, which stay as they are
+
 
 def clean_attention(cache: KVCache, num_latents: int, block_size: int) -> CachedAttention:
     """Block-causal attention of `num_latents` clean latents over the cache and one another."""
@@ -60,13 +63,7 @@ class BlockTransport:
         )
         cache.commit(added)
 
-    def __call__(
-        self,
-        z_1: Float[Tensor, "batch block channels"],
-        known: Float[Tensor, "batch block channels"],
-        pinned: Bool[Tensor, "batch block"] | None,
-        cache: KVCache,
-    ) -> Float[Tensor, "batch block channels"]:
+    def __call__(self, z_1: Block, known: Block, pinned: Pinned | None, cache: KVCache) -> Block:
         """From noise to a clean block, over the history in `cache`, where nothing is committed.
 
         Before every pass `known` latents are put where `pinned`, with t = 0 (clean repaint);
@@ -101,11 +98,7 @@ class _GuidedFlow:
     """The velocity field of one block of every row, guided, with known latents pinned."""
 
     def __init__(
-        self,
-        transport: BlockTransport,
-        known: Float[Tensor, "batch block channels"],
-        pinned: Bool[Tensor, "batch block"] | None,
-        cache: KVCache,
+        self, transport: BlockTransport, known: Block, pinned: Pinned | None, cache: KVCache
     ) -> None:
         self.transport, self.config = transport, transport.config
         self.known, self.pinned = known, pinned
@@ -116,15 +109,11 @@ class _GuidedFlow:
         scales += [1.0] * (len(known) - len(scales))
         self.scale = torch.tensor(scales, device=known.device)[:, None, None]
 
-    def pin(
-        self, z: Float[Tensor, "batch block channels"]
-    ) -> Float[Tensor, "batch block channels"]:
+    def pin(self, z: Block) -> Block:
         """z with known latents in their places."""
         return z if self.pinned is None else torch.where(self.pinned[..., None], self.known, z)
 
-    def velocity(
-        self, z: Float[Tensor, "batch block channels"], step: int
-    ) -> Float[Tensor, "batch block channels"]:
+    def velocity(self, z: Block, step: int) -> Block:
         """The velocity at a step of the time grid, guided where the settings say so."""
         z = self.pin(z)
         config = self.config

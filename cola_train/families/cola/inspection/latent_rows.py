@@ -27,6 +27,9 @@ from cola_train.objectives.objective import documents_of
 from cola_train.randomness import Purpose
 from cola_train.solvers import time_grid
 
+Latents = Float[Tensor, "batch latents channels"]
+Documents = Int[Tensor, "batch latents"]
+
 # Logits that are held at a time: 256 MB in fp32.
 _MOST_LOGITS = 2**26
 
@@ -37,19 +40,17 @@ class LatentRows:
 
     batch: Batch
     posterior: Posterior
-    z_0: Float[Tensor, "batch latents channels"]  # a sample of the posterior
-    z_1: Float[Tensor, "batch latents channels"]  # N(0, I)
+    z_0: Latents  # a sample of the posterior
+    z_1: Latents  # N(0, I)
     counted: Bool[Tensor, "batch latents"]  # False where all tokens are padding
-    document: Int[Tensor, "batch latents"] | None  # None where a row is one sequence
+    document: Documents | None  # None where a row is one sequence
 
     @property
     def num_tokens(self) -> int:
         """Real tokens."""
         return int(self.batch.loss_mask.sum())
 
-    def select(
-        self, values: Float[Tensor, "batch latents channels"]
-    ) -> Float64[Tensor, "counted channels"]:
+    def select(self, values: Latents) -> Float64[Tensor, "counted channels"]:
         """The values of latents that count, on the CPU."""
         return values[self.counted].double().cpu()
 
@@ -87,7 +88,7 @@ def likeliest_tokens(
     return tokens.unflatten(0, hidden.shape[:2])
 
 
-def same_time(z: Float[Tensor, "batch latents channels"], t: float) -> Times:
+def same_time(z: Latents, t: float) -> Times:
     """Time t at every position, and 0 for clean history."""
     return Times(
         torch.tensor([t, 0.0], device=z.device),
@@ -96,12 +97,8 @@ def same_time(z: Float[Tensor, "batch latents channels"], t: float) -> Times:
 
 
 def transport_all_blocks(
-    dit: BlockCausalDiT,
-    history: Float[Tensor, "batch latents channels"],
-    z_1: Float[Tensor, "batch latents channels"],
-    document: Int[Tensor, "batch latents"] | None,
-    num_steps: int,
-) -> Float[Tensor, "batch latents channels"]:
+    dit: BlockCausalDiT, history: Latents, z_1: Latents, document: Documents | None, num_steps: int
+) -> Latents:
     """Each block by Euler steps from its noise in `z_1`, without guidance; all at once.
 
     A block attends to the clean blocks of `history` before it: the result is the sampler's, had
@@ -116,11 +113,7 @@ def transport_all_blocks(
 
 
 def decode_after_history(
-    vae: TextVAE,
-    history: Float[Tensor, "batch latents channels"],
-    blocks: Float[Tensor, "batch latents channels"],
-    document: Int[Tensor, "batch latents"] | None,
-    block_size: int,
+    vae: TextVAE, history: Latents, blocks: Latents, document: Documents | None, block_size: int
 ) -> Int[Tensor, "batch seq"]:
     """The likeliest tokens of each of `blocks` after the blocks of `history` before it.
 
