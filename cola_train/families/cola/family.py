@@ -34,7 +34,7 @@ _SMALL_WIDTH = 32
 
 
 class _ColaFamily(Family[ColaT]):
-    """What both stages share."""
+    """What both stages share: a VAE, and the layout of their checkpoints."""
 
     def dit_config(self, config: ColaT) -> DiTConfig | None:
         """The DiT that a run trains; None in stage 1."""
@@ -116,7 +116,7 @@ class _ColaFamily(Family[ColaT]):
         return {"vae": vae}
 
     def describe(self, config: ColaT) -> str:
-        """Blocks x width."""
+        """Encoder and decoder blocks x width."""
         vae = config.vae
         return f"VAE {vae.encoder_num_blocks} + {vae.decoder_num_blocks} x {vae.dim}"
 
@@ -258,7 +258,7 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return config.init_vae_from
 
     def match_target(self, config: JointRunConfig) -> MatchTarget:
-        """The DiT's size."""
+        """The size of the DiT."""
         notes = []
         if config.init_vae_from is not None:
             notes.append(

@@ -58,16 +58,16 @@ class LatentWeights:
         posterior = vae.encode(tokens, document)
         shape = posterior.mean.shape[1:]
 
-        def draw(kind: Callable[..., Tensor], purpose: Purpose) -> Tensor:
+        def drawn(kind: Callable[..., Tensor], purpose: Purpose) -> Tensor:
             count = shape.numel()
             flat = draws_at(kind, config.seed, purpose, self.rows, draws, count, device)
             return flat.unflatten(1, shape)
 
-        eps, probe = draw(normal, Purpose.LIKELIHOOD_EPS), None
+        eps, probe = drawn(normal, Purpose.LIKELIHOOD_EPS), None
         if config.divergence == "hutchinson":
             # Of all probes of independent coordinates, signs have the least variance: what the
             # diagonal adds is exact.
-            probe = torch.where(draw(uniform, Purpose.LIKELIHOOD_PROBE) < 0.5, -1.0, 1.0)
+            probe = torch.where(drawn(uniform, Purpose.LIKELIHOOD_PROBE) < 0.5, -1.0, 1.0)
 
         def log_likelihood(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
             hidden = vae.decoder(z_0, document)

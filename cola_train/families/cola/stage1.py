@@ -16,7 +16,7 @@ from cola_train.objectives.objective import Objective, Term
 
 
 class Stage1Objective(Objective):
-    """Holds the VAE it trains."""
+    """The losses of the VAE that it holds and trains."""
 
     timed_forwards: ClassVar[Mapping[str, str]] = {"vae.encoder": "encode", "vae.decoder": "decode"}
 

@@ -31,7 +31,7 @@ from cola_train.randomness import Purpose
 
 
 class Stage2Objective(Objective):
-    """Holds VAE, DiT and the frozen reference encoder.
+    """The losses of the VAE and the DiT that it holds, beside the frozen reference encoder.
 
     The reference encoder is a copy of the VAE's encoder at construction, so build this after
     loading stage 1.

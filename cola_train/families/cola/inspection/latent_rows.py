@@ -47,7 +47,7 @@ class LatentRows:
 
     @property
     def num_tokens(self) -> int:
-        """Real tokens."""
+        """Tokens that are not padding."""
         return int(self.batch.loss_mask.sum())
 
     def select(self, values: Latents) -> Float64[Tensor, "counted channels"]:

@@ -181,7 +181,7 @@ class FlowTally:
     def __init__(
         self, dit: BlockCausalDiT, num_latents: int, num_time_bins: int, seed: int
     ) -> None:
-        """Rows have `num_latents`."""
+        """Rows have `num_latents` latents each."""
         self.dit, self.seed, self.num_bins = dit, seed, num_time_bins
         self.num_blocks = num_latents // dit.config.block_size
         self.by_time, self.by_block = Tally(num_time_bins), Tally(self.num_blocks)
