@@ -1,7 +1,7 @@
 """Prompts in flight: prefixes are encoded once, then block after block is transported and decoded.
 
-Method, section 6. All state is in the object, none on the networks: any number of
-generations can share a checkpoint.
+Method, section 6. All state is in the object, none on the networks: any number of generations can
+share a checkpoint.
 """
 
 import dataclasses
