@@ -123,7 +123,7 @@ def test_useful_attention_of_the_dit(length: int, new: int, num_steps: int, laye
             unconditional = size**2 if block else 0
             pairs += layers * num_steps * (int(seen[noised].sum()) + unconditional)
     parts = block_by_block(
-        (config.vae, config.dit), sampler(max_new_tokens=new, num_steps=num_steps), length, 2
+        config.vae, config.dit, sampler(max_new_tokens=new, num_steps=num_steps), length, 2
     )
     assert parts["dit.attention"].model == 2 * pairs * 2 * 2 * 16
 
@@ -169,7 +169,7 @@ def test_the_time_embedding_is_computed_once_a_schedule() -> None:
         (1, 1, 5, 6),
     ):
         settings_ = sampler(max_new_tokens=new, num_steps=steps)
-        adaln = block_by_block((config.vae, config.dit), settings_, length, 2)["dit.adaln"]
+        adaln = block_by_block(config.vae, config.dit, settings_, length, 2)["dit.adaln"]
         assert (adaln.model, adaln.executed) == (useful * per_time, (steps + 1) * per_time)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cola_train import Checkpoint, SamplerConfig, generate
 from cola_train.config.settings import UserError
-from cola_train.families.cola.blocks import BlockGeneration, GeneratedBlock, Prefix
+from cola_train.families.cola.blocks import BlockGeneration, GeneratedBlock
+from cola_train.families.cola.prefix import Prefix
 from cola_train.families.generate import generate_stream
 from cola_train.randomness import Purpose, normal, uniform
 from tests.helpers.compare import assert_near, largest_difference
@@ -257,7 +258,7 @@ def test_as_many_tokens_as_asked_and_their_latents(patch_size: int, max_new_toke
 @given(st.integers(0, 60), st.integers(1, 3), st.integers(1, 5))
 def test_how_a_prompt_divides(num_tokens: int, patch_size: int, block_size: int) -> None:
     """By going through its tokens: which latent and block each falls in."""
-    prefix = Prefix.of(num_tokens, patch_size, block_size)
+    prefix = Prefix(num_tokens, patch_size, block_size)
     latents = {token // patch_size for token in range(num_tokens)}
     blocks: dict[int, set[int]] = {}
     for latent in latents:
@@ -346,7 +347,7 @@ def test_an_end_token_ends_its_own_text_alone(patch_size: int) -> None:
             assert after.token_ids == before.token_ids[:end]
             assert after.finish_reason == ("stop" if end < config.max_new_tokens else "length")
             assert after.text == checkpoint.tokenizer.decode(before.token_ids[:end])
-            opening = Prefix.of(len(prompts[row]), patch_size, BLOCK_SIZE)
+            opening = Prefix(len(prompts[row]), patch_size, BLOCK_SIZE)
             generated = math.ceil((opening.known_tokens + end) / patch_size) - opening.known_latents
             assert after.latents.shape == (max(generated, 0), CHANNELS)
             assert_near(after.latents, before.latents[: len(after.latents)])

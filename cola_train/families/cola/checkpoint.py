@@ -15,18 +15,11 @@ from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality
-from cola_train.families.cola.blocks import BlockGeneration, Prefix
-from cola_train.families.cola.format import (
-    DIT_FOLDER,
-    VAE_FOLDER,
-    find_root,
-    network_folder,
-    read_dit_config,
-    read_vae_config,
-    write_checkpoint,
-)
+from cola_train.families.cola.blocks import BlockGeneration
+from cola_train.families.cola.format import DIT_FORMAT, VAE_FORMAT, find_root, write_checkpoint
 from cola_train.families.cola.generation_flops import generation_work
 from cola_train.families.cola.likelihood import LatentWeights
+from cola_train.families.cola.prefix import Prefix
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import Row
@@ -34,14 +27,12 @@ from cola_train.models.config import check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.sampling.stream import Noise, Text, check_ids, stream
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, load_tensors, read_json
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, read_json
 
 
 @dataclasses.dataclass
 class ColaCheckpoint(Checkpoint):
-    """A VAE, a DiT (absent after stage 1) and the tokenizer, in memory, in fp32, ready for
-    inference.
-    """
+    """A VAE, a DiT (absent after stage 1) and the tokenizer, in fp32, ready for inference."""
 
     vae: TextVAE
     dit: BlockCausalDiT | None
@@ -51,8 +42,7 @@ class ColaCheckpoint(Checkpoint):
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":
-        """Read a folder in the released layout, ours or the released one; a run folder stands for
-        its `hf` export.
+        """Read the released layout, ours or the released one; of a run folder its `hf` export.
 
         Raises:
             UserError: not such a folder; a config field that is unknown or unsupported; any tensor
@@ -60,13 +50,10 @@ class ColaCheckpoint(Checkpoint):
                 tokenizer with more ids than the VAE.
         """
         root = find_root(folder)
-        vae = TextVAE(read_vae_config(root))
-        load_tensors(vae, network_folder(root, VAE_FOLDER))
-        dit = None
-        if (root / "cola_dlm" / DIT_FOLDER).is_dir():
-            dit = BlockCausalDiT(read_dit_config(root))
-            check_pair(vae.config, dit.config)
-            load_tensors(dit, network_folder(root, DIT_FOLDER))
+        vae, dit = VAE_FORMAT.load(root), None
+        if DIT_FORMAT.is_in(root):
+            check_pair(vae.config, DIT_FORMAT.read_config(root))
+            dit = DIT_FORMAT.load(root)
         tokenizer = Tokenizer.load(root / "tokenizer.json")
         if tokenizer.vocab_size > vae.config.vocab_size:
             raise UserError(
@@ -74,11 +61,14 @@ class ColaCheckpoint(Checkpoint):
                 f"{vae.config.vocab_size}; put the tokenizer.json there that the checkpoint was "
                 "trained with."
             )
-        for network in (vae, dit):
-            if network is not None:
-                network.to(device).eval().requires_grad_(False)
         training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
-        return cls(vae, dit, tokenizer, training)
+        return cls(vae, dit, tokenizer, training).for_inference(device)
+
+    def for_inference(self, device: str | torch.device) -> "ColaCheckpoint":
+        """This checkpoint, its networks moved to `device`, in eval mode and without gradient."""
+        for network in self.networks.values():
+            network.to(device).eval().requires_grad_(False)
+        return self
 
     def save(
         self,
@@ -87,15 +77,10 @@ class ColaCheckpoint(Checkpoint):
         replace: bool = False,
         max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
     ) -> None:
-        """Write the released layout, atomically; `replace` allows an existing folder to be swapped
-        for the new one.
-        """
-        dit = None if self.dit is None else (self.dit.config, self.dit.state_dict())
-        vae = (self.vae.config, self.vae.state_dict())
         write_checkpoint(
             Path(folder),
-            vae,
-            dit,
+            (self.vae.config, self.vae.state_dict()),
+            None if self.dit is None else (self.dit.config, self.dit.state_dict()),
             self.tokenizer,
             self.training,
             replace=replace,
@@ -109,12 +94,10 @@ class ColaCheckpoint(Checkpoint):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The VAE and, after stage 2, the DiT."""
         return {"vae": self.vae} if self.dit is None else {"vae": self.vae, "dit": self.dit}
 
     @property
     def vocab_size(self) -> int:
-        """The VAE's."""
         return self.vae.config.vocab_size
 
     def prior(self, purpose: str) -> BlockCausalDiT:
@@ -138,50 +121,38 @@ class ColaCheckpoint(Checkpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """See `Checkpoint`; `noise` maps (prompt_index, block_index) to a block's (block_size,
-        latent_dim).
-        """
+        """`Checkpoint.texts`; a block's `noise` is (block_size, latent_dim)."""
         pad = self.tokenizer.pad_token_id if config.pad_token_id is None else config.pad_token_id
         dit = self.for_passes(self.prior("sampling"), config)
         vae = self.for_passes(self.vae, config)
         check_ids([pad], self.vocab_size, "pad_token_id")
-        size = vae.config.patch_size, dit.config.block_size
-        prefixes = [Prefix.of(len(prompt), *size) for prompt in prompts]
+        prefixes = [self._prefix(len(prompt)) for prompt in prompts]
         blocks = [
-            prefix.history_blocks + prefix.num_blocks(config.max_new_tokens, *size)
+            prefix.history_blocks + prefix.generated_blocks(config.max_new_tokens)
             for prefix in prefixes
         ]
         capacity = max(blocks, default=0)
-        return stream(
-            lambda some, indices: BlockGeneration(
-                vae, dit, some, indices, config, pad, noise, capacity
-            ),
-            prompts,
-            addresses,
-            config,
-            stops,
-        )
+
+        def begin(some: Sequence[Sequence[int]], indices: Sequence[int]) -> BlockGeneration:
+            return BlockGeneration(vae, dit, some, indices, config, pad, noise, capacity)
+
+        return stream(begin, prompts, addresses, config, stops)
 
     def latents_of(self, prompt: Sequence[int], text: Text, num_tokens: int) -> Tensor | None:
-        """Clean and normalized, without the prompt's own."""
-        patch_size = self.vae.config.patch_size
-        prefix = Prefix.of(len(prompt), patch_size, self.prior("sampling").config.block_size)
-        return torch.cat(text.latents)[: prefix.num_latents(num_tokens, patch_size)]
+        """Clean, normalized latents, without the prompt's own."""
+        return torch.cat(text.latents)[: self._prefix(len(prompt)).generated_latents(num_tokens)]
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-        """A block's, the first without the prompt's own."""
-        patch_size, block_size = (
-            self.vae.config.patch_size,
-            self.prior("sampling").config.block_size,
-        )
-        known = Prefix.of(prompt_tokens, patch_size, block_size).known_tokens
-        return patch_size * block_size - known, patch_size * block_size
+        prefix = self._prefix(prompt_tokens)
+        return prefix.block_tokens - prefix.known_tokens, prefix.block_tokens
+
+    def _prefix(self, num_tokens: int) -> Prefix:
+        block_size = self.prior("sampling").config.block_size
+        return Prefix(num_tokens, self.vae.config.patch_size, block_size)
 
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
-        """Block by block."""
-        return generation_work(
-            (self.vae.config, self.prior("sampling").config), config, prompt_tokens, batch
-        )
+        dit = self.prior("sampling").config
+        return generation_work(self.vae.config, dit, config, prompt_tokens, batch)
 
     def compare_solvers(
         self,
@@ -191,18 +162,16 @@ class ColaCheckpoint(Checkpoint):
         steps: Sequence[int],
         reference_steps: int,
     ) -> Sequence[SolverQuality]:
-        """Of the flow's ODE."""
         from cola_train.families.cola.solver_quality import compare_solvers
 
         return compare_solvers(self, prompts, config, solvers, steps, reference_steps)
 
     @property
     def likelihood_kind(self) -> LikelihoodKind:
-        """Latents are drawn for a whole text."""
+        """ELBO: latents are drawn for a whole text."""
         return "ELBO"
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
-        """Draws, solver and divergence."""
         tolerance = (
             f"rtol {config.rtol}, atol {config.atol}"
             if config.solver == "dopri5"
@@ -215,15 +184,12 @@ class ColaCheckpoint(Checkpoint):
 
     def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> LatentWeights:
         """The ELBO's and IWAE's importance weights."""
-        dit = self.prior("likelihood")
-        return LatentWeights(self.vae, dit, self.tokenizer, rows, config)
+        return LatentWeights(self.vae, self.prior("likelihood"), self.tokenizer, rows, config)
 
     def inspect(
         self, data: PreparedData, config: InspectionConfig, reference: Checkpoint | None = None
     ) -> Iterator[Inspection | None]:
-        """What the VAE keeps, and what the prior has learned of it; `reference` is usually the
-        stage-1 checkpoint.
-        """
+        """`Checkpoint.inspect`; `reference` is usually the stage-1 checkpoint."""
         from cola_train.families.cola.inspection.inspection import inspect_latents
 
         if reference is not None and not isinstance(reference, ColaCheckpoint):

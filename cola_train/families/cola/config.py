@@ -1,11 +1,9 @@
-"""Settings of Cola DLM's two stages. Values that the paper does not state say so; each is then our
-default.
-"""
+"""Settings of Cola DLM's two stages; a default that the paper does not state says so."""
 
-import abc
 import dataclasses
 from typing import Literal
 
+from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require, section, setting
 from cola_train.models.config import DiTConfig, TextVAEConfig, check_pair, check_seq_len
@@ -58,8 +56,9 @@ class Stage1Config:
 
 @dataclasses.dataclass(frozen=True)
 class VAEStrategyConfig:
-    """How the VAE takes part in stage 2 (Fix, Joint x1, Joint x0.01, Interval; All Scratch is Joint
-    without init_vae_from).
+    """How the VAE takes part in stage 2: Fix, Joint x1, Joint x0.01, Interval.
+
+    All Scratch is Joint without init_vae_from.
     """
 
     mode: Literal["joint", "fix", "interval"] = setting(
@@ -88,6 +87,14 @@ class VAEStrategyConfig:
         if self.mode == "interval":
             return step % (self.joint_steps + self.frozen_steps) < self.joint_steps
         return self.mode == "joint"
+
+    def shortened(self, num_steps: int) -> "VAEStrategyConfig":
+        """A cycle of a sixth of `num_steps`, joint for the same share of it; Fix becomes Joint."""
+        cycle = max(2, num_steps // 6)
+        share = self.joint_steps / (self.joint_steps + self.frozen_steps)
+        joint = min(cycle - 1, max(1, round(cycle * share)))
+        mode = "joint" if self.mode == "fix" else self.mode
+        return dataclasses.replace(self, mode=mode, joint_steps=joint, frozen_steps=cycle - joint)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +140,11 @@ class FlowConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Stage2Config:
-    """Joint VAE + DiT: vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) +
-    flow_weight flow
-    + reference_weight KL(q || q_ref)."""
+    """Joint training of VAE and DiT.
+
+    vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) + flow_weight flow
+    + reference_weight KL(q || q_ref)
+    """
 
     vae_weight: float = setting(1.0, help="lambda_VAE; not stated in the paper.")
     entropy_weight: float = setting(
@@ -177,20 +186,24 @@ class ColaRunConfig(RunConfig):
         return "vae.vocab_size"
 
     @property
-    @abc.abstractmethod
     def fixed_log_snr(self) -> float | None:
         """The logSNR at which the VAE is held, if it is."""
+        return value_at(self, "objective.fixed_log_snr")
+
+    @property
+    def masks_documents(self) -> bool:
+        return bool(value_at(self, "objective.mask_documents"))
 
     def _check_log_snr(self) -> None:
-        fixed_log_snr = self.fixed_log_snr
+        if self.fixed_log_snr is None:
+            return
         require(
-            fixed_log_snr is None or self.vae.bias,
+            self.vae.bias,
             "objective.fixed_log_snr needs vae.bias=true: the export states the constant variance "
             "in a bias.",
         )
-        plain = (self.vae.scaling_factor, self.vae.shifting_factor) == (1.0, 0.0)
         require(
-            fixed_log_snr is None or plain,
+            (self.vae.scaling_factor, self.vae.shifting_factor) == (1.0, 0.0),
             "objective.fixed_log_snr needs vae.scaling_factor=1 and shifting_factor=0: only there "
             "E[mu^2] is 1.",
         )
@@ -208,16 +221,6 @@ class VAERunConfig(ColaRunConfig):
         self.in_loop_eval.check_family(("inspection",), self.stage)
         self._check_log_snr()
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.vae.block_size)
-
-    @property
-    def fixed_log_snr(self) -> float | None:
-        """As the objective says."""
-        return self.objective.fixed_log_snr
-
-    @property
-    def masks_documents(self) -> bool:
-        """As the objective says."""
-        return self.objective.mask_documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,24 +244,14 @@ class JointRunConfig(ColaRunConfig):
         self._check_log_snr()
         check_pair(self.vae, self.dit)
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.dit.block_size)
-        scratch = self.init_vae_from is None
+        has_vae = self.init_vae_from is not None
         require(
-            not (scratch and self.objective.reference_weight > 0),
+            has_vae or self.objective.reference_weight == 0,
             "objective.reference_weight needs a stage-1 encoder to stay near: give init_vae_from, "
             "or set objective.reference_weight=0 (All Scratch).",
         )
         require(
-            not (scratch and self.objective.vae_strategy.mode == "fix"),
+            has_vae or self.objective.vae_strategy.mode != "fix",
             "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use "
             "mode 'joint'.",
         )
-
-    @property
-    def fixed_log_snr(self) -> float | None:
-        """As the objective says."""
-        return self.objective.fixed_log_snr
-
-    @property
-    def masks_documents(self) -> bool:
-        """As the objective says."""
-        return self.objective.mask_documents

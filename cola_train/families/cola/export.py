@@ -15,13 +15,12 @@ from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.tensor_files import Below
 
-_REFERENCE = "reference_encoder."
-
 
 @dataclasses.dataclass(frozen=True)
 class FixedLogSNR(Mapping[str, Tensor]):
-    """A VAE's weights where the logSNR was fixed: the log-variance half of the encoder's final
-    layer, not used, says so.
+    """A VAE's weights with a fixed logSNR, which the encoder's final layer then states.
+
+    Training does not use that layer's log-variance half: here its weight is 0, its bias -logSNR.
     """
 
     weights: Mapping[str, Tensor]
@@ -43,9 +42,9 @@ class FixedLogSNR(Mapping[str, Tensor]):
 
 
 def vae_weights(config: ColaRunConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A run's VAE as it is exported, from its weights by their names in the VAE."""
-    fixed = config.fixed_log_snr
-    return weights if fixed is None else FixedLogSNR(weights, fixed, config.vae.latent_dim)
+    """A run's VAE as it is exported, by names in the VAE, from the objective's weights."""
+    vae, fixed = Below(weights, "vae."), config.fixed_log_snr
+    return vae if fixed is None else FixedLogSNR(vae, fixed, config.vae.latent_dim)
 
 
 def in_memory(
@@ -56,23 +55,17 @@ def in_memory(
     training: Mapping[str, Any],
     device: str | torch.device,
 ) -> ColaCheckpoint:
-    """The checkpoint of a run's weights, by their names in the objective; without a DiT where
-    `dit_config` is None.
-    """
+    """The checkpoint of an objective's weights; without a DiT where `dit_config` is None."""
     vae, dit = TextVAE(config.vae), None
-    vae.load_state_dict(dict(vae_weights(config, Below(weights, "vae."))))
+    vae.load_state_dict(dict(vae_weights(config, weights)))
     if dit_config is not None:
         dit = BlockCausalDiT(dit_config)
         dit.load_state_dict(dict(Below(weights, "dit.")))
-        dit.to(device).eval().requires_grad_(False)
-    return ColaCheckpoint(
-        vae.to(device).eval().requires_grad_(False), dit, tokenizer, dict(training)
-    )
+    return ColaCheckpoint(vae, dit, tokenizer, dict(training)).for_inference(device)
 
 
 def with_reference_encoder(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Weights whose VAE has the reference encoder in place of its own; None where a run keeps
-    none.
-    """
-    encoder = {f"vae.encoder.{name}": value for name, value in Below(weights, _REFERENCE).items()}
+    """Weights whose VAE has the reference encoder in place of its own; None where there is none."""
+    reference = Below(weights, "reference_encoder.")
+    encoder = {f"vae.encoder.{name}": value for name, value in reference.items()}
     return {**weights, **encoder} if encoder else None

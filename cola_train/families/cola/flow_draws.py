@@ -1,11 +1,10 @@
-"""The random draws of flow matching, beside its noise: times, prompt blocks and hidden
-histories.
-"""
+"""The random draws of flow matching beside its noise: times, prompt blocks and hidden histories."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.families.cola.config import FlowConfig
@@ -16,13 +15,28 @@ from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 
 @dataclasses.dataclass(frozen=True)
 class FlowDraws:
-    """The addressed draws that flow matching needs beside its noise, of one noised copy after
-    another.
-    """
+    """Draws for a batch, those of one noised copy of a row after another."""
 
     t: Float[Tensor, "batch blocks"]  # in [0, 1]
     pinned: Bool[Tensor, "batch noised"]  # prompt positions: clean, t = 0, no loss
     sees_history: Bool[Tensor, "batch noised"] | None  # None where nothing is ever hidden
+
+
+def draw_copies(
+    draw: Callable[..., Tensor],
+    seed: int,
+    purpose: Purpose,
+    sample_index: Int[Tensor, " batch"],
+    count: int,
+    copies: int,
+) -> Float[Tensor, "batch draws"]:
+    """`count` values of `draw` (`uniform` or `normal`) for each of `copies`, one after another.
+
+    The first copy's are those of a run with one copy.
+    """
+    starts = [copy * round_up_to_draws(count) for copy in range(copies)]
+    each = [draw(seed, purpose, sample_index, count, start) for start in starts]
+    return torch.cat(each, dim=1)
 
 
 def flow_draws(
@@ -31,70 +45,39 @@ def flow_draws(
     """Times, prompt blocks and hidden histories of each sample, for each of its noise_copies.
 
     A block is a prompt block with probability prompt_block_prob; its first k positions are then
-    pinned, k uniform in
-    1..block_size - 1.
+    pinned, k uniform in 1..block_size - 1.
     """
-    # The first copy's draws are those of a run with one copy.
-    copies = [
-        _draws_of(config, sample_index, num_blocks, block_size, seed, copy)
-        for copy in range(config.noise_copies)
-    ]
-    shown = [draws.sees_history for draws in copies if draws.sees_history is not None]
-    return FlowDraws(
-        torch.cat([draws.t for draws in copies], dim=1),
-        torch.cat([draws.pinned for draws in copies], dim=1),
-        torch.cat(shown, dim=1) if shown else None,
-    )
 
-
-def _draws_of(
-    config: FlowConfig,
-    sample_index: Tensor,
-    num_blocks: int,
-    block_size: int,
-    seed: int,
-    copy: int,
-) -> FlowDraws:
-    start = copy * round_up_to_draws(num_blocks)
-
-    def draw(purpose: Purpose) -> Tensor:
-        return uniform(seed, purpose, sample_index, num_blocks, start)
+    def draw(kind: Callable[..., Tensor], purpose: Purpose) -> Float[Tensor, "batch blocks"]:
+        return draw_copies(kind, seed, purpose, sample_index, num_blocks, config.noise_copies)
 
     if config.time_distribution == "uniform":
-        t = draw(Purpose.FLOW_TIME)
+        t = draw(uniform, Purpose.FLOW_TIME)
     else:
-        t = logit_normal_time(
-            normal(seed, Purpose.FLOW_TIME, sample_index, num_blocks, start),
-            config.time_loc,
-            config.time_scale,
-        )
+        z = draw(normal, Purpose.FLOW_TIME)
+        t = logit_normal_time(z, config.time_loc, config.time_scale)
     if config.timestep_per == "sample":
-        t = t[:, :1].expand(-1, num_blocks)
-    is_prompt = draw(Purpose.PROMPT_BLOCK) < config.prompt_block_prob
-    num_pinned = 1 + (draw(Purpose.PROMPT_LENGTH) * (block_size - 1)).long()
+        # The blocks of a copy share its first draw.
+        t = t[:, ::num_blocks].repeat_interleave(num_blocks, dim=1)
+    is_prompt = draw(uniform, Purpose.PROMPT_BLOCK) < config.prompt_block_prob
+    num_pinned = 1 + (draw(uniform, Purpose.PROMPT_LENGTH) * (block_size - 1)).long()
     # With blocks of one latent there is no partial prompt.
     num_pinned = torch.where(is_prompt, num_pinned.clamp(max=block_size - 1), 0)
     place = torch.arange(block_size, device=sample_index.device)
-    pinned = (place < num_pinned[..., None]).flatten(1)
     sees_history = None
     if config.history_dropout > 0:
-        keeps = draw(Purpose.HISTORY_DROPOUT) >= config.history_dropout
+        keeps = draw(uniform, Purpose.HISTORY_DROPOUT) >= config.history_dropout
         sees_history = keeps.repeat_interleave(block_size, dim=1)
-    return FlowDraws(t, pinned, sees_history)
+    return FlowDraws(t, (place < num_pinned[..., None]).flatten(1), sees_history)
 
 
 def position_times(draws: FlowDraws, block_size: int, config: FlowConfig) -> Times:
-    """The distinct times of a batch (of each copy, or each block of it; then t = 0), and the index
-    of every noised position's.
-    """
+    """A batch's distinct times, t = 0 last, and which one each noised position has."""
     rows, blocks = draws.t.shape
     # The blocks of a copy share their time, or each has its own.
     sharing = blocks // config.noise_copies if config.timestep_per == "sample" else 1
     distinct = draws.t[:, ::sharing].flatten()
-    index = (
-        torch.arange(len(distinct), device=draws.t.device)
-        .view(rows, -1)
-        .repeat_interleave(sharing * block_size, dim=1)
-    )
+    index = torch.arange(len(distinct), device=draws.t.device).view(rows, -1)
+    index = index.repeat_interleave(sharing * block_size, dim=1)
     index = torch.where(draws.pinned, len(distinct), index)
     return Times(torch.cat([distinct, distinct.new_zeros(1)]), index)

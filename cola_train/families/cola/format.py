@@ -1,11 +1,13 @@
-"""The released checkpoint layout, both ways: <root>/cola_dlm/{cola_vae,cola_dit}/ and
-<root>/tokenizer.json.
+"""The released checkpoint layout, read and written.
+
+<root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json.
 """
 
+import dataclasses
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,72 +15,114 @@ from torch import Tensor, nn
 from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import atomic_folder
-from cola_train.models.config import DiTConfig, TextVAEConfig
+from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
     DEFAULT_MAX_SHARD_BYTES,
     TRAINING,
+    load_tensors,
     read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
 
-VAE_FOLDER, DIT_FOLDER = "cola_vae", "cola_dit"
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkFormat(Generic[NetworkT, ConfigT]):
+    """How one network of a checkpoint is stored."""
+
+    name: str  # the network's section of a run's config
+    config: type[ConfigT]
+    network: Callable[[ConfigT], NetworkT]
+    folder_name: str
+    architecture: str
+    model_type: str
+
+    def is_in(self, root: Path) -> bool:
+        return (root / "cola_dlm" / self.folder_name).is_dir()
+
+    def folder(self, root: Path) -> Path:
+        """The network's folder in a checkpoint; UserError where it has none."""
+        if not self.is_in(root):
+            raise UserError(
+                f"{root} has no cola_dlm/{self.folder_name}; a checkpoint of stage 1 holds the VAE "
+                "only, stage 2 adds the DiT."
+            )
+        return root / "cola_dlm" / self.folder_name
+
+    def read_config(self, root: Path) -> ConfigT:
+        return self.config.from_json(*read_json(self.folder(root) / "config.json"))
+
+    def load(self, root: Path) -> NetworkT:
+        """The network with its weights."""
+        network = self.network(self.read_config(root))
+        load_tensors(network, self.folder(root))
+        return network
+
+    def check_fits(self, folder: str | Path, config: ConfigT) -> None:
+        """Refuse a checkpoint whose network is absent or configured otherwise than `config`."""
+        root = find_root(folder)
+        theirs, ours = self.read_config(root).to_json(), config.to_json()
+        # How weights were once drawn says nothing about the network.
+        differing = [
+            f"{self.name}.{name}: checkpoint {theirs[name]!r}, config {ours[name]!r}"
+            for name in ours
+            if ours[name] != theirs[name] and not name.startswith("init_")
+        ]
+        if differing:
+            raise UserError(
+                f"The checkpoint {root} does not fit this run's config ({', '.join(differing)}). "
+                "Set the config's values to the checkpoint's."
+            )
+
+    def tensors(self, folder: str | Path, config: ConfigT) -> Iterator[tuple[str, Tensor]]:
+        """The network's tensors by name, one at a time; refuses what `check_fits` refuses."""
+        self.check_fits(folder, config)
+        return read_tensors(self._shapes(config), self.folder(find_root(folder)))
+
+    def write(
+        self, root: Path, config: ConfigT, state: Mapping[str, Tensor], max_shard_bytes: int
+    ) -> None:
+        folder = root / "cola_dlm" / self.folder_name
+        folder.mkdir(parents=True)
+        fields = {
+            **config.to_json(),
+            "architectures": [self.architecture],
+            "model_type": self.model_type,
+            "dtype": "float32",
+            "torch_dtype": "float32",
+        }
+        write_json(folder / "config.json", fields)
+        write_tensors(folder, self._shapes(config), state, max_shard_bytes)
+
+    def _shapes(self, config: ConfigT) -> dict[str, tuple[int, ...]]:
+        with torch.device("meta"):
+            state = self.network(config).state_dict()
+        return {name: tuple(value.shape) for name, value in state.items()}
+
+
+VAE_FORMAT = NetworkFormat(
+    "vae", TextVAEConfig, TextVAE, "cola_vae", "ColaTextVAEModel", "cola_text_vae"
+)
+DIT_FORMAT = NetworkFormat("dit", DiTConfig, BlockCausalDiT, "cola_dit", "ColaDiTModel", "cola_dit")
 
 
 def find_root(folder: str | Path) -> Path:
     """The folder that holds `cola_dlm`: the given one, or its `hf` (a run folder)."""
     folder = Path(folder)
     for root in (folder, folder / EXPORT):
-        if (root / "cola_dlm" / VAE_FOLDER).is_dir():
+        if VAE_FORMAT.is_in(root):
             return root
     what = "has no" if folder.is_dir() else "does not exist, so it has no"
     raise UserError(
-        f"{folder} {what} cola_dlm/{VAE_FOLDER} (nor hf/cola_dlm/{VAE_FOLDER}): give a checkpoint "
+        f"{folder} {what} cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae): give a checkpoint "
         "in the released layout, or a run folder that has been exported (cola-train export RUN)."
-    )
-
-
-def read_vae_config(root: Path) -> TextVAEConfig:
-    """The VAE's config.json under `root`."""
-    return TextVAEConfig.from_json(*read_json(network_folder(root, VAE_FOLDER) / "config.json"))
-
-
-def read_dit_config(root: Path) -> DiTConfig:
-    """The DiT's config.json under `root`."""
-    return DiTConfig.from_json(*read_json(network_folder(root, DIT_FOLDER) / "config.json"))
-
-
-def check_vae_fits(folder: str | Path, config: TextVAEConfig) -> None:
-    """Refuse a checkpoint whose VAE has another configuration than `config`."""
-    root = find_root(folder)
-    _same_config(read_vae_config(root), config, root, "vae")
-
-
-def check_dit_fits(folder: str | Path, config: DiTConfig) -> None:
-    """Refuse a checkpoint whose DiT is absent or has another configuration than `config`."""
-    root = find_root(folder)
-    _same_config(read_dit_config(root), config, root, "dit")
-
-
-def vae_tensors(folder: str | Path, config: TextVAEConfig) -> Iterator[tuple[str, Tensor]]:
-    """The VAE's tensors by name, one at a time, refusing a checkpoint of another configuration than
-    `config`.
-    """
-    check_vae_fits(folder, config)
-    return read_tensors(_shapes(TextVAE, config), network_folder(find_root(folder), VAE_FOLDER))
-
-
-def dit_tensors(folder: str | Path, config: DiTConfig) -> Iterator[tuple[str, Tensor]]:
-    """The DiT's tensors by name, one at a time, refusing a checkpoint of another configuration than
-    `config`.
-    """
-    check_dit_fits(folder, config)
-    return read_tensors(
-        _shapes(BlockCausalDiT, config), network_folder(find_root(folder), DIT_FOLDER)
     )
 
 
@@ -92,13 +136,11 @@ def write_checkpoint(
     replace: bool = False,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
 ) -> None:
-    """Write configs and state dicts in the released layout, fp32, atomically: the folder is old,
-    new or absent, never half.
+    """Write configs and state dicts in fp32, atomically: the folder is old, new or absent.
 
     Of a state dict one file's tensors are asked for at a time, at most max_shard_bytes of them (or
-    a single larger one).
-    `training` (stage, step, seq_len) goes to a file of its own, which the released code does not
-    read. Warns where the VAE scales its latents.
+    a single larger one). `training` (stage, step, seq_len) goes to a file of its own, which the
+    released code does not read. Warns where the VAE scales its latents.
     """
     scale, shift = vae[0].scaling_factor, vae[0].shifting_factor
     if (scale, shift) != (1.0, 0.0):
@@ -109,65 +151,9 @@ def write_checkpoint(
             stacklevel=2,
         )
     with atomic_folder(folder, replace=replace) as working:
-        _write_network(
-            working, VAE_FOLDER, "ColaTextVAEModel", "cola_text_vae", vae, max_shard_bytes
-        )
+        VAE_FORMAT.write(working, *vae, max_shard_bytes)
         if dit is not None:
-            _write_network(working, DIT_FOLDER, "ColaDiTModel", "cola_dit", dit, max_shard_bytes)
+            DIT_FORMAT.write(working, *dit, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
         if training:
             write_json(working / TRAINING, training)
-
-
-def _write_network(
-    root: Path,
-    name: str,
-    architecture: str,
-    model_type: str,
-    network: tuple[Any, Mapping[str, Tensor]],
-    max_shard_bytes: int,
-) -> None:
-    config, state = network
-    folder = root / "cola_dlm" / name
-    folder.mkdir(parents=True)
-    fields = {**config.to_json(), "architectures": [architecture], "model_type": model_type}
-    write_json(folder / "config.json", {**fields, "dtype": "float32", "torch_dtype": "float32"})
-    network_class = TextVAE if name == VAE_FOLDER else BlockCausalDiT
-    write_tensors(folder, _shapes(network_class, config), state, max_shard_bytes)
-
-
-def network_folder(root: Path, name: str) -> Path:
-    """The folder of the VAE or the DiT of a released checkpoint; UserError where it has none."""
-    folder = root / "cola_dlm" / name
-    if not folder.is_dir():
-        raise UserError(
-            f"{root} has no cola_dlm/{name}; a checkpoint of stage 1 holds the VAE only, stage 2 "
-            "adds the DiT."
-        )
-    return folder
-
-
-def _same_config(
-    given: TextVAEConfig | DiTConfig, wanted: TextVAEConfig | DiTConfig, root: Path, section: str
-) -> None:
-    theirs, ours = given.to_json(), wanted.to_json()
-    # How weights were once drawn says nothing about the network.
-    differing = [
-        name for name in ours if ours[name] != theirs[name] and not name.startswith("init_")
-    ]
-    if differing:
-        listed = ", ".join(
-            f"{section}.{name}: checkpoint {theirs[name]!r}, config {ours[name]!r}"
-            for name in differing
-        )
-        raise UserError(
-            f"The checkpoint {root} does not fit this run's config ({listed}). Set the config's "
-            "values to the checkpoint's."
-        )
-
-
-def _shapes(
-    network: type[nn.Module], config: TextVAEConfig | DiTConfig
-) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in network(config).state_dict().items()}

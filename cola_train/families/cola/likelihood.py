@@ -1,8 +1,6 @@
-"""Cola DLM's log weights of rows of tokens: importance sampling from the encoder, the prior by its
-ODE.
-"""
+"""Cola DLM's log weights of rows: importance sampling from the encoder, the prior by its ODE."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -23,12 +21,11 @@ class LatentWeights:
     """log w of draws of z_0 ~ q(z_0 | x) for rows x of any length.
 
     A row that does not fill its last block of latents is filled up with end-of-text tokens. For the
-    filled row x' the weight is
-    p(x | z_0) p(z_0) / q(z_0 | x'): the decoder's terms are those of the row's own tokens, since
-    any others integrate to 1. As q(z_0 | x') is positive everywhere the mean of w is p(x)
-    *whatever* a row is filled with, and the bounds hold; they are the tighter, the likelier the
-    filling's latents are after the row's own. Those of padding are not likely at all:
-    docs/likelihood.md.
+    filled row x' the weight is p(x | z_0) p(z_0) / q(z_0 | x'): the decoder's terms are those of
+    the row's own tokens, since any others integrate to 1. As q(z_0 | x') is positive everywhere the
+    mean of w is p(x) *whatever* a row is filled with, and the bounds hold; they are the tighter,
+    the likelier the filling's latents are after the row's own. Those of padding are not likely at
+    all: docs/likelihood.md.
     """
 
     def __init__(
@@ -41,8 +38,7 @@ class LatentWeights:
     ) -> None:
         """Fill `rows`, of which none is empty or has tokens that are given."""
         self.vae, self.dit, self.config = vae, dit, config
-        self.pad_token_id = tokenizer.pad_token_id
-        self.num_draws = config.num_samples
+        self.pad_token_id, self.num_draws = tokenizer.pad_token_id, config.num_samples
         self.rows = rows
         block = self.vae.config.patch_size * self.dit.config.block_size
         eos = tokenizer.eos_token_id
@@ -61,23 +57,17 @@ class LatentWeights:
         document = self._documents(draws, device)
         posterior = vae.encode(tokens, document)
         shape = posterior.mean.shape[1:]
-        eps = draws_at(
-            normal, config.seed, Purpose.LIKELIHOOD_EPS, self.rows, draws, shape.numel(), device
-        ).unflatten(1, shape)
-        probe = None
+
+        def drawn(kind: Callable[..., Tensor], purpose: Purpose) -> Tensor:
+            count = shape.numel()
+            flat = draws_at(kind, config.seed, purpose, self.rows, draws, count, device)
+            return flat.unflatten(1, shape)
+
+        eps, probe = drawn(normal, Purpose.LIKELIHOOD_EPS), None
         if config.divergence == "hutchinson":
-            uniforms = draws_at(
-                uniform,
-                config.seed,
-                Purpose.LIKELIHOOD_PROBE,
-                self.rows,
-                draws,
-                shape.numel(),
-                device,
-            )
             # Of all probes of independent coordinates, signs have the least variance: what the
             # diagonal adds is exact.
-            probe = torch.where(uniforms < 0.5, -1.0, 1.0).unflatten(1, shape)
+            probe = torch.where(drawn(uniform, Purpose.LIKELIHOOD_PROBE) < 0.5, -1.0, 1.0)
 
         def log_likelihood(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
             hidden = vae.decoder(z_0, document)
@@ -108,8 +98,8 @@ class LatentWeights:
         if all(numbers is None for numbers in documents):
             return None
         width, patch_size = self.width(draws[0].row), self.vae.config.patch_size
-        filled = [
-            [*(numbers or [0]), *[(numbers or [0])[-1]] * width][:width:patch_size]
-            for numbers in documents
-        ]
+        filled = []
+        for numbers in documents:
+            own = numbers or [0]
+            filled.append([*own, *[own[-1]] * width][:width:patch_size])
         return torch.tensor(filled, device=device)

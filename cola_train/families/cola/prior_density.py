@@ -1,5 +1,6 @@
-"""log p_psi(z0), the prior's density, by the augmented ODE (method, section 7; paper 3.1.2), block
-by block.
+"""log p_psi(z0), the prior's density, block by block by the augmented ODE.
+
+Method, section 7; paper, 3.1.2.
 """
 
 import math
@@ -13,29 +14,24 @@ from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.likelihood.ode import State, solve
 from cola_train.models.dit import BlockCausalDiT, Times
 
-# (z_t, t) -> dz/dt of independent blocks, each of `width` coordinates: a block's velocity depends
-# on that block alone.
-Velocity = Callable[
-    [Float64[Tensor, "batch blocks width"], Float64[Tensor, ""]],
-    Float64[Tensor, "batch blocks width"],
-]
+# of independent blocks of `width` coordinates each
+Blocks = Float64[Tensor, "batch blocks width"]
+
+# (z_t, t) -> dz/dt, of each block by that block alone
+Velocity = Callable[[Blocks, Float64[Tensor, ""]], Blocks]
 
 
 def log_density(
-    velocity: Velocity,
-    z_0: Float64[Tensor, "batch blocks width"],
-    config: LikelihoodConfig,
-    probe: Float64[Tensor, "batch blocks width"] | None = None,
+    velocity: Velocity, z_0: Blocks, config: LikelihoodConfig, probe: Blocks | None = None
 ) -> Float64[Tensor, "batch blocks"]:
-    """log p(z_0) of each block under the flow whose velocity carries the data at t = 0 to N(0, I)
-    at t = 1, nats.
+    """log p(z_0) of each block, nats, under the flow that carries data (t = 0) to N(0, I) (t = 1).
 
     d/dt [z, l] = [v(z, t), div v(z, t)] from (z_0, 0); log p(z_0) = log N(z_1; 0, I) + l(1). All
     but the velocity is computed in float64.
 
     Args:
         velocity: of all blocks at once.
-        z_0: where the density is asked for.
+        z_0: latents of each block.
         config: the solver.
         probe: draws of mean 0 and covariance I, held fixed for the whole solve: the divergence is
             then Hutchinson's estimate, and the result is unbiased over probes up to the solver's
@@ -53,11 +49,8 @@ def log_density(
 
 
 def velocity_and_divergence(
-    velocity: Velocity,
-    z: Float64[Tensor, "batch blocks width"],
-    t: Float64[Tensor, ""],
-    probe: Float64[Tensor, "batch blocks width"] | None,
-) -> tuple[Float64[Tensor, "batch blocks width"], Float64[Tensor, "batch blocks"]]:
+    velocity: Velocity, z: Blocks, t: Float64[Tensor, ""], probe: Blocks | None
+) -> tuple[Blocks, Float64[Tensor, "batch blocks"]]:
     """v(z, t), and each block's divergence: exact, or e^T J e for `probe` e.
 
     J, the Jacobian of all blocks, is block diagonal. So one backward pass gives e^T J e of every

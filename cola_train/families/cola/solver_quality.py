@@ -1,5 +1,6 @@
-"""What fewer steps and other solvers cost in quality: blocks against those of a very fine solution
-from the same noise.
+"""What fewer steps and other solvers cost in quality.
+
+Blocks are compared to those of a very fine solution from the same noise.
 """
 
 import dataclasses
@@ -61,16 +62,19 @@ def compare_solvers(
     vae, dit = checkpoint.for_passes(checkpoint.vae, config), checkpoint.for_passes(prior, config)
     greedy = dataclasses.replace(config, temperature=0.0, repetition_penalty=1.0, compile=False)
     reference = dataclasses.replace(greedy, solver=REFERENCE_SOLVER, num_steps=reference_steps)
-    pairs = [(known[solver], count) for solver in solvers for count in steps]
-    tallies = [_Tally() for _ in pairs]
     num_batches = -(-len(prompts) // config.batch_size)
     with (
         progress_bar("quality", "batch", num_batches) as bar,
         torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)),
     ):
-        transports = [
-            BlockTransport(dit, dataclasses.replace(greedy, solver=solver, num_steps=count))
-            for solver, count in pairs
+        candidates = [
+            _Candidate(
+                BlockTransport(
+                    dit, dataclasses.replace(greedy, solver=known[solver], num_steps=count)
+                )
+            )
+            for solver in solvers
+            for count in steps
         ]
         for start in range(0, len(prompts), config.batch_size):
             indices = range(start, min(start + config.batch_size, len(prompts)))
@@ -78,58 +82,53 @@ def compare_solvers(
             generation = BlockGeneration(
                 vae, dit, batch, indices, reference, checkpoint.tokenizer.pad_token_id, None
             )
-            _compare(generation, transports, tallies)
+            for _ in range(generation.num_blocks):
+                _compare_next_block(generation, candidates)
             bar.update(1)
-    return [
-        SolverQuality(
-            solver,
-            count,
-            len(network_calls(solver, count)),
-            tally.rms,
-            tally.agreement,
-            tally.seconds / len(prompts),
-        )
-        for (solver, count), tally in zip(pairs, tallies, strict=True)
-    ]
+    return [candidate.quality(len(prompts)) for candidate in candidates]
 
 
 @dataclasses.dataclass
-class _Tally:
+class _Candidate:
+    """A solver with a number of steps, and how far its blocks are from the reference's, summed."""
+
+    transport: BlockTransport
     squares: float = 0.0
     values: int = 0
     equal: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
-    @property
-    def rms(self) -> float:
-        return float((self.squares / self.values) ** 0.5)
-
-    @property
-    def agreement(self) -> float:
-        return self.equal / self.tokens
-
     def add(self, block: GeneratedBlock, wanted: GeneratedBlock, counted: torch.Tensor) -> None:
+        """Add a block, (batch, latents) of which are `counted`."""
         difference = (block.latents - wanted.latents)[counted].double()
-        self.squares, self.values = (
-            self.squares + float(difference.square().sum()),
-            self.values + difference.numel(),
-        )
+        self.squares += float(difference.square().sum())
+        self.values += difference.numel()
         counted = counted.repeat_interleave(wanted.tokens.shape[1] // counted.shape[1], dim=1)
         self.equal += int((block.tokens == wanted.tokens)[counted].sum())
         self.tokens += int(counted.sum())
 
+    def quality(self, num_prompts: int) -> SolverQuality:
+        config = self.transport.config
+        return SolverQuality(
+            solver=config.solver,
+            num_steps=config.num_steps,
+            network_calls=len(network_calls(config.solver, config.num_steps)),
+            latent_rms_error=float((self.squares / self.values) ** 0.5),
+            token_agreement=self.equal / self.tokens,
+            cpu_seconds_per_sample=self.seconds / num_prompts,
+        )
 
-def _compare(
-    generation: BlockGeneration, transports: Sequence[BlockTransport], tallies: Sequence[_Tally]
-) -> None:
-    for _ in range(generation.num_blocks):
-        generation.catch_up()
-        blocks, counted = [], generation.generated
-        for transport, tally in zip(transports, tallies, strict=True):
-            started = time.process_time()
-            blocks.append(generation.trial(transport))
-            tally.seconds += time.process_time() - started
-        wanted = generation.next_block()
-        for block, tally in zip(blocks, tallies, strict=True):
-            tally.add(block, wanted, counted)
+
+def _compare_next_block(generation: BlockGeneration, candidates: Sequence[_Candidate]) -> None:
+    """Generate the reference's next block, and the same by every candidate."""
+    # Not in the time of the first candidate.
+    generation.catch_up()
+    blocks, counted = [], generation.generated
+    for candidate in candidates:
+        started = time.process_time()
+        blocks.append(generation.trial(candidate.transport))
+        candidate.seconds += time.process_time() - started
+    wanted = generation.next_block()
+    for candidate, block in zip(candidates, blocks, strict=True):
+        candidate.add(block, wanted, counted)

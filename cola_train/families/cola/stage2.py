@@ -1,7 +1,7 @@
-"""Stage 2, VAE and DiT jointly (method, section 3):
+"""Stage 2, VAE and DiT jointly (method, section 3).
 
-L = lambda_VAE (reconstruction + beta E_q[log q] + lambda_mask L_mask) + lambda_fm L_FM + lambda_ref
-KL(q || q_ref)
+L = lambda_VAE (reconstruction + beta E_q[log q] + lambda_mask L_mask) + lambda_fm L_FM
+    + lambda_ref KL(q || q_ref)
 """
 
 import copy
@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import Stage2Config
 from cola_train.families.cola.flow_draws import FlowDraws, flow_draws, position_times
 from cola_train.families.cola.vae_losses import (
+    hold_log_snr,
     latent_mask,
     standard_normal_latents,
     vae_counts,
@@ -24,14 +25,13 @@ from cola_train.families.cola.vae_losses import (
 )
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective, Term, documents_of
 from cola_train.randomness import Purpose
 
 
 class Stage2Objective(Objective):
-    """Holds VAE, DiT and the frozen reference encoder.
+    """The losses of the VAE and the DiT that it holds, beside the frozen reference encoder.
 
     The reference encoder is a copy of the VAE's encoder at construction, so build this after
     loading stage 1.
@@ -53,6 +53,30 @@ class Stage2Objective(Objective):
         if trains_vae and config.reference_weight > 0:
             self.reference_encoder = copy.deepcopy(vae.encoder).requires_grad_(False)
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Real tokens, latents, masked tokens, and noised latents that are not a prompt's."""
+        counts = vae_counts(batch, self.vae.config.patch_size, self.config, self.seed)
+        counts["flow_latents"] = self._counted(batch, self._draws(batch)).sum()
+        return counts
+
+    def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
+        """flow_mse and, where the VAE trains, its terms and metrics.
+
+        flow_mse is the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2. The VAE's
+        are reconstruction, mask loss, negative entropy E_q[log q] and KL(q || q_ref), the last two
+        in nats per token (summed over channels, divided by real tokens). In frozen phases of Fix
+        and Interval the VAE only encodes, without gradient.
+        """
+        trains_vae = step is None or self.config.vae_strategy.trains_vae(step)
+        return self._joint(batch) if trains_vae else self._frozen(batch)
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        return vae_log_snr(means)
+
+    def learning_rate_factor(self, name: str) -> float:
+        """The VAE may learn at a rate of its own (vae_strategy.learning_rate_factor)."""
+        return self.config.vae_strategy.learning_rate_factor if name.startswith("vae.") else 1.0
+
     def _draws(self, batch: Batch) -> FlowDraws:
         block_size = self.dit.config.block_size
         num_blocks = batch.tokens.shape[1] // (self.vae.config.patch_size * block_size)
@@ -62,39 +86,13 @@ class Stage2Objective(Objective):
         real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
         return real.repeat(1, self.config.flow.noise_copies) & ~draws.pinned
 
-    def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Real tokens, latents and masked tokens; and noised latents that are not a prompt's."""
-        counts = vae_counts(batch, self.vae.config.patch_size, self.config, self.seed)
-        counts["flow_latents"] = self._counted(batch, self._draws(batch)).sum()
-        return counts
-
-    def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """flow_mse, the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2; and the
-        VAE's terms.
-
-        These are left out in frozen phases of Fix and Interval, where the VAE only encodes, without
-        gradient: reconstruction and mask loss; negative entropy E_q[log q] and KL(q || q_ref), in
-        nats per token (summed over channels, divided by real tokens).
-        """
-        trains_vae = step is None or self.config.vae_strategy.trains_vae(step)
-        return self._joint(batch) if trains_vae else self._frozen(batch)
-
-    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
-        """The VAE logSNR."""
-        return vae_log_snr(means)
-
-    def learning_rate_factor(self, name: str) -> float:
-        """The VAE may learn at a rate of its own (vae_strategy.learning_rate_factor)."""
-        return self.config.vae_strategy.learning_rate_factor if name.startswith("vae.") else 1.0
+    def _documents(self, batch: Batch) -> Int[Tensor, "batch latents"] | None:
+        return documents_of(batch, self.vae.config.patch_size, self.config.mask_documents)
 
     def _frozen(self, batch: Batch) -> list[Term]:
-        config, patch_size = self.config, self.vae.config.patch_size
         with torch.no_grad():
-            posterior = self.vae.encode(
-                batch.tokens, documents_of(batch, patch_size, config.mask_documents)
-            )
-            if config.fixed_log_snr is not None:
-                posterior = posterior.with_log_snr(config.fixed_log_snr)
+            posterior = self.vae.encode(batch.tokens, self._documents(batch))
+            posterior = hold_log_snr(posterior, self.config)
             latents, channels = posterior.mean.shape[1:]
             z_0 = posterior.sample(
                 standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
@@ -102,37 +100,28 @@ class Stage2Objective(Objective):
         return [self._flow(batch, z_0)]
 
     def _joint(self, batch: Batch) -> list[Term]:
-        config, patch_size = self.config, self.vae.config.patch_size
-        out = vae_pass(self.vae, batch, config, self.seed)
-        real = latent_mask(batch.loss_mask, patch_size)
-        negative_entropy = (out.posterior.negative_entropy() * real).sum()
-        reference = []
+        config = self.config
+        out = vae_pass(self.vae, batch, config, self.seed, config.vae_weight)
+        negative_entropy = out.divergence(
+            "negative_entropy",
+            out.posterior.negative_entropy(),
+            config.vae_weight * config.entropy_weight,
+        )
+        reference_kl = []
         if self.reference_encoder is not None:
-            kl = (out.posterior.kl_to(self._reference(batch)) * real).sum()
-            reference = [
-                Term("reference_kl", "nats_per_token", kl, "tokens", config.reference_weight)
-            ]
-        entropy_weight = config.vae_weight * config.entropy_weight
+            with torch.no_grad():
+                reference = self.reference_encoder(batch.tokens, self._documents(batch))
+                reference = hold_log_snr(reference, config)
+            kl = out.posterior.kl_to(reference)
+            reference_kl = [out.divergence("reference_kl", kl, config.reference_weight)]
         return [
             self._flow(batch, out.z_0),
-            out.reconstruction(config.vae_weight),
-            Term("negative_entropy", "nats_per_token", negative_entropy, "tokens", entropy_weight),
-            *out.mask(config.vae_weight * config.mask_weight),
-            *reference,
-            *out.metrics(),
+            out.reconstruction,
+            negative_entropy,
+            *out.mask,
+            *reference_kl,
+            *out.metrics,
         ]
-
-    def _reference(self, batch: Batch) -> Posterior:
-        assert self.reference_encoder is not None
-        config = self.config
-        with torch.no_grad():
-            document = documents_of(batch, self.vae.config.patch_size, config.mask_documents)
-            reference: Posterior = self.reference_encoder(batch.tokens, document)
-        return (
-            reference
-            if config.fixed_log_snr is None
-            else reference.with_log_snr(config.fixed_log_snr)
-        )
 
     def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> Term:
         config, copies = self.config, self.config.flow.noise_copies
@@ -142,21 +131,15 @@ class Stage2Objective(Objective):
         z_1 = standard_normal_latents(
             self.seed, Purpose.FLOW_NOISE, batch, latents, channels, copies
         )
-        document = documents_of(batch, self.vae.config.patch_size, config.mask_documents)
         # Figure 1: the target and the history are sg(z_0), pinned prompt positions too; only z_t
         # may carry gradient to q_phi.
         detached = z_0.detach().repeat(1, copies, 1)
         path_start = z_0.repeat(1, copies, 1) if config.flow.grad_to_encoder else detached
-        pinned = draws.pinned[..., None]
-        z_t = torch.where(
-            pinned, detached, interpolate(path_start, z_1, times.distinct[times.index][..., None])
+        on_path = interpolate(path_start, z_1, times.distinct[times.index][..., None])
+        z_t = torch.where(draws.pinned[..., None], detached, on_path)
+        velocity = self.dit.velocity(
+            z_t, z_0.detach(), times, self._documents(batch), draws.sees_history
         )
-        velocity = self.dit.velocity(z_t, z_0.detach(), times, document, draws.sees_history)
         error = (velocity - velocity_target(detached, z_1)).square().mean(-1)
-        return Term(
-            "flow",
-            "mse",
-            (error * self._counted(batch, draws)).sum(),
-            "flow_latents",
-            config.flow_weight,
-        )
+        total = (error * self._counted(batch, draws)).sum()
+        return Term("flow", "mse", total, "flow_latents", config.flow_weight)

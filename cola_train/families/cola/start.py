@@ -8,13 +8,7 @@ from torch import Tensor
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
-from cola_train.families.cola.format import (
-    check_dit_fits,
-    check_vae_fits,
-    dit_tensors,
-    find_root,
-    vae_tensors,
-)
+from cola_train.families.cola.format import DIT_FORMAT, VAE_FORMAT, find_root
 from cola_train.models.initialize import dit_value, text_vae_value
 
 Shapes = Mapping[str, torch.Size]
@@ -23,17 +17,17 @@ Shapes = Mapping[str, torch.Size]
 def vae_values(
     config: ColaRunConfig, source: str | None, shapes: Shapes
 ) -> Iterator[tuple[str, Tensor]]:
-    """The VAE, and the reference encoder where `shapes` has one, a copy of the VAE's; drawn where
-    `source` is None.
+    """The VAE of checkpoint `source`, or drawn; with a copy where `shapes` has a reference encoder.
+
+    `shapes` are those of the objective's parameters, by name.
     """
-    if source is None:
-        drawn = (
-            (name, text_vae_value(name, shape, config.vae, config.seed))
-            for name, shape in _of("vae.", shapes)
-        )
-        values: Iterator[tuple[str, Tensor]] = drawn
+    if source is not None:
+        values = VAE_FORMAT.tensors(source, config.vae)
     else:
-        values = vae_tensors(source, config.vae)
+        values = (
+            (name, text_vae_value(name, shape, config.vae, config.seed))
+            for name, shape in _below("vae.", shapes)
+        )
     for name, value in values:
         yield f"vae.{name}", value
         if f"reference_{name}" in shapes:
@@ -42,11 +36,12 @@ def vae_values(
 
 def dit_values(config: JointRunConfig, shapes: Shapes) -> Iterator[tuple[str, Tensor]]:
     """The DiT; drawn unless init_dit_from names a checkpoint."""
-    if config.init_dit_from is None:
-        drawn = ((name, dit_value(name, shape, config.seed)) for name, shape in _of("dit.", shapes))
-        values: Iterator[tuple[str, Tensor]] = drawn
+    if config.init_dit_from is not None:
+        values = DIT_FORMAT.tensors(config.init_dit_from, config.dit)
     else:
-        values = dit_tensors(config.init_dit_from, config.dit)
+        values = (
+            (name, dit_value(name, shape, config.seed)) for name, shape in _below("dit.", shapes)
+        )
     for name, value in values:
         yield f"dit.{name}", value
 
@@ -62,14 +57,12 @@ def check_start(config: JointRunConfig, data: PreparedData) -> None:
             theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
             data.check_run(config.data, theirs.sha256)
     if config.init_vae_from is not None:
-        check_vae_fits(config.init_vae_from, config.vae)
+        VAE_FORMAT.check_fits(config.init_vae_from, config.vae)
     if config.init_dit_from is not None:
-        check_dit_fits(config.init_dit_from, config.dit)
+        DIT_FORMAT.check_fits(config.init_dit_from, config.dit)
 
 
-def _of(prefix: str, shapes: Shapes) -> Iterator[tuple[str, torch.Size]]:
-    return (
-        (name.removeprefix(prefix), shape)
-        for name, shape in shapes.items()
-        if name.startswith(prefix)
-    )
+def _below(prefix: str, shapes: Shapes) -> Iterator[tuple[str, torch.Size]]:
+    for name, shape in shapes.items():
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), shape

@@ -1,6 +1,4 @@
-"""One block of every row from noise to data: the solver's steps, guidance, and what both need once
-per time grid or block.
-"""
+"""One block of every row from noise to data: the solver's steps, guidance, and pinned latents."""
 
 import dataclasses
 
@@ -15,6 +13,15 @@ from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.dit import DIT_TIME_SCALE, BlockCausalDiT, Times
 from cola_train.solvers import time_grid
 
+Block = Float[Tensor, "batch block channels"]
+Pinned = Bool[Tensor, "batch block"]  # True at known latents, which stay as they are
+
+
+def clean_attention(cache: KVCache, num_latents: int, block_size: int) -> CachedAttention:
+    """Block-causal attention of `num_latents` clean latents over the cache and one another."""
+    places = clean_layout(num_latents, block_size, device=cache.keys.device)
+    return CachedAttention(cache, visible_set_mask(places, places)[0])
+
 
 class BlockTransport:
     """The DiT as samplers use it, over a cache that holds the history of each row."""
@@ -27,52 +34,40 @@ class BlockTransport:
         distinct = torch.tensor(self.times, device=self.device)
         if config.released_rounding:
             distinct = (DIT_TIME_SCALE * distinct).bfloat16().float() / DIT_TIME_SCALE
-        self._times = Times(
-            distinct,
-            torch.zeros(1, 1, dtype=torch.long, device=self.device),
-            dit.modulations(distinct),
-        )
+        index = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        self._times = Times(distinct, index, dit.modulations(distinct))
         self._steps = torch.arange(len(distinct), device=self.device)[:, None, None]
+        self._clean = config.num_steps  # the place of t = 0 in the time grid
         self.denoise = dit
         if config.compile:
             # On a GPU whole passes are then replayed as CUDA graphs.
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.denoise = torch.compile(dit, dynamic=False, mode=mode)  # type: ignore[assignment]  # called like it
 
-    @property
-    def clean(self) -> int:
-        """The place of t = 0 in the time grid."""
-        return self.config.num_steps
-
     def fill(
         self, latents: Float[Tensor, "batch seq channels"], cache: KVCache, added: list[int]
     ) -> None:
-        """One clean pass, whose keys and values then stay in the cache: of the first `added[row]`
-        positions of each row.
+        """Commit keys and values of one clean pass: the first `added[row]` positions of each row.
+
+        `cache` is the DiT's KV cache; the pass sees what each row has committed there before.
         """
         num_latents, block_size = latents.shape[1], self.dit.config.block_size
-        if num_latents == block_size:
-            attention = CachedAttention(cache, block_size)
-        else:
-            places = clean_layout(num_latents, block_size, device=self.device)
-            attention = CachedAttention(cache, visible_set_mask(places, places)[0])
+        attention = (
+            CachedAttention(cache, block_size)
+            if num_latents == block_size
+            else clean_attention(cache, num_latents, block_size)
+        )
         # Nobody reads what the last layer makes of its keys and values.
         self.dit(
-            self.passed(latents), self.times_at(self.clean), attention.slots, attention, outputs=0
+            self.passed(latents), self.times_at(self._clean), attention.slots, attention, outputs=0
         )
         cache.commit(added)
 
-    def __call__(
-        self,
-        z_1: Float[Tensor, "batch block channels"],
-        known: Float[Tensor, "batch block channels"],
-        pinned: Bool[Tensor, "batch block"] | None,
-        cache: KVCache,
-    ) -> Float[Tensor, "batch block channels"]:
-        """From noise to a clean block; before every pass `known` latents are put where `pinned`,
-        with t = 0 (clean repaint).
+    def __call__(self, z_1: Block, known: Block, pinned: Pinned | None, cache: KVCache) -> Block:
+        """From noise to a clean block, over the history in `cache`, where nothing is committed.
 
-        Nothing is pinned where that is None.
+        Before every pass `known` latents are put where `pinned`, with t = 0 (clean repaint);
+        nothing is pinned where that is None.
         """
         rows = len(cache.lengths)
         if self.config.compile:
@@ -83,40 +78,30 @@ class BlockTransport:
                 torch.cat([x, x.new_zeros(spare, *x.shape[1:])]) for x in (z_1, known, pinned)
             )
             for held in (cache.keys, cache.values):
-                # Else a CUDA graph, which must find them where they were, would not be made of a
-                # pass that writes them.
+                # A CUDA graph is only made of a pass that writes to tensors whose addresses stay.
                 torch._dynamo.mark_static_address(held)
-        block = _Block(self, known, pinned, cache)
-        return block.pin(integrate(block.velocity, z_1, self.config.num_steps, self.config.solver))[
-            :rows
-        ]
+        flow = _GuidedFlow(self, known, pinned, cache)
+        z_0 = integrate(flow.velocity, z_1, self.config.num_steps, self.config.solver)
+        return flow.pin(z_0)[:rows]
 
     def passed(self, latents: Tensor) -> Tensor:
-        """Latents on their way into the DiT."""
+        """Latents as the DiT gets them: rounded to bf16 where the released code rounds."""
         return latents.bfloat16().float() if self.config.released_rounding else latents
 
     def times_at(self, step: int, pinned: Bool[Tensor, "batch seq"] | None = None) -> Times:
         """The time of a step of the grid at every position, but for t = 0 where `pinned`."""
-        index = self._steps[step] if pinned is None else torch.where(pinned, self.clean, step)
+        index = self._steps[step] if pinned is None else torch.where(pinned, self._clean, step)
         return dataclasses.replace(self._times, index=index)
 
 
-class _Block:
-    """A block that is being transported: what is the same in all of its steps."""
+class _GuidedFlow:
+    """The velocity field of one block of every row, guided, with known latents pinned."""
 
     def __init__(
-        self,
-        transport: BlockTransport,
-        known: Float[Tensor, "batch block channels"],
-        pinned: Bool[Tensor, "batch block"] | None,
-        cache: KVCache,
+        self, transport: BlockTransport, known: Block, pinned: Pinned | None, cache: KVCache
     ) -> None:
-        self.transport, self.config, self.known, self.pinned = (
-            transport,
-            transport.config,
-            known,
-            pinned,
-        )
+        self.transport, self.config = transport, transport.config
+        self.known, self.pinned = known, pinned
         self.attention = CachedAttention(cache, known.shape[1], fixed_shapes=self.config.compile)
         # Without history both branches are the same, and the conditional one is enough.
         self.has_history = any(cache.lengths)
@@ -124,35 +109,26 @@ class _Block:
         scales += [1.0] * (len(known) - len(scales))
         self.scale = torch.tensor(scales, device=known.device)[:, None, None]
 
-    def pin(
-        self, z: Float[Tensor, "batch block channels"]
-    ) -> Float[Tensor, "batch block channels"]:
+    def pin(self, z: Block) -> Block:
         """z with known latents in their places."""
         return z if self.pinned is None else torch.where(self.pinned[..., None], self.known, z)
 
-    def velocity(
-        self, z: Float[Tensor, "batch block channels"], step: int
-    ) -> Float[Tensor, "batch block channels"]:
+    def velocity(self, z: Block, step: int) -> Block:
         """The velocity at a step of the time grid, guided where the settings say so."""
         z = self.pin(z)
-        transport, config = self.transport, self.config
-        if not (self.has_history and config.guides_at(transport.times[step])):
+        config = self.config
+        if not (self.has_history and config.guides_at(self.transport.times[step])):
             return self._branches(z, step, 1)
         conditional, unconditional = self._branches(z, step, 2).chunk(2)
         scale = self.scale
         if config.released_rounding:
             conditional, unconditional, scale = (
-                conditional.bfloat16(),
-                unconditional.bfloat16(),
-                scale.bfloat16(),
+                x.bfloat16() for x in (conditional, unconditional, scale)
             )
         guided = guide(conditional, unconditional, scale).float()
         if config.guidance_rescale:
-            counted = (
-                torch.ones_like(z[..., 0], dtype=torch.bool)
-                if self.pinned is None
-                else ~self.pinned
-            )
+            everywhere = torch.ones_like(z[..., 0], dtype=torch.bool)
+            counted = everywhere if self.pinned is None else ~self.pinned
             guided = rescale_guided(guided, conditional.float(), counted, config.guidance_rescale)
         return guided
 
@@ -161,9 +137,9 @@ class _Block:
         transport = self.transport
         # RoPE is relative: the unconditional branch may keep the conditional one's positions.
         z, positions = (torch.cat([x] * count) for x in (transport.passed(z), self.attention.slots))
-        times = transport.times_at(
-            step, None if self.pinned is None else torch.cat([self.pinned] * count)
+        pinned = None if self.pinned is None else torch.cat([self.pinned] * count)
+        velocity: Tensor = transport.denoise(
+            z, transport.times_at(step, pinned), positions, self.attention
         )
-        velocity: Tensor = transport.denoise(z, times, positions, self.attention)
-        # The memory of a CUDA graph's result is written anew by the next pass.
+        # The memory of a CUDA graph's result is overwritten by the next pass.
         return velocity.clone() if self.config.compile else velocity

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import Stage1Config, Stage2Config
+from cola_train.families.cola.flow_draws import draw_copies
 from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Term, documents_of
-from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
+from cola_train.randomness import Purpose, normal, uniform
 
 VAELossConfig = Stage1Config | Stage2Config
 
@@ -26,8 +27,9 @@ def latent_mask(
 
 
 def mask_positions(batch: Batch, ratio: float, seed: int) -> Int[Tensor, "batch masked"]:
-    """Which tokens [mask] replaces: the round(ratio x seq) (at least one) real tokens with the
-    smallest draws, in each row.
+    """The tokens that [mask] replaces: in each row the real ones with the smallest draws.
+
+    round(ratio x seq) of them, at least one.
     """
     seq = batch.tokens.shape[1]
     draws = uniform(seed, Purpose.TOKEN_MASK, batch.sample_index, seq)
@@ -42,53 +44,40 @@ def standard_normal_latents(
 ) -> Float[Tensor, "batch noised channels"]:
     """N(0, I) for each latent of each sample, one copy after another."""
     count = num_latents * channels
-    each = [
-        normal(seed, purpose, batch.sample_index, count, copy * round_up_to_draws(count))
-        for copy in range(copies)
-    ]
-    return torch.cat(each, dim=1).unflatten(1, (copies * num_latents, channels))
+    draws = draw_copies(normal, seed, purpose, batch.sample_index, count, copies)
+    return draws.unflatten(1, (copies * num_latents, channels))
+
+
+def hold_log_snr(posterior: Posterior, config: VAELossConfig) -> Posterior:
+    """The posterior, with the logSNR that the settings fix, if they do."""
+    fixed = config.fixed_log_snr
+    return posterior if fixed is None else posterior.with_log_snr(fixed)
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEPass:
-    """What one pass of the VAE over clean and masked copies gives; the sums are over the batch's
-    real tokens or latents.
-    """
+    """What one pass of the VAE over clean and masked copies of a batch gives."""
 
     posterior: Posterior  # of the clean copy
     # the one posterior sample that feeds decoder and flow
     z_0: Float[Tensor, "batch latents channels"]
-    reconstruction_nats: Float[Tensor, ""]  # -log p(x | z_0)
-    # the same at masked tokens, z_0 of the masked copy; None where it has no weight
-    mask_nats: Float[Tensor, ""] | None
-    num_reconstructed: Float[Tensor, ""]  # tokens whose likeliest reconstruction is right
-    mean_square: Float[Tensor, ""]  # mean over channels of the posterior mean's square
-    variance: Float[Tensor, ""]  # mean over channels of its variance
+    real: Bool[Tensor, "batch latents"]
+    # mean over real tokens of -log p(x | z_0), z_0 a posterior sample (method, section 2)
+    reconstruction: Term
+    # the same over masked real tokens, z_0 of the masked copy; empty where the mask loss is off
+    mask: list[Term]
+    # reconstruction accuracy (share), and the two moments of the VAE logSNR, means over channels
+    metrics: list[Term]
 
-    def reconstruction(self, weight: float) -> Term:
-        """Mean over real tokens of -log p(x | z_0), z_0 a posterior sample (method, section 2)."""
-        return Term("reconstruction", "nats_per_token", self.reconstruction_nats, "tokens", weight)
-
-    def mask(self, weight: float) -> list[Term]:
-        """Mean over masked real tokens of -log p(x | z_0 of the masked copy); nothing where the
-        mask loss is off.
-        """
-        if self.mask_nats is None:
-            return []
-        return [Term("mask", "nats_per_masked_token", self.mask_nats, "masked_tokens", weight)]
-
-    def metrics(self) -> list[Term]:
-        """Reconstruction accuracy (share), and the two moments of the VAE logSNR."""
-        return [
-            Term("reconstruction_accuracy", "", self.num_reconstructed, "tokens"),
-            Term("posterior_mean_square", "", self.mean_square, "latents"),
-            Term("posterior_variance", "", self.variance, "latents"),
-        ]
+    def divergence(self, name: str, nats: Float[Tensor, "batch latents"], weight: float) -> Term:
+        """The posterior's KL or the like, summed over latents, divided by real tokens."""
+        return Term(name, "nats_per_token", (nats * self.real).sum(), "tokens", weight)
 
 
 def vae_log_snr(means: Mapping[str, float]) -> dict[str, float]:
-    """log(mean(mu^2) / mean(sigma^2)) of a step's means; NaN where one of them is 0, nothing where
-    the VAE took no part.
+    """log(mean(mu^2) / mean(sigma^2)) of a step's means.
+
+    NaN where one of them is 0, nothing where the VAE took no part.
     """
     if "posterior_mean_square" not in means:
         return {}
@@ -105,50 +94,59 @@ def vae_counts(
         "latents": latent_mask(batch.loss_mask, patch_size).sum(),
     }
     if config.mask_weight > 0:
-        counts["masked_tokens"] = batch.loss_mask.gather(
-            1, mask_positions(batch, config.mask_ratio, seed)
-        ).sum()
+        masked_at = mask_positions(batch, config.mask_ratio, seed)
+        counts["masked_tokens"] = batch.loss_mask.gather(1, masked_at).sum()
     return counts
 
 
-def vae_pass(vae: TextVAE, batch: Batch, config: VAELossConfig, seed: int) -> VAEPass:
-    """Encode clean and masked copies as one batch, sample, decode."""
+def vae_pass(
+    vae: TextVAE, batch: Batch, config: VAELossConfig, seed: int, weight: float = 1.0
+) -> VAEPass:
+    """Encode clean and masked copies as one batch, sample, decode.
+
+    `weight` is that of reconstruction, and multiplies the mask loss's.
+    """
     patch_size, channels = vae.config.patch_size, vae.config.latent_dim
-    document = documents_of(batch, patch_size, config.mask_documents)
     rows, num_latents = batch.tokens.shape[0], batch.tokens.shape[1] // patch_size
-    tokens, documents = batch.tokens, document
-    eps = standard_normal_latents(seed, Purpose.POSTERIOR_EPS, batch, num_latents, channels)
+
+    def noise(purpose: Purpose) -> Tensor:
+        return standard_normal_latents(seed, purpose, batch, num_latents, channels)
+
+    tokens, documents = batch.tokens, documents_of(batch, patch_size, config.mask_documents)
+    eps = noise(Purpose.POSTERIOR_EPS)
     if config.mask_weight > 0:
         masked_at = mask_positions(batch, config.mask_ratio, seed)
         tokens = torch.cat([tokens, tokens.scatter(1, masked_at, vae.mask_token_id)])
-        documents = None if document is None else torch.cat([document, document])
-        eps = torch.cat(
-            [
-                eps,
-                standard_normal_latents(
-                    seed, Purpose.MASKED_POSTERIOR_EPS, batch, num_latents, channels
-                ),
-            ]
-        )
-    posterior = vae.encode(tokens, documents)
-    if config.fixed_log_snr is not None:
-        posterior = posterior.with_log_snr(config.fixed_log_snr)
+        documents = None if documents is None else torch.cat([documents, documents])
+        eps = torch.cat([eps, noise(Purpose.MASKED_POSTERIOR_EPS)])
+    posterior = hold_log_snr(vae.encode(tokens, documents), config)
     z_0 = posterior.sample(eps)
     hidden = vae.decoder(z_0, documents)
     clean = Posterior(posterior.mean[:rows], posterior.logvar[:rows])
 
     head = vae.decoder.final_layer
     nats, right = head.losses(hidden[:rows], batch.tokens, batch.loss_mask.float())
-    mask_nats = None
+    mask = []
     if config.mask_weight > 0:
         # The vocabulary head is the costliest layer: it runs at the masked positions alone.
-        hidden_masked = hidden[rows:].gather(
-            1, masked_at[..., None].expand(-1, -1, hidden.shape[-1])
-        )
+        at = masked_at[..., None].expand(-1, -1, hidden.shape[-1])
         targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
-        mask_nats, _ = head.losses(hidden_masked, targets, counted.float())
+        mask_nats, _ = head.losses(hidden[rows:].gather(1, at), targets, counted.float())
+        mask_weight = weight * config.mask_weight
+        mask = [Term("mask", "nats_per_masked_token", mask_nats, "masked_tokens", mask_weight)]
+    real = latent_mask(batch.loss_mask, patch_size)
     with torch.no_grad():
-        real = latent_mask(batch.loss_mask, patch_size)[..., None]
-        mean_square = (clean.mean.square() * real).mean(-1).sum()
-        variance = (clean.logvar.exp() * real).mean(-1).sum()
-    return VAEPass(clean, z_0[:rows], nats, mask_nats, right, mean_square, variance)
+        mean_square = (clean.mean.square() * real[..., None]).mean(-1).sum()
+        variance = (clean.logvar.exp() * real[..., None]).mean(-1).sum()
+    return VAEPass(
+        clean,
+        z_0[:rows],
+        real,
+        reconstruction=Term("reconstruction", "nats_per_token", nats, "tokens", weight),
+        mask=mask,
+        metrics=[
+            Term("reconstruction_accuracy", "", right, "tokens"),
+            Term("posterior_mean_square", "", mean_square, "latents"),
+            Term("posterior_variance", "", variance, "latents"),
+        ],
+    )

@@ -18,7 +18,7 @@ from cola_train import files, tensor_files
 from cola_train.config.settings import UserError
 from cola_train.families.cola import format as hf_format
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.format import dit_tensors, find_root, vae_tensors
+from cola_train.families.cola.format import DIT_FORMAT, VAE_FORMAT, find_root
 from tests.helpers.golden import Golden
 from tests.helpers.tiny import (
     DIT_CONFIG,
@@ -166,7 +166,7 @@ def test_a_stage_1_checkpoint_has_no_dit(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"has no cola_dlm/cola_dit; a checkpoint of stage 1 holds the VAE only"
     ):
-        dit_tensors(tmp_path / "out", DIT_CONFIG)
+        DIT_FORMAT.tensors(tmp_path / "out", DIT_CONFIG)
 
 
 def test_weights_of_another_precision_load_as_fp32(saved: Path) -> None:
@@ -211,8 +211,8 @@ def test_exporting_other_scaling_factors_warns(tmp_path: Path, scale: float, shi
 
 def test_the_tensors_of_a_folder_are_read_in_turn(saved: Path, checkpoint: ColaCheckpoint) -> None:
     for tensors, original in (
-        (vae_tensors(saved, VAE_CONFIG), checkpoint.vae),
-        (dit_tensors(saved, DIT_CONFIG), checkpoint.dit),
+        (VAE_FORMAT.tensors(saved, VAE_CONFIG), checkpoint.vae),
+        (DIT_FORMAT.tensors(saved, DIT_CONFIG), checkpoint.dit),
     ):
         assert original is not None
         read = dict(tensors)
@@ -225,13 +225,13 @@ def test_networks_of_another_configuration_are_refused_by_field(saved: Path) -> 
         UserError,
         match=r"vae\.dim: checkpoint 16, config 32, vae\.block_size: checkpoint 1, config 2",
     ):
-        vae_tensors(saved, dataclasses.replace(VAE_CONFIG, dim=32, block_size=2))
+        VAE_FORMAT.tensors(saved, dataclasses.replace(VAE_CONFIG, dim=32, block_size=2))
     with pytest.raises(
         UserError, match=r"dit\.rope_dim: checkpoint 6, config 4\). Set the config's values"
     ):
-        dit_tensors(saved, dataclasses.replace(DIT_CONFIG, rope_dim=4))
+        DIT_FORMAT.tensors(saved, dataclasses.replace(DIT_CONFIG, rope_dim=4))
     # How weights were once drawn says nothing about the network.
-    assert dict(vae_tensors(saved, dataclasses.replace(VAE_CONFIG, init_std=0.5)))
+    assert dict(VAE_FORMAT.tensors(saved, dataclasses.replace(VAE_CONFIG, init_std=0.5)))
 
 
 # Bad checkpoints

@@ -48,10 +48,7 @@ def run_pass(
 def means_of(out: VAEPass, batch: Batch, patch_size: int = 1) -> dict[str, Tensor]:
     """Terms and metrics of a pass over `batch`, by their names in metrics.jsonl."""
     counts = vae_counts(batch, patch_size, Stage1Config(mask_ratio=RATIO), SEED)
-    return {
-        term.key: term.share(counts)
-        for term in (out.reconstruction(1.0), *out.mask(1.0), *out.metrics())
-    }
+    return {term.key: term.share(counts) for term in (out.reconstruction, *out.mask, *out.metrics)}
 
 
 def masked_by_hand(batch: Batch) -> list[list[int]]:

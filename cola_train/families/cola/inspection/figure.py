@@ -1,6 +1,4 @@
-"""The page of `cola-train inspect`: a panel for each question, none for what a checkpoint does not
-have.
-"""
+"""The page of `cola-train inspect`: a panel for each question that a checkpoint can answer."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, YELLOW, drawing
 from cola_train.families.cola.inspection.inspection import LatentInspection
 from cola_train.families.cola.inspection.posterior_probes import ACTIVE_VARIANCE, TOKEN_KINDS
+from cola_train.families.cola.inspection.prior_probes import TokenAccuracy
 
 _GRAY = "0.45"
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, YELLOW, ORANGE, GREEN, PURPLE), strict=True))
@@ -23,6 +22,7 @@ _STYLE = {
     "lines.linewidth": 1.4,
     "lines.markersize": 3.5,
     "legend.fontsize": 7,
+    "axes.titlelocation": "left",
     # Tokens are shown as they are: a dollar sign is none of mathematics.
     "text.parse_math": False,
 }
@@ -47,20 +47,15 @@ def draw_inspection(inspection: LatentInspection, name: str, png: Path, svg: Pat
 
 
 def _panels(inspection: LatentInspection) -> list[Callable[[Any, LatentInspection], None]]:
-    panels: list[Callable[[Any, LatentInspection], None]] = [
-        _log_snr,
-        _divergence,
-        _reconstruction,
-        _hits_by_position,
-        _map,
-    ]
+    panels = [_log_snr, _divergence]
     if inspection.drift is not None:
-        panels.insert(2, _drift)
+        panels.append(_drift)
+    panels += [_reconstruction, _hits_by_position]
     if inspection.flow is not None:
-        panels[-1:] = [_hits_by_block, _flow_by_time, _flow_by_block, _map]
+        panels += [_hits_by_block, _flow_by_time, _flow_by_block]
     if inspection.history is not None:
-        panels.insert(-1, _history)
-    return panels
+        panels.append(_history)
+    return [*panels, _map]
 
 
 def _log_snr(axes: Any, inspection: LatentInspection) -> None:
@@ -71,72 +66,49 @@ def _log_snr(axes: Any, inspection: LatentInspection) -> None:
     heights = [value if math.isfinite(value) else 0.0 for value in health.log_snr_per_channel]
     axes.bar(channels, heights, color=[BLUE if on else "0.8" for on in active])
     axes.margins(y=0.15)
-    axes.axhline(
-        health.log_snr,
-        color=ORANGE,
-        linestyle="--",
-        linewidth=1,
-        label=f"all channels: {health.log_snr:.2f}",
-    )
-    _title(
-        axes,
-        f"VAE logSNR; active units: {health.active_units} of {len(active)}",
-        "channel (grey: inactive)",
-        "log(mean μ² / mean σ²)",
-    )
+    label = f"all channels: {health.log_snr:.2f}"
+    axes.axhline(health.log_snr, color=ORANGE, linestyle="--", linewidth=1, label=label)
+    axes.set_title(f"VAE logSNR; active units: {health.active_units} of {len(active)}")
+    _label(axes, "channel (grey: inactive)", "log(mean μ² / mean σ²)")
     axes.legend()
 
 
 def _divergence(axes: Any, inspection: LatentInspection) -> None:
     health = inspection.posterior
-    _pairs(
-        axes,
-        {
-            "KL(q || N(0, 1))": health.kl_per_channel,
-            "KL(q || N(m, s²)) ≥ information": health.information_per_channel,
-        },
-    )
-    _title(
-        axes,
-        f"Divergence; KL in all {health.kl_nats_per_token:.1f} nats per token",
-        "channel",
-        "nats per latent",
-    )
+    for values, shift, color, label in (
+        (health.kl_per_channel, -0.2, BLUE, "KL(q || N(0, 1))"),
+        (health.information_per_channel, 0.2, ORANGE, "KL(q || N(m, s²)) ≥ information"),
+    ):
+        places = [place + shift for place in range(len(values))]
+        axes.bar(places, values, 0.4, color=color, label=label)
+    # Room for the legend above the bars.
+    highest = max(1e-6, *health.kl_per_channel, *health.information_per_channel)
+    axes.set_ylim(top=1.3 * highest)
+    axes.legend(loc="upper left")
+    axes.set_title(f"Divergence; KL in all {health.kl_nats_per_token:.1f} nats per token")
+    _label(axes, "channel", "nats per latent")
 
 
 def _drift(axes: Any, inspection: LatentInspection) -> None:
     drift = inspection.drift
     assert drift is not None
     axes.bar(range(len(drift.kl_per_channel)), drift.kl_per_channel, color=BLUE)
-    _title(
-        axes,
-        f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token",
-        "channel",
-        "KL(q || q_ref), nats per latent",
-    )
+    axes.set_title(f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token")
+    _label(axes, "channel", "KL(q || q_ref), nats per latent")
     axes.margins(y=0.15)
     note = f"means: RMS change {drift.rms_change_of_means:.3f}, cosine {drift.cosine_of_means:.4f}"
-    axes.text(0.99, 0.98, note, transform=axes.transAxes, ha="right", va="top", fontsize=7)
+    _note(axes, note)
 
 
 def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
     curve = inspection.reconstruction
     axes.plot(curve.times, curve.noised, color=BLUE, marker="o", label="z_t itself")
     if curve.denoised is not None:
-        axes.plot(
-            curve.times,
-            curve.denoised,
-            color=ORANGE,
-            marker="s",
-            label="one DiT step: z_t - t v(z_t, t)",
-        )
+        label = "one DiT step: z_t - t v(z_t, t)"
+        axes.plot(curve.times, curve.denoised, color=ORANGE, marker="s", label=label)
     _commonest(axes, inspection)
-    _title(
-        axes,
-        "Reconstruction from noised latents",
-        "noise time t (0 data, 1 noise)",
-        "share of true tokens",
-    )
+    axes.set_title("Reconstruction from noised latents")
+    _label(axes, "noise time t (0 data, 1 noise)", "share of true tokens")
     # Room for the legend.
     axes.set_ylim(0, 1.35)
     axes.legend(loc="upper right")
@@ -144,51 +116,32 @@ def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
 
 def _hits_by_position(axes: Any, inspection: LatentInspection) -> None:
     where = "row" if inspection.block_size is None else "block"
-    found = {"posterior hit": inspection.posterior_accuracy.by_position}
-    if inspection.prior_accuracy is not None:
-        found["prior hit"] = inspection.prior_accuracy.by_position
-    _hit_lines(axes, inspection, found)
-    _title(
-        axes,
-        f"True token hit, by place in the {where}",
-        f"token of the {where}",
-        "share of true tokens",
-    )
+    _hit_lines(axes, inspection, lambda accuracy: accuracy.by_position)
+    axes.set_title(f"True token hit, by place in the {where}")
+    _label(axes, f"token of the {where}", "share of true tokens")
 
 
 def _hits_by_block(axes: Any, inspection: LatentInspection) -> None:
-    assert inspection.prior_accuracy is not None
-    _hit_lines(
-        axes,
-        inspection,
-        {
-            "posterior hit": inspection.posterior_accuracy.by_block,
-            "prior hit": inspection.prior_accuracy.by_block,
-        },
-    )
-    _title(
-        axes,
-        f"True token hit, by block of {inspection.block_size} latents",
-        "block of the row",
-        "share of true tokens",
-    )
+    _hit_lines(axes, inspection, lambda accuracy: accuracy.by_block)
+    axes.set_title(f"True token hit, by block of {inspection.block_size} latents")
+    _label(axes, "block of the row", "share of true tokens")
 
 
-def _hit_lines(axes: Any, inspection: LatentInspection, found: dict[str, list[float]]) -> None:
-    hits = {"posterior hit": inspection.posterior_accuracy, "prior hit": inspection.prior_accuracy}
-    for (name, values), color in zip(found.items(), (BLUE, ORANGE)):
-        _line(axes, values, color, f"{name}: {hits[name].share:.3f}")  # type: ignore[union-attr]  # of those that are there
+def _hit_lines(
+    axes: Any, inspection: LatentInspection, values: Callable[[TokenAccuracy], list[float]]
+) -> None:
+    for name, accuracy, color in (
+        ("posterior hit", inspection.posterior_accuracy, BLUE),
+        ("prior hit", inspection.prior_accuracy, ORANGE),
+    ):
+        if accuracy is not None:
+            _line(axes, values(accuracy), color, f"{name}: {accuracy.share:.3f}")
     _commonest(axes, inspection)
-    axes.axhline(
-        inspection.chance_token_accuracy,
-        color=_GRAY,
-        linestyle="-.",
-        linewidth=1.2,
-        label=f"tokens drawn by frequency: {inspection.chance_token_accuracy:.3f}",
-    )
+    chance = inspection.chance_token_accuracy
+    _level(axes, chance, "-.", f"tokens drawn by frequency: {chance:.3f}")
     # Posterior and prior may be a hundredfold apart.
     axes.set_yscale("log", nonpositive="clip")
-    axes.set_ylim(0.4 * inspection.chance_token_accuracy, 1.5)
+    axes.set_ylim(0.4 * chance, 1.5)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.legend(loc="center", bbox_to_anchor=(0.5, 0.7))
 
@@ -196,31 +149,16 @@ def _hit_lines(axes: Any, inspection: LatentInspection, found: dict[str, list[fl
 def _flow_by_time(axes: Any, inspection: LatentInspection) -> None:
     flow = inspection.flow
     assert flow is not None
-    axes.stairs(
-        flow.loss_by_time,
-        flow.time_bins,
-        color=BLUE,
-        linewidth=1.6,
-        baseline=None,
-        label=f"DiT: {flow.loss:.4f} in all",
-    )
-    axes.stairs(
-        flow.baseline_by_time,
-        flow.time_bins,
-        color=_GRAY,
-        linestyle="--",
-        baseline=None,
-        linewidth=1.2,
-        label=f"mean and variance alone: {flow.bound:.4f}",
-    )
+    for values, color, linestyle, width, label in (
+        (flow.loss_by_time, BLUE, "-", 1.6, f"DiT: {flow.loss:.4f} in all"),
+        (flow.baseline_by_time, _GRAY, "--", 1.2, f"mean and variance alone: {flow.bound:.4f}"),
+    ):
+        style = {"color": color, "linestyle": linestyle, "linewidth": width}
+        axes.stairs(values, flow.time_bins, baseline=None, label=label, **style)
     axes.set_ylim(bottom=0)
     axes.legend(loc="lower center")
-    _title(
-        axes,
-        "Flow-matching loss by noise time",
-        "noise time t (0 data, 1 noise)",
-        "mean of (v - (z₁ - z₀))²",
-    )
+    axes.set_title("Flow-matching loss by noise time")
+    _label(axes, "noise time t (0 data, 1 noise)", "mean of (v - (z₁ - z₀))²")
 
 
 def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
@@ -231,13 +169,9 @@ def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
         loss / bound for loss, bound in zip(flow.loss_by_block, flow.baseline_by_block, strict=True)
     ]
     _line(axes, ratios, BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
-    axes.axhline(1.0, color=_GRAY, linestyle="--", linewidth=1.2, label="mean and variance alone")
-    _title(
-        axes,
-        "Flow-matching loss over its bound, by block",
-        "block of the row",
-        "loss / mean-and-variance bound",
-    )
+    _level(axes, 1.0, "--", "mean and variance alone")
+    axes.set_title("Flow-matching loss over its bound, by block")
+    _label(axes, "block of the row", "loss / mean-and-variance bound")
     axes.legend()
 
 
@@ -255,29 +189,12 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
         error_kw={"elinewidth": 1, "capsize": 4},
     )
     axes.axhline(0, color="black", linewidth=0.8)
-    axes.set_xticks(
-        (0, 1),
-        (
-            f"another row's history\n({use.shuffled_history:.4f})",
-            f"no history\n({use.no_history:.4f})",
-        ),
-    )
+    shuffled = f"another row's history\n({use.shuffled_history:.4f})"
+    axes.set_xticks((0, 1), (shuffled, f"no history\n({use.no_history:.4f})"))
     axes.set_xlim(-0.6, 1.6)
-    _title(
-        axes,
-        f"Does the prior use history? True history: {use.true_history:.4f}",
-        "",
-        "loss above that with the true history",
-    )
-    axes.text(
-        0.99,
-        0.98,
-        "bars: 2 paired standard errors",
-        transform=axes.transAxes,
-        ha="right",
-        va="top",
-        fontsize=7,
-    )
+    axes.set_title(f"Does the prior use history? True history: {use.true_history:.4f}")
+    _label(axes, "", "loss above that with the true history")
+    _note(axes, "bars: 2 paired standard errors")
 
 
 def _map(axes: Any, inspection: LatentInspection) -> None:
@@ -294,32 +211,16 @@ def _map(axes: Any, inspection: LatentInspection) -> None:
                 linewidths=0,
                 label=f"{kind} ({len(at) / len(found.kind):.0%})",
             )
+    box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0.4}
     for text, x, y in found.common_tokens:
-        axes.annotate(
-            _shown(text),
-            (x, y),
-            fontsize=7,
-            ha="center",
-            va="center",
-            bbox={
-                "boxstyle": "round,pad=0.15",
-                "facecolor": "white",
-                "alpha": 0.75,
-                "linewidth": 0.4,
-            },
-        )
+        axes.annotate(_shown(text), (x, y), fontsize=7, ha="center", va="center", bbox=box)
     first, second = found.variance_shares
-    _title(
-        axes,
-        f"{len(found.x):,} posterior means, by kind of token",
-        f"principal axis 1 ({first:.0%} of variance)",
-        f"principal axis 2 ({second:.0%})",
-    )
+    axes.set_title(f"{len(found.x):,} posterior means, by kind of token")
+    _label(axes, f"principal axis 1 ({first:.0%} of variance)", f"principal axis 2 ({second:.0%})")
     axes.legend(markerscale=2.5, handletextpad=0.1, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _title(axes: Any, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left")
+def _label(axes: Any, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if x.startswith(_COUNTED):
@@ -328,29 +229,22 @@ def _title(axes: Any, title: str, x: str, y: str) -> None:
 
 def _commonest(axes: Any, inspection: LatentInspection) -> None:
     share = inspection.majority_token_accuracy
-    axes.axhline(
-        share,
-        color=_GRAY,
-        linestyle=":",
-        linewidth=1.2,
-        label=f"the commonest token always: {share:.3f}",
-    )
+    _level(axes, share, ":", f"the commonest token always: {share:.3f}")
+
+
+def _level(axes: Any, value: float, linestyle: str, label: str) -> None:
+    """A yardstick: a gray horizontal line."""
+    axes.axhline(value, color=_GRAY, linestyle=linestyle, linewidth=1.2, label=label)
+
+
+def _note(axes: Any, text: str) -> None:
+    axes.text(0.99, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=7)
 
 
 def _line(axes: Any, values: Sequence[float], color: str, label: str) -> None:
     places = [place for place, value in enumerate(values) if math.isfinite(value)]
     marker = "o" if len(values) <= _MOST_MARKED else ""
     axes.plot(places, [values[place] for place in places], color=color, marker=marker, label=label)
-
-
-def _pairs(axes: Any, bars: dict[str, list[float]]) -> None:
-    for (name, values), shift, color in zip(bars.items(), (-0.2, 0.2), (BLUE, ORANGE), strict=True):
-        axes.bar(
-            [place + shift for place in range(len(values))], values, 0.4, color=color, label=name
-        )
-    # Room for the legend above the bars.
-    axes.set_ylim(top=1.3 * max(1e-6, *(max(values) for values in bars.values())))
-    axes.legend(loc="upper left")
 
 
 def _shown(token: str) -> str:

@@ -1,8 +1,8 @@
-"""A look into the latent space of a checkpoint, on held-out rows: what the VAE keeps, and what the
-prior has learned of it.
-"""
+"""A checkpoint's latent space on held-out rows: what the VAE keeps, what the prior has learned."""
 
 import dataclasses
+import functools
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +43,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LatentInspection:
-    """What `inspect_latents` finds. Without a DiT there is no flow, no prior and no history, and a
-    row is one block.
-    """
+    """What `inspect_latents` finds; without a DiT a row is one block, and prior parts are None."""
 
     num_rows: int
     num_tokens: int
@@ -63,7 +61,7 @@ class LatentInspection:
     history: HistoryUse | None
 
     def figures(self) -> dict[str, float]:
-        """The single numbers, by names that stay; those of absent parts are left out."""
+        """The single metrics, by names that stay; those of absent parts are left out."""
         found = {
             "vae_log_snr": self.posterior.log_snr,
             "active_units": float(self.posterior.active_units),
@@ -87,9 +85,8 @@ class LatentInspection:
                 "flow_over_gaussian_baseline": self.flow.loss / self.flow.bound,
             }
         if self.history is not None:
-            found |= {
-                f"history/{name}": value for name, value in dataclasses.asdict(self.history).items()
-            }
+            for name, value in dataclasses.asdict(self.history).items():
+                found[f"history/{name}"] = value
         if self.drift is not None:
             found |= {
                 "reference_kl_nats_per_token": self.drift.kl_nats_per_token,
@@ -99,11 +96,9 @@ class LatentInspection:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """Everything; null where there is no number."""
         return {"figures": _finite(self.figures()), **_finite(dataclasses.asdict(self))}
 
     def draw(self, title: str, png: Path, svg: Path) -> None:
-        """The page of plots."""
         # matplotlib takes a second to import
         from cola_train.families.cola.inspection.figure import draw_inspection
 
@@ -111,16 +106,15 @@ class LatentInspection:
 
 
 def half_time(curve: ReconstructionCurve) -> float:
-    """The noise time at which the accuracy of noised latents has fallen to half of that at t = 0,
-    between grid points on a line;
-    1 if it never has."""
+    """The noise time at which the accuracy of noised latents is half of that at t = 0.
+
+    Linear between grid points; 1 if it never falls so far.
+    """
     half = curve.noised[0] / 2
-    for place in range(1, len(curve.times)):
-        above, below = curve.noised[place - 1], curve.noised[place]
+    points = zip(curve.times, curve.noised, strict=True)
+    for (t, above), (t_next, below) in itertools.pairwise(points):
         if below <= half < above:
-            return curve.times[place - 1] + (above - half) / (above - below) * (
-                curve.times[place] - curve.times[place - 1]
-            )
+            return t + (above - half) / (above - below) * (t_next - t)
     return 1.0
 
 
@@ -167,9 +161,9 @@ def inspect_latents(
     config: InspectionConfig,
     reference: "ColaCheckpoint | None" = None,
 ) -> Iterator[LatentInspection | None]:
-    """Look at a checkpoint's latents of the first held-out rows, always with the same draws.
+    """Inspect latents of the first held-out rows; None after each batch, then what was found.
 
-    Yields None after each batch of rows, and then what was found.
+    Draws are always the same.
 
     Args:
         checkpoint: of stage 1 or 2, on the device to compute on.
@@ -184,43 +178,52 @@ def inspect_latents(
     check_inspectable(checkpoint, data, reference)
     vae, dit, seq_len = checkpoint.vae, checkpoint.dit, data.manifest.seq_len
     patch_size = vae.config.patch_size
-    num_rows = min(config.num_rows, data.num_rows(VALIDATION))
     block_tokens = seq_len if dit is None else patch_size * dit.config.block_size
-    health, tokens = PosteriorTally(vae.config.latent_dim), TokenTally()
-    on_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
+    tokens = TokenTally()
+    posterior = PosteriorTally(vae.config.latent_dim)
+    latent_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
     times = [step / (config.num_times - 1) for step in range(config.num_times)]
     reconstruction = ReconstructionTally(vae, dit, times)
-    posterior_accuracy, prior_accuracy = (
-        TokenAccuracyTally(seq_len, block_tokens),
-        TokenAccuracyTally(seq_len, block_tokens),
+    posterior_accuracy = TokenAccuracyTally(
+        functools.partial(posterior_tokens, vae), seq_len, block_tokens
     )
     drift = None if reference is None else DriftTally(reference.vae.encoder)
-    flow = (
-        None
-        if dit is None
-        else FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
+    flow = prior_accuracy = None
+    if dit is not None:
+        num_latents = seq_len // patch_size
+        flow = FlowTally(dit, num_latents, config.num_time_bins, config.seed)
+        decode_prior = functools.partial(
+            prior_tokens, vae, dit, num_steps=config.num_steps, seed=config.seed
+        )
+        prior_accuracy = TokenAccuracyTally(decode_prior, seq_len, block_tokens)
+    tallies = (
+        posterior,
+        tokens,
+        latent_map,
+        reconstruction,
+        drift,
+        flow,
+        posterior_accuracy,
+        prior_accuracy,
     )
     for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
-        for tally in (health, tokens, on_map, reconstruction, drift, flow):
+        for tally in tallies:
             if tally is not None:
                 tally.add(rows)
-        posterior_accuracy.add(rows, posterior_tokens(vae, rows))
-        if dit is not None:
-            prior_accuracy.add(rows, prior_tokens(vae, dit, rows, config.num_steps, config.seed))
         yield None
     yield LatentInspection(
-        num_rows=num_rows,
+        num_rows=min(config.num_rows, data.num_rows(VALIDATION)),
         num_tokens=tokens.uses.total(),
         block_size=None if dit is None else dit.config.block_size,
-        posterior=health.health(),
-        reconstruction=reconstruction.curve(),
-        posterior_accuracy=posterior_accuracy.hits(),
+        posterior=posterior.result(),
+        reconstruction=reconstruction.result(),
+        posterior_accuracy=posterior_accuracy.result(),
         majority_token_accuracy=tokens.majority_accuracy(),
-        chance_token_accuracy=tokens.chance_token_accuracy(),
-        map=on_map.map(),
-        drift=None if drift is None else drift.drift(),
-        flow=None if flow is None else flow.flow(),
-        prior_accuracy=None if dit is None else prior_accuracy.hits(),
+        chance_token_accuracy=tokens.chance_accuracy(),
+        map=latent_map.result(),
+        drift=None if drift is None else drift.result(),
+        flow=None if flow is None else flow.result(),
+        prior_accuracy=None if prior_accuracy is None else prior_accuracy.result(),
         history=None if flow is None else flow.history_use(),
     )
 

@@ -1,13 +1,10 @@
-"""Held-out rows with what every look at the latent space needs of them: posterior, sample and
-noise, always the same ones.
-"""
+"""Held-out rows with posterior, sample and noise, always the same ones, and passes over them."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from cola_train.config.inspection import InspectionConfig
@@ -15,7 +12,7 @@ from cola_train.data.batch import Batch, validation_batches
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
-from cola_train.flow import euler_step
+from cola_train.flow import integrate
 from cola_train.models.attention.masks import (
     document_positions,
     packed,
@@ -30,26 +27,38 @@ from cola_train.objectives.objective import documents_of
 from cola_train.randomness import Purpose
 from cola_train.solvers import time_grid
 
+Latents = Float[Tensor, "batch latents channels"]
+Documents = Int[Tensor, "batch latents"]
+
 # Logits that are held at a time: 256 MB in fp32.
 _MOST_LOGITS = 2**26
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentRows:
-    """Some rows."""
+    """A batch of held-out rows in latent space."""
 
     batch: Batch
     posterior: Posterior
-    z_0: Float[Tensor, "batch latents channels"]  # a sample of the posterior
-    z_1: Float[Tensor, "batch latents channels"]  # N(0, I)
+    z_0: Latents  # a sample of the posterior
+    z_1: Latents  # N(0, I)
     counted: Bool[Tensor, "batch latents"]  # False where all tokens are padding
-    document: Int[Tensor, "batch latents"] | None  # None where a row is one sequence
+    document: Documents | None  # None where a row is one sequence
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.batch.loss_mask.sum())
+
+    def select(self, values: Latents) -> Float64[Tensor, "counted channels"]:
+        """The values of latents that count, on the CPU."""
+        return values[self.counted].double().cpu()
 
 
 def latent_rows(
     vae: TextVAE, data: PreparedData, config: InspectionConfig, mask_documents: bool = False
 ) -> Iterator[LatentRows]:
-    """Held-out rows, some at a time, on the VAE's device; their draws are addressed by row.
+    """Held-out rows in batches on the VAE's device; their draws are addressed by row.
 
     With `mask_documents` documents of a row are kept apart.
     """
@@ -73,16 +82,13 @@ def latent_rows(
 def likeliest_tokens(
     vae: TextVAE, hidden: Float[Tensor, "batch seq dim"]
 ) -> Int[Tensor, "batch seq"]:
-    """The likeliest token at each position; a large vocabulary's logits are never held all at
-    once.
-    """
+    """The likeliest token at each position, without holding all logits at once."""
     parts = hidden.flatten(0, 1).split(max(1, _MOST_LOGITS // vae.config.vocab_size))
-    return torch.cat([vae.decoder.head(part).argmax(-1) for part in parts]).unflatten(
-        0, hidden.shape[:2]
-    )
+    tokens = torch.cat([vae.decoder.head(part).argmax(-1) for part in parts])
+    return tokens.unflatten(0, hidden.shape[:2])
 
 
-def same_time(z: Float[Tensor, "batch latents channels"], t: float) -> Times:
+def same_time(z: Latents, t: float) -> Times:
     """Time t at every position, and 0 for clean history."""
     return Times(
         torch.tensor([t, 0.0], device=z.device),
@@ -91,33 +97,27 @@ def same_time(z: Float[Tensor, "batch latents channels"], t: float) -> Times:
 
 
 def transport_all_blocks(
-    dit: BlockCausalDiT,
-    history: Float[Tensor, "batch latents channels"],
-    z_1: Float[Tensor, "batch latents channels"],
-    document: Int[Tensor, "batch latents"] | None,
-    num_steps: int,
-) -> Float[Tensor, "batch latents channels"]:
-    """Each block by Euler steps from its noise in `z_1`, given the clean blocks of `history` before
-    it; no guidance.
+    dit: BlockCausalDiT, history: Latents, z_1: Latents, document: Documents | None, num_steps: int
+) -> Latents:
+    """Each block by Euler steps from its noise in `z_1`, without guidance; all at once.
 
-    What the sampler would give for each block if all before it had been given, in as many passes as
-    for one block.
+    A block attends to the clean blocks of `history` before it: the result is the sampler's, had
+    these been its prompt.
     """
-    z = z_1
-    for t, t_next in itertools.pairwise(time_grid(num_steps)):
-        z = euler_step(z, dit.velocity(z, history, same_time(z, t), document), t, t_next)
-    return z
+    times = time_grid(num_steps)
+
+    def velocity(z: Tensor, place: int) -> Tensor:
+        return dit.velocity(z, history, same_time(z, times[place]), document)
+
+    return integrate(velocity, z_1, num_steps, "euler")
 
 
 def decode_after_history(
-    vae: TextVAE,
-    history: Float[Tensor, "batch latents channels"],
-    blocks: Float[Tensor, "batch latents channels"],
-    document: Int[Tensor, "batch latents"] | None,
-    block_size: int,
+    vae: TextVAE, history: Latents, blocks: Latents, document: Documents | None, block_size: int
 ) -> Int[Tensor, "batch seq"]:
-    """The likeliest tokens of each of `blocks`, the decoder being given the blocks of `history`
-    before it; one packed pass.
+    """The likeliest tokens of each of `blocks` after the blocks of `history` before it.
+
+    One packed pass of the decoder: noised blocks first, as in training.
     """
     num_latents, device = history.shape[1], history.device
     num_clean = num_latents - block_size

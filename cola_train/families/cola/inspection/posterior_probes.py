@@ -1,6 +1,4 @@
-"""What the VAE's posterior holds: scale against noise, active units, divergences, drift from
-another encoder, a map.
-"""
+"""What the VAE's posterior holds: signal and noise, active units, divergences, drift, a map."""
 
 import dataclasses
 import math
@@ -10,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from jaxtyping import Float64
-from torch import Tensor
 
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.cola.inspection.latent_rows import LatentRows
@@ -26,8 +23,7 @@ _NUM_LABELS = 8
 
 @dataclasses.dataclass(frozen=True)
 class PosteriorHealth:
-    """Of q(z_0 | x) over latents that count; lists have an entry per channel, divergences are nats
-    per latent.
+    """q(z_0 | x) over latents that count; lists have an entry per channel, KL is nats per latent.
 
     log_snr: log(mean(mu^2) / mean(sigma^2)) over all channels (method, section 1), and of each
         channel alone.
@@ -49,7 +45,7 @@ class PosteriorHealth:
 
     @property
     def active_units_share(self) -> float:
-        """Of all channels."""
+        """Active units over all channels."""
         return self.active_units / len(self.kl_per_channel)
 
 
@@ -57,27 +53,20 @@ class PosteriorTally:
     """Adds up what PosteriorHealth is computed from."""
 
     def __init__(self, channels: int) -> None:
-        self.mean, self.square, self.variance, self.logvar, self.kl = torch.zeros(
-            5, channels, dtype=torch.float64
-        )
+        # mean, its square, variance, log-variance and KL, by channel
+        self.sums = torch.zeros(5, channels, dtype=torch.float64)
         self.latents = self.tokens = 0
 
     def add(self, rows: LatentRows) -> None:
-        """Add some rows."""
-        mean, logvar = (_counted(x, rows) for x in (rows.posterior.mean, rows.posterior.logvar))
-        self.mean += mean.sum(0)
-        self.square += mean.square().sum(0)
-        self.variance += logvar.exp().sum(0)
-        self.logvar += logvar.sum(0)
-        self.kl += _per_channel(rows, None)
+        mean, logvar = rows.select(rows.posterior.mean), rows.select(rows.posterior.logvar)
+        kl = _by_channel(rows, rows.posterior).kl_to_standard_normal()
+        values = (mean, mean.square(), logvar.exp(), logvar, kl)
+        self.sums += torch.stack([x.sum(0) for x in values])
         self.latents += len(mean)
-        self.tokens += int(rows.batch.loss_mask.sum())
+        self.tokens += rows.num_tokens
 
-    def health(self) -> PosteriorHealth:
-        """Of what was added."""
-        mean, square, variance, logvar, kl = (
-            x / self.latents for x in (self.mean, self.square, self.variance, self.logvar, self.kl)
-        )
+    def result(self) -> PosteriorHealth:
+        mean, square, variance, logvar, kl = self.sums / self.latents
         mean_variance = (square - mean.square()).clamp(min=0)
         z_variance = mean_variance + variance
         return PosteriorHealth(
@@ -85,7 +74,7 @@ class PosteriorTally:
                 math.log(float(square.mean() / variance.mean())) if square.any() else -math.inf
             ),
             active_units=int((mean_variance > ACTIVE_VARIANCE).sum()),
-            kl_nats_per_token=float(self.kl.sum()) / self.tokens,
+            kl_nats_per_token=float(self.sums[4].sum()) / self.tokens,
             log_snr_per_channel=(square / variance).log().tolist(),
             mean_variance_per_channel=mean_variance.tolist(),
             kl_per_channel=kl.tolist(),
@@ -114,49 +103,34 @@ class DriftTally:
         self.latents = self.tokens = 0
 
     def add(self, rows: LatentRows) -> None:
-        """Add some rows."""
         other: Posterior = self.reference(rows.batch.tokens, rows.document)
-        mean, reference = (_counted(x, rows) for x in (rows.posterior.mean, other.mean))
-        self.kl += _per_channel(rows, other)
+        mean, reference = rows.select(rows.posterior.mean), rows.select(other.mean)
+        self.kl += _by_channel(rows, rows.posterior).kl_to(_by_channel(rows, other)).sum(0)
         self.square += float((mean - reference).square().mean(-1).sum())
         self.cosine += float(torch.cosine_similarity(mean, reference, dim=-1).sum())
         self.latents += len(mean)
-        self.tokens += int(rows.batch.loss_mask.sum())
+        self.tokens += rows.num_tokens
 
-    def drift(self) -> Drift:
-        """Of what was added."""
+    def result(self) -> Drift:
         return Drift(
-            float(self.kl.sum()) / self.tokens,
-            math.sqrt(self.square / self.latents),
-            self.cosine / self.latents,
-            (self.kl / self.latents).tolist(),
+            kl_nats_per_token=float(self.kl.sum()) / self.tokens,
+            rms_change_of_means=math.sqrt(self.square / self.latents),
+            cosine_of_means=self.cosine / self.latents,
+            kl_per_channel=(self.kl / self.latents).tolist(),
         )
 
 
-def _counted(values: Tensor, rows: LatentRows) -> Tensor:
-    """(latents, channels), of latents that count, in fp64 on the CPU."""
-    return values[rows.counted].double().cpu()
+def _by_channel(rows: LatentRows, posterior: Posterior) -> Posterior:
+    """The posterior of latents that count, fp64, with each channel as a latent of its own.
 
-
-def _per_channel(rows: LatentRows, other: Posterior | None) -> Tensor:
-    """KL(q || other), or to N(0, I), added up over latents, per channel."""
-
-    def apart(posterior: Posterior) -> Posterior:
-        # A Posterior's divergences are summed over channels: each channel becomes a latent of its
-        # own.
-        return Posterior(
-            *(_counted(x, rows)[..., None] for x in (posterior.mean, posterior.logvar))
-        )
-
-    own = apart(rows.posterior)
-    return (own.kl_to_standard_normal() if other is None else own.kl_to(apart(other))).sum(0)
+    A Posterior's divergences are summed over channels: these are then (latents, channels).
+    """
+    return Posterior(*(rows.select(x)[..., None] for x in (posterior.mean, posterior.logvar)))
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentMap:
-    """Posterior means on their two principal axes, with the kind of the token that each is of (its
-    first, if of several).
-    """
+    """Posterior means on their two principal axes, with the kind of each one's first token."""
 
     x: list[float]
     y: list[float]
@@ -176,7 +150,7 @@ class MapTally:
         self.kinds: list[str] = []
 
     def add(self, rows: LatentRows) -> None:
-        """Add some rows, as far as there is room."""
+        """Add a batch of rows, as far as there is room."""
         for tokens, counted, means in zip(
             rows.batch.tokens.tolist(), rows.counted, rows.posterior.mean, strict=True
         ):
@@ -190,7 +164,7 @@ class MapTally:
             self.tokens += [tokens[place] for place in first]
             self.kinds += [kinds[place] for place in first]
 
-    def map(self) -> LatentMap:
+    def result(self) -> LatentMap:
         """Principal components of what was kept."""
         means = np.concatenate(self.means)
         centred = means - means.mean(0)
@@ -205,31 +179,33 @@ class MapTally:
             x, y = places[tokens == token].mean(0).tolist()
             common.append((self.tokenizer.decode([token], special_tokens=True), x, y))
         return LatentMap(
-            np.round(places[:, 0], 4).tolist(),
-            np.round(places[:, 1], 4).tolist(),
-            list(self.kinds),
-            (float(shares[0]), float(shares[1])),
-            common,
+            x=np.round(places[:, 0], 4).tolist(),
+            y=np.round(places[:, 1], 4).tolist(),
+            kind=list(self.kinds),
+            variance_shares=(float(shares[0]), float(shares[1])),
+            common_tokens=common,
         )
 
 
 def token_kinds(tokens: Sequence[int], tokenizer: Tokenizer) -> list[str]:
-    """The kind of each token of a text: a word starts at a letter or digit that no other stands
-    directly before.
+    """The kind of each token of a text.
+
+    A word starts at a letter or digit that no other stands directly before.
     """
     kinds, before = [], ""
     for token in tokens:
         text = tokenizer.decode([token])
         bare = text.strip()
         if text == "":
-            kinds.append("special")
+            kind = "special"
         elif bare == "":
-            kinds.append("blank")
+            kind = "blank"
         elif not bare[0].isalnum() and bare[0] != "\ufffd":
-            kinds.append("punctuation")
+            kind = "punctuation"
+        elif text[0] == bare[0] and before[-1:].isalnum():
+            kind = "inside a word"
         else:
-            kinds.append(
-                "inside a word" if text[0] == bare[0] and before[-1:].isalnum() else "word start"
-            )
+            kind = "word start"
+        kinds.append(kind)
         before = text
     return kinds

@@ -1,14 +1,15 @@
-"""What prior and decoder make of latents: reconstruction under noise, hits, flow matching by time
-and place, use of history.
+"""What prior and decoder make of latents.
+
+Reconstruction under noise, token accuracy, flow matching by time and place, use of history.
 """
 
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cola_train.families.cola.config import FlowConfig
@@ -23,7 +24,7 @@ from cola_train.families.cola.inspection.latent_rows import (
 from cola_train.families.cola.inspection.tally import Tally
 from cola_train.families.cola.vae_losses import standard_normal_latents
 from cola_train.flow import gaussian_baseline, interpolate, velocity_target
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose
 
@@ -34,9 +35,10 @@ _FLOW = FlowConfig(time_distribution="uniform", timestep_per="block", prompt_blo
 
 @dataclasses.dataclass(frozen=True)
 class ReconstructionCurve:
-    """Share of true tokens among the likeliest of p(x | z) against the noise time t of z, all
-    latents of a row being noised
-    (the paper's Figure 13)."""
+    """Share of true tokens among the likeliest of p(x | z) by the noise time t of z (Figure 13).
+
+    All latents of a row are noised alike.
+    """
 
     times: list[float]
     noised: list[float]  # z = z_t = (1 - t) z_0 + t z_1, as it is
@@ -52,27 +54,20 @@ class ReconstructionTally:
         self.noised, self.denoised = Tally(len(times)), Tally(len(times))
 
     def add(self, rows: LatentRows) -> None:
-        """Add some rows."""
         for place, t in enumerate(self.times):
             z_t = interpolate(rows.z_0, rows.z_1, torch.tensor(t, device=rows.z_0.device))
             self._decode(self.noised, rows, z_t, place)
             if self.dit is not None:
-                self._decode(
-                    self.denoised,
-                    rows,
-                    z_t - t * self.dit.velocity(z_t, rows.z_0, same_time(z_t, t), rows.document),
-                    place,
-                )
+                v = self.dit.velocity(z_t, rows.z_0, same_time(z_t, t), rows.document)
+                self._decode(self.denoised, rows, z_t - t * v, place)
 
     def _decode(self, tally: Tally, rows: LatentRows, z: Tensor, place: int) -> None:
         right = likeliest_tokens(self.vae, self.vae.decoder(z, rows.document)) == rows.batch.tokens
         tally.add(right, rows.batch.loss_mask, torch.tensor(place, device=right.device))
 
-    def curve(self) -> ReconstructionCurve:
-        """Of what was added."""
-        return ReconstructionCurve(
-            self.times, self.noised.means(), None if self.dit is None else self.denoised.means()
-        )
+    def result(self) -> ReconstructionCurve:
+        denoised = None if self.dit is None else self.denoised.means()
+        return ReconstructionCurve(self.times, self.noised.means(), denoised)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,22 +80,26 @@ class TokenAccuracy:
 
 
 class TokenAccuracyTally:
-    """Adds up TokenAccuracy."""
+    """Adds up the TokenAccuracy of what `decode` gives for rows."""
 
-    def __init__(self, num_tokens: int, block_tokens: int) -> None:
-        """Of rows of `num_tokens` in blocks of `block_tokens`."""
+    def __init__(
+        self,
+        decode: Callable[[LatentRows], Int[Tensor, "batch seq"]],
+        num_tokens: int,
+        block_tokens: int,
+    ) -> None:
+        """Rows have `num_tokens`, in blocks of `block_tokens`."""
+        self.decode = decode
         place = torch.arange(num_tokens)
         self.block, self.position = place // block_tokens, place % block_tokens
         self.blocks, self.positions = Tally(num_tokens // block_tokens), Tally(block_tokens)
 
-    def add(self, rows: LatentRows, found: Int[Tensor, "batch seq"]) -> None:
-        """Add what was decoded for some rows."""
-        right, counted = found == rows.batch.tokens, rows.batch.loss_mask
-        self.blocks.add(right, counted, self.block.to(found.device))
-        self.positions.add(right, counted, self.position.to(found.device))
+    def add(self, rows: LatentRows) -> None:
+        right, counted = self.decode(rows) == rows.batch.tokens, rows.batch.loss_mask
+        self.blocks.add(right, counted, self.block.to(right.device))
+        self.positions.add(right, counted, self.position.to(right.device))
 
-    def hits(self) -> TokenAccuracy:
-        """Of what was added."""
+    def result(self) -> TokenAccuracy:
         return TokenAccuracy(self.blocks.mean(), self.blocks.means(), self.positions.means())
 
 
@@ -111,30 +110,29 @@ class TokenTally:
         self.uses: Counter[int] = Counter()
 
     def add(self, rows: LatentRows) -> None:
-        """Add some rows."""
         self.uses.update(rows.batch.tokens[rows.batch.loss_mask].tolist())
 
     def majority_accuracy(self) -> float:
         """What always saying the commonest token hits."""
         return max(self.uses.values()) / self.uses.total()
 
-    def chance_token_accuracy(self) -> float:
+    def chance_accuracy(self) -> float:
         """What drawing tokens by their frequencies hits: the sum of squared shares."""
         return sum((uses / self.uses.total()) ** 2 for uses in self.uses.values())
 
 
 def posterior_tokens(vae: TextVAE, rows: LatentRows) -> Int[Tensor, "batch seq"]:
-    """What the decoder says to posterior samples."""
+    """What the decoder makes of posterior samples."""
     return likeliest_tokens(vae, vae.decoder(rows.z_0, rows.document))
 
 
 def prior_tokens(
     vae: TextVAE, dit: BlockCausalDiT, rows: LatentRows, num_steps: int, seed: int
 ) -> Int[Tensor, "batch seq"]:
-    """What the decoder says to blocks that the prior transports from noise, both given the true
-    blocks before.
+    """What the decoder makes of blocks that the prior transports from noise.
 
-    History is posterior means, as a prompt's is to the sampler; guidance is 1.
+    Prior and decoder are given the true blocks before: posterior means, as a prompt's are to the
+    sampler; guidance is 1.
     """
     history = rows.posterior.mean
     noise = standard_normal_latents(seed, Purpose.SAMPLER_NOISE, rows.batch, *history.shape[1:])
@@ -144,11 +142,11 @@ def prior_tokens(
 
 @dataclasses.dataclass(frozen=True)
 class FlowByPlace:
-    """The flow-matching loss, the mean of (v - (z_1 - z_0))^2 over latents and channels, at times
-    uniform in [0, 1], one a block.
+    """The flow-matching loss at times that are uniform in [0, 1], one for each block.
 
-    Beside it the loss of the best predictor that knows only each channel's mean and variance, at
-    these very times (flow.gaussian_baseline).
+    The mean of (v - (z_1 - z_0))^2 over latents and channels; beside it the loss of the best
+    predictor that knows only each channel's mean and variance, at these very times
+    (flow.gaussian_baseline).
     """
 
     loss: float
@@ -162,10 +160,10 @@ class FlowByPlace:
 
 @dataclasses.dataclass(frozen=True)
 class HistoryUse:
-    """Flow-matching losses of blocks that have a history, with the true one, one of another row,
-    and none, on the same noise.
+    """Flow-matching losses of blocks with their true history, another row's, and none.
 
-    Gains are over the true history, paired by row; above 0 the prior uses what comes before.
+    The noise is the same. Gains are over the true history, paired by row; above 0 the prior uses
+    what comes before.
     """
 
     true_history: float
@@ -183,7 +181,7 @@ class FlowTally:
     def __init__(
         self, dit: BlockCausalDiT, num_latents: int, num_time_bins: int, seed: int
     ) -> None:
-        """Of rows of `num_latents`."""
+        """Rows have `num_latents` latents each."""
         self.dit, self.seed, self.num_bins = dit, seed, num_time_bins
         self.num_blocks = num_latents // dit.config.block_size
         self.by_time, self.by_block = Tally(num_time_bins), Tally(self.num_blocks)
@@ -195,75 +193,62 @@ class FlowTally:
         self.last: Tensor | None = None  # z_0 of the row before this batch
 
     def add(self, rows: LatentRows) -> None:
-        """Add some rows; the first ones must be two or more."""
+        """Add a batch of rows; the first one must have two or more."""
         block_size = self.dit.config.block_size
         draws = flow_draws(_FLOW, rows.batch.sample_index, self.num_blocks, block_size, self.seed)
         times = position_times(draws, block_size, _FLOW)
         t = draws.t.repeat_interleave(block_size, dim=1)
         block = (torch.arange(t.shape[1], device=t.device) // block_size).expand_as(t)
-        error = self._errors(rows, rows.z_0, times, t)
-        # The largest draw is below 1, but a product may round up.
-        self.by_time.add(
-            error, rows.counted, (t * self.num_bins).long().clamp(max=self.num_bins - 1)
-        )
+        z_t = interpolate(rows.z_0, rows.z_1, t[..., None])
+        target = velocity_target(rows.z_0, rows.z_1)
+
+        def errors(history: Tensor, sees_history: Tensor | None = None) -> Tensor:
+            velocity = self.dit.velocity(z_t, history, times, rows.document, sees_history)
+            return (velocity - target).square().mean(-1)
+
+        error = errors(rows.z_0)
+        self.by_time.add(error, rows.counted, self._bin(t))
         self.by_block.add(error, rows.counted, block)
         self.times.append(torch.stack([t[rows.counted], block[rows.counted].float()]).cpu())
-        z_0 = rows.z_0[rows.counted].double().cpu()
+        z_0 = rows.select(rows.z_0)
         self.sums += torch.stack([z_0.sum(0), z_0.square().sum(0)])
-        self._compare_histories(rows, times, t, error)
-
-    def _errors(
-        self,
-        rows: LatentRows,
-        history: Float[Tensor, "batch latents channels"],
-        times: Times,
-        t: Float[Tensor, "batch latents"],
-        sees_history: Bool[Tensor, "batch latents"] | None = None,
-    ) -> Float[Tensor, "batch latents"]:
-        z_t = interpolate(rows.z_0, rows.z_1, t[..., None])
-        velocity = self.dit.velocity(z_t, history, times, rows.document, sees_history)
-        return (velocity - velocity_target(rows.z_0, rows.z_1)).square().mean(-1)
-
-    def _compare_histories(
-        self, rows: LatentRows, times: Times, t: Tensor, with_true: Tensor
-    ) -> None:
         if self.num_blocks == 1:
             return
         # Each row gets the history of the row before it, across batches; the very first one that of
         # the second.
         before = rows.z_0[1:2] if self.last is None else self.last
         self.last = rows.z_0[-1:]
-        with_shuffled = self._errors(rows, torch.cat([before, rows.z_0[:-1]]), times, t)
-        with_none = self._errors(rows, rows.z_0, times, t, torch.zeros_like(rows.counted))
+        with_shuffled = errors(torch.cat([before, rows.z_0[:-1]]))
+        with_none = errors(rows.z_0, torch.zeros_like(rows.counted))
         counted = rows.counted.clone()
-        counted[:, : self.dit.config.block_size] = False
-        sums = [
-            (error.double() * counted).sum(1) for error in (with_true, with_shuffled, with_none)
-        ]
+        counted[:, :block_size] = False
+        sums = [(loss.double() * counted).sum(1) for loss in (error, with_shuffled, with_none)]
         self.rows.append(torch.stack([*sums, counted.sum(1).double()]).cpu())
 
-    def flow(self) -> FlowByPlace:
-        """Of what was added."""
+    def _bin(self, t: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
+        # The largest draw is below 1, but a product may round up.
+        return (t * self.num_bins).long().clamp(max=self.num_bins - 1)
+
+    def result(self) -> FlowByPlace:
         t, block = torch.cat(self.times, dim=1)
         mean, square = self.sums / t.shape[0]
-        variance = square - mean.square()
-        bins = (t * self.num_bins).long().clamp(max=self.num_bins - 1)
+        variance, bins = square - mean.square(), self._bin(t)
 
-        def bound(chosen: Tensor) -> float:
-            return gaussian_baseline(variance, t[chosen])
+        def bounds(group: Tensor, size: int) -> list[float]:
+            return [gaussian_baseline(variance, t[group == number]) for number in range(size)]
 
         return FlowByPlace(
-            self.by_time.mean(),
-            gaussian_baseline(variance, t),
-            [number / self.num_bins for number in range(self.num_bins + 1)],
-            self.by_time.means(),
-            [bound(bins == number) for number in range(self.num_bins)],
-            self.by_block.means(),
-            [bound(block == number) for number in range(self.num_blocks)],
+            loss=self.by_time.mean(),
+            bound=gaussian_baseline(variance, t),
+            time_bins=[number / self.num_bins for number in range(self.num_bins + 1)],
+            loss_by_time=self.by_time.means(),
+            baseline_by_time=bounds(bins, self.num_bins),
+            loss_by_block=self.by_block.means(),
+            baseline_by_block=bounds(block, self.num_blocks),
         )
 
     def history_use(self) -> HistoryUse | None:
-        """Of what was added; None where rows are of one block, which has no history."""
+        """The three losses and the gains; None where a row is one block, without a history."""
         if self.num_blocks == 1:
             return None
         true, shuffled, none, count = torch.cat(self.rows, dim=1)
@@ -272,16 +257,18 @@ class FlowTally:
             float(true.sum()) / total,
             float(shuffled.sum()) / total,
             float(none.sum()) / total,
-            *_paired_gain(shuffled - true, count),
-            *_paired_gain(none - true, count),
+            *paired_gain(shuffled - true, count),
+            *paired_gain(none - true, count),
         )
 
 
-def _paired_gain(
+def paired_gain(
     difference: Float[Tensor, " rows"], count: Float[Tensor, " rows"]
 ) -> tuple[float, float]:
-    """Mean difference per latent, and its standard error over rows (of a ratio of sums, to first
-    order).
+    """Mean difference per latent, and its standard error over rows.
+
+    `difference` is each row's sum over `count` latents; the error is that of a ratio of sums, to
+    first order.
     """
     gain = float(difference.sum() / count.sum())
     rest = difference - gain * count

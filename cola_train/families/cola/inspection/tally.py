@@ -8,9 +8,7 @@ from torch import Tensor
 
 
 class Tally:
-    """Weighted means of values, apart for each of `size` groups; in fp64, so that the order of
-    batches is not seen.
-    """
+    """The mean of values for each of `size` groups, in fp64: the order of batches is not seen."""
 
     def __init__(self, size: int) -> None:
         self.total = torch.zeros(size, dtype=torch.float64)
@@ -19,15 +17,13 @@ class Tally:
     def add(
         self,
         values: Float[Tensor, "*shape"] | Bool[Tensor, "*shape"],
-        weights: Bool[Tensor, "*shape"],
+        counted: Bool[Tensor, "*shape"],
         group: Tensor,
     ) -> None:
-        """Add `values` where `weights` is True; `group`, of a shape that broadcasts to theirs, says
-        to which mean each belongs.
-        """
-        at: Int[Tensor, " chosen"] = group.expand_as(values)[weights]
+        """Add `values` where `counted`, each to the mean that `group` (broadcast) names."""
+        at: Int[Tensor, " chosen"] = group.expand_as(values)[counted]
         size = self.total.shape[0]
-        self.total += torch.bincount(at, weights=values[weights].double(), minlength=size).cpu()
+        self.total += torch.bincount(at, weights=values[counted].double(), minlength=size).cpu()
         self.count += torch.bincount(at, minlength=size).cpu()
 
     def means(self) -> list[float]:
@@ -35,6 +31,6 @@ class Tally:
         return (self.total / self.count).tolist()
 
     def mean(self) -> float:
-        """Of all groups together."""
+        """The mean over all groups together; NaN if nothing was added."""
         count = float(self.count.sum())
         return float(self.total.sum()) / count if count else math.nan

@@ -32,7 +32,7 @@ from cola_train.families.cola.inspection.posterior_probes import (
     PosteriorTally,
     token_kinds,
 )
-from cola_train.families.cola.inspection.prior_probes import FlowTally, _paired_gain, prior_tokens
+from cola_train.families.cola.inspection.prior_probes import FlowTally, paired_gain, prior_tokens
 from cola_train.families.cola.inspection.tally import Tally
 from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
 from cola_train.flow import interpolate, velocity_target
@@ -119,9 +119,9 @@ def test_a_channel_that_ignores_the_text_is_no_active_unit_and_tells_nothing() -
     whole.add(by_hand(mean, logvar, counted))
     for row in range(2):
         parts.add(by_hand(mean[row : row + 1], logvar[row : row + 1], counted[row : row + 1]))
-    health = whole.health()
+    health = whole.result()
     for name, value in dataclasses.asdict(health).items():
-        assert getattr(parts.health(), name) == pytest.approx(value)
+        assert getattr(parts.result(), name) == pytest.approx(value)
     real, variance = mean[counted].double(), logvar[0, 0].double().exp()
     assert (health.active_units, health.active_units_share) == (2, pytest.approx(2 / 3))
     assert health.mean_variance_per_channel == pytest.approx(
@@ -148,13 +148,13 @@ def test_drift_is_none_from_itself_and_else_that_of_two_normals() -> None:
         same.add(rows)
         drift.add(rows)
         p, q = (network.encode(rows.batch.tokens) for network in (vae, other))
-    assert dataclasses.astuple(same.drift()) == (0.0, 0.0, pytest.approx(1.0), [0.0] * CHANNELS)
+    assert dataclasses.astuple(same.result()) == (0.0, 0.0, pytest.approx(1.0), [0.0] * CHANNELS)
     normals = (
         Normal(x.mean[rows.counted].double(), (0.5 * x.logvar[rows.counted].double()).exp())
         for x in (p, q)
     )
     kl = kl_divergence(*normals)
-    found = drift.drift()
+    found = drift.result()
     assert found.kl_per_channel == pytest.approx(kl.mean(0).tolist())
     assert found.kl_nats_per_token == pytest.approx(float(kl.sum(-1).mean()))
     change = (p.mean - q.mean)[rows.counted]
@@ -277,7 +277,7 @@ def test_losses_by_time_block_and_history_are_those_of_a_loop_over_rows_and_bloc
             else:
                 v = dit.velocity(interpolate(z_0, z_1, t), history, times)
             losses[name] = (v - velocity_target(z_0, z_1)).square().mean(-1)
-    found = tally.flow()
+    found = tally.result()
     for block in range(8):
         at = slice(4 * block, 4 * block + 4)
         assert found.loss_by_block[block] == pytest.approx(
@@ -317,7 +317,7 @@ def test_a_prior_that_ignores_history_gains_nothing_from_it(data: PreparedData) 
 
 def test_the_standard_error_of_a_gain_is_that_of_a_mean_where_rows_are_alike() -> None:
     gains = torch.randn(40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    gain, error = _paired_gain(5 * gains, torch.full((40,), 5.0, dtype=torch.float64))
+    gain, error = paired_gain(5 * gains, torch.full((40,), 5.0, dtype=torch.float64))
     assert (gain, error) == (
         pytest.approx(float(gains.mean())),
         pytest.approx(float(gains.std()) / 40**0.5),
@@ -327,7 +327,7 @@ def test_the_standard_error_of_a_gain_is_that_of_a_mean_where_rows_are_alike() -
     total = count * (1 + gains)
     chosen = np.random.default_rng(0).integers(0, 40, (4000, 40))
     ratios = total.numpy()[chosen].sum(1) / count.numpy()[chosen].sum(1)
-    assert _paired_gain(total, count)[1] == pytest.approx(ratios.std(), rel=0.15)
+    assert paired_gain(total, count)[1] == pytest.approx(ratios.std(), rel=0.15)
 
 
 def test_a_map_of_points_in_a_plane_keeps_their_distances() -> None:
@@ -339,7 +339,7 @@ def test_a_map_of_points_in_a_plane_keeps_their_distances() -> None:
     counted[0, 10:] = False
     tally = MapTally(25, tiny_tokenizer(), 1)
     tally.add(by_hand(mean, torch.zeros_like(mean), counted))
-    found = tally.map()
+    found = tally.result()
     kept = torch.cat([points[0, :10], points[1, :15]])
     assert torch.allclose(
         torch.pdist(torch.tensor([found.x, found.y]).T), torch.pdist(kept), atol=1e-3
