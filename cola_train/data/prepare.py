@@ -31,8 +31,8 @@ from cola_train.data.prepared import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     TOKENIZER_FILE,
-    Manifest,
     PreparedData,
+    PreparedManifest,
 )
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
 from cola_train.data.tokenizer import Tokenizer
@@ -63,7 +63,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
         splits, num_empty = _write_splits(folder, config, tokenizer)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
         names = [name(split) for split in splits for name in (tokens_file, documents_file)]
-        manifest = Manifest(
+        manifest = PreparedManifest(
             format_version=FORMAT_VERSION,
             vocab_size=tokenizer.vocab_size,
             eos_token_id=tokenizer.eos_token_id,
@@ -87,7 +87,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
 
 
 def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    # With the content of the sources, everything that the bytes depend on; names as in Manifest.
+    # With the content of the sources, all that the bytes depend on; names as in PreparedManifest.
     return {
         "seq_len": config.seq_len,
         "document_alignment": config.document_alignment,

@@ -23,7 +23,7 @@ FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class PreparedManifest:
     """What a prepared folder holds and what it was made from."""
 
     format_version: int
@@ -49,7 +49,7 @@ class Manifest:
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Manifest":
+    def from_json(cls, text: str) -> "PreparedManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
         values: dict[str, Any] = json.loads(text)
         values["splits"] = {
@@ -64,7 +64,7 @@ class PreparedData:
     out).
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: PreparedManifest) -> None:
         """Use `open`, which checks the folder first."""
         self.folder = folder
         self.manifest = manifest
@@ -103,7 +103,7 @@ class PreparedData:
                     f"{path} has format_version {version!r}; this version of cola-train reads "
                     f"{FORMAT_VERSION}. Prepare the data again.",
                 )
-                manifest = Manifest.from_json(text)
+                manifest = PreparedManifest.from_json(text)
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:

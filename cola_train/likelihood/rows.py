@@ -17,7 +17,7 @@ _STRIDE = 2**34 // MOST_SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ScoredRow:
     """Tokens whose likelihood is asked for.
 
     Attributes:
@@ -64,7 +64,7 @@ def draws_at(
     draw: Callable[..., Tensor],
     seed: int,
     purpose: Purpose,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     draws: Sequence[Draw],
     count: int,
     device: torch.device,

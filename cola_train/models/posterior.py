@@ -1,6 +1,4 @@
-"""The diagonal Gaussian q_phi(z0 | x) over normalized latents: draw, entropy, divergences. Every
-figure in nats.
-"""
+"""The diagonal Gaussian q_phi(z0 | x) over normalized latents: draw, entropy, divergences, nats."""
 
 import dataclasses
 import math
@@ -26,9 +24,7 @@ class Posterior:
         return self.mean + torch.exp(0.5 * self.logvar) * eps
 
     def with_log_snr(self, log_snr: float) -> "Posterior":
-        """The posterior of a fixed logSNR: sigma^2 = exp(-logSNR), since E[mu^2] = 1 (method,
-        section 1).
-        """
+        """With a fixed logSNR: sigma^2 = exp(-logSNR), since E[mu^2] = 1 (method, section 1)."""
         return Posterior(self.mean, torch.full_like(self.logvar, -log_snr))
 
     def kl_to_standard_normal(self) -> Float[Tensor, "batch latents"]:

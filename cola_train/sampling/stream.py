@@ -17,7 +17,7 @@ Noise = Callable[[int, int], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class GeneratedPart:
     """What one pass of a generation adds to one text: new ids, and for Cola DLM the latents of
     their block.
     """
@@ -29,7 +29,7 @@ class Part:
 class Generation(Protocol):
     """Texts in flight, one a row."""
 
-    def next_parts(self) -> list[Part]:
+    def next_parts(self) -> list[GeneratedPart]:
         """Go on with every row."""
         ...
 
@@ -50,7 +50,7 @@ class Text:
     tokens: list[int] = dataclasses.field(default_factory=list)
     latents: list[Tensor] = dataclasses.field(default_factory=list)
 
-    def add(self, part: Part) -> None:
+    def add(self, part: GeneratedPart) -> None:
         """Append a part."""
         self.tokens += part.tokens
         if part.latents is not None:

@@ -19,7 +19,7 @@ from cola_train.config.settings import require
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.likelihood.estimator import Estimator
 from cola_train.likelihood.importance import LogWeights, elbo, iwae
-from cola_train.likelihood.rows import Draw, Row, batches
+from cola_train.likelihood.rows import Draw, ScoredRow, batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RowLikelihood:
 
 
 def log_likelihoods(
-    checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig
+    checkpoint: Checkpoint, rows: Sequence[ScoredRow], config: LikelihoodConfig
 ) -> list[RowLikelihood]:
     """The likelihood of each row, in order; see `log_likelihoods_stream`."""
     found = dict(log_likelihoods_stream(checkpoint, rows, config))
@@ -54,7 +54,7 @@ def log_likelihoods(
 
 
 def log_likelihoods_stream(
-    checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig
+    checkpoint: Checkpoint, rows: Sequence[ScoredRow], config: LikelihoodConfig
 ) -> Iterator[tuple[int, RowLikelihood]]:
     """(place in `rows`, its likelihood) as soon as it is there, the longest rows first.
 
@@ -67,9 +67,9 @@ def log_likelihoods_stream(
     """
     _check(checkpoint, rows)
     texts: dict[tuple[object, ...], int] = {}
-    wanted: list[Row] = []
+    wanted: list[ScoredRow] = []
 
-    def place_of(row: Row) -> int:
+    def place_of(row: ScoredRow) -> int:
         identity = (
             tuple(row.tokens),
             row.key,
@@ -146,7 +146,7 @@ def conditional_scores(
         UserError: as `log_likelihoods`.
     """
     rows = [
-        Row([*prompt, *continuation], key, given=len(prompt))
+        ScoredRow([*prompt, *continuation], key, given=len(prompt))
         for (prompt, continuation), key in zip(pairs, keys, strict=True)
     ]
     return [found.log_p for found in log_likelihoods(checkpoint, rows, config)]
@@ -180,16 +180,16 @@ def _result(
     )
 
 
-def _given_part(row: Row) -> Row:
+def _given_part(row: ScoredRow) -> ScoredRow:
     documents = None if row.documents is None else row.documents[: row.given]
-    return Row(row.tokens[: row.given], row.key, documents)
+    return ScoredRow(row.tokens[: row.given], row.key, documents)
 
 
-def _num_scored(checkpoint: Checkpoint, row: Row) -> int:
+def _num_scored(checkpoint: Checkpoint, row: ScoredRow) -> int:
     return sum(token != checkpoint.tokenizer.pad_token_id for token in row.tokens[row.given :])
 
 
-def _check(checkpoint: Checkpoint, rows: Sequence[Row]) -> None:
+def _check(checkpoint: Checkpoint, rows: Sequence[ScoredRow]) -> None:
     vocab_size = checkpoint.vocab_size
     for number, row in enumerate(rows):
         require(

@@ -25,7 +25,7 @@ from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likel
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
 from cola_train.files import read_jsonl, write_atomically
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,9 @@ def _rate(nats: np.ndarray, tokens: np.ndarray) -> Rate:
     )
 
 
-def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool) -> list[Row]:
+def held_out_rows(
+    data: PreparedData, num_rows: int | None, mask_documents: bool
+) -> list[ScoredRow]:
     """The first held-out rows, as training's validation sees them and with its addresses of draws;
     null takes all.
     """
@@ -145,7 +147,7 @@ def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool
     for number in range(count if num_rows is None else min(num_rows, count)):
         tokens, documents = data.row(VALIDATION, number)
         rows.append(
-            Row(
+            ScoredRow(
                 tokens.tolist(),
                 VALIDATION_SAMPLE_OFFSET + number,
                 documents.tolist() if mask_documents else None,
@@ -154,7 +156,7 @@ def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool
     return rows
 
 
-def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[str, Any]]]:
+def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[ScoredRow], list[dict[str, Any]]]:
     """Rows of a JSON-lines file, {"text": ...} or {"prompt": ..., "continuation": ...} a line; also
     the objects.
 
@@ -165,7 +167,7 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[s
         UserError: no such file, not UTF-8, a bad line (its number is given), nothing to score in
             one, or no line at all.
     """
-    rows: list[Row] = []
+    rows: list[ScoredRow] = []
     records = []
     for where, record in read_jsonl(path, "texts"):
         prompt, text = _parts(record, where)
@@ -176,7 +178,7 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[s
             "is empty.",
         )
         given = tokenizer.encode(prompt)
-        rows.append(Row([*given, *ids], key=len(rows), given=len(given)))
+        rows.append(ScoredRow([*given, *ids], key=len(rows), given=len(given)))
         records.append(record)
     return rows, records
 
@@ -264,7 +266,7 @@ def measure(
     )
 
 
-def _warn_if_long(rows: Sequence[Row], trained_seq_len: int | None) -> None:
+def _warn_if_long(rows: Sequence[ScoredRow], trained_seq_len: int | None) -> None:
     long = [
         len(row.tokens)
         for row in rows

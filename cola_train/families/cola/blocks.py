@@ -20,7 +20,7 @@ from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
-from cola_train.sampling.stream import Noise, Part
+from cola_train.sampling.stream import GeneratedPart, Noise
 from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
@@ -224,7 +224,7 @@ class BlockGeneration:
         """Which latents of the next block are generated; the others are a prompt's."""
         return ~self._rows.pinned
 
-    def next_parts(self) -> list[Part]:
+    def next_parts(self) -> list[GeneratedPart]:
         """`next_block`, by row, without what belongs to a prompt."""
         opening = [
             (prefix.known_tokens, prefix.known_latents) if done == 0 else (0, 0)
@@ -233,7 +233,7 @@ class BlockGeneration:
         block = self.next_block()
         latents = block.latents.cpu()
         return [
-            Part(tokens[known_tokens:], latents[row, known_latents:])
+            GeneratedPart(tokens[known_tokens:], latents[row, known_latents:])
             for row, (tokens, (known_tokens, known_latents)) in enumerate(
                 zip(block.tokens.tolist(), opening, strict=True)
             )

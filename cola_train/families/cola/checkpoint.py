@@ -29,7 +29,7 @@ from cola_train.families.cola.generation_flops import generation_work
 from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import LikelihoodKind
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 from cola_train.models.config import check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -213,7 +213,7 @@ class ColaCheckpoint(Checkpoint):
             f"ODE by {config.solver}, {tolerance}; {config.divergence} divergence"
         )
 
-    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> LatentWeights:
+    def likelihood(self, rows: Sequence[ScoredRow], config: LikelihoodConfig) -> LatentWeights:
         """The ELBO's and IWAE's importance weights."""
         dit = self.prior("likelihood")
         return LatentWeights(self.vae, dit, self.tokenizer, rows, config)
