@@ -1,6 +1,4 @@
-"""The order of training rows: a keyed permutation of each epoch, computed position by position,
-with no table.
-"""
+"""The order of training rows: each epoch a keyed permutation, computed per position, no table."""
 
 from typing import overload
 
@@ -35,9 +33,8 @@ def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int 
             f"row_index needs num_rows >= 1 and position >= 0, not {num_rows} and {position}"
         )
     epoch, index = np.divmod(positions.ravel(), num_rows)
-    rows = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed).astype(
-        np.int64
-    )
+    permuted = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed)
+    rows = permuted.astype(np.int64)
     return int(rows[0]) if np.ndim(position) == 0 else rows.reshape(positions.shape)
 
 
@@ -74,9 +71,7 @@ def _feistel(
 
 
 def _mix(value: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """SplitMix64's finalizer: a bijection of 64 bits in which every input bit moves every output
-    bit.
-    """
+    """SplitMix64's finalizer: a 64-bit bijection; every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     mixed: UInt64[np.ndarray, " n"] = value ^ (value >> np.uint64(31))

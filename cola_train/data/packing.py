@@ -1,6 +1,4 @@
-"""Documents to one stream of ids a split: the held-out choice, the separator, the alignment, and
-the files of a split.
-"""
+"""Documents to one stream of ids per split: held-out choice, separator, alignment, files."""
 
 import array
 import dataclasses
@@ -24,21 +22,17 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def tokens_file(split: str) -> str:
-    """The file of a split's rows, one after the other."""
+    """The file of a split's rows, laid end to end."""
     return f"{split}.tokens.bin"
 
 
 def documents_file(split: str) -> str:
-    """The file of the positions, in the split's rows laid end to end, where documents start:
-    ascending "<u8".
-    """
+    """The file of the positions in a split's tokens where documents start: ascending "<u8"."""
     return f"{split}.documents.bin"
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a document belongs to validation: by its text alone, so adding files moves no
-    document across.
-    """
+    """Whether a document is for validation: by its text alone, so added files move no document."""
     if share == 0:
         return False
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
@@ -47,7 +41,7 @@ def is_held_out(text: str, share: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedDocuments:
-    """The documents of one split out of one batch, in order."""
+    """The documents of one split in one batch, in order."""
 
     tokens: UInt[np.ndarray, " tokens"]
     lengths: UInt64[np.ndarray, " documents"]  # separator and padding included
@@ -55,7 +49,7 @@ class EncodedDocuments:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Texts to ids and splits; travels to other processes."""
+    """Texts to ids and splits; is pickled to other processes."""
 
     tokenizer: Tokenizer
     held_out_share: float
@@ -85,10 +79,11 @@ class Encoder:
         arrays = {
             split: np.frombuffer(ids, dtype=np.uint32).astype(dtype) for split, ids in flat.items()
         }
-        if (
-            sum(int((a == eos).sum()) for a in arrays.values()) != len(texts)
-            or sum(int((a == pad).sum()) for a in arrays.values()) != num_padding
-        ):
+
+        def occurrences(token: int) -> int:
+            return sum(int((ids == token).sum()) for ids in arrays.values())
+
+        if occurrences(eos) != len(texts) or occurrences(pad) != num_padding:
             raise UserError(
                 f"The tokenizer turns plain text of a document into its separator (id {eos}) or "
                 f"padding (id {pad}); use one that encodes special tokens written in text as "
@@ -138,11 +133,9 @@ class SplitWriter:
             file.truncate(kept * self._dtype.itemsize)
         with self._documents as file:
             file.flush()
-            starts = (
-                np.memmap(file.name, dtype="<u8", mode="r")
-                if self.num_documents
-                else np.zeros(0, dtype="<u8")
-            )
+            starts = np.zeros(0, dtype="<u8")
+            if self.num_documents:  # an empty file cannot be mapped
+                starts = np.memmap(file.name, dtype="<u8", mode="r")
             # The key must have the array's own type, or numpy converts the whole array to floating
             # point first.
             num_documents = int(np.searchsorted(starts, np.uint64(kept)))

@@ -45,31 +45,28 @@ class PreparedManifest:
     files: dict[str, int]  # name -> bytes
 
     def to_json(self) -> str:
-        """As written to manifest.json."""
+        """The text of manifest.json."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PreparedManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
         values: dict[str, Any] = json.loads(text)
-        values["splits"] = {
-            name: SplitCounts(**counts) for name, counts in values["splits"].items()
-        }
+        splits = values["splits"].items()
+        values["splits"] = {name: SplitCounts(**counts) for name, counts in splits}
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
         return cls(**values)
 
 
 class PreparedData:
-    """Rows of `seq_len` token ids by split ("train", and "validation" if some documents were held
-    out).
+    """Rows of `seq_len` token ids by split: "train", and "validation" if documents were held out.
+
+    Use `open`, which checks the folder first.
     """
 
     def __init__(self, folder: Path, manifest: PreparedManifest) -> None:
-        """Use `open`, which checks the folder first."""
-        self.folder = folder
-        self.manifest = manifest
-        self._tokens = {}
-        self._document_starts = {}
+        self.folder, self.manifest = folder, manifest
+        self._tokens, self._document_starts = {}, {}
         for split in manifest.splits:
             self._tokens[split] = _mapped(folder / tokens_file(split), manifest.token_dtype)
             self._document_starts[split] = _mapped(folder / documents_file(split), "<u8")
@@ -107,9 +104,8 @@ class PreparedData:
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"{path} is damaged ({type(error).__name__}: {error}). {again}"
-                ) from error
+                what = f"{type(error).__name__}: {error}"
+                raise UserError(f"{path} is damaged ({what}). {again}") from error
             for name, size in manifest.files.items():
                 file = folder / name
                 require(file.is_file(), f"{folder} is damaged: {name} is missing. {again}")
@@ -143,7 +139,7 @@ class PreparedData:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The folder's rows, documents and vocabulary in one line, for people."""
         splits = ", ".join(
             f"{name}: {counts.num_rows:,} rows of {counts.num_documents:,} documents"
             for name, counts in self.manifest.splits.items()
@@ -161,11 +157,7 @@ class PreparedData:
     def row(
         self, split: str, index: int
     ) -> tuple[Int64[np.ndarray, " seq"], Int64[np.ndarray, " seq"]]:
-        """One row.
-
-        Returns:
-            The token ids, and for each token the number of its document, counted from 0 in each
-            row.
+        """The token ids of a row, and each token's document, numbered from 0 in each row.
 
         Raises:
             IndexError: no such row.
@@ -180,9 +172,8 @@ class PreparedData:
         starts = self._document_starts[split]
         # The keys must have the array's own type, or numpy converts the whole array to floating
         # point first.
-        first, last = np.searchsorted(
-            starts, np.array([start + 1, start + seq_len], dtype=np.uint64)
-        )
+        keys = np.array([start + 1, start + seq_len], dtype=np.uint64)
+        first, last = np.searchsorted(starts, keys)
         begins = np.zeros(seq_len, dtype=np.int64)
         begins[starts[first:last].astype(np.int64) - start] = 1
         return tokens, np.cumsum(begins)
@@ -192,8 +183,7 @@ class PreparedData:
 
         Args:
             data: the run's data settings.
-            tokenizer_sha256: of the tokenizer that the run's model was made with; None if it has
-                none yet.
+            tokenizer_sha256: of the tokenizer of the run's model; None if it has none yet.
 
         Raises:
             UserError: another seq_len, or another tokenizer.

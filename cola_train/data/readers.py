@@ -1,9 +1,8 @@
-"""One file to its documents, in order, holding one document (parquet: one batch of rows) in memory
-at a time.
-"""
+"""One file to its documents in order; memory holds one document (parquet: one batch of rows)."""
 
 import contextlib
 import gzip
+import itertools
 import json
 import lzma
 import zlib
@@ -21,28 +20,32 @@ _PARQUET_BATCH_ROWS = 256
 
 def suffix_of(path: Path) -> str | None:
     """Which of `SUFFIXES` a file name ends in, upper case tolerated; None if in none."""
-    matches = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
-    return matches[0] if matches else None
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def read_file(
     path: Path, text_column: str, documents: Literal["paragraph", "file"]
 ) -> Iterator[str]:
-    """The documents of one file; an empty string stands for a document without text, so that the
-    caller can count it.
+    """The documents of one file; one without text is an empty string, so that it can be counted.
 
     Raises:
-        UserError: unreadable or damaged file, invalid UTF-8, bad JSON, or no such column; with the
+        UserError: unreadable or damaged file, invalid UTF-8, bad JSON, or no such column; names the
             place in the file.
     """
     suffix = suffix_of(path)
-    with read_errors_explained(path), _damage_explained(path):
-        if suffix == ".parquet":
-            yield from _parquet(path, text_column)
-        elif suffix is not None and suffix.startswith(".jsonl"):
-            yield from _jsonl(path, text_column)
-        else:
-            yield from _paragraphs(path) if documents == "paragraph" else _whole_file(path)
+    with read_errors_explained(path):
+        try:
+            if suffix == ".parquet":
+                yield from _parquet(path, text_column)
+            elif suffix is not None and suffix.startswith(".jsonl"):
+                yield from _jsonl(path, text_column)
+            else:
+                yield from _paragraphs(path) if documents == "paragraph" else _whole_file(path)
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise UserError(
+                f"{path} cannot be decompressed ({error}): truncated or damaged; fetch or make it "
+                "again."
+            ) from error
 
 
 def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
@@ -71,7 +74,7 @@ def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
 
 
 def missing_column(column: str, columns: Mapping[str, Any] | list[str], place: str) -> str:
-    """The message about a text column that does not exist."""
+    """The error message about a text column that does not exist."""
     hint = nearest(column, columns) if columns else "it has no columns at all"
     return f"{place}: there is no column '{column}' (corpus.text_column); {hint}"
 
@@ -85,21 +88,8 @@ def _open(path: Path) -> contextlib.AbstractContextManager[Iterable[bytes]]:
     return path.open("rb")
 
 
-@contextlib.contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path} cannot be decompressed ({error}): truncated or damaged; fetch or make it "
-            "again."
-        ) from error
-
-
 def _lines(path: Path) -> Iterator[str]:
-    r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting bytes at "\n" never cuts a UTF-8
-    character.
-    """
+    r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting at "\n" never cuts a UTF-8 character."""
     offset = 0
     with _open(path) as file:
         for raw in file:
@@ -120,21 +110,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
-    lines: list[str] = []
-    for line in _lines(path):
-        if line.strip():
-            lines.append(line)
-        elif lines:
+    for has_text, lines in itertools.groupby(_lines(path), key=lambda line: bool(line.strip())):
+        if has_text:
             yield "".join(lines).rstrip()
-            lines = []
-    if lines:
-        yield "".join(lines).rstrip()
 
 
 def _whole_file(path: Path) -> Iterator[str]:
-    lines = list(_lines(path))
-    first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
-    yield "".join(lines[first:]).rstrip()
+    yield "".join(itertools.dropwhile(lambda line: not line.strip(), _lines(path))).rstrip()
 
 
 def _jsonl(path: Path, column: str) -> Iterator[str]:
@@ -163,22 +145,19 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             if column not in file.schema_arrow.names:
                 raise UserError(missing_column(column, file.schema_arrow.names, str(path)))
-            row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=[column]):
-                for value in batch.column(0):
-                    yield text_of({column: _string(value, path, row)}, column, f"{path}, row {row}")
-                    row += 1
+            batches = file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=[column])
+            values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
+            for row, value in enumerate(values):
+                place = f"{path}, row {row}"
+                try:
+                    text = value.as_py()
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{place} is not valid UTF-8 at byte {error.start} of its text "
+                        f"({error.reason})."
+                    ) from None
+                yield text_of({column: text}, column, place)
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{path} is not a readable parquet file ({error}); fetch or make it again."
         ) from error
-
-
-def _string(value: Any, path: Path, row: int) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, row {row} is not valid UTF-8 at byte {error.start} of its text "
-            f"({error.reason})."
-        ) from None

@@ -1,6 +1,4 @@
-"""Text to token ids and back: one `tokenizer.json` file, and the training of a byte-level BPE of
-one's own.
-"""
+"""Text to token ids and back by a `tokenizer.json` file, and the training of a byte-level BPE."""
 
 import functools
 import hashlib
@@ -29,9 +27,7 @@ DOLMA2_PATTERN = (
 
 
 class Tokenizer:
-    """A `tokenizer.json` of the `tokenizers` library that has an end-of-text and a padding
-    token.
-    """
+    """A `tokenizer.json` of the `tokenizers` library with an end-of-text and a padding token."""
 
     def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
         """Read the bytes of a tokenizer.json; `origin` names them in errors.
@@ -58,8 +54,7 @@ class Tokenizer:
         )
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
-        # Another process parses the file again: what the library pickles is the same text, made
-        # anew.
+        # Another process parses the file again: what the library pickles is the same text anew.
         return Tokenizer, (self._content, self._origin)
 
     @classmethod
@@ -88,7 +83,7 @@ class Tokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file's bytes, in hexadecimal."""
+        """The sha256 of the file's bytes, in hexadecimal."""
         return hashlib.sha256(self._content).hexdigest()
 
     @functools.cached_property
@@ -98,17 +93,17 @@ class Tokenizer:
 
     @property
     def eos_token_id(self) -> int:
-        """Ends every document."""
+        """The id that ends every document."""
         return self._id(EOS_TOKEN)
 
     @property
     def pad_token_id(self) -> int:
-        """Fills; carries no loss."""
+        """The id that fills rows and alignment; it carries no loss."""
         return self._id(PAD_TOKEN)
 
     @property
     def im_end_token_id(self) -> int | None:
-        """Ends a chat turn; None if the tokenizer has no such token."""
+        """The id that ends a chat turn; None if the tokenizer has no such token."""
         return None if self._tokenizer.token_to_id(IM_END_TOKEN) is None else self._id(IM_END_TOKEN)
 
     def _id(self, token: str) -> int:
@@ -121,22 +116,16 @@ class Tokenizer:
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_document(self, text: str) -> list[int]:
-        """Ids of a corpus document: special tokens written in the text are plain text, so a corpus
-        cannot forge a separator.
-        """
+        """Ids of a corpus document: special tokens in it are plain text; none can be forged."""
         # One text a call: the library spreads a batch of several over all cores, whatever number of
-        # processes was asked for, and
-        # on one core larger batches are no faster. `encode` also works out where each token stands,
-        # which costs a quarter more.
-        ids: list[int] = self.library_for_documents.encode_batch_fast(
-            [text], add_special_tokens=False
-        )[0].ids
+        # processes was asked for, and on one core larger batches are no faster. `encode` also works
+        # out where each token stands, which costs a quarter more.
+        encode = self.library_for_documents.encode_batch_fast
+        ids: list[int] = encode([text], add_special_tokens=False)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """The text of ids; special tokens are left out, or with `special_tokens` written as they
-        are called.
-        """
+        """The text of ids; special tokens are left out, or written with `special_tokens`."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
 
     def save(self, path: str | Path) -> bool:
@@ -163,9 +152,14 @@ class Tokenizer:
         write_atomically(path, self._content)
         return True
 
+    def save_and_say(self, path: str | Path, what: str) -> None:
+        """Save, and tell the user whether it was written, `what` it is, and its sha256."""
+        done = "Wrote" if self.save(path) else "Already there, nothing to do:"
+        say(f"{done} {path}: {what}, sha256 {self.sha256}.")
+
     @functools.cached_property
     def library_for_documents(self) -> tokenizers.Tokenizer:
-        """The library's own object, set so that special tokens written in a text are plain text."""
+        """The library's object, set so that special tokens written in a text are plain text."""
         return self._claim(special_tokens_are_text=True)
 
     @functools.cached_property
@@ -173,8 +167,8 @@ class Tokenizer:
         return self._claim(special_tokens_are_text=False)
 
     def _claim(self, *, special_tokens_are_text: bool) -> tokenizers.Tokenizer:
-        # The library keeps this switch on its object. Most programs need one of its positions; who
-        # needs both parses again, which takes a large vocabulary some tenths of a second.
+        # The library keeps this switch on its object. Most programs need only one of its positions;
+        # one that needs both parses again, some tenths of a second for a large vocabulary.
         tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self._content)
         tokenizer.encode_special_tokens = special_tokens_are_text
         return tokenizer
@@ -191,8 +185,8 @@ def _parse(content: bytes) -> tokenizers.Tokenizer:
 def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
     """Learn a byte-level BPE and write it to `config.out`. The same corpus gives the same bytes.
 
-    Fewer than `config.vocab_size` ids result if the corpus has no more pairs to merge; the message
-    says so.
+    A corpus with no more pairs to merge gives fewer than `config.vocab_size` ids; the message says
+    so.
 
     Raises:
         UserError: an empty corpus, a source that cannot be read, or an output that exists with
@@ -212,32 +206,23 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    documents = (text for text in read_documents(config.corpus) if text)
-    first = next(documents, "")
-    require(
-        first != "",
-        "The corpus has no text to learn merges from: every document is empty; check "
-        "corpus.inputs.",
-    )
-    num_documents = 1
+    num_documents = 0
 
-    def counted() -> Iterator[str]:
+    def documents() -> Iterator[str]:
         nonlocal num_documents
-        yield first
-        for text in documents:
+        for text in filter(None, read_documents(config.corpus)):
             num_documents += 1
             yield text
 
-    tokenizer.train_from_iterator(counted(), trainer)
+    tokenizer.train_from_iterator(documents(), trainer)
+    require(
+        num_documents > 0,
+        "The corpus has no text to learn merges from: every document is empty; check "
+        "corpus.inputs.",
+    )
     result = Tokenizer(tokenizer.to_str().encode("utf-8"), config.out)
-    written = result.save(config.out)
-    complete = result.vocab_size == config.vocab_size
-    short = (
-        "" if complete else f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
-    )
-    say(
-        f"{'Wrote' if written else 'Already there, nothing to do:'} {config.out}: "
-        f"{result.vocab_size} ids{short}, learnt from {num_documents} documents, sha256 "
-        f"{result.sha256}."
-    )
+    ids = f"{result.vocab_size} ids"
+    if result.vocab_size != config.vocab_size:
+        ids += f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
+    result.save_and_say(config.out, f"{ids}, learnt from {num_documents} documents")
     return result
