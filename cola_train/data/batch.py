@@ -43,7 +43,7 @@ class PackedRows(Dataset[Batch]):
 
 
 class ValidationRows(Dataset[Batch]):
-    """Batches by lists of row numbers; those from `num_rows` on are copies without loss, to fill."""
+    """Batches by lists of row numbers; from `num_rows` on, copies without loss that only fill."""
 
     def __init__(self, prepared: PreparedData, num_rows: int) -> None:
         self._prepared = prepared
