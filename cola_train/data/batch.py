@@ -16,6 +16,8 @@ from cola_train.data.prepared import PreparedData
 VALIDATION_SAMPLE_OFFSET = 1 << 62
 """Validation samples are numbered from here: they share no randomness with training samples."""
 
+_Numbers = Int[np.ndarray, " batch"]
+
 
 class Batch(NamedTuple):
     """Rows of packed documents."""
@@ -68,8 +70,8 @@ def validation_batches(
 def _read(
     prepared: PreparedData,
     split: str,
-    rows: Int[np.ndarray, " batch"],
-    samples: Int[np.ndarray, " batch"],
+    rows: _Numbers,
+    samples: _Numbers,
     *,
     real: Bool[np.ndarray, " batch"],
 ) -> Batch:

@@ -5,6 +5,7 @@ from typing import overload
 import numpy as np
 from jaxtyping import UInt64
 
+_Words = UInt64[np.ndarray, " n"]
 _NUM_ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive multiples are far apart
 
@@ -38,9 +39,7 @@ def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int 
     return int(rows[0]) if np.ndim(position) == 0 else rows.reshape(positions.shape)
 
 
-def _permute(
-    index: UInt64[np.ndarray, " n"], epoch: UInt64[np.ndarray, " n"], num_rows: int, data_seed: int
-) -> UInt64[np.ndarray, " n"]:
+def _permute(index: _Words, epoch: _Words, num_rows: int, data_seed: int) -> _Words:
     # A Feistel network permutes the numbers of 2 x half_bits bits. Applying it again to whatever
     # falls outside [0, num_rows) ("cycle walking") permutes [0, num_rows): following a cycle of a
     # permutation from inside, one comes back inside.
@@ -58,9 +57,7 @@ def _permute(
     return result
 
 
-def _feistel(
-    value: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"], half_bits: int
-) -> UInt64[np.ndarray, " n"]:
+def _feistel(value: _Words, key: _Words, half_bits: int) -> _Words:
     bits = np.uint64(half_bits)
     mask = np.uint64((1 << half_bits) - 1)
     left, right = value >> bits, value & mask
@@ -70,9 +67,9 @@ def _feistel(
     return (left << bits) | right
 
 
-def _mix(value: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+def _mix(value: _Words) -> _Words:
     """SplitMix64's finalizer: a 64-bit bijection; every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: UInt64[np.ndarray, " n"] = value ^ (value >> np.uint64(31))
+    mixed: _Words = value ^ (value >> np.uint64(31))
     return mixed

@@ -76,12 +76,13 @@ class Encoder:
             flat[split].fromlist(ids)
             lengths[split].append(len(ids))
         dtype = token_dtype(self.tokenizer.vocab_size)
-        arrays = {
-            split: np.frombuffer(ids, dtype=np.uint32).astype(dtype) for split, ids in flat.items()
-        }
+        encoded = {}
+        for split, stored in flat.items():
+            tokens = np.frombuffer(stored, dtype=np.uint32).astype(dtype)
+            encoded[split] = EncodedDocuments(tokens, np.array(lengths[split], dtype=np.uint64))
 
         def occurrences(token: int) -> int:
-            return sum(int((ids == token).sum()) for ids in arrays.values())
+            return sum(int((documents.tokens == token).sum()) for documents in encoded.values())
 
         if occurrences(eos) != len(texts) or occurrences(pad) != num_padding:
             raise UserError(
@@ -89,10 +90,7 @@ class Encoder:
                 f"padding (id {pad}); use one that encodes special tokens written in text as "
                 "text, for example of `cola-train tokenizer olmo2`."
             )
-        return {
-            split: EncodedDocuments(arrays[split], np.array(lengths[split], dtype=np.uint64))
-            for split in arrays
-        }
+        return encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +108,10 @@ class SplitWriter:
 
     def __init__(self, folder: Path, split: str, seq_len: int, vocab_size: int) -> None:
         """Open the files of `split` in `folder` for writing."""
-        self._seq_len = seq_len
-        self._dtype = np.dtype(token_dtype(vocab_size))
+        self._seq_len, self._dtype = seq_len, np.dtype(token_dtype(vocab_size))
         self._tokens = (folder / tokens_file(split)).open("wb")
         self._documents = (folder / documents_file(split)).open("wb")
-        self.num_tokens = 0
-        self.num_documents = 0
+        self.num_tokens = self.num_documents = 0
 
     def append(self, encoded: EncodedDocuments) -> None:
         """Add documents at the end of the stream."""
@@ -127,8 +123,8 @@ class SplitWriter:
 
     def finish(self) -> SplitCounts:
         """Cut what fills no row, and close."""
-        num_rows = self.num_tokens // self._seq_len
-        kept = num_rows * self._seq_len
+        num_rows, dropped = divmod(self.num_tokens, self._seq_len)
+        kept = self.num_tokens - dropped
         with self._tokens as file:
             file.truncate(kept * self._dtype.itemsize)
         with self._documents as file:
@@ -140,7 +136,7 @@ class SplitWriter:
             # point first.
             num_documents = int(np.searchsorted(starts, np.uint64(kept)))
             file.truncate(num_documents * starts.itemsize)
-        return SplitCounts(num_rows, num_documents, kept, self.num_tokens - kept)
+        return SplitCounts(num_rows, num_documents, kept, dropped)
 
     def close(self) -> None:
         """Close the files as they are; harmless after `finish`."""

@@ -21,6 +21,8 @@ MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 FORMAT_VERSION = 1
 
+_Row = Int64[np.ndarray, " seq"]
+
 
 @dataclasses.dataclass(frozen=True)
 class PreparedManifest:
@@ -110,11 +112,8 @@ class PreparedData:
                 file = folder / name
                 require(file.is_file(), f"{folder} is damaged: {name} is missing. {again}")
                 found = file.stat().st_size
-                require(
-                    found == size,
-                    f"{folder} is damaged: {name} has {found} bytes, its manifest says {size}. "
-                    f"{again}",
-                )
+                sizes = f"{name} has {found} bytes, its manifest says {size}"
+                require(found == size, f"{folder} is damaged: {sizes}. {again}")
             return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -129,11 +128,11 @@ class PreparedData:
             UserError: the copy in the folder has been changed.
         """
         tokenizer = Tokenizer.load(self.folder / TOKENIZER_FILE)
+        sha256 = self.manifest.tokenizer_sha256
         require(
-            tokenizer.sha256 == self.manifest.tokenizer_sha256,
+            tokenizer.sha256 == sha256,
             f"{self.folder} is damaged: its {TOKENIZER_FILE} has sha256 {tokenizer.sha256}, its "
-            f"manifest says {self.manifest.tokenizer_sha256}. Put back the tokenizer it was "
-            "prepared with.",
+            f"manifest says {sha256}. Put back the tokenizer it was prepared with.",
         )
         return tokenizer
 
@@ -144,29 +143,22 @@ class PreparedData:
             f"{name}: {counts.num_rows:,} rows of {counts.num_documents:,} documents"
             for name, counts in self.manifest.splits.items()
         )
-        return (
-            f"{self.folder}: rows of {self.manifest.seq_len} tokens; {splits}; "
-            f"{self.manifest.vocab_size:,} ids"
-        )
+        seq_len, vocab_size = self.manifest.seq_len, self.manifest.vocab_size
+        return f"{self.folder}: rows of {seq_len} tokens; {splits}; {vocab_size:,} ids"
 
     def num_rows(self, split: str) -> int:
         """Rows of a split; 0 if there is no such split."""
-        counts = self.manifest.splits.get(split)
-        return 0 if counts is None else counts.num_rows
+        return self.manifest.splits[split].num_rows if split in self.manifest.splits else 0
 
-    def row(
-        self, split: str, index: int
-    ) -> tuple[Int64[np.ndarray, " seq"], Int64[np.ndarray, " seq"]]:
+    def row(self, split: str, index: int) -> tuple[_Row, _Row]:
         """The token ids of a row, and each token's document, numbered from 0 in each row.
 
         Raises:
             IndexError: no such row.
         """
-        if not 0 <= index < self.num_rows(split):
-            raise IndexError(
-                f"the split '{split}' has {self.num_rows(split)} rows, there is no row {index}"
-            )
-        seq_len = self.manifest.seq_len
+        num_rows, seq_len = self.num_rows(split), self.manifest.seq_len
+        if not 0 <= index < num_rows:
+            raise IndexError(f"the split '{split}' has {num_rows} rows, there is no row {index}")
         start = index * seq_len
         tokens = np.array(self._tokens[split][start : start + seq_len], dtype=np.int64)
         starts = self._document_starts[split]
@@ -179,28 +171,24 @@ class PreparedData:
         return tokens, np.cumsum(begins)
 
     def check_run(self, data: DataConfig, tokenizer_sha256: str | None) -> None:
-        """Refuse a run that does not fit the data.
+        """Refuse a run with another seq_len or another tokenizer than the data's by a UserError.
 
         Args:
             data: the run's data settings.
             tokenizer_sha256: of the tokenizer of the run's model; None if it has none yet.
-
-        Raises:
-            UserError: another seq_len, or another tokenizer.
         """
-        prepared = self.manifest
+        seq_len, sha256 = self.manifest.seq_len, self.manifest.tokenizer_sha256
         require(
-            data.seq_len == prepared.seq_len,
+            data.seq_len == seq_len,
             f"data.seq_len must be what the data was prepared with: {self.folder} has rows of "
-            f"{prepared.seq_len} tokens, the run asks for {data.seq_len}. Set "
-            f"data.seq_len={prepared.seq_len}, or prepare another folder with "
-            f"seq_len={data.seq_len}.",
+            f"{seq_len} tokens, the run asks for {data.seq_len}. Set data.seq_len={seq_len}, or "
+            f"prepare another folder with seq_len={data.seq_len}.",
         )
         require(
-            tokenizer_sha256 is None or tokenizer_sha256 == prepared.tokenizer_sha256,
+            tokenizer_sha256 in (None, sha256),
             f"The tokenizer of the run and of the data must be the same file: {self.folder} was "
-            f"prepared with sha256 {prepared.tokenizer_sha256}, the run has {tokenizer_sha256}. "
-            "Prepare the data again with the run's tokenizer.",
+            f"prepared with sha256 {sha256}, the run has {tokenizer_sha256}. Prepare the data "
+            "again with the run's tokenizer.",
         )
 
 

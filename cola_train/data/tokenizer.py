@@ -27,7 +27,11 @@ DOLMA2_PATTERN = (
 
 
 class Tokenizer:
-    """A `tokenizer.json` of the `tokenizers` library with an end-of-text and a padding token."""
+    """A `tokenizer.json` of the `tokenizers` library with an end-of-text and a padding token.
+
+    Attributes:
+        content: the bytes of the file.
+    """
 
     def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
         """Read the bytes of a tokenizer.json; `origin` names them in errors.
@@ -35,7 +39,7 @@ class Tokenizer:
         Raises:
             UserError: not a tokenizers file, or without `<|endoftext|>` or `<|pad|>`.
         """
-        self._content, self._origin = content, origin
+        self.content, self._origin = content, origin
         try:
             self._tokenizer = _parse(content)
         except Exception as error:  # the library raises bare Exception on anything it cannot read
@@ -44,9 +48,8 @@ class Tokenizer:
                 "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
             ) from error
         self._unclaimed = {"tokenizer": self._tokenizer}
-        missing = [
-            token for token in (EOS_TOKEN, PAD_TOKEN) if self._tokenizer.token_to_id(token) is None
-        ]
+        needed = (EOS_TOKEN, PAD_TOKEN)
+        missing = [token for token in needed if self._tokenizer.token_to_id(token) is None]
         require(
             not missing,
             f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
@@ -55,7 +58,7 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
         # Another process parses the file again: what the library pickles is the same text anew.
-        return Tokenizer, (self._content, self._origin)
+        return Tokenizer, (self.content, self._origin)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -76,15 +79,10 @@ class Tokenizer:
             content = file.read_bytes()
         return cls(content, str(file))
 
-    @property
-    def content(self) -> bytes:
-        """The bytes of the file."""
-        return self._content
-
     @functools.cached_property
     def sha256(self) -> str:
         """The sha256 of the file's bytes, in hexadecimal."""
-        return hashlib.sha256(self._content).hexdigest()
+        return hashlib.sha256(self.content).hexdigest()
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -104,12 +102,12 @@ class Tokenizer:
     @property
     def im_end_token_id(self) -> int | None:
         """The id that ends a chat turn; None if the tokenizer has no such token."""
-        return None if self._tokenizer.token_to_id(IM_END_TOKEN) is None else self._id(IM_END_TOKEN)
+        return self._tokenizer.token_to_id(IM_END_TOKEN)
 
     def _id(self, token: str) -> int:
         token_id = self._tokenizer.token_to_id(token)
         assert token_id is not None
-        return int(token_id)
+        return token_id
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt: special tokens written in the text are recognized; none are added."""
@@ -135,21 +133,20 @@ class Tokenizer:
             UserError: other content is there, or it cannot be written.
         """
         path = Path(path)
-        if path.is_dir():
-            raise UserError(
-                f"{path} is a folder; name the file to write, for example "
-                f"{path / 'tokenizer.json'}."
-            )
+        require(
+            not path.is_dir(),
+            f"{path} is a folder; name the file to write, for example {path / 'tokenizer.json'}.",
+        )
         if path.exists():
             with read_errors_explained(path):
-                same = path.read_bytes() == self._content
+                same = path.read_bytes() == self.content
             require(
                 same,
                 f"{path} already exists with other content, and is never overwritten; give another "
                 "path or delete it.",
             )
             return False
-        write_atomically(path, self._content)
+        write_atomically(path, self.content)
         return True
 
     def save_and_say(self, path: str | Path, what: str) -> None:
@@ -169,7 +166,7 @@ class Tokenizer:
     def _claim(self, *, special_tokens_are_text: bool) -> tokenizers.Tokenizer:
         # The library keeps this switch on its object. Most programs need only one of its positions;
         # one that needs both parses again, some tenths of a second for a large vocabulary.
-        tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self._content)
+        tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self.content)
         tokenizer.encode_special_tokens = special_tokens_are_text
         return tokenizer
 

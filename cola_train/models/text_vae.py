@@ -11,8 +11,11 @@ from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.blocks import Block, through_blocks
 from cola_train.models.config import TextVAEConfig
 from cola_train.models.layers import CosSin, apply_rope_half
-from cola_train.models.posterior import LOG_VARIANCE_RANGE, Posterior
+from cola_train.models.posterior import LOG_VARIANCE_RANGE, Latents, Posterior
 from cola_train.models.vocabulary_head import VocabularyHead
+
+Tokens = Int[Tensor, "batch seq"]
+Documents = Int[Tensor, "batch latents"] | None  # of each latent; None: attention crosses documents
 
 
 class TextVAEBlock(Block):
@@ -74,11 +77,7 @@ class TextVAEEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.encoder_num_blocks))
         self.final_layer = nn.Linear(config.dim, 2 * config.latent_dim, bias=config.bias)
 
-    def forward(
-        self,
-        tokens: Int[Tensor, "batch seq"],
-        document: Int[Tensor, "batch latents"] | None = None,
-    ) -> Posterior:
+    def forward(self, tokens: Tokens, document: Documents = None) -> Posterior:
         """Encode rows of latents x patch_size tokens; `document` keeps documents apart."""
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
@@ -106,8 +105,8 @@ class TextVAEDecoder(nn.Module):
 
     def forward(
         self,
-        z_0: Float[Tensor, "batch latents channels"],
-        document: Int[Tensor, "batch latents"] | None = None,
+        z_0: Latents,
+        document: Documents = None,
         positions: Int[Tensor, "#batch latents"] | None = None,
         attention: Attention | None = None,
     ) -> Float[Tensor, "batch seq dim"]:
@@ -141,19 +140,11 @@ class TextVAE(nn.Module):
         """The [mask] id of the BERT loss: the embedding's extra row."""
         return self.config.vocab_size
 
-    def encode(
-        self,
-        tokens: Int[Tensor, "batch seq"],
-        document: Int[Tensor, "batch latents"] | None = None,
-    ) -> Posterior:
+    def encode(self, tokens: Tokens, document: Documents = None) -> Posterior:
         """q_phi(z0 | x)."""
         return self.encoder(tokens, document)
 
-    def decode(
-        self,
-        z_0: Float[Tensor, "batch latents channels"],
-        document: Int[Tensor, "batch latents"] | None = None,
-    ) -> Float[Tensor, "batch seq vocab"]:
+    def decode(self, z_0: Latents, document: Documents = None) -> Float[Tensor, "batch seq vocab"]:
         """Logits of p_theta(x | z0), all positions in parallel."""
         return self.decoder.head(self.decoder(z_0, document))
 

@@ -58,8 +58,7 @@ class VocabularyHead(nn.Linear):
 
         Right: the target is the likeliest id; counted at positions of weight above 0.
         """
-        nats, right = self(hidden, targets, weights)
-        return nats, right
+        return self(hidden, targets, weights)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -126,15 +125,13 @@ class _HeadLoss(torch.autograd.Function):
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
         if not retained:
             ctx.gradients = None
-        scaled = [
-            None if kept is None else _scaled(kept, grad, in_place=not retained).to(dtype)
-            for kept, dtype in gradients
-        ]
+        scaled: list[Tensor | None] = []
+        for kept, dtype in gradients:
+            if kept is not None:
+                factor = grad.to(kept.dtype)
+                kept = (kept * factor if retained else kept.mul_(factor)).to(dtype)
+            scaled.append(kept)
         return *scaled, None, None, None, None
-
-
-def _scaled(kept: Tensor, grad: Tensor, *, in_place: bool) -> Tensor:
-    return kept.mul_(grad.to(kept.dtype)) if in_place else kept * grad.to(kept.dtype)
 
 
 def _add_losses(
