@@ -114,7 +114,7 @@ class Tokenizer:
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_document(self, text: str) -> list[int]:
-        """Ids of a corpus document: special tokens in it are plain text; none can be forged."""
+        """Ids of a corpus document; special tokens in it are plain text, so none can be forged."""
         # One text a call: the library spreads a batch of several over all cores, whatever number of
         # processes was asked for, and on one core larger batches are no faster. `encode` also works
         # out where each token stands, which costs a quarter more.

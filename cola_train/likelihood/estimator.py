@@ -23,8 +23,6 @@ class Estimator(Protocol):
 
     def width(self, row: int) -> int:
         """Tokens that the row at index `row` is computed with; a call's draws have one width."""
-        ...
 
     def __call__(self, draws: Sequence[Draw]) -> LogWeights | Float64[Tensor, " draws"]:
         """log w in its parts, or log p, of each draw, nats."""
-        ...

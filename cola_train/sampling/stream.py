@@ -27,15 +27,12 @@ class Generation(Protocol):
 
     def next_parts(self) -> list[GeneratedPart]:
         """Continue every row."""
-        ...
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these rows, moved up in their order."""
-        ...
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
         """Start further prompts in rows behind those in use."""
-        ...
 
 
 @dataclasses.dataclass

@@ -36,7 +36,6 @@ class Attention(Protocol):
 
     def layer(self, index: int) -> LayerAttention:
         """What layer `index` attends over."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
