@@ -54,8 +54,7 @@ def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
     Raises:
         UserError: no such column, not a string, or text that UTF-8 cannot write (a lone surrogate).
     """
-    if column not in record:
-        raise UserError(missing_column(column, record, place))
+    require_column(column, record, place)
     value = record[column]
     if value is None:
         return ""
@@ -73,10 +72,11 @@ def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
     return value if value.strip() else ""
 
 
-def missing_column(column: str, columns: Mapping[str, Any] | list[str], place: str) -> str:
-    """The error message about a text column that does not exist."""
-    hint = nearest(column, columns) if columns else "it has no columns at all"
-    return f"{place}: there is no column '{column}' (corpus.text_column); {hint}"
+def require_column(column: str, columns: Mapping[str, Any] | list[str], place: str) -> None:
+    """Refuse a text column that does not exist."""
+    if column not in columns:
+        hint = nearest(column, columns) if columns else "it has no columns at all"
+        raise UserError(f"{place}: there is no column '{column}' (corpus.text_column); {hint}")
 
 
 def _open(path: Path) -> contextlib.AbstractContextManager[Iterable[bytes]]:
@@ -93,8 +93,7 @@ def _lines(path: Path) -> Iterator[str]:
     offset = 0
     with _open(path) as file:
         for raw in file:
-            start = offset
-            offset += len(raw)
+            start, offset = offset, offset + len(raw)
             if start == 0 and raw.startswith(_BYTE_ORDER_MARK):
                 raw = raw.removeprefix(_BYTE_ORDER_MARK)
                 start = len(_BYTE_ORDER_MARK)
@@ -127,13 +126,10 @@ def _jsonl(path: Path, column: str) -> Iterator[str]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(
-                f"{place} is not valid JSON: {error}; every line must be one JSON object."
-            ) from None
-        require(
-            isinstance(record, dict),
-            f"{place} must be one JSON object, not a {type(record).__name__}.",
-        )
+            rule = "every line must be one JSON object"
+            raise UserError(f"{place} is not valid JSON: {error}; {rule}.") from None
+        found = type(record).__name__
+        require(isinstance(record, dict), f"{place} must be one JSON object, not a {found}.")
         yield text_of(record, column, place)
 
 
@@ -143,8 +139,7 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            if column not in file.schema_arrow.names:
-                raise UserError(missing_column(column, file.schema_arrow.names, str(path)))
+            require_column(column, file.schema_arrow.names, str(path))
             batches = file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=[column])
             values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
             for row, value in enumerate(values):

@@ -11,7 +11,7 @@ from typing import Any
 from cola_train.config.data import CorpusConfig
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import progress_bar
-from cola_train.data.readers import SUFFIXES, missing_column, read_file, suffix_of, text_of
+from cola_train.data.readers import SUFFIXES, read_file, require_column, suffix_of, text_of
 from cola_train.files import read_errors_explained
 
 
@@ -118,8 +118,8 @@ def _read_dataset(corpus: CorpusConfig) -> Iterator[str]:
     with _dataset_errors_explained(corpus):
         rows, column = _open_dataset(corpus), corpus.text_column
         place = f"The dataset {corpus.dataset}"
-        if rows.column_names is not None and column not in rows.column_names:
-            raise UserError(missing_column(column, rows.column_names, place))
+        if rows.column_names is not None:
+            require_column(column, rows.column_names, place)
         for number, row in enumerate(rows):
             yield text_of(row, column, f"{place}, row {number}")
 
