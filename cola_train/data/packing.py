@@ -58,8 +58,7 @@ class Encoder:
     def __call__(self, texts: Sequence[str]) -> dict[str, EncodedDocuments]:
         """Each document as its ids, then eos, then padding to the alignment; by split.
 
-        Raises:
-            UserError: the tokenizer makes its own separator or padding out of plain text.
+        A tokenizer that makes its separator or padding out of plain text is a UserError.
         """
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         # Numbers as they are stored, since a list of a batch's would be read once more; 32 bits

@@ -78,8 +78,7 @@ class PreparedData:
         """Open a prepared folder; reads the manifest and file sizes only.
 
         Raises:
-            UserError: no such folder, no or a damaged manifest, or a file whose size is not the
-                manifest's.
+            UserError: no such folder, no or a damaged manifest, or a file of another size.
         """
         folder = Path(folder)
         require(
@@ -122,11 +121,7 @@ class PreparedData:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the data was encoded with.
-
-        Raises:
-            UserError: the copy in the folder has been changed.
-        """
+        """The tokenizer that encoded the data; a UserError if the folder's copy was changed."""
         tokenizer = Tokenizer.load(self.folder / TOKENIZER_FILE)
         sha256 = self.manifest.tokenizer_sha256
         require(
@@ -151,11 +146,7 @@ class PreparedData:
         return self.manifest.splits[split].num_rows if split in self.manifest.splits else 0
 
     def row(self, split: str, index: int) -> tuple[_Row, _Row]:
-        """The token ids of a row, and each token's document, numbered from 0 in each row.
-
-        Raises:
-            IndexError: no such row.
-        """
+        """A row's token ids and their documents, numbered from 0 in each row; or an IndexError."""
         num_rows, seq_len = self.num_rows(split), self.manifest.seq_len
         if not 0 <= index < num_rows:
             raise IndexError(f"the split '{split}' has {num_rows} rows, there is no row {index}")

@@ -28,9 +28,7 @@ def read_file(
 ) -> Iterator[str]:
     """The documents of one file; one without text is an empty string, so that it can be counted.
 
-    Raises:
-        UserError: unreadable or damaged file, invalid UTF-8, bad JSON, or no such column; names the
-            place in the file.
+    A UserError names the place of damage, invalid UTF-8, bad JSON or a missing column.
     """
     suffix = suffix_of(path)
     with read_errors_explained(path):

@@ -55,8 +55,7 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
 def read_documents(corpus: CorpusConfig) -> Iterator[str]:
     """The documents in order; those without text are empty strings, so that they can be counted.
 
-    Raises:
-        UserError: a missing, unreadable or malformed source; names the file and the place in it.
+    A UserError names the file and the place in it where a source is missing or malformed.
     """
     if corpus.dataset is not None:
         yield from _read_dataset(corpus)
@@ -68,8 +67,7 @@ def read_documents(corpus: CorpusConfig) -> Iterator[str]:
 def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
     """The sha256 of every file of the corpus in reading order, or a hosted dataset's fingerprint.
 
-    Raises:
-        UserError: a missing or unreadable source.
+    A missing or unreadable source is a UserError.
     """
     if corpus.dataset is None:
         inputs = expand_inputs(corpus.inputs)
@@ -80,8 +78,7 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
         return _hash_files([(p, p.relative_to(folder).as_posix(), "dataset") for p in paths])
     with _dataset_errors_explained(corpus):
         builder = _builder(corpus)
-        # The builder's hash covers the repository's revision and the files that the name resolves
-        # to.
+        # The builder's hash covers the repository's revision and the files that the name means.
         identity = (corpus.dataset, corpus.dataset_config, corpus.dataset_split, builder.hash)
     sha256 = hashlib.sha256("\n".join(map(str, identity)).encode("utf-8")).hexdigest()
     return [SourceHash(corpus.dataset, "dataset", sha256)]

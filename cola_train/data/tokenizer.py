@@ -4,6 +4,7 @@ import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -31,14 +32,13 @@ class Tokenizer:
 
     Attributes:
         content: the bytes of the file.
+        eos_token_id: ends every document.
+        pad_token_id: fills rows and alignment; carries no loss.
+        im_end_token_id: ends a chat turn; None if the tokenizer has no such token.
     """
 
     def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
-        """Read the bytes of a tokenizer.json; `origin` names them in errors.
-
-        Raises:
-            UserError: not a tokenizers file, or without `<|endoftext|>` or `<|pad|>`.
-        """
+        """Read a tokenizer.json, or raise a UserError that names `origin` if it is not usable."""
         self.content, self._origin = content, origin
         try:
             self._tokenizer = _parse(content)
@@ -48,13 +48,15 @@ class Tokenizer:
                 "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
             ) from error
         self._unclaimed = {"tokenizer": self._tokenizer}
-        needed = (EOS_TOKEN, PAD_TOKEN)
-        missing = [token for token in needed if self._tokenizer.token_to_id(token) is None]
+        ids = {token: self._tokenizer.token_to_id(token) for token in TRAINED_SPECIAL_TOKENS}
+        missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if ids[token] is None]
         require(
             not missing,
             f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
             "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`.",
         )
+        self.eos_token_id, self.pad_token_id = cast(int, ids[EOS_TOKEN]), cast(int, ids[PAD_TOKEN])
+        self.im_end_token_id = ids[IM_END_TOKEN]
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
         # Another process parses the file again: what the library pickles is the same text anew.
@@ -65,8 +67,7 @@ class Tokenizer:
         """Load a tokenizer.json file, or the one in a folder.
 
         Raises:
-            UserError: missing, unreadable, not a tokenizers file, or without `<|endoftext|>` or
-                `<|pad|>`.
+            UserError: missing, unreadable, no tokenizers file, no `<|endoftext|>` or no `<|pad|>`.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -89,26 +90,6 @@ class Tokenizer:
         """The largest id + 1: rows an embedding needs, gaps in the ids included."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
-    @property
-    def eos_token_id(self) -> int:
-        """The id that ends every document."""
-        return self._id(EOS_TOKEN)
-
-    @property
-    def pad_token_id(self) -> int:
-        """The id that fills rows and alignment; it carries no loss."""
-        return self._id(PAD_TOKEN)
-
-    @property
-    def im_end_token_id(self) -> int | None:
-        """The id that ends a chat turn; None if the tokenizer has no such token."""
-        return self._tokenizer.token_to_id(IM_END_TOKEN)
-
-    def _id(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
-        assert token_id is not None
-        return token_id
-
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt: special tokens written in the text are recognized; none are added."""
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
@@ -129,8 +110,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> bool:
         """Write a byte-identical copy atomically; False if the same content is there already.
 
-        Raises:
-            UserError: other content is there, or it cannot be written.
+        Other content there, or a place that cannot be written, is a UserError.
         """
         path = Path(path)
         require(

@@ -37,15 +37,10 @@ class VocabularyHead(nn.Linear):
         device, compute = hidden.device.type, self.weight.dtype
         if torch.is_autocast_enabled(device):
             compute = torch.get_autocast_dtype(device)
+        flat, with_gradients = (targets.flatten(), weights.flatten()), torch.is_grad_enabled()
         with torch.autocast(device, enabled=False):
             return _HeadLoss.apply(  # type: ignore[no-untyped-call]
-                hidden.flatten(0, -2),
-                self.weight,
-                self.bias,
-                targets.flatten(),
-                weights.flatten(),
-                compute,
-                torch.is_grad_enabled(),
+                hidden.flatten(0, -2), self.weight, self.bias, *flat, compute, with_gradients
             )
 
     def losses(
@@ -101,11 +96,8 @@ class _HeadLoss(torch.autograd.Function):
             # Else it would still be there while the next part's logits are made.
             del logits
         # Not by save_for_backward: what autograd also holds it copies into .grad.
-        ctx.gradients = [
-            (grad_hidden, hidden.dtype),
-            (grad_matrix, weight.dtype),
-            (grad_bias, weight.dtype),
-        ]
+        dtypes = (hidden.dtype, weight.dtype, weight.dtype)
+        ctx.gradients = list(zip((grad_hidden, grad_matrix, grad_bias), dtypes, strict=True))
         ctx.mark_non_differentiable(right)
         return nats, right
 
@@ -115,9 +107,8 @@ class _HeadLoss(torch.autograd.Function):
         gradients = ctx.gradients
         if gradients is None:
             raise RuntimeError(
-                "Trying to backward through the graph a second time: the gradients that the "
-                "vocabulary head kept went to the first backward pass. Give that one "
-                "retain_graph=True."
+                "Trying to backward through the graph a second time: the vocabulary head's "
+                "gradients went to the first backward pass. Give that one retain_graph=True."
             )
         # Gradients kept for another pass must not change; else they are scaled in place and given
         # away, at no memory. Only this private function tells the two cases apart before the graph
