@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from cola_train.models.attention.masks import row_positions
 from cola_train.models.attention.rows import Attention
 from cola_train.models.attention.tiled import row_attention
-from cola_train.models.layers import half_cos_sin
+from cola_train.models.layers import Hidden, half_cos_sin
 from cola_train.models.vocabulary_head import VocabularyHead
 
 _PARTS = ("embedding", "linear", "adaln", "norms", "head")
@@ -41,14 +41,14 @@ def blocks_of(network: nn.Module) -> Iterator[Block]:
 
 def through_blocks(
     blocks: nn.ModuleList,
-    x: Float[Tensor, "batch seq dim"],
+    x: Hidden,
     head_dim: int,
     rope_theta: float,
     block_size: int,
     document: Int[Tensor, "batch seq"] | None,
     positions: Int[Tensor, "#batch seq"] | None,
     attention: Attention | None,
-) -> Float[Tensor, "batch seq dim"]:
+) -> Hidden:
     """The residual stream x through all blocks of the VAE or a baseline.
 
     A row is attended as a whole, by blocks of `block_size` positions and within documents, unless a

@@ -16,6 +16,7 @@ from cola_train.models.blocks import Block, HasBuffers, TimeModule
 from cola_train.models.config import DiTConfig
 from cola_train.models.layers import (
     CosSin,
+    Hidden,
     apply_rope_interleaved,
     interleaved_cos_sin,
     rotary_frequencies,
@@ -82,11 +83,7 @@ class DiTAttention(nn.Module):
         self.rope = nn.ModuleDict({"rope": _Rope(config.rope_dim)})
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        cos_sin: CosSin,
-        attention: LayerAttention,
-        outputs: int,
+        self, x: Hidden, cos_sin: CosSin, attention: LayerAttention, outputs: int
     ) -> Float[Tensor, "batch outputs dim"]:
         """Attend over what `attention` says; only the first `outputs` positions have queries."""
         if outputs == x.shape[1]:
@@ -116,7 +113,7 @@ class DiTMLP(nn.Module):
         self.proj_in = nn.Linear(config.txt_dim, hidden)
         self.proj_out = nn.Linear(hidden, config.txt_dim)
 
-    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+    def forward(self, x: Hidden) -> Hidden:
         return self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
 
 
@@ -150,7 +147,7 @@ class DiTBlock(Block):
 
     def forward(
         self,
-        x: Float[Tensor, "batch seq dim"],
+        x: Hidden,
         times: Float[Tensor, "times dim"] | BlockModulation,
         index: Int[Tensor, "#batch #seq"],
         cos_sin: CosSin,

@@ -10,6 +10,7 @@ from torch import Tensor
 # Cosine and signed sine for each channel of a head, at [..., 0, :] and [..., 1, :]: x turns into
 # x cos + partner(x) sin.
 CosSin = Float[Tensor, "#batch seq 2 head_dim"]
+Hidden = Float[Tensor, "batch seq dim"]  # the residual stream, and what a block adds to it
 
 
 def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:

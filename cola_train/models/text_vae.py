@@ -10,7 +10,7 @@ from cola_train.models.attention.cached import KVCache
 from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.blocks import Block, through_blocks
 from cola_train.models.config import TextVAEConfig
-from cola_train.models.layers import CosSin, apply_rope_half
+from cola_train.models.layers import CosSin, Hidden, apply_rope_half
 from cola_train.models.posterior import LOG_VARIANCE_RANGE, Latents, Posterior
 from cola_train.models.vocabulary_head import VocabularyHead
 
@@ -35,9 +35,7 @@ class TextVAEBlock(Block):
         self.ffn_proj = nn.Linear(dim, config.ffn_dim, bias=config.bias)
         self.ffn_out = nn.Linear(config.ffn_dim // 2, dim, bias=config.bias)
 
-    def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention
-    ) -> Float[Tensor, "batch seq dim"]:
+    def forward(self, x: Hidden, cos_sin: CosSin, attention: LayerAttention) -> Hidden:
         """One block; `cos_sin` rotates q and k, `attention` says what they attend over."""
         if self.config.post_norm:
             # The first norm is on the residual stream itself, not on what the attention reads or
@@ -109,7 +107,7 @@ class TextVAEDecoder(nn.Module):
         document: Documents = None,
         positions: Int[Tensor, "#batch latents"] | None = None,
         attention: Attention | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
+    ) -> Hidden:
         """Hidden states before the vocabulary head, patch_size per latent.
 
         A sampler that decodes block by block over a cache gives `positions` and `attention`.

@@ -9,7 +9,7 @@ from cola_train.models.attention.cached import KVCache
 from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.blocks import Block, through_blocks
 from cola_train.models.config import TransformerConfig
-from cola_train.models.layers import CosSin, apply_rope_half
+from cola_train.models.layers import CosSin, Hidden, apply_rope_half
 from cola_train.models.vocabulary_head import VocabularyHead
 
 
@@ -64,9 +64,7 @@ class TransformerBlock(Block):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention
-    ) -> Float[Tensor, "batch seq dim"]:
+    def forward(self, x: Hidden, cos_sin: CosSin, attention: LayerAttention) -> Hidden:
         """One block; `cos_sin` rotates q and k, `attention` says what they attend over."""
         x = x + self.self_attn(self.input_layernorm(x), cos_sin, attention)
         return x + self.mlp(self.post_attention_layernorm(x))
@@ -106,7 +104,7 @@ class Transformer(nn.Module):
         document: Int[Tensor, "batch seq"] | None = None,
         positions: Int[Tensor, "#batch seq"] | None = None,
         attention: Attention | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
+    ) -> Hidden:
         """Hidden states before the vocabulary head.
 
         Args:
