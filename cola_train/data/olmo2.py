@@ -130,7 +130,7 @@ def _added_token(token: str, token_id: int) -> dict[str, Any]:
 
 
 def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The merge that makes a token: the two parts that encoding with lower ranks leaves of it."""
+    """The merge that makes a token: the two parts into which lower ranks encode it."""
     parts = [token[i : i + 1] for i in range(len(token))]
     limit = ranks[token]
     while len(parts) > 2:

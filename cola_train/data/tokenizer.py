@@ -59,7 +59,7 @@ class Tokenizer:
         self.im_end_token_id = ids[IM_END_TOKEN]
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
-        # Another process parses the file again: what the library pickles is the same text anew.
+        # Another process parses the file again: the library pickles the same text, serialized anew.
         return Tokenizer, (self.content, self._origin)
 
     @classmethod

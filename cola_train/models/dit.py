@@ -158,7 +158,7 @@ class DiTBlock(Block):
 
         Args:
             x: the residual stream.
-            times: the embedding of each distinct time, or what `ada` makes of it.
+            times: the embedding of each distinct time, or what `ada` returns for it.
             index: of the time of each position.
             cos_sin: rotates queries and keys.
             attention: what the block attends over.

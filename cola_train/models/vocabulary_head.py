@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# A number of parts, not a size, so that memory grows with the tokens alone: of a large vocabulary's
-# 8 x 512 tokens, parts of 256. A small one has one part for each so many ids: more calls than that
-# cost more than the logits.
+# A number of parts, not a size, so that memory grows with the tokens alone: 8 x 512 tokens of a
+# large vocabulary are in parts of 256. A small vocabulary has one part per _IDS_A_PART ids: more
+# calls than that cost more than the logits.
 PARTS, _IDS_A_PART = 16, 1024
 
 

@@ -1,9 +1,9 @@
-"""Attention that leaves out most of the pairs that nobody may see.
+"""Attention that leaves out most of the pairs of a query and a key that it may not see.
 
 A packed training row has a quarter of its pairs visible. Cut along its diagonals (tiles.py), two
 fifths are computed at 512 latents. On a CPU each tile is one call of the fused kernel; on a GPU
-FlexAttention leaves out blocks of pairs that nobody sees (flex.py). What is visible inside a tile
-is said by the one predicate (masks.py).
+FlexAttention leaves out blocks of such pairs (flex.py). What is visible inside a tile is decided by
+the one predicate (masks.py).
 """
 
 import dataclasses
