@@ -1,6 +1,4 @@
-"""Rows of prepared data as batches of tensors, by position of the training stream or row of the
-validation split.
-"""
+"""Prepared rows as batches: by position in the training stream, or by row of validation."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,6 +16,8 @@ from cola_train.data.prepared import PreparedData
 VALIDATION_SAMPLE_OFFSET = 1 << 62
 """Validation samples are numbered from here: they share no randomness with training samples."""
 
+_Numbers = Int[np.ndarray, " batch"]
+
 
 class Batch(NamedTuple):
     """Rows of packed documents."""
@@ -32,49 +32,36 @@ class Batch(NamedTuple):
 
 
 class PackedRows(Dataset[Batch]):
-    """Map-style over lists of positions of the endless training stream."""
+    """Batches by lists of positions in the endless stream; `data_seed` shuffles each epoch anew."""
 
     def __init__(self, prepared: PreparedData, data_seed: int) -> None:
-        """Positions are shuffled by `data_seed`, each epoch in its own order."""
         self._prepared = prepared
         self._data_seed = data_seed
 
     def __getitem__(self, positions: list[int]) -> Batch:
-        """The rows at these positions, `sample_index` being the positions themselves."""
         samples = np.array(positions, dtype=np.int64)
         rows = row_index(samples, self._prepared.num_rows(TRAIN), self._data_seed)
         return _read(self._prepared, TRAIN, rows, samples, real=np.ones(len(rows), dtype=np.bool_))
 
 
 class ValidationRows(Dataset[Batch]):
-    """Map-style over lists of row numbers; from `num_rows` on, they are copies without loss that
-    only fill a batch.
-    """
+    """Batches by lists of row numbers; from `num_rows` on, copies without loss that only fill."""
 
     def __init__(self, prepared: PreparedData, num_rows: int) -> None:
-        """Only the first `num_rows` rows of the split count."""
         self._prepared = prepared
         self._num_rows = num_rows
 
     def __getitem__(self, indices: list[int]) -> Batch:
-        """The rows at these numbers, in the order of the split."""
         numbers = np.array(indices, dtype=np.int64)
         rows = numbers % self._num_rows
-        return _read(
-            self._prepared,
-            VALIDATION,
-            rows,
-            VALIDATION_SAMPLE_OFFSET + rows,
-            real=numbers < self._num_rows,
-        )
+        samples, real = VALIDATION_SAMPLE_OFFSET + rows, numbers < self._num_rows
+        return _read(self._prepared, VALIDATION, rows, samples, real=real)
 
 
 def validation_batches(
     prepared: PreparedData, num_rows: int, batch_size: int = 64
 ) -> Iterator[Batch]:
-    """The first `num_rows` validation rows in one process, as a validation of a run would see
-    them.
-    """
+    """The first `num_rows` validation rows in one process, as a run's validation sees them."""
     rows = ValidationRows(prepared, num_rows)
     for first in range(0, num_rows, batch_size):
         yield rows[list(range(first, min(first + batch_size, num_rows)))]
@@ -83,8 +70,8 @@ def validation_batches(
 def _read(
     prepared: PreparedData,
     split: str,
-    rows: Int[np.ndarray, " batch"],
-    samples: Int[np.ndarray, " batch"],
+    rows: _Numbers,
+    samples: _Numbers,
     *,
     real: Bool[np.ndarray, " batch"],
 ) -> Batch:
@@ -93,10 +80,8 @@ def _read(
         try:
             read.append(prepared.row(split, row))
         except Exception as error:  # whatever it is, it is reported with the sample
-            error.add_note(
-                f"while reading row {row} of the split '{split}' of {prepared.folder}, sample "
-                f"{sample}"
-            )
+            place = f"row {row} of the split '{split}' of {prepared.folder}, sample {sample}"
+            error.add_note(f"while reading {place}")
             raise
     tokens, document_ids = (np.stack(arrays) for arrays in zip(*read, strict=True))
     loss_mask = (tokens != prepared.manifest.pad_token_id) & real[:, None]

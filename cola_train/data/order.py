@@ -1,21 +1,14 @@
-"""The order of training rows: a keyed permutation of each epoch, computed position by position,
-with no table.
-"""
-
-from typing import overload
+"""The order of training rows: each epoch a keyed permutation, computed per position, no table."""
 
 import numpy as np
 from jaxtyping import UInt64
 
+_Words = UInt64[np.ndarray, " n"]
 _NUM_ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive multiples are far apart
 
 
-@overload
-def row_index(position: int, num_rows: int, data_seed: int) -> int: ...
-@overload
-def row_index(position: np.ndarray, num_rows: int, data_seed: int) -> np.ndarray: ...
-def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int | np.ndarray:
+def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> np.ndarray:
     """The row at a position of the endless stream of training rows.
 
     Positions `e * num_rows` to `(e + 1) * num_rows - 1` are epoch `e` and hold every row once, in
@@ -29,21 +22,17 @@ def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int 
     Raises:
         ValueError: a negative position, or no rows.
     """
-    positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
+    positions = np.asarray(position, dtype=np.int64)
     if num_rows < 1 or (positions.size and positions.min() < 0):
         raise ValueError(
             f"row_index needs num_rows >= 1 and position >= 0, not {num_rows} and {position}"
         )
     epoch, index = np.divmod(positions.ravel(), num_rows)
-    rows = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed).astype(
-        np.int64
-    )
-    return int(rows[0]) if np.ndim(position) == 0 else rows.reshape(positions.shape)
+    rows = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed)
+    return rows.astype(np.int64).reshape(positions.shape)
 
 
-def _permute(
-    index: UInt64[np.ndarray, " n"], epoch: UInt64[np.ndarray, " n"], num_rows: int, data_seed: int
-) -> UInt64[np.ndarray, " n"]:
+def _permute(index: _Words, epoch: _Words, num_rows: int, data_seed: int) -> _Words:
     # A Feistel network permutes the numbers of 2 x half_bits bits. Applying it again to whatever
     # falls outside [0, num_rows) ("cycle walking") permutes [0, num_rows): following a cycle of a
     # permutation from inside, one comes back inside.
@@ -61,9 +50,7 @@ def _permute(
     return result
 
 
-def _feistel(
-    value: UInt64[np.ndarray, " n"], key: UInt64[np.ndarray, " n"], half_bits: int
-) -> UInt64[np.ndarray, " n"]:
+def _feistel(value: _Words, key: _Words, half_bits: int) -> _Words:
     bits = np.uint64(half_bits)
     mask = np.uint64((1 << half_bits) - 1)
     left, right = value >> bits, value & mask
@@ -73,11 +60,9 @@ def _feistel(
     return (left << bits) | right
 
 
-def _mix(value: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """SplitMix64's finalizer: a bijection of 64 bits in which every input bit moves every output
-    bit.
-    """
+def _mix(value: _Words) -> _Words:
+    """SplitMix64's finalizer: a 64-bit bijection; every input bit moves every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: UInt64[np.ndarray, " n"] = value ^ (value >> np.uint64(31))
+    mixed: _Words = value ^ (value >> np.uint64(31))
     return mixed

@@ -1,6 +1,4 @@
-"""Documents to one stream of ids a split: the held-out choice, the separator, the alignment, and
-the files of a split.
-"""
+"""Documents to one stream of ids per split: held-out choice, separator, alignment, files."""
 
 import array
 import dataclasses
@@ -24,21 +22,17 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def tokens_file(split: str) -> str:
-    """The file of a split's rows, one after the other."""
+    """The file of a split's rows, laid end to end."""
     return f"{split}.tokens.bin"
 
 
 def documents_file(split: str) -> str:
-    """The file of the positions, in the split's rows laid end to end, where documents start:
-    ascending "<u8".
-    """
+    """The file of the positions in a split's tokens where documents start: ascending "<u8"."""
     return f"{split}.documents.bin"
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a document belongs to validation: by its text alone, so adding files moves no
-    document across.
-    """
+    """Whether a document is for validation: by its text alone, so added files move no document."""
     if share == 0:
         return False
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest()
@@ -47,7 +41,7 @@ def is_held_out(text: str, share: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedDocuments:
-    """The documents of one split out of one batch, in order."""
+    """The documents of one split in one batch, in order."""
 
     tokens: UInt[np.ndarray, " tokens"]
     lengths: UInt64[np.ndarray, " documents"]  # separator and padding included
@@ -55,7 +49,7 @@ class EncodedDocuments:
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Texts to ids and splits; travels to other processes."""
+    """Texts to ids and splits; is pickled to other processes."""
 
     tokenizer: Tokenizer
     held_out_share: float
@@ -64,8 +58,7 @@ class Encoder:
     def __call__(self, texts: Sequence[str]) -> dict[str, EncodedDocuments]:
         """Each document as its ids, then eos, then padding to the alignment; by split.
 
-        Raises:
-            UserError: the tokenizer makes its own separator or padding out of plain text.
+        A tokenizer that makes its separator or padding out of plain text is a UserError.
         """
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         # Numbers as they are stored, since a list of a batch's would be read once more; 32 bits
@@ -82,22 +75,21 @@ class Encoder:
             flat[split].fromlist(ids)
             lengths[split].append(len(ids))
         dtype = token_dtype(self.tokenizer.vocab_size)
-        arrays = {
-            split: np.frombuffer(ids, dtype=np.uint32).astype(dtype) for split, ids in flat.items()
-        }
-        if (
-            sum(int((a == eos).sum()) for a in arrays.values()) != len(texts)
-            or sum(int((a == pad).sum()) for a in arrays.values()) != num_padding
-        ):
+        encoded = {}
+        for split, stored in flat.items():
+            tokens = np.frombuffer(stored, dtype=np.uint32).astype(dtype)
+            encoded[split] = EncodedDocuments(tokens, np.array(lengths[split], dtype=np.uint64))
+
+        def occurrences(token: int) -> int:
+            return sum(int((documents.tokens == token).sum()) for documents in encoded.values())
+
+        if occurrences(eos) != len(texts) or occurrences(pad) != num_padding:
             raise UserError(
                 f"The tokenizer turns plain text of a document into its separator (id {eos}) or "
                 f"padding (id {pad}); use one that encodes special tokens written in text as "
                 "text, for example of `cola-train tokenizer olmo2`."
             )
-        return {
-            split: EncodedDocuments(arrays[split], np.array(lengths[split], dtype=np.uint64))
-            for split in arrays
-        }
+        return encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +107,10 @@ class SplitWriter:
 
     def __init__(self, folder: Path, split: str, seq_len: int, vocab_size: int) -> None:
         """Open the files of `split` in `folder` for writing."""
-        self._seq_len = seq_len
-        self._dtype = np.dtype(token_dtype(vocab_size))
+        self._seq_len, self._dtype = seq_len, np.dtype(token_dtype(vocab_size))
         self._tokens = (folder / tokens_file(split)).open("wb")
         self._documents = (folder / documents_file(split)).open("wb")
-        self.num_tokens = 0
-        self.num_documents = 0
+        self.num_tokens = self.num_documents = 0
 
     def append(self, encoded: EncodedDocuments) -> None:
         """Add documents at the end of the stream."""
@@ -132,22 +122,20 @@ class SplitWriter:
 
     def finish(self) -> SplitCounts:
         """Cut what fills no row, and close."""
-        num_rows = self.num_tokens // self._seq_len
-        kept = num_rows * self._seq_len
+        num_rows, dropped = divmod(self.num_tokens, self._seq_len)
+        kept = self.num_tokens - dropped
         with self._tokens as file:
             file.truncate(kept * self._dtype.itemsize)
         with self._documents as file:
             file.flush()
-            starts = (
-                np.memmap(file.name, dtype="<u8", mode="r")
-                if self.num_documents
-                else np.zeros(0, dtype="<u8")
-            )
+            starts = np.zeros(0, dtype="<u8")
+            if self.num_documents:  # an empty file cannot be mapped
+                starts = np.memmap(file.name, dtype="<u8", mode="r")
             # The key must have the array's own type, or numpy converts the whole array to floating
             # point first.
             num_documents = int(np.searchsorted(starts, np.uint64(kept)))
             file.truncate(num_documents * starts.itemsize)
-        return SplitCounts(num_rows, num_documents, kept, self.num_tokens - kept)
+        return SplitCounts(num_rows, num_documents, kept, dropped)
 
     def close(self) -> None:
         """Close the files as they are; harmless after `finish`."""

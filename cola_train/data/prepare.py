@@ -1,7 +1,6 @@
 """`cola-train prepare`: a corpus and a tokenizer to a prepared folder, complete or not at all."""
 
 import collections
-import concurrent.futures
 import contextlib
 import multiprocessing
 import os
@@ -9,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from cola_train.data.prepared import (
     FORMAT_VERSION,
     MANIFEST_FILE,
     TOKENIZER_FILE,
-    Manifest,
     PreparedData,
+    PreparedManifest,
 )
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
 from cola_train.data.tokenizer import Tokenizer
@@ -43,8 +43,7 @@ _BATCH_DOCUMENTS = 4096
 
 
 def prepare(config: PrepareConfig) -> PreparedData:
-    """Write the prepared folder `config.out`; if it holds exactly that already, say so and do
-    nothing.
+    """Write the prepared folder `config.out`; if it holds just that already, only say so.
 
     The bytes written depend on the corpus, the tokenizer and the settings, not on `num_processes`.
 
@@ -63,7 +62,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
         splits, num_empty = _write_splits(folder, config, tokenizer)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
         names = [name(split) for split in splits for name in (tokens_file, documents_file)]
-        manifest = Manifest(
+        manifest = PreparedManifest(
             format_version=FORMAT_VERSION,
             vocab_size=tokenizer.vocab_size,
             eos_token_id=tokenizer.eos_token_id,
@@ -87,7 +86,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
 
 
 def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    # With the content of the sources, everything that the bytes depend on; names as in Manifest.
+    # With the content of the sources, all that the bytes depend on; names as in PreparedManifest.
     return {
         "seq_len": config.seq_len,
         "document_alignment": config.document_alignment,
@@ -149,16 +148,13 @@ def _write_splits(
                 num_empty += 1
 
     with contextlib.ExitStack() as stack:
-        writers = {
-            split: SplitWriter(folder, split, config.seq_len, tokenizer.vocab_size)
-            for split in splits
-        }
-        for writer in writers.values():
-            stack.callback(writer.close)
+        writers = {}
+        for split in splits:
+            writer = SplitWriter(folder, split, config.seq_len, tokenizer.vocab_size)
+            writers[split] = stack.enter_context(contextlib.closing(writer))
         bar = stack.enter_context(progress_bar("preparing", "tok"))
-        encoded = stack.enter_context(
-            contextlib.closing(_encode(_batches(documents()), encoder, config.num_processes))
-        )
+        batches = _encode(_batches(documents()), encoder, config.num_processes)
+        encoded = stack.enter_context(contextlib.closing(batches))
         started = time.monotonic()
         for batch in encoded:
             for split, writer in writers.items():
@@ -166,9 +162,8 @@ def _write_splits(
                 bar.update(len(batch[split].tokens))
                 num_documents += len(batch[split].lengths)
             rate = num_documents / (time.monotonic() - started)
-            bar.set_postfix_str(
-                f"{num_documents:,} documents, {rate:,.0f} documents/s", refresh=False
-            )
+            pace = f"{num_documents:,} documents, {rate:,.0f} documents/s"
+            bar.set_postfix_str(pace, refresh=False)
         require(
             num_documents > 0,
             f"The corpus has no text: {num_empty} documents, all empty. "
@@ -217,15 +212,9 @@ def _encode(
     if num_processes == 1:
         yield from map(encoder, batches)
         return
-    executor = concurrent.futures.ProcessPoolExecutor(
-        num_processes,
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(encoder,),
-    )
-    pending: collections.deque[concurrent.futures.Future[dict[str, EncodedDocuments]]] = (
-        collections.deque()
-    )
+    spawn = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(num_processes, spawn, _start_worker, (encoder,))
+    pending: collections.deque[Future[dict[str, EncodedDocuments]]] = collections.deque()
     try:
         for batch in batches:
             pending.append(executor.submit(_encode_in_worker, batch))
@@ -249,14 +238,13 @@ def _start_worker(encoder: Encoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C reaches every process of the terminal; the parent alone answers it, then ends the
-    # workers.
+    # Ctrl-C reaches every process of the terminal; only the parent answers it and ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # A parent killed outright tells nobody; its workers would wait for work for ever.
+    # A parent that is killed tells nobody; its workers would wait for work forever.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -21,9 +21,11 @@ MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
 FORMAT_VERSION = 1
 
+_Row = Int64[np.ndarray, " seq"]
+
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class PreparedManifest:
     """What a prepared folder holds and what it was made from."""
 
     format_version: int
@@ -45,31 +47,28 @@ class Manifest:
     files: dict[str, int]  # name -> bytes
 
     def to_json(self) -> str:
-        """As written to manifest.json."""
+        """The text of manifest.json."""
         return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "Manifest":
+    def from_json(cls, text: str) -> "PreparedManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
         values: dict[str, Any] = json.loads(text)
-        values["splits"] = {
-            name: SplitCounts(**counts) for name, counts in values["splits"].items()
-        }
+        splits = values["splits"].items()
+        values["splits"] = {name: SplitCounts(**counts) for name, counts in splits}
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
         return cls(**values)
 
 
 class PreparedData:
-    """Rows of `seq_len` token ids by split ("train", and "validation" if some documents were held
-    out).
+    """Rows of `seq_len` token ids by split: "train", and "validation" if documents were held out.
+
+    Use `open`, which checks the folder first.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Use `open`, which checks the folder first."""
-        self.folder = folder
-        self.manifest = manifest
-        self._tokens = {}
-        self._document_starts = {}
+    def __init__(self, folder: Path, manifest: PreparedManifest) -> None:
+        self.folder, self.manifest = folder, manifest
+        self._tokens, self._document_starts = {}, {}
         for split in manifest.splits:
             self._tokens[split] = _mapped(folder / tokens_file(split), manifest.token_dtype)
             self._document_starts[split] = _mapped(folder / documents_file(split), "<u8")
@@ -79,8 +78,7 @@ class PreparedData:
         """Open a prepared folder; reads the manifest and file sizes only.
 
         Raises:
-            UserError: no such folder, no or a damaged manifest, or a file whose size is not the
-                manifest's.
+            UserError: no such folder, no or a damaged manifest, or a file of another size.
         """
         folder = Path(folder)
         require(
@@ -103,22 +101,18 @@ class PreparedData:
                     f"{path} has format_version {version!r}; this version of cola-train reads "
                     f"{FORMAT_VERSION}. Prepare the data again.",
                 )
-                manifest = Manifest.from_json(text)
+                manifest = PreparedManifest.from_json(text)
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise UserError(
-                    f"{path} is damaged ({type(error).__name__}: {error}). {again}"
-                ) from error
+                what = f"{type(error).__name__}: {error}"
+                raise UserError(f"{path} is damaged ({what}). {again}") from error
             for name, size in manifest.files.items():
                 file = folder / name
                 require(file.is_file(), f"{folder} is damaged: {name} is missing. {again}")
                 found = file.stat().st_size
-                require(
-                    found == size,
-                    f"{folder} is damaged: {name} has {found} bytes, its manifest says {size}. "
-                    f"{again}",
-                )
+                sizes = f"{name} has {found} bytes, its manifest says {size}"
+                require(found == size, f"{folder} is damaged: {sizes}. {again}")
             return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -127,90 +121,65 @@ class PreparedData:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the data was encoded with.
-
-        Raises:
-            UserError: the copy in the folder has been changed.
-        """
+        """The tokenizer that encoded the data; a UserError if the folder's copy was changed."""
         tokenizer = Tokenizer.load(self.folder / TOKENIZER_FILE)
+        sha256 = self.manifest.tokenizer_sha256
         require(
-            tokenizer.sha256 == self.manifest.tokenizer_sha256,
+            tokenizer.sha256 == sha256,
             f"{self.folder} is damaged: its {TOKENIZER_FILE} has sha256 {tokenizer.sha256}, its "
-            f"manifest says {self.manifest.tokenizer_sha256}. Put back the tokenizer it was "
-            "prepared with.",
+            f"manifest says {sha256}. Put back the tokenizer it was prepared with.",
         )
         return tokenizer
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """The folder's rows, documents and vocabulary in one line, for people."""
         splits = ", ".join(
             f"{name}: {counts.num_rows:,} rows of {counts.num_documents:,} documents"
             for name, counts in self.manifest.splits.items()
         )
-        return (
-            f"{self.folder}: rows of {self.manifest.seq_len} tokens; {splits}; "
-            f"{self.manifest.vocab_size:,} ids"
-        )
+        seq_len, vocab_size = self.manifest.seq_len, self.manifest.vocab_size
+        return f"{self.folder}: rows of {seq_len} tokens; {splits}; {vocab_size:,} ids"
 
     def num_rows(self, split: str) -> int:
         """Rows of a split; 0 if there is no such split."""
-        counts = self.manifest.splits.get(split)
-        return 0 if counts is None else counts.num_rows
+        return self.manifest.splits[split].num_rows if split in self.manifest.splits else 0
 
-    def row(
-        self, split: str, index: int
-    ) -> tuple[Int64[np.ndarray, " seq"], Int64[np.ndarray, " seq"]]:
-        """One row.
-
-        Returns:
-            The token ids, and for each token the number of its document, counted from 0 in each
-            row.
-
-        Raises:
-            IndexError: no such row.
-        """
-        if not 0 <= index < self.num_rows(split):
-            raise IndexError(
-                f"the split '{split}' has {self.num_rows(split)} rows, there is no row {index}"
-            )
-        seq_len = self.manifest.seq_len
+    def row(self, split: str, index: int) -> tuple[_Row, _Row]:
+        """A row's token ids and their documents, numbered from 0 in each row; or an IndexError."""
+        num_rows, seq_len = self.num_rows(split), self.manifest.seq_len
+        if not 0 <= index < num_rows:
+            raise IndexError(f"the split '{split}' has {num_rows} rows, there is no row {index}")
         start = index * seq_len
         tokens = np.array(self._tokens[split][start : start + seq_len], dtype=np.int64)
         starts = self._document_starts[split]
         # The keys must have the array's own type, or numpy converts the whole array to floating
         # point first.
-        first, last = np.searchsorted(
-            starts, np.array([start + 1, start + seq_len], dtype=np.uint64)
-        )
+        keys = np.array([start + 1, start + seq_len], dtype=np.uint64)
+        first, last = np.searchsorted(starts, keys)
         begins = np.zeros(seq_len, dtype=np.int64)
         begins[starts[first:last].astype(np.int64) - start] = 1
         return tokens, np.cumsum(begins)
 
     def check_run(self, data: DataConfig, tokenizer_sha256: str | None) -> None:
-        """Refuse a run that does not fit the data.
+        """Refuse a run with another seq_len or another tokenizer than the data's by a UserError.
 
         Args:
             data: the run's data settings.
-            tokenizer_sha256: of the tokenizer that the run's model was made with; None if it has
-                none yet.
-
-        Raises:
-            UserError: another seq_len, or another tokenizer.
+            tokenizer_sha256: of the tokenizer of the run's model; None if it has none yet.
         """
-        prepared = self.manifest
+        seq_len, sha256 = self.manifest.seq_len, self.manifest.tokenizer_sha256
         require(
-            data.seq_len == prepared.seq_len,
+            data.seq_len == seq_len,
             f"data.seq_len must be what the data was prepared with: {self.folder} has rows of "
-            f"{prepared.seq_len} tokens, the run asks for {data.seq_len}. Set "
-            f"data.seq_len={prepared.seq_len}, or prepare another folder with "
-            f"seq_len={data.seq_len}.",
+            f"{seq_len} tokens, the run asks for {data.seq_len}. Set data.seq_len={seq_len}, or "
+            f"prepare another folder with seq_len={data.seq_len}.",
         )
         require(
-            tokenizer_sha256 is None or tokenizer_sha256 == prepared.tokenizer_sha256,
+            tokenizer_sha256 in (None, sha256),
             f"The tokenizer of the run and of the data must be the same file: {self.folder} was "
-            f"prepared with sha256 {prepared.tokenizer_sha256}, the run has {tokenizer_sha256}. "
-            "Prepare the data again with the run's tokenizer.",
+            f"prepared with sha256 {sha256}, the run has {tokenizer_sha256}. Prepare the data "
+            "again with the run's tokenizer.",
         )
 
 

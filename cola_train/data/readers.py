@@ -1,9 +1,8 @@
-"""One file to its documents, in order, holding one document (parquet: one batch of rows) in memory
-at a time.
-"""
+"""One file to its documents in order; memory holds one document (parquet: one batch of rows)."""
 
 import contextlib
 import gzip
+import itertools
 import json
 import lzma
 import zlib
@@ -21,28 +20,30 @@ _PARQUET_BATCH_ROWS = 256
 
 def suffix_of(path: Path) -> str | None:
     """Which of `SUFFIXES` a file name ends in, upper case tolerated; None if in none."""
-    matches = [suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)]
-    return matches[0] if matches else None
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def read_file(
     path: Path, text_column: str, documents: Literal["paragraph", "file"]
 ) -> Iterator[str]:
-    """The documents of one file; an empty string stands for a document without text, so that the
-    caller can count it.
+    """The documents of one file; one without text is an empty string, so that it can be counted.
 
-    Raises:
-        UserError: unreadable or damaged file, invalid UTF-8, bad JSON, or no such column; with the
-            place in the file.
+    A UserError names the place of damage, invalid UTF-8, bad JSON or a missing column.
     """
     suffix = suffix_of(path)
-    with read_errors_explained(path), _damage_explained(path):
-        if suffix == ".parquet":
-            yield from _parquet(path, text_column)
-        elif suffix is not None and suffix.startswith(".jsonl"):
-            yield from _jsonl(path, text_column)
-        else:
-            yield from _paragraphs(path) if documents == "paragraph" else _whole_file(path)
+    with read_errors_explained(path):
+        try:
+            if suffix == ".parquet":
+                yield from _parquet(path, text_column)
+            elif suffix is not None and suffix.startswith(".jsonl"):
+                yield from _jsonl(path, text_column)
+            else:
+                yield from _paragraphs(path) if documents == "paragraph" else _whole_file(path)
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise UserError(
+                f"{path} cannot be decompressed ({error}): truncated or damaged; fetch or make it "
+                "again."
+            ) from error
 
 
 def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
@@ -51,8 +52,7 @@ def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
     Raises:
         UserError: no such column, not a string, or text that UTF-8 cannot write (a lone surrogate).
     """
-    if column not in record:
-        raise UserError(missing_column(column, record, place))
+    require_column(column, record, place)
     value = record[column]
     if value is None:
         return ""
@@ -70,10 +70,11 @@ def text_of(record: Mapping[str, Any], column: str, place: str) -> str:
     return value if value.strip() else ""
 
 
-def missing_column(column: str, columns: Mapping[str, Any] | list[str], place: str) -> str:
-    """The message about a text column that does not exist."""
-    hint = nearest(column, columns) if columns else "it has no columns at all"
-    return f"{place}: there is no column '{column}' (corpus.text_column); {hint}"
+def require_column(column: str, columns: Mapping[str, Any] | list[str], place: str) -> None:
+    """Refuse a text column that does not exist."""
+    if column not in columns:
+        hint = nearest(column, columns) if columns else "it has no columns at all"
+        raise UserError(f"{place}: there is no column '{column}' (corpus.text_column); {hint}")
 
 
 def _open(path: Path) -> contextlib.AbstractContextManager[Iterable[bytes]]:
@@ -85,26 +86,12 @@ def _open(path: Path) -> contextlib.AbstractContextManager[Iterable[bytes]]:
     return path.open("rb")
 
 
-@contextlib.contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{path} cannot be decompressed ({error}): truncated or damaged; fetch or make it "
-            "again."
-        ) from error
-
-
 def _lines(path: Path) -> Iterator[str]:
-    r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting bytes at "\n" never cuts a UTF-8
-    character.
-    """
+    r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting at "\n" never cuts a UTF-8 character."""
     offset = 0
     with _open(path) as file:
         for raw in file:
-            start = offset
-            offset += len(raw)
+            start, offset = offset, offset + len(raw)
             if start == 0 and raw.startswith(_BYTE_ORDER_MARK):
                 raw = raw.removeprefix(_BYTE_ORDER_MARK)
                 start = len(_BYTE_ORDER_MARK)
@@ -120,21 +107,13 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
-    lines: list[str] = []
-    for line in _lines(path):
-        if line.strip():
-            lines.append(line)
-        elif lines:
+    for has_text, lines in itertools.groupby(_lines(path), key=lambda line: bool(line.strip())):
+        if has_text:
             yield "".join(lines).rstrip()
-            lines = []
-    if lines:
-        yield "".join(lines).rstrip()
 
 
 def _whole_file(path: Path) -> Iterator[str]:
-    lines = list(_lines(path))
-    first = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
-    yield "".join(lines[first:]).rstrip()
+    yield "".join(itertools.dropwhile(lambda line: not line.strip(), _lines(path))).rstrip()
 
 
 def _jsonl(path: Path, column: str) -> Iterator[str]:
@@ -145,13 +124,10 @@ def _jsonl(path: Path, column: str) -> Iterator[str]:
         try:
             record = json.loads(line)
         except ValueError as error:
-            raise UserError(
-                f"{place} is not valid JSON: {error}; every line must be one JSON object."
-            ) from None
-        require(
-            isinstance(record, dict),
-            f"{place} must be one JSON object, not a {type(record).__name__}.",
-        )
+            rule = "every line must be one JSON object"
+            raise UserError(f"{place} is not valid JSON: {error}; {rule}.") from None
+        found = type(record).__name__
+        require(isinstance(record, dict), f"{place} must be one JSON object, not a {found}.")
         yield text_of(record, column, place)
 
 
@@ -161,24 +137,20 @@ def _parquet(path: Path, column: str) -> Iterator[str]:
 
     try:
         with pq.ParquetFile(path, pre_buffer=False) as file:
-            if column not in file.schema_arrow.names:
-                raise UserError(missing_column(column, file.schema_arrow.names, str(path)))
-            row = 0
-            for batch in file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=[column]):
-                for value in batch.column(0):
-                    yield text_of({column: _string(value, path, row)}, column, f"{path}, row {row}")
-                    row += 1
+            require_column(column, file.schema_arrow.names, str(path))
+            batches = file.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=[column])
+            values = itertools.chain.from_iterable(batch.column(0) for batch in batches)
+            for row, value in enumerate(values):
+                place = f"{path}, row {row}"
+                try:
+                    text = value.as_py()
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{place} is not valid UTF-8 at byte {error.start} of its text "
+                        f"({error.reason})."
+                    ) from None
+                yield text_of({column: text}, column, place)
     except pa.ArrowInvalid as error:
         raise UserError(
             f"{path} is not a readable parquet file ({error}); fetch or make it again."
         ) from error
-
-
-def _string(value: Any, path: Path, row: int) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, row {row} is not valid UTF-8 at byte {error.start} of its text "
-            f"({error.reason})."
-        ) from None

@@ -1,6 +1,4 @@
-"""Where text comes from: files, folders, globs, or a dataset of the `datasets` library; always in
-the same order.
-"""
+"""Text sources in a fixed order: files, folders, globs, or a dataset of the `datasets` library."""
 
 import contextlib
 import dataclasses
@@ -13,7 +11,7 @@ from typing import Any
 from cola_train.config.data import CorpusConfig
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import progress_bar
-from cola_train.data.readers import SUFFIXES, missing_column, read_file, suffix_of, text_of
+from cola_train.data.readers import SUFFIXES, read_file, require_column, suffix_of, text_of
 from cola_train.files import read_errors_explained
 
 
@@ -37,17 +35,12 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
         path = Path(text).expanduser()
         # A path that exists is meant literally, be there a "[" in its name. Path.glob takes no
         # absolute patterns.
-        named = [str(path)]
-        if not path.exists():
-            named = glob.glob(str(path), recursive=True)  # noqa: PTH207
-        matches = [Path(match) for match in named]
-        if not matches:
+        named = [path] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207
+        if not named:
             raise UserError(_no_such_input(path))
-        files = [
-            file
-            for match in matches
-            for file in (_files_below(match) if match.is_dir() else [match])
-        ]
+        files: list[Path] = []
+        for match in map(Path, named):
+            files += _files_below(match) if match.is_dir() else [match]
         known = [file for file in files if suffix_of(file) is not None]
         require(
             bool(known),
@@ -60,12 +53,9 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
 
 
 def read_documents(corpus: CorpusConfig) -> Iterator[str]:
-    """Stream the documents in order; an empty string stands for each document without text, so that
-    they can be counted.
+    """The documents in order; those without text are empty strings, so that they can be counted.
 
-    Raises:
-        UserError: a missing, unreadable or malformed source; the message names the file and the
-            place in it.
+    A UserError names the file and the place in it where a source is missing or malformed.
     """
     if corpus.dataset is not None:
         yield from _read_dataset(corpus)
@@ -75,82 +65,60 @@ def read_documents(corpus: CorpusConfig) -> Iterator[str]:
 
 
 def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
-    """What identifies the corpus, in reading order: the sha256 of every file, or the fingerprint of
-    a hosted dataset.
+    """The sha256 of every file of the corpus in reading order, or a hosted dataset's fingerprint.
 
-    Raises:
-        UserError: a missing or unreadable source.
+    A missing or unreadable source is a UserError.
     """
     if corpus.dataset is None:
-        return _hash_files(
-            [(path, str(path), suffix_of(path) or "") for path in expand_inputs(corpus.inputs)]
-        )
+        inputs = expand_inputs(corpus.inputs)
+        return _hash_files([(path, str(path), suffix_of(path) or "") for path in inputs])
     folder = Path(corpus.dataset).expanduser()
     if folder.is_dir():
-        return _hash_files(
-            [
-                (path, path.relative_to(folder).as_posix(), "dataset")
-                for path in _files_below(folder)
-            ]
-        )
+        paths = _files_below(folder)
+        return _hash_files([(p, p.relative_to(folder).as_posix(), "dataset") for p in paths])
     with _dataset_errors_explained(corpus):
         builder = _builder(corpus)
-        # The builder's hash covers the repository's revision and the files that the name resolves
-        # to.
-        identity = "\n".join(
-            [corpus.dataset, str(corpus.dataset_config), corpus.dataset_split, str(builder.hash)]
-        )
-    return [
-        SourceHash(corpus.dataset, "dataset", hashlib.sha256(identity.encode("utf-8")).hexdigest())
-    ]
+        # The builder's hash covers the repository's revision and the files that the name means.
+        identity = (corpus.dataset, corpus.dataset_config, corpus.dataset_split, builder.hash)
+    sha256 = hashlib.sha256("\n".join(map(str, identity)).encode("utf-8")).hexdigest()
+    return [SourceHash(corpus.dataset, "dataset", sha256)]
 
 
 def _files_below(folder: Path) -> list[Path]:
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(
-        path
-        for path in files
-        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    def is_hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path))
 
 
 def _no_such_input(path: Path) -> str:
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = (
-        nearest(path.name, siblings)
-        if 0 < len(siblings) <= 1000
-        else f"look at what is in {path.parent}"
-    )
+    hint = f"look at what is in {path.parent}"
+    if 0 < len(siblings) <= 1000:
+        hint = nearest(path.name, siblings)
     return f"The corpus input {path} does not exist and matches no file; {hint}"
 
 
 def _hash_files(files: Sequence[tuple[Path, str, str]]) -> list[SourceHash]:
     hashes = []
-    with progress_bar(
-        "hashing sources",
-        "B",
-        total=sum(path.stat().st_size for path, _, _ in files),
-        divisor=1024,
-    ) as bar:
+    total = sum(path.stat().st_size for path, _, _ in files)
+    with progress_bar("hashing sources", "B", total=total, divisor=1024) as bar:
         for path, name, kind in files:
             with read_errors_explained(path), path.open("rb") as file:
-                hashes.append(
-                    SourceHash(name, kind, hashlib.file_digest(file, "sha256").hexdigest())
-                )
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes.append(SourceHash(name, kind, sha256))
                 bar.update(file.tell())
     return hashes
 
 
 def _read_dataset(corpus: CorpusConfig) -> Iterator[str]:
     with _dataset_errors_explained(corpus):
-        rows = _open_dataset(corpus)
-        columns = rows.column_names
-        if columns is not None and corpus.text_column not in columns:
-            raise UserError(
-                missing_column(corpus.text_column, columns, f"The dataset {corpus.dataset}")
-            )
+        rows, column = _open_dataset(corpus), corpus.text_column
+        place = f"The dataset {corpus.dataset}"
+        if rows.column_names is not None:
+            require_column(column, rows.column_names, place)
         for number, row in enumerate(rows):
-            yield text_of(row, corpus.text_column, f"The dataset {corpus.dataset}, row {number}")
+            yield text_of(row, column, f"{place}, row {number}")
 
 
 def _open_dataset(corpus: CorpusConfig) -> Any:

@@ -1,11 +1,10 @@
-"""Text to token ids and back: one `tokenizer.json` file, and the training of a byte-level BPE of
-one's own.
-"""
+"""Text to token ids and back by a `tokenizer.json` file, and the training of a byte-level BPE."""
 
 import functools
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -29,17 +28,18 @@ DOLMA2_PATTERN = (
 
 
 class Tokenizer:
-    """A `tokenizer.json` of the `tokenizers` library that has an end-of-text and a padding
-    token.
+    """A `tokenizer.json` of the `tokenizers` library with an end-of-text and a padding token.
+
+    Attributes:
+        content: the bytes of the file.
+        eos_token_id: ends every document.
+        pad_token_id: fills rows and alignment; carries no loss.
+        im_end_token_id: ends a chat turn; None if the tokenizer has no such token.
     """
 
     def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
-        """Read the bytes of a tokenizer.json; `origin` names them in errors.
-
-        Raises:
-            UserError: not a tokenizers file, or without `<|endoftext|>` or `<|pad|>`.
-        """
-        self._content, self._origin = content, origin
+        """Read a tokenizer.json, or raise a UserError that names `origin` if it is not usable."""
+        self.content, self._origin = content, origin
         try:
             self._tokenizer = _parse(content)
         except Exception as error:  # the library raises bare Exception on anything it cannot read
@@ -48,27 +48,26 @@ class Tokenizer:
                 "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
             ) from error
         self._unclaimed = {"tokenizer": self._tokenizer}
-        missing = [
-            token for token in (EOS_TOKEN, PAD_TOKEN) if self._tokenizer.token_to_id(token) is None
-        ]
+        ids = {token: self._tokenizer.token_to_id(token) for token in TRAINED_SPECIAL_TOKENS}
+        missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if ids[token] is None]
         require(
             not missing,
             f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
             "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`.",
         )
+        self.eos_token_id, self.pad_token_id = cast(int, ids[EOS_TOKEN]), cast(int, ids[PAD_TOKEN])
+        self.im_end_token_id = ids[IM_END_TOKEN]
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
-        # Another process parses the file again: what the library pickles is the same text, made
-        # anew.
-        return Tokenizer, (self._content, self._origin)
+        # Another process parses the file again: the library pickles the same text, serialized anew.
+        return Tokenizer, (self.content, self._origin)
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Load a tokenizer.json file, or the one in a folder.
 
         Raises:
-            UserError: missing, unreadable, not a tokenizers file, or without `<|endoftext|>` or
-                `<|pad|>`.
+            UserError: missing, unreadable, no tokenizers file, no `<|endoftext|>` or no `<|pad|>`.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -81,91 +80,63 @@ class Tokenizer:
             content = file.read_bytes()
         return cls(content, str(file))
 
-    @property
-    def content(self) -> bytes:
-        """The bytes of the file."""
-        return self._content
-
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file's bytes, in hexadecimal."""
-        return hashlib.sha256(self._content).hexdigest()
+        """The sha256 of the file's bytes, in hexadecimal."""
+        return hashlib.sha256(self.content).hexdigest()
 
     @functools.cached_property
     def vocab_size(self) -> int:
         """The largest id + 1: rows an embedding needs, gaps in the ids included."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
-    @property
-    def eos_token_id(self) -> int:
-        """Ends every document."""
-        return self._id(EOS_TOKEN)
-
-    @property
-    def pad_token_id(self) -> int:
-        """Fills; carries no loss."""
-        return self._id(PAD_TOKEN)
-
-    @property
-    def im_end_token_id(self) -> int | None:
-        """Ends a chat turn; None if the tokenizer has no such token."""
-        return None if self._tokenizer.token_to_id(IM_END_TOKEN) is None else self._id(IM_END_TOKEN)
-
-    def _id(self, token: str) -> int:
-        token_id = self._tokenizer.token_to_id(token)
-        assert token_id is not None
-        return int(token_id)
-
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt: special tokens written in the text are recognized; none are added."""
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_document(self, text: str) -> list[int]:
-        """Ids of a corpus document: special tokens written in the text are plain text, so a corpus
-        cannot forge a separator.
-        """
+        """Ids of a corpus document; special tokens in it are plain text, so none can be forged."""
         # One text a call: the library spreads a batch of several over all cores, whatever number of
-        # processes was asked for, and
-        # on one core larger batches are no faster. `encode` also works out where each token stands,
-        # which costs a quarter more.
-        ids: list[int] = self.library_for_documents.encode_batch_fast(
-            [text], add_special_tokens=False
-        )[0].ids
+        # processes was asked for, and on one core larger batches are no faster. `encode` also works
+        # out where each token stands, which costs a quarter more.
+        encode = self.library_for_documents.encode_batch_fast
+        ids: list[int] = encode([text], add_special_tokens=False)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """The text of ids; special tokens are left out, or with `special_tokens` written as they
-        are called.
-        """
+        """The text of ids; special tokens are left out, or written with `special_tokens`."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
 
     def save(self, path: str | Path) -> bool:
         """Write a byte-identical copy atomically; False if the same content is there already.
 
-        Raises:
-            UserError: other content is there, or it cannot be written.
+        Other content there, or a place that cannot be written, is a UserError.
         """
         path = Path(path)
-        if path.is_dir():
-            raise UserError(
-                f"{path} is a folder; name the file to write, for example "
-                f"{path / 'tokenizer.json'}."
-            )
+        require(
+            not path.is_dir(),
+            f"{path} is a folder; name the file to write, for example {path / 'tokenizer.json'}.",
+        )
         if path.exists():
             with read_errors_explained(path):
-                same = path.read_bytes() == self._content
+                same = path.read_bytes() == self.content
             require(
                 same,
                 f"{path} already exists with other content, and is never overwritten; give another "
                 "path or delete it.",
             )
             return False
-        write_atomically(path, self._content)
+        write_atomically(path, self.content)
         return True
+
+    def save_and_say(self, path: str | Path, what: str) -> None:
+        """Save, and tell the user whether it was written, `what` it is, and its sha256."""
+        done = "Wrote" if self.save(path) else "Already there, nothing to do:"
+        say(f"{done} {path}: {what}, sha256 {self.sha256}.")
 
     @functools.cached_property
     def library_for_documents(self) -> tokenizers.Tokenizer:
-        """The library's own object, set so that special tokens written in a text are plain text."""
+        """The library's object, set so that special tokens written in a text are plain text."""
         return self._claim(special_tokens_are_text=True)
 
     @functools.cached_property
@@ -173,9 +144,9 @@ class Tokenizer:
         return self._claim(special_tokens_are_text=False)
 
     def _claim(self, *, special_tokens_are_text: bool) -> tokenizers.Tokenizer:
-        # The library keeps this switch on its object. Most programs need one of its positions; who
-        # needs both parses again, which takes a large vocabulary some tenths of a second.
-        tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self._content)
+        # The library keeps this switch on its object. Most programs need only one of its positions;
+        # one that needs both parses again, some tenths of a second for a large vocabulary.
+        tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self.content)
         tokenizer.encode_special_tokens = special_tokens_are_text
         return tokenizer
 
@@ -191,8 +162,8 @@ def _parse(content: bytes) -> tokenizers.Tokenizer:
 def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
     """Learn a byte-level BPE and write it to `config.out`. The same corpus gives the same bytes.
 
-    Fewer than `config.vocab_size` ids result if the corpus has no more pairs to merge; the message
-    says so.
+    A corpus with no more pairs to merge gives fewer than `config.vocab_size` ids; the message says
+    so.
 
     Raises:
         UserError: an empty corpus, a source that cannot be read, or an output that exists with
@@ -212,32 +183,23 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    documents = (text for text in read_documents(config.corpus) if text)
-    first = next(documents, "")
-    require(
-        first != "",
-        "The corpus has no text to learn merges from: every document is empty; check "
-        "corpus.inputs.",
-    )
-    num_documents = 1
+    num_documents = 0
 
-    def counted() -> Iterator[str]:
+    def documents() -> Iterator[str]:
         nonlocal num_documents
-        yield first
-        for text in documents:
+        for text in filter(None, read_documents(config.corpus)):
             num_documents += 1
             yield text
 
-    tokenizer.train_from_iterator(counted(), trainer)
+    tokenizer.train_from_iterator(documents(), trainer)
+    require(
+        num_documents > 0,
+        "The corpus has no text to learn merges from: every document is empty; check "
+        "corpus.inputs.",
+    )
     result = Tokenizer(tokenizer.to_str().encode("utf-8"), config.out)
-    written = result.save(config.out)
-    complete = result.vocab_size == config.vocab_size
-    short = (
-        "" if complete else f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
-    )
-    say(
-        f"{'Wrote' if written else 'Already there, nothing to do:'} {config.out}: "
-        f"{result.vocab_size} ids{short}, learnt from {num_documents} documents, sha256 "
-        f"{result.sha256}."
-    )
+    ids = f"{result.vocab_size} ids"
+    if result.vocab_size != config.vocab_size:
+        ids += f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
+    result.save_and_say(config.out, f"{ids}, learnt from {num_documents} documents")
     return result

@@ -19,7 +19,7 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.registry import load_checkpoint
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import Estimator, LikelihoodKind
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
 from cola_train.sampling.stream import Noise, Text
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
@@ -236,7 +236,7 @@ class Checkpoint(abc.ABC):
         """How it is found, for people."""
 
     @abc.abstractmethod
-    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> Estimator:
+    def likelihood(self, rows: Sequence[ScoredRow], config: LikelihoodConfig) -> Estimator:
         """What finds log p of `rows`, or a bound of it; for an ELBO no row has given tokens.
 
         Raises:

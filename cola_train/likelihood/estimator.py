@@ -1,4 +1,4 @@
-"""What finds log p(x) of rows of tokens, or a bound of it: each family has its own."""
+"""The interface of what estimates log p(x) of rows of tokens, or a bound; each family has one."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -17,14 +17,12 @@ logs and the log of means bound it.
 
 @runtime_checkable
 class Estimator(Protocol):
-    """log p, or draws that bound it, of the rows it was made of; `num_draws` of each row."""
+    """log p of the rows that it was made for, or `num_draws` draws of each that bound it."""
 
     num_draws: int
 
     def width(self, row: int) -> int:
-        """Tokens that a row is computed with; a call's draws have one width."""
-        ...
+        """Tokens that the row at index `row` is computed with; a call's draws have one width."""
 
     def __call__(self, draws: Sequence[Draw]) -> LogWeights | Float64[Tensor, " draws"]:
         """log w in its parts, or log p, of each draw, nats."""
-        ...

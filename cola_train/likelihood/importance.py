@@ -1,6 +1,4 @@
-"""log p(x) by importance sampling of the latents: the ELBO and IWAE's bound (method, section 7;
-Burda et al. 2016).
-"""
+"""log p(x) by importance sampling of latents: ELBO, IWAE (method, section 7; Burda et al. 2016)."""
 
 import dataclasses
 import math
@@ -42,10 +40,8 @@ def log_weights(
         log_prior: log p(z_0).
     """
     z_0 = posterior.sample(eps)
-    entropy = 0.5 * (eps.double().square() + posterior.logvar.double() + math.log(2 * math.pi)).sum(
-        (1, 2)
-    )
-    return LogWeights(log_likelihood(z_0), log_prior(z_0), entropy)
+    entropy = eps.double().square() + posterior.logvar.double() + math.log(2 * math.pi)
+    return LogWeights(log_likelihood(z_0), log_prior(z_0), 0.5 * entropy.sum((1, 2)))
 
 
 def elbo(log_w: Float64[Tensor, "*rows draws"]) -> Float64[Tensor, "*rows"]:
@@ -54,11 +50,9 @@ def elbo(log_w: Float64[Tensor, "*rows draws"]) -> Float64[Tensor, "*rows"]:
 
 
 def iwae(log_w: Float64[Tensor, "*rows draws"]) -> Float64[Tensor, "*rows"]:
-    """log of the mean of w over a row's K draws: a lower bound in expectation that rises with K
-    towards log p(x).
+    """log of the mean of w over a row's K draws: in expectation rises with K up to log p(x).
 
-    It needs log p(z_0) itself. From Hutchinson's unbiased estimate of it, with error e, it rises
-    towards log p(x) + log E[exp(e)] instead, which is too much (about Var(e) / 2); the ELBO stays
-    what it is.
+    It needs log p(z_0) itself. With Hutchinson's unbiased estimate, of error e, it rises up to
+    log p(x) + log E[exp(e)] instead, too high by about Var(e) / 2; the ELBO is not affected.
     """
     return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])

@@ -1,6 +1,4 @@
-"""Ordinary differential equations of many independent blocks, from t = 0 to t = 1, by torchdiffeq's
-solvers.
-"""
+"""Ordinary differential equations of many independent blocks, t = 0 to 1, by torchdiffeq."""
 
 from collections.abc import Callable
 
@@ -14,8 +12,8 @@ from cola_train.config.settings import UserError
 State = tuple[Float64[Tensor, "batch blocks ..."], ...]
 Derivative = Callable[[Float64[Tensor, ""], State], State]
 
-# The sampler's "heun" is another method: its last step is Euler's, so that it has no slope at t =
-# 0, where this ODE begins.
+# The sampler's "heun" is another method: its last step is Euler's, so that it needs no slope at
+# t = 0, where this ODE begins.
 _SOLVERS = {"euler": "euler", "trapezoid": "heun2", "dopri5": "dopri5"}
 _MOST_STEPS = 1000
 
@@ -26,38 +24,28 @@ def solve(derivative: Derivative, start: State, config: LikelihoodConfig) -> Sta
 
     The state's tensors all begin with (batch, blocks), and a block's derivative must depend on that
     block alone. euler and trapezoid (the explicit trapezoidal rule, torchdiffeq's heun2) take
-    config.num_steps equal steps, so a block's result has nothing to do with its batch. dopri5
-    chooses steps for the whole batch, such that the estimated error of a step, root mean square
-    over
-    each tensor of a block in units of atol + rtol |state|, is at most 1 in *every* block: each
-    keeps
-    the tolerance as if it were alone, and its result depends on its batch only within that.
+    config.num_steps equal steps, so a block's result does not depend on its batch. dopri5 chooses
+    steps for the whole batch, such that the estimated error of a step, root mean square over each
+    tensor of a block in units of atol + rtol |state|, is at most 1 in *every* block: each keeps the
+    tolerance as if it were alone, and its result depends on its batch only within that.
 
     Raises:
         UserError: dopri5 cannot keep its tolerance.
     """
-    # it brings scipy with it, and every training can ask for likelihoods but few do
+    # It imports scipy, and every training can ask for likelihoods but few do.
     from torchdiffeq import odeint
 
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=start[0].device)
     if config.solver == "dopri5":
-        # Steps end at t = 1: the velocity is not asked for beyond, where it was never trained.
+        # Steps end at t = 1: beyond, the velocity was never trained.
         options = {"norm": _worst_block, "step_t": ends[1:], "max_num_steps": _MOST_STEPS}
     else:
-        grid = torch.linspace(
-            0.0, 1.0, config.num_steps + 1, dtype=torch.float64, device=ends.device
-        )
+        grid = torch.linspace(0, 1, config.num_steps + 1, dtype=ends.dtype, device=ends.device)
         options = {"grid_constructor": lambda *_: grid}
     try:
-        path = odeint(
-            derivative,
-            start,
-            ends,
-            rtol=config.rtol,
-            atol=config.atol,
-            method=_SOLVERS[config.solver],
-            options=options,
-        )
+        tolerances = {"rtol": config.rtol, "atol": config.atol}
+        method = _SOLVERS[config.solver]
+        path = odeint(derivative, start, ends, **tolerances, method=method, options=options)
     # torchdiffeq's: not finite, a step of no length, too many steps
     except AssertionError as error:
         raise UserError(
@@ -69,13 +57,8 @@ def solve(derivative: Derivative, start: State, config: LikelihoodConfig) -> Sta
 
 
 def _worst_block(state: State) -> Float64[Tensor, ""]:
-    return torch.stack(
-        [
-            (
-                values.flatten(2).square().mean(2).sqrt().max()
-                if values.ndim > 2
-                else values.abs().max()
-            )
-            for values in state
-        ]
-    ).max()
+    worst = []
+    for values in state:
+        errors = values.flatten(2).square().mean(2).sqrt() if values.ndim > 2 else values.abs()
+        worst.append(errors.max())
+    return torch.stack(worst).max()

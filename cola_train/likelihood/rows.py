@@ -1,4 +1,4 @@
-"""Rows of tokens whose likelihood is asked for, and the draws that go with them."""
+"""Rows of tokens whose likelihood is estimated, and the random draws that this takes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -17,17 +17,15 @@ _STRIDE = 2**34 // MOST_SAMPLES
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """Tokens whose likelihood is asked for.
+class ScoredRow:
+    """Tokens whose likelihood is estimated.
 
     Attributes:
         tokens: ids; padding among them carries no likelihood.
         key: the address of the row's random draws, in [0, 2^63). Rows of the same key share the
-            draws of places that they both have.
-        documents: of each token, where documents are apart (`mask_documents`); None where the row
-            is one sequence.
-        given: so many tokens at the beginning are given: what is asked for is the likelihood of the
-            others after them.
+            draws of positions that both have.
+        documents: of each token, where documents are apart (`mask_documents`); None: one sequence.
+        given: that many first tokens are a condition; the likelihood is that of the others.
     """
 
     tokens: Sequence[int]
@@ -37,25 +35,20 @@ class Row:
 
 
 class Draw(NamedTuple):
-    """Draw `number`, from 0, of row `row`, by its place in the list of rows."""
+    """Draw `number`, from 0, of the row at index `row` in the list of rows."""
 
     row: int
     number: int
 
 
 def batches(widths: Sequence[int], num_draws: int, batch_size: int) -> Iterator[list[Draw]]:
-    """All draws of all rows in batches whose rows have one width, the widest first, a row's draws
-    one after the other.
+    """All draws of all rows in batches of one width, the widest first, a row's draws in sequence.
 
     So no row is padded to another's width, and the first batch shows what memory and time it takes.
     """
     for width in sorted(set(widths), reverse=True):
-        draws = [
-            Draw(row, number)
-            for row, w in enumerate(widths)
-            if w == width
-            for number in range(num_draws)
-        ]
+        rows = [row for row, row_width in enumerate(widths) if row_width == width]
+        draws = [Draw(row, number) for row in rows for number in range(num_draws)]
         for start in range(0, len(draws), batch_size):
             yield draws[start : start + batch_size]
 
@@ -64,19 +57,15 @@ def draws_at(
     draw: Callable[..., Tensor],
     seed: int,
     purpose: Purpose,
-    rows: Sequence[Row],
+    rows: Sequence[ScoredRow],
     draws: Sequence[Draw],
     count: int,
     device: torch.device,
 ) -> Float[Tensor, "draws count"]:
-    """`count` values of `draw` (`uniform` or `normal`) for each of `draws`, the first ones the same
-    whatever `count` is.
-    """
+    """`count` values of `draw` (`uniform` or `normal`) a draw; a larger count only adds to them."""
     assert count <= _STRIDE
-    keys = [torch.tensor([rows[number].key], device=device) for number, _ in draws]
-    return torch.cat(
-        [
-            draw(seed, purpose, key, count, number * _STRIDE)
-            for key, (_, number) in zip(keys, draws, strict=True)
-        ]
-    )
+    values = []
+    for row, number in draws:
+        key = torch.tensor([rows[row].key], device=device)
+        values.append(draw(seed, purpose, key, count, number * _STRIDE))
+    return torch.cat(values)

@@ -1,20 +1,21 @@
-"""What training must know of a network's modules: blocks, layers that run once per time, and what
-kind a parameter is.
-"""
+"""Blocks, a pass through them, and what training must know of a network's modules."""
 
 from collections.abc import Iterator
 
-from torch import nn
+from jaxtyping import Int
+from torch import Tensor, nn
 
+from cola_train.models.attention.masks import row_positions
+from cola_train.models.attention.rows import Attention
+from cola_train.models.attention.tiled import row_attention
+from cola_train.models.layers import Hidden, half_cos_sin
 from cola_train.models.vocabulary_head import VocabularyHead
 
 _PARTS = ("embedding", "linear", "adaln", "norms", "head")
 
 
 class Block(nn.Module):
-    """What a network repeats along its depth: compiled, computed again, gathered and freed as a
-    whole.
-    """
+    """What a network repeats in depth: compiled, recomputed, gathered and freed as a whole."""
 
 
 class TimeModule(nn.Module):
@@ -38,6 +39,31 @@ def blocks_of(network: nn.Module) -> Iterator[Block]:
     return (module for module in network.modules() if isinstance(module, Block))
 
 
+def through_blocks(
+    blocks: nn.ModuleList,
+    x: Hidden,
+    head_dim: int,
+    rope_theta: float,
+    block_size: int,
+    document: Int[Tensor, "batch seq"] | None,
+    positions: Int[Tensor, "#batch seq"] | None,
+    attention: Attention | None,
+) -> Hidden:
+    """The residual stream x through all blocks of the VAE or a baseline.
+
+    A row is attended as a whole, by blocks of `block_size` positions and within documents, unless a
+    sampler gives both RoPE `positions` and what to attend over.
+    """
+    if attention is None:
+        positions = row_positions(x.shape[1], document, x.device)
+        attention = row_attention(x.shape[1], block_size, document, x.device)
+    assert positions is not None
+    cos_sin = half_cos_sin(positions, head_dim, rope_theta)
+    for layer, block in enumerate(blocks):
+        x = block(x, cos_sin, attention.layer(layer))
+    return x
+
+
 def time_parameters(network: nn.Module) -> set[int]:
     """The ids of the parameters that are used once per time."""
     modules = [module for module in network.modules() if isinstance(module, TimeModule)]
@@ -45,10 +71,10 @@ def time_parameters(network: nn.Module) -> set[int]:
 
 
 def parameters_by_part(network: nn.Module) -> dict[str, int]:
-    """How many parameters a network has, which may be on the meta device.
+    """How many parameters a network, which may be on the meta device, has; absent parts left out.
 
     `embedding`: token embeddings; `linear`: projections and convolutions; `adaln`: what runs once
-    per time; `norms`; `head`: the vocabulary head. Parts that a network lacks are left out.
+    per time; `norms`; `head`: the vocabulary head.
     """
     of_times = time_parameters(network)
     counts: dict[str, int] = {}
@@ -64,8 +90,5 @@ def _part_of(module: nn.Module) -> str:
         return "embedding"
     if isinstance(module, VocabularyHead):
         return "head"
-    return (
-        "norms"
-        if all(parameter.ndim == 1 for parameter in module.parameters(recurse=False))
-        else "linear"
-    )
+    vectors = all(parameter.ndim == 1 for parameter in module.parameters(recurse=False))
+    return "norms" if vectors else "linear"

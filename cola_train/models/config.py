@@ -1,6 +1,4 @@
-"""The two networks' configs: exactly the fields of the released config.json files, refused by name
-where unsupported.
-"""
+"""The networks' configs: the fields of their config.json files, refused by name if unsupported."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -17,9 +15,7 @@ _IGNORED_JSON_FIELDS = frozenset(
 
 
 def _fits(value: Any, allowed: Any) -> bool:
-    """Whether a JSON value is of a field's type: true is no number, though Python's is an int; 5 is
-    a float as well.
-    """
+    """Whether a JSON value is of a field's type: true is no number, 5 is a float as well."""
     if isinstance(value, bool):
         return allowed is bool
     return isinstance(value, allowed) or (isinstance(value, int) and isinstance(0.0, allowed))
@@ -27,7 +23,7 @@ def _fits(value: Any, allowed: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """What both configs share: reading and writing config.json."""
+    """What the configs share: reading, checking and writing config.json."""
 
     @classmethod
     def from_json(cls: type[Network], fields: Mapping[str, Any], origin: str) -> Network:
@@ -38,15 +34,18 @@ class NetworkConfig:
             if name not in known:
                 raise UserError(f"{origin}: unknown field '{name}'; {nearest(name, known)}")
             allowed = known[name].type
-            if not _fits(value, allowed):
-                raise UserError(
-                    f"{origin}: field '{name}' must be of type {allowed}, not {value!r}."
-                )
+            wrong_type = f"field '{name}' must be of type {allowed}, not {value!r}."
+            require(_fits(value, allowed), f"{origin}: {wrong_type}")
         return cls(**given)
 
     def to_json(self) -> dict[str, Any]:
         """The fields as config.json carries them."""
         return dataclasses.asdict(self)
+
+    def _at_least_one(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            require(value >= 1, f"{type(self).__name__}.{name} must be at least 1, not {value}.")
 
     def _supports(self, name: str, value: Any, why: str) -> None:
         given = getattr(self, name)
@@ -70,85 +69,53 @@ class TextVAEConfig(NetworkConfig):
     latent_dim: int = setting(16, help="Channels d of a latent.")
     patch_size: int = setting(1, help="Tokens per latent.")
     num_heads: int = setting(12, help="Attention heads.")
-    shared_heads_kv: int = setting(
-        1, help="Query heads per key head; only 1 runs in the released code."
-    )
+    shared_heads_kv: int = setting(1, help="Query heads per key head; only 1 runs as released.")
     encoder_last_ln: bool = setting(True, help="LayerNorm without affine on the posterior mean.")
     layer_norm_type: str = setting("layer_norm", help="Only 'layer_norm'.")
-    layer_norm_eps: float = setting(
-        1e-6, help="Epsilon of every norm, the posterior mean's included."
-    )
-    layer_norm_affine: bool = setting(
-        True, help="Weight and bias in norm_attn (norm_ffn always has them)."
-    )
+    layer_norm_eps: float = setting(1e-6, help="Epsilon of all norms, the posterior mean's too.")
+    layer_norm_affine: bool = setting(True, help="Weight and bias in norm_attn; norm_ffn has them.")
     post_norm: bool = setting(True, help="The released residual arrangement; false is pre-norm.")
     qk_bias: bool = setting(False, help="Bias in the q, k, v projection.")
     qk_norm: bool = setting(True, help="LayerNorm on q and k over the whole width.")
     qk_norm_affine: bool = setting(True, help="Weight and bias in that norm.")
-    clip_qkv: float | None = setting(
-        None, help="Clamp q, k, v to plus and minus this; null is off."
-    )
+    clip_qkv: float | None = setting(None, help="Clamp q, k, v to [-this, this]; null is off.")
     rope_theta: int = setting(500000, help="Base of the rotary frequencies.")
     rope_full_precision: bool = setting(True, help="Rotary embedding in fp32; only true.")
     bias: bool = setting(True, help="Bias in output, feed-forward, final and in layers.")
     dropout: float = setting(0.0, help="Kept for the format; only 0.")
     attn_dropout: float = setting(0.0, help="Kept for the format; only 0.")
     act: str = setting("swiglu", help="Only 'swiglu'.")
-    causal: bool = setting(
-        False, help="Read and ignored by the released code; block_causal decides."
-    )
+    causal: bool = setting(False, help="Ignored by the released code; block_causal decides.")
     block_causal: bool = setting(True, help="Attention by blocks of block_size; only true.")
     block_size: int = setting(
         4, help="Latents per attention block of the VAE; 1 is strictly causal, as in the paper."
     )
     init_fn: str = setting("normal", help="Only 'normal' (truncated).")
     init_std: float = setting(0.02, help="Standard deviation of initial weights.")
-    init_cutoff_factor: int = setting(
-        3, help="Initial weights are cut at this many standard deviations."
-    )
+    init_cutoff_factor: int = setting(3, help="Initial weights are cut at this many deviations.")
     use_variation: bool = setting(True, help="Predict a variance beside the mean; only true.")
     use_emb: bool = setting(True, help="Read and ignored by the released code.")
-    scaling_factor: float = setting(
-        1.0, help="Latents enter the DiT as (z - shifting_factor) * scaling_factor."
-    )
+    scaling_factor: float = setting(1.0, help="The DiT reads (z - shifting_factor) * this.")
     shifting_factor: float = setting(0.0, help="See scaling_factor.")
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "encoder_num_blocks",
-            "decoder_num_blocks",
-            "dim",
-            "ffn_dim",
-            "latent_dim",
-            "patch_size",
-            "num_heads",
-            "block_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"TextVAEConfig.{name} must be at least 1, not {value}.")
+        self._at_least_one("vocab_size", "encoder_num_blocks", "decoder_num_blocks", "dim")
+        self._at_least_one("ffn_dim", "latent_dim", "patch_size", "num_heads", "block_size")
         require(
             self.dim % (2 * self.num_heads) == 0,
             f"TextVAEConfig.dim ({self.dim}) must be a multiple of 2 x num_heads "
             f"({self.num_heads}) for RoPE.",
         )
-        require(
-            self.ffn_dim % 2 == 0,
-            f"TextVAEConfig.ffn_dim must be even (gate and value), not {self.ffn_dim}.",
-        )
+        odd = f"TextVAEConfig.ffn_dim must be even (gate and value), not {self.ffn_dim}."
+        require(self.ffn_dim % 2 == 0, odd)
         require(self.scaling_factor != 0, "TextVAEConfig.scaling_factor must not be 0.")
         self._supports("shared_heads_kv", 1, "the released code cannot run grouped keys")
         self._supports("encoder_last_ln", True, "the method needs E[mu^2] = 1 per position")
         self._supports("layer_norm_type", "layer_norm", "no other norm was released")
-        self._supports(
-            "rope_full_precision", True, "rotary angles are always computed in fp32 here"
-        )
-        self._supports(
-            "dropout", 0.0, "its draws would not be a function of (seed, sample, purpose)"
-        )
-        self._supports(
-            "attn_dropout", 0.0, "its draws would not be a function of (seed, sample, purpose)"
-        )
+        self._supports("rope_full_precision", True, "rotary angles are always fp32 here")
+        for name in ("dropout", "attn_dropout"):
+            why = "its draws would not be a function of (seed, sample, purpose)"
+            self._supports(name, 0.0, why)
         self._supports("act", "swiglu", "no other activation was released")
         self._supports("block_causal", True, "without it the released code attends across samples")
         self._supports("init_fn", "normal", "no other initialization was released")
@@ -174,17 +141,8 @@ class DiTConfig(NetworkConfig):
     block_size: int = setting(4, help="Latents per block (16 in the headline run).")
 
     def __post_init__(self) -> None:
-        for name in (
-            "txt_in_channels",
-            "txt_dim",
-            "heads",
-            "head_dim",
-            "expand_ratio",
-            "num_layers",
-            "block_size",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"DiTConfig.{name} must be at least 1, not {value}.")
+        self._at_least_one("txt_in_channels", "txt_dim", "heads", "head_dim")
+        self._at_least_one("expand_ratio", "num_layers", "block_size")
         require(
             self.rope_dim % 2 == 0 and 0 < self.rope_dim <= self.head_dim,
             f"DiTConfig.rope_dim must be even and in 2..head_dim ({self.head_dim}), not "
@@ -192,16 +150,13 @@ class DiTConfig(NetworkConfig):
         )
         self._supports("patch_size", 1, "the released code crashes on other patch sizes")
         self._supports("emb_dim", self.txt_dim, "the released blocks need emb_dim equal to txt_dim")
-        self._supports(
-            "txt_out_channels", self.txt_in_channels, "a velocity has the latent's shape"
-        )
+        in_channels = self.txt_in_channels
+        self._supports("txt_out_channels", in_channels, "a velocity has the latent's shape")
 
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig(NetworkConfig):
-    """A LLaMA transformer: RMSNorm, rotary embedding, SwiGLU, untied embeddings, no biases. Fields
-    are Hugging Face's.
-    """
+    """A LLaMA transformer, fields of Hugging Face: RMSNorm, RoPE, SwiGLU, untied, no biases."""
 
     vocab_size: int = setting(
         100278,
@@ -213,29 +168,15 @@ class TransformerConfig(NetworkConfig):
     num_hidden_layers: int = setting(27, help="Transformer blocks.")
     num_attention_heads: int = setting(16, help="Attention heads; each has keys of its own.")
     head_dim: int = setting(128, help="Channels per head.")
-    rms_norm_eps: float = setting(1e-5, help="Epsilon of every norm; not stated in the paper.")
-    rope_theta: float = setting(
-        10000.0, help="Base of the rotary frequencies; not stated in the paper."
-    )
-    initializer_range: float = setting(
-        0.02, help="Standard deviation of initial weights; not stated in the paper."
-    )
+    rms_norm_eps: float = setting(1e-5, help="Epsilon of every norm; not in the paper.")
+    rope_theta: float = setting(10000.0, help="Base of the rotary frequencies; not in the paper.")
+    initializer_range: float = setting(0.02, help="Deviation of initial weights; not in the paper.")
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "head_dim",
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"TransformerConfig.{name} must be at least 1, not {value}.")
-        require(
-            self.head_dim % 2 == 0,
-            f"TransformerConfig.head_dim must be even for RoPE, not {self.head_dim}.",
-        )
+        self._at_least_one("vocab_size", "hidden_size", "intermediate_size")
+        self._at_least_one("num_hidden_layers", "num_attention_heads", "head_dim")
+        odd = f"TransformerConfig.head_dim must be even for RoPE, not {self.head_dim}."
+        require(self.head_dim % 2 == 0, odd)
         require(
             self.hidden_size % self.num_attention_heads == 0,
             f"TransformerConfig.hidden_size ({self.hidden_size}) must be a multiple of "
@@ -248,11 +189,9 @@ class TransformerConfig(NetworkConfig):
 
 def check_pair(vae: TextVAEConfig, dit: DiTConfig) -> None:
     """Refuse a VAE and a DiT that cannot work together."""
-    require(
-        dit.txt_in_channels == vae.latent_dim,
-        f"dit.txt_in_channels ({dit.txt_in_channels}) must equal vae.latent_dim "
-        f"({vae.latent_dim}).",
-    )
+    channels, latent_dim = dit.txt_in_channels, vae.latent_dim
+    unequal = f"dit.txt_in_channels ({channels}) must equal vae.latent_dim ({latent_dim})."
+    require(channels == latent_dim, unequal)
     require(
         dit.block_size % vae.block_size == 0,
         f"vae.block_size ({vae.block_size}) must divide dit.block_size ({dit.block_size}): "

@@ -9,13 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from cola_train.models.attention.cached import KVCache
-from cola_train.models.attention.masks import document_positions, packed
+from cola_train.models.attention.masks import packed, row_positions
 from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import packed_attention
 from cola_train.models.blocks import Block, HasBuffers, TimeModule
 from cola_train.models.config import DiTConfig
 from cola_train.models.layers import (
     CosSin,
+    Hidden,
     apply_rope_interleaved,
     interleaved_cos_sin,
     rotary_frequencies,
@@ -27,9 +28,7 @@ _TIME_FREQUENCIES = 128
 
 
 class BlockModulation(NamedTuple):
-    """What a block's adaLN layers give for each distinct time, with no activation on any of
-    them.
-    """
+    """What a block's adaLN layers give for each distinct time, without activation functions."""
 
     msa_in: Float[Tensor, "times two_dim"]  # shift and scale before attention
     msa_out: Float[Tensor, "times dim"]  # the gate after it
@@ -49,8 +48,7 @@ class Times:
     """The time of each position, held as the distinct times and an index into them.
 
     The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per
-    distinct time, or not at all where `modulations` of the same times are there already (the
-    samplers' schedules).
+    distinct time, or not at all where `modulations` of these times are given (samplers' schedules).
     """
 
     distinct: Float[Tensor, " times"]
@@ -69,20 +67,11 @@ class _Rope(HasBuffers):
         self.register_buffer("freqs", rotary_frequencies(rope_dim, 10000.0))
 
     def reset_buffers(self) -> None:
-        """The frequencies."""
         self.freqs.copy_(rotary_frequencies(self.rope_dim, 10000.0))
 
 
-class _AttentionRope(nn.Module):
-    def __init__(self, rope_dim: int) -> None:
-        super().__init__()
-        self.rope = _Rope(rope_dim)
-
-
 class DiTAttention(nn.Module):
-    """Attention with per-head LayerNorm on q and k, and interleaved RoPE on the first rope_dim
-    channels.
-    """
+    """Attention with LayerNorm on each head's q and k; RoPE on the first rope_dim channels."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -91,16 +80,12 @@ class DiTAttention(nn.Module):
         self.proj_out = nn.Linear(inner, config.txt_dim, bias=config.qk_bias)
         self.norm_q = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
         self.norm_k = nn.LayerNorm(config.head_dim, eps=config.norm_eps)
-        self.rope = _AttentionRope(config.rope_dim)
+        self.rope = nn.ModuleDict({"rope": _Rope(config.rope_dim)})
 
     def forward(
-        self,
-        x: Float[Tensor, "batch seq dim"],
-        cos_sin: CosSin,
-        attention: LayerAttention,
-        outputs: int,
+        self, x: Hidden, cos_sin: CosSin, attention: LayerAttention, outputs: int
     ) -> Float[Tensor, "batch outputs dim"]:
-        """Attend over what `attention` offers; the first `outputs` positions alone ask."""
+        """Attend over what `attention` says; only the first `outputs` positions have queries."""
         if outputs == x.shape[1]:
             q, k, v = self.proj_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
         else:
@@ -128,8 +113,7 @@ class DiTMLP(nn.Module):
         self.proj_in = nn.Linear(config.txt_dim, hidden)
         self.proj_out = nn.Linear(hidden, config.txt_dim)
 
-    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
-        """Position-wise."""
+    def forward(self, x: Hidden) -> Hidden:
         return self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
 
 
@@ -138,20 +122,21 @@ def _ada(dim: int, width: int) -> nn.Sequential:
 
 
 class DiTModulation(TimeModule):
-    """adaLN: (shift, scale) before attention and MLP, a gate after each, with no activation on any
-    of them.
-    """
+    """adaLN: (shift, scale) before attention and MLP and a gate after each, without activations."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.msa_in, self.mlp_in = _ada(dim, 2 * dim), _ada(dim, 2 * dim)
         self.msa_out, self.mlp_out = _ada(dim, dim), _ada(dim, dim)
 
+    def forward(self, embedding: Float[Tensor, "times dim"]) -> BlockModulation:
+        """What modulates a block at each distinct time, from the time's embedding."""
+        layers = (self.msa_in, self.msa_out, self.mlp_in, self.mlp_out)
+        return BlockModulation(*(layer(embedding) for layer in layers))
+
 
 class DiTBlock(Block):
-    """x = x + gate attention(LN(x)(1 + scale) + shift), then the same with the MLP; LN without
-    affine.
-    """
+    """x = x + gate attention(LN(x)(1 + scale) + shift), then so with the MLP; LN without affine."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -160,19 +145,9 @@ class DiTBlock(Block):
         self.mlp = DiTMLP(config)
         self.ada = DiTModulation(config.txt_dim)
 
-    def modulation(self, embedding: Float[Tensor, "times dim"]) -> BlockModulation:
-        """Of each distinct time, from its embedding."""
-        ada = self.ada
-        return BlockModulation(
-            ada.msa_in(embedding),
-            ada.msa_out(embedding),
-            ada.mlp_in(embedding),
-            ada.mlp_out(embedding),
-        )
-
     def forward(
         self,
-        x: Float[Tensor, "batch seq dim"],
+        x: Hidden,
         times: Float[Tensor, "times dim"] | BlockModulation,
         index: Int[Tensor, "#batch #seq"],
         cos_sin: CosSin,
@@ -183,14 +158,13 @@ class DiTBlock(Block):
 
         Args:
             x: the residual stream.
-            times: the embedding of each distinct time, or what `modulation` makes of it.
+            times: the embedding of each distinct time, or what `ada` returns for it.
             index: of the time of each position.
             cos_sin: rotates queries and keys.
             attention: what the block attends over.
-            outputs: the number of positions, from the first on, whose result someone reads. All
-                give keys and values.
+            outputs: only the first `outputs` results are read; all positions give keys and values.
         """
-        modulation = times if isinstance(times, BlockModulation) else self.modulation(times)
+        modulation = times if isinstance(times, BlockModulation) else self.ada(times)
         h = _modulate(self._norm(x), modulation.msa_in, index)
         x, index = x[:, :outputs], index[:, :outputs]
         x = torch.addcmul(
@@ -209,16 +183,10 @@ def _modulate(x: Tensor, shift_and_scale: Tensor, index: Tensor) -> Tensor:
     return torch.addcmul(F.embedding(index, shift), x, F.embedding(index, 1 + scale))
 
 
-class _LatentIn(nn.Module):
-    def __init__(self, config: DiTConfig) -> None:
+class _Projection(nn.Module):
+    def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(config.txt_in_channels, config.txt_dim)
-
-
-class _LatentOut(nn.Module):
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.proj = nn.Linear(config.txt_dim, config.txt_out_channels)
+        self.proj = nn.Linear(width_in, width_out)
 
 
 class _TimeEmbedding(TimeModule):
@@ -245,22 +213,18 @@ class BlockCausalDiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.txt_in = _LatentIn(config)
+        self.txt_in = _Projection(config.txt_in_channels, config.txt_dim)
         self.emb_in = _TimeEmbedding(config)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.txt_out_norm = nn.LayerNorm(config.txt_dim, eps=config.norm_eps)
         self.txt_out_ada = _OutModulation(config)
-        self.txt_out = _LatentOut(config)
+        self.txt_out = _Projection(config.txt_dim, config.txt_out_channels)
 
     def modulations(self, t: Float[Tensor, " times"]) -> Modulations:
-        """What the adaLN layers give for each of these times, for as many passes as go through
-        them.
-        """
+        """What the adaLN layers give for each of these times, for any number of passes."""
         embedding = self.emb_in(t)
-        return Modulations(
-            tuple(block.modulation(embedding) for block in self._blocks()),
-            self.txt_out_ada.out_in(embedding),
-        )
+        blocks = tuple(block.ada(embedding) for block in self._blocks())
+        return Modulations(blocks, self.txt_out_ada.out_in(embedding))
 
     def forward(
         self,
@@ -277,24 +241,19 @@ class BlockCausalDiT(nn.Module):
             times: the time of each position, in [0, 1].
             positions: RoPE position of each.
             attention: what each layer attends over.
-            outputs: how many positions' velocities are read; the last block does no more than they
-                need.
+            outputs: how many velocities are read; the last block computes no more than they need.
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
         x = self.txt_in.proj(latents)
         embedding = self.emb_in(times.distinct) if times.modulations is None else None
-        cos_sin = interleaved_cos_sin(
-            positions, blocks[0].msa.rope.rope.freqs, self.config.head_dim
-        )
+        frequencies = cast(_Rope, blocks[0].msa.rope["rope"]).freqs
+        cos_sin = interleaved_cos_sin(positions, frequencies, self.config.head_dim)
         for layer, block in enumerate(blocks):
             modulation = embedding if times.modulations is None else times.modulations.blocks[layer]
             read = count if layer == len(blocks) - 1 else x.shape[1]
             x = block(x, modulation, times.index, cos_sin, attention.layer(layer), read)
-        last = (
-            self.txt_out_ada.out_in(embedding)
-            if times.modulations is None
-            else times.modulations.out
-        )
+        known = times.modulations
+        last = self.txt_out_ada.out_in(embedding) if known is None else known.out
         x = _modulate(self.txt_out_norm(x), last, times.index[:, :count])
         return self.txt_out.proj(x).float()
 
@@ -309,12 +268,10 @@ class BlockCausalDiT(nn.Module):
         document: Int[Tensor, "batch latents"] | None = None,
         sees_history: Bool[Tensor, "batch noised"] | None = None,
     ) -> Float[Tensor, "batch noised channels"]:
-        """The packed training pass: every noised block given its clean history, all blocks of a row
-        at once.
+        """The packed training pass: each noised block given its clean history, a row's at once.
 
         Args:
-            z_t: noised latents (pinned prompt positions clean among them), of one copy of the row
-                after another.
+            z_t: noised latents, pinned prompt positions clean, of the row's copies one by one.
             history: clean latents z_0^(<b); the last block is never history and is dropped here.
             times: the times of `z_t`; the last distinct one must be 0, which clean history gets.
             document: document of each latent; keeps documents apart and restarts positions.
@@ -323,11 +280,7 @@ class BlockCausalDiT(nn.Module):
         rows, num_noised = z_t.shape[:2]
         num_latents, block_size = history.shape[1], self.config.block_size
         num_clean, copies = num_latents - block_size, num_noised // num_latents
-        positions = (
-            torch.arange(num_latents, device=z_t.device)[None]
-            if document is None
-            else document_positions(document)
-        )
+        positions = row_positions(num_latents, document, z_t.device)
         clean = times.index.new_full((rows, num_clean), times.distinct.shape[0] - 1)
         return self(
             torch.cat([z_t, history[:, :num_clean]], dim=1),
@@ -340,12 +293,4 @@ class BlockCausalDiT(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for `capacity` latents a row."""
         config, weight = self.config, self.txt_in.proj.weight
-        return KVCache(
-            config.num_layers,
-            batch,
-            capacity,
-            config.heads,
-            config.head_dim,
-            weight.device,
-            weight.dtype,
-        )
+        return KVCache(config.num_layers, batch, capacity, config.heads, config.head_dim, weight)

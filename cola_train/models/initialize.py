@@ -1,6 +1,4 @@
-"""Initial weights for training from scratch: each tensor a function of (seed, its name), whatever
-the order or the sharding.
-"""
+"""Initial weights: each tensor is a function of (seed, its name), for any order or sharding."""
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +10,13 @@ from cola_train.randomness import named_generator
 
 
 def initialize_text_vae(vae: TextVAE, seed: int) -> None:
-    """Truncated normal weights (init_std, cut at init_cutoff_factor deviations), zero biases, unit
-    norms.
-    """
+    """Truncated normal weights (init_std, init_cutoff_factor), zero biases, unit norms."""
     for name, parameter in vae.named_parameters():
         _fill(parameter, text_vae_value(name, parameter.shape, vae.config, seed))
 
 
 def initialize_dit(dit: BlockCausalDiT, seed: int) -> None:
-    """Xavier-uniform weights, zero biases, unit norms; every adaLN layer and the output projection
-    zero (adaLN-Zero).
-    """
+    """Xavier-uniform weights, zero biases, unit norms; adaLN and output are 0 (adaLN-Zero)."""
     for name, parameter in dit.named_parameters():
         _fill(parameter, dit_value(name, parameter.shape, seed))
 
@@ -36,24 +30,16 @@ def text_vae_value(name: str, shape: torch.Size, config: TextVAEConfig, seed: in
     """The whole initial tensor of the VAE's parameter `name`, of `shape`."""
     if len(shape) == 1:
         return _vector(name, shape)
-    cut = config.init_std * config.init_cutoff_factor
-    empty = torch.empty(shape)
-    return nn.init.trunc_normal_(
-        empty, std=config.init_std, a=-cut, b=cut, generator=named_generator(seed, f"vae.{name}")
-    )
+    std = config.init_std
+    return _truncated_normal(f"vae.{name}", shape, std, std * config.init_cutoff_factor, seed)
 
 
 def transformer_value(name: str, shape: torch.Size, config: TransformerConfig, seed: int) -> Tensor:
-    """The whole initial tensor of a baseline's parameter `name`, of `shape`: truncated normal as
-    the VAE's, unit norms.
-    """
+    """The whole initial tensor of a baseline's parameter: truncated normal weights, unit norms."""
     if len(shape) == 1:
         return torch.ones(shape)
     std = config.initializer_range
-    generator = named_generator(seed, f"transformer.{name}")
-    return nn.init.trunc_normal_(
-        torch.empty(shape), std=std, a=-3 * std, b=3 * std, generator=generator
-    )
+    return _truncated_normal(f"transformer.{name}", shape, std, 3 * std, seed)
 
 
 def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
@@ -62,9 +48,13 @@ def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
         return torch.zeros(shape)
     if len(shape) == 1:
         return _vector(name, shape)
-    return nn.init.xavier_uniform_(
-        torch.empty(shape), generator=named_generator(seed, f"dit.{name}")
-    )
+    generator = named_generator(seed, f"dit.{name}")
+    return nn.init.xavier_uniform_(torch.empty(shape), generator=generator)
+
+
+def _truncated_normal(name: str, shape: torch.Size, std: float, cut: float, seed: int) -> Tensor:
+    generator = named_generator(seed, name)
+    return nn.init.trunc_normal_(torch.empty(shape), std=std, a=-cut, b=cut, generator=generator)
 
 
 def _vector(name: str, shape: torch.Size) -> Tensor:

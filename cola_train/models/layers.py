@@ -1,6 +1,4 @@
-"""The two kinds of rotary embedding, and the sinusoidal time embedding. All in fp32, whatever the
-inputs' type.
-"""
+"""The two kinds of rotary embedding, and the sinusoidal time embedding; fp32 for any input type."""
 
 import math
 
@@ -9,8 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# Cosine and signed sine for each channel of a head: x turns into x cos + partner(x) sin.
+# Cosine and signed sine for each channel of a head, at [..., 0, :] and [..., 1, :]: x turns into
+# x cos + partner(x) sin.
 CosSin = Float[Tensor, "#batch seq 2 head_dim"]
+Hidden = Float[Tensor, "batch seq dim"]  # the residual stream, and what a block adds to it
 
 
 def rotary_frequencies(dim: int, base: float) -> Float[Tensor, " half"]:
@@ -22,37 +22,31 @@ def interleaved_cos_sin(
     positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"], head_dim: int
 ) -> CosSin:
     """For `apply_rope_interleaved`, once for all layers; channels beyond 2 x half do not rotate."""
-    angle = _angle(positions, frequencies)
+    angle = positions[..., None].float() * frequencies.float()
     cos = angle.cos().repeat_interleave(2, dim=-1)
     sin = torch.stack([-angle.sin(), angle.sin()], dim=-1).flatten(-2)
     rest = head_dim - cos.shape[-1]
     return torch.stack([F.pad(cos, (0, rest), value=1.0), F.pad(sin, (0, rest))], dim=-2)
 
 
-def half_cos_sin(
-    positions: Int[Tensor, "#batch seq"], frequencies: Float[Tensor, " half"]
-) -> CosSin:
+def half_cos_sin(positions: Int[Tensor, "#batch seq"], head_dim: int, base: float) -> CosSin:
     """For `apply_rope_half`, once for all layers."""
-    angle = _angle(positions, frequencies)
+    angle = positions[..., None].float() * rotary_frequencies(head_dim, base).to(positions.device)
     cos, sin = angle.cos(), angle.sin()
     return torch.stack([torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)], dim=-2)
-
-
-def _angle(positions: Tensor, frequencies: Tensor) -> Tensor:
-    return positions[..., None].float() * frequencies.float()
 
 
 def apply_rope_half(
     x: Float[Tensor, "batch seq heads head_dim"], cos_sin: CosSin
 ) -> Float[Tensor, "batch seq heads head_dim"]:
-    """The VAE's form: channel i pairs with channel i + head_dim/2."""
+    """Rotate queries or keys in the VAE's form: channel i pairs with channel i + head_dim/2."""
     return _rotate(x, x.roll(x.shape[-1] // 2, dims=-1), cos_sin)
 
 
 def apply_rope_interleaved(
     x: Float[Tensor, "batch seq heads head_dim"], cos_sin: CosSin
 ) -> Float[Tensor, "batch seq heads head_dim"]:
-    """The DiT's form: channels 2i and 2i + 1 pair."""
+    """Rotate queries or keys in the DiT's form: channels 2i and 2i + 1 pair."""
     return _rotate(x, x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2), cos_sin)
 
 
@@ -64,8 +58,9 @@ def _rotate(x: Tensor, partner: Tensor, cos_sin: CosSin) -> Tensor:
 def sinusoidal_time(
     t: Float[Tensor, " times"], num_frequencies: int = 128
 ) -> Float[Tensor, "times embedding"]:
-    """[sin(t w), cos(t w)] with w_i = exp(-ln(10000) i / num_frequencies); t in [0, 1000],
-    embedding = 2 x num_frequencies.
+    """[sin(t w), cos(t w)], w_i = exp(-ln(10000) i / num_frequencies), i < embedding / 2.
+
+    t is in [0, 1000].
     """
     steps = torch.arange(num_frequencies, dtype=torch.float32, device=t.device)
     angle = t.float()[:, None] * torch.exp(-math.log(10000.0) / num_frequencies * steps)

@@ -1,29 +1,25 @@
-"""The Text VAE: tokens -> posterior over latents -> token logits. Parameter names and arithmetic
-are the released format's.
-"""
+"""The Text VAE: tokens -> posterior of latents -> logits; the release's names and arithmetic."""
 
 import math
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cola_train.models.attention.cached import KVCache
-from cola_train.models.attention.masks import document_positions
 from cola_train.models.attention.rows import Attention, LayerAttention
-from cola_train.models.attention.tiled import row_attention
-from cola_train.models.blocks import Block
+from cola_train.models.blocks import Block, through_blocks
 from cola_train.models.config import TextVAEConfig
-from cola_train.models.layers import CosSin, apply_rope_half, half_cos_sin, rotary_frequencies
-from cola_train.models.posterior import LOG_VARIANCE_RANGE, Posterior
+from cola_train.models.layers import CosSin, Hidden, apply_rope_half
+from cola_train.models.posterior import LOG_VARIANCE_RANGE, Latents, Posterior
 from cola_train.models.vocabulary_head import VocabularyHead
+
+Tokens = Int[Tensor, "batch seq"]
+Documents = Int[Tensor, "batch latents"] | None  # of each latent; None: attention crosses documents
 
 
 class TextVAEBlock(Block):
-    """A transformer block with the released residual arrangement: x = norm_attn(x) + a; x = x +
-    norm_ffn(ffn(x)).
-    """
+    """The released residual arrangement: x = norm_attn(x) + a; x = x + norm_ffn(ffn(x))."""
 
     def __init__(self, config: TextVAEConfig) -> None:
         super().__init__()
@@ -39,10 +35,8 @@ class TextVAEBlock(Block):
         self.ffn_proj = nn.Linear(dim, config.ffn_dim, bias=config.bias)
         self.ffn_out = nn.Linear(config.ffn_dim // 2, dim, bias=config.bias)
 
-    def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention
-    ) -> Float[Tensor, "batch seq dim"]:
-        """One block; `turn` rotates q and k, `attention` says what it attends over."""
+    def forward(self, x: Hidden, cos_sin: CosSin, attention: LayerAttention) -> Hidden:
+        """One block; `cos_sin` rotates q and k, `attention` says what they attend over."""
         if self.config.post_norm:
             # The first norm is on the residual stream itself, not on what the attention reads or
             # gives: a released quirk.
@@ -81,19 +75,11 @@ class TextVAEEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.encoder_num_blocks))
         self.final_layer = nn.Linear(config.dim, 2 * config.latent_dim, bias=config.bias)
 
-    def forward(
-        self,
-        tokens: Int[Tensor, "batch seq"],
-        document: Int[Tensor, "batch latents"] | None = None,
-    ) -> Posterior:
-        """Encode rows whose length is a multiple of patch_size; `document` (of each latent) keeps
-        documents apart.
-        """
+    def forward(self, tokens: Tokens, document: Documents = None) -> Posterior:
+        """Encode rows of latents x patch_size tokens; `document` keeps documents apart."""
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
-        cos_sin, attention = _row_context(config, x, document)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, cos_sin, attention.layer(layer))
+        x = _through(config, self.blocks, x, document)
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
@@ -117,33 +103,21 @@ class TextVAEDecoder(nn.Module):
 
     def forward(
         self,
-        z_0: Float[Tensor, "batch latents channels"],
-        document: Int[Tensor, "batch latents"] | None = None,
+        z_0: Latents,
+        document: Documents = None,
         positions: Int[Tensor, "#batch latents"] | None = None,
         attention: Attention | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
+    ) -> Hidden:
         """Hidden states before the vocabulary head, patch_size per latent.
 
-        `positions` and `attention` are given together, by a sampler that decodes block by block
-        over a cache.
+        A sampler that decodes block by block over a cache gives `positions` and `attention`.
         """
         config = self.config
         x = self.in_layer(z_0 / config.scaling_factor + config.shifting_factor)
-        if attention is None:
-            cos_sin, attention = _row_context(config, x, document)
-        else:
-            assert positions is not None
-            cos_sin = _rotation(config, positions)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, cos_sin, attention.layer(layer))
+        x = _through(config, self.blocks, x, document, positions, attention)
         # The patch index runs fastest in the unpatched width.
-        x = (
-            self.unpatch_layer(x)
-            .unflatten(-1, (config.dim, config.patch_size))
-            .transpose(2, 3)
-            .flatten(1, 2)
-        )
-        return self.final_norm(x)
+        patches = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size))
+        return self.final_norm(patches.transpose(2, 3).flatten(1, 2))
 
     def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
         """Logits of hidden states."""
@@ -164,46 +138,29 @@ class TextVAE(nn.Module):
         """The [mask] id of the BERT loss: the embedding's extra row."""
         return self.config.vocab_size
 
-    def encode(
-        self,
-        tokens: Int[Tensor, "batch seq"],
-        document: Int[Tensor, "batch latents"] | None = None,
-    ) -> Posterior:
+    def encode(self, tokens: Tokens, document: Documents = None) -> Posterior:
         """q_phi(z0 | x)."""
         return self.encoder(tokens, document)
 
-    def decode(
-        self,
-        z_0: Float[Tensor, "batch latents channels"],
-        document: Int[Tensor, "batch latents"] | None = None,
-    ) -> Float[Tensor, "batch seq vocab"]:
+    def decode(self, z_0: Latents, document: Documents = None) -> Float[Tensor, "batch seq vocab"]:
         """Logits of p_theta(x | z0), all positions in parallel."""
         return self.decoder.head(self.decoder(z_0, document))
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for decoding `capacity` latents a row block by block."""
-        weight = self.decoder.in_layer.weight
-        head_dim = self.config.dim // self.config.num_heads
-        layers = self.config.decoder_num_blocks
-        return KVCache(
-            layers, batch, capacity, self.config.num_heads, head_dim, weight.device, weight.dtype
-        )
+        config, like = self.config, self.decoder.in_layer.weight
+        head_dim = config.dim // config.num_heads
+        layers = config.decoder_num_blocks
+        return KVCache(layers, batch, capacity, config.num_heads, head_dim, like)
 
 
-def _rotation(config: TextVAEConfig, positions: Int[Tensor, "#batch seq"]) -> CosSin:
-    frequencies = rotary_frequencies(config.dim // config.num_heads, config.rope_theta).to(
-        positions.device
-    )
-    return half_cos_sin(positions, frequencies)
-
-
-def _row_context(
-    config: TextVAEConfig, x: Tensor, document: Tensor | None
-) -> tuple[CosSin, Attention]:
-    seq = x.shape[1]
-    positions = (
-        torch.arange(seq, device=x.device)[None]
-        if document is None
-        else document_positions(document)
-    )
-    return _rotation(config, positions), row_attention(seq, config.block_size, document, x.device)
+def _through(
+    config: TextVAEConfig,
+    blocks: nn.ModuleList,
+    x: Tensor,
+    document: Tensor | None,
+    positions: Tensor | None = None,
+    attention: Attention | None = None,
+) -> Tensor:
+    head_dim, base, size = config.dim // config.num_heads, config.rope_theta, config.block_size
+    return through_blocks(blocks, x, head_dim, base, size, document, positions, attention)

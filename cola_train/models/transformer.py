@@ -1,8 +1,4 @@
-"""The baselines' network, a LLaMA transformer (method, section 8); parameter names are those of
-Hugging Face's Llama.
-"""
-
-from typing import cast
+"""The baselines' LLaMA transformer (method, section 8); parameter names of Hugging Face's Llama."""
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +6,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cola_train.models.attention.cached import KVCache
-from cola_train.models.attention.masks import document_positions
 from cola_train.models.attention.rows import Attention, LayerAttention
-from cola_train.models.attention.tiled import row_attention
-from cola_train.models.blocks import Block
+from cola_train.models.blocks import Block, through_blocks
 from cola_train.models.config import TransformerConfig
-from cola_train.models.layers import CosSin, apply_rope_half, half_cos_sin, rotary_frequencies
+from cola_train.models.layers import CosSin, Hidden, apply_rope_half
 from cola_train.models.vocabulary_head import VocabularyHead
 
 
@@ -28,30 +22,25 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions dim"]:
-        """Position-wise."""
         return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 class _SelfAttention(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.heads, inner = (
-            config.num_attention_heads,
-            config.num_attention_heads * config.head_dim,
-        )
+        self.heads = config.num_attention_heads
+        inner = self.heads * config.head_dim
         self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor, cos_sin: CosSin, attention: LayerAttention) -> Tensor:
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1))
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in projections)
         q, k = apply_rope_half(q, cos_sin), apply_rope_half(k, cos_sin)
         attended = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return cast(Tensor, self.o_proj(attended.transpose(1, 2).flatten(2)))
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
 
 
 class _MLP(nn.Module):
@@ -62,7 +51,7 @@ class _MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class TransformerBlock(Block):
@@ -75,29 +64,26 @@ class TransformerBlock(Block):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(
-        self, x: Float[Tensor, "batch seq dim"], cos_sin: CosSin, attention: LayerAttention
-    ) -> Float[Tensor, "batch seq dim"]:
-        """One block; `turn` rotates q and k, `attention` says what it attends over."""
+    def forward(self, x: Hidden, cos_sin: CosSin, attention: LayerAttention) -> Hidden:
+        """One block; `cos_sin` rotates q and k, `attention` says what they attend over."""
         x = x + self.self_attn(self.input_layernorm(x), cos_sin, attention)
-        return cast(Tensor, x + self.mlp(self.post_attention_layernorm(x)))
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class _Body(nn.Module):
     def __init__(self, config: TransformerConfig, rows: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(rows, config.hidden_size)
-        self.layers = nn.ModuleList(
-            TransformerBlock(config) for _ in range(config.num_hidden_layers)
-        )
+        blocks = (TransformerBlock(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(blocks)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Transformer(nn.Module):
-    """Tokens to hidden states (`forward`) to logits (`head`): causal for the AR baseline, or seeing
-    whole rows for LLaDA.
+    """Tokens to hidden states (`forward`) to logits (`head`).
 
-    LLaDA's embedding has a row more than there are token ids: [mask]'s.
+    Causal for the AR baseline; LLaDA's positions see whole rows, and its embedding has one row more
+    than there are token ids: [mask]'s.
     """
 
     def __init__(self, config: TransformerConfig, causal: bool) -> None:
@@ -118,7 +104,7 @@ class Transformer(nn.Module):
         document: Int[Tensor, "batch seq"] | None = None,
         positions: Int[Tensor, "#batch seq"] | None = None,
         attention: Attention | None = None,
-    ) -> Float[Tensor, "batch seq dim"]:
+    ) -> Hidden:
         """Hidden states before the vocabulary head.
 
         Args:
@@ -129,35 +115,16 @@ class Transformer(nn.Module):
         """
         # Where weights are gathered in bf16, the sums over layers are fp32 all the same.
         x = self.model.embed_tokens(tokens).float()
-        if attention is None:
-            positions = (
-                torch.arange(tokens.shape[1], device=x.device)[None]
-                if document is None
-                else document_positions(document)
-            )
-            attention = row_attention(
-                tokens.shape[1], 1 if self.causal else tokens.shape[1], document, x.device
-            )
-        assert positions is not None
-        frequencies = rotary_frequencies(self.config.head_dim, self.config.rope_theta).to(x.device)
-        cos_sin = half_cos_sin(positions, frequencies)
-        for layer, block in enumerate(self.model.layers):
-            x = block(x, cos_sin, attention.layer(layer))
-        return cast(Tensor, self.model.norm(x))
+        head_dim, base = self.config.head_dim, self.config.rope_theta
+        size, layers = 1 if self.causal else tokens.shape[1], self.model.layers
+        x = through_blocks(layers, x, head_dim, base, size, document, positions, attention)
+        return self.model.norm(x)
 
     def head(self, hidden: Float[Tensor, "*positions dim"]) -> Float[Tensor, "*positions vocab"]:
         """Logits of hidden states."""
-        return cast(Tensor, self.lm_head(hidden))
+        return self.lm_head(hidden)
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for generating rows of `capacity` tokens."""
-        config, weight = self.config, self.lm_head.weight
-        return KVCache(
-            config.num_hidden_layers,
-            batch,
-            capacity,
-            config.num_attention_heads,
-            config.head_dim,
-            weight.device,
-            weight.dtype,
-        )
+        layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        return KVCache(layers, batch, capacity, heads, self.config.head_dim, self.lm_head.weight)

@@ -1,5 +1,4 @@
-"""The vocabulary head, and its cross-entropy without the logits of more than a few positions at a
-time.
+"""The vocabulary head, and its cross-entropy with the logits of only a few positions at a time.
 
 At 100,278 classes the logits of 8 x 512 tokens are 1.6 GB in fp32, and autograd would keep them and
 their gradient. Here a part of the positions goes through logits, loss and gradients before the next
@@ -15,39 +14,33 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# A number of parts, not a size, so that memory grows with the tokens alone: of a large vocabulary's
-# 8 x 512 tokens, parts of 256. A small one has one part for each so many ids: more calls than that
-# cost more than the logits.
+# A number of parts, not a size, so that memory grows with the tokens alone: 8 x 512 tokens of a
+# large vocabulary are in parts of 256. A small vocabulary has one part per _IDS_A_PART ids: more
+# calls than that cost more than the logits.
 PARTS, _IDS_A_PART = 16, 1024
 
 
 class VocabularyHead(nn.Linear):
-    """Hidden states to logits; or, given targets, to their loss. One module for both: a call
-    gathers sharded weights.
+    """Hidden states to logits, or with targets to their loss; a call gathers sharded weights.
+
+    hidden is (*positions, dim), weight (vocab, dim), bias (vocab) or None, logits (*positions,
+    vocab); targets and weights of positions are (*positions).
     """
 
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
     ) -> Any:
-        """Logits, (*positions, vocab); with `targets` and `weights`, what `losses` says."""
+        """Logits (*positions, vocab), or with `targets` and `weights` what `losses` returns."""
         if targets is None:
             return F.linear(hidden, self.weight, self.bias)
         assert weights is not None
-        device = hidden.device.type
-        compute = (
-            torch.get_autocast_dtype(device)
-            if torch.is_autocast_enabled(device)
-            else self.weight.dtype
-        )
+        device, compute = hidden.device.type, self.weight.dtype
+        if torch.is_autocast_enabled(device):
+            compute = torch.get_autocast_dtype(device)
+        flat, with_gradients = (targets.flatten(), weights.flatten()), torch.is_grad_enabled()
         with torch.autocast(device, enabled=False):
             return _HeadLoss.apply(  # type: ignore[no-untyped-call]
-                hidden.flatten(0, -2),
-                self.weight,
-                self.bias,
-                targets.flatten(),
-                weights.flatten(),
-                compute,
-                torch.is_grad_enabled(),
+                hidden.flatten(0, -2), self.weight, self.bias, *flat, compute, with_gradients
             )
 
     def losses(
@@ -56,11 +49,11 @@ class VocabularyHead(nn.Linear):
         targets: Int[Tensor, "*positions"],
         weights: Float[Tensor, "*positions"],
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """The weighted sum of -log p(target), nats, fp32; and at how many positions of weight above
-        0 the target is likeliest.
+        """The weighted sum of -log p(target), nats, fp32, and the number of right predictions.
+
+        Right: the target is the likeliest id; counted at positions of weight above 0.
         """
-        nats, right = self(hidden, targets, weights)
-        return nats, right
+        return self(hidden, targets, weights)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -76,25 +69,16 @@ class _HeadLoss(torch.autograd.Function):
         with_gradients: bool,
     ) -> tuple[Tensor, Tensor]:
         read, matrix = hidden.to(compute), weight.to(compute)
-        nats, right = (
-            hidden.new_zeros((), dtype=torch.float32),
-            hidden.new_zeros((), dtype=torch.float32),
-        )
+        nats, right = (hidden.new_zeros((), dtype=torch.float32) for _ in range(2))
         needs = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
         grad_hidden = torch.empty_like(read) if needs[0] else None
         grad_matrix = torch.zeros_like(matrix) if needs[1] else None
-        grad_bias = (
-            bias.new_zeros(bias.shape, dtype=torch.float32)
-            if bias is not None and needs[2]
-            else None
-        )
+        grad_bias = None
+        if bias is not None and needs[2]:
+            grad_bias = bias.new_zeros(bias.shape, dtype=torch.float32)
         done, parts = 0, min(PARTS, max(1, len(weight) // _IDS_A_PART))
-        for part, target, scale in zip(
-            read.tensor_split(parts),
-            targets.tensor_split(parts),
-            weights.float().tensor_split(parts),
-            strict=True,
-        ):
+        split = (x.tensor_split(parts) for x in (read, targets, weights.float()))
+        for part, target, scale in zip(*split, strict=True):
             if len(part) == 0:
                 continue
             logits = F.linear(part, matrix, None if bias is None else bias.to(compute)).float()
@@ -112,11 +96,8 @@ class _HeadLoss(torch.autograd.Function):
             # Else it would still be there while the next part's logits are made.
             del logits
         # Not by save_for_backward: what autograd also holds it copies into .grad.
-        ctx.gradients = [
-            (grad_hidden, hidden.dtype),
-            (grad_matrix, weight.dtype),
-            (grad_bias, weight.dtype),
-        ]
+        dtypes = (hidden.dtype, weight.dtype, weight.dtype)
+        ctx.gradients = list(zip((grad_hidden, grad_matrix, grad_bias), dtypes, strict=True))
         ctx.mark_non_differentiable(right)
         return nats, right
 
@@ -126,31 +107,28 @@ class _HeadLoss(torch.autograd.Function):
         gradients = ctx.gradients
         if gradients is None:
             raise RuntimeError(
-                "Trying to backward through the graph a second time: the gradients that the "
-                "vocabulary head kept went to the first backward pass. Give that one "
-                "retain_graph=True."
+                "Trying to backward through the graph a second time: the vocabulary head's "
+                "gradients went to the first backward pass. Give that one retain_graph=True."
             )
-        # Kept for another pass they must stay as they are; else they are scaled in place and given
-        # away, at no memory. Only this private function tells the two apart before the graph is
-        # freed.
+        # Gradients kept for another pass must not change; else they are scaled in place and given
+        # away, at no memory. Only this private function tells the two cases apart before the graph
+        # is freed.
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
         if not retained:
             ctx.gradients = None
-        scaled = [
-            None if kept is None else _scaled(kept, grad, in_place=not retained).to(dtype)
-            for kept, dtype in gradients
-        ]
+        scaled: list[Tensor | None] = []
+        for kept, dtype in gradients:
+            if kept is not None:
+                factor = grad.to(kept.dtype)
+                kept = (kept * factor if retained else kept.mul_(factor)).to(dtype)
+            scaled.append(kept)
         return *scaled, None, None, None, None
-
-
-def _scaled(kept: Tensor, grad: Tensor, *, in_place: bool) -> Tensor:
-    return kept.mul_(grad.to(kept.dtype)) if in_place else kept * grad.to(kept.dtype)
 
 
 def _add_losses(
     logits: Tensor, target: Tensor, scale: Tensor, nats: Tensor, right: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Turns `logits` into their exponentials, each row's largest 1."""
+    """Add to both sums; `logits` become their exponentials, each row's largest 1."""
     largest, likeliest = logits.max(-1)
     right = right + ((likeliest == target) & (scale > 0)).sum()
     of_target = logits.gather(1, target[:, None])[:, 0] - largest
@@ -168,6 +146,5 @@ def token_nats(
     logits: Float[Tensor, "batch seq vocab"], targets: Int[Tensor, "batch seq"]
 ) -> Float[Tensor, "batch seq"]:
     """-log p of each target, nats, in fp32."""
-    return F.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), reduction="none"
-    ).unflatten(0, targets.shape)
+    nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return nats.unflatten(0, targets.shape)

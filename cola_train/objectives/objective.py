@@ -26,11 +26,11 @@ class Term:
     Not a tuple: FSDP2 would take the tensors in it for outputs of the root.
 
     Attributes:
-        name: what it is; with its unit, the name that it has in metrics.jsonl.
+        name: what it is; name and unit together are its key.
         unit: such as "nats_per_token"; empty for shares and the like.
         sum: over the batch.
         denominator: the count, by its name in `Objective.counts`, that it is a mean over.
-        weight: in the loss; None of a metric, which is only told.
+        weight: in the loss; None: a metric, which is only reported.
     """
 
     name: str
@@ -51,9 +51,8 @@ class Term:
 
 def total_loss(terms: Sequence[Term], counts: Counts) -> Float[Tensor, ""]:
     """The weighted sum of the terms' shares, to minimize; `counts` are the whole step's."""
-    return torch.stack(
-        [term.weight * term.share(counts) for term in terms if term.weight is not None]
-    ).sum()
+    weighted = [term.weight * term.share(counts) for term in terms if term.weight is not None]
+    return torch.stack(weighted).sum()
 
 
 def weights_of(terms: Sequence[Term]) -> dict[str, float]:
@@ -62,23 +61,20 @@ def weights_of(terms: Sequence[Term]) -> dict[str, float]:
 
 
 class Objective(nn.Module, abc.ABC):
-    """From a batch to loss terms. Built on the meta device; it is the root that is sharded, so all
-    goes through `forward`.
+    """From a batch to loss terms.
 
+    Built on the meta device. It is the root that is sharded, so everything goes through `forward`.
     Its parameters' names begin with the network's: "vae.", "dit.", "transformer.".
 
     Attributes:
-        timed_forwards: the modules whose forward `cola-train bench train` times, by path, with what
-            it calls them.
+        timed_forwards: path to label of the modules whose forward `cola-train bench train` times.
     """
 
     timed_forwards: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
     def counts(self, batch: Batch) -> dict[str, Int[Tensor, ""]]:
-        """What this batch adds to each denominator; the caller adds over micro-batches and
-        processes.
-        """
+        """What this batch adds to each denominator; the caller sums micro-batches and processes."""
 
     @abc.abstractmethod
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
@@ -86,8 +82,8 @@ class Objective(nn.Module, abc.ABC):
 
         Args:
             batch: rows of tokens.
-            step: the optimizer step, counted from 0, for an objective that changes in the course of
-                training; None asks for all terms, as validation does.
+            step: the optimizer step, from 0, for an objective that changes during training; None
+                asks for all terms, as validation does.
         """
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:
@@ -95,18 +91,15 @@ class Objective(nn.Module, abc.ABC):
         return {}
 
     def learning_rate_factor(self, name: str) -> float:
-        """The learning rate of the parameter `name` over the schedule's."""
+        """Factor on the schedule's learning rate for the parameter `name`."""
         return 1.0
 
     def summarize(
         self, means: Mapping[str, float], weights: Mapping[str, float]
     ) -> dict[str, float]:
         """A step's means with what follows from them: the loss, and `derived` metrics."""
-        return {
-            "loss": sum(weights[name] * means[name] for name in weights),
-            **means,
-            **self.derived(means),
-        }
+        loss = sum(weights[name] * means[name] for name in weights)
+        return {"loss": loss, **means, **self.derived(means)}
 
 
 def documents_of(

@@ -1,4 +1,4 @@
-"""Passes in bf16: the numbers of autocast, without its casting all weights anew in every pass."""
+"""Passes in bf16: the numbers of autocast, without its casting of all weights in every pass."""
 
 import copy
 from typing import TypeVar
@@ -12,27 +12,24 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def computes_in_bf16(config: SamplerConfig, device: torch.device) -> bool:
-    """What `precision` means on a device."""
+    """Whether `precision` means bf16 on a device."""
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
 
 def ready_for_passes(network: Network, config: SamplerConfig, device: torch.device) -> Network:
-    """The network itself in fp32; in bf16 a copy whose linear layers and convolutions hold such
-    weights, all else being shared.
+    """The network itself in fp32; in bf16 a copy with bf16 linear layers and convolutions.
 
-    Under autocast the copy gives the same numbers: these are the layers whose weights autocast
-    would cast. It would do so in every pass, for it keeps a cast weight only where a gradient is
-    wanted.
+    All other weights are shared. Under autocast the copy gives the same numbers: these are the
+    layers whose weights autocast casts. It casts them in every pass, since it keeps a cast weight
+    only where a gradient is wanted.
     """
     if not computes_in_bf16(config, device):
         return network
-    memo: dict[int, object] = {
-        id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())
-    }
+    shared = (*network.parameters(), *network.buffers())
+    memo: dict[int, object] = {id(tensor): tensor for tensor in shared}
     for module in network.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d)):
             for parameter in module.parameters(recurse=False):
-                memo[id(parameter)] = nn.Parameter(
-                    parameter.detach().bfloat16(), requires_grad=False
-                )
+                weight = parameter.detach().bfloat16()
+                memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
     return copy.deepcopy(network, memo)

@@ -1,6 +1,4 @@
-"""Continuous batching: a text that ends makes room for the next prompt; results come in the
-prompts' order.
-"""
+"""Continuous batching: a finished text makes room for the next prompt; results keep the order."""
 
 import collections
 import dataclasses
@@ -12,15 +10,13 @@ from torch import Tensor
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 
-# (prompt_index, block_index) to a block's initial noise.
+# (prompt_index, block_index) -> a block's initial noise
 Noise = Callable[[int, int], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """What one pass of a generation adds to one text: new ids, and for Cola DLM the latents of
-    their block.
-    """
+class GeneratedPart:
+    """What one pass adds to one text: new ids, and for Cola DLM the latents of their block."""
 
     tokens: list[int]
     latents: Tensor | None = None
@@ -29,17 +25,14 @@ class Part:
 class Generation(Protocol):
     """Texts in flight, one a row."""
 
-    def next_parts(self) -> list[Part]:
-        """Go on with every row."""
-        ...
+    def next_parts(self) -> list[GeneratedPart]:
+        """Continue every row."""
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Give up all rows but these, which move up in their order."""
-        ...
+        """Keep only these rows, moved up in their order."""
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
-        """Further prompts in rows behind those in use."""
-        ...
+        """Start further prompts in rows behind those in use."""
 
 
 @dataclasses.dataclass
@@ -50,14 +43,14 @@ class Text:
     tokens: list[int] = dataclasses.field(default_factory=list)
     latents: list[Tensor] = dataclasses.field(default_factory=list)
 
-    def add(self, part: Part) -> None:
-        """Append a part."""
+    def add(self, part: GeneratedPart) -> None:
+        """Append what a pass generated."""
         self.tokens += part.tokens
         if part.latents is not None:
             self.latents.append(part.latents)
 
     def ended(self, config: SamplerConfig, stops: frozenset[int]) -> bool:
-        """Whether nothing more is wanted."""
+        """Whether the text has a stop token or its maximal length."""
         return len(self.tokens) >= config.max_new_tokens or not stops.isdisjoint(self.tokens)
 
 
@@ -68,10 +61,10 @@ def stream(
     config: SamplerConfig,
     stops: frozenset[int],
 ) -> Iterator[Text]:
-    """The texts of all prompts in their order, each as soon as it and those before it have ended.
+    """The texts of all prompts in their order, each as soon as it and the earlier ones have ended.
 
     `begin` starts a generation of prompts and the addresses of their draws; it is called once, with
-    `config.batch_size` prompts at most, and what ends makes room for those that wait.
+    at most `config.batch_size` prompts, and a text that ends makes room for a waiting prompt.
     """
     waiting = collections.deque(range(len(prompts)))
     in_flight: list[Text] = []
@@ -79,9 +72,8 @@ def stream(
     generation: Generation | None = None
     given = 0
     while waiting or in_flight:
-        fresh = [
-            waiting.popleft() for _ in range(min(config.batch_size - len(in_flight), len(waiting)))
-        ]
+        room = min(config.batch_size - len(in_flight), len(waiting))
+        fresh = [waiting.popleft() for _ in range(room)]
         if fresh:
             chosen = [prompts[place] for place in fresh], [prompt_indices[place] for place in fresh]
             if generation is None:
@@ -103,14 +95,9 @@ def stream(
 
 
 def check_ids(ids: Sequence[int], vocab_size: int, what: str) -> None:
-    """Refuse ids that a network does not know.
-
-    Raises:
-        UserError: an id outside 0..vocab_size - 1; `what` it is of is named.
-    """
+    """Refuse ids outside the vocabulary with a UserError; `what` names whose ids they are."""
     for place, token in enumerate(ids):
         if not 0 <= token < vocab_size:
-            raise UserError(
-                f"{what}: id {token} at position {place} is outside the vocabulary, "
-                f"0..{vocab_size - 1}."
-            )
+            allowed = f"0..{vocab_size - 1}"
+            message = f"id {token} at position {place} is outside the vocabulary, {allowed}."
+            raise UserError(f"{what}: {message}")

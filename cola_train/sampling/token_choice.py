@@ -1,6 +1,4 @@
-"""From logits to token ids: repetition penalty, then greedy, or temperature, top-k and top-p with
-addressed draws.
-"""
+"""Logits to ids: repetition penalty; then greedy, or temperature, top-k, top-p, addressed draws."""
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,9 +10,7 @@ from cola_train.config.sampling import SamplerConfig
 def penalize_repetition(
     logits: Float[Tensor, "batch seq vocab"], seen: Bool[Tensor, "batch vocab"], penalty: float
 ) -> Float[Tensor, "batch seq vocab"]:
-    """Logits of `seen` ids: above 0 divided by the penalty, below 0 multiplied (method, section
-    6.3).
-    """
+    """Logits of `seen` ids: above 0 divided by the penalty, else multiplied (method, 6.3)."""
     if penalty == 1.0:
         return logits
     penalized = torch.where(logits > 0, logits / penalty, logits * penalty)
@@ -26,12 +22,10 @@ def choose_tokens(
     config: SamplerConfig,
     draws: Float[Tensor, "batch seq"] | None,
 ) -> Int[Tensor, "batch seq"]:
-    """One id per position. Temperature 0 takes the likeliest; else `draws`, uniform in [0, 1), pick
-    by inverse CDF.
+    """One id per position: the likeliest at temperature 0, else by inverse CDF from `draws`.
 
-    top_k keeps the k likeliest; top_p then keeps the smallest set of likeliest ids whose
-    probabilities, renormalized after
-    top_k, reach it.
+    Draws are uniform in [0, 1). top_k keeps the k likeliest; top_p then keeps the smallest set of
+    likeliest ids whose probabilities, renormalized after top_k, reach it.
     """
     if config.temperature == 0:
         return logits.argmax(-1)

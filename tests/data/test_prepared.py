@@ -19,7 +19,7 @@ import pytest
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError
 from cola_train.data.packing import SplitCounts
-from cola_train.data.prepared import Manifest, PreparedData
+from cola_train.data.prepared import PreparedData, PreparedManifest
 from cola_train.training.data import RunData
 
 
@@ -63,7 +63,7 @@ def test_rows_are_numbered_from_0(prepared: PreparedData) -> None:
 
 
 def test_the_manifest_survives_a_round_trip(prepared: PreparedData) -> None:
-    assert Manifest.from_json(prepared.manifest.to_json()) == prepared.manifest
+    assert PreparedManifest.from_json(prepared.manifest.to_json()) == prepared.manifest
 
 
 def test_the_summary_names_the_counts(prepared: PreparedData) -> None:

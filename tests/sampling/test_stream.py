@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_train import Checkpoint, SamplerConfig, generate
-from cola_train.sampling.stream import Part, stream
+from cola_train.sampling.stream import GeneratedPart, stream
 from tests.helpers.compare import assert_near
 from tests.helpers.llama import tiny_baseline
 from tests.helpers.tiny import random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
@@ -25,10 +25,10 @@ class Counting:
         self.rows = [(prompt[0], index) for prompt, index in zip(prompts, indices, strict=True)]
         self.diary: list[list[int]] = []
 
-    def next_parts(self) -> list[Part]:
+    def next_parts(self) -> list[GeneratedPart]:
         self.diary.append([index for _, index in self.rows])
         self.rows = [(last + 1, index) for last, index in self.rows]
-        return [Part([last]) for last, _ in self.rows]
+        return [GeneratedPart([last]) for last, _ in self.rows]
 
     def keep(self, rows: Sequence[int]) -> None:
         assert list(rows) == sorted(rows)

@@ -18,7 +18,7 @@ from cola_train.config.settings import require
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.likelihood.estimator import Estimator
 from cola_train.likelihood.importance import LogWeights, elbo, iwae
-from cola_train.likelihood.rows import Draw, Row, batches
+from cola_train.likelihood.rows import Draw, ScoredRow, batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class RowLikelihood:
 
 
 def log_likelihoods(
-    checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig
+    checkpoint: Checkpoint, rows: Sequence[ScoredRow], config: LikelihoodConfig
 ) -> list[RowLikelihood]:
     """The likelihood of each row, in order; see `log_likelihoods_stream`."""
     found = dict(log_likelihoods_stream(checkpoint, rows, config))
@@ -53,7 +53,7 @@ def log_likelihoods(
 
 
 def log_likelihoods_stream(
-    checkpoint: Checkpoint, rows: Sequence[Row], config: LikelihoodConfig
+    checkpoint: Checkpoint, rows: Sequence[ScoredRow], config: LikelihoodConfig
 ) -> Iterator[tuple[int, RowLikelihood]]:
     """(place in `rows`, its likelihood) as soon as it is known, the longest rows first.
 
@@ -66,9 +66,9 @@ def log_likelihoods_stream(
     """
     _check(checkpoint, rows)
     places: dict[tuple[object, ...], int] = {}
-    wanted: list[Row] = []
+    wanted: list[ScoredRow] = []
 
-    def place_of(row: Row) -> int:
+    def place_of(row: ScoredRow) -> int:
         documents = None if row.documents is None else tuple(row.documents)
         identity = (tuple(row.tokens), row.key, row.given, documents)
         if identity not in places:
@@ -130,7 +130,7 @@ def conditional_scores(
         UserError: as `log_likelihoods`.
     """
     rows = [
-        Row([*prompt, *continuation], key, given=len(prompt))
+        ScoredRow([*prompt, *continuation], key, given=len(prompt))
         for (prompt, continuation), key in zip(pairs, keys, strict=True)
     ]
     return [found.log_p for found in log_likelihoods(checkpoint, rows, config)]
@@ -163,30 +163,30 @@ def _result(
     return RowLikelihood(num_tokens, float(elbo(log_w)), error, float(bound), *means)
 
 
-def _given_part(row: Row) -> Row:
+def _given_part(row: ScoredRow) -> ScoredRow:
     documents = None if row.documents is None else row.documents[: row.given]
-    return Row(row.tokens[: row.given], row.key, documents)
+    return ScoredRow(row.tokens[: row.given], row.key, documents)
 
 
-def _num_scored(checkpoint: Checkpoint, row: Row) -> int:
+def _num_scored(checkpoint: Checkpoint, row: ScoredRow) -> int:
     return sum(token != checkpoint.tokenizer.pad_token_id for token in row.tokens[row.given :])
 
 
-def _check(checkpoint: Checkpoint, rows: Sequence[Row]) -> None:
+def _check(checkpoint: Checkpoint, rows: Sequence[ScoredRow]) -> None:
     vocab_size = checkpoint.vocab_size
     for number, row in enumerate(rows):
         require(
             _num_scored(checkpoint, row) > 0,
-            f"Row {number} has no token to score: give it at least one that is not padding"
+            f"ScoredRow {number} has no token to score: give it at least one that is not padding"
             f"{' after the given ones' if row.given else ''}.",
         )
         bad = next((token for token in row.tokens if not 0 <= token < vocab_size), None)
         require(
             bad is None,
-            f"Row {number} has id {bad}, outside the vocabulary, 0..{vocab_size - 1}; "
+            f"ScoredRow {number} has id {bad}, outside the vocabulary, 0..{vocab_size - 1}; "
             "encode it with the checkpoint's own tokenizer.",
         )
         require(
             0 <= row.key < 2**63,
-            f"Row {number} has key {row.key}; keys address random draws and must be in [0, 2^63).",
+            f"ScoredRow {number} has key {row.key}; keys address random draws and must be in [0, 2^63).",
         )

@@ -21,7 +21,7 @@ from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likel
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
 from cola_train.files import json_lines, read_jsonl, require_new, write_atomically
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _rate(nats: np.ndarray, tokens: np.ndarray) -> Rate:
     return Rate(rate, float(error))
 
 
-def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool) -> list[Row]:
+def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool) -> list[ScoredRow]:
     """The first `num_rows` (None: all) held-out rows, with the draws of training's validation."""
     count = data.num_rows(VALIDATION)
     require(
@@ -132,21 +132,21 @@ def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool
     for number in range(count if num_rows is None else min(num_rows, count)):
         tokens, documents = data.row(VALIDATION, number)
         key, apart = VALIDATION_SAMPLE_OFFSET + number, mask_documents
-        rows.append(Row(tokens.tolist(), key, documents.tolist() if apart else None))
+        rows.append(ScoredRow(tokens.tolist(), key, documents.tolist() if apart else None))
     return rows
 
 
-def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[str, Any]]]:
+def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[ScoredRow], list[dict[str, Any]]]:
     """The rows and the objects of a JSON-lines file.
 
     A line is {"text": ...} or {"prompt": ..., "continuation": ...}. Special tokens written in a
-    text are recognized; none are added. Row n's draws have the address n, from 0.
+    text are recognized; none are added. ScoredRow n's draws have the address n, from 0.
 
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), nothing to score in
             one, or no line at all.
     """
-    rows: list[Row] = []
+    rows: list[ScoredRow] = []
     records = []
     for where, record in read_jsonl(path, "texts"):
         prompt, text = _prompt_and_text(record, where)
@@ -157,7 +157,7 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[Row], list[dict[s
             "is empty.",
         )
         given = tokenizer.encode(prompt)
-        rows.append(Row([*given, *ids], key=len(rows), given=len(given)))
+        rows.append(ScoredRow([*given, *ids], key=len(rows), given=len(given)))
         records.append(record)
     return rows, records
 
@@ -226,7 +226,7 @@ def measure(
     return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{table}"
 
 
-def _warn_if_long(rows: Sequence[Row], trained_seq_len: int | None) -> None:
+def _warn_if_long(rows: Sequence[ScoredRow], trained_seq_len: int | None) -> None:
     if trained_seq_len is None:
         return
     long = [len(row.tokens) for row in rows if len(row.tokens) > trained_seq_len]

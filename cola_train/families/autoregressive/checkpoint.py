@@ -12,7 +12,7 @@ from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import LikelihoodKind
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 from cola_train.sampling.stream import Noise, Text, stream
 
 KIND = Kind("llama", "LlamaForCausalLM", causal=True)
@@ -67,6 +67,8 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         """In a few words."""
         return "exact"
 
-    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> NextTokenLikelihood:
+    def likelihood(
+        self, rows: Sequence[ScoredRow], config: LikelihoodConfig
+    ) -> NextTokenLikelihood:
         """Exact."""
         return NextTokenLikelihood(self.transformer, self.tokenizer, rows)

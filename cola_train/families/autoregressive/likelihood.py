@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.transformer.nats import row_nats
-from cola_train.likelihood.rows import Draw, Row
+from cola_train.likelihood.rows import Draw, ScoredRow
 from cola_train.models.transformer import Transformer
 
 
@@ -22,7 +22,9 @@ class NextTokenLikelihood:
 
     num_draws = 1
 
-    def __init__(self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
+    def __init__(
+        self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[ScoredRow]
+    ) -> None:
         """`rows` are not empty."""
         self.transformer = transformer
         self.rows = rows
@@ -46,7 +48,7 @@ class NextTokenLikelihood:
         return -(nats * scored[:, 1:]).sum(1)
 
 
-def _after_separators(row: Row, eos: int, pad: int) -> list[tuple[int, int, bool]]:
+def _after_separators(row: ScoredRow, eos: int, pad: int) -> list[tuple[int, int, bool]]:
     """Each place of the row as the network reads it: token, document, whether it is scored."""
     documents = row.documents or [0] * len(row.tokens)
     places: list[tuple[int, int, bool]] = []

@@ -13,7 +13,7 @@ from cola_train.models.attention.cached import CachedAttention, KVCache
 from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.transformer import Transformer
 from cola_train.randomness import Purpose, uniform
-from cola_train.sampling.stream import Part
+from cola_train.sampling.stream import GeneratedPart
 from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
@@ -118,9 +118,9 @@ class AutoregressiveGeneration:
         self._pending = token
         return token[:, 0]
 
-    def next_parts(self) -> list[Part]:
+    def next_parts(self) -> list[GeneratedPart]:
         """`next_token`, by row."""
-        return [Part([token]) for token in self.next_token().tolist()]
+        return [GeneratedPart([token]) for token in self.next_token().tolist()]
 
     def _draws(self) -> Float[Tensor, "batch 1"] | None:
         if self.config.temperature == 0:

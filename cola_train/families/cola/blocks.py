@@ -19,7 +19,7 @@ from cola_train.models.attention.cached import KVCache
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
-from cola_train.sampling.stream import Noise, Part
+from cola_train.sampling.stream import GeneratedPart, Noise
 from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
@@ -163,7 +163,7 @@ class BlockGeneration:
         draws = self._token_draws(logits.shape[1])
         return GeneratedBlock(z_0, logits, choose_tokens(penalized, self.config, draws))
 
-    def next_parts(self) -> list[Part]:
+    def next_parts(self) -> list[GeneratedPart]:
         """`next_block`, by row, without what belongs to a prompt."""
         known = [
             (0, 0) if row.blocks_done else (row.prefix.known_tokens, row.prefix.known_latents)
@@ -171,7 +171,7 @@ class BlockGeneration:
         ]
         block = self.next_block()
         return [
-            Part(tokens[known_tokens:], latents[known_latents:])
+            GeneratedPart(tokens[known_tokens:], latents[known_latents:])
             for tokens, latents, (known_tokens, known_latents) in zip(
                 block.tokens.tolist(), block.latents.cpu(), known, strict=True
             )

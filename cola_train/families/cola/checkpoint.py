@@ -22,7 +22,7 @@ from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.families.cola.prefix import Prefix
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import LikelihoodKind
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 from cola_train.models.config import check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -182,7 +182,7 @@ class ColaCheckpoint(Checkpoint):
             f"ODE by {config.solver}, {tolerance}; {config.divergence} divergence"
         )
 
-    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> LatentWeights:
+    def likelihood(self, rows: Sequence[ScoredRow], config: LikelihoodConfig) -> LatentWeights:
         """The ELBO's and IWAE's importance weights."""
         return LatentWeights(self.vae, self.prior("likelihood"), self.tokenizer, rows, config)
 

@@ -10,7 +10,7 @@ from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.cola.prior_density import block_log_densities
 from cola_train.likelihood.importance import LogWeights, log_weights
-from cola_train.likelihood.rows import Draw, Row, draws_at
+from cola_train.likelihood.rows import Draw, ScoredRow, draws_at
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.vocabulary_head import token_nats
@@ -33,7 +33,7 @@ class LatentWeights:
         vae: TextVAE,
         dit: BlockCausalDiT,
         tokenizer: Tokenizer,
-        rows: Sequence[Row],
+        rows: Sequence[ScoredRow],
         config: LikelihoodConfig,
     ) -> None:
         """Fill `rows`, of which none is empty or has tokens that are given."""

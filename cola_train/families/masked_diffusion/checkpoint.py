@@ -12,7 +12,7 @@ from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts
 from cola_train.likelihood.estimator import LikelihoodKind
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 from cola_train.sampling.stream import Noise, Text
 
 KIND = Kind("cola_llada", "ColaLLaDAModel", causal=False)
@@ -68,6 +68,8 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
         """In a few words."""
         return f"an upper bound, by {config.num_samples} draws of the mask for each row"
 
-    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> MaskedDiffusionBound:
+    def likelihood(
+        self, rows: Sequence[ScoredRow], config: LikelihoodConfig
+    ) -> MaskedDiffusionBound:
         """A lower bound."""
         return MaskedDiffusionBound(self.transformer, self.tokenizer, rows, config)

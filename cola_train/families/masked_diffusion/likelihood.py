@@ -9,7 +9,7 @@ from torch import Tensor
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.transformer.nats import row_nats
-from cola_train.likelihood.rows import Draw, Row, draws_at
+from cola_train.likelihood.rows import Draw, ScoredRow, draws_at
 from cola_train.models.transformer import Transformer
 from cola_train.randomness import Purpose, uniform
 
@@ -29,7 +29,7 @@ class MaskedDiffusionBound:
         self,
         transformer: Transformer,
         tokenizer: Tokenizer,
-        rows: Sequence[Row],
+        rows: Sequence[ScoredRow],
         config: LikelihoodConfig,
     ) -> None:
         """`rows` are not empty."""

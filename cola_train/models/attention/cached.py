@@ -1,6 +1,4 @@
-"""Attention over the keys and values of positions that went through before: what samplers attend
-over.
-"""
+"""Attention of samplers over the keys and values of positions that went through before."""
 
 import functools
 from collections.abc import Sequence
@@ -17,29 +15,23 @@ class KVCache:
     """Keys and values of committed positions, per row as many as that row has; preallocated.
 
     A pass writes its own positions behind each row's committed ones and attends over both. They
-    stay only if the caller
-    then commits them: the next pass overwrites what was not committed. So denoising steps leave no
-    trace.
+    stay only if the caller then commits them: the next pass overwrites what was not committed. So
+    denoising steps leave no trace.
 
     Rows in use are the first `len(lengths)` of those that were allocated.
 
     Attributes:
+        keys, values: (num_layers, batch, capacity, heads, head_dim).
         lengths: committed positions of each row in use.
     """
 
     def __init__(
-        self,
-        num_layers: int,
-        batch: int,
-        capacity: int,
-        heads: int,
-        head_dim: int,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, num_layers: int, batch: int, capacity: int, heads: int, head_dim: int, like: Tensor
     ) -> None:
+        """An empty cache on the device of `like` and of its type."""
         shape = (num_layers, batch, capacity, heads, head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys = torch.zeros(shape, device=like.device, dtype=like.dtype)
+        self.values = torch.zeros_like(self.keys)
         self.lengths = [0] * batch
 
     @property
@@ -57,9 +49,7 @@ class KVCache:
         self.lengths = [length + more for length, more in zip(self.lengths, added, strict=True)]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Give up all rows but these, which move up in their order; `rows` increases. Uncommitted
-        positions are lost.
-        """
+        """Keep only these rows (increasing), moved up in order; uncommitted positions are lost."""
         for place, row in enumerate(rows):
             if place != row:
                 for held in (self.keys, self.values):
@@ -67,14 +57,9 @@ class KVCache:
         self.lengths = [self.lengths[row] for row in rows]
 
     def append(self, other: "KVCache") -> None:
-        """Take over the committed positions of another cache's rows as rows of this one, behind
-        those in use.
-        """
-        first, last, width = (
-            len(self.lengths),
-            len(self.lengths) + len(other.lengths),
-            max(other.lengths),
-        )
+        """Add the rows of another cache behind those in use, with their committed positions."""
+        first, last = len(self.lengths), len(self.lengths) + len(other.lengths)
+        width = max(other.lengths)
         assert last <= self.allocated_rows, f"cache of {self.allocated_rows} rows, {last} needed"
         assert width <= self.capacity
         for held, theirs in ((self.keys, other.keys), (self.values, other.values)):
@@ -83,9 +68,9 @@ class KVCache:
 
 
 class CachedAttention:
-    """Attention of new positions over the cache's committed ones and over one another; for any
-    number of passes until a commit.
+    """Attention of new positions over a cache's committed ones and one another, until a commit.
 
+    A layer takes q (batch, heads, queries, head_dim) and k and v (batch, heads, seq, head_dim).
     Rows beyond the cache's are the unconditional branch: they see one another alone, and share the
     linear layers' batch.
 
@@ -96,19 +81,22 @@ class CachedAttention:
     def __init__(
         self, cache: KVCache, new: Bool[Tensor, "seq seq"] | int, *, fixed_shapes: bool = False
     ) -> None:
-        """`new`: which of the new positions see which (True is visible), or how many there are, all
-        of which see all.
+        """Prepare passes; they may be any number until the cache's next commit.
 
-        `fixed_shapes`: attend over all of the cache that is allocated, under a mask, so that a
-            compiled pass fits every block.
+        Args:
+            cache: read, and written behind its committed positions.
+            new: which of the new positions see which, (query, key), True is visible; or how many
+                there are, all of which see all.
+            fixed_shapes: attend over all of the cache that is allocated, under a mask, so that a
+                compiled pass fits every block.
         """
         seq, inside = (new, None) if isinstance(new, int) else (new.shape[0], new)
         needed = max(cache.lengths) + seq
         assert needed <= cache.capacity, f"cache of {cache.capacity} positions, {needed} needed"
         self.cache, self.inside = cache, inside
-        lengths = cache.lengths + [0] * (
-            cache.allocated_rows - len(cache.lengths) if fixed_shapes else 0
-        )
+        lengths = list(cache.lengths)
+        if fixed_shapes:
+            lengths += [0] * (cache.allocated_rows - len(lengths))
         self.batch, self.span = len(lengths), cache.capacity if fixed_shapes else needed
         # Rows of one length are written as a slice, and see all that there is: no mask, which makes
         # kernels faster.
@@ -117,11 +105,8 @@ class CachedAttention:
         starts = torch.tensor(lengths, device=device)
         self.slots: Int[Tensor, "batch seq"] = starts[:, None] + torch.arange(seq, device=device)
         self.rows = torch.arange(self.batch, device=device)[:, None]
-        self.visible = (
-            None
-            if self.start is not None and inside is None
-            else self._mask(starts[:, None, None], seq, inside)
-        )
+        unmasked = self.start is not None and inside is None
+        self.visible = None if unmasked else self._mask(starts[:, None, None], seq, inside)
 
     def _mask(
         self, starts: Tensor, seq: int, inside: Tensor | None
@@ -134,7 +119,6 @@ class CachedAttention:
         return ((offset < 0) | (new & allowed))[:, None]
 
     def layer(self, index: int) -> LayerAttention:
-        """Over the cache of layer `index`."""
         return functools.partial(self._attend, self.cache.keys[index], self.cache.values[index])
 
     def _attend(self, keys: Tensor, values: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -155,9 +139,7 @@ class CachedAttention:
         return torch.cat([out, alone])
 
     def _write(self, held: Tensor, new: Tensor) -> None:
-        """Put keys or values (batch, seq, heads, head_dim) of the new positions into a layer's part
-        of the cache.
-        """
+        """Write `new` (batch, seq, heads, head_dim) into a layer's keys or values."""
         if self.start is not None:
             held[: self.batch, self.start : self.start + new.shape[1]] = new
         else:

@@ -1,6 +1,4 @@
-"""Who may attend to whom: one predicate that makes every mask of the VAE, of DiT training and of
-sampling.
-"""
+"""Who may attend to whom: one predicate makes all masks of the VAE, DiT training and sampling."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,16 +10,14 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """Where each position of a row stands. All fields broadcast against each other, most of them
-    (#batch, seq).
+    """Where each position of a row stands; fields broadcast, most of them of shape (#batch, seq).
 
     Attributes:
         block: index of the position's block within its row.
-        copy: 0 for a clean position (everything in the VAE is clean), k for one of the k-th noised
-            copy.
-        document: index of the document within the row, or None where attention may cross documents.
-        sees_history: False at noised positions whose history is hidden (history dropout), or None
-            where nothing is hidden.
+        copy: 0 at a clean position (all of the VAE's are clean), k at one of the k-th noised copy.
+        document: index of the document within the row; None: attention may cross documents.
+        sees_history: False at noised positions whose history is hidden (history dropout); None:
+            nothing is hidden.
     """
 
     block: Int[Tensor, "*#places"]
@@ -30,14 +26,10 @@ class TokenLayout:
     sees_history: Bool[Tensor, "*#places"] | None = None
 
     def map(self, of: Callable[[Tensor], Tensor]) -> "TokenLayout":
-        """These with `of` applied to each field."""
+        """The layout with `of` applied to each field that is not None."""
         document = None if self.document is None else of(self.document)
-        return TokenLayout(
-            of(self.block),
-            of(self.copy),
-            document,
-            None if self.sees_history is None else of(self.sees_history),
-        )
+        sees_history = None if self.sees_history is None else of(self.sees_history)
+        return TokenLayout(of(self.block), of(self.copy), document, sees_history)
 
 
 def visible_set_mask(query: TokenLayout, key: TokenLayout) -> Bool[Tensor, "batch query key"]:
@@ -46,11 +38,10 @@ def visible_set_mask(query: TokenLayout, key: TokenLayout) -> Bool[Tensor, "batc
 
 
 def is_visible(query: TokenLayout, key: TokenLayout) -> Tensor:
-    """V_b of the paper: a query sees earlier clean blocks, and of its own block the positions of
-    its own copy.
+    """V_b of the paper: earlier clean blocks, and the own block in the own copy; fields broadcast.
 
     So clean block b sees clean blocks <= b; noised block b sees clean blocks < b and itself,
-    bidirectionally. Fields broadcast.
+    bidirectionally.
     """
     history = (key.copy == 0) & (key.block < query.block)
     if query.sees_history is not None:
@@ -61,19 +52,21 @@ def is_visible(query: TokenLayout, key: TokenLayout) -> Tensor:
     return visible
 
 
-def blocks_of(
-    num_positions: int, block_size: int, device: torch.device | str = "cpu"
-) -> Int[Tensor, "1 seq"]:
-    """Block index of each of `num_positions` positions of a row."""
-    return (torch.arange(num_positions, device=device) // block_size)[None]
-
-
 def document_positions(document: Int[Tensor, "batch seq"]) -> Int[Tensor, "batch seq"]:
     """RoPE positions that restart at each document. `document` does not decrease along a row."""
     index = torch.arange(document.shape[1], device=document.device).expand_as(document)
     starts = torch.ones_like(document, dtype=torch.bool)
     starts[:, 1:] = document[:, 1:] != document[:, :-1]
     return index - torch.where(starts, index, 0).cummax(dim=1).values
+
+
+def row_positions(
+    seq: int, document: Int[Tensor, "batch seq"] | None, device: torch.device
+) -> Int[Tensor, "#batch seq"]:
+    """RoPE positions of clean rows; they restart at each document where `document` is given."""
+    if document is None:
+        return torch.arange(seq, device=device)[None]
+    return document_positions(document)
 
 
 def clean_layout(
@@ -83,7 +76,7 @@ def clean_layout(
     device: torch.device | str = "cpu",
 ) -> TokenLayout:
     """A row of clean positions only: the VAE's attention, and the DiT's over history."""
-    block = blocks_of(num_positions, block_size, device)
+    block = (torch.arange(num_positions, device=device) // block_size)[None]
     return TokenLayout(block=block, copy=torch.zeros_like(block), document=document)
 
 
@@ -95,11 +88,10 @@ def packed_layout(
     device: torch.device | str = "cpu",
     copies: int = 1,
 ) -> TokenLayout:
-    """The DiT's training row: all blocks of each noised copy, then the clean blocks but the last,
-    which is nobody's history.
+    """The DiT's training row: all blocks of each noised copy, then the clean blocks but the last.
 
-    That is (copies + 1) num_latents - block_size positions. The noised ones come first, so that
-    those whose output is read are the first ones.
+    The last clean block is no block's history. A row has (copies + 1) num_latents - block_size
+    positions; the noised ones come first, so that those whose output is read are the first ones.
 
     Args:
         num_latents: L, a multiple of block_size.
@@ -108,7 +100,7 @@ def packed_layout(
         copies: noised copies of a row, each with noise of its own.
     """
     num_clean = num_latents - block_size
-    block = blocks_of(num_latents, block_size, device)
+    block = clean_layout(num_latents, block_size, device=device).block
     copy = torch.arange(1, copies + 1, device=device).repeat_interleave(num_latents)[None]
     if sees_history is not None:
         clean_sees = sees_history.new_ones(sees_history.shape[0], num_clean)
@@ -124,5 +116,5 @@ def packed_layout(
 def packed(
     noised: Int[Tensor, "batch latents"], clean: Int[Tensor, "batch clean"], copies: int = 1
 ) -> Int[Tensor, "batch seq"]:
-    """Values of a packed row, the same for each noised copy."""
+    """Values of a packed row, the same for each noised copy; seq = copies x latents + clean."""
     return torch.cat([noised.repeat(1, copies), clean], dim=1)

@@ -1,4 +1,5 @@
-"""What a network attends over, as an argument: a row in training, cached history in sampling.
+"""What a network attends over, given as an argument: a row in training, cached history in sampling.
+
 Nothing is kept on modules.
 """
 
@@ -17,7 +18,8 @@ from cola_train.models.attention.masks import TokenLayout, visible_set_mask
 class LayerAttention(Protocol):
     """Softmax attention of one layer with scale 1/sqrt(head_dim); q, k already normed and rotated.
 
-    q may hold the first positions alone, where nobody reads the others' results.
+    q is (batch, heads, queries, head_dim), k and v are (batch, heads, seq, head_dim), the result
+    has q's shape. queries < seq: q holds the first positions alone, since only they are read.
     """
 
     def __call__(
@@ -25,9 +27,7 @@ class LayerAttention(Protocol):
         q: Float[Tensor, "batch heads queries head_dim"],
         k: Float[Tensor, "batch heads seq head_dim"],
         v: Float[Tensor, "batch heads seq head_dim"],
-    ) -> Float[Tensor, "batch heads queries head_dim"]:
-        """The attended values."""
-        ...
+    ) -> Float[Tensor, "batch heads queries head_dim"]: ...
 
 
 @runtime_checkable
@@ -36,13 +36,13 @@ class Attention(Protocol):
 
     def layer(self, index: int) -> LayerAttention:
         """What layer `index` attends over."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class RowAttention:
-    """Attention inside each row, under a boolean mask (True is visible), or without one: kernels
-    are faster so.
+    """Attention within each row under a boolean mask (True: visible); kernels are faster without.
+
+    q is (batch, heads, queries, head_dim), k and v (batch, heads, seq, head_dim).
     """
 
     visible: Bool[Tensor, "#batch 1 seq seq"] | None
@@ -50,17 +50,13 @@ class RowAttention:
 
     @classmethod
     def from_layout(cls, places: TokenLayout) -> "RowAttention":
-        """The mask of the one predicate; every pair is computed, which tiled.py is there to
-        avoid.
-        """
+        """The mask of the one predicate; unlike in tiled.py, every pair is computed."""
         return cls(visible_set_mask(places, places)[:, None])
 
     def layer(self, index: int) -> LayerAttention:
-        """The same for all layers."""
         return self
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `LayerAttention`."""
         visible = None if self.visible is None else self.visible[:, :, : q.shape[2]]
         if q.device.type == "cpu":
             # The CPU's backward kernel is five times slower in bf16 than in fp32.

@@ -1,9 +1,9 @@
-"""Attention that leaves out most of the pairs that nobody may see.
+"""Attention that leaves out most of the pairs of a query and a key that it may not see.
 
 A packed training row has a quarter of its pairs visible. Cut along its diagonals (tiles.py), two
 fifths are computed at 512 latents. On a CPU each tile is one call of the fused kernel; on a GPU
-FlexAttention leaves out blocks of pairs that nobody sees (flex.py). What is visible inside a tile
-is said by the one predicate (masks.py).
+FlexAttention leaves out blocks of such pairs (flex.py). What is visible inside a tile is decided by
+the one predicate (masks.py).
 """
 
 import dataclasses
@@ -29,7 +29,10 @@ _aten = torch.ops.aten
 
 @dataclasses.dataclass(frozen=True)
 class TiledAttention:
-    """Attention inside each row, tile by tile."""
+    """Attention within each row, tile by tile, on a CPU.
+
+    q is (batch, heads, queries, head_dim), k and v (batch, heads, seq, head_dim).
+    """
 
     tiles: tuple[Tile, ...]
     # (#batch, 1, queries, keys) of each tile: 0 where visible, else -inf
@@ -41,18 +44,14 @@ class TiledAttention:
         biases = []
         for tile in tiles:
             visible = visible_set_mask(_part(places, (tile.queries,)), _part(places, tile.keys))
-            bias = torch.zeros(visible.shape, device=visible.device).masked_fill(
-                ~visible, -torch.inf
-            )
-            biases.append(bias[:, None])
+            bias = torch.zeros(visible.shape, device=visible.device)
+            biases.append(bias.masked_fill(~visible, -torch.inf)[:, None])
         return cls(tuple(tiles), tuple(biases))
 
     def layer(self, index: int) -> LayerAttention:
-        """The same for all layers."""
         return self
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """See `LayerAttention`."""
         # The CPU's backward kernel is five times slower in bf16 than in fp32.
         with torch.autocast("cpu", enabled=False):
             out: Tensor = _TiledAttention.apply(  # type: ignore[no-untyped-call]
@@ -62,9 +61,7 @@ class TiledAttention:
 
 
 class _TiledAttention(torch.autograd.Function):
-    """Calls of the CPU's fused kernel. As a function of its own it adds up gradients of keys in
-    place, not in copies of rows.
-    """
+    """The CPU's fused kernel by tiles; gradients of keys add up in place, not in copies of rows."""
 
     @staticmethod
     def forward(
@@ -95,23 +92,16 @@ class _TiledAttention(torch.autograd.Function):
         for tile, log_sum, bias in zip(ctx.tiles, sums, biases, strict=True):
             at = slice(*tile.queries)
             keys, values = _spans_of(k, tile.keys), _spans_of(v, tile.keys)
-            parts = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                grad[:, :, at],
-                q[:, :, at],
-                keys,
-                values,
-                out[:, :, at],
-                log_sum,
-                0.0,
-                False,
-                attn_mask=_whole(bias, q),
+            given = (grad[:, :, at], q[:, :, at], keys, values, out[:, :, at], log_sum)
+            grad_queries, *parts = _aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                *given, 0.0, False, attn_mask=_whole(bias, q)
             )
-            grad_q[:, :, at] = parts[0]
+            grad_q[:, :, at] = grad_queries
             taken = 0
             for start, end in tile.keys:
                 part = slice(taken, taken + end - start)
-                grad_k[:, :, start:end] += parts[1][:, :, part]
-                grad_v[:, :, start:end] += parts[2][:, :, part]
+                grad_k[:, :, start:end] += parts[0][:, :, part]
+                grad_v[:, :, start:end] += parts[1][:, :, part]
                 taken += end - start
         return grad_q, grad_k, grad_v, None, *(None for _ in ctx.needs_input_grad[4:])
 
@@ -122,11 +112,9 @@ def _whole(bias: Tensor, q: Tensor) -> Tensor:
 
 def _spans_of(x: Tensor, spans: tuple[Span, ...]) -> Tensor:
     parts = [x[:, :, start:end] for start, end in spans]
-    return (
-        parts[0]
-        if len(parts) == 1
-        else torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
-    )
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)
 
 
 def _part(places: TokenLayout, spans: tuple[Span, ...]) -> TokenLayout:
@@ -136,16 +124,12 @@ def _part(places: TokenLayout, spans: tuple[Span, ...]) -> TokenLayout:
 def row_attention(
     seq: int, block_size: int, document: Int[Tensor, "batch seq"] | None, device: torch.device
 ) -> Attention:
-    """Of a row of clean positions: each sees its own block and those before, of its own
-    document.
-    """
+    """Attention in clean rows: a position sees its own block and earlier ones, of its document."""
     if document is not None:
-        return _over(
-            row_tiles(seq, block_size), clean_layout(seq, block_size, document, device), seq
-        )
+        return _row(seq, block_size, document, device)
     if block_size in (1, seq):
         return RowAttention(None, causal=block_size == 1)
-    return _static_row(seq, block_size, device)
+    return _static_row(seq, block_size, None, device)
 
 
 def packed_attention(
@@ -156,34 +140,36 @@ def packed_attention(
     device: torch.device,
     copies: int = 1,
 ) -> Attention:
-    """Of a training row (masks.packed_layout)."""
-    if document is None and sees_history is None:
-        return _static_packed(num_latents, block_size, device, copies)
+    """Attention in training rows (`masks.packed_layout`)."""
+    make = _static_packed if document is None and sees_history is None else _packed
+    return make(num_latents, block_size, document, sees_history, device, copies)
+
+
+def _row(seq: int, block_size: int, document: Tensor | None, device: torch.device) -> Attention:
+    places = clean_layout(seq, block_size, document, device)
+    return _over(row_tiles(seq, block_size), places, seq)
+
+
+def _packed(
+    num_latents: int,
+    block_size: int,
+    document: Tensor | None,
+    sees_history: Tensor | None,
+    device: torch.device,
+    copies: int,
+) -> Attention:
     places = packed_layout(num_latents, block_size, document, sees_history, device, copies)
     return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
 
 
-# Rows of a run have one length: their masks are made once, and may be read with gradients later
-# even where they were first needed without.
-@functools.lru_cache(maxsize=4)
-@torch.inference_mode(False)
-def _static_row(seq: int, block_size: int, device: torch.device) -> Attention:
-    return _over(row_tiles(seq, block_size), clean_layout(seq, block_size, device=device), seq)
-
-
-@functools.lru_cache(maxsize=4)
-@torch.inference_mode(False)
-def _static_packed(
-    num_latents: int, block_size: int, device: torch.device, copies: int
-) -> Attention:
-    places = packed_layout(num_latents, block_size, None, None, device, copies)
-    return _over(packed_tiles(num_latents, block_size, copies), places, copies * num_latents)
+# Rows of a run have one length: masks without documents are made once, and may be read with
+# gradients later even where they were first needed without.
+_static_row = functools.lru_cache(maxsize=4)(torch.inference_mode(False)(_row))
+_static_packed = functools.lru_cache(maxsize=4)(torch.inference_mode(False)(_packed))
 
 
 def forget_masks() -> None:
-    """Make masks anew from here on: those of a dry run have no numbers in them, and it can use no
-    real ones.
-    """
+    """Make masks anew from here on: a dry run's have no numbers, and it cannot use real ones."""
     _static_row.cache_clear()
     _static_packed.cache_clear()
 

@@ -1,11 +1,9 @@
-"""Rows cut into tiles: queries, each with the keys that any of them sees, so that most pairs that
-nobody may see are left out.
-"""
+"""Rows cut into tiles: queries, and the keys that any of them sees; other pairs are left out."""
 
 import dataclasses
 import math
 
-# Positions. Smaller ones leave out more pairs and make more calls; on a CPU 64 to 128 measured
+# Positions. Smaller tiles leave out more pairs and make more calls; on a CPU 64 to 128 measured
 # best, and 128 is FlexAttention's.
 TILE = 128
 Span = tuple[int, int]  # first position, and the one after the last
@@ -20,18 +18,19 @@ class Tile:
 
     @property
     def pairs(self) -> int:
-        """Pairs of query and key that are computed, of a row."""
+        """Computed pairs of a query and a key, per row."""
         return (self.queries[1] - self.queries[0]) * sum(end - start for start, end in self.keys)
 
 
 def row_tiles(num_positions: int, block_size: int) -> list[Tile]:
-    """Of a row of clean positions, each of which sees its own block and those before."""
+    """Tiles of a row of clean positions, each of which sees its own block and earlier ones."""
     return [Tile((start, end), ((0, end),)) for start, end in _spans(num_positions, block_size)]
 
 
 def packed_tiles(num_latents: int, block_size: int, copies: int = 1) -> list[Tile]:
-    """Of a training row (masks.packed_layout): noised ones, over their own span and the clean
-    blocks before; then clean ones.
+    """Tiles of a training row (`masks.packed_layout`).
+
+    Noised positions attend over their own span and the earlier clean blocks; clean ones follow.
     """
     first_clean, num_clean = copies * num_latents, num_latents - block_size
     tiles = []
@@ -41,9 +40,8 @@ def packed_tiles(num_latents: int, block_size: int, copies: int = 1) -> list[Til
             own = (offset + start, offset + end)
             tiles.append(Tile(own, (own, history) if history[1] > history[0] else (own,)))
     for start, end in _spans(num_clean, block_size):
-        tiles.append(
-            Tile((first_clean + start, first_clean + end), ((first_clean, first_clean + end),))
-        )
+        own = (first_clean + start, first_clean + end)
+        tiles.append(Tile(own, ((first_clean, own[1]),)))
     return tiles
 
 

@@ -22,7 +22,7 @@ from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.families.cola.prior_density import block_log_densities
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
-from cola_train.likelihood.rows import Draw, Row, batches, draws_at
+from cola_train.likelihood.rows import Draw, ScoredRow, batches, draws_at
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import Purpose, normal
@@ -95,7 +95,7 @@ def quadrature(small: ColaCheckpoint) -> Quadrature:
 def test_iwae_comes_to_the_integral_over_all_latents_whether_a_block_is_full_or_filled(
     small: ColaCheckpoint, quadrature: Quadrature, tokens: list[int]
 ) -> None:
-    (found,) = log_likelihoods(small, [Row(tokens, key=5)], INTEGRAL)
+    (found,) = log_likelihoods(small, [ScoredRow(tokens, key=5)], INTEGRAL)
     truth = quadrature.log_p(tokens)
     assert found.iwae is not None
     assert found.standard_error is not None
@@ -116,13 +116,13 @@ def test_the_integrals_over_all_texts_of_a_token_add_up_to_1(quadrature: Quadrat
 def test_the_parts_are_those_of_a_slow_loop() -> None:
     checkpoint, tokens = cola(), texts(6)[0]
     assert checkpoint.dit is not None
-    (found,) = log_likelihoods(checkpoint, [Row(tokens, key=9)], FAST)
+    (found,) = log_likelihoods(checkpoint, [ScoredRow(tokens, key=9)], FAST)
     filled = torch.tensor([[*tokens, EOS, EOS]])
     posterior = checkpoint.vae.encode(filled)
     reconstruction, prior, entropy = [], [], []
     for number in range(2):
         at = {
-            "rows": [Row(tokens, key=9)],
+            "rows": [ScoredRow(tokens, key=9)],
             "draws": [Draw(0, number)],
             "count": 32,
             "device": torch.device("cpu"),
@@ -155,7 +155,7 @@ def torch_signs(*address: Any) -> Tensor:
 
 def test_padding_within_a_row_is_not_scored() -> None:
     checkpoint, tokens = cola(), [*texts(6)[0], PAD, PAD]
-    (found,) = log_likelihoods(checkpoint, [Row(tokens, key=1)], FAST)
+    (found,) = log_likelihoods(checkpoint, [ScoredRow(tokens, key=1)], FAST)
     posterior = checkpoint.vae.encode(torch.tensor([tokens]))
     nats = []
     for number in range(2):
@@ -163,7 +163,7 @@ def test_padding_within_a_row_is_not_scored() -> None:
             normal,
             0,
             Purpose.LIKELIHOOD_EPS,
-            [Row(tokens, key=1)],
+            [ScoredRow(tokens, key=1)],
             [Draw(0, number)],
             32,
             torch.device("cpu"),
@@ -188,16 +188,16 @@ def test_documents_apart_are_texts_of_their_own(patch_size: int) -> None:
     apart, first, second = log_likelihoods(
         checkpoint,
         [
-            Row(tokens, 1, [0] * block + [1] * 2 * block),
-            Row(tokens[:block], 1),
-            Row(tokens[block:], 1),
+            ScoredRow(tokens, 1, [0] * block + [1] * 2 * block),
+            ScoredRow(tokens[:block], 1),
+            ScoredRow(tokens[block:], 1),
         ],
         config,
     )
     # The second document's draws are others than those of the row's places.
     error = sum(found.standard_error or math.nan for found in (apart, second))
     assert abs(apart.log_p - first.log_p - second.log_p) < 3 * error
-    (together,) = log_likelihoods(checkpoint, [Row(tokens, 1)], config)
+    (together,) = log_likelihoods(checkpoint, [ScoredRow(tokens, 1)], config)
     assert abs(apart.log_p - together.log_p) > 0.1
     assert apart.num_tokens == 3 * block
 
@@ -213,7 +213,7 @@ def checkpoints() -> dict[str, ColaCheckpoint | TransformerCheckpoint]:
 def test_a_row_gets_what_it_gets_alone_in_any_batch_and_order(family: str) -> None:
     checkpoint = checkpoints()[family]
     rows = [
-        Row(tokens, key=3 * number, given=number % 2)
+        ScoredRow(tokens, key=3 * number, given=number % 2)
         for number, tokens in enumerate(texts(7, 8, 5, 8, 13))
     ]
     together = log_likelihoods(
@@ -243,7 +243,7 @@ def test_dopri5_depends_on_the_batch_within_its_tolerance_only() -> None:
     bound.
     """
     checkpoint = dataclasses.replace(cola(), dit=calm(calm(tiny_dit())))
-    rows = [Row(tokens, key) for key, tokens in enumerate(texts(8, 8, 8))]
+    rows = [ScoredRow(tokens, key) for key, tokens in enumerate(texts(8, 8, 8))]
     config = LikelihoodConfig(num_samples=1, solver="dopri5", rtol=1e-3, atol=1e-3)
     together = [found.log_p for found in log_likelihoods(checkpoint, rows, config)]
     alone = [log_likelihoods(checkpoint, [row], config)[0].log_p for row in rows]
@@ -256,14 +256,14 @@ def test_the_key_the_seed_and_k_decide_the_draws(family: str) -> None:
 
     def log_p(key: int, seed: int = 0, num_samples: int = 2) -> float:
         config = dataclasses.replace(FAST, seed=seed, num_samples=num_samples)
-        return log_likelihoods(checkpoint, [Row(tokens, key)], config)[0].log_p
+        return log_likelihoods(checkpoint, [ScoredRow(tokens, key)], config)[0].log_p
 
     assert len({log_p(1), log_p(2), log_p(1, seed=1), log_p(1, num_samples=1)}) == 4
     assert log_p(2**62 + 5) == log_p(2**62 + 5)
 
 
 def test_draws_are_the_same_whatever_the_length() -> None:
-    rows, cpu = [Row([5], key=7)], torch.device("cpu")
+    rows, cpu = [ScoredRow([5], key=7)], torch.device("cpu")
     long, short = (
         draws_at(normal, 3, Purpose.LIKELIHOOD_EPS, rows, [Draw(0, 0), Draw(0, 4095)], count, cpu)
         for count in (50, 20)
@@ -291,10 +291,10 @@ def test_colas_score_is_the_difference_of_two_elbos_on_the_same_draws() -> None:
     checkpoint, (prompt, continuation) = cola(), texts(5, 4)
     (score,) = conditional_scores(checkpoint, [(prompt, continuation)], FAST, [6])
     whole, part = log_likelihoods(
-        checkpoint, [Row([*prompt, *continuation], 6), Row(prompt, 6)], FAST
+        checkpoint, [ScoredRow([*prompt, *continuation], 6), ScoredRow(prompt, 6)], FAST
     )
     assert score == pytest.approx(whole.log_p - part.log_p, abs=1e-4)
-    (row,) = log_likelihoods(checkpoint, [Row([*prompt, *continuation], 6, given=5)], FAST)
+    (row,) = log_likelihoods(checkpoint, [ScoredRow([*prompt, *continuation], 6, given=5)], FAST)
     assert whole.iwae is not None
     assert part.iwae is not None
     assert row.iwae == pytest.approx(whole.iwae - part.iwae, abs=1e-4)
@@ -309,7 +309,9 @@ def test_noise_of_what_prompt_and_text_share_cancels() -> None:
     checkpoint, (prompt, continuation) = cola(), texts(16, 4)
     config = dataclasses.replace(FAST, num_samples=16)
     after, whole = log_likelihoods(
-        checkpoint, [Row([*prompt, *continuation], 6, given=given) for given in (16, 0)], config
+        checkpoint,
+        [ScoredRow([*prompt, *continuation], 6, given=given) for given in (16, 0)],
+        config,
     )
     assert after.standard_error is not None
     assert whole.standard_error is not None
@@ -326,7 +328,7 @@ def test_a_prompt_that_options_share_is_computed_once(monkeypatch: pytest.Monkey
             vae: TextVAE,
             dit: BlockCausalDiT,
             tokenizer: Tokenizer,
-            rows: list[Row],
+            rows: list[ScoredRow],
             config: LikelihoodConfig,
         ) -> None:
             computed.extend(rows)
@@ -340,7 +342,7 @@ def test_a_prompt_that_options_share_is_computed_once(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("family", ["cola", "ar", "llada"])
 def test_nothing_given_is_the_whole_likelihood(family: str) -> None:
     checkpoint, tokens = checkpoints()[family], texts(6)[0]
-    (found,) = log_likelihoods(checkpoint, [Row(tokens, 8)], FAST)
+    (found,) = log_likelihoods(checkpoint, [ScoredRow(tokens, 8)], FAST)
     assert conditional_scores(checkpoint, [([], tokens)], FAST, [8]) == [
         pytest.approx(found.log_p, abs=1e-5)
     ]
@@ -351,30 +353,33 @@ def test_nothing_given_is_the_whole_likelihood(family: str) -> None:
 
 def test_a_vae_alone_is_refused() -> None:
     with pytest.raises(UserError, match="holds a VAE only; likelihood needs the DiT of stage 2"):
-        log_likelihoods(tiny_checkpoint(tiny_vae(), None), [Row([5], 0)], FAST)
+        log_likelihoods(tiny_checkpoint(tiny_vae(), None), [ScoredRow([5], 0)], FAST)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (Row([], 0), "Row 1 has no token to score: give it at least one that is not padding."),
-        (Row([PAD, PAD], 0), "Row 1 has no token to score"),
-        (Row([5, 6], 0, given=2), "at least one that is not padding after the given ones"),
         (
-            Row([5, 29], 0),
+            ScoredRow([], 0),
+            "Row 1 has no token to score: give it at least one that is not padding.",
+        ),
+        (ScoredRow([PAD, PAD], 0), "Row 1 has no token to score"),
+        (ScoredRow([5, 6], 0, given=2), "at least one that is not padding after the given ones"),
+        (
+            ScoredRow([5, 29], 0),
             (
                 r"Row 1 has id 29, outside the vocabulary, 0\.\.28; encode it with the "
                 r"checkpoint's own tokenizer"
             ),
         ),
-        (Row([5, -1], 0), "Row 1 has id -1"),
-        (Row([5], -1), r"Row 1 has key -1; keys .* must be in \[0, 2\^63\)"),
+        (ScoredRow([5, -1], 0), "Row 1 has id -1"),
+        (ScoredRow([5], -1), r"Row 1 has key -1; keys .* must be in \[0, 2\^63\)"),
     ],
 )
 @pytest.mark.parametrize("family", ["cola", "ar"])
-def test_rows_that_cannot_be_scored_are_refused(family: str, row: Row, message: str) -> None:
+def test_rows_that_cannot_be_scored_are_refused(family: str, row: ScoredRow, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        log_likelihoods(checkpoints()[family], [Row([5], 0), row], FAST)
+        log_likelihoods(checkpoints()[family], [ScoredRow([5], 0), row], FAST)
 
 
 @pytest.mark.parametrize(

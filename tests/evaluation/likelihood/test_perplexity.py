@@ -26,7 +26,7 @@ from cola_train.evaluation.likelihood.perplexity import (
 )
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.registry import load_checkpoint
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 from tests.helpers.llama import tiny_baseline
 from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_tokenizer, tiny_vae
 
@@ -150,7 +150,7 @@ def test_texts_are_read_with_what_is_given(tmp_path: Path) -> None:
         '"continuation": "w8"}\n'
     )
     rows, records = read_texts(path, tiny_tokenizer())
-    assert rows == [Row([5, 6], 0), Row([7, 8, 9], 1, given=1), Row([8], 2)]
+    assert rows == [ScoredRow([5, 6], 0), ScoredRow([7, 8, 9], 1, given=1), ScoredRow([8], 2)]
     assert records[0] == {"text": "w5 w6", "id": 3}
 
 

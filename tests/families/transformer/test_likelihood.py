@@ -9,7 +9,7 @@ import torch
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.evaluation.likelihood.likelihood import conditional_scores, log_likelihoods
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
-from cola_train.likelihood.rows import Row
+from cola_train.likelihood.rows import ScoredRow
 from tests.helpers.llama import llama_of, tiny_baseline
 from tests.helpers.tiny import PAD, random_tokens
 
@@ -38,7 +38,7 @@ def llama_log_p(checkpoint: TransformerCheckpoint, tokens: list[int]) -> list[fl
 def test_an_autoregressive_models_likelihood_is_llamas() -> None:
     checkpoint = tiny_baseline(causal=True)
     for tokens in texts(1, 6, 11):
-        (found,) = log_likelihoods(checkpoint, [Row(tokens, 0)], CONFIG)
+        (found,) = log_likelihoods(checkpoint, [ScoredRow(tokens, 0)], CONFIG)
         assert found.log_p == pytest.approx(sum(llama_log_p(checkpoint, tokens)), abs=1e-4)
         assert (found.standard_error, found.iwae, found.prior) == (0.0, None, None)
     prompt, continuation = texts(5, 4)
@@ -52,7 +52,11 @@ def test_an_autoregressive_models_documents_begin_after_separators_of_their_own(
     checkpoint, tokens = tiny_baseline(causal=True), [*texts(9)[0], EOS, PAD, PAD]
     apart, first, second = log_likelihoods(
         checkpoint,
-        [Row(tokens, 0, [0] * 4 + [1] * 8), Row(tokens[:4], 0), Row(tokens[4:10], 0)],
+        [
+            ScoredRow(tokens, 0, [0] * 4 + [1] * 8),
+            ScoredRow(tokens[:4], 0),
+            ScoredRow(tokens[4:10], 0),
+        ],
         CONFIG,
     )
     assert apart.log_p == pytest.approx(first.log_p + second.log_p, abs=1e-4)
@@ -83,7 +87,7 @@ def enumerated_bound(checkpoint: TransformerCheckpoint, tokens: list[int], given
 def test_a_masked_diffusion_models_bound_is_the_mean_over_all_masks(given: int) -> None:
     checkpoint, tokens = tiny_baseline(causal=False), texts(5)[0]
     config = LikelihoodConfig(num_samples=2000, batch_size=1000)
-    (found,) = log_likelihoods(checkpoint, [Row(tokens, 3, given=given)], config)
+    (found,) = log_likelihoods(checkpoint, [ScoredRow(tokens, 3, given=given)], config)
     assert found.standard_error is not None
     assert 0 < found.standard_error < 0.15
     assert abs(found.log_p - enumerated_bound(checkpoint, tokens, given)) < 4 * found.standard_error
@@ -93,7 +97,7 @@ def test_a_masked_diffusion_models_bound_is_the_mean_over_all_masks(given: int) 
 def test_a_masked_diffusion_model_of_one_token_has_no_noise() -> None:
     checkpoint = tiny_baseline(causal=False)
     found = log_likelihoods(
-        checkpoint, [Row([token], 3) for token in range(29) if token != PAD], CONFIG
+        checkpoint, [ScoredRow([token], 3) for token in range(29) if token != PAD], CONFIG
     )
     assert all(row.standard_error == 0 for row in found)
     padding = checkpoint.transformer.head(checkpoint.transformer(torch.tensor([[29]]))).softmax(-1)[
@@ -105,7 +109,7 @@ def test_a_masked_diffusion_model_of_one_token_has_no_noise() -> None:
 def test_a_masked_diffusion_models_documents_and_padding_stay_apart() -> None:
     checkpoint, tokens = tiny_baseline(causal=False), texts(3)[0]
     config = LikelihoodConfig(num_samples=1500, batch_size=1000)
-    padded = Row([*tokens, PAD, PAD], 3, [0] * 3 + [1] * 2)
+    padded = ScoredRow([*tokens, PAD, PAD], 3, [0] * 3 + [1] * 2)
     (found,) = log_likelihoods(checkpoint, [padded], config)
     assert found.standard_error is not None
     assert abs(found.log_p - enumerated_bound(checkpoint, tokens)) < 4 * found.standard_error

@@ -180,9 +180,7 @@ def test_each_query_attends_over_its_rows_history_and_what_it_may_see_inside(
     history = random_latents(2, rows, heads, max(lengths), head_dim, seed=seed)
     q, k, v = random_latents(3, rows * (2 if alone else 1), heads, seq, head_dim, seed=seed + 1)
     inside_mask = (random_latents(seq, seq, seed=seed + 2) > 0) | torch.eye(seq, dtype=torch.bool)
-    cache = KVCache(
-        1, rows, max(lengths) + seq, heads, head_dim, torch.device("cpu"), torch.float32
-    )
+    cache = KVCache(1, rows, max(lengths) + seq, heads, head_dim, like=history)
     if max(lengths):
         everything = CachedAttention(
             cache, torch.ones(max(lengths), max(lengths), dtype=torch.bool)

@@ -17,11 +17,11 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.files import atomic_folder
 from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Linear, Parts, product
-from cola_train.likelihood.rows import Draw, Row
+from cola_train.likelihood.rows import Draw, ScoredRow
 from cola_train.models.vocabulary_head import VocabularyHead, token_nats
 from cola_train.objectives.objective import Objective, Term
 from cola_train.randomness import Purpose, uniform
-from cola_train.sampling.stream import Noise, Part, Text, stream
+from cola_train.sampling.stream import GeneratedPart, Noise, Text, stream
 from cola_train.sampling.token_choice import choose_tokens
 from cola_train.tensor_files import Below, write_tensors
 
@@ -77,7 +77,7 @@ class BigramGeneration:
         self.done: list[int] = []
         self.admit(prompts, addresses)
 
-    def next_parts(self) -> list[Part]:
+    def next_parts(self) -> list[GeneratedPart]:
         hidden = self.table.embedding(torch.tensor(self.last))
         draws = None
         if self.config.temperature > 0:
@@ -90,7 +90,7 @@ class BigramGeneration:
             :, 0
         ].tolist()
         self.done = [done + 1 for done in self.done]
-        return [Part([token]) for token in self.last]
+        return [GeneratedPart([token]) for token in self.last]
 
     def keep(self, rows: Sequence[int]) -> None:
         self.last, self.addresses, self.done = (
@@ -106,7 +106,7 @@ class BigramGeneration:
 class BigramLikelihood:
     num_draws = 1
 
-    def __init__(self, table: Table, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
+    def __init__(self, table: Table, tokenizer: Tokenizer, rows: Sequence[ScoredRow]) -> None:
         self.table, self.tokenizer, self.rows = table, tokenizer, rows
 
     def width(self, row: int) -> int:
@@ -186,7 +186,7 @@ class BigramCheckpoint(Checkpoint):
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
         return "exact"
 
-    def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> BigramLikelihood:
+    def likelihood(self, rows: Sequence[ScoredRow], config: LikelihoodConfig) -> BigramLikelihood:
         return BigramLikelihood(self.table, self.tokenizer, rows)
 
 
