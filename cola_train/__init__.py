@@ -7,12 +7,7 @@ its first use: `import cola_train` imports no torch.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cola_train.config.data import (
-        CorpusConfig,
-        DataConfig,
-        PrepareConfig,
-        TokenizerTrainConfig,
-    )
+    from cola_train.config.data import CorpusConfig, DataConfig, PrepareConfig, TokenizerTrainConfig
     from cola_train.config.load import load_config
     from cola_train.config.loop import TrainerConfig
     from cola_train.config.optim import OptimConfig

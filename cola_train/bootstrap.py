@@ -1,5 +1,4 @@
-"""How sure a figure is, by resampling: what every bootstrap here shares, and which resampling is
-for what.
+"""How uncertain a metric is, by resampling: what all bootstraps share, and which serves where.
 
 - A fit to a few points resamples residuals (scaling/bootstrap.py): with so few points, drawing the
   points themselves often leaves too few different ones to fit.

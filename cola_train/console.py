@@ -1,6 +1,4 @@
-"""What is said to the user while data is made: lines and bars on stderr, and why a file could not
-be read.
-"""
+"""What the user is told: lines, progress bars and tables."""
 
 import sys
 from collections.abc import Sequence
@@ -28,9 +26,7 @@ def progress_bar(description: str, unit: str, total: int | None = None, divisor:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
-    """A line a row, columns as wide as they need; with `numbers` all but the first end at the same
-    place.
-    """
+    """One line per row, in columns; with `numbers` all but the first column are right-aligned."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
 
     def cell(text: str, column: int) -> str:

@@ -1,6 +1,4 @@
-"""The devices of this machine: which one a name means, what it can do, and how fast it multiplies
-matrices.
-"""
+"""This machine's devices: which one a name means, what it can do, how fast it multiplies."""
 
 import time
 from collections.abc import Callable
@@ -39,17 +37,13 @@ def uses_gpu(accelerator: str) -> bool:
 
 
 def cpu_bf16_is_fast() -> bool:
-    """Whether the processor multiplies in bf16; one without these instructions emulates it, far
-    slower than fp32.
-    """
+    """Whether the CPU has bf16 instructions; without them bf16 is far slower than fp32."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """FLOPs per second in `precision`, "bf16" or "fp32": of a GPU from a table, None if that has it
-    not; of a CPU measured.
-    """
+    """FLOPs per second in "bf16" or "fp32": of a GPU by a table (or None), of a CPU measured."""
     if device.type == "cuda":
         known = find_device(torch.cuda.get_device_name(device))
         return None if known is None else known.peak(precision)
@@ -62,8 +56,7 @@ def device_peak(device: torch.device, precision: str) -> float | None:
 def matrix_seconds(
     device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Seconds of each of ten products of two square matrices, 1024 wide on a CPU (with this
-    process' threads), 8192 on a GPU.
+    """Seconds of each of ten products of square matrices: 1024 wide on a CPU, 8192 on a GPU.
 
     `clock` is read once everything that was started has been done.
     """

@@ -50,8 +50,7 @@ def drawing(
     *,
     fits_margins: bool = True,
 ) -> Iterator[Figure]:
-    """Yield an empty figure of `size` inches to fill; it is written, replacing older ones, when the
-    block succeeds.
+    """Yield an empty figure to fill; it is written, replacing older files, if the block succeeds.
 
     Args:
         size: width and height.

@@ -1,6 +1,4 @@
-"""Writing so that a crash leaves the old thing or the new one, never half of one. Nothing existing
-is overwritten unasked.
-"""
+"""Atomic writing: a crash leaves the old file or the new one; nothing is overwritten unasked."""
 
 import contextlib
 import json
@@ -46,9 +44,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class JsonlWriter:
-    """A file of JSON lines, only ever appended to. A full disk costs no line: what cannot be
-    written yet is kept for later.
-    """
+    """An append-only file of JSON lines; lines that a full disk refuses are kept for later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -91,9 +87,7 @@ class JsonlWriter:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """What `JsonlWriter` wrote, row by row, without lines that a crash cut short; nothing if there
-    is no such file.
-    """
+    """Each row that `JsonlWriter` wrote, but lines that a crash cut short; none without a file."""
     if not path.is_file():
         return
     # Not splitlines: a text may hold the separators of Unicode.
@@ -104,8 +98,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
-    """What stands in a JSON-lines file that a user gave, each with where it stands; blank lines are
-    passed over.
+    """Each value of a user's JSON-lines file, after its place for messages; blank lines do not count.
 
     Args:
         path: the file.
@@ -136,8 +129,7 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `final` to fill; it takes `final`'s name when the block
-    succeeds, and vanishes if it fails.
+    """Yield an empty folder to fill; it becomes `final` if the block succeeds, and vanishes if not.
 
     Raises:
         UserError: `final` exists and `replace` is False; or the disk refuses (full, read-only).
@@ -196,9 +188,7 @@ def _clear_os_errors(target: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def read_errors_explained(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body (no permission, a lost disk, ...) into one UserError that names
-    the file.
-    """
+    """Turn an OSError of the block (permissions, a lost disk) into a UserError naming the file."""
     try:
         yield
     except OSError as error:

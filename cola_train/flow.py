@@ -33,9 +33,7 @@ def velocity_target(
 def logit_normal_time(
     normal: Float[Tensor, "*shape"], loc: float, scale: float
 ) -> Float[Tensor, "*shape"]:
-    """t = sigmoid(loc + scale * normal) for a standard normal draw; the headline run has loc =
-    scale = 1.
-    """
+    """t = sigmoid(loc + scale * normal), normal ~ N(0, 1); in the headline run loc = scale = 1."""
     return torch.sigmoid(loc + scale * normal)
 
 
@@ -52,8 +50,7 @@ def integrate(
     num_steps: int,
     solver: Solver,
 ) -> Float[Tensor, "*shape"]:
-    """From z_1 at t = 1 to t = 0 along dz/dt = velocity(z, place), where `place` is that of the
-    time in `time_grid(num_steps)`.
+    """Integrate dz/dt = velocity(z, place) from z_1 at t = 1 to t = 0; `place` indexes `time_grid`.
 
     What each solver does is in solvers.py.
     """
@@ -76,9 +73,7 @@ def guide(
     unconditional: Float[Tensor, "*shape"],
     scale: Float[Tensor, "*#shape"],
 ) -> Float[Tensor, "*shape"]:
-    """Classifier-free guidance: v_uncond + g (v_cond - v_uncond); g = 1 is the conditional branch
-    alone.
-    """
+    """Classifier-free guidance: v_uncond + g (v_cond - v_uncond); g = 1 is conditional alone."""
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -88,8 +83,7 @@ def rescale_guided(
     counted: Bool[Tensor, "batch seq"],
     share: float,
 ) -> Float[Tensor, "batch seq channels"]:
-    """Guidance rescaling (Lin et al. 2024, equations 15, 16): guided (share std(conditional) /
-    std(guided) + 1 - share).
+    """guided (share std(conditional) / std(guided) + 1 - share) (Lin et al. 2024, eqs. 15, 16).
 
     Standard deviations are of each row, over the channels of its `counted` positions; guidance
     makes them too large.
@@ -112,8 +106,7 @@ def _deviation(x: Tensor, counted: Tensor) -> Tensor:
 
 
 def gaussian_baseline(variance: Float[Tensor, " channels"], t: Float[Tensor, " draws"]) -> float:
-    """The flow-matching loss of the best predictor that knows only each channel's mean and variance
-    s^2.
+    """Flow-matching loss of the best predictor that knows each channel's mean and variance alone.
 
     For independent z_0 of variance s^2 and z_1 of variance 1, the best linear prediction of u = z_1
     - z_0 from z_t leaves

@@ -38,9 +38,7 @@ class Processes:
         return self.rank == 0
 
     def agree(self, decide: Callable[[], T]) -> T:
-        """What process 0 decides, on all of them; a UserError of process 0 is raised on all of
-        them.
-        """
+        """What process 0 decides, or its UserError, on all processes; a collective call."""
         outcome: list[tuple[T | None, str | None]] = [(None, None)]
         if self.is_first:
             try:
@@ -70,9 +68,7 @@ def launched_rank() -> int:
 
 @contextlib.contextmanager
 def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
-    """The processes that torchrun started, or this one alone, as torch.distributed's default group
-    while the block runs.
-    """
+    """torch.distributed's default group while the block runs: torchrun's processes, or this one."""
     timeout = datetime.timedelta(seconds=timeout_seconds + _GRACE_SECONDS)
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     rank, world_size, local_rank, local_world_size = (

@@ -1,5 +1,4 @@
-"""Every random draw of training and sampling as a pure function of (seed, purpose, sample index,
-position).
+"""Every random draw as a pure function of (seed, purpose, sample index, position).
 
 Draws are addressed, not taken from a stream: a counter-based generator (Philox4x32-10, Salmon et
 al. 2011) turns the address into bits with integer arithmetic, so a sample gets the same draws on
@@ -23,9 +22,7 @@ _ROUNDS = 10
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for. The numbers are part of every run's identity: never reuse or renumber
-    one.
-    """
+    """What a draw is for. The numbers identify runs' draws: never reuse or renumber one."""
 
     POSTERIOR_EPS = 1
     MASKED_POSTERIOR_EPS = 2
@@ -84,9 +81,7 @@ def round_up_to_draws(count: int) -> int:
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator for the initial values of the parameter `name`, whoever builds it and in
-    whatever order.
-    """
+    """A CPU generator for a parameter's initial values, the same in any order of building."""
     generator = torch.Generator()
     generator.manual_seed(
         (seed * 0x9E3779B97F4A7C15 + (Purpose.WEIGHTS << 32) + zlib.crc32(name.encode())) % 2**63

@@ -1,5 +1,4 @@
-"""The sampler's solvers as plans: at which times each calls the network, and what it makes of the
-velocities.
+"""The sampler's solvers as plans: the times of network calls, and the weights of velocities.
 
 The sampler follows these plans (flow.py's `integrate`), and FLOPs count their calls, so the two
 cannot disagree. There are no tensors here: what a run would cost is known without torch.

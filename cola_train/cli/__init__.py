@@ -70,11 +70,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cola-train",
         description="Train Cola DLM, a continuous latent diffusion language model.",
-        epilog=(
-            "The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. "
-            "`cola-train VERB --help` shows the settings that people change, `cola-train VERB "
-            "--help all` every one."
-        ),
+        epilog="The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. "
+        "`cola-train VERB --help` shows the settings that people change, `cola-train VERB "
+        "--help all` every one.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for group in (

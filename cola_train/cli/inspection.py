@@ -16,10 +16,8 @@ def add(verbs: Any) -> None:
         _inspect,
         "look into the latent space of a checkpoint: numbers, a page of pictures, a table",
         InspectionConfig,
-        example=(
-            "cola-train inspect checkpoints/NAME --data data/austen-64 --reference "
-            "checkpoints/NAME-vae"
-        ),
+        example="cola-train inspect checkpoints/NAME --data data/austen-64 --reference "
+        "checkpoints/NAME-vae",
         positionals={
             "checkpoint": "a folder in the released layout, or a run folder, of stage 1 or 2"
         },
@@ -54,11 +52,6 @@ def _inspect(options: argparse.Namespace) -> None:
 
     print(
         inspect_checkpoint(
-            options.checkpoint,
-            options.data,
-            options.reference,
-            options.out,
-            options.device,
-            config,
+            options.checkpoint, options.data, options.reference, options.out, options.device, config
         )
     )

@@ -30,10 +30,8 @@ def add(verbs: Any) -> None:
         "--texts",
         type=Path,
         metavar="FILE.jsonl",
-        help=(
-            'texts instead: one {"text": "..."} or {"prompt": "...", "continuation": "..."} per '
-            "line"
-        ),
+        help='texts instead: one {"text": "..."} or {"prompt": "...", "continuation": "..."} per '
+        "line",
     )
     likelihood.add_argument(
         "--out",

@@ -31,11 +31,7 @@ def add(verbs: Any) -> None:
         "--devices", type=int, default=8, metavar="N", help="how many of them (%(default)s)"
     )
     plan.add_argument(
-        "--per-node",
-        type=int,
-        default=8,
-        metavar="N",
-        help="how many on one machine (%(default)s)",
+        "--per-node", type=int, default=8, metavar="N", help="how many on one machine (%(default)s)"
     )
     plan.add_argument(
         "--mfu",

@@ -31,10 +31,8 @@ def add(verbs: Any) -> None:
 
     branch = verbs.add_parser(
         "branch",
-        help=(
-            "go on from a run's checkpoint with another end: the anneals of a constant-rate run "
-            "(optim.schedule=wsd)"
-        ),
+        help="go on from a run's checkpoint with another end: the anneals of a constant-rate run "
+        "(optim.schedule=wsd)",
     )
     branch.add_argument("source", type=Path, metavar="RUN", help="the run folder to branch off")
     branch.add_argument(

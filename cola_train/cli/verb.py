@@ -27,10 +27,8 @@ def add_verb(
     parser: argparse.ArgumentParser = verbs.add_parser(
         name,
         help=summary,
-        description=(
-            f"{textwrap.fill(f'{summary[0].upper()}{summary[1:]}. For example:', WIDTH)}\n "
-            f" {example}"
-        ),
+        description=f"{textwrap.fill(f'{summary[0].upper()}{summary[1:]}. For example:', WIDTH)}\n "
+        f" {example}",
         formatter_class=HelpFormatter,
         add_help=False,
     )

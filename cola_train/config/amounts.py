@@ -1,6 +1,4 @@
-"""How far a training has come or shall go: in optimizer steps, tokens or EFLOPs (1 EFLOP = 10^18
-floating-point operations).
-"""
+"""Amounts of training: optimizer steps, tokens or EFLOPs (10^18 floating-point operations)."""
 
 import dataclasses
 import re
@@ -61,9 +59,7 @@ class Amount:
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a training at which something is to happen: once, or each time as much has been
-    done again.
-    """
+    """A point of training at which something happens: once, or each time the amount recurs."""
 
     amount: Amount
     repeats: bool
@@ -83,9 +79,7 @@ class Mark:
         return cls(amount, repeats)
 
     def passed(self, before: int, after: int) -> bool:
-        """Whether a step that took a counter of this mark's unit from `before` to `after` reached
-        it.
-        """
+        """Whether a step that moved a counter of this unit from `before` to `after` reached it."""
         if self.repeats:
             return after // self.amount.count > before // self.amount.count
         return before < self.amount.count <= after

@@ -3,14 +3,19 @@
 import dataclasses
 from typing import Literal
 
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import (
+    SHARE_BELOW_1,
+    at_least,
+    require,
+    require_each,
+    section,
+    setting,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """Where text comes from. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name
-    or path).
-    """
+    """The text. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name or path)."""
 
     inputs: list[str] = setting(
         [],
@@ -26,21 +31,16 @@ class CorpusConfig:
     )
     dataset_split: str = setting("train", help="The split of `dataset` to read.")
     text_column: str = setting(
-        "text",
-        help="The column or JSON key with the text of a .jsonl, .parquet or `dataset` record.",
+        "text", help="The column or JSON key of the text in a .jsonl, .parquet or `dataset` record."
     )
     documents: Literal["paragraph", "file"] = setting(
         "paragraph",
-        help=(
-            "What one document of a .txt file is: a run of lines between blank lines, or the whole "
-            "file."
-        ),
+        help="What one document of a .txt file is: a run of lines between blank lines, or the "
+        "whole file.",
     )
 
     def check(self) -> None:
-        """Called by the owner's validation: the defaults alone, which give no text, must be
-        constructible.
-        """
+        """Called by the owner's __post_init__: defaults, without text, must be constructible."""
         require(
             bool(self.inputs) != (self.dataset is not None),
             f"Give exactly one of corpus.inputs (got {self.inputs}) and corpus.dataset (got "
@@ -60,11 +60,8 @@ class TokenizerTrainConfig:
 
     def __post_init__(self) -> None:
         self.corpus.check()
-        require(
-            self.vocab_size >= 260,
-            "vocab_size must be at least 260 (256 bytes and 4 special tokens), "
-            f"not {self.vocab_size}.",
-        )
+        rule = at_least(260, " (256 bytes and 4 special tokens)")
+        require_each(self, "", rule, "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +79,8 @@ class PrepareConfig:
     )
     document_alignment: int = setting(
         1,
-        help=(
-            "Documents start at a multiple of this many tokens (padded before); mask_documents: "
-            "patch_size x block_size."
-        ),
+        help="Documents start at a multiple of this many tokens (padded before); mask_documents: "
+        "patch_size x block_size.",
     )
     num_processes: int = setting(
         1, help="Processes that tokenize; the result does not depend on it."
@@ -93,14 +88,9 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         self.corpus.check()
-        require(self.seq_len >= 1, f"seq_len must be at least 1 token, not {self.seq_len}.")
-        require(
-            0.0 <= self.held_out_share < 1.0,
-            f"held_out_share must be in [0, 1), not {self.held_out_share}.",
-        )
-        require(
-            self.num_processes >= 1, f"num_processes must be at least 1, not {self.num_processes}."
-        )
+        require_each(self, "", at_least(1, " token"), "seq_len")
+        require_each(self, "", SHARE_BELOW_1, "held_out_share")
+        require_each(self, "", at_least(1), "num_processes")
         require(
             self.document_alignment >= 1 and self.seq_len % self.document_alignment == 0,
             f"document_alignment must be at least 1 and divide seq_len ({self.seq_len}), not "

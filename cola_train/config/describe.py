@@ -1,6 +1,4 @@
-"""What a config's settings are called, mean and default to: as `--help` and docs/config.md show
-them.
-"""
+"""The settings of a config with meanings and defaults, for `--help` and docs/config.md."""
 
 import dataclasses
 import typing
@@ -51,9 +49,7 @@ def sections(config_class: type) -> list[DescribedSection]:
 def _walk(
     config_class: type, defaults: object, prefix: str, *, common: bool
 ) -> Iterator[Described]:
-    """The settings of `config_class`; `defaults` is an instance, whose values may be others than
-    its class' own.
-    """
+    """The settings of `config_class`, with the values of `defaults`, an instance, if given."""
     for field in dataclasses.fields(config_class):
         key = prefix + field.name
         # Nobody sets it: a verb's config has the only value it can have.

@@ -2,14 +2,12 @@
 
 import dataclasses
 
-from cola_train.config.settings import require, setting
+from cola_train.config.settings import SEED, at_least, require_each, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectionConfig:
-    """`cola-train inspect`: what the latents of held-out rows hold, and what the prior has learned
-    of them.
-    """
+    """`cola-train inspect`: what latents of held-out rows hold and what the prior knows of them."""
 
     num_rows: int = setting(256, help="Held-out rows to look at, from the first, at most.")
     batch_size: int = setting(16, help="Rows at a time; memory grows with it.")
@@ -29,19 +27,9 @@ class InspectionConfig:
     )
 
     def __post_init__(self) -> None:
+        prefix = "inspection's "
         # Of two rows each can be given the other's history.
-        for name in ("num_rows", "batch_size", "num_times"):
-            require(
-                getattr(self, name) >= 2,
-                f"inspection's {name} must be at least 2, not {getattr(self, name)}.",
-            )
-        for name in ("num_time_bins", "num_steps"):
-            require(
-                getattr(self, name) >= 1,
-                f"inspection's {name} must be at least 1, not {getattr(self, name)}.",
-            )
-        require(
-            self.map_latents >= 3,
-            f"inspection's map_latents must be at least 3, not {self.map_latents}.",
-        )
-        require(0 <= self.seed < 2**63, f"inspection's seed must be in [0, 2^63), not {self.seed}.")
+        require_each(self, prefix, at_least(2), "num_rows", "batch_size", "num_times")
+        require_each(self, prefix, at_least(1), "num_time_bins", "num_steps")
+        require_each(self, prefix, at_least(3), "map_latents")
+        require_each(self, prefix, SEED, "seed")

@@ -1,6 +1,4 @@
-"""Read a config: defaults < YAML (with `base:` inheritance) < key=value; unknown keys and wrong
-types are refused by name.
-"""
+"""Read a config: defaults < YAML (with `base:`) < key=value; unknown keys, wrong types refused."""
 
 import dataclasses
 import io
@@ -20,8 +18,7 @@ T = TypeVar("T")
 def load_config(
     config_class: type[T], path: Path | None = None, overrides: Sequence[str] = ()
 ) -> T:
-    """Build `config_class` from its defaults, then the YAML file at `path`, then `key.sub=value`
-    overrides.
+    """`config_class` from its defaults, then the YAML file at `path`, then `key.sub=value`.
 
     Raises:
         UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing
@@ -70,9 +67,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def to_yaml(config: Any) -> str:
-    """The resolved config as YAML, as saved beside a run; `load_config` reads it back to an equal
-    object.
-    """
+    """The resolved config as YAML, as saved in a run's folder; `load_config` reads it back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
@@ -86,9 +81,7 @@ def section_class(annotation: object) -> type | None:
 
 
 def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Every setting of a config class as (dotted key, field), sections flattened, in declaration
-    order.
-    """
+    """Every setting as (dotted key, field), sections flattened, in declaration order."""
     for field in dataclasses.fields(config_class):
         if (section := section_class(field.type)) is not None:
             yield from leaves(section, f"{prefix}{field.name}.")
@@ -104,9 +97,7 @@ def value_at(config: object, key: str) -> Any:
 
 
 def changed_values(config: Any) -> dict[str, Any]:
-    """The settings, by dotted key, that are not their class' defaults; all of these must have
-    some.
-    """
+    """The settings that are not the defaults, by dotted key; the class must have all defaults."""
     default = type(config)()
     return {
         key: value_at(config, key)

@@ -50,9 +50,7 @@ _MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(abc.ABC):
-    """What all runs share. A family's own config adds its networks, `objective` and `stage`, the
-    family's name.
-    """
+    """What all runs share; a family's config adds networks, `objective` and its name as `stage`."""
 
     name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
     data: DataConfig = section(DataConfig, help="The prepared data.")
@@ -126,9 +124,7 @@ class RunConfig(abc.ABC):
         return False
 
     def differences(self, other: "RunConfig") -> list[str]:
-        """The settings that make `other` another run than this, as "key: ours, theirs"; empty if it
-        can go on with it.
-        """
+        """Settings that make `other` another run, as "key: ours, theirs"; empty if it may resume."""
         listed = []
         for key, _ in leaves(type(self)):
             ours, theirs = value_at(self, key), value_at(other, key)

@@ -1,6 +1,4 @@
-"""What training steps cost, by three conventions, and how many of them an amount of compute is:
-from the run's config alone.
-"""
+"""What training steps cost, by three conventions, from the run's config alone."""
 
 from cola_train.config.amounts import Amount
 from cola_train.config.loop import Convention
@@ -82,9 +80,7 @@ def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
 
 
 def steps_to(config: RunConfig, amount: Amount) -> int:
-    """The fewest steps after which a run has come as far as `amount`; EFLOPs are counted by
-    budget.convention.
-    """
+    """The fewest steps that reach `amount`; EFLOPs are counted by budget.convention."""
     if amount.unit == "steps":
         return amount.count
     if amount.unit == "tokens":

@@ -1,5 +1,4 @@
-"""What a family of models brings: everything that the rest of the program asks of one kind of
-model.
+"""What a family of models brings: all that the rest of the program asks of a kind of model.
 
 The four of the project are Cola DLM's two stages ("vae", "joint") and the baselines ("ar",
 "llada"). To add one, write a subclass and register it (registry.py). Its module is imported to list
@@ -30,9 +29,7 @@ RunT = TypeVar("RunT", bound=RunConfig)
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Steps of training that cost the same: `num_steps` of a cycle, for which a family's
-    `step_work` is asked by `name`.
-    """
+    """Training steps of equal cost: `num_steps` of a cycle, whose `step_work` goes by `name`."""
 
     name: str
     num_steps: int
@@ -90,8 +87,7 @@ class Family(abc.ABC, Generic[RunT]):
     def initial_values(
         self, config: RunT, shapes: Mapping[str, "torch.Size"]
     ) -> Iterator[tuple[str, "Tensor"]]:
-        """Every tensor of a new run's objective, whole, one at a time: a function of the seed and
-        the name, or read from a file.
+        """Each tensor of a new run's objective: from the seed and its name, or read from a file.
 
         Args:
             config: the run.
@@ -106,30 +102,22 @@ class Family(abc.ABC, Generic[RunT]):
         """
 
     def alarms(self, config: RunT) -> AlarmsConfig:
-        """The thresholds of a run's alarms; a family takes out those that mean nothing for a
-        run.
-        """
+        """A run's alarm thresholds, without those that mean nothing for the run."""
         return config.alarms
 
     # Compute. All in whole FLOPs, from the config alone.
 
     def phases(self, config: RunT) -> Sequence[Phase]:
-        """The cycle of phases that a run's steps go through, from step 0 on; one phase by
-        default.
-        """
+        """The cycle of phases that steps go through, from step 0; one phase by default."""
         return (Phase("", 1),)
 
     @abc.abstractmethod
     def step_work(self, config: RunT, phase: str) -> "Parts":
-        """The work of one optimizer step over all its rows, by part: NETWORK.linear, .attention,
-        .head, .adaln.
-        """
+        """Work of an optimizer step over all rows, by NETWORK.linear, .attention, .head, .adaln."""
 
     @abc.abstractmethod
     def parameters(self, config: RunT) -> dict[str, int]:
-        """Weights and biases that a run trains, by part: NETWORK.embedding, .linear, .norms, .head,
-        .adaln.
-        """
+        """Trained parameters, by part: NETWORK.embedding, .linear, .norms, .head, .adaln."""
 
     def backbone_parameters(self, config: RunT) -> int:
         """N of the paper's 6 N D: by default all but token embeddings and vocabulary heads."""
@@ -209,14 +197,10 @@ class Family(abc.ABC, Generic[RunT]):
 
     @abc.abstractmethod
     def shrink(self, config: RunT, num_steps: int) -> dict[str, Any]:
-        """Fields to replace in a config for a copy that trains in minutes and starts from nothing,
-        for `cola-train chaos`.
-        """
+        """Fields to replace for a copy that trains in minutes from scratch (`cola-train chaos`)."""
 
     def uncounted_start(self, config: RunT) -> str | None:
-        """The other run whose compute went into this one before its first step; None if there is
-        none.
-        """
+        """The run whose compute went into this one before step 0; None if there is none."""
         return None
 
     def match_target(self, config: RunT) -> MatchTarget | None:
@@ -226,8 +210,7 @@ class Family(abc.ABC, Generic[RunT]):
     def matched(
         self, config: RunConfig, target: MatchTarget, width: int, num_layers: int
     ) -> RunT | None:
-        """A config of this family like `config` of another, of this width and depth; None where
-        this family is never matched.
+        """A config like `config`, of another family, at this width and depth; None if not possible.
 
         Parameters and FLOPs must be affine in `num_layers`, and `width` a multiple of the target's
         head_dim.

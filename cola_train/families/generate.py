@@ -79,9 +79,7 @@ def generate_stream(
     prompt_indices: Sequence[int] | None = None,
     warn_if_long: bool = True,
 ) -> Iterator[GenerationResult]:
-    """`generate`, giving each result as soon as it and those before it are there; a text that ends
-    makes room for the next.
-    """
+    """`generate`, yielding each result as soon as it is there; a text that ends frees its row."""
     config = config or SamplerConfig()
     tokenizer, device = checkpoint.tokenizer, checkpoint.device
     stops = frozenset(

@@ -1,5 +1,4 @@
-"""Which families there are. Third parties add theirs by an entry point of the group
-`cola_train.families`, or `register_family`.
+"""Which families there are: the project's, those of entry points, and registered ones.
 
 An entry point names a `Family` object or class: in a package's pyproject.toml,
 
@@ -37,9 +36,7 @@ _registered: dict[str, "Family[Any]"] = {}
 
 
 def families() -> dict[str, "Family[Any]"]:
-    """Every family by its name: the project's, those of entry points, those that were
-    registered.
-    """
+    """Every family by its name: the project's, those of entry points, registered ones."""
     if not _known:
         for name, place in _BUILT_IN.items():
             module, _, attribute = place.partition(":")
@@ -100,8 +97,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def family_of_file(path: Path) -> "Family[Any]":
-    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else
-    the smallest that knows its keys.
+    """The family that a config file names as `stage`, or else the smallest that knows its keys.
 
     Raises:
         UserError: no such file, an unknown stage, or a file that does not say which of several.

@@ -10,9 +10,7 @@ from cola_train.models.config import TransformerConfig
 def generation_work(
     config: TransformerConfig, sampler: SamplerConfig, prompt: int, batch: int
 ) -> Parts:
-    """The prompt in one pass, of which the last state is read, then a pass for each token but the
-    last.
-    """
+    """One pass over the prompt, whose last state is read, then one for each token but the last."""
     prompt = max(1, prompt)  # an empty prompt begins with the token that a document begins with
     visible = row_pairs(prompt, 1)
     filling = Span(

@@ -1,6 +1,4 @@
-"""The AR baseline's generation: one token of every row at a time, over a cache of keys and
-values.
-"""
+"""The AR baseline's generation: a token of every row at a time, over a cache of keys and values."""
 
 from collections.abc import Sequence
 
@@ -18,9 +16,7 @@ from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
 class AutoregressiveGeneration:
-    """Prompts of any lengths, generated together; every row gets what it would get alone. Rows may
-    end and others begin.
-    """
+    """Prompts of any lengths in a batch, each as if alone; rows may end and others begin."""
 
     def __init__(
         self,
@@ -64,9 +60,7 @@ class AutoregressiveGeneration:
         self._pending = self._pending[index] if self._pending is not None and rows else None
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
-        """Further prompts in rows behind those in use; as many rows in all as there were at first,
-        at most.
-        """
+        """Add prompts behind the rows in use, of which there are never more than at first."""
         self._pass_pending()
         cache = self.transformer.new_cache(len(prompts), max(1, *map(len, prompts)))
         self.last = torch.cat([self.last, self._read(prompts, cache)])

@@ -15,8 +15,7 @@ from cola_train.randomness import Purpose, uniform
 
 
 class MaskedDiffusionBound:
-    """A lower bound of log p(x) of the masked diffusion model (LLaDA), by draws of which tokens are
-    masked.
+    """A lower bound of log p(x) under LLaDA, from draws of which tokens are masked.
 
     The bound is -E[(1/t) sum over masked tokens of -log p(x_i | x_t)] over t uniform in (0, 1] and
     masks of probability t, the training loss (`MaskedDiffusionObjective`) without its

@@ -1,6 +1,4 @@
-"""The LLaDA baseline's generation: a block of [mask] tokens after the prompt, committed from the
-most confident on.
-"""
+"""LLaDA's generation: [mask] tokens after the prompt, unmasked from the most confident on."""
 
 from collections.abc import Sequence
 
@@ -22,8 +20,7 @@ def generate_masked(
     prompt_indices: Sequence[int],
     config: SamplerConfig,
 ) -> Int[Tensor, "batch new"]:
-    """max_new_tokens after each prompt, all in one block (LLaDA, algorithm 5: low-confidence
-    remasking).
+    """max_new_tokens after each prompt, in one block (LLaDA, algorithm 5: low confidence is remasked).
 
     At every step each masked position predicts its token, and those predictions stay whose
     probability is largest; the others are masked again. Step k of n leaves floor(new k / n) tokens,

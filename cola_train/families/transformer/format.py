@@ -1,6 +1,4 @@
-"""The baselines' checkpoints: Hugging Face's Llama folder for AR, and the same with a [mask] row
-for LLaDA (docs/baselines.md).
-"""
+"""The baselines' checkpoints: Hugging Face's Llama folder; LLaDA's has a [mask] row."""
 
 import dataclasses
 from collections.abc import Mapping
