@@ -98,7 +98,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
-    """Each value of a user's JSON-lines file, after its place for messages; blank lines do not count.
+    """Each value of a user's JSON-lines file, after its place for messages; blank lines are passed.
 
     Args:
         path: the file.

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
@@ -20,7 +20,7 @@ _LOCK_WAIT_SECONDS = 10.0
 RunT = TypeVar("RunT", bound=RunConfig)
 
 
-def read_run_config(run_folder: Path) -> Any:
+def read_run_config(run_folder: Path) -> RunConfig:
     """The resolved config that a run was last trained with.
 
     Raises:

@@ -15,6 +15,7 @@ from cola_train.config.settings import nearest, require
 from cola_train.data.batch import Batch
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer
 from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.family import TrainedRun
 from cola_train.families.registry import families, family_named, load_checkpoint, load_run_config
 
 # What a run must say, and nothing here reads.
@@ -129,9 +130,8 @@ def checkpoint(config: BenchSampleConfig, device: torch.device) -> Checkpoint:
     with torch.device(device):
         objective = family.build(run)
     randomize(objective)
-    return family.checkpoint(
-        run, objective.state_dict(), _word_tokenizer(run.vocab_size), {}, device
-    )
+    tokenizer = _word_tokenizer(run.vocab_size)
+    return family.checkpoint(TrainedRun(run, objective.state_dict(), tokenizer, {}), device)
 
 
 def _word_tokenizer(vocab_size: int) -> Tokenizer:

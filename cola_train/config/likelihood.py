@@ -10,7 +10,7 @@ MOST_SAMPLES = 4096  # draws of one row that have addresses of their own
 
 @dataclasses.dataclass(frozen=True)
 class LikelihoodConfig:
-    """`cola-train likelihood`: how log p(x) is found. AR models use batch_size and num_rows only."""
+    """`cola-train likelihood`: how log p(x) is found. AR models use batch_size and num_rows."""
 
     num_samples: int = setting(4, help="K: draws of the latents (LLaDA: of the mask) for each row.")
     solver: Literal["euler", "trapezoid", "dopri5"] = setting(

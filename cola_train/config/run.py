@@ -124,7 +124,7 @@ class RunConfig(abc.ABC):
         return False
 
     def differences(self, other: "RunConfig") -> list[str]:
-        """Settings that make `other` another run, as "key: ours, theirs"; empty if it may resume."""
+        """What makes `other` another run, as "key: ours, theirs"; empty if it may resume this."""
         listed = []
         for key, _ in leaves(type(self)):
             ours, theirs = value_at(self, key), value_at(other, key)

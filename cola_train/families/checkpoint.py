@@ -34,24 +34,19 @@ class Inspection(Protocol):
     @property
     def num_rows(self) -> int:
         """Rows that were looked at."""
-        ...
 
     @property
     def num_tokens(self) -> int:
         """Their tokens."""
-        ...
 
     def figures(self) -> dict[str, float]:
         """The single numbers, by names that stay."""
-        ...
 
     def to_json(self) -> dict[str, Any]:
         """Everything; null where there is no number."""
-        ...
 
     def draw(self, title: str, png: Path, svg: Path) -> None:
         """The page."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +76,6 @@ class Checkpoint(abc.ABC):
     """Networks and their tokenizer, in fp32, ready for inference.
 
     Attributes:
-        family: the family's name.
         tokenizer: of its token ids.
         training: what `cola-train` wrote of the run; {} of a checkpoint that was not trained here.
     """

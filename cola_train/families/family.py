@@ -28,6 +28,23 @@ RunT = TypeVar("RunT", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainedRun(Generic[RunT]):
+    """A run at one of its steps: what its checkpoint is made of.
+
+    Attributes:
+        config: the run's.
+        weights: the objective's tensors, by name; may be read from disk when asked for.
+        tokenizer: goes along.
+        training: what the checkpoint says of its run (stage, step, seq_len, run, mask_documents).
+    """
+
+    config: RunT
+    weights: "Mapping[str, Tensor]"
+    tokenizer: "Tokenizer"
+    training: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """Training steps of equal cost: `num_steps` of a cycle, whose `step_work` goes by `name`."""
 
@@ -131,26 +148,13 @@ class Family(abc.ABC, Generic[RunT]):
 
     @abc.abstractmethod
     def write(
-        self,
-        folder: Path,
-        config: RunT,
-        weights: Mapping[str, "Tensor"],
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        *,
-        replace: bool,
-        max_shard_bytes: int,
+        self, folder: Path, run: TrainedRun[RunT], *, replace: bool, max_shard_bytes: int
     ) -> None:
-        """Write the layout that a checkpoint ships in, atomically; of `weights` one file's tensors
-        are asked for at a time.
+        """Write the layout that a checkpoint ships in, atomically, one file's tensors at a time.
 
         Args:
             folder: what to write; must not exist unless `replace`.
-            config: the run.
-            weights: the objective's, by name.
-            tokenizer: goes along.
-            training: what the checkpoint says of its run (stage, step, seq_len, run,
-                mask_documents).
+            run: its config, weights, tokenizer and facts.
             replace: allows an existing folder to be swapped for the new one.
             max_shard_bytes: the most that a file of weights holds, but for a single larger tensor.
         """
@@ -170,27 +174,11 @@ class Family(abc.ABC, Generic[RunT]):
         """
 
     @abc.abstractmethod
-    def checkpoint(
-        self,
-        config: RunT,
-        weights: Mapping[str, "Tensor"],
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
-    ) -> "Checkpoint":
-        """The checkpoint of a run's weights, in memory, as an export would hold it; arguments as of
-        `write`.
-        """
+    def checkpoint(self, run: TrainedRun[RunT], device: "str | torch.device") -> "Checkpoint":
+        """A run's checkpoint in memory, as an export would hold it."""
 
-    def reference(
-        self,
-        config: RunT,
-        weights: Mapping[str, "Tensor"],
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
-    ) -> "Checkpoint | None":
-        """What the run measures drift from, where it holds that; see `checkpoint`."""
+    def reference(self, run: TrainedRun[RunT], device: "str | torch.device") -> "Checkpoint | None":
+        """What the run measures drift from, as a checkpoint in memory; None if it holds none."""
         return None
 
     # Around many runs.
@@ -222,8 +210,10 @@ class Family(abc.ABC, Generic[RunT]):
         """The networks' sizes in a few words."""
 
     def growth_settings(self, config: RunT, size: str, value: int) -> tuple[str, ...] | None:
-        """Overrides that give a run's backbone a "block_size", "layers" or "width", for `cola-train
-        bench growth`; () if it has that value already, None where the family's cannot be varied so.
+        """Overrides that give a run's backbone a size, for `cola-train bench growth`.
+
+        `size` is "block_size", "layers" or "width". () if the run has that value already, None
+        where the family's cannot be varied so.
 
         Raises:
             UserError: a value that the config cannot take.

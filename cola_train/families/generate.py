@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.sampling.precision import computes_in_bf16
 from cola_train.sampling.stream import Noise, check_ids
@@ -18,7 +17,7 @@ from cola_train.sampling.stream import Noise, check_ids
 
 @dataclasses.dataclass(frozen=True)
 class GenerationResult:
-    """What one prompt became.
+    """The continuation of one prompt.
 
     Attributes:
         text: the generated text alone, without the prompt and without the token that ended it.
@@ -82,12 +81,13 @@ def generate_stream(
     """`generate`, yielding each result as soon as it is there; a text that ends frees its row."""
     config = config or SamplerConfig()
     tokenizer, device = checkpoint.tokenizer, checkpoint.device
-    stops = frozenset(
-        _default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids
-    )
+    stops = config.eos_token_ids
+    if stops is None:
+        ends = (tokenizer.eos_token_id, tokenizer.im_end_token_id)
+        stops = tuple(token for token in ends if token is not None)
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
-    texts = checkpoint.texts(ids, addresses, config, stops, noise)
+    texts = checkpoint.texts(ids, addresses, config, frozenset(stops), noise)
     if warn_if_long:
         _warn(ids, config, checkpoint.trained_seq_len)
     for prompt in ids:
@@ -105,12 +105,6 @@ def generate_stream(
             finish_reason="length" if end is None else "stop",
             decoded_ids=tokens,
         )
-
-
-def _default_stops(tokenizer: Tokenizer) -> list[int]:
-    return [
-        token for token in (tokenizer.eos_token_id, tokenizer.im_end_token_id) if token is not None
-    ]
 
 
 def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint) -> list[int]:

@@ -15,19 +15,12 @@ from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import Row
 from cola_train.sampling.stream import Noise, Text, stream
 
-KIND = Kind("llama", "LlamaForCausalLM", causal=True)
-
 
 @dataclasses.dataclass
 class AutoregressiveCheckpoint(TransformerCheckpoint):
     """A causal transformer."""
 
-    kind = KIND
-
-    @property
-    def family(self) -> str:
-        """The family's name."""
-        return "ar"
+    kind = Kind("ar", "llama", "LlamaForCausalLM", causal=True)
 
     def texts(
         self,
@@ -37,7 +30,6 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """See `Checkpoint`; there is no noise to give."""
         transformer, eos = self.for_passes(self.transformer, config), self.tokenizer.eos_token_id
         longest = max(map(len, prompts), default=0)
         return stream(
@@ -51,22 +43,17 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         )
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-        """One."""
         return 1, 1
 
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
-        """Token by token."""
         return generation_work(self.transformer.config, config, prompt_tokens, batch)
 
     @property
     def likelihood_kind(self) -> LikelihoodKind:
-        """Exact."""
         return "exact"
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
-        """In a few words."""
         return "exact"
 
     def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> NextTokenLikelihood:
-        """Exact."""
         return NextTokenLikelihood(self.transformer, self.tokenizer, rows)

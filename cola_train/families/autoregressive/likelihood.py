@@ -17,13 +17,12 @@ class NextTokenLikelihood:
 
     A row, and with documents apart each of its documents, begins after the end-of-text token, as
     sampling begins it: so its first token is scored too, and the same tokens as with other
-    families.
+    families. `rows` are not empty.
     """
 
     num_draws = 1
 
     def __init__(self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[Row]) -> None:
-        """`rows` are not empty."""
         self.transformer = transformer
         self.rows = rows
         self.sequences = [

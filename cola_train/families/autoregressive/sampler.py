@@ -27,7 +27,7 @@ class AutoregressiveGeneration:
         start_token_id: int,
         longest_prompt: int | None = None,
     ) -> None:
-        """Read the first prompts.
+        """Run the network over the first prompts.
 
         Args:
             transformer: the network.

@@ -14,7 +14,7 @@ from cola_train.families.cola.config import (
     VAEStrategyConfig,
 )
 from cola_train.families.cola.parameters import dit_parameters, vae_parameters
-from cola_train.families.family import Family, MatchTarget, Phase
+from cola_train.families.family import Family, MatchTarget, Phase, TrainedRun
 from cola_train.models.config import DiTConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cola_train.data.prepared import PreparedData
-    from cola_train.data.tokenizer import Tokenizer
     from cola_train.families.cola.checkpoint import ColaCheckpoint
     from cola_train.families.cola.stage1 import Stage1Objective
     from cola_train.families.cola.stage2 import Stage2Objective
@@ -118,43 +117,34 @@ class _ColaFamily(Family[ColaT]):
         return ColaCheckpoint.load(folder, device)
 
     def write(
-        self,
-        folder: Path,
-        config: ColaT,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        *,
-        replace: bool,
-        max_shard_bytes: int,
+        self, folder: Path, run: TrainedRun[ColaT], *, replace: bool, max_shard_bytes: int
     ) -> None:
-        """The released layout."""
         from cola_train.families.cola.export import vae_weights
         from cola_train.families.cola.format import write_checkpoint
         from cola_train.tensor_files import Below
 
-        dit_config = self._dit(config)
-        vae = (config.vae, vae_weights(config, Below(weights, "vae.")))
-        dit = None if dit_config is None else (dit_config, Below(weights, "dit."))
+        dit_config = self._dit(run.config)
+        vae = (run.config.vae, vae_weights(run.config, Below(run.weights, "vae.")))
+        dit = None if dit_config is None else (dit_config, Below(run.weights, "dit."))
         write_checkpoint(
-            folder, vae, dit, tokenizer, training, replace=replace, max_shard_bytes=max_shard_bytes
+            folder,
+            vae,
+            dit,
+            run.tokenizer,
+            run.training,
+            replace=replace,
+            max_shard_bytes=max_shard_bytes,
         )
 
     def _dit(self, config: ColaT) -> DiTConfig | None:
         return None
 
-    def checkpoint(
-        self,
-        config: ColaT,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
-    ) -> "ColaCheckpoint":
-        """As an export would hold it."""
+    def checkpoint(self, run: TrainedRun[ColaT], device: "str | torch.device") -> "ColaCheckpoint":
         from cola_train.families.cola.export import in_memory
 
-        return in_memory(config, self._dit(config), weights, tokenizer, training, device)
+        return in_memory(
+            run.config, self._dit(run.config), run.weights, run.tokenizer, run.training, device
+        )
 
     def shrink(self, config: ColaT, num_steps: int) -> dict[str, Any]:
         """A narrow VAE of a block a side."""
@@ -288,20 +278,15 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return sum(dit_parameters(config.dit).values())
 
     def reference(
-        self,
-        config: JointRunConfig,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
+        self, run: TrainedRun[JointRunConfig], device: "str | torch.device"
     ) -> "ColaCheckpoint | None":
         """The VAE with the encoder that stage 2 started from, where reference_weight keeps one."""
         from cola_train.families.cola.export import in_memory, with_reference_encoder
 
-        found = with_reference_encoder(weights)
-        return (
-            None if found is None else in_memory(config, None, found, tokenizer, training, device)
-        )
+        weights = with_reference_encoder(run.weights)
+        if weights is None:
+            return None
+        return in_memory(run.config, None, weights, run.tokenizer, run.training, device)
 
     def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
         """Also a narrow DiT of two layers. Nothing holds it to a first stage, and a VAE that would

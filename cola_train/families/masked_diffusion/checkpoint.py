@@ -15,19 +15,12 @@ from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import Row
 from cola_train.sampling.stream import Noise, Text
 
-KIND = Kind("cola_llada", "ColaLLaDAModel", causal=False)
-
 
 @dataclasses.dataclass
 class MaskedDiffusionCheckpoint(TransformerCheckpoint):
     """A transformer that sees the whole row."""
 
-    kind = KIND
-
-    @property
-    def family(self) -> str:
-        """The family's name."""
-        return "llada"
+    kind = Kind("llada", "cola_llada", "ColaLLaDAModel", causal=False)
 
     def texts(
         self,
@@ -37,9 +30,7 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """See `Checkpoint`; there is no noise to give, and rows of a batch end together, so none
-        makes room for another.
-        """
+        # Rows of a batch end together, so none makes room for another.
         transformer = self.for_passes(self.transformer, config)
         # After nothing, all positions would look the same and none be the most confident one.
         ids = [list(prompt) or [self.tokenizer.eos_token_id] for prompt in prompts]
@@ -52,22 +43,17 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
             )
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-        """All."""
         return new_tokens, new_tokens
 
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
-        """All tokens at once."""
         return generation_work(self.transformer.config, config, prompt_tokens, batch)
 
     @property
     def likelihood_kind(self) -> LikelihoodKind:
-        """A bound."""
         return "bound"
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
-        """In a few words."""
         return f"an upper bound, by {config.num_samples} draws of the mask for each row"
 
     def likelihood(self, rows: Sequence[Row], config: LikelihoodConfig) -> MaskedDiffusionBound:
-        """A lower bound."""
         return MaskedDiffusionBound(self.transformer, self.tokenizer, rows, config)

@@ -33,8 +33,3 @@ class LLaDARunConfig(BaselineRunConfig):
 
     stage: Literal["llada"] = setting("llada", help="Which stage a saved config is of.")
     objective: MaskedDiffusionConfig = section(MaskedDiffusionConfig, help="The loss.")
-
-    @property
-    def masks_documents(self) -> bool:
-        """As the objective says."""
-        return self.objective.mask_documents

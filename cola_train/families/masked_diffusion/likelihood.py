@@ -21,7 +21,8 @@ class MaskedDiffusionBound:
     masks of probability t, the training loss (`MaskedDiffusionObjective`) without its
     min_mask_prob. Here t is integrated out: given that l of the row's L tokens are masked, the mean
     weight is L / l with l uniform in 1..L, and the masked tokens are any l of them (LLaDA, equation
-    6). That has the same mean and less variance. Tokens that are given are never masked.
+    6). That has the same mean and less variance. Tokens that are given are never masked. `rows` are
+    not empty.
     """
 
     def __init__(
@@ -31,7 +32,6 @@ class MaskedDiffusionBound:
         rows: Sequence[Row],
         config: LikelihoodConfig,
     ) -> None:
-        """`rows` are not empty."""
         self.transformer, self.config, self.rows = transformer, config, rows
         self.pad_token_id = tokenizer.pad_token_id
         self.num_draws = config.num_samples

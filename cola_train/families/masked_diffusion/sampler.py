@@ -20,7 +20,7 @@ def generate_masked(
     prompt_indices: Sequence[int],
     config: SamplerConfig,
 ) -> Int[Tensor, "batch new"]:
-    """max_new_tokens after each prompt, in one block (LLaDA, algorithm 5: low confidence is remasked).
+    """max_new_tokens after each prompt, in one block (LLaDA, algorithm 5: confidence remasking).
 
     At every step each masked position predicts its token, and those predictions stay whose
     probability is largest; the others are masked again. Step k of n leaves floor(new k / n) tokens,

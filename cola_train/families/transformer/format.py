@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import require
 from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 from cola_train.files import atomic_folder
 from cola_train.models.config import TransformerConfig
@@ -31,6 +31,7 @@ _TOKENIZER_FIELDS = {
 class Kind:
     """What tells a baseline's folder from another's."""
 
+    family: str
     model_type: str
     architecture: str
     causal: bool
@@ -94,16 +95,6 @@ def read_config(root: Path, kind: Kind) -> TransformerConfig:
             given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}."
         )
     return config
-
-
-def check_tokenizer(root: Path, tokenizer: Tokenizer, config: TransformerConfig) -> None:
-    """Refuse a tokenizer with more ids than the network."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only "
-            f"{config.vocab_size}; put the tokenizer.json there that the checkpoint was trained "
-            "with."
-        )
 
 
 def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.family import TrainedRun
 from cola_train.families.registry import family_of
 from cola_train.training.checkpoints.export import training_facts
 from cola_train.training.loop.module import StageModule
@@ -33,8 +34,8 @@ def gathered_weights(module: StageModule) -> dict[str, Tensor]:
 def plain_copy(module: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Checkpoint:
     """The checkpoint of gathered weights, as an export of this step would hold it."""
     config = module.config
-    facts = training_facts(config, module.state.step)
-    return family_of(config).checkpoint(config, weights, tokenizer, facts, module.processes.device)
+    run = TrainedRun(config, weights, tokenizer, training_facts(config, module.state.step))
+    return family_of(config).checkpoint(run, module.processes.device)
 
 
 def reference_copy(
@@ -44,6 +45,5 @@ def reference_copy(
     it.
     """
     config = module.config
-    return family_of(config).reference(
-        config, weights, tokenizer, training_facts(config, 0), module.processes.device
-    )
+    run = TrainedRun(config, weights, tokenizer, training_facts(config, 0))
+    return family_of(config).reference(run, module.processes.device)
