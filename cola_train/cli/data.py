@@ -20,8 +20,7 @@ def add(verbs: Any) -> None:
         _tokenizer_train,
         "train a byte-level BPE on text",
         TokenizerTrainConfig,
-        example="cola-train tokenizer train out=data/tokenizer.json 'corpus.inputs=[my_texts]' "
-        "vocab_size=4096",
+        example="out=data/tokenizer.json 'corpus.inputs=[my_texts]' vocab_size=4096",
     )
     olmo2 = kinds.add_parser(
         "olmo2", help="build the OLMo 2 tokenizer of the paper (needs the extra 'olmo2')"
@@ -35,8 +34,7 @@ def add(verbs: Any) -> None:
         _prepare,
         "tokenize text into memory-mapped rows",
         PrepareConfig,
-        example="cola-train prepare out=data/austen tokenizer=data/tokenizer.json "
-        "'corpus.inputs=[my_texts]'",
+        example="out=data/austen tokenizer=data/tokenizer.json 'corpus.inputs=[my_texts]'",
     )
 
 

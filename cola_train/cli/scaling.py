@@ -5,34 +5,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import CONFIG_METAVAR, add_verb, load_settings
+from cola_train.cli.verb import add_count, add_path, add_settings, add_verb, load_run, load_settings
 from cola_train.config.load import load_config
 from cola_train.config.settings import require
 from cola_train.evaluation.writing.config import ComparisonConfig
-from cola_train.families.registry import load_run_config
 from cola_train.scaling.config import CurveConfig
 
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
     plan = verbs.add_parser("plan", help="what a run is, costs and needs, before it is launched")
-    plan.add_argument(
-        "settings",
-        nargs="+",
-        metavar=CONFIG_METAVAR,
-        help="the run's config, of any stage, then overrides",
-    )
+    add_settings(plan, "the run's config, of any stage, then overrides")
     plan.add_argument(
         "--device",
         default="H100",
         help="what it shall run on (%(default)s): A100, H100, 'H100 PCIe', H200, B200, MI300X",
     )
-    plan.add_argument(
-        "--devices", type=int, default=8, metavar="N", help="how many of them (%(default)s)"
-    )
-    plan.add_argument(
-        "--per-node", type=int, default=8, metavar="N", help="how many on one machine (%(default)s)"
-    )
+    add_count(plan, "--devices", 8, "how many of them (%(default)s)")
+    add_count(plan, "--per-node", 8, "how many on one machine (%(default)s)")
     plan.add_argument(
         "--mfu",
         type=float,
@@ -54,12 +44,7 @@ def add(verbs: Any) -> None:
         "match",
         help="sizes of the other families that are equal to a joint run's, and how fair that is",
     )
-    match.add_argument(
-        "settings",
-        nargs="+",
-        metavar=CONFIG_METAVAR,
-        help="the stage-2 run's config, then overrides",
-    )
+    add_settings(match, "the stage-2 run's config, then overrides")
     match.add_argument(
         "--equal",
         choices=("parameters", "flops", "tokens"),
@@ -75,7 +60,7 @@ def add(verbs: Any) -> None:
         _compare,
         "judge what a run's export writes, by metrics that are the same for all families",
         ComparisonConfig,
-        example="cola-train compare checkpoints/NAME num_openings=128",
+        example="checkpoints/NAME num_openings=128",
         positionals={
             "run_folder": "a run folder of any family; the figures go into its metrics.jsonl"
         },
@@ -90,14 +75,9 @@ def add(verbs: Any) -> None:
         "train and measure every point of a ladder; goes on where it stopped",
     )
     run.add_argument("--retry", action="store_true", help="run again what has failed")
-    run.add_argument(
-        "--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)"
-    )
-    run.add_argument(
-        "--write-lines",
-        type=Path,
-        metavar="FOLDER",
-        help="train nothing: write one launch line a run there instead",
+    add_count(run, "--parallel", 1, "runs at a time (%(default)s)")
+    add_path(
+        run, "--write-lines", "FOLDER", "train nothing: write one launch line a run there instead"
     )
     run.add_argument(
         "--launcher",
@@ -117,12 +97,12 @@ def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.A
         run,
         summary,
         CurveConfig,
-        example=f"cola-train curve {name} configs/small/curve_austen.yaml",
+        example="configs/small/curve_austen.yaml",
     )
 
 
 def _plan(options: argparse.Namespace) -> None:
-    config = load_run_config(Path(options.settings[0]), options.settings[1:])
+    config = load_run(options)
     from cola_train.scaling.plan import Fleet, make_plan, show
 
     fleet = Fleet(options.device, options.devices, options.per_node, options.mfu, options.price)
@@ -130,7 +110,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _match(options: argparse.Namespace) -> None:
-    config = load_run_config(Path(options.settings[0]), options.settings[1:])
+    config = load_run(options)
     from cola_train.scaling.match import fairness, show
 
     sys.stdout.write(show(fairness(config, options.equal), options.json))

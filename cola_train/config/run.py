@@ -50,7 +50,7 @@ _MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(abc.ABC):
-    """What all runs share; a family's config adds networks, `objective` and its name as `stage`."""
+    """What all runs share: a family's config adds its networks, `objective` and `stage`."""
 
     name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
     data: DataConfig = section(DataConfig, help="The prepared data.")
