@@ -47,10 +47,9 @@ def device_peak(device: torch.device, precision: str) -> float | None:
     if device.type == "cuda":
         known = find_device(torch.cuda.get_device_name(device))
         return None if known is None else known.peak(precision)
-    # Whatever else runs on the machine only makes it slower.
-    return matrix_flops(device) / min(
-        matrix_seconds(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # The minimum: whatever else runs on the machine only makes it slower.
+    return matrix_flops(device) / min(matrix_seconds(device, dtype))
 
 
 def matrix_seconds(

@@ -58,11 +58,8 @@ class JsonlWriter:
             self._write(self._waiting)
         except OSError as error:
             if not self._warned:
-                warnings.warn(
-                    f"Cannot write {self.path} now ({error.strerror}); its lines are kept until it "
-                    "can be.",
-                    stacklevel=2,
-                )
+                message = f"Cannot write {self.path} now ({error.strerror}); its lines are kept"
+                warnings.warn(f"{message} until it can be.", stacklevel=2)
             self._warned = True
             return
         self._waiting, self._warned = b"", False
@@ -179,10 +176,9 @@ def _clear_os_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise UserError(
-            f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose "
-            "another place."
+            f"Cannot write {target}: {error.strerror or error}. Nothing was changed there; free "
+            "space or choose another place."
         ) from error
 
 

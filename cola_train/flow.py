@@ -85,8 +85,8 @@ def rescale_guided(
 ) -> Float[Tensor, "batch seq channels"]:
     """guided (share std(conditional) / std(guided) + 1 - share) (Lin et al. 2024, eqs. 15, 16).
 
-    Standard deviations are of each row, over the channels of its `counted` positions; guidance
-    makes them too large.
+    Guidance rescaling. Standard deviations are of each row, over the channels of its `counted`
+    positions; guidance makes them too large.
     """
     ratio = _deviation(conditional, counted) / _deviation(guided, counted)
     return guided * (share * ratio + (1 - share))
@@ -96,24 +96,19 @@ def _deviation(x: Tensor, counted: Tensor) -> Tensor:
     weight = counted[..., None].to(x.dtype)
     count = weight.sum((1, 2), keepdim=True) * x.shape[-1]
     mean = (x * weight).sum((1, 2), keepdim=True) / count
-    # The same in numerator and denominator of the ratio, so a constant block's is only kept from 0
-    # / 0.
-    return (
-        (((x - mean).square() * weight).sum((1, 2), keepdim=True) / count)
-        .sqrt()
-        .clamp(min=torch.finfo(x.dtype).tiny)
-    )
+    variance = ((x - mean).square() * weight).sum((1, 2), keepdim=True) / count
+    # Numerator and denominator of the ratio have the same bound: it only keeps a constant block
+    # from 0 / 0.
+    return variance.sqrt().clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def gaussian_baseline(variance: Float[Tensor, " channels"], t: Float[Tensor, " draws"]) -> float:
     """Flow-matching loss of the best predictor that knows each channel's mean and variance alone.
 
-    For independent z_0 of variance s^2 and z_1 of variance 1, the best linear prediction of u = z_1
-    - z_0 from z_t leaves
-    Var(u) - Cov(u, z_t)^2 / Var(z_t) = s^2 / ((1 - t)^2 s^2 + t^2); the bound is its mean over
-    channels and over `t`.
-    A Gaussian z_0 makes the linear prediction the best of all. A model below the bound has learned
-    more than two moments.
+    For independent z_0 of variance s^2 and z_1 of variance 1, the best linear prediction of
+    u = z_1 - z_0 from z_t leaves Var(u) - Cov(u, z_t)^2 / Var(z_t) = s^2 / ((1 - t)^2 s^2 + t^2);
+    this is its mean over channels and `t`. A Gaussian z_0 makes the linear prediction the best of
+    all. A model below this bound has learned more than two moments.
     """
     s2, t = variance.double()[None, :], t.double()[:, None]
     return float((s2 / ((1 - t) ** 2 * s2 + t**2)).mean())

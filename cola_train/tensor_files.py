@@ -59,9 +59,8 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
 def load_tensors(network: nn.Module, folder: Path) -> None:
     """Give a network its folder's values; as `read_tensors`."""
     wanted = network.state_dict()
-    for name, tensor in read_tensors(
-        {name: tuple(value.shape) for name, value in wanted.items()}, folder
-    ):
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    for name, tensor in read_tensors(shapes, folder):
         wanted[name].copy_(tensor)
 
 
@@ -139,9 +138,7 @@ def write_tensors(
     shards = _split(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file = (
-            _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if shards[1:] else _SINGLE
         # Only now are this file's tensors asked for: a state that reads them from disk is never
         # whole in memory.
         tensors = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in names}

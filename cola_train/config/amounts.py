@@ -3,22 +3,13 @@
 import dataclasses
 import re
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 from cola_train.config.settings import UserError
 
 FLOPS_PER_EFLOP = 10**18
 Unit = Literal["steps", "tokens", "EFLOPs"]
-_UNITS: dict[str, Unit] = {
-    "": "steps",
-    "step": "steps",
-    "steps": "steps",
-    "token": "tokens",
-    "tokens": "tokens",
-    "eflop": "EFLOPs",
-    "eflops": "EFLOPs",
-}
-_AMOUNT = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
+_AMOUNT = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*(steps?|tokens?|eflops?|)\s*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +27,14 @@ class Amount:
             UserError: anything else; steps or tokens that are not whole. `key` is named.
         """
         match = _AMOUNT.fullmatch(text)
-        unit = _UNITS.get(match[2].lower()) if match else None
-        if match is None or unit is None:
+        if match is None:
             raise UserError(
                 f"{key} must be an amount such as '5000 steps', '3.6e9 tokens' or '38.9 EFLOPs', "
                 f"not {text!r}."
             )
+        # A bare number is of the first unit.
+        units: tuple[Unit, ...] = get_args(Unit)
+        unit = next(unit for unit in units if unit.lower().startswith(match[2].lower()))
         exact = Fraction(match[1]) * (FLOPS_PER_EFLOP if unit == "EFLOPs" else 1)
         if exact.denominator != 1:
             raise UserError(
@@ -51,10 +44,9 @@ class Amount:
         return cls(int(exact), unit)
 
     def __str__(self) -> str:
-        value = (
-            f"{self.count:,}" if self.unit != "EFLOPs" else f"{self.count / FLOPS_PER_EFLOP:,.6g}"
-        )
-        return f"{value} {self.unit}"
+        if self.unit == "EFLOPs":
+            return f"{self.count / FLOPS_PER_EFLOP:,.6g} EFLOPs"
+        return f"{self.count:,} {self.unit}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,9 +24,8 @@ def load_config(
         UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing
             required value, or whatever the config's own validation refuses.
     """
-    return build_config(
-        config_class, {} if path is None else read_values(path), str(path), overrides
-    )
+    values = {} if path is None else read_values(path)
+    return build_config(config_class, values, str(path), overrides)
 
 
 def build_config(
@@ -57,13 +56,39 @@ def build_config(
         raise UserError(_first_line(error)) from error
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys and values of a YAML file, over those of the files that it names as `base`.
+
+    `heirs` are the files that this one is a base of.
 
     Raises:
         UserError: a missing or malformed file, or bases in a circle.
     """
-    return _read_with_bases(path, ())
+    chain = (*heirs, path.resolve())
+    if chain[-1] in heirs:
+        raise UserError(f"Config inheritance goes in a circle: {' -> '.join(map(str, chain))}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = f"the folder {path.parent} has no .yaml file"
+        # A folder that does not exist has no files either.
+        found = [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")]
+        if found:
+            hint = nearest(path.name, [p.relative_to(path.parent).as_posix() for p in found])
+        raise UserError(f"There is no config file {path}; {hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give a .yaml config file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file."
+        ) from None
+    values = _parse(text, path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: `base` must be the name of another YAML file, not {base!r}.")
+    return _deep_update(read_values(path.parent / base, chain), values)
 
 
 def to_yaml(config: Any) -> str:
@@ -73,11 +98,9 @@ def to_yaml(config: Any) -> str:
 
 def section_class(annotation: object) -> type | None:
     """The config class that a field of this type is a section of; None for a setting."""
-    return (
-        annotation
-        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
-        else None
-    )
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return annotation
+    return None
 
 
 def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -104,39 +127,6 @@ def changed_values(config: Any) -> dict[str, Any]:
         for key, _ in leaves(type(config))
         if value_at(config, key) != value_at(default, key)
     }
-
-
-def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in chain:
-        raise UserError(
-            "Config inheritance goes in a circle: "
-            f"{' -> '.join(str(p) for p in (*chain, resolved))}."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        found = (
-            [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")]
-            if path.parent.is_dir()
-            else []
-        )
-        near = [p.relative_to(path.parent).as_posix() for p in found]
-        hint = nearest(path.name, near) if near else f"the folder {path.parent} has no .yaml file"
-        raise UserError(f"There is no config file {path}; {hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give a .yaml config file.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file."
-        ) from None
-    values = _parse(text, path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"{path}: `base` must be the name of another YAML file, not {base!r}.")
-    return _deep_update(_read_with_bases(path.parent / base, (*chain, resolved)), values)
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:
@@ -180,19 +170,17 @@ def _refuse_unknown_keys(
 ) -> None:
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key, value in values.items():
+        full = f"{prefix}{key}"
         if key not in fields:
-            everything = [prefix + name for name in fields]
-            raise UserError(
-                f"Unknown config key '{prefix}{key}' in {origin}; "
-                f"{nearest(f'{prefix}{key}', everything)}"
-            )
+            hint = nearest(full, [prefix + name for name in fields])
+            raise UserError(f"Unknown config key '{full}' in {origin}; {hint}")
         if (section := section_class(fields[key].type)) is not None:
             if not isinstance(value, Mapping):
                 raise UserError(
-                    f"Config key '{prefix}{key}' in {origin} is a section of keys, not the value "
+                    f"Config key '{full}' in {origin} is a section of keys, not the value "
                     f"{value!r}."
                 )
-            _refuse_unknown_keys(value, section, origin, f"{prefix}{key}.")
+            _refuse_unknown_keys(value, section, origin, f"{full}.")
 
 
 def _merge(config: Any, values: Mapping[str, Any], origin: str) -> DictConfig:

@@ -110,10 +110,10 @@ class TrainerConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
-            require_each(self, "trainer.", at_least(1), name)
-        for name in ("validate_every_steps", "validation_rows", "sample_every_steps"):
-            require_each(self, "trainer.", Rule("0 or more", lambda number: number >= 0), name)
+        counts = ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps")
+        require_each(self, "trainer.", at_least(1), *counts)
+        or_none = ("validate_every_steps", "validation_rows", "sample_every_steps")
+        require_each(self, "trainer.", Rule("0 or more", lambda number: number >= 0), *or_none)
 
     @property
     def in_bf16(self) -> bool:

@@ -88,11 +88,8 @@ class RunConfig(abc.ABC):
             0 <= self.seed < 2**63 and 0 <= self.data_seed < 2**63,
             "seed and data_seed must be in [0, 2^63).",
         )
-        rows, micro, processes = (
-            self.trainer.global_batch_size,
-            self.trainer.micro_batch_size,
-            self.parallel.num_processes,
-        )
+        rows, micro = self.trainer.global_batch_size, self.trainer.micro_batch_size
+        processes = self.parallel.num_processes
         require(
             rows % (micro * processes) == 0,
             f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x "
