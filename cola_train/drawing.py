@@ -46,14 +46,10 @@ def drawing(
 ) -> Iterator[Figure]:
     """Yield an empty figure to fill; it is written, replacing older files, if the block succeeds.
 
-    Args:
-        size: width and height.
-        png: where to write it.
-        svg: where to write it as SVG too.
-        style: matplotlib's rc settings beside the common ones.
-        fits_margins: whether margins are fitted to what stands in them. That takes about as long as
-            drawing; a figure that is drawn again and again while a run waits sets its own
-            (`Figure.subplots_adjust`).
+    `size` is in inches; `style` are matplotlib's rc settings beside the common ones.
+    `fits_margins`: whether margins are fitted to what stands in them. That takes about as long as
+    drawing; a figure that is drawn again and again while a run waits sets its own
+    (`Figure.subplots_adjust`).
     """
     with mpl.rc_context({**_STYLE, **(style or {})}):
         figure = Figure(figsize=size, layout="constrained" if fits_margins else None)

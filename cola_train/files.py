@@ -97,13 +97,10 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     """Each value of a user's JSON-lines file, after its place for messages; blank lines are passed.
 
-    Args:
-        path: the file.
-        what: its content, for messages: "prompts".
+    `what` names its content in messages: "prompts".
 
     Raises:
-        UserError: no such file, not UTF-8, a line that is not JSON (its number is given), or
-            nothing in it.
+        UserError: no such file, not UTF-8, nothing in it, or a line that is not JSON, by number.
     """
     try:
         # other separators may stand in a JSON string

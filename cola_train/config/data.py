@@ -54,9 +54,7 @@ class TokenizerTrainConfig:
 
     out: str = setting(help="The tokenizer.json to write; an existing file is not overwritten.")
     corpus: CorpusConfig = section(CorpusConfig, help="The text to learn merges from.")
-    vocab_size: int = setting(
-        2048, help="Number of ids, the 4 special tokens and 256 bytes included."
-    )
+    vocab_size: int = setting(2048, help="Number of ids, with the 4 special tokens and 256 bytes.")
 
     def __post_init__(self) -> None:
         self.corpus.check()
@@ -69,9 +67,7 @@ class PrepareConfig:
     """`cola-train prepare`: text to memory-mapped rows of token ids."""
 
     out: str = setting(help="The folder to write; it appears only when complete.")
-    tokenizer: str = setting(
-        help="The tokenizer.json to encode with; a copy travels with the prepared data."
-    )
+    tokenizer: str = setting(help="The tokenizer.json to encode with, copied to the prepared data.")
     seq_len: int = setting(512, help="Tokens in a row.")
     corpus: CorpusConfig = section(CorpusConfig, help="The text.")
     held_out_share: float = setting(
@@ -82,9 +78,7 @@ class PrepareConfig:
         help="Documents start at a multiple of this many tokens (padded before); mask_documents: "
         "patch_size x block_size.",
     )
-    num_processes: int = setting(
-        1, help="Processes that tokenize; the result does not depend on it."
-    )
+    num_processes: int = setting(1, help="Processes that tokenize; the result is the same for all.")
 
     def __post_init__(self) -> None:
         self.corpus.check()
@@ -103,9 +97,7 @@ class DataConfig:
     """The prepared data of a run."""
 
     path: str = setting("???", help="A folder written by `cola-train prepare`.", common=True)
-    seq_len: int = setting(
-        512, help="Tokens in a row; must be what the data was prepared with (paper: 512)."
-    )
+    seq_len: int = setting(512, help="Tokens in a row, as in the prepared data (paper: 512).")
     num_workers: int = setting(
         0, help="Processes that read rows ahead; rows are memory-mapped, 0 mostly suffices."
     )

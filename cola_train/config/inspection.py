@@ -14,9 +14,7 @@ class InspectionConfig:
     num_times: int = setting(
         11, help="Noise times, evenly from 0 to 1, at which noised latents are decoded."
     )
-    num_time_bins: int = setting(
-        10, help="Equal parts of [0, 1] by which the flow-matching loss is given."
-    )
+    num_time_bins: int = setting(10, help="Equal parts of [0, 1] by which the flow loss is given.")
     num_steps: int = setting(
         16,
         help="Euler steps from noise to data when the prior is asked for a block (guidance is 1).",

@@ -18,12 +18,8 @@ class LikelihoodConfig:
         help="Of the prior's ODE: euler (order 1), trapezoid (the explicit trapezoidal rule, order "
         "2) or dopri5 (order 5, with steps of its own choice).",
     )
-    num_steps: int = setting(
-        16, help="Steps of euler (one pass of the DiT each) and trapezoid (two)."
-    )
-    rtol: float = setting(
-        1e-3, help="dopri5: error of a step that is allowed, relative to the state."
-    )
+    num_steps: int = setting(16, help="Steps of euler (one DiT pass each) and trapezoid (two).")
+    rtol: float = setting(1e-3, help="dopri5: allowed error of a step, relative to the state.")
     atol: float = setting(1e-3, help="dopri5: error of a step that is allowed besides, absolute.")
     divergence: Literal["hutchinson", "exact"] = setting(
         "hutchinson",

@@ -56,9 +56,7 @@ class EMAConfig:
     evaluate: bool = setting(
         False, help="Validate and write sample texts with the average instead of the weights."
     )
-    export: bool = setting(
-        False, help="Export the average instead of the weights when the run ends."
-    )
+    export: bool = setting(False, help="Export the average, not the weights, when the run ends.")
 
     def __post_init__(self) -> None:
         require_each(self, "ema.", SHARE_BELOW_1, "decay")
@@ -97,9 +95,7 @@ class TrainerConfig:
     validate_every_steps: int = setting(
         1000, help="Steps between validations, always on the same noise; 0 never validates."
     )
-    validation_rows: int = setting(
-        1024, help="Rows of the held-out split in a validation, at most."
-    )
+    validation_rows: int = setting(1024, help="Held-out rows in a validation, at most.")
     log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
     sample_every_steps: int = setting(
         0,
@@ -165,9 +161,7 @@ class ParallelConfig:
 class CheckpointConfig:
     """What a run saves to resume from."""
 
-    every_steps: int = setting(
-        1000, help="Steps between checkpoints; the last step always makes one."
-    )
+    every_steps: int = setting(1000, help="Steps between checkpoints; the last step makes one too.")
     keep: int = setting(
         3,
         help="Checkpoints kept: the newest, and always the last known good (weights finite, "
@@ -215,7 +209,5 @@ class WandbConfig:
     """Weights & Biases, off unless asked for."""
 
     enabled: bool = setting(False, help="Also log to wandb (pip install 'cola-train[wandb]').")
-    online: bool = setting(
-        False, help="Use the network; false writes files only, to be synced by hand."
-    )
+    online: bool = setting(False, help="Use the network; false writes files, to be synced by hand.")
     project: str = setting("cola-train", help="The wandb project.")

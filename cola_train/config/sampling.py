@@ -12,9 +12,7 @@ Solver = Literal["euler", "heun", "adams2", "adams3"]
 class SamplerConfig:
     """How text is generated. Temperature 0 is greedy: top_k, top_p and seed then play no part."""
 
-    num_steps: int = setting(
-        16, help="Steps of the solver from noise to data, per block.", common=True
-    )
+    num_steps: int = setting(16, help="Solver steps from noise to data, per block.", common=True)
     guidance_scale: float = setting(7.0, help="Classifier-free guidance g; 1 is off.", common=True)
     max_new_tokens: int = setting(32, help="Tokens to generate, at most.", common=True)
     temperature: float = setting(

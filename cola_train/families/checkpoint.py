@@ -227,10 +227,8 @@ class Checkpoint(abc.ABC):
     ) -> Iterator[Inspection | None]:
         """Look into latents of held-out rows: None after each batch, then what was found.
 
-        Args:
-            data: prepared with the checkpoint's tokenizer.
-            config: how much to look at.
-            reference: whose encoder to measure drift from.
+        `data` is prepared with the checkpoint's tokenizer; drift is measured from the encoder of
+        `reference`.
 
         Raises:
             UserError: a family without latents, or data or a reference that do not fit.

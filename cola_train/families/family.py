@@ -1,8 +1,8 @@
 """What a family of models brings: all that the rest of the program asks of a kind of model.
 
-The four of the project are Cola DLM's two stages ("vae", "joint") and the baselines ("ar",
-"llada"). To add one, write a subclass and register it (registry.py). Its module is imported to list
-verbs, so torch is imported inside methods alone: a wrong config is then refused before that.
+The project's are Cola DLM's two stages ("vae", "joint") and the baselines ("ar", "llada"). To add
+one, write a subclass and register it (registry.py). Its module is imported to list verbs, so torch
+is imported inside methods alone: a wrong config is then refused before that.
 """
 
 import abc
@@ -104,12 +104,7 @@ class Family(abc.ABC, Generic[RunT]):
     def initial_values(
         self, config: RunT, shapes: Mapping[str, "torch.Size"]
     ) -> Iterator[tuple[str, "Tensor"]]:
-        """Each tensor of a new run's objective: from the seed and its name, or read from a file.
-
-        Args:
-            config: the run.
-            shapes: of the objective's parameters, by name.
-        """
+        """Each tensor of a new run's objective, by name, from the seed or read from a file."""
 
     def check_data(self, config: RunT, data: "PreparedData") -> None:
         """Refuse data, or other runs that this one starts from, before the run exists.
@@ -152,11 +147,8 @@ class Family(abc.ABC, Generic[RunT]):
     ) -> None:
         """Write the layout that a checkpoint ships in, atomically, one file's tensors at a time.
 
-        Args:
-            folder: what to write; must not exist unless `replace`.
-            run: its config, weights, tokenizer and facts.
-            replace: allows an existing folder to be swapped for the new one.
-            max_shard_bytes: the most that a file of weights holds, but for a single larger tensor.
+        `replace` allows an existing folder to be swapped for the new one; `max_shard_bytes` is the
+        most that a file of weights holds, but for a single larger tensor.
         """
 
     @abc.abstractmethod

@@ -50,15 +50,13 @@ def generate(
     """Continue each prompt (text, or token ids; empty generates from nothing).
 
     Args:
-        checkpoint: of Cola DLM, with its DiT, or of a baseline.
+        checkpoint: one that writes text: of Cola DLM with its DiT, or of a baseline.
         prompts: any number, of any lengths; `config.batch_size` of them run together.
-        config: the sampler's settings; its defaults when absent.
+        config: the sampler's settings; defaults when absent.
         noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size,
             latent_dim), in place of the seeded draws.
-        prompt_indices: each prompt's address of its random draws, in [0, 2^63); 0, 1, 2, ... when
-            absent.
-        warn_if_long: whether to warn of a prompt that comes, with what follows, to more than the
-            rows of training.
+        prompt_indices: addresses of prompts' random draws, in [0, 2^63); 0, 1, ... when absent.
+        warn_if_long: whether to warn of texts that are longer than the rows of training.
 
     Returns:
         One result per prompt, in order. The same seed gives the same result in any batch.

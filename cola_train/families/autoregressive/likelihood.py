@@ -30,7 +30,6 @@ class NextTokenLikelihood:
         ]
 
     def width(self, row: int) -> int:
-        """Tokens of a row with the separators before it."""
         return len(self.sequences[row])
 
     def __call__(self, draws: Sequence[Draw]) -> Float64[Tensor, " draws"]:

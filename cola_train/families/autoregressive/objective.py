@@ -23,7 +23,6 @@ class AutoregressiveObjective(Objective):
         self.transformer, self.config = transformer, config
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Tokens that are predicted."""
         return {"predicted_tokens": self._predicted(batch).sum()}
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:

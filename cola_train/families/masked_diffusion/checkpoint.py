@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
-from cola_train.families.masked_diffusion.flops import generation_work
 from cola_train.families.masked_diffusion.likelihood import MaskedDiffusionBound
-from cola_train.families.masked_diffusion.sampler import generate_masked
+from cola_train.families.masked_diffusion.sampler import generate_masked, generation_work
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts

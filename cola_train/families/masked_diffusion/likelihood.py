@@ -37,7 +37,6 @@ class MaskedDiffusionBound:
         self.num_draws = config.num_samples
 
     def width(self, row: int) -> int:
-        """Tokens of a row."""
         return len(self.rows[row].tokens)
 
     def __call__(self, draws: Sequence[Draw]) -> Float64[Tensor, " draws"]:

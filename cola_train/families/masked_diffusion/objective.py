@@ -25,16 +25,14 @@ class MaskedDiffusionObjective(Objective):
         self.transformer, self.config, self.seed = transformer, config, seed
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Real tokens, and masked ones."""
         return {"tokens": batch.loss_mask.sum(), "masked_tokens": self.draw_mask(batch)[1].sum()}
 
     def draw_mask(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Bool[Tensor, "batch seq"]]:
         """t of each row, uniform in (min_mask_prob, 1], and its real tokens masked with that p."""
         low = self.config.min_mask_prob
         t = 1 - (1 - low) * uniform(self.seed, Purpose.DIFFUSION_TIME, batch.sample_index, 1)[:, 0]
-        draws = uniform(
-            self.seed, Purpose.DIFFUSION_MASK, batch.sample_index, batch.tokens.shape[1]
-        )
+        seq = batch.tokens.shape[1]
+        draws = uniform(self.seed, Purpose.DIFFUSION_MASK, batch.sample_index, seq)
         return t, (draws < t[:, None]) & batch.loss_mask
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
