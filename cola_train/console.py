@@ -27,11 +27,11 @@ def progress_bar(description: str, unit: str, total: int | None = None, divisor:
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
     """One line per row, in columns; with `numbers` all but the first column are right-aligned."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def cell(text: str, column: int) -> str:
-        return text.rjust(widths[column]) if numbers and column > 0 else text.ljust(widths[column])
-
-    return [
-        "  ".join(cell(text, column) for column, text in enumerate(row)).rstrip() for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, widths)]
+        if numbers:
+            cells[1:] = [text.rjust(width) for text, width in zip(row[1:], widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -15,41 +15,33 @@ from torch import Tensor
 from cola_train.config.sampling import Solver
 from cola_train.solvers import solver_steps
 
+Values = Float[Tensor, "*shape"]
+Broadcast = Float[Tensor, "*#shape"]
 
-def interpolate(
-    z_0: Float[Tensor, "*shape"], z_1: Float[Tensor, "*shape"], t: Float[Tensor, "*#shape"]
-) -> Float[Tensor, "*shape"]:
+
+def interpolate(z_0: Values, z_1: Values, t: Broadcast) -> Values:
     """z_t = (1 - t) z_0 + t z_1."""
     return (1 - t) * z_0 + t * z_1
 
 
-def velocity_target(
-    z_0: Float[Tensor, "*shape"], z_1: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def velocity_target(z_0: Values, z_1: Values) -> Values:
     """u = z_1 - z_0, the velocity of the straight path."""
     return z_1 - z_0
 
 
-def logit_normal_time(
-    normal: Float[Tensor, "*shape"], loc: float, scale: float
-) -> Float[Tensor, "*shape"]:
+def logit_normal_time(normal: Values, loc: float, scale: float) -> Values:
     """t = sigmoid(loc + scale * normal), normal ~ N(0, 1); in the headline run loc = scale = 1."""
     return torch.sigmoid(loc + scale * normal)
 
 
-def euler_step(
-    z_t: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], t: float, t_next: float
-) -> Float[Tensor, "*shape"]:
+def euler_step(z_t: Values, velocity: Values, t: float, t_next: float) -> Values:
     """One Euler step from t to t_next < t."""
     return z_t - (t - t_next) * velocity
 
 
 def integrate(
-    velocity: Callable[[Tensor, int], Tensor],
-    z_1: Float[Tensor, "*shape"],
-    num_steps: int,
-    solver: Solver,
-) -> Float[Tensor, "*shape"]:
+    velocity: Callable[[Tensor, int], Tensor], z_1: Values, num_steps: int, solver: Solver
+) -> Values:
     """Integrate dz/dt = velocity(z, place) from z_1 at t = 1 to t = 0; `place` indexes `time_grid`.
 
     What each solver does is in solvers.py.
@@ -68,11 +60,7 @@ def integrate(
     return z
 
 
-def guide(
-    conditional: Float[Tensor, "*shape"],
-    unconditional: Float[Tensor, "*shape"],
-    scale: Float[Tensor, "*#shape"],
-) -> Float[Tensor, "*shape"]:
+def guide(conditional: Values, unconditional: Values, scale: Broadcast) -> Values:
     """Classifier-free guidance: v_uncond + g (v_cond - v_uncond); g = 1 is conditional alone."""
     return unconditional + scale * (conditional - unconditional)
 

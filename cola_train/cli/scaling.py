@@ -92,12 +92,7 @@ def add(verbs: Any) -> None:
 
 def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
     return add_verb(
-        kinds,
-        name,
-        run,
-        summary,
-        CurveConfig,
-        example="configs/small/curve_austen.yaml",
+        kinds, name, run, summary, CurveConfig, example="configs/small/curve_austen.yaml"
     )
 
 

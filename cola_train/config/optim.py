@@ -4,14 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cola_train.config.amounts import Amount
-from cola_train.config.settings import (
-    SHARE_BELOW_1,
-    Rule,
-    above_0,
-    require,
-    require_each,
-    setting,
-)
+from cola_train.config.settings import SHARE_BELOW_1, Rule, above_0, require, require_each, setting
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,5 @@ def require_each(config: object, prefix: str, rule: Rule, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         require(
-            value is None or rule.holds(value),
-            f"{prefix}{name} must be {rule.words}, not {value}.",
+            value is None or rule.holds(value), f"{prefix}{name} must be {rule.words}, not {value}."
         )

@@ -62,12 +62,19 @@ def write_transformer(
     also to config.json, as max_position_embeddings.
     """
     with torch.device("meta"):
-        shapes = {
-            name: tuple(value.shape)
-            for name, value in Transformer(config, kind.causal).state_dict().items()
-        }
+        wanted = Transformer(config, kind.causal).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    fields = {
+        **config.to_json(),
+        **_fixed_fields(config, kind),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if "seq_len" in training:
+        fields["max_position_embeddings"] = training["seq_len"]
     with atomic_folder(folder, replace=replace) as working:
-        write_json(working / _CONFIG, _config_fields(config, kind, tokenizer, training))
+        write_json(working / _CONFIG, fields)
         write_tensors(working, shapes, state, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
         write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
@@ -82,12 +89,8 @@ def read_config(root: Path, kind: Kind) -> TransformerConfig:
         UserError: a field that is unknown or not supported.
     """
     fields, origin = read_json(root / _CONFIG)
-    fixed_names = _fixed_fields(TransformerConfig(), kind)
-    own = {
-        name: value
-        for name, value in fields.items()
-        if name not in fixed_names and name not in _NOT_READ
-    }
+    not_own = {*_fixed_fields(TransformerConfig(), kind), *_NOT_READ}
+    own = {name: value for name, value in fields.items() if name not in not_own}
     config = TransformerConfig.from_json(own, origin)
     for name, value in _fixed_fields(config, kind).items():
         given = fields.get(name, value)
@@ -111,17 +114,3 @@ def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
         "dtype": "float32",
     }
     return fields if kind.causal else {**fields, "mask_token_id": config.vocab_size}
-
-
-def _config_fields(
-    config: TransformerConfig, kind: Kind, tokenizer: Tokenizer, training: Mapping[str, Any]
-) -> dict[str, Any]:
-    fields = {**config.to_json(), **_fixed_fields(config, kind)}
-    fields |= {
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if "seq_len" in training:
-        fields["max_position_embeddings"] = training["seq_len"]
-    return fields
