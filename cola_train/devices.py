@@ -25,9 +25,8 @@ def named_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().split("\n", 1)[0]
-        raise UserError(
-            f"--device {name} is not usable here ({first}); try cpu, cuda or auto."
-        ) from None
+        reason = f"--device {name} is not usable here ({first}); try cpu, cuda or auto."
+        raise UserError(reason) from None
     return device
 
 

@@ -108,9 +108,8 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it first."
-        ) from None
+        message = f"{path} is not UTF-8 text (byte {error.start}); convert it first."
+        raise UserError(message) from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     require(bool(numbered), f"{path} holds no {what}.")
     for number, line in numbered:

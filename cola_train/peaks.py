@@ -41,7 +41,6 @@ def device_named(name: str) -> Device:
         UserError: none of ours.
     """
     if name not in DEVICES:
-        raise UserError(
-            f"There is no device {name!r} in the table of peaks; {nearest(name, DEVICES)}"
-        )
+        hint = nearest(name, DEVICES)
+        raise UserError(f"There is no device {name!r} in the table of peaks; {hint}")
     return DEVICES[name]

@@ -10,9 +10,7 @@ from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
-    tokenizer = verbs.add_parser(
-        "tokenizer", help="make a tokenizer.json: train one, or build OLMo 2's"
-    )
+    tokenizer = verbs.add_parser("tokenizer", help="make a tokenizer.json: train it, or OLMo 2's")
     kinds = tokenizer.add_subparsers(title="kinds", metavar="KIND", required=True)
     add_verb(
         kinds,

@@ -33,19 +33,10 @@ def _add_sample(verbs: Any) -> None:
         positionals={"checkpoint": "a folder in the released layout, or a run folder"},
     )
     sample.add_argument(
-        "--prompt",
-        action="append",
-        help="a text to continue; may be given more than once; '' is from nothing",
+        "--prompt", action="append", help="a text to continue; may be repeated; '' is from nothing"
     )
-    add_path(
-        sample,
-        "--prompts",
-        "FILE.jsonl",
-        'one {"prompt": "..."} (or {"input_ids": [...]}) per line',
-    )
-    add_path(
-        sample, "--out", "FILE.jsonl", "write results there as JSON lines instead of printing text"
-    )
+    add_path(sample, "--prompts", "FILE.jsonl", '{"prompt": "..."} or {"input_ids": [...]} a line')
+    add_path(sample, "--out", "FILE.jsonl", "write results there as JSON lines; print no text")
     add_device(sample)
 
 
@@ -74,20 +65,12 @@ def _add_evaluate(verbs: Any) -> None:
         "                           [--device NAME] [CONFIG.yaml] [key=value ...]\n"
         "       cola-train evaluate --fetch SOURCE --data DIR [--tasks NAMES]"
     )
-    add_path(
-        evaluate, "--data", "DIR", "folder of TASK.jsonl files (docs/evaluation.md)", required=True
-    )
+    add_path(evaluate, "--data", "DIR", "the TASK.jsonl files (docs/evaluation.md)", required=True)
     evaluate.add_argument(
-        "--tasks",
-        default="all",
-        metavar="NAMES",
-        help="benchmarks, with commas between them (%(default)s)",
+        "--tasks", default="all", metavar="NAMES", help="benchmarks, comma-separated (%(default)s)"
     )
     add_path(
-        evaluate,
-        "--out",
-        "DIR",
-        "where answers go, and lie if begun before (CHECKPOINT/benchmarks)",
+        evaluate, "--out", "DIR", "folder of answers, new or begun before (CHECKPOINT/benchmarks)"
     )
     add_device(evaluate)
     evaluate.add_argument(
@@ -136,15 +119,8 @@ def _add_score(verbs: Any) -> None:
     score = verbs.add_parser(
         "score", help="judge answers that exist already, by the rules of the eight benchmarks"
     )
-    add_path(
-        score,
-        "answers",
-        "ANSWERS",
-        "an answers.jsonl, or TASK.jsonl files as published; or a folder",
-    )
-    add_path(
-        score, "--data", "DIR", "take ground truths and choices from these TASK.jsonl files, by id"
-    )
+    add_path(score, "answers", "ANSWERS", "answers.jsonl, or TASK.jsonl as published; or a folder")
+    add_path(score, "--data", "DIR", "take truths and choices from these TASK.jsonl files, by id")
     add_path(score, "--out", "DIR", "also write verdicts, summary and figure there; must not exist")
     score.set_defaults(run=_score)
 
@@ -163,9 +139,7 @@ def _add_likelihood(verbs: Any) -> None:
         "log p(x) and perplexity of held-out rows or of texts under a checkpoint of any family",
         LikelihoodConfig,
         example="checkpoints/NAME --data data/austen num_samples=8",
-        positionals={
-            "checkpoint": "a folder in the released layout, a baseline's, or a run folder"
-        },
+        positionals={"checkpoint": "a folder in the released layout, a baseline's or a run's"},
     )
     add_path(likelihood, "--data", "FOLDER", "prepared data, whose held-out rows are taken")
     add_path(
@@ -174,9 +148,7 @@ def _add_likelihood(verbs: Any) -> None:
         "FILE.jsonl",
         'texts instead: one {"text": "..."} or {"prompt": "...", "continuation": "..."} per line',
     )
-    add_path(
-        likelihood, "--out", "FILE.jsonl", "also write each row's metrics there, as JSON lines"
-    )
+    add_path(likelihood, "--out", "FILE.jsonl", "also write each row's metrics there, as JSON")
     add_device(likelihood)
 
 
@@ -200,23 +172,10 @@ def _add_inspect(verbs: Any) -> None:
         "look into the latent space of a checkpoint: numbers, a page of pictures, a table",
         InspectionConfig,
         example="checkpoints/NAME --data data/austen-64 --reference checkpoints/NAME-vae",
-        positionals={
-            "checkpoint": "a folder in the released layout, or a run folder, of stage 1 or 2"
-        },
+        positionals={"checkpoint": "a folder in the released layout or a run's, of stage 1 or 2"},
     )
-    add_path(
-        inspect,
-        "--data",
-        "FOLDER",
-        "prepared data, whose held-out rows are looked at",
-        required=True,
-    )
-    add_path(
-        inspect,
-        "--reference",
-        "CHECKPOINT",
-        "measure the encoder's drift from this stage-1 checkpoint",
-    )
+    add_path(inspect, "--data", "FOLDER", "prepared data with held-out rows", required=True)
+    add_path(inspect, "--reference", "CHECKPOINT", "measure drift from this stage-1 encoder")
     add_path(inspect, "--out", "FOLDER", "a new folder for the results [CHECKPOINT/inspection]")
     add_device(inspect)
 

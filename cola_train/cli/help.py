@@ -142,9 +142,7 @@ def _one_line_each(entries: Sequence[Described]) -> list[str]:
 def _section_lines(parts: Sequence[DescribedSection]) -> list[str]:
     longest = max(len(part.key) for part in parts)
     room = columns() - longest - 8
-    return [
-        f"  {part.key:<{longest}} {part.count:>3}  {brief(part.meaning, room)}" for part in parts
-    ]
+    return [f"  {p.key:<{longest}} {p.count:>3}  {brief(p.meaning, room)}" for p in parts]
 
 
 def _hint(config_class: type, word: str) -> str:

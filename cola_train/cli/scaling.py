@@ -24,10 +24,7 @@ def add(verbs: Any) -> None:
     add_count(plan, "--devices", 8, "how many of them (%(default)s)")
     add_count(plan, "--per-node", 8, "how many on one machine (%(default)s)")
     plan.add_argument(
-        "--mfu",
-        type=float,
-        default=0.4,
-        help="share of the devices' peak that useful work reaches (%(default)s)",
+        "--mfu", type=float, default=0.4, help="share of the peak that is useful work (%(default)s)"
     )
     plan.add_argument("--price", type=float, help="of a device-hour")
     plan.add_argument(
@@ -61,9 +58,7 @@ def add(verbs: Any) -> None:
         "judge what a run's export writes, by metrics that are the same for all families",
         ComparisonConfig,
         example="checkpoints/NAME num_openings=128",
-        positionals={
-            "run_folder": "a run folder of any family; the figures go into its metrics.jsonl"
-        },
+        positionals={"run_folder": "a run of any family; metrics go into its metrics.jsonl"},
     )
 
     curve = verbs.add_parser("curve", help="scaling curves: families x sizes x budgets")
@@ -72,28 +67,20 @@ def add(verbs: Any) -> None:
         kinds,
         "run",
         _curve_run,
-        "train and measure every point of a ladder; goes on where it stopped",
+        "train and measure every point of a ladder; resumes where it ended",
     )
     run.add_argument("--retry", action="store_true", help="run again what has failed")
     add_count(run, "--parallel", 1, "runs at a time (%(default)s)")
-    add_path(
-        run, "--write-lines", "FOLDER", "train nothing: write one launch line a run there instead"
-    )
+    add_path(run, "--write-lines", "FOLDER", "train nothing: write a launch line per run there")
     run.add_argument(
-        "--launcher",
-        default="cola-train",
-        help="what the lines start a training with (%(default)s)",
+        "--launcher", default="cola-train", help="what the lines start trainings with (%(default)s)"
     )
-    _add_curve_verb(
-        kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the measured points"
-    )
+    _add_curve_verb(kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the points")
     _add_curve_verb(kinds, "plot", _curve_plot, "draw quality over compute, with the fits")
 
 
 def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    return add_verb(
-        kinds, name, run, summary, CurveConfig, example="configs/small/curve_austen.yaml"
-    )
+    return add_verb(kinds, name, run, summary, CurveConfig, "configs/small/curve_austen.yaml")
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -130,10 +117,8 @@ def _curve_run(options: argparse.Namespace) -> int:
 
 
 def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
-    require(
-        len(options.settings) > 0,
-        "Give the curve's spec, for example configs/small/curve_austen.yaml.",
-    )
+    example = "configs/small/curve_austen.yaml"
+    require(bool(options.settings), f"Give the curve's spec, for example {example}.")
     path = Path(options.settings[0])
     return load_config(CurveConfig, path, options.settings[1:]), path.parent
 

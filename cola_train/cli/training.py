@@ -31,10 +31,7 @@ def add(verbs: Any) -> None:
     )
     add_path(branch, "source", "RUN", "the run folder to branch off")
     branch.add_argument(
-        "settings",
-        nargs="+",
-        metavar="key=value",
-        help="the branch's name=... and what its end differs in",
+        "settings", nargs="+", metavar="key=value", help="name=... and what the end differs in"
     )
     branch.add_argument("--step", type=int, help="which saved step; the latest without it")
     branch.set_defaults(run=_branch)
@@ -42,23 +39,15 @@ def add(verbs: Any) -> None:
     export = verbs.add_parser("export", help="write a run's checkpoint in the released layout")
     add_path(export, "run_folder", "RUN", "a run folder, checkpoints/NAME")
     export.add_argument("--step", type=int, help="which saved step; the latest without it")
-    add_path(
-        export,
-        "--out",
-        "OUT",
-        "the folder to write, which must not exist; RUN/hf without it, replaced",
-    )
+    add_path(export, "--out", "OUT", "a new folder to write; without it RUN/hf, which is replaced")
     export.add_argument(
         "--average",
         dest="ema",
         action="store_true",
-        help="the moving average of the weights (ema.decay) instead of them",
+        help="the weights' average (ema.decay) instead",
     )
     export.add_argument(
-        "--max-shard-gb",
-        type=float,
-        default=5.0,
-        help="split weights into files of at most this many GB (%(default)s)",
+        "--max-shard-gb", type=float, default=5.0, help="most GB of a weight file (%(default)s)"
     )
     export.set_defaults(run=_export)
 

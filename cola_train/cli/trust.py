@@ -27,7 +27,7 @@ def add(verbs: Any) -> None:
         "--processes",
         type=_counts,
         metavar="N,N,...",
-        help="numbers of processes to go round at each restart",
+        help="numbers of processes of the starts, in turn",
     )
     kinds = "of the kinds and moments of the disturbances (%(default)s)"
     add_count(chaos, "--seed", 0, kinds, metavar="SEED")

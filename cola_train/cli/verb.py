@@ -35,9 +35,7 @@ def add_verb(
     parser.add_argument("-h", "--help", action=HelpAction)
     for positional, meaning in (positionals or {}).items():
         parser.add_argument(positional, type=Path, metavar=positional.upper(), help=meaning)
-    parser.add_argument(
-        "settings", nargs="*", metavar=CONFIG_METAVAR, help="a config file, then overrides"
-    )
+    parser.add_argument("settings", nargs="*", metavar=CONFIG_METAVAR)
     parser.set_defaults(run=run, config_class=config_class)
     return parser
 

@@ -37,10 +37,8 @@ class Amount:
         unit = next(unit for unit in units if unit.lower().startswith(match[2].lower()))
         exact = Fraction(match[1]) * (FLOPS_PER_EFLOP if unit == "EFLOPs" else 1)
         if exact.denominator != 1:
-            raise UserError(
-                f"{key} must be a whole number of {unit if unit != 'EFLOPs' else 'FLOPs'}, not "
-                f"{text!r}."
-            )
+            whole = "FLOPs" if unit == "EFLOPs" else unit
+            raise UserError(f"{key} must be a whole number of {whole}, not {text!r}.")
         return cls(int(exact), unit)
 
     def __str__(self) -> str:

@@ -18,10 +18,7 @@ class CorpusConfig:
     """The text. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name or path)."""
 
     inputs: list[str] = setting(
-        [],
-        help=(
-            "Files, folders or globs: .txt, .jsonl, .parquet; .txt and .jsonl also as .gz or .xz."
-        ),
+        [], help="Files, folders or globs: .txt, .jsonl, .parquet; .txt, .jsonl also as .gz or .xz."
     )
     dataset: str | None = setting(
         None, help="A name or local path for the `datasets` library; a name may use the network."

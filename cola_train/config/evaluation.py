@@ -16,9 +16,7 @@ class EvaluationConfig:
         SamplerConfig, help="How answers are generated; batch_size samples at a time."
     )
     num_samples: int | None = setting(
-        None,
-        help="Answer the first so many samples of each benchmark; null answers all.",
-        common=True,
+        None, help="Answer so many first samples of each benchmark; null is all.", common=True
     )
     choose_by: Literal["generation", "likelihood", "likelihood_per_token"] = setting(
         "generation",

@@ -16,8 +16,7 @@ class InspectionConfig:
     )
     num_time_bins: int = setting(10, help="Equal parts of [0, 1] by which the flow loss is given.")
     num_steps: int = setting(
-        16,
-        help="Euler steps from noise to data when the prior is asked for a block (guidance is 1).",
+        16, help="Euler steps from noise to data when the prior is asked for a block (guidance 1)."
     )
     map_latents: int = setting(2000, help="Latents on the 2-D map, from the first row on, at most.")
     seed: int = setting(

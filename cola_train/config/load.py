@@ -176,10 +176,8 @@ def _refuse_unknown_keys(
             raise UserError(f"Unknown config key '{full}' in {origin}; {hint}")
         if (section := section_class(fields[key].type)) is not None:
             if not isinstance(value, Mapping):
-                raise UserError(
-                    f"Config key '{full}' in {origin} is a section of keys, not the value "
-                    f"{value!r}."
-                )
+                what = f"a section of keys, not the value {value!r}"
+                raise UserError(f"Config key '{full}' in {origin} is {what}.")
             _refuse_unknown_keys(value, section, origin, f"{full}.")
 
 

@@ -98,8 +98,7 @@ class TrainerConfig:
     validation_rows: int = setting(1024, help="Held-out rows in a validation, at most.")
     log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
     sample_every_steps: int = setting(
-        0,
-        help="Steps between sample texts (not in stage 1), written to the run folder; 0 is never.",
+        0, help="Steps between sample texts (not in stage 1) in the run folder; 0 is never."
     )
     sample_prompts: list[str] = setting(
         [""], help="Prompts of the sample texts; empty generates from nothing."

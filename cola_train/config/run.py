@@ -64,9 +64,7 @@ class RunConfig(abc.ABC):
     in_loop_eval: InLoopEvalConfig = section(
         InLoopEvalConfig, help="What is evaluated while the run trains.", common=False
     )
-    alarms: AlarmsConfig = section(
-        AlarmsConfig, help="When the run says that something is wrong with it."
-    )
+    alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
     seed: int = setting(66, help="Seed of weights, noise, times and masks (paper: 66).")

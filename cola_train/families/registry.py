@@ -118,9 +118,8 @@ def _family_of_values(values: Mapping[str, Any], path: Path) -> "Family[Any]":
     }
     fit = {name: (len(values.keys() & known), -len(known)) for name, known in fields.items()}
     best = [name for name, score in fit.items() if score == max(fit.values())]
-    require(
-        len(best) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}."
-    )
+    names = ", ".join(found)
+    require(len(best) == 1, f"{path} must say what it is for as `stage:`, one of {names}.")
     return found[best[0]]
 
 

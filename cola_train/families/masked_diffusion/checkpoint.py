@@ -37,9 +37,7 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
             places = range(start, min(start + config.batch_size, len(ids)))
             some, indices = [ids[place] for place in places], [addresses[place] for place in places]
             batch = generate_masked(transformer, some, indices, config)
-            yield from (
-                Text(place, tokens) for place, tokens in zip(places, batch.tolist(), strict=True)
-            )
+            yield from map(Text, places, batch.tolist())
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
         return new_tokens, new_tokens

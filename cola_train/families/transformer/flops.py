@@ -8,13 +8,11 @@ from cola_train.models.config import TransformerConfig
 
 def step_work(config: BaselineRunConfig, causal: bool) -> Parts:
     """One optimizer step over all its rows."""
-    backward = Backward(
-        runs=True, recomputes_blocks=config.parallel.activation_checkpointing == "full"
-    )
+    recomputes = config.parallel.activation_checkpointing == "full"
+    backward = Backward(runs=True, recomputes_blocks=recomputes)
     rows, seq = config.trainer.global_batch_size, config.data.seq_len
-    span = Span.all_read(
-        rows * seq, row_pairs(seq, 1 if causal else seq, config.masks_documents) * rows
-    )
+    pairs = row_pairs(seq, 1 if causal else seq, config.masks_documents)
+    span = Span.all_read(rows * seq, pairs * rows)
     # The last token of a row predicts nothing.
     logits = Extent.of(rows * (seq - causal))
     return named("transformer", transformer_pass(config.transformer, span, logits, backward))
