@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from cola_train.families.cola.config import JointRunConfig as JointRunConfig
     from cola_train.families.cola.config import VAERunConfig as VAERunConfig
     from cola_train.families.family import Family as Family
+    from cola_train.families.family import TrainedRun as TrainedRun
     from cola_train.families.generate import GenerationResult as GenerationResult
     from cola_train.families.generate import generate as generate
     from cola_train.families.masked_diffusion.config import LLaDARunConfig as LLaDARunConfig
@@ -60,7 +61,7 @@ else:
         "cola_train.families.autoregressive.config": "AutoregressiveRunConfig",
         "cola_train.families.checkpoint": "Checkpoint",
         "cola_train.families.cola.config": "JointRunConfig VAERunConfig",
-        "cola_train.families.family": "Family",
+        "cola_train.families.family": "Family TrainedRun",
         "cola_train.families.generate": "GenerationResult generate",
         "cola_train.families.masked_diffusion.config": "LLaDARunConfig",
         "cola_train.families.registry": "family_of load_run_config register_family",
