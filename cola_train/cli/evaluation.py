@@ -54,7 +54,7 @@ def _add_evaluate(verbs: Any) -> None:
         verbs,
         "evaluate",
         _evaluate,
-        "answer the eight benchmarks with a checkpoint of any family; goes on where it stopped",
+        "answer the eight benchmarks with a checkpoint of any family; resumes where it stopped",
         EvaluationConfig,
         example="checkpoints/NAME --data data/benchmarks --tasks siqa,obqa num_samples=200",
     )
@@ -169,7 +169,7 @@ def _add_inspect(verbs: Any) -> None:
         verbs,
         "inspect",
         _inspect,
-        "look into the latent space of a checkpoint: numbers, a page of pictures, a table",
+        "look into the latent space of a checkpoint: numbers, a page of plots, a table",
         InspectionConfig,
         example="checkpoints/NAME --data data/austen-64 --reference checkpoints/NAME-vae",
         positionals={"checkpoint": "a folder in the released layout or a run's, of stage 1 or 2"},

@@ -37,7 +37,7 @@ class AlarmsConfig:
     )
     clear_after: int = setting(20, help="Steps in a row back in bounds that end it.")
     stop: bool = setting(
-        False, help="Stop the run at an alarm, with a checkpoint; the same command goes on from it."
+        False, help="Stop the run at an alarm, with a checkpoint; the same command resumes it."
     )
 
     def __post_init__(self) -> None:

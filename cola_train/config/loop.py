@@ -167,11 +167,11 @@ class CheckpointConfig:
         "validation run).",
     )
     asynchronous: bool = setting(
-        False, help="Write in the background while training goes on, from a copy in host memory."
+        False, help="Write in the background while training continues, from a copy in host memory."
     )
     if_damaged: Literal["stop", "previous"] = setting(
         "stop",
-        help="On resume from a damaged checkpoint: stop with what is wrong, or go on from the "
+        help="On resume from a damaged checkpoint: stop with what is wrong, or resume from the "
         "newest intact one.",
     )
 

@@ -20,7 +20,7 @@ from cola_train.config.loop import (
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import require, section, setting
 
-# What may change when a run goes on: who computes, what is kept and shown, and how long. All else
+# What may change when a run resumes: who computes, what is kept and shown, and how long. All else
 # makes it another run.
 _MAY_CHANGE = (
     "parallel.",
@@ -59,7 +59,7 @@ class RunConfig(abc.ABC):
     ema: EMAConfig = section(EMAConfig, help="A moving average of the weights.")
     trainer: TrainerConfig = section(TrainerConfig, help="The loop.")
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
-    checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
+    checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to resume from.")
     guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
     in_loop_eval: InLoopEvalConfig = section(
         InLoopEvalConfig, help="What is evaluated while the run trains.", common=False
@@ -74,7 +74,7 @@ class RunConfig(abc.ABC):
     )
     stage: str = setting("", help="The family that a saved config is of.")
     branched_from: str | None = setting(
-        None, help="The run and step that this one goes on from; `cola-train branch` sets it."
+        None, help="The run and step that this one continues; `cola-train branch` sets it."
     )
 
     def __post_init__(self) -> None:
