@@ -26,7 +26,7 @@ def add(verbs: Any) -> None:
 
     branch = verbs.add_parser(
         "branch",
-        help="continue from a run's checkpoint with another end: the anneals of a constant-rate run "
+        help="resume a run's checkpoint with another end: the anneals of a constant-rate run "
         "(optim.schedule=wsd)",
     )
     add_path(branch, "source", "RUN", "the run folder to branch off")
