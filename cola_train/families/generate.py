@@ -17,7 +17,7 @@ from cola_train.sampling.stream import Noise, check_ids
 
 @dataclasses.dataclass(frozen=True)
 class GenerationResult:
-    """The continuation of one prompt.
+    """What was generated after one prompt.
 
     Attributes:
         text: the generated text alone, without the prompt and without the token that ended it.

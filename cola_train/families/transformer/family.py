@@ -115,8 +115,7 @@ class TransformerFamily(Family[BaselineT]):
     ) -> BaselineT:
         """The feed-forward is four times as wide, and heads are as wide as the target's.
 
-        It shares data, order, seeds, optimization and loop; the paper's convention counts its own
-        parameters.
+        Data, order, seeds, optimization and loop are shared; the paper's N is of its own parameters.
         """
         shared = {
             field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)

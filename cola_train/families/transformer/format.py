@@ -38,9 +38,7 @@ class Kind:
 
 
 def model_type_of(folder: Path) -> object:
-    """What a folder's config.json says it is; None of a folder that has none, or is of Cola DLM
-    whatever its hub put there.
-    """
+    """A folder's model_type; None without config.json, or of Cola DLM whatever its hub put there."""
     return None if (folder / "cola_dlm").is_dir() else model_type(folder)
 
 
@@ -55,8 +53,7 @@ def write_transformer(
     replace: bool,
     max_shard_bytes: int,
 ) -> None:
-    """Write a network, fp32, and its tokenizer, atomically; of `state` one file's tensors are asked
-    for at a time.
+    """Write a network, fp32, and its tokenizer, atomically, one file's tensors at a time.
 
     `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len
     also to config.json, as max_position_embeddings.
