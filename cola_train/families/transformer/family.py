@@ -115,7 +115,7 @@ class TransformerFamily(Family[BaselineT]):
     ) -> BaselineT:
         """The feed-forward is four times as wide, and heads are as wide as the target's.
 
-        Data, order, seeds, optimization and loop are shared; the paper's N is of its own parameters.
+        Data, order, seeds, optimization and loop are shared; the paper's N counts its parameters.
         """
         shared = {
             field.name: getattr(config, field.name) for field in dataclasses.fields(RunConfig)

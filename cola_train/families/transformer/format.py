@@ -38,7 +38,7 @@ class Kind:
 
 
 def model_type_of(folder: Path) -> object:
-    """A folder's model_type; None without config.json, or of Cola DLM whatever its hub put there."""
+    """A folder's model_type; None without config.json, or of Cola DLM (any hub's file)."""
     return None if (folder / "cola_dlm").is_dir() else model_type(folder)
 
 
