@@ -1,15 +1,14 @@
-"""How sure a figure is, by resampling: what every bootstrap here shares, and which resampling is
-for what.
+"""How uncertain a metric is, by resampling: what all bootstraps share, and which serves where.
 
 - A fit to a few points resamples residuals (scaling/bootstrap.py): with so few points, drawing the
   points themselves often leaves too few different ones to fit.
 - An accuracy resamples a benchmark's samples, which makes the number of correct ones binomial
   (evaluation/benchmarks/summary.py).
-- A figure of generated text resamples the openings that the text continues, since tokens of one
+- A metric of generated text resamples the openings that the text continues, since tokens of one
   continuation depend on each other (evaluation/writing/comparison.py). It is given with a standard
   error, the standard deviation of the resamples, in place of an interval.
 
-The draws are the same each time, so a figure that is computed again is the same to the bit.
+The draws are the same each time, so an interval that is computed again is the same to the bit.
 """
 
 from typing import Literal, NamedTuple

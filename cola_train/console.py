@@ -1,6 +1,4 @@
-"""What is said to the user while data is made: lines and bars on stderr, and why a file could not
-be read.
-"""
+"""What the user is told: lines, progress bars and tables."""
 
 import sys
 from collections.abc import Sequence
@@ -28,14 +26,12 @@ def progress_bar(description: str, unit: str, total: int | None = None, divisor:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, numbers: bool = False) -> list[str]:
-    """A line a row, columns as wide as they need; with `numbers` all but the first end at the same
-    place.
-    """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-
-    def cell(text: str, column: int) -> str:
-        return text.rjust(widths[column]) if numbers and column > 0 else text.ljust(widths[column])
-
-    return [
-        "  ".join(cell(text, column) for column, text in enumerate(row)).rstrip() for row in rows
-    ]
+    """One line per row, in columns; with `numbers` all but the first column are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [text.ljust(width) for text, width in zip(row, widths)]
+        if numbers:
+            cells[1:] = [text.rjust(width) for text, width in zip(row[1:], widths[1:])]
+        lines.append("  ".join(cells).rstrip())
+    return lines

@@ -1,6 +1,4 @@
-"""The devices of this machine: which one a name means, what it can do, and how fast it multiplies
-matrices.
-"""
+"""This machine's devices: which one a name means, what it can do, how fast it multiplies."""
 
 import functools
 import time
@@ -29,9 +27,8 @@ def named_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         first = str(error).strip().split("\n", 1)[0]
-        raise UserError(
-            f"--device {name} is not usable here ({first}); try cpu, cuda or auto."
-        ) from None
+        reason = f"--device {name} is not usable here ({first}); try cpu, cuda or auto."
+        raise UserError(reason) from None
     return device
 
 
@@ -41,32 +38,28 @@ def uses_gpu(accelerator: str) -> bool:
 
 
 def cpu_bf16_is_fast() -> bool:
-    """Whether the processor multiplies in bf16; one without these instructions emulates it, far
-    slower than fp32.
-    """
+    """Whether the CPU has bf16 instructions; without them bf16 is far slower than fp32."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 @functools.cache
 def device_peak(device: torch.device, precision: str) -> float | None:
-    """FLOPs per second in `precision`, "bf16" or "fp32": a GPU's from a table, None if not in it; a
-    CPU's measured, once in a process.
-    """
+    """FLOPs per second in "bf16" or "fp32": a GPU's by a table (or None), a CPU's measured once."""
     if device.type == "cuda":
         known = find_device(torch.cuda.get_device_name(device))
         return None if known is None else known.peak(precision)
-    # Whatever else runs on the machine only makes it slower.
-    return matrix_flops(device) / min(
-        matrix_seconds(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    )
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    # The minimum: whatever else runs on the machine only makes it slower.
+    return matrix_flops(device) / min(matrix_seconds(device, dtype))
 
 
 def matrix_seconds(
     device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Seconds of each of up to ten products of two square matrices, 1024 wide on a CPU (with this
-    process' threads), 8192 on a GPU; fewer where one takes long, as bf16 does if it is emulated.
+    """Seconds of each of up to ten products of square matrices: 1024 wide on a CPU, 8192 on a GPU.
+
+    There are fewer where one takes long, as bf16 does on a CPU that emulates it.
 
     `clock` is read once everything that was started has been done.
     """

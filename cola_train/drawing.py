@@ -1,4 +1,4 @@
-"""How pictures look and are saved: as PNG to look at, as SVG to put elsewhere."""
+"""How plots look and are saved: as PNG to look at, as SVG to put elsewhere."""
 
 import contextlib
 import io
@@ -13,14 +13,8 @@ from matplotlib.figure import Figure
 from cola_train.files import write_atomically
 
 # Okabe and Ito's palette, which all kinds of color vision tell apart.
-BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-)
+BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE, YELLOW, SKY = "#CC79A7", "#E69F00", "#56B4E9"
 
 _STYLE = {
     "font.size": 8,
@@ -50,26 +44,19 @@ def drawing(
     *,
     fits_margins: bool = True,
 ) -> Iterator[Figure]:
-    """Yield an empty figure of `size` inches to fill; it is written, replacing older ones, when the
-    block succeeds.
+    """Yield an empty figure to fill; it is written, replacing older files, if the block succeeds.
 
-    Args:
-        size: width and height.
-        png: where to write it.
-        svg: where to write it as SVG too.
-        style: matplotlib's rc settings beside the common ones.
-        fits_margins: whether margins are fitted to what stands in them. That takes about as long as
-            drawing; a figure that is drawn again and again while a run waits sets its own
-            (`Figure.subplots_adjust`).
+    `size` is in inches; `style` are matplotlib's rc settings beside the common ones.
+    `fits_margins`: whether margins are fitted to what stands in them. That takes about as long as
+    drawing; a figure that is drawn again and again while a run waits sets its own
+    (`Figure.subplots_adjust`).
     """
     with mpl.rc_context({**_STYLE, **(style or {})}):
         figure = Figure(figsize=size, layout="constrained" if fits_margins else None)
         FigureCanvasAgg(figure)
         yield figure
-        targets = (
-            [(png, "png", {})] if svg is None else [(png, "png", {}), (svg, "svg", {"Date": None})]
-        )
-        for path, kind, metadata in targets:
-            content = io.BytesIO()
-            figure.savefig(content, format=kind, metadata=metadata)
-            write_atomically(path, content.getvalue())
+        for path, kind, metadata in ((png, "png", {}), (svg, "svg", {"Date": None})):
+            if path is not None:
+                content = io.BytesIO()
+                figure.savefig(content, format=kind, metadata=metadata)
+                write_atomically(path, content.getvalue())

@@ -1,6 +1,4 @@
-"""Writing so that a crash leaves the old thing or the new one, never half of one. Nothing existing
-is overwritten unasked.
-"""
+"""Atomic writing: a crash leaves the old file or the new one; nothing is overwritten unasked."""
 
 import contextlib
 import json
@@ -46,9 +44,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class JsonlWriter:
-    """A file of JSON lines, only ever appended to. A full disk costs no line: what cannot be
-    written yet is kept for later.
-    """
+    """An append-only file of JSON lines; lines that a full disk refuses are kept for later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -62,11 +58,8 @@ class JsonlWriter:
             self._write(self._waiting)
         except OSError as error:
             if not self._warned:
-                warnings.warn(
-                    f"Cannot write {self.path} now ({error.strerror}); its lines are kept until it "
-                    "can be.",
-                    stacklevel=2,
-                )
+                message = f"Cannot write {self.path} now ({error.strerror}); its lines are kept"
+                warnings.warn(f"{message} until it can be.", stacklevel=2)
             self._warned = True
             return
         self._waiting, self._warned = b"", False
@@ -108,9 +101,7 @@ def require_new(path: Path | None) -> None:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """What `JsonlWriter` wrote, row by row, without lines that a crash cut short; nothing if there
-    is no such file.
-    """
+    """Each row that `JsonlWriter` wrote, but lines that a crash cut short; none without a file."""
     if not path.is_file():
         return
     # Not splitlines: a text may hold the separators of Unicode.
@@ -121,16 +112,12 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
-    """What stands in a JSON-lines file that a user gave, each with where it stands; blank lines are
-    passed over.
+    """Each value of a user's JSON-lines file, after its place for messages; blank lines are passed.
 
-    Args:
-        path: the file.
-        what: its content, for messages: "prompts".
+    `what` names its content in messages: "prompts".
 
     Raises:
-        UserError: no such file, not UTF-8, a line that is not JSON (its number is given), or
-            nothing in it.
+        UserError: no such file, not UTF-8, nothing in it, or a line that is not JSON, by number.
     """
     try:
         # other separators may stand in a JSON string
@@ -138,9 +125,8 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}); convert it first."
-        ) from None
+        message = f"{path} is not UTF-8 text (byte {error.start}); convert it first."
+        raise UserError(message) from None
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     require(bool(numbered), f"{path} holds no {what}.")
     for number, line in numbered:
@@ -153,8 +139,7 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `final` to fill; it takes `final`'s name when the block
-    succeeds, and vanishes if it fails.
+    """Yield an empty folder to fill; it becomes `final` if the block succeeds, and vanishes if not.
 
     Raises:
         UserError: `final` exists and `replace` is False; or the disk refuses (full, read-only).
@@ -204,18 +189,15 @@ def _clear_os_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
         raise UserError(
-            f"Cannot write {target}: {reason}. Nothing was changed there; free space or choose "
-            "another place."
+            f"Cannot write {target}: {error.strerror or error}. Nothing was changed there; free "
+            "space or choose another place."
         ) from error
 
 
 @contextlib.contextmanager
 def read_errors_explained(path: Path) -> Iterator[None]:
-    """Turn an OSError of the body (no permission, a lost disk, ...) into one UserError that names
-    the file.
-    """
+    """Turn an OSError of the block (permissions, a lost disk) into a UserError naming the file."""
     try:
         yield
     except OSError as error:

@@ -15,45 +15,34 @@ from torch import Tensor
 from cola_train.config.sampling import Solver
 from cola_train.solvers import solver_steps
 
+Values = Float[Tensor, "*shape"]
+Broadcast = Float[Tensor, "*#shape"]
 
-def interpolate(
-    z_0: Float[Tensor, "*shape"], z_1: Float[Tensor, "*shape"], t: Float[Tensor, "*#shape"]
-) -> Float[Tensor, "*shape"]:
+
+def interpolate(z_0: Values, z_1: Values, t: Broadcast) -> Values:
     """z_t = (1 - t) z_0 + t z_1."""
     return (1 - t) * z_0 + t * z_1
 
 
-def velocity_target(
-    z_0: Float[Tensor, "*shape"], z_1: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def velocity_target(z_0: Values, z_1: Values) -> Values:
     """u = z_1 - z_0, the velocity of the straight path."""
     return z_1 - z_0
 
 
-def logit_normal_time(
-    normal: Float[Tensor, "*shape"], loc: float, scale: float
-) -> Float[Tensor, "*shape"]:
-    """t = sigmoid(loc + scale * normal) for a standard normal draw; the headline run has loc =
-    scale = 1.
-    """
+def logit_normal_time(normal: Values, loc: float, scale: float) -> Values:
+    """t = sigmoid(loc + scale * normal), normal ~ N(0, 1); in the headline run loc = scale = 1."""
     return torch.sigmoid(loc + scale * normal)
 
 
-def euler_step(
-    z_t: Float[Tensor, "*shape"], velocity: Float[Tensor, "*shape"], t: float, t_next: float
-) -> Float[Tensor, "*shape"]:
+def euler_step(z_t: Values, velocity: Values, t: float, t_next: float) -> Values:
     """One Euler step from t to t_next < t."""
     return z_t - (t - t_next) * velocity
 
 
 def integrate(
-    velocity: Callable[[Tensor, int], Tensor],
-    z_1: Float[Tensor, "*shape"],
-    num_steps: int,
-    solver: Solver,
-) -> Float[Tensor, "*shape"]:
-    """From z_1 at t = 1 to t = 0 along dz/dt = velocity(z, place), where `place` is that of the
-    time in `time_grid(num_steps)`.
+    velocity: Callable[[Tensor, int], Tensor], z_1: Values, num_steps: int, solver: Solver
+) -> Values:
+    """Integrate dz/dt = velocity(z, place) from z_1 at t = 1 to t = 0; `place` indexes `time_grid`.
 
     What each solver does is in solvers.py.
     """
@@ -71,14 +60,8 @@ def integrate(
     return z
 
 
-def guide(
-    conditional: Float[Tensor, "*shape"],
-    unconditional: Float[Tensor, "*shape"],
-    scale: Float[Tensor, "*#shape"],
-) -> Float[Tensor, "*shape"]:
-    """Classifier-free guidance: v_uncond + g (v_cond - v_uncond); g = 1 is the conditional branch
-    alone.
-    """
+def guide(conditional: Values, unconditional: Values, scale: Broadcast) -> Values:
+    """Classifier-free guidance: v_uncond + g (v_cond - v_uncond); g = 1 is conditional alone."""
     return unconditional + scale * (conditional - unconditional)
 
 
@@ -88,11 +71,10 @@ def rescale_guided(
     counted: Bool[Tensor, "batch seq"],
     share: float,
 ) -> Float[Tensor, "batch seq channels"]:
-    """Guidance rescaling (Lin et al. 2024, equations 15, 16): guided (share std(conditional) /
-    std(guided) + 1 - share).
+    """guided (share std(conditional) / std(guided) + 1 - share) (Lin et al. 2024, eqs. 15, 16).
 
-    Standard deviations are of each row, over the channels of its `counted` positions; guidance
-    makes them too large.
+    Guidance rescaling. Standard deviations are of each row, over the channels of its `counted`
+    positions; guidance makes them too large.
     """
     ratio = _deviation(conditional, counted) / _deviation(guided, counted)
     return guided * (share * ratio + (1 - share))
@@ -102,25 +84,19 @@ def _deviation(x: Tensor, counted: Tensor) -> Tensor:
     weight = counted[..., None].to(x.dtype)
     count = weight.sum((1, 2), keepdim=True) * x.shape[-1]
     mean = (x * weight).sum((1, 2), keepdim=True) / count
-    # The same in numerator and denominator of the ratio, so a constant block's is only kept from 0
-    # / 0.
-    return (
-        (((x - mean).square() * weight).sum((1, 2), keepdim=True) / count)
-        .sqrt()
-        .clamp(min=torch.finfo(x.dtype).tiny)
-    )
+    variance = ((x - mean).square() * weight).sum((1, 2), keepdim=True) / count
+    # Numerator and denominator of the ratio have the same bound: it only keeps a constant block
+    # from 0 / 0.
+    return variance.sqrt().clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def gaussian_baseline(variance: Float[Tensor, " channels"], t: Float[Tensor, " draws"]) -> float:
-    """The flow-matching loss of the best predictor that knows only each channel's mean and variance
-    s^2.
+    """Flow-matching loss of the best predictor that knows each channel's mean and variance alone.
 
-    For independent z_0 of variance s^2 and z_1 of variance 1, the best linear prediction of u = z_1
-    - z_0 from z_t leaves
-    Var(u) - Cov(u, z_t)^2 / Var(z_t) = s^2 / ((1 - t)^2 s^2 + t^2); the bound is its mean over
-    channels and over `t`.
-    A Gaussian z_0 makes the linear prediction the best of all. A model below the bound has learned
-    more than two moments.
+    For independent z_0 of variance s^2 and z_1 of variance 1, the best linear prediction of
+    u = z_1 - z_0 from z_t leaves Var(u) - Cov(u, z_t)^2 / Var(z_t) = s^2 / ((1 - t)^2 s^2 + t^2);
+    this is its mean over channels and `t`. A Gaussian z_0 makes the linear prediction the best of
+    all. A model below this bound has learned more than two moments.
     """
     s2, t = variance.double()[None, :], t.double()[:, None]
     return float((s2 / ((1 - t) ** 2 * s2 + t**2)).mean())

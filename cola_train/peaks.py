@@ -1,6 +1,4 @@
-"""What devices can do at most: the denominators of MFU and HFU, and how much memory a plan may
-fill.
-"""
+"""Devices' peak rates, the denominators of MFU and HFU, and the memory that a plan may fill."""
 
 import dataclasses
 
@@ -9,18 +7,14 @@ from cola_train.config.settings import UserError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """A kind of accelerator: dense rates, without sparsity, in FLOPs per second (vendors' data
-    sheets), and its memory.
-    """
+    """An accelerator: its memory, and dense rates in FLOPs per second (vendors' data sheets)."""
 
     bf16: float
     fp32: float  # without TF32, which torch leaves off by default
     memory_bytes: int
 
     def peak(self, precision: str) -> float:
-        """The rate in `precision`: "fp32" or "bf16", which is also what shares of the peak are of
-        in "fp8".
-        """
+        """The rate in `precision`: "fp32" or "bf16"; "fp8" counts shares of the bf16 peak."""
         return self.fp32 if precision == "fp32" else self.bf16
 
 
@@ -35,9 +29,7 @@ DEVICES = {
 
 
 def find_device(name: str) -> Device | None:
-    """The device that a driver's name, such as "NVIDIA H100 80GB HBM3", is of; None if it is none
-    of these.
-    """
+    """The device by its driver's name, such as "NVIDIA H100 80GB HBM3"; None if unknown."""
     known = [key for key in DEVICES if key.lower() in name.lower()]
     return DEVICES[max(known, key=len)] if known else None
 
@@ -49,7 +41,6 @@ def device_named(name: str) -> Device:
         UserError: none of ours.
     """
     if name not in DEVICES:
-        raise UserError(
-            f"There is no device {name!r} in the table of peaks; {nearest(name, DEVICES)}"
-        )
+        hint = nearest(name, DEVICES)
+        raise UserError(f"There is no device {name!r} in the table of peaks; {hint}")
     return DEVICES[name]

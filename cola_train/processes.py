@@ -38,9 +38,7 @@ class Processes:
         return self.rank == 0
 
     def agree(self, decide: Callable[[], T]) -> T:
-        """What process 0 decides, on all of them; a UserError of process 0 is raised on all of
-        them.
-        """
+        """What process 0 decides, or its UserError, on all processes; a collective call."""
         outcome: list[tuple[T | None, str | None]] = [(None, None)]
         if self.is_first:
             try:
@@ -70,15 +68,13 @@ def launched_rank() -> int:
 
 @contextlib.contextmanager
 def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
-    """The processes that torchrun started, or this one alone, as torch.distributed's default group
-    while the block runs.
-    """
+    """torch.distributed's default group while the block runs: torchrun's processes, or this one."""
     timeout = datetime.timedelta(seconds=timeout_seconds + _GRACE_SECONDS)
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world_size, local_rank, local_world_size = (
-        (int(os.environ[n]) for n in names) if launched_by_torchrun() else (0, 1, 0, 1)
-    )
-    device = torch.device("cpu")
+    rank, world_size, local_rank, local_world_size = 0, 1, 0, 1
+    if launched_by_torchrun():
+        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+        rank, world_size, local_rank, local_world_size = (int(os.environ[n]) for n in names)
+    device, backend = torch.device("cpu"), "gloo"
     if uses_gpu(accelerator):
         available = torch.cuda.device_count()
         require(
@@ -91,8 +87,6 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
         # Gloo beside NCCL: checkpoints written in the background and offloaded weights communicate
         # from host memory.
         backend = "cpu:gloo,cuda:nccl"
-    else:
-        backend = "gloo"
     if launched_by_torchrun():
         if not dist.is_initialized():  # by an earlier run of these processes
             dist.init_process_group(backend, timeout=timeout)

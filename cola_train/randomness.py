@@ -1,11 +1,9 @@
-"""Every random draw of training and sampling as a pure function of (seed, purpose, sample index,
-position).
+"""Every random draw as a pure function of (seed, purpose, sample index, position).
 
 Draws are addressed, not taken from a stream: a counter-based generator (Philox4x32-10, Salmon et
 al. 2011) turns the address into bits with integer arithmetic, so a sample gets the same draws on
-any device, on any number of processes, in any micro-batch
-and after any resume. Normals go through float64 and are rounded once, which hides the last-place
-differences between devices.
+any device, on any number of processes, in any micro-batch and after any resume. Normals go through
+float64 and are rounded once, which hides the last-place differences between devices.
 """
 
 import enum
@@ -16,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+PerSample = Int[Tensor, " batch"]
 _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
@@ -23,9 +22,7 @@ _ROUNDS = 10
 
 
 class Purpose(enum.IntEnum):
-    """What a draw is for. The numbers are part of every run's identity: never reuse or renumber
-    one.
-    """
+    """What a draw is for. The numbers identify runs' draws: never reuse or renumber one."""
 
     POSTERIOR_EPS = 1
     MASKED_POSTERIOR_EPS = 2
@@ -45,11 +42,7 @@ class Purpose(enum.IntEnum):
 
 
 def uniform(
-    seed: int,
-    purpose: Purpose,
-    sample_index: Int[Tensor, " batch"],
-    count: int,
-    start: int | Int[Tensor, " batch"] = 0,
+    seed: int, purpose: Purpose, sample_index: PerSample, count: int, start: int | PerSample = 0
 ) -> Float[Tensor, "batch count"]:
     """`count` float32 draws in [0, 1) for each sample, on `sample_index`'s device.
 
@@ -61,21 +54,14 @@ def uniform(
 
 
 def normal(
-    seed: int,
-    purpose: Purpose,
-    sample_index: Int[Tensor, " batch"],
-    count: int,
-    start: int | Int[Tensor, " batch"] = 0,
+    seed: int, purpose: Purpose, sample_index: PerSample, count: int, start: int | PerSample = 0
 ) -> Float[Tensor, "batch count"]:
     """`count` float32 draws from N(0, 1) for each sample (Box-Muller); `start` as in `uniform`."""
     bits = _bits(seed, purpose, sample_index, -(-count // 4), start).double()
     u1, u2 = ((bits + 0.5) * 2.0**-32).unflatten(1, (-1, 2)).unbind(-1)
     radius, angle = torch.sqrt(-2 * torch.log(u1)), 2 * math.pi * u2
-    return (
-        torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
-        .flatten(1)[:, :count]
-        .float()
-    )
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)
+    return pairs.flatten(1)[:, :count].float()
 
 
 def round_up_to_draws(count: int) -> int:
@@ -84,9 +70,7 @@ def round_up_to_draws(count: int) -> int:
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A CPU generator for the initial values of the parameter `name`, whoever builds it and in
-    whatever order.
-    """
+    """A CPU generator for a parameter's initial values, the same in any order of building."""
     generator = torch.Generator()
     generator.manual_seed(
         (seed * 0x9E3779B97F4A7C15 + (Purpose.WEIGHTS << 32) + zlib.crc32(name.encode())) % 2**63
@@ -100,15 +84,11 @@ def _bits(
     assert isinstance(start, Tensor) or start % 4 == 0
     index = sample_index.to(torch.int64)[:, None]
     first = start[:, None] // 4 if isinstance(start, Tensor) else start // 4
-    block = (first + torch.arange(blocks, device=index.device, dtype=torch.int64)).expand(
-        len(index), -1
-    )
-    counter = torch.broadcast_tensors(
-        block, torch.full_like(block, int(purpose)), index & _LOW, (index >> 32) & _LOW
-    )
-    return torch.stack(
-        philox4x32((counter[0], counter[1], counter[2], counter[3]), seed), dim=-1
-    ).flatten(1)
+    block = first + torch.arange(blocks, device=index.device, dtype=torch.int64)
+    block = block.expand(len(index), -1)
+    purposes = torch.full_like(block, int(purpose))
+    x2, x3 = (word.expand_as(block) for word in (index & _LOW, (index >> 32) & _LOW))
+    return torch.stack(philox4x32((block, purposes, x2, x3), seed), dim=-1).flatten(1)
 
 
 def philox4x32(

@@ -1,6 +1,4 @@
-"""A run's folder: its config, its lock, and how it stands. A folder is one run's, and no other run
-writes into it.
-"""
+"""A run's folder: its config, lock and status. It belongs to one run; no other writes into it."""
 
 import contextlib
 import dataclasses
@@ -9,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
@@ -22,7 +20,7 @@ _LOCK_WAIT_SECONDS = 10.0
 RunT = TypeVar("RunT", bound=RunConfig)
 
 
-def read_run_config(run_folder: Path) -> Any:
+def read_run_config(run_folder: Path) -> RunConfig:
     """The resolved config that a run was last trained with.
 
     Raises:
@@ -44,8 +42,7 @@ def read_run_config(run_folder: Path) -> Any:
 
 
 def saved_config(config: RunT) -> RunT | None:
-    """The config of the run that lies in this config's folder, if there is one that `config` may go
-    on with.
+    """The saved config of the run in this config's folder, which `config` may resume; or None.
 
     Raises:
         UserError: what lies there is no run, a run of the other stage, or one that differs in more
@@ -125,8 +122,7 @@ def status_time(run_folder: Path) -> int:
 
 @contextlib.contextmanager
 def locked(run_folder: Path) -> Iterator[None]:
-    """Keep other processes out of a run while the block runs; the system frees the lock when this
-    process ends, however.
+    """Keep other processes out of a run while the block runs; the lock ends with this process.
 
     Raises:
         UserError: another process trains this run.

@@ -1,5 +1,4 @@
-"""The sampler's solvers as plans: at which times each calls the network, and what it makes of the
-velocities.
+"""The sampler's solvers as plans: the times of network calls, and the weights of velocities.
 
 The sampler follows these plans (flow.py's `integrate`), and FLOPs count their calls, so the two
 cannot disagree. There are no tensors here: what a run would cost is known without torch.
@@ -39,11 +38,10 @@ def time_grid(num_steps: int) -> list[float]:
 def solver_steps(solver: Solver, num_steps: int) -> list[SolverStep]:
     """What a solver does, step by step.
 
-    euler: order 1. heun: order 2, the mean of the velocities at both ends of a step (Heun's
-    method); its last step is Euler's, as in Karras et al. 2022 (algorithm 1), for the velocity at t
-    = 0 is one that training never asks for. adams2, adams3: Adams-Bashforth, whose first steps know
-    fewer velocities: adams2 begins with a step of Euler, adams3 with one of Heun, which keeps its
-    order of 3.
+    euler: order 1. heun: order 2, the mean of the velocities at both ends of a step; its last step
+    is Euler's, as in Karras et al. 2022 (algorithm 1): training never asks for velocities at t = 0.
+    adams2, adams3: Adams-Bashforth, whose first steps know fewer velocities: adams2 begins with a
+    step of Euler, adams3 with one of Heun, which keeps its order of 3.
     """
     times, steps = time_grid(num_steps), []
     for step in range(num_steps):

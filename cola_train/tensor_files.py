@@ -1,6 +1,4 @@
-"""Networks' tensors in safetensors files, one or several with an index, as Hugging Face lays them
-out; and the JSON beside them.
-"""
+"""Networks' tensors in safetensors files, in Hugging Face's layout, and the JSON beside them."""
 
 import contextlib
 import dataclasses
@@ -25,9 +23,7 @@ _SINGLE = "model.safetensors"
 
 
 def model_type(folder: Path) -> object:
-    """What a folder of the Hugging Face layout says it is, in config.json; None of a folder that
-    says nothing.
-    """
+    """The model_type in a Hugging Face folder's config.json; None where there is none."""
     try:
         return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -63,18 +59,15 @@ def write_json(path: Path, fields: Mapping[str, Any]) -> None:
 def load_tensors(network: nn.Module, folder: Path) -> None:
     """Give a network its folder's values; as `read_tensors`."""
     wanted = network.state_dict()
-    for name, tensor in read_tensors(
-        {name: tuple(value.shape) for name, value in wanted.items()}, folder
-    ):
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    for name, tensor in read_tensors(shapes, folder):
         wanted[name].copy_(tensor)
 
 
 def read_tensors(
     wanted: Mapping[str, tuple[int, ...]], folder: Path
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a network's folder, once all names and shapes are known to be the wanted
-    ones.
-    """
+    """Each tensor of a network's folder, once all names and shapes are known to be as wanted."""
     files = _weight_files(folder)
     problems, seen = [], set()
     for path in files:
@@ -140,16 +133,12 @@ def write_tensors(
     state: Mapping[str, Tensor],
     max_shard_bytes: int,
 ) -> None:
-    """Write `state`, whose tensors are of `shapes`, in fp32: files of at most max_shard_bytes, or
-    of a single larger tensor.
-    """
+    """Write `state`, of `shapes`, in fp32 files of at most max_shard_bytes or one larger tensor."""
     sizes = {key: 4 * math.prod(shape) for key, shape in shapes.items()}
     shards = _split(sizes, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file = (
-            _SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if shards[1:] else _SINGLE
         # Only now are this file's tensors asked for: a state that reads them from disk is never
         # whole in memory.
         tensors = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in names}
@@ -175,9 +164,7 @@ def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
 
 @dataclasses.dataclass(frozen=True)
 class Below(Mapping[str, Tensor]):
-    """The tensors of a mapping whose names begin with a prefix, by the rest of their names; read as
-    the mapping reads them.
-    """
+    """A lazy view of the tensors whose names begin with a prefix, by the rest of their names."""
 
     weights: Mapping[str, Tensor]
     prefix: str

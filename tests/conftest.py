@@ -11,12 +11,7 @@ from cola_train.data.batch import Batch
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.training.callbacks.plots import draw_losses
 from tests.helpers.golden import NAMES, Golden
-from tests.helpers.runs import (
-    baseline_config,
-    joint_config,
-    prepared_folder,
-    vae_config,
-)
+from tests.helpers.runs import baseline_config, joint_config, prepared_folder, vae_config
 from tests.helpers.tiny import make_batch, random_tokens, tiny_checkpoint, tiny_dit, tiny_vae
 
 # fixtures that pytest finds here

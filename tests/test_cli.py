@@ -87,10 +87,7 @@ def test_flags_that_texts_name_are_those_of_their_verb(capsys: pytest.CaptureFix
             ["vae", "name=x", "data.path=nowhere", "vae.block_size=1"],
             "cola-train: error: There is no prepared data folder nowhere",
         ),
-        (
-            ["vae", "trainer.max_step=3"],
-            "cola-train: error: Unknown config key 'trainer.max_step'",
-        ),
+        (["vae", "trainer.max_step=3"], "cola-train: error: Unknown config key 'trainer.max_step'"),
         (
             ["vae", "configs/none.yaml"],
             "cola-train: error: There is no config file configs/none.yaml",

@@ -108,10 +108,7 @@ def test_one_machine_by_default() -> None:
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "110",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[${rank}] ",
     }
-    assert (options.nnodes, options.nproc_per_node) == (
-        "1",
-        str(max(1, torch.cuda.device_count())),
-    )
+    assert (options.nnodes, options.nproc_per_node) == ("1", str(max(1, torch.cuda.device_count())))
     assert (options.standalone, options.local_addr, options.max_restarts) == (True, "127.0.0.1", 0)
     assert re.fullmatch(r"checkpoints/\.logs/\d{8}-\d{6}/node0", options.log_dir)
     assert (options.module, options.training_script, options.training_script_args) == (
@@ -131,12 +128,7 @@ def test_several_machines_meet_at_the_first(tmp_path: Path) -> None:
         }
         _, options = dry_run("joint", **settings)
         config, _, worker = config_from_args(options)
-        assert (
-            config.min_nodes,
-            config.max_nodes,
-            config.nproc_per_node,
-            config.max_restarts,
-        ) == (
+        assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.max_restarts) == (
             2,
             2,
             8,
@@ -480,10 +472,7 @@ def test_the_guide_names_the_signals_of_a_training_and_no_other_setting() -> Non
         for name in row.split(", ")
     }
     assert saved == {number.name for number in interrupts._SIGNALS}
-    named = set(re.findall(r"`([A-Z_]{6,})`", GUIDE)) - {
-        "GLOO_SOCKET_IFNAME",
-        "NCCL_SOCKET_IFNAME",
-    }
+    named = set(re.findall(r"`([A-Z_]{6,})`", GUIDE)) - {"GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"}
     assert named
     assert named <= SETTINGS
 
@@ -547,9 +536,7 @@ def hosts() -> Iterator[list[Host]]:
 
 @pytest.mark.slow
 def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_process(
-    hosts: list[Host],
-    vae_config: Callable[..., VAERunConfig],
-    tmp_path: Path,
+    hosts: list[Host], vae_config: Callable[..., VAERunConfig], tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
         changes = [

@@ -243,10 +243,7 @@ def test_the_blocks_pass_mypys_strictest_and_mistakes_do_not(
     )
     lines = done.stdout.splitlines()
     errors = [line for line in lines if ": error: " in line]
-    assert [line.split(":")[:2] for line in errors] == [
-        ["wrong.py", "2"],
-        ["wrong.py", "3"],
-    ], lines
+    assert [line.split(":")[:2] for line in errors] == [["wrong.py", "2"], ["wrong.py", "3"]], lines
     revealed = [line for line in lines if "Revealed type is" in line]
     assert len(revealed) == len(names)
     assert not [line for line in revealed if line.endswith('is "Any"')]

@@ -16,7 +16,7 @@ from cola_train.config.settings import nearest, require
 from cola_train.data.batch import Batch
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer
 from cola_train.families.checkpoint import Checkpoint
-from cola_train.families.family import Family
+from cola_train.families.family import Family, TrainedRun
 from cola_train.families.registry import families, family_named, load_checkpoint, load_run_config
 from cola_train.models.blocks import HasBuffers
 from cola_train.processes import local_part
@@ -125,7 +125,9 @@ def _random_checkpoint(family: Family[Any], workload: str, device: torch.device)
     # Zeros that take no memory: the networks are filled in place, so that they are held only once.
     weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in meta.items()}
     with torch.device(device):
-        made = family.checkpoint(run, weights, _word_tokenizer(run.vocab_size), {}, device)
+        made = family.checkpoint(
+            TrainedRun(run, weights, _word_tokenizer(run.vocab_size), {}), device
+        )
     for network in made.networks.values():
         randomize(network)
         with torch.no_grad():

@@ -1,6 +1,4 @@
-"""The command line: parse, load the config, hand over. Heavy imports wait until the arguments are
-known to be right.
-"""
+"""The command line: parse, load the config, hand over; heavy imports wait until that succeeds."""
 
 import argparse
 import sys
@@ -8,25 +6,14 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cola_train.cli import (
-    bench,
-    data,
-    evaluation,
-    inspection,
-    likelihood,
-    results,
-    scaling,
-    training,
-    trust,
-)
+from cola_train.cli import bench, data, evaluation, scaling, training, trust
 from cola_train.config.settings import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status.
 
-    0 done, 1 something failed, 2 something the user gave is wrong, 75 stopped by a signal and
-    saved, 130 interrupted at once.
+    0 done, 1 failure, 2 wrong input, 75 stopped by a signal after saving, 130 interrupted at once.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser()
@@ -70,23 +57,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cola-train",
         description="Train Cola DLM, a continuous latent diffusion language model.",
-        epilog=(
-            "The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. "
-            "`cola-train VERB --help` shows the settings that people change, `cola-train VERB "
-            "--help all` every one."
-        ),
+        epilog="The order of work: tokenizer, prepare, vae (stage 1), joint (stage 2), sample. "
+        "`cola-train VERB --help` shows the settings that people change, `cola-train VERB "
+        "--help all` every one.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for group in (
-        data,
-        training,
-        results,
-        evaluation,
-        likelihood,
-        inspection,
-        scaling,
-        trust,
-        bench,
-    ):
+    for group in (data, training, evaluation, scaling, trust, bench):
         group.add(verbs)
     return parser

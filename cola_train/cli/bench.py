@@ -1,4 +1,4 @@
-"""The verb that measures: bench train, sample, growth, data, quality."""
+"""The verb that measures speed: bench train, sample, growth, data, quality."""
 
 import argparse
 from pathlib import Path
@@ -12,7 +12,7 @@ from cola_train.bench.config import (
     BenchTrainConfig,
     split_settings,
 )
-from cola_train.cli.verb import add_verb, load_settings
+from cola_train.cli.verb import add_device, add_verb, load_settings
 
 _OF_RUN = "settings with a dot in their name are the measured run's"
 
@@ -29,7 +29,7 @@ def add(verbs: Any) -> None:
         _train,
         f"measure optimizer steps on random tokens; {_OF_RUN}",
         BenchTrainConfig,
-        example="cola-train bench train workload=M rows=4 parallel.activation_checkpointing=full",
+        example="workload=M rows=4 parallel.activation_checkpointing=full",
     )
     sample = add_verb(
         kinds,
@@ -37,7 +37,7 @@ def add(verbs: Any) -> None:
         _sample,
         "measure how fast prompts are continued",
         BenchSampleConfig,
-        example="cola-train bench sample workload=M batch=1 sampler.num_steps=8",
+        example="workload=M batch=1 sampler.num_steps=8",
     )
     add_verb(
         kinds,
@@ -45,7 +45,7 @@ def add(verbs: Any) -> None:
         _growth,
         f"measure how a step's cost grows with its sizes; {_OF_RUN}",
         BenchGrowthConfig,
-        example="cola-train bench growth figure=growth out=growth.json",
+        example="figure=growth out=growth.json",
     )
     add_verb(
         kinds,
@@ -53,7 +53,7 @@ def add(verbs: Any) -> None:
         _data,
         "measure tokenizing, reading rows and opening a huge store",
         BenchDataConfig,
-        example="cola-train bench data rows=8 seq_len=256",
+        example="rows=8 seq_len=256",
     )
     quality = add_verb(
         kinds,
@@ -61,19 +61,15 @@ def add(verbs: Any) -> None:
         _quality,
         "measure how near few steps of a solver come to many",
         BenchQualityConfig,
-        example="cola-train bench quality checkpoints/NAME solvers=[euler,heun] steps=[4,8,16]",
+        example="checkpoints/NAME solvers=[euler,heun] steps=[4,8,16]",
         positionals={"checkpoint": "a folder in the released layout, or a run folder, of stage 2"},
     )
-    for verb in (sample, quality):
-        verb.add_argument(
-            "--device",
-            default="auto",
-            help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one",
-        )
+    add_device(sample)
+    add_device(quality)
 
 
 def _load(options: argparse.Namespace) -> Any:
-    """The config, once it is known that its result has a place."""
+    """The config, once it is known that its result's file does not exist."""
     config = load_settings(options)
     from cola_train.bench.results import refuse_existing
 

@@ -1,6 +1,4 @@
-"""Writes docs/config.md from the verbs' settings: `python -m cola_train.cli.config_docs >
-docs/config.md`.
-"""
+"""Writes docs/config.md: `python -m cola_train.cli.config_docs > docs/config.md`."""
 
 import argparse
 import dataclasses
@@ -9,7 +7,7 @@ import sys
 from collections.abc import Iterator
 
 from cola_train.cli import make_parser
-from cola_train.config.describe import Described, DescribedSection, describe, sections
+from cola_train.config.describe import Described, describe, sections
 
 COMMAND = "python -m cola_train.cli.config_docs > docs/config.md"
 _HEAD = f"""\
@@ -36,36 +34,25 @@ def page() -> str:
         verbs.setdefault(config_class, []).append(name)
     owners = {config_class: _owners(config_class) for config_class in verbs}
     parts, listed = [_HEAD], set()
-    for config_class in verbs:
-        for owner in dict.fromkeys(owners[config_class].values()):
+    for config_class, declared_by in owners.items():
+        classes = list(dict.fromkeys(declared_by.values()))
+        for owner in classes:
             if owner in listed:
                 continue
             listed.add(owner)
-            users = [
-                name
-                for other, names in verbs.items()
-                if owner in owners[other].values()
-                for name in names
-            ]
-            own = {
-                field for field, declared_by in owners[config_class].items() if declared_by is owner
-            }
-            heading = _verbs(users) if owner in verbs else _title(owner)
-            shared = [
-                part
-                for part in dict.fromkeys(owners[config_class].values())
-                if part is not owner and owner in verbs
-            ]
-            parts.append(f"## {heading}\n")
-            parts.append(_introduction(owner, users, shared, is_verb=owner in verbs))
-            parts += _tables(config_class, own)
+            users = [name for c in verbs if owner in owners[c].values() for name in verbs[c]]
+            fields = {field for field, declares in declared_by.items() if declares is owner}
+            if owner in verbs:
+                shared = [other for other in classes if other is not owner]
+                parts += [f"## {_verbs(users)}\n", _introduction(owner, shared)]
+            else:
+                parts += [f"## {_title(owner)}\n", f"Settings of {_verbs(users)}.\n"]
+            parts += _tables(config_class, fields)
     return "\n".join(parts)
 
 
 def settings_verbs(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, type]]:
-    """The verbs that take settings, with their config classes, in the order of `cola-train
-    --help`.
-    """
+    """The verbs that take settings, with their config classes, in the order of the help."""
     config_class = parser.get_default("config_class")
     if config_class is not None:
         yield name, config_class
@@ -86,63 +73,43 @@ def _owners(config_class: type) -> dict[str, type]:
 
 
 def _title(config_class: type) -> str:
-    return (
-        (inspect.getdoc(config_class) or config_class.__name__)
-        .partition("\n")[0]
-        .partition(": ")[0]
-        .rstrip(".")
-    )
+    first = (inspect.getdoc(config_class) or config_class.__name__).partition("\n")[0]
+    return first.partition(": ")[0].rstrip(".")
 
 
 def _verbs(names: list[str]) -> str:
     return ", ".join(f"`cola-train {name}`" for name in names)
 
 
-def _introduction(owner: type, users: list[str], shared: list[type], *, is_verb: bool) -> str:
-    if not is_verb:
-        return f"Settings of {_verbs(users)}.\n"
+def _introduction(owner: type, shared: list[type]) -> str:
     text = (inspect.getdoc(owner) or "").replace("\n", " ")
     # The heading has the verb already.
     meaning = text.partition("`: ")[2] if text.startswith("`cola-train ") else text
-    lines = [f"{meaning[0].upper()}{meaning[1:]}"]
+    introduction = f"{meaning[0].upper()}{meaning[1:]}"
     if shared:
-        lines.append(
-            "It also takes the settings above under "
-            f"{' and '.join(f'*{_title(other)}*' for other in shared)}."
-        )
-    return " ".join(lines) + "\n"
+        titles = " and ".join(f"*{_title(other)}*" for other in shared)
+        introduction += f" It also takes the settings above under {titles}."
+    return f"{introduction}\n"
 
 
 def _tables(config_class: type, fields: set[str]) -> list[str]:
     entries = [entry for entry in describe(config_class) if entry.key.partition(".")[0] in fields]
-    parts = [part for part in sections(config_class) if part.key in fields]
-    tables = []
     plain = [entry for entry in entries if "." not in entry.key]
-    if plain:
-        tables.append(_table(plain))
-    tables += [
-        _section(part, [entry for entry in entries if entry.key.startswith(f"{part.key}.")])
-        for part in parts
-    ]
+    tables = [_table(plain)] if plain else []
+    for part in sections(config_class):
+        if part.key in fields:
+            inside = [entry for entry in entries if entry.key.startswith(f"{part.key}.")]
+            tables.append(f"### {part.key}\n\n{part.meaning}\n\n{_table(inside)}")
     return tables
 
 
-def _section(part: DescribedSection, entries: list[Described]) -> str:
-    return f"### {part.key}\n\n{part.meaning}\n\n{_table(entries)}"
-
-
 def _table(entries: list[Described]) -> str:
-    rows = [
-        f"| `{entry.key}` | {_default(entry)} | {entry.meaning.replace('|', '&#124;')} |"
-        for entry in entries
-    ]
-    return "\n".join(["| setting | default | meaning |", "| --- | --- | --- |", *rows, ""])
-
-
-def _default(entry: Described) -> str:
-    return (
-        "*required*" if entry.default == "required" else f"`{entry.default}`".replace("|", "&#124;")
-    )
+    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for entry in entries:
+        default = "*required*" if entry.default == "required" else f"`{entry.default}`"
+        cells = (f"`{entry.key}`", default, entry.meaning)
+        lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

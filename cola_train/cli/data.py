@@ -10,9 +10,7 @@ from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
-    tokenizer = verbs.add_parser(
-        "tokenizer", help="make a tokenizer.json: train one, or build OLMo 2's"
-    )
+    tokenizer = verbs.add_parser("tokenizer", help="make a tokenizer.json: train it, or OLMo 2's")
     kinds = tokenizer.add_subparsers(title="kinds", metavar="KIND", required=True)
     add_verb(
         kinds,
@@ -20,10 +18,7 @@ def add(verbs: Any) -> None:
         _tokenizer_train,
         "train a byte-level BPE on text",
         TokenizerTrainConfig,
-        example=(
-            "cola-train tokenizer train out=data/tokenizer.json 'corpus.inputs=[my_texts]' "
-            "vocab_size=4096"
-        ),
+        example="out=data/tokenizer.json 'corpus.inputs=[my_texts]' vocab_size=4096",
     )
     olmo2 = kinds.add_parser(
         "olmo2", help="build the OLMo 2 tokenizer of the paper (needs the extra 'olmo2')"
@@ -37,10 +32,7 @@ def add(verbs: Any) -> None:
         _prepare,
         "tokenize text into memory-mapped rows",
         PrepareConfig,
-        example=(
-            "cola-train prepare out=data/austen tokenizer=data/tokenizer.json "
-            "'corpus.inputs=[my_texts]'"
-        ),
+        example="out=data/austen tokenizer=data/tokenizer.json 'corpus.inputs=[my_texts]'",
     )
 
 

@@ -1,6 +1,4 @@
-"""A verb's help: one screen, from which `--help WORD` leads to a section's settings, to those with
-a word, or to all.
-"""
+"""A verb's help: one screen; `--help WORD` lists a section, settings with the word, or all."""
 
 import argparse
 import difflib
@@ -51,72 +49,57 @@ class HelpAction(argparse.Action):
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Leaves out the argument for settings, which the usage shows and the rest of the page
-    explains.
-    """
+    """Leaves out the argument for settings: the usage shows it and the page's end explains it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=28, width=columns())
 
     def add_argument(self, action: argparse.Action) -> None:
-        """See argparse."""
         if action.dest != "settings":
             super().add_argument(action)
 
 
 def columns() -> int:
-    """Characters of a line: the terminal's, at most WIDTH."""
+    """Characters in a line: the terminal's, at most WIDTH."""
     return min(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH)
 
 
 def settings_page(config_class: type) -> str:
-    """The part of the first screen that is about settings: all if they are few; else the common
-    ones and the sections.
-    """
+    """The first screen's settings: all if they are few, else the common ones and the sections."""
     entries, parts = describe(config_class), sections(config_class)
     if len(entries) <= FEW:
         return f"settings (key=value, after any YAML file):\n{table(entries)}"
-    lines = ["the most used settings (key=value, after any YAML file):", *_one_line_each(entries)]
+    lines = ["the most used settings (key=value, after any YAML file):"]
+    lines += [*_one_line_each(entries), ""]
     if parts:
-        lines += [
-            "",
-            (
-                f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those "
-                f"with a word; --help {ALL}):"
-            ),
-        ]
+        lines.append(
+            f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those "
+            f"with a word; --help {ALL}):"
+        )
         lines += _section_lines(parts)
     else:
-        lines += [
-            "",
-            (
-                f"all {len(entries)} settings: --help {ALL}; those with a word in their name or "
-                "meaning: --help WORD"
-            ),
-        ]
+        lines.append(
+            f"all {len(entries)} settings: --help {ALL}; those with a word in their name or "
+            "meaning: --help WORD"
+        )
     return "\n".join(lines)
 
 
 def look_up(config_class: type, word: str) -> tuple[str, list[Described]] | None:
-    """What `--help WORD` lists, with its title: everything, a section's settings, or else all that
-    have the word; or None.
-    """
+    """What `--help WORD` lists, with its title: all, a section, or settings with the word."""
     entries = describe(config_class)
     if word == ALL:
         return f"all {len(entries)} settings", entries
     inside = [entry for entry in entries if entry.key == word or entry.key.startswith(f"{word}.")]
     if any(entry.key != word for entry in inside):
         return f"{_count(inside)} of section {word}", inside
-    sought = word.lower()
-    found = [
-        entry
-        for entry in entries
-        if any(
-            sought in text.lower()
-            for text in (entry.key, entry.key.replace("_", " "), entry.meaning)
-        )
-    ]
+    found = [entry for entry in entries if _has(entry, word.lower())]
     return (f"{_count(found)} with '{word}'", found) if found else None
+
+
+def _has(entry: Described, sought: str) -> bool:
+    texts = (entry.key, entry.key.replace("_", " "), entry.meaning)
+    return any(sought in text.lower() for text in texts)
 
 
 def table(entries: Sequence[Described]) -> str:
@@ -128,9 +111,7 @@ def table(entries: Sequence[Described]) -> str:
 
 
 def brief(meaning: str, room: int) -> str:
-    """The beginning of a meaning, in whole clauses or else in whole words, of at most `room`
-    characters.
-    """
+    """A meaning's beginning, in whole clauses or else words, in at most `room` characters."""
     if len(meaning) <= room:
         return meaning
     for mark in (". ", "; ", ": ", ", "):
@@ -160,10 +141,8 @@ def _one_line_each(entries: Sequence[Described]) -> list[str]:
 
 def _section_lines(parts: Sequence[DescribedSection]) -> list[str]:
     longest = max(len(part.key) for part in parts)
-    return [
-        f"  {part.key:<{longest}} {part.count:>3}  {brief(part.meaning, columns() - longest - 8)}"
-        for part in parts
-    ]
+    room = columns() - longest - 8
+    return [f"  {p.key:<{longest}} {p.count:>3}  {brief(p.meaning, room)}" for p in parts]
 
 
 def _hint(config_class: type, word: str) -> str:
@@ -171,6 +150,5 @@ def _hint(config_class: type, word: str) -> str:
     prefixes = {key[:place] for key in keys for place, letter in enumerate(key) if letter == "."}
     names = [*sorted(prefixes), *keys, *(key.rpartition(".")[2] for key in keys)]
     close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
-    return "in its name or meaning; " + (
-        f"did you mean '{close[0]}'?" if close else f"--help {ALL} lists them."
-    )
+    end = f"did you mean '{close[0]}'?" if close else f"--help {ALL} lists them."
+    return f"in its name or meaning; {end}"

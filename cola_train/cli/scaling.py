@@ -5,43 +5,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import CONFIG_METAVAR, add_verb, load_settings
+from cola_train.cli.verb import add_count, add_path, add_settings, add_verb, load_run, load_settings
 from cola_train.config.load import load_config
 from cola_train.config.settings import require
 from cola_train.evaluation.writing.config import ComparisonConfig
-from cola_train.families.registry import load_run_config
 from cola_train.scaling.config import CurveConfig
 
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
     plan = verbs.add_parser("plan", help="what a run is, costs and needs, before it is launched")
-    plan.add_argument(
-        "settings",
-        nargs="+",
-        metavar=CONFIG_METAVAR,
-        help="the run's config, of any stage, then overrides",
-    )
+    add_settings(plan, "the run's config, of any stage, then overrides")
     plan.add_argument(
         "--device",
         default="H100",
         help="what it shall run on (%(default)s): A100, H100, 'H100 PCIe', H200, B200, MI300X",
     )
+    add_count(plan, "--devices", 8, "how many of them (%(default)s)")
+    add_count(plan, "--per-node", 8, "how many on one machine (%(default)s)")
     plan.add_argument(
-        "--devices", type=int, default=8, metavar="N", help="how many of them (%(default)s)"
-    )
-    plan.add_argument(
-        "--per-node",
-        type=int,
-        default=8,
-        metavar="N",
-        help="how many on one machine (%(default)s)",
-    )
-    plan.add_argument(
-        "--mfu",
-        type=float,
-        default=0.4,
-        help="share of the devices' peak that useful work reaches (%(default)s)",
+        "--mfu", type=float, default=0.4, help="share of the peak that is useful work (%(default)s)"
     )
     plan.add_argument("--price", type=float, help="of a device-hour")
     plan.add_argument(
@@ -58,12 +41,7 @@ def add(verbs: Any) -> None:
         "match",
         help="sizes of the other families that are equal to a joint run's, and how fair that is",
     )
-    match.add_argument(
-        "settings",
-        nargs="+",
-        metavar=CONFIG_METAVAR,
-        help="the stage-2 run's config, then overrides",
-    )
+    add_settings(match, "the stage-2 run's config, then overrides")
     match.add_argument(
         "--equal",
         choices=("parameters", "flops", "tokens"),
@@ -79,10 +57,8 @@ def add(verbs: Any) -> None:
         _compare,
         "judge what a run's export writes, by metrics that are the same for all families",
         ComparisonConfig,
-        example="cola-train compare checkpoints/NAME num_openings=128",
-        positionals={
-            "run_folder": "a run folder of any family; the figures go into its metrics.jsonl"
-        },
+        example="checkpoints/NAME num_openings=128",
+        positionals={"run_folder": "a run of any family; metrics go into its metrics.jsonl"},
     )
 
     curve = verbs.add_parser("curve", help="scaling curves: families x sizes x budgets")
@@ -91,42 +67,24 @@ def add(verbs: Any) -> None:
         kinds,
         "run",
         _curve_run,
-        "train and measure every point of a ladder; goes on where it stopped",
+        "train and measure every point of a ladder; resumes where it ended",
     )
     run.add_argument("--retry", action="store_true", help="run again what has failed")
+    add_count(run, "--parallel", 1, "runs at a time (%(default)s)")
+    add_path(run, "--write-lines", "FOLDER", "train nothing: write a launch line per run there")
     run.add_argument(
-        "--parallel", type=int, default=1, metavar="N", help="runs at a time (%(default)s)"
+        "--launcher", default="cola-train", help="what the lines start trainings with (%(default)s)"
     )
-    run.add_argument(
-        "--write-lines",
-        type=Path,
-        metavar="FOLDER",
-        help="train nothing: write one launch line a run there instead",
-    )
-    run.add_argument(
-        "--launcher",
-        default="cola-train",
-        help="what the lines start a training with (%(default)s)",
-    )
-    _add_curve_verb(
-        kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the measured points"
-    )
+    _add_curve_verb(kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the points")
     _add_curve_verb(kinds, "plot", _curve_plot, "draw quality over compute, with the fits")
 
 
 def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    return add_verb(
-        kinds,
-        name,
-        run,
-        summary,
-        CurveConfig,
-        example=f"cola-train curve {name} configs/small/curve_austen.yaml",
-    )
+    return add_verb(kinds, name, run, summary, CurveConfig, "configs/small/curve_austen.yaml")
 
 
 def _plan(options: argparse.Namespace) -> None:
-    config = load_run_config(Path(options.settings[0]), options.settings[1:])
+    config = load_run(options)
     from cola_train.scaling.plan import Fleet, make_plan, show
 
     fleet = Fleet(options.device, options.devices, options.per_node, options.mfu, options.price)
@@ -134,7 +92,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _match(options: argparse.Namespace) -> None:
-    config = load_run_config(Path(options.settings[0]), options.settings[1:])
+    config = load_run(options)
     from cola_train.scaling.match import fairness, show
 
     sys.stdout.write(show(fairness(config, options.equal), options.json))
@@ -159,10 +117,8 @@ def _curve_run(options: argparse.Namespace) -> int:
 
 
 def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
-    require(
-        len(options.settings) > 0,
-        "Give the curve's spec, for example configs/small/curve_austen.yaml.",
-    )
+    example = "configs/small/curve_austen.yaml"
+    require(bool(options.settings), f"Give the curve's spec, for example {example}.")
     path = Path(options.settings[0])
     return load_config(CurveConfig, path, options.settings[1:]), path.parent
 

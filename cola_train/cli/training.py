@@ -3,83 +3,53 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import CONFIG_METAVAR, add_verb, load_settings
+from cola_train.cli.verb import add_path, add_settings, add_verb, load_settings
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import INTERRUPTED, UserError
-from cola_train.families.family import Family
 from cola_train.families.registry import families
 
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
-    for family in families().values():
-        _add_training_verb(verbs, family)
+    for name, family in families().items():
+        train = add_verb(verbs, name, _train, family.summary, family.config, family.example)
+        add_path(train, "--resume", "RUN", "resume this run, by its own config and the overrides")
     warm = verbs.add_parser(
         "warm-start",
         help="train a new run that begins with the weights of another, and nothing else of it",
     )
-    warm.add_argument(
-        "source", type=Path, metavar="RUN", help="the run folder whose latest weights to take"
-    )
-    warm.add_argument(
-        "settings", nargs="+", metavar=CONFIG_METAVAR, help="the new run's config, then overrides"
-    )
+    add_path(warm, "source", "RUN", "the run folder whose latest weights to take")
+    add_settings(warm, "the new run's config, then overrides")
     warm.set_defaults(run=_warm_start)
 
     branch = verbs.add_parser(
         "branch",
-        help=(
-            "go on from a run's checkpoint with another end: the anneals of a constant-rate run "
-            "(optim.schedule=wsd)"
-        ),
+        help="resume a run's checkpoint with another end: the anneals of a constant-rate run "
+        "(optim.schedule=wsd)",
     )
-    branch.add_argument("source", type=Path, metavar="RUN", help="the run folder to branch off")
+    add_path(branch, "source", "RUN", "the run folder to branch off")
     branch.add_argument(
-        "settings",
-        nargs="+",
-        metavar="key=value",
-        help="the branch's name=... and what its end differs in",
+        "settings", nargs="+", metavar="key=value", help="name=... and what the end differs in"
     )
     branch.add_argument("--step", type=int, help="which saved step; the latest without it")
     branch.set_defaults(run=_branch)
 
     export = verbs.add_parser("export", help="write a run's checkpoint in the released layout")
-    export.add_argument(
-        "run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME"
-    )
+    add_path(export, "run_folder", "RUN", "a run folder, checkpoints/NAME")
     export.add_argument("--step", type=int, help="which saved step; the latest without it")
-    export.add_argument(
-        "--out",
-        type=Path,
-        help="the folder to write, which must not exist; RUN/hf without it, replaced",
-    )
+    add_path(export, "--out", "OUT", "a new folder to write; without it RUN/hf, which is replaced")
     export.add_argument(
         "--average",
         dest="ema",
         action="store_true",
-        help="the moving average of the weights (ema.decay) instead of them",
+        help="the weights' average (ema.decay) instead",
     )
     export.add_argument(
-        "--max-shard-gb",
-        type=float,
-        default=5.0,
-        help="split weights into files of at most this many GB (%(default)s)",
+        "--max-shard-gb", type=float, default=5.0, help="most GB of a weight file (%(default)s)"
     )
     export.set_defaults(run=_export)
-
-
-def _add_training_verb(verbs: Any, family: Family[Any]) -> None:
-    example = f"cola-train {family.name} {family.example}"
-    parser = add_verb(verbs, family.name, _train, family.summary, family.config, example=example)
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="go on with this run, by its own config and the overrides",
-    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -112,9 +82,8 @@ def _warm_start(options: argparse.Namespace) -> int:
     options.config_class = type(read_run_config(options.source))
     config = load_settings(options)
     again = dataclasses.replace(config, warm_start_from=str(options.source))
-    return _run_processes(
-        options.arguments, again if saved_config(again) else warm_started(config, options.source)
-    )
+    begun = again if saved_config(again) else warm_started(config, options.source)
+    return _run_processes(options.arguments, begun)
 
 
 def _branch(options: argparse.Namespace) -> int:
@@ -131,9 +100,7 @@ def _branch(options: argparse.Namespace) -> int:
 
 
 def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
-    """Train in this process; or, where several are asked for and torchrun has not started this one,
-    start them by `arguments`.
-    """
+    """Train in this process, or in several that `arguments` start where torchrun has not yet."""
     from cola_train.processes import launched_by_torchrun
     from cola_train.run_folder import read_status, status_time
     from cola_train.run_layout import folder_of
@@ -151,19 +118,12 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
     now = read_status(folder_of(config))
     if status <= 128 or now is None or status_time(folder_of(config)) == before:
         return status
-    # A signal ended it: what the run came to is in the status that it wrote since.
+    # A signal ended it: the status that it wrote since says how far the run got.
     return {"interrupted": INTERRUPTED, "finished": 0}.get(now.state, status)
 
 
 def _export(options: argparse.Namespace) -> None:
     from cola_train.training.run import export_run
 
-    print(
-        export_run(
-            options.run_folder,
-            options.step,
-            options.out,
-            int(options.max_shard_gb * 1e9),
-            options.ema,
-        )
-    )
+    max_shard_bytes = int(options.max_shard_gb * 1e9)
+    print(export_run(options.run_folder, options.step, options.out, max_shard_bytes, options.ema))

@@ -4,77 +4,46 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import CONFIG_METAVAR
-from cola_train.families.registry import load_run_config
+from cola_train.cli.verb import add_count, add_path, add_settings, load_run
 
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
     audit = verbs.add_parser(
         "audit",
-        help=(
-            "check from a run's log that every step used the samples it had to, whatever happened"
-        ),
+        help="check from a run's log that every step used the samples it had to, whatever happened",
     )
-    audit.add_argument(
-        "run_folder", type=Path, metavar="RUN", help="a run folder, checkpoints/NAME"
-    )
+    add_path(audit, "run_folder", "RUN", "a run folder, checkpoints/NAME")
     audit.set_defaults(run=_audit)
 
     chaos = verbs.add_parser(
         "chaos",
-        help=(
-            "kill, stop and damage a small copy of a run, and see whether it comes to the same end"
-        ),
+        help="kill, stop and damage a small copy of a run, and see whether its end is the same",
     )
-    chaos.add_argument(
-        "settings",
-        nargs="+",
-        metavar=CONFIG_METAVAR,
-        help="the run's config, of either stage, then overrides",
-    )
-    chaos.add_argument(
-        "--kills", type=int, default=20, metavar="N", help="how many disturbances (%(default)s)"
-    )
-    chaos.add_argument(
-        "--steps",
-        type=int,
-        default=60,
-        metavar="S",
-        help="optimizer steps of each run (%(default)s)",
-    )
+    add_settings(chaos, "the run's config, of either stage, then overrides")
+    add_count(chaos, "--kills", 20, "how many disturbances (%(default)s)")
+    add_count(chaos, "--steps", 60, "optimizer steps of each run (%(default)s)", metavar="S")
     chaos.add_argument(
         "--processes",
         type=_counts,
         metavar="N,N,...",
-        help="numbers of processes to go round at each restart",
+        help="numbers of processes of the starts, in turn",
     )
-    chaos.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of the kinds and moments of the disturbances (%(default)s)",
-    )
+    kinds = "of the kinds and moments of the disturbances (%(default)s)"
+    add_count(chaos, "--seed", 0, kinds, metavar="SEED")
     chaos.set_defaults(run=_chaos)
 
     doctor = verbs.add_parser(
         "doctor",
-        help=(
-            "what this machine or job offers a training, how fast it is, and what is wrong with it"
-        ),
+        help="what this machine or job offers a training, how fast it is, and what is wrong",
     )
-    doctor.add_argument(
-        "--folder",
-        type=Path,
-        default=Path("checkpoints"),
-        help="where runs lie or will lie (%(default)s)",
-    )
-    doctor.add_argument(
+    where = "where runs lie or will lie (%(default)s)"
+    add_path(doctor, "--folder", "FOLDER", where, default=Path("checkpoints"))
+    add_count(
+        doctor,
         "--processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="measure bandwidth between this many processes (%(default)s); torchrun overrules it",
+        1,
+        "measure bandwidth between this many processes (%(default)s); torchrun overrules it",
     )
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
     doctor.set_defaults(run=_doctor)
@@ -97,7 +66,7 @@ def _counts(text: str) -> list[int]:
 
 
 def _chaos(options: argparse.Namespace) -> int:
-    config = load_run_config(Path(options.settings[0]), options.settings[1:])
+    config = load_run(options)
     from cola_train.operations.chaos import chaos
 
     return chaos(config, options.kills, options.processes, options.steps, options.seed)

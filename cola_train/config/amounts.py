@@ -1,26 +1,15 @@
-"""How far a training has come or shall go: in optimizer steps, tokens or EFLOPs (1 EFLOP = 10^18
-floating-point operations).
-"""
+"""Amounts of training: optimizer steps, tokens or EFLOPs (10^18 floating-point operations)."""
 
 import dataclasses
 import re
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, get_args
 
 from cola_train.config.settings import UserError
 
 FLOPS_PER_EFLOP = 10**18
 Unit = Literal["steps", "tokens", "EFLOPs"]
-_UNITS: dict[str, Unit] = {
-    "": "steps",
-    "step": "steps",
-    "steps": "steps",
-    "token": "tokens",
-    "tokens": "tokens",
-    "eflop": "EFLOPs",
-    "eflops": "EFLOPs",
-}
-_AMOUNT = re.compile(r"\s*(\d+\.?\d*(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*")
+_AMOUNT = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*(steps?|tokens?|eflops?|)\s*", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,32 +27,29 @@ class Amount:
             UserError: anything else; steps or tokens that are not whole. `key` is named.
         """
         match = _AMOUNT.fullmatch(text)
-        unit = _UNITS.get(match[2].lower()) if match else None
-        if match is None or unit is None:
+        if match is None:
             raise UserError(
                 f"{key} must be an amount such as '5000 steps', '3.6e9 tokens' or '38.9 EFLOPs', "
                 f"not {text!r}."
             )
+        # A bare number is of the first unit.
+        units: tuple[Unit, ...] = get_args(Unit)
+        unit = next(unit for unit in units if unit.lower().startswith(match[2].lower()))
         exact = Fraction(match[1]) * (FLOPS_PER_EFLOP if unit == "EFLOPs" else 1)
         if exact.denominator != 1:
-            raise UserError(
-                f"{key} must be a whole number of {unit if unit != 'EFLOPs' else 'FLOPs'}, not "
-                f"{text!r}."
-            )
+            whole = "FLOPs" if unit == "EFLOPs" else unit
+            raise UserError(f"{key} must be a whole number of {whole}, not {text!r}.")
         return cls(int(exact), unit)
 
     def __str__(self) -> str:
-        value = (
-            f"{self.count:,}" if self.unit != "EFLOPs" else f"{self.count / FLOPS_PER_EFLOP:,.6g}"
-        )
-        return f"{value} {self.unit}"
+        if self.unit == "EFLOPs":
+            return f"{self.count / FLOPS_PER_EFLOP:,.6g} EFLOPs"
+        return f"{self.count:,} {self.unit}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mark:
-    """A point of a training at which something is to happen: once, or each time as much has been
-    done again.
-    """
+    """A point of training at which something happens: once, or each time the amount recurs."""
 
     amount: Amount
     repeats: bool
@@ -83,9 +69,7 @@ class Mark:
         return cls(amount, repeats)
 
     def passed(self, before: int, after: int) -> bool:
-        """Whether a step that took a counter of this mark's unit from `before` to `after` reached
-        it.
-        """
+        """Whether a step that moved a counter of this unit from `before` to `after` reached it."""
         if self.repeats:
             return after // self.amount.count > before // self.amount.count
         return before < self.amount.count <= after

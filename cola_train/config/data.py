@@ -3,20 +3,22 @@
 import dataclasses
 from typing import Literal
 
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import (
+    SHARE_BELOW_1,
+    at_least,
+    require,
+    require_each,
+    section,
+    setting,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig:
-    """Where text comes from. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name
-    or path).
-    """
+    """The text. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name or path)."""
 
     inputs: list[str] = setting(
-        [],
-        help=(
-            "Files, folders or globs: .txt, .jsonl, .parquet; .txt and .jsonl also as .gz or .xz."
-        ),
+        [], help="Files, folders or globs: .txt, .jsonl, .parquet; .txt, .jsonl also as .gz or .xz."
     )
     dataset: str | None = setting(
         None, help="A name or local path for the `datasets` library; a name may use the network."
@@ -26,21 +28,16 @@ class CorpusConfig:
     )
     dataset_split: str = setting("train", help="The split of `dataset` to read.")
     text_column: str = setting(
-        "text",
-        help="The column or JSON key with the text of a .jsonl, .parquet or `dataset` record.",
+        "text", help="The column or JSON key of the text in a .jsonl, .parquet or `dataset` record."
     )
     documents: Literal["paragraph", "file"] = setting(
         "paragraph",
-        help=(
-            "What one document of a .txt file is: a run of lines between blank lines, or the whole "
-            "file."
-        ),
+        help="What one document of a .txt file is: a run of lines between blank lines, or the "
+        "whole file.",
     )
 
     def check(self) -> None:
-        """Called by the owner's validation: the defaults alone, which give no text, must be
-        constructible.
-        """
+        """Called by the owner's __post_init__: defaults, without text, must be constructible."""
         require(
             bool(self.inputs) != (self.dataset is not None),
             f"Give exactly one of corpus.inputs (got {self.inputs}) and corpus.dataset (got "
@@ -54,17 +51,12 @@ class TokenizerTrainConfig:
 
     out: str = setting(help="The tokenizer.json to write; an existing file is not overwritten.")
     corpus: CorpusConfig = section(CorpusConfig, help="The text to learn merges from.")
-    vocab_size: int = setting(
-        2048, help="Number of ids, the 4 special tokens and 256 bytes included."
-    )
+    vocab_size: int = setting(2048, help="Number of ids, with the 4 special tokens and 256 bytes.")
 
     def __post_init__(self) -> None:
         self.corpus.check()
-        require(
-            self.vocab_size >= 260,
-            "vocab_size must be at least 260 (256 bytes and 4 special tokens), "
-            f"not {self.vocab_size}.",
-        )
+        rule = at_least(260, " (256 bytes and 4 special tokens)")
+        require_each(self, "", rule, "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +64,7 @@ class PrepareConfig:
     """`cola-train prepare`: text to memory-mapped rows of token ids."""
 
     out: str = setting(help="The folder to write; it appears only when complete.")
-    tokenizer: str = setting(
-        help="The tokenizer.json to encode with; a copy travels with the prepared data."
-    )
+    tokenizer: str = setting(help="The tokenizer.json to encode with, copied to the prepared data.")
     seq_len: int = setting(512, help="Tokens in a row.")
     corpus: CorpusConfig = section(CorpusConfig, help="The text.")
     held_out_share: float = setting(
@@ -82,25 +72,16 @@ class PrepareConfig:
     )
     document_alignment: int = setting(
         1,
-        help=(
-            "Documents start at a multiple of this many tokens (padded before); mask_documents: "
-            "patch_size x block_size."
-        ),
+        help="Documents start at a multiple of this many tokens (padded before); mask_documents: "
+        "patch_size x block_size.",
     )
-    num_processes: int = setting(
-        1, help="Processes that tokenize; the result does not depend on it."
-    )
+    num_processes: int = setting(1, help="Processes that tokenize; the result is the same for all.")
 
     def __post_init__(self) -> None:
         self.corpus.check()
-        require(self.seq_len >= 1, f"seq_len must be at least 1 token, not {self.seq_len}.")
-        require(
-            0.0 <= self.held_out_share < 1.0,
-            f"held_out_share must be in [0, 1), not {self.held_out_share}.",
-        )
-        require(
-            self.num_processes >= 1, f"num_processes must be at least 1, not {self.num_processes}."
-        )
+        require_each(self, "", at_least(1, " token"), "seq_len")
+        require_each(self, "", SHARE_BELOW_1, "held_out_share")
+        require_each(self, "", at_least(1), "num_processes")
         require(
             self.document_alignment >= 1 and self.seq_len % self.document_alignment == 0,
             f"document_alignment must be at least 1 and divide seq_len ({self.seq_len}), not "
@@ -113,9 +94,7 @@ class DataConfig:
     """The prepared data of a run."""
 
     path: str = setting("???", help="A folder written by `cola-train prepare`.", common=True)
-    seq_len: int = setting(
-        512, help="Tokens in a row; must be what the data was prepared with (paper: 512)."
-    )
+    seq_len: int = setting(512, help="Tokens in a row, as in the prepared data (paper: 512).")
     num_workers: int = setting(
         0, help="Processes that read rows ahead; rows are memory-mapped, 0 mostly suffices."
     )

@@ -1,6 +1,4 @@
-"""What a config's settings are called, mean and default to: as `--help` and docs/config.md show
-them.
-"""
+"""The settings of a config with meanings and defaults, for `--help` and docs/config.md."""
 
 import dataclasses
 import typing
@@ -37,29 +35,26 @@ def describe(config_class: type) -> list[Described]:
 def sections(config_class: type) -> list[DescribedSection]:
     """The sections at the top of a config class, in declaration order."""
     keys = [entry.key for entry in describe(config_class)]
-    return [
-        DescribedSection(
-            field.name,
-            field.metadata["help"],
-            sum(key.startswith(f"{field.name}.") for key in keys),
-        )
-        for field in dataclasses.fields(config_class)
-        if _inside(field) is not None
-    ]
+    found = []
+    for field in dataclasses.fields(config_class):
+        if _inside(field) is not None:
+            count = sum(key.startswith(f"{field.name}.") for key in keys)
+            found.append(DescribedSection(field.name, field.metadata["help"], count))
+    return found
 
 
 def _walk(
     config_class: type, defaults: object, prefix: str, *, common: bool
 ) -> Iterator[Described]:
-    """The settings of `config_class`; `defaults` is an instance, whose values may be others than
-    its class' own.
-    """
+    """The settings of `config_class`, with the values of `defaults`, an instance, if given."""
     for field in dataclasses.fields(config_class):
         key = prefix + field.name
         # Nobody sets it: a verb's config has the only value it can have.
         if key == "stage":
             continue
-        default = _default(field) if defaults is None else getattr(defaults, field.name)
+        default = field.default if defaults is None else getattr(defaults, field.name)
+        if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
         inside = _inside(field)
         marked = common and field.metadata.get("common", inside is not None)
         if (section := section_class(field.type)) is not None:
@@ -72,22 +67,13 @@ def _walk(
 
 def _inside(field: dataclasses.Field[Any]) -> type | None:
     """The config class of a section, or of a dictionary's values; None for a plain setting."""
-    return section_class(
-        typing.get_args(field.type)[1] if typing.get_origin(field.type) is dict else field.type
-    )
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return (
-        field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    )
+    is_table = typing.get_origin(field.type) is dict
+    return section_class(typing.get_args(field.type)[1] if is_table else field.type)
 
 
 def _shown(value: Any) -> str:
     if value in (dataclasses.MISSING, "???"):
         return "required"
-    return (
-        {None: "null", True: "true", False: "false"}[value]
-        if value is None or isinstance(value, bool)
-        else f"{value!r}"
-    )
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else repr(value)

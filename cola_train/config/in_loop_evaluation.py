@@ -5,25 +5,21 @@ import dataclasses
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.inspection import InspectionConfig
 from cola_train.config.likelihood import LikelihoodConfig
-from cola_train.config.settings import nearest, require, section, setting
+from cola_train.config.settings import Rule, nearest, require, require_each, section, setting
 
 EVALUATORS = ("inspection", "likelihood", "benchmarks")
 
 
 @dataclasses.dataclass(frozen=True)
 class InLoopEvalConfig:
-    """What is measured while a run trains, as `inspect`, `likelihood` and `evaluate` do it;
-    ema.evaluate says on which weights.
-    """
+    """What is measured while a run trains, on the weights that ema.evaluate chooses."""
 
     every_steps: int = setting(0, help="Optimizer steps between evaluations; 0 is never.")
     at_marks: bool = setting(False, help="Evaluate at budget.marks too.")
     evaluators: list[str] = setting(
         ["inspection"],
-        help=(
-            "Which: inspection (latents; not of baselines), likelihood and benchmarks (not in "
-            "stage 1)."
-        ),
+        help="Which: inspection (latents; not of baselines), likelihood and benchmarks (not in "
+        "stage 1).",
     )
     tasks: list[str] = setting(["all"], help="Benchmarks to run, or all.")
     benchmark_data: str | None = setting(
@@ -34,10 +30,8 @@ class InLoopEvalConfig:
     benchmarks: EvaluationConfig = section(EvaluationConfig, help="As of `cola-train evaluate`.")
 
     def __post_init__(self) -> None:
-        require(
-            self.every_steps >= 0,
-            f"in_loop_eval.every_steps must be 0 (never) or more, not {self.every_steps}.",
-        )
+        rule = Rule("0 (never) or more", lambda steps: steps >= 0)
+        require_each(self, "in_loop_eval.", rule, "every_steps")
         for name in self.evaluators:
             require(
                 name in EVALUATORS,

@@ -2,26 +2,21 @@
 
 import dataclasses
 
-from cola_train.config.settings import require, setting
+from cola_train.config.settings import SEED, at_least, require_each, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class InspectionConfig:
-    """`cola-train inspect`: what the latents of held-out rows hold, and what the prior has learned
-    of them.
-    """
+    """`cola-train inspect`: what latents of held-out rows hold and what the prior knows of them."""
 
     num_rows: int = setting(256, help="Held-out rows to look at, from the first, at most.")
     batch_size: int = setting(16, help="Rows at a time; memory grows with it.")
     num_times: int = setting(
         11, help="Noise times, evenly from 0 to 1, at which noised latents are decoded."
     )
-    num_time_bins: int = setting(
-        10, help="Equal parts of [0, 1] by which the flow-matching loss is given."
-    )
+    num_time_bins: int = setting(10, help="Equal parts of [0, 1] by which the flow loss is given.")
     num_steps: int = setting(
-        16,
-        help="Euler steps from noise to data when the prior is asked for a block (guidance is 1).",
+        16, help="Euler steps from noise to data when the prior is asked for a block (guidance 1)."
     )
     map_latents: int = setting(2000, help="Latents on the 2-D map, from the first row on, at most.")
     seed: int = setting(
@@ -29,19 +24,9 @@ class InspectionConfig:
     )
 
     def __post_init__(self) -> None:
+        prefix = "inspection's "
         # Of two rows each can be given the other's history.
-        for name in ("num_rows", "batch_size", "num_times"):
-            require(
-                getattr(self, name) >= 2,
-                f"inspection's {name} must be at least 2, not {getattr(self, name)}.",
-            )
-        for name in ("num_time_bins", "num_steps"):
-            require(
-                getattr(self, name) >= 1,
-                f"inspection's {name} must be at least 1, not {getattr(self, name)}.",
-            )
-        require(
-            self.map_latents >= 3,
-            f"inspection's map_latents must be at least 3, not {self.map_latents}.",
-        )
-        require(0 <= self.seed < 2**63, f"inspection's seed must be in [0, 2^63), not {self.seed}.")
+        require_each(self, prefix, at_least(2), "num_rows", "batch_size", "num_times")
+        require_each(self, prefix, at_least(1), "num_time_bins", "num_steps")
+        require_each(self, prefix, at_least(3), "map_latents")
+        require_each(self, prefix, SEED, "seed")

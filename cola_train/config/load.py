@@ -1,6 +1,4 @@
-"""Read a config: defaults < YAML (with `base:` inheritance) < key=value; unknown keys and wrong
-types are refused by name.
-"""
+"""Read a config: defaults < YAML (with `base:`) < key=value; unknown keys, wrong types refused."""
 
 import dataclasses
 import io
@@ -20,16 +18,14 @@ T = TypeVar("T")
 def load_config(
     config_class: type[T], path: Path | None = None, overrides: Sequence[str] = ()
 ) -> T:
-    """Build `config_class` from its defaults, then the YAML file at `path`, then `key.sub=value`
-    overrides.
+    """`config_class` from its defaults, then the YAML file at `path`, then `key.sub=value`.
 
     Raises:
         UserError: a missing or malformed file, an unknown key, a value of the wrong type, a missing
             required value, or whatever the config's own validation refuses.
     """
-    return build_config(
-        config_class, {} if path is None else read_values(path), str(path), overrides
-    )
+    values = {} if path is None else read_values(path)
+    return build_config(config_class, values, str(path), overrides)
 
 
 def build_config(
@@ -60,35 +56,55 @@ def build_config(
         raise UserError(_first_line(error)) from error
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The keys and values of a YAML file, over those of the files that it names as `base`.
+
+    `heirs` are the files that this one is a base of.
 
     Raises:
         UserError: a missing or malformed file, or bases in a circle.
     """
-    return _read_with_bases(path, ())
+    chain = (*heirs, path.resolve())
+    if chain[-1] in heirs:
+        raise UserError(f"Config inheritance goes in a circle: {' -> '.join(map(str, chain))}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        hint = f"the folder {path.parent} has no .yaml file"
+        # A folder that does not exist has no files either.
+        found = [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")]
+        if found:
+            hint = nearest(path.name, [p.relative_to(path.parent).as_posix() for p in found])
+        raise UserError(f"There is no config file {path}; {hint}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder; give a .yaml config file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file."
+        ) from None
+    values = _parse(text, path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: `base` must be the name of another YAML file, not {base!r}.")
+    return _deep_update(read_values(path.parent / base, chain), values)
 
 
 def to_yaml(config: Any) -> str:
-    """The resolved config as YAML, as saved beside a run; `load_config` reads it back to an equal
-    object.
-    """
+    """The resolved config as YAML, as saved in a run's folder; `load_config` reads it back."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
 def section_class(annotation: object) -> type | None:
     """The config class that a field of this type is a section of; None for a setting."""
-    return (
-        annotation
-        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
-        else None
-    )
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return annotation
+    return None
 
 
 def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Every setting of a config class as (dotted key, field), sections flattened, in declaration
-    order.
-    """
+    """Every setting as (dotted key, field), sections flattened, in declaration order."""
     for field in dataclasses.fields(config_class):
         if (section := section_class(field.type)) is not None:
             yield from leaves(section, f"{prefix}{field.name}.")
@@ -104,48 +120,13 @@ def value_at(config: object, key: str) -> Any:
 
 
 def changed_values(config: Any) -> dict[str, Any]:
-    """The settings, by dotted key, that are not their class' defaults; all of these must have
-    some.
-    """
+    """The settings that are not the defaults, by dotted key; the class must have all defaults."""
     default = type(config)()
     return {
         key: value_at(config, key)
         for key, _ in leaves(type(config))
         if value_at(config, key) != value_at(default, key)
     }
-
-
-def _read_with_bases(path: Path, chain: tuple[Path, ...]) -> dict[str, Any]:
-    resolved = path.resolve()
-    if resolved in chain:
-        raise UserError(
-            "Config inheritance goes in a circle: "
-            f"{' -> '.join(str(p) for p in (*chain, resolved))}."
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        found = (
-            [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")]
-            if path.parent.is_dir()
-            else []
-        )
-        near = [p.relative_to(path.parent).as_posix() for p in found]
-        hint = nearest(path.name, near) if near else f"the folder {path.parent} has no .yaml file"
-        raise UserError(f"There is no config file {path}; {hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give a .yaml config file.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file."
-        ) from None
-    values = _parse(text, path)
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise UserError(f"{path}: `base` must be the name of another YAML file, not {base!r}.")
-    return _deep_update(_read_with_bases(path.parent / base, (*chain, resolved)), values)
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:
@@ -189,19 +170,15 @@ def _refuse_unknown_keys(
 ) -> None:
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     for key, value in values.items():
+        full = f"{prefix}{key}"
         if key not in fields:
-            everything = [prefix + name for name in fields]
-            raise UserError(
-                f"Unknown config key '{prefix}{key}' in {origin}; "
-                f"{nearest(f'{prefix}{key}', everything)}"
-            )
+            hint = nearest(full, [prefix + name for name in fields])
+            raise UserError(f"Unknown config key '{full}' in {origin}; {hint}")
         if (section := section_class(fields[key].type)) is not None:
             if not isinstance(value, Mapping):
-                raise UserError(
-                    f"Config key '{prefix}{key}' in {origin} is a section of keys, not the value "
-                    f"{value!r}."
-                )
-            _refuse_unknown_keys(value, section, origin, f"{prefix}{key}.")
+                what = f"a section of keys, not the value {value!r}"
+                raise UserError(f"Config key '{full}' in {origin} is {what}.")
+            _refuse_unknown_keys(value, section, origin, f"{full}.")
 
 
 def _merge(config: Any, values: Mapping[str, Any], origin: str) -> DictConfig:

@@ -4,7 +4,15 @@ import dataclasses
 from typing import Literal
 
 from cola_train.config.amounts import Mark
-from cola_train.config.settings import require, setting
+from cola_train.config.settings import (
+    SHARE_BELOW_1,
+    Rule,
+    above_0,
+    at_least,
+    require,
+    require_each,
+    setting,
+)
 
 Convention = Literal["paper", "model", "executed"]
 
@@ -18,35 +26,22 @@ class BudgetConfig:
     )
     convention: Convention = setting(
         "model",
-        help=(
-            "What counts: paper (6 N D), model (useful work), executed (what the hardware does, "
-            "recomputation included)."
-        ),
+        help="What counts: paper (6 N D), model (useful work), executed (what the hardware does, "
+        "recomputation included).",
     )
     nominal_parameters: int | None = setting(
         None,
-        help=(
-            "N of the paper's convention; null counts the DiT, or a baseline without embeddings, "
-            "or the VAE without them."
-        ),
+        help="N of the paper's convention; null counts the DiT, or a baseline without embeddings, "
+        "or the VAE without them.",
     )
     marks: list[str] = setting(
         [],
-        help=(
-            "Where a checkpoint is made, kept for good, exported and validated: '20 EFLOPs', '1e9 "
-            "tokens', 'every 10000 steps'."
-        ),
+        help="Where a checkpoint is made, kept for good, exported and validated: '20 EFLOPs', '1e9 "
+        "tokens', 'every 10000 steps'.",
     )
 
     def __post_init__(self) -> None:
-        require(
-            self.eflops is None or self.eflops > 0,
-            f"budget.eflops must be above 0 or null, not {self.eflops}.",
-        )
-        require(
-            self.nominal_parameters is None or self.nominal_parameters > 0,
-            f"budget.nominal_parameters must be above 0 or null, not {self.nominal_parameters}.",
-        )
+        require_each(self, "budget.", above_0(" or null"), "eflops", "nominal_parameters")
         for mark in self.marks:
             Mark.parse(mark, "budget.marks")
 
@@ -61,12 +56,10 @@ class EMAConfig:
     evaluate: bool = setting(
         False, help="Validate and write sample texts with the average instead of the weights."
     )
-    export: bool = setting(
-        False, help="Export the average instead of the weights when the run ends."
-    )
+    export: bool = setting(False, help="Export the average, not the weights, when the run ends.")
 
     def __post_init__(self) -> None:
-        require(0 <= self.decay < 1, f"ema.decay must be in [0, 1), not {self.decay}.")
+        require_each(self, "ema.", SHARE_BELOW_1, "decay")
         require(
             self.decay > 0 or not (self.evaluate or self.export),
             "ema.evaluate and ema.export need an average: set ema.decay, for example 0.999.",
@@ -78,9 +71,7 @@ class TrainerConfig:
     """The loop."""
 
     max_steps: int = setting(
-        1_000_000,
-        help="Optimizer steps in all; budget.eflops may end the run before.",
-        common=True,
+        1_000_000, help="Optimizer steps in all; budget.eflops may end the run before.", common=True
     )
     global_batch_size: int = setting(
         1408, help="Rows per optimizer step, over all processes (paper: 1,408).", common=True
@@ -90,47 +81,34 @@ class TrainerConfig:
     )
     precision: Literal["fp32", "bf16", "fp8", "auto"] = setting(
         "bf16",
-        help=(
-            "Forward precision; weights and optimizer state stay fp32. fp8 is bf16 with the "
-            "blocks' matrix products in fp8 (pip install 'cola-train[fp8]'). auto is bf16 where "
-            "the device computes it fast."
-        ),
+        help="Forward precision; weights and optimizer state stay fp32. fp8 is bf16 with the "
+        "blocks' matrix products in fp8 (pip install 'cola-train[fp8]'). auto is bf16 where "
+        "the device computes it fast.",
         common=True,
     )
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", help="Where to run.")
     compile: bool = setting(
         False,
-        help=(
-            "torch.compile every block, once a run: seconds to minutes at the first step, then "
-            "faster; rounding differs a little."
-        ),
+        help="torch.compile every block, once a run: seconds to minutes at the first step, then "
+        "faster; rounding differs a little.",
     )
     validate_every_steps: int = setting(
         1000, help="Steps between validations, always on the same noise; 0 never validates."
     )
-    validation_rows: int = setting(
-        1024, help="Rows of the held-out split in a validation, at most."
-    )
+    validation_rows: int = setting(1024, help="Held-out rows in a validation, at most.")
     log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
     sample_every_steps: int = setting(
-        0,
-        help="Steps between sample texts (not in stage 1), written to the run folder; 0 is never.",
+        0, help="Steps between sample texts (not in stage 1) in the run folder; 0 is never."
     )
     sample_prompts: list[str] = setting(
         [""], help="Prompts of the sample texts; empty generates from nothing."
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
-            require(
-                getattr(self, name) >= 1,
-                f"trainer.{name} must be at least 1, not {getattr(self, name)}.",
-            )
-        for name in ("validate_every_steps", "validation_rows", "sample_every_steps"):
-            require(
-                getattr(self, name) >= 0,
-                f"trainer.{name} must be 0 or more, not {getattr(self, name)}.",
-            )
+        counts = ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps")
+        require_each(self, "trainer.", at_least(1), *counts)
+        or_none = ("validate_every_steps", "validation_rows", "sample_every_steps")
+        require_each(self, "trainer.", Rule("0 or more", lambda number: number >= 0), *or_none)
 
     @property
     def in_bf16(self) -> bool:
@@ -140,9 +118,7 @@ class TrainerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
-    """How a run is spread over processes. None of it changes the numbers, and all of it may change
-    on resume.
-    """
+    """How a run is spread over processes. It changes no numbers, and may change on resume."""
 
     num_processes: int = setting(
         1,
@@ -151,21 +127,17 @@ class ParallelConfig:
     )
     strategy: Literal["single", "ddp", "fsdp2", "hsdp"] = setting(
         "fsdp2",
-        help=(
-            "fsdp2 shards weights, gradients and optimizer over all processes; ddp copies them to "
-            "each; hsdp shards inside groups of shard_size and copies between them; single is one "
-            "process."
-        ),
+        help="fsdp2 shards weights, gradients and optimizer over all processes; ddp copies them to "
+        "each; hsdp shards inside groups of shard_size and copies between them; single is one "
+        "process.",
     )
     shard_size: int | None = setting(
         None, help="hsdp: processes that share one copy of the weights; null is those of one node."
     )
     activation_checkpointing: Literal["none", "selective", "full"] = setting(
         "none",
-        help=(
-            "What the backward pass computes again: nothing, all but matrix products and "
-            "attention, or whole blocks."
-        ),
+        help="What the backward pass computes again: nothing, all but matrix products and "
+        "attention, or whole blocks.",
     )
     cpu_offload: bool = setting(
         False, help="Keep sharded weights, gradients and optimizer state in the host's memory."
@@ -175,18 +147,8 @@ class ParallelConfig:
     )
 
     def __post_init__(self) -> None:
-        require(
-            self.num_processes >= 1,
-            f"parallel.num_processes must be at least 1, not {self.num_processes}.",
-        )
-        require(
-            self.timeout_seconds >= 1,
-            f"parallel.timeout_seconds must be at least 1, not {self.timeout_seconds}.",
-        )
-        require(
-            self.shard_size is None or self.shard_size >= 1,
-            f"parallel.shard_size must be at least 1 or null, not {self.shard_size}.",
-        )
+        require_each(self, "parallel.", at_least(1), "num_processes", "timeout_seconds")
+        require_each(self, "parallel.", at_least(1, " or null"), "shard_size")
         require(
             self.shard_size is None or self.strategy == "hsdp",
             f"parallel.shard_size is for parallel.strategy=hsdp, not {self.strategy}; leave one of "
@@ -196,74 +158,49 @@ class ParallelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """What a run saves to go on from."""
+    """What a run saves to resume from."""
 
-    every_steps: int = setting(
-        1000, help="Steps between checkpoints; the last step always makes one."
-    )
+    every_steps: int = setting(1000, help="Steps between checkpoints; the last step makes one too.")
     keep: int = setting(
         3,
-        help=(
-            "Checkpoints kept: the newest, and always the last known good (weights finite, "
-            "validation run)."
-        ),
+        help="Checkpoints kept: the newest, and always the last known good (weights finite, "
+        "validation run).",
     )
     asynchronous: bool = setting(
-        False, help="Write in the background while training goes on, from a copy in host memory."
+        False, help="Write in the background while training continues, from a copy in host memory."
     )
     if_damaged: Literal["stop", "previous"] = setting(
         "stop",
-        help=(
-            "On resume from a damaged checkpoint: stop with what is wrong, or go on from the "
-            "newest intact one."
-        ),
+        help="On resume from a damaged checkpoint: stop with what is wrong, or resume from the "
+        "newest intact one.",
     )
 
     def __post_init__(self) -> None:
-        for name in ("every_steps", "keep"):
-            require(
-                getattr(self, name) >= 1,
-                f"checkpoint.{name} must be at least 1, not {getattr(self, name)}.",
-            )
+        require_each(self, "checkpoint.", at_least(1), "every_steps", "keep")
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-    """When a step is not taken. A skipped step uses up its rows and its number; weights and
-    optimizer stay as they were.
-    """
+    """When a step is skipped: it uses up its rows and number; weights and optimizer stay."""
 
     max_skipped_in_a_row: int = setting(
         5, help="After this many skipped steps in a row the run stops; the last checkpoint stays."
     )
     spike_deviations: float | None = setting(
         None,
-        help=(
-            "Also skip a step whose loss exceeds the median of recent ones by this many robust "
-            "deviations (1.4826 MAD); null skips none."
-        ),
+        help="Also skip a step whose loss exceeds the median of recent ones by this many robust "
+        "deviations (1.4826 MAD); null skips none.",
     )
     spike_window: int = setting(
         100,
-        help=(
-            "Taken steps whose losses say what is usual, for this and for alarms.spike_deviations; "
-            "no loss is a spike before there are so many."
-        ),
+        help="Taken steps whose losses say what is usual, here and for alarms.spike_deviations; "
+        "no loss is a spike before there are so many.",
     )
 
     def __post_init__(self) -> None:
-        require(
-            self.max_skipped_in_a_row >= 1,
-            f"guard.max_skipped_in_a_row must be at least 1, not {self.max_skipped_in_a_row}.",
-        )
-        require(
-            self.spike_deviations is None or self.spike_deviations > 0,
-            f"guard.spike_deviations must be above 0 or null (off), not {self.spike_deviations}.",
-        )
-        require(
-            self.spike_window >= 10,
-            f"guard.spike_window must be at least 10, not {self.spike_window}.",
-        )
+        require_each(self, "guard.", at_least(1), "max_skipped_in_a_row")
+        require_each(self, "guard.", above_0(" or null (off)"), "spike_deviations")
+        require_each(self, "guard.", at_least(10), "spike_window")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,7 +208,5 @@ class WandbConfig:
     """Weights & Biases, off unless asked for."""
 
     enabled: bool = setting(False, help="Also log to wandb (pip install 'cola-train[wandb]').")
-    online: bool = setting(
-        False, help="Use the network; false writes files only, to be synced by hand."
-    )
+    online: bool = setting(False, help="Use the network; false writes files, to be synced by hand.")
     project: str = setting("cola-train", help="The wandb project.")

@@ -4,21 +4,17 @@ import dataclasses
 from typing import Literal
 
 from cola_train.config.amounts import Amount
-from cola_train.config.settings import require, setting
+from cola_train.config.settings import SHARE_BELOW_1, Rule, above_0, require, require_each, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10). Horizons may
-    be steps, tokens or EFLOPs.
-    """
+    """AdamW, and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10)."""
 
     optimizer: Literal["adamw", "muon"] = setting(
         "adamw",
-        help=(
-            "adamw for every parameter; or muon for the matrices of the blocks, but for adaLN's, "
-            "and AdamW for all else. One learning rate and weight decay serve both."
-        ),
+        help="adamw for every parameter; or muon for the matrices of the blocks, but for adaLN's, "
+        "and AdamW for all else. One learning rate and weight decay serve both.",
     )
     learning_rate: float = setting(
         1.5e-4, help="Peak learning rate, reached when warm-up ends.", common=True
@@ -27,10 +23,8 @@ class OptimConfig:
     final_learning_rate: float = setting(1e-5, help="Learning rate from the end of decay on.")
     schedule: Literal["cosine", "wsd"] = setting(
         "cosine",
-        help=(
-            "After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak "
-            "rate, then a linear anneal."
-        ),
+        help="After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak "
+        "rate, then a linear anneal.",
     )
     warmup: str = setting(
         "5000",
@@ -73,23 +67,11 @@ class OptimConfig:
             "optim.anneal is the last part of optim.schedule=wsd and needs it, as it needs an "
             f"anneal above 0; got schedule={self.schedule}, anneal={self.anneal!r}.",
         )
-        require(
-            self.learning_rate > 0,
-            f"optim.learning_rate must be above 0, not {self.learning_rate}.",
-        )
-        require(
-            self.gradient_clip > 0,
-            f"optim.gradient_clip must be above 0, not {self.gradient_clip}.",
-        )
+        require_each(self, "optim.", above_0(), "learning_rate", "gradient_clip")
         require(
             0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
             f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.",
         )
-        require(
-            0 <= self.muon_momentum < 1,
-            f"optim.muon_momentum must be in [0, 1), not {self.muon_momentum}.",
-        )
-        require(
-            1 <= self.muon_iterations < 100,
-            f"optim.muon_iterations must be in [1, 99], not {self.muon_iterations}.",
-        )
+        require_each(self, "optim.", SHARE_BELOW_1, "muon_momentum")
+        iterations = Rule("in [1, 99]", lambda number: 1 <= number < 100)
+        require_each(self, "optim.", iterations, "muon_iterations")

@@ -20,7 +20,7 @@ from cola_train.config.loop import (
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import require, section, setting
 
-# What may change when a run goes on: who computes, what is kept and shown, and how long. All else
+# What may change when a run resumes: who computes, what is kept and shown, and how long. All else
 # makes it another run.
 _MAY_CHANGE = (
     "parallel.",
@@ -50,9 +50,7 @@ _MAY_CHANGE = (
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(abc.ABC):
-    """What all runs share. A family's own config adds its networks, `objective` and `stage`, the
-    family's name.
-    """
+    """What all runs share: a family's config adds its networks, `objective` and `stage`."""
 
     name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
     data: DataConfig = section(DataConfig, help="The prepared data.")
@@ -61,14 +59,12 @@ class RunConfig(abc.ABC):
     ema: EMAConfig = section(EMAConfig, help="A moving average of the weights.")
     trainer: TrainerConfig = section(TrainerConfig, help="The loop.")
     parallel: ParallelConfig = section(ParallelConfig, help="How the run is spread over processes.")
-    checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to go on from.")
+    checkpoint: CheckpointConfig = section(CheckpointConfig, help="What is saved to resume from.")
     guard: GuardConfig = section(GuardConfig, help="When a step is not taken.")
     in_loop_eval: InLoopEvalConfig = section(
         InLoopEvalConfig, help="What is evaluated while the run trains.", common=False
     )
-    alarms: AlarmsConfig = section(
-        AlarmsConfig, help="When the run says that something is wrong with it."
-    )
+    alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
     seed: int = setting(66, help="Seed of weights, noise, times and masks (paper: 66).")
@@ -78,7 +74,7 @@ class RunConfig(abc.ABC):
     )
     stage: str = setting("", help="The family that a saved config is of.")
     branched_from: str | None = setting(
-        None, help="The run and step that this one goes on from; `cola-train branch` sets it."
+        None, help="The run and step that this one continues; `cola-train branch` sets it."
     )
 
     def __post_init__(self) -> None:
@@ -90,11 +86,8 @@ class RunConfig(abc.ABC):
             0 <= self.seed < 2**63 and 0 <= self.data_seed < 2**63,
             "seed and data_seed must be in [0, 2^63).",
         )
-        rows, micro, processes = (
-            self.trainer.global_batch_size,
-            self.trainer.micro_batch_size,
-            self.parallel.num_processes,
-        )
+        rows, micro = self.trainer.global_batch_size, self.trainer.micro_batch_size
+        processes = self.parallel.num_processes
         require(
             rows % (micro * processes) == 0,
             f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x "
@@ -126,9 +119,7 @@ class RunConfig(abc.ABC):
         return False
 
     def differences(self, other: "RunConfig") -> list[str]:
-        """The settings that make `other` another run than this, as "key: ours, theirs"; empty if it
-        can go on with it.
-        """
+        """What makes `other` another run, as "key: ours, theirs"; empty if it may resume this."""
         listed = []
         for key, _ in leaves(type(self)):
             ours, theirs = value_at(self, key), value_at(other, key)

@@ -3,20 +3,16 @@
 import dataclasses
 from typing import Literal
 
-from cola_train.config.settings import require, setting
+from cola_train.config.settings import Rule, above_0, at_least, require, require_each, setting
 
 Solver = Literal["euler", "heun", "adams2", "adams3"]
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplerConfig:
-    """How text is generated. Temperature 0 is greedy; top_k, top_p and seed of tokens then play no
-    part.
-    """
+    """How text is generated. Temperature 0 is greedy: top_k, top_p and seed then play no part."""
 
-    num_steps: int = setting(
-        16, help="Steps of the solver from noise to data, per block.", common=True
-    )
+    num_steps: int = setting(16, help="Solver steps from noise to data, per block.", common=True)
     guidance_scale: float = setting(7.0, help="Classifier-free guidance g; 1 is off.", common=True)
     max_new_tokens: int = setting(32, help="Tokens to generate, at most.", common=True)
     temperature: float = setting(
@@ -51,26 +47,20 @@ class SamplerConfig:
     )
     solver: Solver = setting(
         "euler",
-        help=(
-            "Of the flow's ODE: euler (order 1), heun (order 2, two network calls a step but for "
-            "the last), adams2 or adams3 (Adams-Bashforth of order 2 or 3, one call a step; "
-            "adams3 one more in all)."
-        ),
+        help="Of the flow's ODE: euler (order 1), heun (order 2, two network calls a step but for "
+        "the last), adams2 or adams3 (Adams-Bashforth of order 2 or 3, one call a step; "
+        "adams3 one more in all).",
         common=True,
     )
     guidance_interval: tuple[float, float] = setting(
         (0.0, 1.0),
-        help=(
-            "Least and greatest time t at which guidance applies; outside, the conditional branch "
-            "runs alone."
-        ),
+        help="Least and greatest time t at which guidance applies; outside, the conditional branch "
+        "runs alone.",
     )
     guidance_rescale: float = setting(
         0.0,
-        help=(
-            "Share by which a guided velocity is scaled back to the conditional one's standard "
-            "deviation; 0 is off."
-        ),
+        help="Share by which a guided velocity is scaled back to the conditional one's standard "
+        "deviation; 0 is off.",
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto",
@@ -80,36 +70,24 @@ class SamplerConfig:
     )
     compile: bool = setting(
         False,
-        help=(
-            "Compile the DiT's denoising pass, with shapes that stay the same from block to block "
-            "(Cola DLM alone)."
-        ),
+        help="Compile the DiT's denoising pass, with shapes that stay the same from block to block "
+        "(Cola DLM alone).",
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_steps", "max_new_tokens", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, not {value}.")
-        require(
-            self.temperature >= 0,
-            f"temperature must be 0 (greedy) or more, not {self.temperature}.",
-        )
-        require(self.top_k >= 0, f"top_k must be 0 (off) or more, not {self.top_k}.")
-        require(0 < self.top_p <= 1, f"top_p must be in (0, 1], not {self.top_p}.")
-        require(
-            self.repetition_penalty > 0,
-            f"repetition_penalty must be above 0, not {self.repetition_penalty}.",
-        )
+        require_each(self, "", at_least(1), "num_steps", "max_new_tokens", "batch_size")
+        require_each(self, "", Rule("0 (greedy) or more", lambda value: value >= 0), "temperature")
+        require_each(self, "", Rule("0 (off) or more", lambda number: number >= 0), "top_k")
+        require_each(self, "", Rule("in (0, 1]", lambda share: 0 < share <= 1), "top_p")
+        require_each(self, "", above_0(), "repetition_penalty")
         times = self.guidance_interval
         require(
             len(times) == 2 and 0 <= times[0] <= times[1] <= 1,
             f"guidance_interval must be two times in [0, 1], the lower first, not {list(times)}; "
             "[0, 1] is on.",
         )
-        require(
-            0 <= self.guidance_rescale <= 1,
-            f"guidance_rescale must be in [0, 1] (0 is off), not {self.guidance_rescale}.",
-        )
+        share = Rule("in [0, 1] (0 is off)", lambda value: 0 <= value <= 1)
+        require_each(self, "", share, "guidance_rescale")
 
     def guides_at(self, t: float) -> bool:
         """Whether guidance changes the velocity at time t of a block that has history."""

@@ -1,3 +1,1 @@
-"""Kinds of models. A folder is a family or two that share networks; all else asks the registry and
-knows none by name.
-"""
+"""Kinds of models, one or two per folder; the rest of the program asks the registry for them."""

@@ -29,31 +29,24 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @runtime_checkable
 class Inspection(Protocol):
-    """What `Checkpoint.inspect` finds: numbers to log, everything for a file, and a page of
-    plots.
-    """
+    """What `Checkpoint.inspect` finds: numbers to log, all of it for a file, a page of plots."""
 
     @property
     def num_rows(self) -> int:
         """Rows that were looked at."""
-        ...
 
     @property
     def num_tokens(self) -> int:
         """Their tokens."""
-        ...
 
     def figures(self) -> dict[str, float]:
         """The single numbers, by names that stay."""
-        ...
 
     def to_json(self) -> dict[str, Any]:
         """Everything; null where there is no number."""
-        ...
 
     def draw(self, title: str, png: Path, svg: Path) -> None:
         """The page."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +76,6 @@ class Checkpoint(abc.ABC):
     """Networks and their tokenizer, in fp32, ready for inference.
 
     Attributes:
-        family: the family's name.
         tokenizer: of its token ids.
         training: what `cola-train` wrote of the run; {} of a checkpoint that was not trained here.
     """
@@ -108,9 +100,7 @@ class Checkpoint(abc.ABC):
         replace: bool = False,
         max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
     ) -> None:
-        """Write the family's layout, atomically; `replace` allows an existing folder to be swapped
-        for the new one.
-        """
+        """Write the family's layout, atomically; `replace` allows an existing folder."""
 
     @property
     @abc.abstractmethod
@@ -140,9 +130,7 @@ class Checkpoint(abc.ABC):
 
     @property
     def masks_documents(self) -> bool:
-        """Whether training kept documents of a row apart; False where the checkpoint does not
-        say.
-        """
+        """Whether training kept the documents of a row apart; False if unknown."""
         return self.training.get("mask_documents") is True
 
     @functools.cached_property
@@ -150,8 +138,7 @@ class Checkpoint(abc.ABC):
         return {}
 
     def for_passes(self, network: Network, config: SamplerConfig) -> Network:
-        """One of the networks as sampling computes with it: in bf16 a copy, which is made once and
-        kept with the checkpoint.
+        """A network as sampling uses it: in bf16 a copy, made once and kept with the checkpoint.
 
         The copy does not follow the weights: whoever changes these in place makes another
         checkpoint of them.
@@ -172,8 +159,7 @@ class Checkpoint(abc.ABC):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """What follows each prompt, in order: max_new_tokens ids and what their block holds beyond,
-        or fewer after a stop.
+        """Each prompt's continuation: max_new_tokens and the rest of their block, or to a stop.
 
         Args:
             prompts: ids of each; may be empty.
@@ -187,21 +173,16 @@ class Checkpoint(abc.ABC):
         """
 
     def latents_of(self, prompt: Sequence[int], text: Text, num_tokens: int) -> Tensor | None:
-        """The latents, (positions, channels), of a text's first `num_tokens` tokens; None of a
-        family without latents.
-        """
+        """Latents, (positions, channels), of a text's first `num_tokens`; None without latents."""
         return None
 
     @abc.abstractmethod
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-        """New tokens that the first pass after a prompt gives, and each later one: a block's, or
-        one, or all.
-        """
+        """New tokens of the first pass after a prompt, and of each later: a block, one, or all."""
 
     @abc.abstractmethod
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
-        """FLOPs of continuing `batch` prompts of `prompt_tokens` each by max_new_tokens, none of
-        which stops early, by part.
+        """FLOPs, by part, of continuing `batch` prompts by max_new_tokens, without early stops.
 
         Useful (`model`) leaves out hidden pairs, and last hidden states that nobody reads.
         """
@@ -227,9 +208,7 @@ class Checkpoint(abc.ABC):
     @property
     @abc.abstractmethod
     def likelihood_kind(self) -> LikelihoodKind:
-        """What `likelihood` finds. Of an ELBO, log p of a continuation is that of the whole text
-        less that of the prompt.
-        """
+        """What `likelihood` finds; an ELBO's log p of a continuation is a difference of texts'."""
 
     @abc.abstractmethod
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
@@ -246,13 +225,10 @@ class Checkpoint(abc.ABC):
     def inspect(
         self, data: PreparedData, config: InspectionConfig, reference: "Checkpoint | None" = None
     ) -> Iterator[Inspection | None]:
-        """Look into the latents of held-out rows: None after each batch of rows, and then what was
-        found.
+        """Look into latents of held-out rows: None after each batch, then what was found.
 
-        Args:
-            data: prepared with the checkpoint's tokenizer.
-            config: how much to look at.
-            reference: whose encoder to measure drift from.
+        `data` is prepared with the checkpoint's tokenizer; drift is measured from the encoder of
+        `reference`.
 
         Raises:
             UserError: a family without latents, or data or a reference that do not fit.

@@ -1,6 +1,6 @@
-"""What training steps cost, by three conventions, and how many of them an amount of compute is:
-from the run's config alone.
-"""
+"""What training steps cost, by three conventions, from the run's config alone."""
+
+from collections import Counter
 
 from cola_train.config.amounts import Amount
 from cola_train.config.loop import Convention
@@ -61,11 +61,8 @@ def phase_flops(config: RunConfig, phase: str) -> dict[Convention, int]:
     family = family_of(config)
     total = sum(family.step_work(config, phase).values(), Work())
     parameters = config.budget.nominal_parameters or family.backbone_parameters(config)
-    return {
-        "paper": 6 * parameters * _tokens(config),
-        "model": total.model,
-        "executed": total.executed,
-    }
+    paper = 6 * parameters * _tokens(config)
+    return {"paper": paper, "model": total.model, "executed": total.executed}
 
 
 def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
@@ -82,9 +79,7 @@ def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
 
 
 def steps_to(config: RunConfig, amount: Amount) -> int:
-    """The fewest steps after which a run has come as far as `amount`; EFLOPs are counted by
-    budget.convention.
-    """
+    """The fewest steps that reach `amount`; EFLOPs are counted by budget.convention."""
     if amount.unit == "steps":
         return amount.count
     if amount.unit == "tokens":
@@ -100,19 +95,16 @@ def steps_to(config: RunConfig, amount: Amount) -> int:
 
 def network_parameters(config: RunConfig) -> dict[str, int]:
     """A run's parameters by network, such as "vae" and "dit"."""
-    networks: dict[str, int] = {}
+    networks: Counter[str] = Counter()
     for part, count in family_of(config).parameters(config).items():
-        network = part.split(".")[0]
-        networks[network] = networks.get(network, 0) + count
-    return networks
+        networks[part.split(".")[0]] += count
+    return dict(networks)
 
 
 def _cycle(config: RunConfig) -> list[tuple[int, dict[Convention, int]]]:
-    """What steps repeat: phases as their number of steps and the FLOPs of each."""
-    return [
-        (phase.num_steps, phase_flops(config, phase.name))
-        for phase in family_of(config).phases(config)
-    ]
+    """The phases that steps go through again and again: number of steps, and FLOPs of each."""
+    phases = family_of(config).phases(config)
+    return [(phase.num_steps, phase_flops(config, phase.name)) for phase in phases]
 
 
 def _tokens(config: RunConfig) -> int:

@@ -1,9 +1,8 @@
-"""What a family of models brings: everything that the rest of the program asks of one kind of
-model.
+"""What a family of models brings: all that the rest of the program asks of a kind of model.
 
-The four of the project are Cola DLM's two stages ("vae", "joint") and the baselines ("ar",
-"llada"). To add one, write a subclass and register it (registry.py). Its module is imported to list
-verbs, so torch is imported inside methods alone: a wrong config is then refused before that.
+The project's are Cola DLM's two stages ("vae", "joint") and the baselines ("ar", "llada"). To add
+one, write a subclass and register it (registry.py). Its module is imported to list verbs, so torch
+is imported inside methods alone: a wrong config is then refused before that.
 """
 
 import abc
@@ -29,10 +28,25 @@ RunT = TypeVar("RunT", bound=RunConfig)
 
 
 @dataclasses.dataclass(frozen=True)
-class Phase:
-    """Steps of training that cost the same: `num_steps` of a cycle, for which a family's
-    `step_work` is asked by `name`.
+class TrainedRun(Generic[RunT]):
+    """A run at one of its steps: what its checkpoint is made of.
+
+    Attributes:
+        config: the run's.
+        weights: the objective's tensors, by name; may be read from disk when asked for.
+        tokenizer: goes along.
+        training: what the checkpoint says of its run (stage, step, seq_len, run, mask_documents).
     """
+
+    config: RunT
+    weights: "Mapping[str, Tensor]"
+    tokenizer: "Tokenizer"
+    training: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Training steps of equal cost: `num_steps` of a cycle, whose `step_work` goes by `name`."""
 
     name: str
     num_steps: int
@@ -90,13 +104,7 @@ class Family(abc.ABC, Generic[RunT]):
     def initial_values(
         self, config: RunT, shapes: Mapping[str, "torch.Size"]
     ) -> Iterator[tuple[str, "Tensor"]]:
-        """Every tensor of a new run's objective, whole, one at a time: a function of the seed and
-        the name, or read from a file.
-
-        Args:
-            config: the run.
-            shapes: of the objective's parameters, by name.
-        """
+        """Each tensor of a new run's objective, by name, from the seed or read from a file."""
 
     def check_data(self, config: RunT, data: "PreparedData") -> None:
         """Refuse data, or other runs that this one starts from, before the run exists.
@@ -106,30 +114,22 @@ class Family(abc.ABC, Generic[RunT]):
         """
 
     def alarms(self, config: RunT) -> AlarmsConfig:
-        """The thresholds of a run's alarms; a family takes out those that mean nothing for a
-        run.
-        """
+        """A run's alarm thresholds, without those that mean nothing for the run."""
         return config.alarms
 
     # Compute. All in whole FLOPs, from the config alone.
 
     def phases(self, config: RunT) -> Sequence[Phase]:
-        """The cycle of phases that a run's steps go through, from step 0 on; one phase by
-        default.
-        """
+        """The cycle of phases that steps go through, from step 0; one phase by default."""
         return (Phase("", 1),)
 
     @abc.abstractmethod
     def step_work(self, config: RunT, phase: str) -> "Parts":
-        """The work of one optimizer step over all its rows, by part: NETWORK.linear, .attention,
-        .head, .adaln.
-        """
+        """Work of an optimizer step over all rows, by NETWORK.linear, .attention, .head, .adaln."""
 
     @abc.abstractmethod
     def parameters(self, config: RunT) -> dict[str, int]:
-        """Weights and biases that a run trains, by part: NETWORK.embedding, .linear, .norms, .head,
-        .adaln.
-        """
+        """Trained parameters, by part: NETWORK.embedding, .linear, .norms, .head, .adaln."""
 
     def backbone_parameters(self, config: RunT) -> int:
         """N of the paper's 6 N D: by default all but token embeddings and vocabulary heads."""
@@ -143,28 +143,12 @@ class Family(abc.ABC, Generic[RunT]):
 
     @abc.abstractmethod
     def write(
-        self,
-        folder: Path,
-        config: RunT,
-        weights: Mapping[str, "Tensor"],
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        *,
-        replace: bool,
-        max_shard_bytes: int,
+        self, folder: Path, run: TrainedRun[RunT], *, replace: bool, max_shard_bytes: int
     ) -> None:
-        """Write the layout that a checkpoint ships in, atomically; of `weights` one file's tensors
-        are asked for at a time.
+        """Write the layout that a checkpoint ships in, atomically, one file's tensors at a time.
 
-        Args:
-            folder: what to write; must not exist unless `replace`.
-            config: the run.
-            weights: the objective's, by name.
-            tokenizer: goes along.
-            training: what the checkpoint says of its run (stage, step, seq_len, run,
-                mask_documents).
-            replace: allows an existing folder to be swapped for the new one.
-            max_shard_bytes: the most that a file of weights holds, but for a single larger tensor.
+        `replace` allows an existing folder to be swapped for the new one; `max_shard_bytes` is the
+        most that a file of weights holds, but for a single larger tensor.
         """
 
     @abc.abstractmethod
@@ -182,41 +166,21 @@ class Family(abc.ABC, Generic[RunT]):
         """
 
     @abc.abstractmethod
-    def checkpoint(
-        self,
-        config: RunT,
-        weights: Mapping[str, "Tensor"],
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
-    ) -> "Checkpoint":
-        """The checkpoint of a run's weights, in memory, as an export would hold it; arguments as of
-        `write`.
-        """
+    def checkpoint(self, run: TrainedRun[RunT], device: "str | torch.device") -> "Checkpoint":
+        """A run's checkpoint in memory, as an export would hold it."""
 
-    def reference(
-        self,
-        config: RunT,
-        weights: Mapping[str, "Tensor"],
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
-    ) -> "Checkpoint | None":
-        """What the run measures drift from, where it holds that; see `checkpoint`."""
+    def reference(self, run: TrainedRun[RunT], device: "str | torch.device") -> "Checkpoint | None":
+        """What the run measures drift from, as a checkpoint in memory; None if it holds none."""
         return None
 
     # Around many runs.
 
     @abc.abstractmethod
     def shrink(self, config: RunT, num_steps: int) -> dict[str, Any]:
-        """Fields to replace in a config for a copy that trains in minutes and starts from nothing,
-        for `cola-train chaos`.
-        """
+        """Fields to replace for a copy that trains in minutes from scratch (`cola-train chaos`)."""
 
     def uncounted_start(self, config: RunT) -> str | None:
-        """The other run whose compute went into this one before its first step; None if there is
-        none.
-        """
+        """The run whose compute went into this one before step 0; None if there is none."""
         return None
 
     def match_target(self, config: RunT) -> MatchTarget | None:
@@ -226,8 +190,7 @@ class Family(abc.ABC, Generic[RunT]):
     def matched(
         self, config: RunConfig, target: MatchTarget, width: int, num_layers: int
     ) -> RunT | None:
-        """A config of this family like `config` of another, of this width and depth; None where
-        this family is never matched.
+        """A config like `config`, of another family, at this width and depth; None if not possible.
 
         Parameters and FLOPs must be affine in `num_layers`, and `width` a multiple of the target's
         head_dim.
@@ -239,8 +202,10 @@ class Family(abc.ABC, Generic[RunT]):
         """The networks' sizes in a few words."""
 
     def growth_settings(self, config: RunT, size: str, value: int) -> tuple[str, ...] | None:
-        """Overrides that give a run's backbone a "block_size", "layers" or "width", for `cola-train
-        bench growth`; () if it has that value already, None where the family's cannot be varied so.
+        """Overrides that give a run's backbone a size, for `cola-train bench growth`.
+
+        `size` is "block_size", "layers" or "width". () if the run has that value already, None
+        where the family's cannot be varied so.
 
         Raises:
             UserError: a value that the config cannot take.

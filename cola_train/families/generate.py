@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.sampling.precision import computes_in_bf16
 from cola_train.sampling.stream import Noise, check_ids
@@ -18,7 +17,7 @@ from cola_train.sampling.stream import Noise, check_ids
 
 @dataclasses.dataclass(frozen=True)
 class GenerationResult:
-    """What one prompt became.
+    """What was generated after one prompt.
 
     Attributes:
         text: the generated text alone, without the prompt and without the token that ended it.
@@ -51,15 +50,13 @@ def generate(
     """Continue each prompt (text, or token ids; empty generates from nothing).
 
     Args:
-        checkpoint: of Cola DLM, with its DiT, or of a baseline.
+        checkpoint: one that writes text: of Cola DLM with its DiT, or of a baseline.
         prompts: any number, of any lengths; `config.batch_size` of them run together.
-        config: the sampler's settings; its defaults when absent.
+        config: the sampler's settings; defaults when absent.
         noise: for Cola DLM, initial noise of (prompt_index, block_index) as (block_size,
             latent_dim), in place of the seeded draws.
-        prompt_indices: each prompt's address of its random draws, in [0, 2^63); 0, 1, 2, ... when
-            absent.
-        warn_if_long: whether to warn of a prompt that comes, with what follows, to more than the
-            rows of training.
+        prompt_indices: addresses of prompts' random draws, in [0, 2^63); 0, 1, ... when absent.
+        warn_if_long: whether to warn of texts that are longer than the rows of training.
 
     Returns:
         One result per prompt, in order. The same seed gives the same result in any batch.
@@ -79,17 +76,16 @@ def generate_stream(
     prompt_indices: Sequence[int] | None = None,
     warn_if_long: bool = True,
 ) -> Iterator[GenerationResult]:
-    """`generate`, giving each result as soon as it and those before it are there; a text that ends
-    makes room for the next.
-    """
+    """`generate`, yielding each result as soon as it is there; a text that ends frees its row."""
     config = config or SamplerConfig()
     tokenizer, device = checkpoint.tokenizer, checkpoint.device
-    stops = frozenset(
-        _default_stops(tokenizer) if config.eos_token_ids is None else config.eos_token_ids
-    )
+    stops = config.eos_token_ids
+    if stops is None:
+        ends = (tokenizer.eos_token_id, tokenizer.im_end_token_id)
+        stops = tuple(token for token in ends if token is not None)
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
-    texts = checkpoint.texts(ids, addresses, config, stops, noise)
+    texts = checkpoint.texts(ids, addresses, config, frozenset(stops), noise)
     if warn_if_long:
         _warn(ids, config, checkpoint.trained_seq_len)
     for prompt in ids:
@@ -107,12 +103,6 @@ def generate_stream(
             finish_reason="length" if end is None else "stop",
             decoded_ids=tokens,
         )
-
-
-def _default_stops(tokenizer: Tokenizer) -> list[int]:
-    return [
-        token for token in (tokenizer.eos_token_id, tokenizer.im_end_token_id) if token is not None
-    ]
 
 
 def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint) -> list[int]:

@@ -1,5 +1,4 @@
-"""Which families there are. Third parties add theirs by an entry point of the group
-`cola_train.families`, or `register_family`.
+"""Which families there are: the project's, those of entry points, and registered ones.
 
 An entry point names a `Family` object or class: in a package's pyproject.toml,
 
@@ -8,8 +7,8 @@ An entry point names a `Family` object or class: in a package's pyproject.toml,
 """
 
 import dataclasses
-import importlib
 import importlib.metadata
+import pkgutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,16 +36,19 @@ _registered: dict[str, "Family[Any]"] = {}
 
 
 def families() -> dict[str, "Family[Any]"]:
-    """Every family by its name: the project's, those of entry points, those that were
-    registered.
-    """
+    """Every family by its name: the project's, those of entry points, registered ones."""
     if not _known:
         for name, place in _BUILT_IN.items():
-            module, _, attribute = place.partition(":")
-            _known[name] = getattr(importlib.import_module(module), attribute)()
+            _known[name] = pkgutil.resolve_name(place)()
         for entry in importlib.metadata.entry_points(group=_GROUP):
             found = entry.load()
-            _add(_known, found() if isinstance(found, type) else found)
+            family = found() if isinstance(found, type) else found
+            require(
+                family.name not in _known,
+                f"Two families are named {family.name!r}: uninstall one of the packages that bring "
+                "them.",
+            )
+            _known[family.name] = family
     return {**_known, **_registered}
 
 
@@ -65,14 +67,6 @@ def register_family(family: "Family[Any]") -> None:
     _registered[family.name] = family
 
 
-def _add(known: "dict[str, Family[Any]]", family: "Family[Any]") -> None:
-    require(
-        family.name not in known,
-        f"Two families are named {family.name!r}: uninstall one of the packages that bring them.",
-    )
-    known[family.name] = family
-
-
 def family_named(name: str) -> "Family[Any]":
     """The family of this name.
 
@@ -89,7 +83,7 @@ def family_of(config: RunConfig) -> "Family[Any]":
     return family_named(config.stage)
 
 
-def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """A config file of any family, see `family_of_file`.
 
     Raises:
@@ -100,8 +94,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> Any:
 
 
 def family_of_file(path: Path) -> "Family[Any]":
-    """The family of a run's config file: the one that it names as `stage` (as saved ones do), else
-    the smallest that knows its keys.
+    """The family that a config file names as `stage`, or else the smallest that knows its keys.
 
     Raises:
         UserError: no such file, an unknown stage, or a file that does not say which of several.
@@ -125,9 +118,8 @@ def _family_of_values(values: Mapping[str, Any], path: Path) -> "Family[Any]":
     }
     fit = {name: (len(values.keys() & known), -len(known)) for name, known in fields.items()}
     best = [name for name, score in fit.items() if score == max(fit.values())]
-    require(
-        len(best) == 1, f"{path} must say what it is for as `stage:`, one of {', '.join(found)}."
-    )
+    names = ", ".join(found)
+    require(len(best) == 1, f"{path} must say what it is for as `stage:`, one of {names}.")
     return found[best[0]]
 
 
@@ -145,11 +137,9 @@ def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") ->
     from cola_train.tensor_files import model_type
 
     found = model_type(folder)
-    hint = (
-        ""
-        if found is None
-        else f" Its config.json says model_type = {found!r}, which is that of no family here."
-    )
+    hint = ""
+    if found is not None:
+        hint = f" Its config.json says model_type = {found!r}, which is that of no family here."
     what = "holds no checkpoint" if folder.is_dir() else "does not exist, so it holds no checkpoint"
     raise UserError(
         f"{folder} {what} of any family ({', '.join(families())}): give an exported folder "

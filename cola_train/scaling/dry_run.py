@@ -26,13 +26,7 @@ from cola_train.models.attention.tiled import TiledAttention, forget_masks
 from cola_train.models.vocabulary_head import PARTS
 from cola_train.objectives.objective import total_loss
 from cola_train.processes import Processes
-from cola_train.scaling.allocations import (
-    AllocationLog,
-    Bytes,
-    MemoryPart,
-    RecordingMode,
-    Timeline,
-)
+from cola_train.scaling.allocations import AllocationLog, Bytes, MemoryPart, RecordingMode, Timeline
 from cola_train.scaling.layers import UnequalLayersError, layer_of, note_layers, shorten
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule

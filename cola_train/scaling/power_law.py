@@ -244,7 +244,5 @@ def _linear(
     amplitude, limit = np.where(limit < 0, through_zero, amplitude), np.maximum(limit, 0)
     is_flat = amplitude <= 0
     return Parameters(
-        np.where(is_flat, np.maximum(y_mean, 0), limit),
-        np.where(is_flat, 0.0, amplitude),
-        exponent,
+        np.where(is_flat, np.maximum(y_mean, 0), limit), np.where(is_flat, 0.0, amplitude), exponent
     )

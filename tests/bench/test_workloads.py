@@ -140,10 +140,7 @@ def test_a_sampled_workload_has_the_trained_ones_networks() -> None:
 def test_dotted_settings_are_the_runs() -> None:
     assert split_settings(
         ["workload=a.yaml", "rows=2", "trainer.precision=bf16", "my.bench.yaml"]
-    ) == (
-        ["workload=a.yaml", "rows=2", "my.bench.yaml"],
-        ["trainer.precision=bf16"],
-    )
+    ) == (["workload=a.yaml", "rows=2", "my.bench.yaml"], ["trainer.precision=bf16"])
 
 
 @pytest.mark.parametrize(

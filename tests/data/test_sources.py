@@ -285,11 +285,7 @@ def test_inputs_of_unknown_kinds(tmp_path: Path) -> None:
             gzip.compress(b"ok\n\xff", mtime=0),
             r"a\.txt\.gz is not valid UTF-8 at byte 3 of the unpacked text",
         ),
-        (
-            "a.jsonl",
-            b'{"text": "a"}\n{"text": "\xff"}',
-            r"a\.jsonl is not valid UTF-8 at byte 24 ",
-        ),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"a\.jsonl is not valid UTF-8 at byte 24 "),
         (
             "a.jsonl",
             b'{"text": "a"}\n\n{"text": ',

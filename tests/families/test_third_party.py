@@ -53,10 +53,7 @@ def command(*arguments: str) -> list[str]:
 
 def environment() -> dict[str, str]:
     found = clean_environment()
-    return {
-        **found,
-        "PYTHONPATH": os.pathsep.join([found.get("PYTHONPATH", ""), str(THIRD_PARTY)]),
-    }
+    return {**found, "PYTHONPATH": os.pathsep.join([found.get("PYTHONPATH", ""), str(THIRD_PARTY)])}
 
 
 @pytest.fixture(scope="module")

@@ -53,10 +53,7 @@ def held_out_flow(
     """
     assert checkpoint.dit is not None
     frozen = Stage2Config(
-        flow=flow,
-        mask_weight=0.0,
-        reference_weight=0.0,
-        vae_strategy=VAEStrategyConfig(mode="fix"),
+        flow=flow, mask_weight=0.0, reference_weight=0.0, vae_strategy=VAEStrategyConfig(mode="fix")
     )
     objective = Stage2Objective(checkpoint.vae, checkpoint.dit, frozen, seed)
     error = count = 0.0

@@ -222,11 +222,7 @@ def decode(
 
 
 def velocity(
-    config: DiTConfig,
-    weights: Weights,
-    latents: Array,
-    times: Sequence[float],
-    places: list[Place],
+    config: DiTConfig, weights: Weights, latents: Array, times: Sequence[float], places: list[Place]
 ) -> Array:
     """The DiT over one row of latents, each with its own time in [0, 1] and place."""
     eps, width = config.norm_eps, config.heads * config.head_dim

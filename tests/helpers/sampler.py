@@ -63,12 +63,7 @@ def _transport(
 
 
 def _guided(
-    dit: BlockCausalDiT,
-    clean: Tensor,
-    known: Tensor,
-    z: Tensor,
-    time: float,
-    config: SamplerConfig,
+    dit: BlockCausalDiT, clean: Tensor, known: Tensor, z: Tensor, time: float, config: SamplerConfig
 ) -> Tensor:
     z = torch.cat([known, z[len(known) :]])
     t = torch.full((len(z),), time)

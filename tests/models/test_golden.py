@@ -44,9 +44,7 @@ def test_decoder(golden: Golden) -> None:
 def test_path(golden: Golden) -> None:
     train = golden.train
     assert_near(
-        interpolate(train["z_0"], train["z_1"], train["t_positions"][..., None]),
-        train["z_t"],
-        1e-6,
+        interpolate(train["z_0"], train["z_1"], train["t_positions"][..., None]), train["z_t"], 1e-6
     )
 
 

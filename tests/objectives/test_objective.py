@@ -53,10 +53,7 @@ def test_total_and_figures() -> None:
     assert (
         losses.weights
         == weights_of(objective(BATCH))
-        == {
-            "flow_mse": 0.5,
-            "kl_nats_per_token": 10.0,
-        }
+        == {"flow_mse": 0.5, "kl_nats_per_token": 10.0}
     )
 
 

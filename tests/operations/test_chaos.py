@@ -161,9 +161,7 @@ def three_checkpoints(vae_config: Callable[..., VAERunConfig]) -> Path:
     return folder_of(config)
 
 
-def test_damage_is_done_to_the_newest_while_an_older_one_is_intact(
-    three_checkpoints: Path,
-) -> None:
+def test_damage_is_done_to_the_newest_while_an_older_one_is_intact(three_checkpoints: Path) -> None:
     run, chance = three_checkpoints, random.Random(0)
     assert (intact_steps(run), resumes_from(run)) == ([1, 2, 3], 3)
     (text,) = corrupt(run, "one bit flipped", chance)

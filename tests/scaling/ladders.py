@@ -43,14 +43,7 @@ def ladder(
                 counts = {"paper": 2 * flops, "model": flops, "executed": flops + parameters}
                 points.append(
                     Point(
-                        family,
-                        size,
-                        parameters,
-                        flops // parameters,
-                        budget,
-                        counts,
-                        kind,
-                        metrics,
+                        family, size, parameters, flops // parameters, budget, counts, kind, metrics
                     )
                 )
     return points

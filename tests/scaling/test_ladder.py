@@ -56,10 +56,7 @@ def write_spec(folder: Path, data: Path | str, **changes: object) -> Path:
     write_config(folder / "joint.yaml", "joint", [*shared, *vae, *SMALL_DIT], **frozen)
     for stage in ("ar", "llada"):
         write_config(folder / f"{stage}.yaml", stage, [*shared, *TRANSFORMER])
-    sizes = {
-        "one": ["transformer.num_hidden_layers=1"],
-        "two": ["transformer.num_hidden_layers=2"],
-    }
+    sizes = {"one": ["transformer.num_hidden_layers=1"], "two": ["transformer.num_hidden_layers=2"]}
     spec = {
         "folder": str(folder / "curve"),
         "budgets": [3e-10, 6e-10],

@@ -65,9 +65,7 @@ def test_the_papers_baselines(stage: str, embeddings: int) -> None:
     assert found["step_flops"]["paper"] == 6 * 1_800_000_000 * 720_896
 
 
-def test_a_plan_is_the_arithmetic_of_its_parts(
-    joint_config: Callable[..., JointRunConfig],
-) -> None:
+def test_a_plan_is_the_arithmetic_of_its_parts(joint_config: Callable[..., JointRunConfig]) -> None:
     marks = "budget.marks=[4 steps,every 1024 tokens]"
     config = joint_config(
         "run",

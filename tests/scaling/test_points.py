@@ -113,8 +113,7 @@ def test_a_budget_is_one_amount_of_compute(share: float, is_refused: bool) -> No
     assert by_budget([one, other], "model") == {3e-6: [one, other]}
     if is_refused:
         with pytest.raises(
-            UserError,
-            match=r"same FLOPs within 5%.*cola at 3e-06 EFLOPs spent 6e\+12 to .*'paper'",
+            UserError, match=r"same FLOPs within 5%.*cola at 3e-06 EFLOPs spent 6e\+12 to .*'paper'"
         ):
             by_budget([one, other], "paper")
     else:

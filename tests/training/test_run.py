@@ -104,9 +104,7 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert (part / "config.before-1.yaml").is_file()
 
 
-def test_neither_micro_batches_nor_processes_change_the_numbers(
-    joint_config: JointConfigs,
-) -> None:
+def test_neither_micro_batches_nor_processes_change_the_numbers(joint_config: JointConfigs) -> None:
     documents = ["objective.flow.prompt_block_prob=0.5"]
     whole = start(joint_config("whole", *documents))
     cut = start(joint_config("cut", "trainer.micro_batch_size=1", *documents))

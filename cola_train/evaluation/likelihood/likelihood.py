@@ -177,16 +177,16 @@ def _check(checkpoint: Checkpoint, rows: Sequence[ScoredRow]) -> None:
     for number, row in enumerate(rows):
         require(
             _num_scored(checkpoint, row) > 0,
-            f"ScoredRow {number} has no token to score: give it at least one that is not padding"
+            f"Row {number} has no token to score: give it at least one that is not padding"
             f"{' after the given ones' if row.given else ''}.",
         )
         bad = next((token for token in row.tokens if not 0 <= token < vocab_size), None)
         require(
             bad is None,
-            f"ScoredRow {number} has id {bad}, outside the vocabulary, 0..{vocab_size - 1}; "
+            f"Row {number} has id {bad}, outside the vocabulary, 0..{vocab_size - 1}; "
             "encode it with the checkpoint's own tokenizer.",
         )
         require(
             0 <= row.key < 2**63,
-            f"ScoredRow {number} has key {row.key}; keys address random draws and must be in [0, 2^63).",
+            f"Row {number} has key {row.key}; keys address random draws and must be in [0, 2^63).",
         )

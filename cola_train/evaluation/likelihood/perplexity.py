@@ -120,7 +120,9 @@ def _rate(nats: np.ndarray, tokens: np.ndarray) -> Rate:
     return Rate(rate, float(error))
 
 
-def held_out_rows(data: PreparedData, num_rows: int | None, mask_documents: bool) -> list[ScoredRow]:
+def held_out_rows(
+    data: PreparedData, num_rows: int | None, mask_documents: bool
+) -> list[ScoredRow]:
     """The first `num_rows` (None: all) held-out rows, with the draws of training's validation."""
     count = data.num_rows(VALIDATION)
     require(
@@ -140,7 +142,7 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[ScoredRow], list[
     """The rows and the objects of a JSON-lines file.
 
     A line is {"text": ...} or {"prompt": ..., "continuation": ...}. Special tokens written in a
-    text are recognized; none are added. ScoredRow n's draws have the address n, from 0.
+    text are recognized; none are added. Row n's draws have the address n, from 0.
 
     Raises:
         UserError: no such file, not UTF-8, a bad line (its number is given), nothing to score in

@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
-from cola_train.families.autoregressive.flops import generation_work
 from cola_train.families.autoregressive.likelihood import NextTokenLikelihood
-from cola_train.families.autoregressive.sampler import AutoregressiveGeneration
+from cola_train.families.autoregressive.sampler import AutoregressiveGeneration, generation_work
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts
@@ -15,19 +14,12 @@ from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import ScoredRow
 from cola_train.sampling.stream import Noise, Text, stream
 
-KIND = Kind("llama", "LlamaForCausalLM", causal=True)
-
 
 @dataclasses.dataclass
 class AutoregressiveCheckpoint(TransformerCheckpoint):
     """A causal transformer."""
 
-    kind = KIND
-
-    @property
-    def family(self) -> str:
-        """The family's name."""
-        return "ar"
+    kind = Kind("ar", "llama", "LlamaForCausalLM", causal=True)
 
     def texts(
         self,
@@ -37,7 +29,6 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """See `Checkpoint`; there is no noise to give."""
         transformer, eos = self.for_passes(self.transformer, config), self.tokenizer.eos_token_id
         longest = max(map(len, prompts), default=0)
         return stream(
@@ -51,24 +42,19 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         )
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-        """One."""
         return 1, 1
 
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
-        """Token by token."""
         return generation_work(self.transformer.config, config, prompt_tokens, batch)
 
     @property
     def likelihood_kind(self) -> LikelihoodKind:
-        """Exact."""
         return "exact"
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
-        """In a few words."""
         return "exact"
 
     def likelihood(
         self, rows: Sequence[ScoredRow], config: LikelihoodConfig
     ) -> NextTokenLikelihood:
-        """Exact."""
         return NextTokenLikelihood(self.transformer, self.tokenizer, rows)

@@ -22,8 +22,3 @@ class AutoregressiveRunConfig(BaselineRunConfig):
 
     stage: Literal["ar"] = setting("ar", help="Which stage a saved config is of.")
     objective: AutoregressiveConfig = section(AutoregressiveConfig, help="The loss.")
-
-    @property
-    def masks_documents(self) -> bool:
-        """As the objective says."""
-        return self.objective.mask_documents

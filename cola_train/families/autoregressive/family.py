@@ -15,24 +15,18 @@ class AutoregressiveFamily(TransformerFamily[AutoregressiveRunConfig]):
 
     name = "ar"
     config = AutoregressiveRunConfig
+    objective = AutoregressiveConfig
     summary = "baseline: train an autoregressive transformer"
     example = "configs/paper/ar.yaml"
 
     def build(self, config: AutoregressiveRunConfig) -> "AutoregressiveObjective":
-        """A transformer that sees what comes before."""
         from cola_train.families.autoregressive.objective import AutoregressiveObjective
         from cola_train.models.transformer import Transformer
 
-        return AutoregressiveObjective(
-            Transformer(config.transformer, causal=True), config.objective
-        )
+        transformer = Transformer(config.transformer, causal=True)
+        return AutoregressiveObjective(transformer, config.objective)
 
     def checkpoint_class(self) -> "type[AutoregressiveCheckpoint]":
-        """The family's."""
         from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 
         return AutoregressiveCheckpoint
-
-    def matched_objective(self, mask_documents: bool) -> AutoregressiveConfig:
-        """Defaults, but for documents."""
-        return AutoregressiveConfig(mask_documents=mask_documents)

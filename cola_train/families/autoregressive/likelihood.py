@@ -17,7 +17,7 @@ class NextTokenLikelihood:
 
     A row, and with documents apart each of its documents, begins after the end-of-text token, as
     sampling begins it: so its first token is scored too, and the same tokens as with other
-    families.
+    families. `rows` are not empty.
     """
 
     num_draws = 1
@@ -25,7 +25,6 @@ class NextTokenLikelihood:
     def __init__(
         self, transformer: Transformer, tokenizer: Tokenizer, rows: Sequence[ScoredRow]
     ) -> None:
-        """`rows` are not empty."""
         self.transformer = transformer
         self.rows = rows
         self.sequences = [
@@ -33,7 +32,6 @@ class NextTokenLikelihood:
         ]
 
     def width(self, row: int) -> int:
-        """Tokens of a row with the separators before it."""
         return len(self.sequences[row])
 
     def __call__(self, draws: Sequence[Draw]) -> Float64[Tensor, " draws"]:

@@ -23,12 +23,10 @@ class AutoregressiveObjective(Objective):
         self.transformer, self.config = transformer, config
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Tokens that are predicted."""
         return {"predicted_tokens": self._predicted(batch).sum()}
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """The cross-entropy of next tokens, in nats per predicted token; and how often the
-        likeliest is right.
+        """Next-token cross-entropy, nats per predicted token, and the accuracy of the likeliest.
 
         Predicted are real tokens but a row's first, with mask_documents but each document's first.
         """

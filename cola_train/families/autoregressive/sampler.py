@@ -1,16 +1,19 @@
-"""The AR baseline's generation: one token of every row at a time, over a cache of keys and
-values.
-"""
+"""The AR baseline's generation: a token of every row at a time, over a cache of keys and values."""
 
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from cola_train.config.sampling import SamplerConfig
+from cola_train.families.transformer.flops import transformer_pass
+from cola_train.flops.passes import Span, added, named, row_pairs
+from cola_train.flops.work import NO_BACKWARD, Extent, Parts
 from cola_train.models.attention.cached import CachedAttention, KVCache
 from cola_train.models.attention.masks import clean_layout, visible_set_mask
+from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import Transformer
 from cola_train.randomness import Purpose, uniform
 from cola_train.sampling.stream import GeneratedPart
@@ -18,9 +21,7 @@ from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 
 
 class AutoregressiveGeneration:
-    """Prompts of any lengths, generated together; every row gets what it would get alone. Rows may
-    end and others begin.
-    """
+    """Prompts of any lengths in a batch, each as if alone; rows may end and others begin."""
 
     def __init__(
         self,
@@ -31,16 +32,10 @@ class AutoregressiveGeneration:
         start_token_id: int,
         longest_prompt: int | None = None,
     ) -> None:
-        """Read the first prompts.
+        """Run the network over the first prompts.
 
-        Args:
-            transformer: the network.
-            prompts: ids; an empty prompt begins after `start_token_id`, as a document does.
-            prompt_indices: address the random draws.
-            config: the sampler's settings.
-            start_token_id: of empty prompts.
-            longest_prompt: tokens of the longest prompt that there will be; of the longest of
-                `prompts` when None.
+        An empty prompt begins after `start_token_id`, as a document does. `prompt_indices` address
+        the random draws. `longest_prompt`: tokens of the longest that there will be, if not here.
         """
         self.transformer, self.config, self.start_token_id = transformer, config, start_token_id
         self.device = transformer.lm_head.weight.device
@@ -64,9 +59,7 @@ class AutoregressiveGeneration:
         self._pending = self._pending[index] if self._pending is not None and rows else None
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
-        """Further prompts in rows behind those in use; as many rows in all as there were at first,
-        at most.
-        """
+        """Add prompts behind the rows in use, of which there are never more than at first."""
         self._pass_pending()
         cache = self.transformer.new_cache(len(prompts), max(1, *map(len, prompts)))
         self.last = torch.cat([self.last, self._read(prompts, cache)])
@@ -77,27 +70,21 @@ class AutoregressiveGeneration:
 
     def _read(self, prompts: Sequence[Sequence[int]], cache: KVCache) -> Float[Tensor, "batch dim"]:
         """Fill an empty cache; return the state after each prompt's last token."""
-        prompts = [list(prompt) or [self.start_token_id] for prompt in prompts]
-        lengths = [len(prompt) for prompt in prompts]
-        width = max(lengths)
-        tokens = torch.tensor(
-            [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts], device=self.device
-        )
+        begun = [list(prompt) or [self.start_token_id] for prompt in prompts]
+        lengths = [len(prompt) for prompt in begun]
         # What fills short prompts comes after their last token, which does not see it; it is not
         # committed to the cache.
-        hidden = self._pass(tokens, cache, lengths)
-        return hidden[
-            torch.arange(len(prompts), device=self.device),
-            torch.tensor(lengths, device=self.device) - 1,
-        ]
+        tokens = pad_sequence([torch.tensor(prompt) for prompt in begun], batch_first=True)
+        hidden = self._pass(tokens.to(self.device), cache, lengths)
+        last = torch.tensor(lengths, device=self.device) - 1
+        return hidden[torch.arange(len(prompts), device=self.device), last]
 
     def _pass(
         self, tokens: Int[Tensor, "batch seq"], cache: KVCache, added: Sequence[int]
     ) -> Float[Tensor, "batch seq dim"]:
         places = clean_layout(tokens.shape[1], 1, device=self.device)
-        attention = CachedAttention(
-            cache, 1 if tokens.shape[1] == 1 else visible_set_mask(places, places)[0]
-        )
+        visible = 1 if tokens.shape[1] == 1 else visible_set_mask(places, places)[0]
+        attention = CachedAttention(cache, visible)
         hidden: Tensor = self.transformer(tokens, positions=attention.slots, attention=attention)
         cache.commit(added)
         return hidden
@@ -125,12 +112,30 @@ class AutoregressiveGeneration:
     def _draws(self) -> Float[Tensor, "batch 1"] | None:
         if self.config.temperature == 0:
             return None
-        # Draws are addressed in fours.
-        starts = [done // 4 * 4 for done in self.tokens_done]
-        index, start, place = torch.tensor(
-            [self.prompt_indices, starts, [done % 4 for done in self.tokens_done]],
-            device=self.device,
-        )
-        return uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, 4, start).gather(
-            1, place[:, None]
-        )
+        index, done = torch.tensor([self.prompt_indices, self.tokens_done], device=self.device)
+        place = done % 4  # draws are addressed in fours
+        four = uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, 4, done - place)
+        return four.gather(1, place[:, None])
+
+
+def generation_work(
+    config: TransformerConfig, sampler: SamplerConfig, prompt: int, batch: int
+) -> Parts:
+    """FLOPs: a pass over the prompt, whose last state is read, and one a token but the last."""
+    prompt = max(1, prompt)  # an empty prompt begins with the token that a document begins with
+    visible = row_pairs(prompt, 1)
+    filling = Span(
+        positions=Extent.of(prompt) * batch,
+        pairs=visible * batch,
+        outputs=Extent(1, prompt) * batch,
+        output_pairs=Extent(prompt, visible.executed) * batch,
+    )
+    # Token k of those that are fed back sees the prompt and k tokens, itself included.
+    fed_back = sampler.max_new_tokens - 1
+    pairs = fed_back * prompt + fed_back * (fed_back + 1) // 2
+    following = Span.all_read(fed_back * batch, Extent.of(pairs) * batch)
+    passes = added(
+        transformer_pass(config, filling, Extent.of(batch), NO_BACKWARD),
+        transformer_pass(config, following, Extent.of(fed_back * batch), NO_BACKWARD),
+    )
+    return named("transformer", passes)

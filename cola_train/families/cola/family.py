@@ -13,7 +13,7 @@ from cola_train.families.cola.workloads import (
     STAGE1_WORKLOADS,
     STAGE2_WORKLOADS,
 )
-from cola_train.families.family import Family, MatchTarget, Phase
+from cola_train.families.family import Family, MatchTarget, Phase, TrainedRun
 from cola_train.models.config import DiTConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cola_train.data.prepared import PreparedData
-    from cola_train.data.tokenizer import Tokenizer
     from cola_train.families.cola.checkpoint import ColaCheckpoint
     from cola_train.families.cola.stage1 import Stage1Objective
     from cola_train.families.cola.stage2 import Stage2Objective
@@ -71,37 +70,30 @@ class _ColaFamily(Family[ColaT]):
         return ColaCheckpoint.load(folder, device)
 
     def write(
-        self,
-        folder: Path,
-        config: ColaT,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        *,
-        replace: bool,
-        max_shard_bytes: int,
+        self, folder: Path, run: TrainedRun[ColaT], *, replace: bool, max_shard_bytes: int
     ) -> None:
         from cola_train.families.cola.export import vae_weights
         from cola_train.families.cola.format import write_checkpoint
         from cola_train.tensor_files import Below
 
-        vae, dit_config = (config.vae, vae_weights(config, weights)), self.dit_config(config)
-        dit = None if dit_config is None else (dit_config, Below(weights, "dit."))
+        config, dit_config = run.config, self.dit_config(run.config)
+        vae = (config.vae, vae_weights(config, run.weights))
+        dit = None if dit_config is None else (dit_config, Below(run.weights, "dit."))
         write_checkpoint(
-            folder, vae, dit, tokenizer, training, replace=replace, max_shard_bytes=max_shard_bytes
+            folder,
+            vae,
+            dit,
+            run.tokenizer,
+            run.training,
+            replace=replace,
+            max_shard_bytes=max_shard_bytes,
         )
 
-    def checkpoint(
-        self,
-        config: ColaT,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
-    ) -> "ColaCheckpoint":
+    def checkpoint(self, run: TrainedRun[ColaT], device: "str | torch.device") -> "ColaCheckpoint":
         from cola_train.families.cola.export import in_memory
 
-        return in_memory(config, self.dit_config(config), weights, tokenizer, training, device)
+        dit_config = self.dit_config(run.config)
+        return in_memory(run.config, dit_config, run.weights, run.tokenizer, run.training, device)
 
     def shrink(self, config: ColaT, num_steps: int) -> dict[str, Any]:
         """A narrow VAE with one block in the encoder and one in the decoder."""
@@ -218,20 +210,15 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return sum(dit_parameters(config.dit).values())
 
     def reference(
-        self,
-        config: JointRunConfig,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
+        self, run: TrainedRun[JointRunConfig], device: "str | torch.device"
     ) -> "ColaCheckpoint | None":
         """The VAE with the encoder that stage 2 started from, where reference_weight keeps one."""
         from cola_train.families.cola.export import in_memory, with_reference_encoder
 
-        found = with_reference_encoder(weights)
-        if found is None:
+        weights = with_reference_encoder(run.weights)
+        if weights is None:
             return None
-        return in_memory(config, None, found, tokenizer, training, device)
+        return in_memory(run.config, None, weights, run.tokenizer, run.training, device)
 
     def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
         """Also a narrow DiT of two layers, and objectives that need no first stage.

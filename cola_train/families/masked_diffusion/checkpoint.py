@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
-from cola_train.families.masked_diffusion.flops import generation_work
 from cola_train.families.masked_diffusion.likelihood import MaskedDiffusionBound
-from cola_train.families.masked_diffusion.sampler import generate_masked
+from cola_train.families.masked_diffusion.sampler import generate_masked, generation_work
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts
@@ -15,19 +14,12 @@ from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import ScoredRow
 from cola_train.sampling.stream import Noise, Text
 
-KIND = Kind("cola_llada", "ColaLLaDAModel", causal=False)
-
 
 @dataclasses.dataclass
 class MaskedDiffusionCheckpoint(TransformerCheckpoint):
     """A transformer that sees the whole row."""
 
-    kind = KIND
-
-    @property
-    def family(self) -> str:
-        """The family's name."""
-        return "llada"
+    kind = Kind("llada", "cola_llada", "ColaLLaDAModel", causal=False)
 
     def texts(
         self,
@@ -37,9 +29,7 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
-        """See `Checkpoint`; there is no noise to give, and rows of a batch end together, so none
-        makes room for another.
-        """
+        # Rows of a batch end together, so none makes room for another.
         transformer = self.for_passes(self.transformer, config)
         # After nothing, all positions would look the same and none be the most confident one.
         ids = [list(prompt) or [self.tokenizer.eos_token_id] for prompt in prompts]
@@ -47,29 +37,22 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
             places = range(start, min(start + config.batch_size, len(ids)))
             some, indices = [ids[place] for place in places], [addresses[place] for place in places]
             batch = generate_masked(transformer, some, indices, config)
-            yield from (
-                Text(place, tokens) for place, tokens in zip(places, batch.tolist(), strict=True)
-            )
+            yield from map(Text, places, batch.tolist())
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
-        """All."""
         return new_tokens, new_tokens
 
     def generation_work(self, config: SamplerConfig, prompt_tokens: int, batch: int) -> Parts:
-        """All tokens at once."""
         return generation_work(self.transformer.config, config, prompt_tokens, batch)
 
     @property
     def likelihood_kind(self) -> LikelihoodKind:
-        """A bound."""
         return "bound"
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
-        """In a few words."""
         return f"an upper bound, by {config.num_samples} draws of the mask for each row"
 
     def likelihood(
         self, rows: Sequence[ScoredRow], config: LikelihoodConfig
     ) -> MaskedDiffusionBound:
-        """A lower bound."""
         return MaskedDiffusionBound(self.transformer, self.tokenizer, rows, config)

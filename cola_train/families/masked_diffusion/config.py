@@ -9,16 +9,12 @@ from cola_train.families.transformer.config import BaselineRunConfig
 
 @dataclasses.dataclass(frozen=True)
 class MaskedDiffusionConfig:
-    """LLaDA: each token is masked with probability t, and the cross-entropy at masked tokens weighs
-    1/t.
-    """
+    """LLaDA: tokens are masked with probability t; cross-entropy at masked tokens weighs 1/t."""
 
     min_mask_prob: float = setting(
         1e-3,
-        help=(
-            "t is uniform in (min_mask_prob, 1], which bounds the weight 1/t; not stated in the "
-            "paper."
-        ),
+        help="t is uniform in (min_mask_prob, 1], which bounds the weight 1/t; not stated in the "
+        "paper.",
     )
     mask_documents: bool = setting(
         False, help="Keep documents of a packed row apart; not stated in the paper."
@@ -37,8 +33,3 @@ class LLaDARunConfig(BaselineRunConfig):
 
     stage: Literal["llada"] = setting("llada", help="Which stage a saved config is of.")
     objective: MaskedDiffusionConfig = section(MaskedDiffusionConfig, help="The loss.")
-
-    @property
-    def masks_documents(self) -> bool:
-        """As the objective says."""
-        return self.objective.mask_documents

@@ -15,24 +15,18 @@ class MaskedDiffusionFamily(TransformerFamily[LLaDARunConfig]):
 
     name = "llada"
     config = LLaDARunConfig
+    objective = MaskedDiffusionConfig
     summary = "baseline: train a masked diffusion transformer (LLaDA)"
     example = "configs/paper/llada.yaml"
 
     def build(self, config: LLaDARunConfig) -> "MaskedDiffusionObjective":
-        """A transformer that sees the whole row."""
         from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
         from cola_train.models.transformer import Transformer
 
-        return MaskedDiffusionObjective(
-            Transformer(config.transformer, causal=False), config.objective, config.seed
-        )
+        transformer = Transformer(config.transformer, causal=False)
+        return MaskedDiffusionObjective(transformer, config.objective, config.seed)
 
     def checkpoint_class(self) -> "type[MaskedDiffusionCheckpoint]":
-        """The family's."""
         from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
 
         return MaskedDiffusionCheckpoint
-
-    def matched_objective(self, mask_documents: bool) -> MaskedDiffusionConfig:
-        """Defaults, but for documents."""
-        return MaskedDiffusionConfig(mask_documents=mask_documents)

@@ -15,14 +15,14 @@ from cola_train.randomness import Purpose, uniform
 
 
 class MaskedDiffusionBound:
-    """A lower bound of log p(x) of the masked diffusion model (LLaDA), by draws of which tokens are
-    masked.
+    """A lower bound of log p(x) under LLaDA, from draws of which tokens are masked.
 
     The bound is -E[(1/t) sum over masked tokens of -log p(x_i | x_t)] over t uniform in (0, 1] and
     masks of probability t, the training loss (`MaskedDiffusionObjective`) without its
     min_mask_prob. Here t is integrated out: given that l of the row's L tokens are masked, the mean
     weight is L / l with l uniform in 1..L, and the masked tokens are any l of them (LLaDA, equation
-    6). That has the same mean and less variance. Tokens that are given are never masked.
+    6). That has the same mean and less variance. Tokens that are given are never masked. `rows` are
+    not empty.
     """
 
     def __init__(
@@ -32,13 +32,11 @@ class MaskedDiffusionBound:
         rows: Sequence[ScoredRow],
         config: LikelihoodConfig,
     ) -> None:
-        """`rows` are not empty."""
         self.transformer, self.config, self.rows = transformer, config, rows
         self.pad_token_id = tokenizer.pad_token_id
         self.num_draws = config.num_samples
 
     def width(self, row: int) -> int:
-        """Tokens of a row."""
         return len(self.rows[row].tokens)
 
     def __call__(self, draws: Sequence[Draw]) -> Float64[Tensor, " draws"]:

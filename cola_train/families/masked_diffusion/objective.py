@@ -1,6 +1,4 @@
-"""The LLaDA baseline: masked diffusion with cross-entropy weighted by 1/t at masked tokens (method,
-section 8).
-"""
+"""The LLaDA baseline: cross-entropy at masked tokens, weighted by 1/t (method, section 8)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -27,23 +25,18 @@ class MaskedDiffusionObjective(Objective):
         self.transformer, self.config, self.seed = transformer, config, seed
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Real tokens, and masked ones."""
         return {"tokens": batch.loss_mask.sum(), "masked_tokens": self.draw_mask(batch)[1].sum()}
 
     def draw_mask(self, batch: Batch) -> tuple[Float[Tensor, " batch"], Bool[Tensor, "batch seq"]]:
-        """t of each row, uniform in (min_mask_prob, 1], and which of its real tokens are masked,
-        each with probability t.
-        """
+        """t of each row, uniform in (min_mask_prob, 1], and its real tokens masked with that p."""
         low = self.config.min_mask_prob
         t = 1 - (1 - low) * uniform(self.seed, Purpose.DIFFUSION_TIME, batch.sample_index, 1)[:, 0]
-        draws = uniform(
-            self.seed, Purpose.DIFFUSION_MASK, batch.sample_index, batch.tokens.shape[1]
-        )
+        seq = batch.tokens.shape[1]
+        draws = uniform(self.seed, Purpose.DIFFUSION_MASK, batch.sample_index, seq)
         return t, (draws < t[:, None]) & batch.loss_mask
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """masked_diffusion, in nats per real token: the sum over masked tokens of -log p(x_i | x_t)
-        / t; and accuracy at these.
+        """Sum over masked tokens of -log p(x_i | x_t) / t, in nats per real token, and accuracy.
 
         Its mean over masks and over t in (0, 1] bounds -log p(x) from above (LLaDA, equation 4);
         min_mask_prob leaves out a little of that range. The head runs at all positions: how many

@@ -8,12 +8,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from cola_train.config.settings import require
+from cola_train.config.settings import UserError, require
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.transformer.format import (
     Kind,
-    check_tokenizer,
     model_type_of,
     read_config,
     write_transformer,
@@ -39,28 +38,25 @@ class TransformerCheckpoint(Checkpoint):
     def load(
         cls: type[CheckpointT], folder: str | Path, device: str | torch.device = "cpu"
     ) -> CheckpointT:
-        """Read a folder that `save` wrote; a run folder stands for its export.
-
-        Raises:
-            UserError: not such a folder; a config field that is unknown or unsupported; any tensor
-                missing, unexpected or of the wrong shape (all are named); a truncated file; a
-                tokenizer with more ids than the network.
-        """
-        folder = Path(folder)
-        roots = [
-            root for root in (folder, folder / EXPORT) if model_type_of(root) == cls.kind.model_type
-        ]
-        require(
-            bool(roots),
-            f"{folder} is no checkpoint of the {cls.kind.model_type} family: it has no config.json "
-            f"(nor {EXPORT}/config.json) with that model_type; export one first.",
-        )
-        config = read_config(roots[0], cls.kind)
+        """Read a folder that `save` wrote, as `Family.load`; a run folder stands for its export."""
+        folder, wanted = Path(folder), cls.kind.model_type
+        root = next((r for r in (folder, folder / EXPORT) if model_type_of(r) == wanted), None)
+        if root is None:
+            raise UserError(
+                f"{folder} is no checkpoint of the {wanted} family: it has no config.json (nor "
+                f"{EXPORT}/config.json) with that model_type; export one first."
+            )
+        config = read_config(root, cls.kind)
         transformer = Transformer(config, cls.kind.causal)
-        load_tensors(transformer, roots[0])
-        tokenizer = Tokenizer.load(roots[0] / "tokenizer.json")
-        check_tokenizer(roots[0], tokenizer, config)
-        training = read_json(roots[0] / TRAINING)[0] if (roots[0] / TRAINING).is_file() else {}
+        load_tensors(transformer, root)
+        tokenizer = Tokenizer.load(root / "tokenizer.json")
+        require(
+            tokenizer.vocab_size <= config.vocab_size,
+            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only "
+            f"{config.vocab_size}; put the tokenizer.json there that the checkpoint was trained "
+            "with.",
+        )
+        training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
         return cls(transformer.to(device).eval().requires_grad_(False), tokenizer, training)
 
     def save(
@@ -70,9 +66,6 @@ class TransformerCheckpoint(Checkpoint):
         replace: bool = False,
         max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
     ) -> None:
-        """Write the folder, atomically; `replace` allows an existing one to be swapped for the new
-        one.
-        """
         network = self.transformer
         write_transformer(
             Path(folder),
@@ -86,11 +79,13 @@ class TransformerCheckpoint(Checkpoint):
         )
 
     @property
+    def family(self) -> str:
+        return self.kind.family
+
+    @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The transformer."""
         return {"transformer": self.transformer}
 
     @property
     def vocab_size(self) -> int:
-        """The transformer's."""
         return self.transformer.config.vocab_size

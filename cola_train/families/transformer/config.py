@@ -1,7 +1,8 @@
-"""What configs of both transformer baselines share."""
+"""The run config that both transformer baselines share."""
 
 import dataclasses
 
+from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import section
 from cola_train.models.config import TransformerConfig
@@ -19,5 +20,8 @@ class BaselineRunConfig(RunConfig):
 
     @property
     def vocab_size_key(self) -> str:
-        """The transformer's."""
         return "transformer.vocab_size"
+
+    @property
+    def masks_documents(self) -> bool:
+        return bool(value_at(self, "objective.mask_documents"))

@@ -8,13 +8,11 @@ from cola_train.models.config import TransformerConfig
 
 def step_work(config: BaselineRunConfig, causal: bool) -> Parts:
     """One optimizer step over all its rows."""
-    backward = Backward(
-        runs=True, recomputes_blocks=config.parallel.activation_checkpointing == "full"
-    )
+    recomputes = config.parallel.activation_checkpointing == "full"
+    backward = Backward(runs=True, recomputes_blocks=recomputes)
     rows, seq = config.trainer.global_batch_size, config.data.seq_len
-    span = Span.all_read(
-        rows * seq, row_pairs(seq, 1 if causal else seq, config.masks_documents) * rows
-    )
+    pairs = row_pairs(seq, 1 if causal else seq, config.masks_documents)
+    span = Span.all_read(rows * seq, pairs * rows)
     # The last token of a row predicts nothing.
     logits = Extent.of(rows * (seq - causal))
     return named("transformer", transformer_pass(config.transformer, span, logits, backward))
@@ -24,26 +22,14 @@ def transformer_pass(
     config: TransformerConfig, span: Span, logits: Extent, backward: Backward
 ) -> Parts:
     """A baseline's transformer; `logits` are the positions that the head runs on."""
-    parts = stack(_transformer_block(config), config.num_hidden_layers, span, backward)
-    return parts | {"head": product(_transformer_head(config), logits, backward)}
-
-
-def _transformer_block(config: TransformerConfig) -> Block:
-    """TransformerBlock."""
-    dim, inner, hidden = (
-        config.hidden_size,
-        config.num_attention_heads * config.head_dim,
-        config.intermediate_size,
-    )
-    return Block(
+    dim, hidden = config.hidden_size, config.intermediate_size
+    inner = config.num_attention_heads * config.head_dim
+    block = Block(
         query=Linear(dim, inner),
         keys_values=Linear(dim, 2 * inner),
         out=Linear(inner, dim),
         mlp=(Linear(dim, 2 * hidden), Linear(hidden, dim)),
         ends_with_product=True,
     )
-
-
-def _transformer_head(config: TransformerConfig) -> Linear:
-    """The vocabulary head, per token."""
-    return Linear(config.hidden_size, config.vocab_size)
+    parts = stack(block, config.num_hidden_layers, span, backward)
+    return parts | {"head": product(Linear(dim, config.vocab_size), logits, backward)}

@@ -1,6 +1,4 @@
-"""The baselines' checkpoints: Hugging Face's Llama folder for AR, and the same with a [mask] row
-for LLaDA (docs/baselines.md).
-"""
+"""The baselines' checkpoints: Hugging Face's Llama folder; LLaDA's has a [mask] row."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import require
 from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
 from cola_train.files import atomic_folder
 from cola_train.models.config import TransformerConfig
@@ -33,15 +31,14 @@ _TOKENIZER_FIELDS = {
 class Kind:
     """What tells a baseline's folder from another's."""
 
+    family: str
     model_type: str
     architecture: str
     causal: bool
 
 
 def model_type_of(folder: Path) -> object:
-    """What a folder's config.json says it is; None of a folder that has none, or is of Cola DLM
-    whatever its hub put there.
-    """
+    """A folder's model_type; None without config.json, or of Cola DLM (any hub's file)."""
     return None if (folder / "cola_dlm").is_dir() else model_type(folder)
 
 
@@ -56,19 +53,25 @@ def write_transformer(
     replace: bool,
     max_shard_bytes: int,
 ) -> None:
-    """Write a network, fp32, and its tokenizer, atomically; of `state` one file's tensors are asked
-    for at a time.
+    """Write a network, fp32, and its tokenizer, atomically, one file's tensors at a time.
 
     `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len
     also to config.json, as max_position_embeddings.
     """
     with torch.device("meta"):
-        shapes = {
-            name: tuple(value.shape)
-            for name, value in Transformer(config, kind.causal).state_dict().items()
-        }
+        wanted = Transformer(config, kind.causal).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    fields = {
+        **config.to_json(),
+        **_fixed_fields(config, kind),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if "seq_len" in training:
+        fields["max_position_embeddings"] = training["seq_len"]
     with atomic_folder(folder, replace=replace) as working:
-        write_json(working / _CONFIG, _config_fields(config, kind, tokenizer, training))
+        write_json(working / _CONFIG, fields)
         write_tensors(working, shapes, state, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
         write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
@@ -83,12 +86,8 @@ def read_config(root: Path, kind: Kind) -> TransformerConfig:
         UserError: a field that is unknown or not supported.
     """
     fields, origin = read_json(root / _CONFIG)
-    fixed_names = _fixed_fields(TransformerConfig(), kind)
-    own = {
-        name: value
-        for name, value in fields.items()
-        if name not in fixed_names and name not in _NOT_READ
-    }
+    not_own = {*_fixed_fields(TransformerConfig(), kind), *_NOT_READ}
+    own = {name: value for name, value in fields.items() if name not in not_own}
     config = TransformerConfig.from_json(own, origin)
     for name, value in _fixed_fields(config, kind).items():
         given = fields.get(name, value)
@@ -96,16 +95,6 @@ def read_config(root: Path, kind: Kind) -> TransformerConfig:
             given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}."
         )
     return config
-
-
-def check_tokenizer(root: Path, tokenizer: Tokenizer, config: TransformerConfig) -> None:
-    """Refuse a tokenizer with more ids than the network."""
-    if tokenizer.vocab_size > config.vocab_size:
-        raise UserError(
-            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only "
-            f"{config.vocab_size}; put the tokenizer.json there that the checkpoint was trained "
-            "with."
-        )
 
 
 def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
@@ -122,17 +111,3 @@ def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
         "dtype": "float32",
     }
     return fields if kind.causal else {**fields, "mask_token_id": config.vocab_size}
-
-
-def _config_fields(
-    config: TransformerConfig, kind: Kind, tokenizer: Tokenizer, training: Mapping[str, Any]
-) -> dict[str, Any]:
-    fields = {**config.to_json(), **_fixed_fields(config, kind)}
-    fields |= {
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    if "seq_len" in training:
-        fields["max_position_embeddings"] = training["seq_len"]
-    return fields

@@ -9,6 +9,7 @@ from torch import Tensor
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.families.family import TrainedRun
 from cola_train.families.registry import family_of
 from cola_train.run_layout import MARKS
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
@@ -82,15 +83,10 @@ def export_checkpoint(
         f"{folder} has no moving average of the weights; only a run with ema.decay above 0 has "
         "one.",
     )
-    family_of(config).write(
-        target,
-        config,
-        SavedWeights(folder, manifest, use_ema),
-        tokenizer,
-        training_facts(config, manifest.step),
-        replace=replace,
-        max_shard_bytes=max_shard_bytes,
-    )
+
+    weights = SavedWeights(folder, manifest, use_ema)
+    run = TrainedRun(config, weights, tokenizer, training_facts(config, manifest.step))
+    family_of(config).write(target, run, replace=replace, max_shard_bytes=max_shard_bytes)
 
 
 def export_marks(config: RunConfig, run_folder: Path, tokenizer: Tokenizer) -> None:

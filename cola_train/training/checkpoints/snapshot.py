@@ -8,6 +8,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.family import TrainedRun
 from cola_train.families.registry import family_of
 from cola_train.training.checkpoints.export import training_facts
 from cola_train.training.loop.module import StageModule
@@ -26,15 +27,15 @@ def gathered_weights(stage: StageModule) -> dict[str, Tensor]:
 
 def plain_copy(stage: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Checkpoint:
     """The checkpoint of gathered weights, as an export of this step would hold it."""
-    config, device = stage.config, stage.processes.device
-    facts = training_facts(config, stage.state.step)
-    return family_of(config).checkpoint(config, weights, tokenizer, facts, device)
+    config = stage.config
+    run = TrainedRun(config, weights, tokenizer, training_facts(config, stage.state.step))
+    return family_of(config).checkpoint(run, stage.processes.device)
 
 
 def reference_copy(
     stage: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer
 ) -> Checkpoint | None:
     """What the run's drift is measured from, as it began; None where the run keeps none of it."""
-    config, device = stage.config, stage.processes.device
-    facts = training_facts(config, 0)
-    return family_of(config).reference(config, weights, tokenizer, facts, device)
+    config = stage.config
+    run = TrainedRun(config, weights, tokenizer, training_facts(config, 0))
+    return family_of(config).reference(run, stage.processes.device)

@@ -122,10 +122,9 @@ def test_two_processes_and_then_one_come_to_the_bytes_of_one(
     done = as_torchrun(2, "cola_train", *arguments(saved, data, tmp_path / "two", tasks=TASKS[1:]))
     assert done.returncode == 0, done.stderr[-3000:]
     parts = [rows(tmp_path / "two" / "parts" / f"{rank}.jsonl") for rank in range(2)]
-    assert [len(part) for part in parts] == [
-        8,
-        11,
-    ], "obqa's batches are 4 and 3, squad's 4 each, by about equal numbers of tokens"
+    assert [len(part) for part in parts] == [8, 11], (
+        "obqa's batches are 4 and 3, squad's 4 each, by about equal numbers of tokens"
+    )
     # Only one of them prints.
     assert done.stdout.count("average") == 2
     assert main(arguments(saved, data, tmp_path / "two")) == 0
@@ -272,10 +271,7 @@ def test_answers_lie_beside_an_export_that_may_be_replaced(
 
 
 def test_long_prompts_are_counted_by_benchmark_and_said_once(
-    data: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    recwarn: pytest.WarningsRecorder,
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
     checkpoint = reader("ar")
     checkpoint.training = {"seq_len": 100}
@@ -391,9 +387,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_each_of_several_processes_has_a_device_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_of_several_processes_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = (Processes(1, 2, 1, 2, torch.device(name)) for name in ("cpu", "cuda:1"))
     monkeypatch.setattr(evaluate_module, "launched_by_torchrun", lambda: True)
     assert [evaluate_module._device(name, gpu) for name in ("auto", "cuda")] == [gpu.device] * 2

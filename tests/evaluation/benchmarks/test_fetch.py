@@ -311,8 +311,7 @@ def test_offsets_outside_of_the_memory_are_refused(package: Path, tmp_path: Path
     offsets = pa.py_buffer(b"".join(number.to_bytes(4, "little") for number in (0, 1 << 30, 2)))
     strings = pa.Array.from_buffers(pa.string(), 2, [None, offsets, pa.py_buffer(b"ab")])
     batch = pa.record_batch(
-        [strings, pa.array([["a"], ["b"]]), pa.array(["0", "0"])],
-        names=["ctx", "endings", "label"],
+        [strings, pa.array([["a"], ["b"]]), pa.array(["0", "0"])], names=["ctx", "endings", "label"]
     )
     with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, batch.schema) as writer:
         writer.write_batch(batch)

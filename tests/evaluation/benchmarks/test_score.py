@@ -59,12 +59,9 @@ def test_published_answers_have_another_name_and_a_tail(tmp_path: Path) -> None:
     found = read_answers(path)
     assert [one.generation for one in found] == [" the cat\nQuestion: (A)", " blue", " cat\n", ""]
     assert [one.ground_truth for one in found] == ["cat", "blue", "blue", "blue"]
-    assert [one.id for one in found] == [
-        3,
-        4,
-        4,
-        4,
-    ], "none is left out, and one without an id has its line's number"
+    assert [one.id for one in found] == [3, 4, 4, 4], (
+        "none is left out, and one without an id has its line's number"
+    )
     assert re.search(r"^mmlu +4 +2 +50\.00 ", score(path, None, None), re.M)
 
 

@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 
 from cola_train.config.settings import UserError
 from cola_train.evaluation.benchmarks import scoring
-from cola_train.evaluation.benchmarks.scoring import (
-    is_correct,
-    norm,
-    similarity,
-    truncate,
-    verdict,
-)
+from cola_train.evaluation.benchmarks.scoring import is_correct, norm, similarity, truncate, verdict
 from cola_train.evaluation.benchmarks.tasks import RELEASED, RELEASED_ACCURACY, TASKS
 
 CHOICES = ("red fox", "blue", "blue whale", "cat")

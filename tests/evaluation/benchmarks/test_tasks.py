@@ -154,11 +154,7 @@ def test_files_that_are_not_json_lines(tmp_path: Path) -> None:
             "'choices' must be a list of strings in siqa, not ['b', 1]",
         ),
         ("obqa", {"choices": ["b"]}, "there must be 2 to 26 choices, not 1"),
-        (
-            "obqa",
-            {"choices": [*map(str, range(26)), "b"]},
-            "there must be 2 to 26 choices, not 27",
-        ),
+        ("obqa", {"choices": [*map(str, range(26)), "b"]}, "there must be 2 to 26 choices, not 27"),
         ("story_cloze", {"choices": ["a", "b", "c"]}, "story_cloze has 2 choices, not 3"),
         (
             "hellaswag",

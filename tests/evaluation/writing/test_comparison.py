@@ -20,11 +20,7 @@ from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing import comparison
-from cola_train.evaluation.writing.comparison import (
-    Generator,
-    compare,
-    held_out_openings,
-)
+from cola_train.evaluation.writing.comparison import Generator, compare, held_out_openings
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.words import first_word, words
@@ -98,9 +94,7 @@ def test_fewer_openings_are_the_first_of_more(data: PreparedData) -> None:
     assert 40 < len(many.prompts) <= data.num_rows(VALIDATION)
 
 
-def test_padding_is_in_no_opening_and_no_ending(
-    prepare_again: Callable[..., PreparedData],
-) -> None:
+def test_padding_is_in_no_opening_and_no_ending(prepare_again: Callable[..., PreparedData]) -> None:
     data = prepare_again(seq_len=64, held_out_share=0.5, document_alignment=16)
     pad, openings = data.tokenizer.pad_token_id, held_out_openings(data, 10**6, 32)
     assert any(pad in data.row(VALIDATION, row)[0][:32] for row in range(data.num_rows(VALIDATION)))

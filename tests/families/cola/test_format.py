@@ -411,9 +411,7 @@ def test_a_tokenizer_that_does_not_fit(saved: Path) -> None:
     path = saved / "tokenizer.json"
     path.write_bytes(tiny_tokenizer(30).content)
     assert_refused(
-        saved,
-        f"{saved}: the tokenizer has 30 ids, the VAE only 29",
-        "put the tokenizer.json there",
+        saved, f"{saved}: the tokenizer has 30 ids, the VAE only 29", "put the tokenizer.json there"
     )
     path.write_bytes(tiny_tokenizer(20).content)  # an embedding may have rows to spare
     assert ColaCheckpoint.load(saved).tokenizer.vocab_size == 20

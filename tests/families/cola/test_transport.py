@@ -166,9 +166,7 @@ def test_compiled_passes_equal_eager_ones_and_are_compiled_once(
     config = dataclasses.replace(CONFIG, batch_size=2)
     eager = generate(tiny(), many, config, noise)
     for one, other in zip(
-        generate(tiny(), many, dataclasses.replace(config, compile=True), noise),
-        eager,
-        strict=True,
+        generate(tiny(), many, dataclasses.replace(config, compile=True), noise), eager, strict=True
     ):
         assert_near(one.latents, other.latents)
         assert one.token_ids == other.token_ids

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cola_train.config.settings import UserError
-from cola_train.families.autoregressive.checkpoint import KIND
+from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.registry import load_checkpoint
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
@@ -172,7 +172,14 @@ def test_tensors_are_asked_for_a_file_at_a_time(tmp_path: Path) -> None:
     state = AskedFor(tiny_transformer(True).state_dict(), tmp_path)
     out, tokenizer = tmp_path / "out", tiny_tokenizer()
     write_transformer(
-        out, TRANSFORMER_CONFIG, state, KIND, tokenizer, FACTS, replace=False, max_shard_bytes=3000
+        out,
+        TRANSFORMER_CONFIG,
+        state,
+        AutoregressiveCheckpoint.kind,
+        tokenizer,
+        FACTS,
+        replace=False,
+        max_shard_bytes=3000,
     )
     index = read_json(tmp_path / "out" / "model.safetensors.index.json")["weight_map"]
     assert state.files.keys() == index.keys()

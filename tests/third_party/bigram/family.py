@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require, section, setting
-from cola_train.families.family import Family
+from cola_train.families.family import Family, TrainedRun
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from bigram.model import BigramCheckpoint, BigramObjective
-    from cola_train.data.tokenizer import Tokenizer
     from cola_train.flops.work import Parts
 
 
@@ -80,19 +79,13 @@ class BigramFamily(Family[BigramRunConfig]):
         return sum(self.parameters(config).values())
 
     def write(
-        self,
-        folder: Path,
-        config: BigramRunConfig,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        *,
-        replace: bool,
-        max_shard_bytes: int,
+        self, folder: Path, run: TrainedRun[BigramRunConfig], *, replace: bool, max_shard_bytes: int
     ) -> None:
         from bigram.model import write_table
 
-        write_table(folder, config.table, weights, tokenizer, training, replace=replace)
+        write_table(
+            folder, run.config.table, run.weights, run.tokenizer, run.training, replace=replace
+        )
 
     def recognizes(self, folder: Path) -> bool:
         return (folder / "bigram.json").is_file()
@@ -110,19 +103,14 @@ class BigramFamily(Family[BigramRunConfig]):
         )
 
     def checkpoint(
-        self,
-        config: BigramRunConfig,
-        weights: "Mapping[str, Tensor]",
-        tokenizer: "Tokenizer",
-        training: Mapping[str, Any],
-        device: "str | torch.device",
+        self, run: TrainedRun[BigramRunConfig], device: "str | torch.device"
     ) -> "BigramCheckpoint":
         from bigram.model import BigramCheckpoint, Table
         from cola_train.tensor_files import Below
 
-        table = Table(config.table)
-        table.load_state_dict(dict(Below(weights, "table.")))
-        return BigramCheckpoint(table.to(device), tokenizer, dict(training))
+        table = Table(run.config.table)
+        table.load_state_dict(dict(Below(run.weights, "table.")))
+        return BigramCheckpoint(table.to(device), run.tokenizer, dict(run.training))
 
     def shrink(self, config: BigramRunConfig, num_steps: int) -> dict[str, Any]:
         return {"table": dataclasses.replace(config.table, rank=2)}

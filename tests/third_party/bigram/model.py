@@ -136,12 +136,7 @@ class BigramCheckpoint(Checkpoint):
     def save(self, folder: str | Path, *, replace: bool = False, max_shard_bytes: int = 0) -> None:
         weights = {f"table.{name}": value for name, value in self.table.state_dict().items()}
         write_table(
-            Path(folder),
-            self.table.config,
-            weights,
-            self.tokenizer,
-            self.training,
-            replace=replace,
+            Path(folder), self.table.config, weights, self.tokenizer, self.training, replace=replace
         )
 
     @property

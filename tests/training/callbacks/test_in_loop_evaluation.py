@@ -310,9 +310,7 @@ def test_instruments_of_other_stages_are_refused(
         baseline_config("ar", "run", "in_loop_eval.every_steps=1")
 
 
-def test_a_line_of_metrics_is_json_without_nan(
-    joint_config: Callable[..., JointRunConfig],
-) -> None:
+def test_a_line_of_metrics_is_json_without_nan(joint_config: Callable[..., JointRunConfig]) -> None:
     config = joint_config("run", *SMALL, "in_loop_eval.every_steps=6")
     train(config)
     for line in (folder_of(config) / "metrics.jsonl").read_text(encoding="utf-8").splitlines():

@@ -86,10 +86,7 @@ def test_what_a_save_cut_short_leaves_is_cleaned_and_never_taken_for_a_checkpoin
     assert saved_steps(tmp_path) == [3]
     assert latest_checkpoint(tmp_path) == step_folder(tmp_path, 3)
     clean(tmp_path)
-    assert [path.name for path in (tmp_path / "lightning").iterdir()] == [
-        "latest",
-        "step-00000003",
-    ]
+    assert [path.name for path in (tmp_path / "lightning").iterdir()] == ["latest", "step-00000003"]
 
 
 @pytest.mark.parametrize("step", [3, 6, 8])

@@ -52,11 +52,7 @@ def truncate(path: Path) -> None:
 
 
 DAMAGE: list[tuple[str, Callable[[Path], None], str]] = [
-    (
-        "*.safetensors",
-        flip,
-        r"shard-00001-.* has been altered: its checksum is not the manifest's",
-    ),
+    ("*.safetensors", flip, r"shard-00001-.* has been altered: its checksum is not the manifest's"),
     (
         "*.safetensors",
         truncate,

@@ -16,11 +16,7 @@ from cola_train.config.loop import GuardConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.run_folder import Status, read_status
 from cola_train.run_layout import ALARM_LOG, folder_of
-from cola_train.training.checkpoints.folder import (
-    intact_manifest,
-    latest_checkpoint,
-    saved_steps,
-)
+from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, saved_steps
 from cola_train.training.loop.guard import (
     RunStoppedError,
     count_skipped,
@@ -61,8 +57,7 @@ def test_a_taken_step_ends_a_row_of_skipped_ones() -> None:
     count_skipped(config, state, "x")
     count_skipped(config, state, "x")
     with pytest.raises(
-        RunStoppedError,
-        match=r"step 7 was not taken \(x\), like the 2 before it; after 3 in a row",
+        RunStoppedError, match=r"step 7 was not taken \(x\), like the 2 before it; after 3 in a row"
     ):
         count_skipped(config, state, "x")
     assert state.skipped_steps == 5

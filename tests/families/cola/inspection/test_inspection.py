@@ -32,12 +32,7 @@ from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.initialize import initialize_dit
 from cola_train.models.transformer import Transformer
 from tests.helpers.held_out import held_out_flow, reconstruction_accuracy
-from tests.helpers.tiny import (
-    calm,
-    tiny_checkpoint,
-    tiny_dit,
-    tiny_vae,
-)
+from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_vae
 
 CHANNELS = 4
 TRANSFORMER = TransformerConfig(
@@ -285,8 +280,7 @@ def test_what_an_inspection_refuses(data: PreparedData, tmp_path: Path) -> None:
     ):
         baseline.inspect(data, QUICK)
     with pytest.raises(
-        UserError,
-        match=r"was prepared with another tokenizer \(sha256 \w+\) than the checkpoint's",
+        UserError, match=r"was prepared with another tokenizer \(sha256 \w+\) than the checkpoint's"
     ):
         inspected(tiny_checkpoint(tiny_vae(), None), data, QUICK)
     with pytest.raises(
