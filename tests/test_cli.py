@@ -172,28 +172,45 @@ _HEAVY = {
 _DRAWS = {"evaluation.benchmarks.evaluate"}
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "training.run",
-        "training.branch",
-        "scaling.curve",
-        "operations.chaos",
-        "data.prepare",
-        "evaluation.writing.sample",
-        "evaluation.likelihood.perplexity",
-        "evaluation.inspect",
-        "bench.data",
-        *sorted(_DRAWS),
-    ],
-)
-def test_what_a_verb_imports_first_is_nothing_that_only_some_of_its_uses_need(module: str) -> None:
+_VERBS = [
+    "training.run",
+    "training.branch",
+    "scaling.curve",
+    "operations.chaos",
+    "data.prepare",
+    "evaluation.writing.sample",
+    "evaluation.likelihood.perplexity",
+    "evaluation.inspect",
+    "bench.data",
+    *sorted(_DRAWS),
+]
+# torch is imported once; then each module in a fork that has nothing else.
+_IMPORT_EACH = """
+import importlib, os, sys, torch
+for name in sys.argv[1:]:
+    child = os.fork()
+    if not child:
+        importlib.import_module(name)
+        print(name, *sys.modules, flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0, name
+"""
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[str]]:
+    """The modules that are there once a module has been imported, by its name."""
+    command = [sys.executable, "-c", _IMPORT_EACH, *(f"cola_train.{name}" for name in _VERBS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {line.split()[0]: {*line.split()[1:]} for line in done.stdout.splitlines()}
+
+
+@pytest.mark.parametrize("module", _VERBS)
+def test_what_a_verb_imports_first_is_nothing_that_only_some_of_its_uses_need(
+    module: str, imported: dict[str, set[str]]
+) -> None:
     """Lightning, above all: only what trains needs it, and not before it is known that it will."""
-    script = f"import sys, cola_train.{module}\nprint(*sys.modules, sep='\\n')"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    found = {*done.stdout.split()}
+    found = imported[f"cola_train.{module}"]
     assert f"cola_train.{module}" in found
     assert _HEAVY & found == ({"matplotlib"} if module in _DRAWS else set())
 

@@ -159,7 +159,7 @@ class BenchQualityConfig:
     reference_steps: int = setting(256, help="Steps of the reference.", common=True)
     prompts: str | None = setting(
         None,
-        help="A prompts file as for `cola-train sample`; null: passages of the included novels.",
+        help="A file as for `cola-train sample --prompts`; null: passages of the included novels.",
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)
