@@ -25,10 +25,19 @@ settings.load_profile("tests")
 # Minutes each.
 _LONGEST = [
     "test_readme.py",
-    "test_strategies.py",
-    "test_curve.py",
     "test_faults.py",
+    "test_chaos.py",
+    "test_dry_run.py",
+    "test_strategies.py",
     "test_memory.py",
+    "test_launching.py",
+    "test_python_guide.py",
+    "test_in_loop_evaluation.py",
+    "test_evaluate.py",
+    "test_options.py",
+    "test_match.py",
+    "test_run.py",
+    "test_budget.py",
 ]
 
 # The networks here are so small that threads only get in each other's way.
