@@ -57,7 +57,7 @@ def inspect_checkpoint(
         )
     looked_at = f"{inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens"
     lines = [f"{checkpoint_folder}: {looked_at}", ""]
-    for name, value in inspection.figures().items():
+    for name, value in inspection.metrics().items():
         lines.append(f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}")
     lines += ["", f"All numbers: {out / 'inspection.json'}", f"The page: {out / 'inspection.png'}"]
     return "\n".join(lines) + "\n"

@@ -39,7 +39,7 @@ class Inspection(Protocol):
     def num_tokens(self) -> int:
         """Their tokens."""
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The single numbers, by names that stay."""
 
     def to_json(self) -> dict[str, Any]:

@@ -118,12 +118,12 @@ def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) 
 def _metrics(ours: Metrics, theirs: Metrics) -> _Verdict:
     missing = ours.keys() ^ theirs.keys()
     if missing:
-        text = f"{len(missing)} figures are in one run only, first {min(missing)}"
+        text = f"{len(missing)} metrics are in one run only, first {min(missing)}"
         return _Verdict(text, False, False)
     differing = [key for key in ours if ours[key] != theirs[key]]
     if not differing:
-        return _Verdict(f"equal to the bit: {len(ours)} figures", True, True)
-    text = f"{len(differing)} of {len(ours)} figures differ, first {min(differing)}; "
+        return _Verdict(f"equal to the bit: {len(ours)} metrics", True, True)
+    text = f"{len(differing)} of {len(ours)} metrics differ, first {min(differing)}; "
     apart = {key: _apart(ours[key], theirs[key]) for key in differing if key[1].endswith("/loss")}
     if not apart:
         return _Verdict(f"{text}no loss", False, True)

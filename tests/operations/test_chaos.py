@@ -212,7 +212,7 @@ def test_equal_endings_pass() -> None:
             "weights               equal to the bit: 2 tensors",
             "optimizer and average equal to the bit: 1 tensors",
             "counters              equal to the bit",
-            "metrics               equal to the bit: 3 figures",
+            "metrics               equal to the bit: 3 metrics",
             "samples and noise     equal in 2 steps",
         )
 
@@ -255,12 +255,12 @@ METRICS = ending().metrics
         ({"metrics": METRICS | {(2, "train/loss"): None}}, "losses at most by inf", False),
         (
             {"metrics": METRICS | {(2, "train/gradient_norm"): 5.0}},
-            "1 of 3 figures differ, first (2, 'train/g",
+            "1 of 3 metrics differ, first (2, 'train/g",
             True,
         ),
         (
             {"metrics": METRICS | {(3, "train/loss"): 1.0}},
-            "1 figures are in one run only, first (3, 'train/loss')",
+            "1 metrics are in one run only, first (3, 'train/loss')",
             False,
         ),
         (

@@ -109,7 +109,7 @@ class InLoopEvaluation(StageCallback):
         self, checkpoint: Checkpoint, reference: Checkpoint | None
     ) -> Iterator[dict[str, float]]:
         for found in checkpoint.inspect(self.data, self.config.in_loop_eval.inspection, reference):
-            yield {} if found is None else found.figures()
+            yield {} if found is None else found.metrics()
 
     def _likelihood(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
         likelihood = self.config.in_loop_eval.likelihood

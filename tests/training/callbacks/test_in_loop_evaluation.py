@@ -80,7 +80,7 @@ def by_hand(config: JointRunConfig | BaselineRunConfig) -> dict[str, float]:
     found: dict[str, float] = {}
     if isinstance(checkpoint, ColaCheckpoint):
         inspection = inspected(checkpoint, data, settings.inspection)
-        found |= {f"inspection/{name}": value for name, value in inspection.figures().items()}
+        found |= {f"inspection/{name}": value for name, value in inspection.metrics().items()}
     rows = held_out_rows(data, settings.likelihood.num_rows, mask_documents=False)
     likelihood = perplexity_of(
         checkpoint, log_likelihoods(checkpoint, rows, settings.likelihood), settings.likelihood
@@ -182,7 +182,7 @@ def test_stage_2_measures_its_drift_from_stage_1(
     inspection = inspected(
         checkpoint, PreparedData.open(config.data.path), config.in_loop_eval.inspection, reference
     )
-    assert drift[2] == pytest.approx(inspection.figures()["reference_kl_nats_per_token"], rel=1e-5)
+    assert drift[2] == pytest.approx(inspection.metrics()["reference_kl_nats_per_token"], rel=1e-5)
 
 
 def test_a_run_that_is_asked_to_stop_leaves_an_evaluation_and_does_it_when_it_goes_on(

@@ -60,7 +60,7 @@ class LatentInspection:
     prior_accuracy: TokenAccuracy | None
     history: HistoryUse | None
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The single metrics, by names that stay; those of absent parts are left out."""
         found = {
             "vae_log_snr": self.posterior.log_snr,
@@ -96,7 +96,7 @@ class LatentInspection:
         return found
 
     def to_json(self) -> dict[str, Any]:
-        return {"figures": _finite(self.figures()), **_finite(dataclasses.asdict(self))}
+        return {"figures": _finite(self.metrics()), **_finite(dataclasses.asdict(self))}
 
     def draw(self, title: str, png: Path, svg: Path) -> None:
         # matplotlib takes a second to import

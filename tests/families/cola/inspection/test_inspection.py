@@ -140,7 +140,7 @@ def flat(value: object, name: str = "") -> dict[str, float]:
 def test_rows_of_one_block_have_no_history(data: PreparedData) -> None:
     found = inspected(of_data(data, tiny_dit(block_size=data.manifest.seq_len)), data, QUICK)
     assert found.history is None
-    assert not any(name.startswith("history/") for name in found.figures())
+    assert not any(name.startswith("history/") for name in found.metrics())
 
 
 def test_the_time_of_half_reconstruction_lies_on_the_line_between_grid_points() -> None:
@@ -162,8 +162,8 @@ def test_a_stage_1_checkpoint_has_what_needs_no_prior(data: PreparedData) -> Non
     assert found.reconstruction.denoised is None
     assert len(found.posterior_accuracy.by_position) == data.manifest.seq_len
     whole = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None))
-    assert whole.figures().items() >= found.figures().items()
-    assert whole.figures()["reference_kl_nats_per_token"] == 0
+    assert whole.metrics().items() >= found.metrics().items()
+    assert whole.metrics()["reference_kl_nats_per_token"] == 0
     tokens = np.concatenate([data.row(VALIDATION, row)[0] for row in range(QUICK.num_rows)])
     real = tokens[tokens != data.manifest.pad_token_id]
     assert found.majority_token_accuracy == pytest.approx(np.bincount(real).max() / len(real))
@@ -207,9 +207,9 @@ def test_the_verb_writes_numbers_and_a_page_and_overwrites_nothing(
     ]
     written = json.loads((folder / "inspection.json").read_text(encoding="utf-8"))
     found = inspected(ColaCheckpoint.load(joint), data, settings, ColaCheckpoint.load(vae))
-    assert written["figures"] == pytest.approx(found.figures())
+    assert written["figures"] == pytest.approx(found.metrics())
     assert written["settings"]["num_rows"] == 4
-    for name, value in found.figures().items():
+    for name, value in found.metrics().items():
         assert re.search(
             rf"{name.replace('/', ': ').replace('_', ' ')} +{re.escape(f'{value:.5g}')}\n", printed
         ), name
@@ -344,7 +344,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: int, message:
 
 def test_figures_have_names_that_stay(data: PreparedData) -> None:
     found = inspected(of_data(data, tiny_dit()), data, QUICK, of_data(data, None, seed=4))
-    assert list(found.figures()) == [
+    assert list(found.metrics()) == [
         "vae_log_snr",
         "active_units",
         "active_units_share",
