@@ -96,7 +96,7 @@ def losses(
     }
     figures = {
         name: _short(value)
-        for name, value in {"total": found.total.detach(), **found.metrics()}.items()
+        for name, value in {"total": found.total.detach(), **found.values()}.items()
     }
     return {
         "counts": {name: int(count) for name, count in counts.items()},

@@ -15,7 +15,7 @@ class Losses:
     metrics: dict[str, Tensor]
     total: Tensor
 
-    def metrics(self) -> dict[str, Tensor]:
+    def values(self) -> dict[str, Tensor]:
         return {name: value.detach() for name, value in (self.terms | self.metrics).items()}
 
 

@@ -28,7 +28,7 @@ def added_up(objective: Objective, batch: Batch, rows_each: int, step: int | Non
     for part in parts:
         losses = losses_of(objective, part, counts, step)
         losses.total.backward()
-        for name, value in losses.metrics().items():
+        for name, value in losses.values().items():
             figures[name] = figures.get(name, torch.zeros(())) + value
     gradients = {
         name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None

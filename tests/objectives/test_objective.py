@@ -44,7 +44,7 @@ def test_total_and_figures() -> None:
     assert number(losses.total) == pytest.approx(0.5 * 3 + 10 * 6)
     (gradient,) = torch.autograd.grad(losses.total, objective.value)
     assert float(gradient) == pytest.approx((0.5 + 20) / 8)
-    figures = losses.metrics()
+    figures = losses.values()
     assert {name: float(figure) for name, figure in figures.items()} == {
         "flow_mse": 3.0,
         "kl_nats_per_token": 6.0,

@@ -78,7 +78,7 @@ def test_padding_alone_gives_zero_losses_and_no_gradient(six_rows: Batch) -> Non
     objective = objective_of(mask_documents=False)
     losses = losses_of(objective, rows_of(six_rows, slice(2, 3)))
     losses.total.backward()
-    assert all(number(value) == 0 for value in losses.metrics().values())
+    assert all(number(value) == 0 for value in losses.values().values())
     assert not any(
         parameter.grad.any() for parameter in objective.parameters() if parameter.grad is not None
     )

@@ -91,7 +91,7 @@ def test_padding_alone_gives_zero_losses_and_no_gradient(six_rows: Batch) -> Non
     assert not padding.loss_mask.any()
     losses = losses_of(objective, padding)
     losses.total.backward()
-    assert all(float(value) == 0 for value in losses.metrics().values())
+    assert all(float(value) == 0 for value in losses.values().values())
     assert not any(
         parameter.grad.any() for parameter in objective.parameters() if parameter.grad is not None
     )
