@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -49,7 +49,7 @@ class Processes:
         result, problem = outcome[0]
         if problem is not None:
             raise UserError(problem)
-        return result  # type: ignore[return-value]  # T may itself be None
+        return cast(T, result)  # T may itself be None
 
     def barrier(self) -> None:
         """Wait until all are here."""

@@ -22,7 +22,7 @@ __all__ = ["baseline_config", "joint_config", "prepared_folder", "vae_config"]
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-# Minutes each.
+# The first of them takes minutes, the last half a minute.
 _LONGEST = [
     "test_readme.py",
     "test_faults.py",

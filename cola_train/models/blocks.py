@@ -1,5 +1,6 @@
 """Blocks, a pass through them, and what training must know of a network's modules."""
 
+import abc
 from collections.abc import Iterator
 
 from jaxtyping import Int
@@ -26,12 +27,12 @@ class TimeModule(nn.Module):
     """
 
 
-class HasBuffers(nn.Module):
+class HasBuffers(nn.Module, abc.ABC):
     """A module with buffers whose values follow from its config."""
 
+    @abc.abstractmethod
     def reset_buffers(self) -> None:
         """Compute all buffers again, for a network built on the meta device."""
-        raise NotImplementedError
 
 
 def blocks_of(network: nn.Module) -> Iterator[Block]:
