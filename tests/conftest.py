@@ -1,5 +1,9 @@
 """Fixtures that every folder of tests may use."""
 
+# First: what is imported after it is checked.
+import tests.shape_checks  # noqa: F401
+
+# isort: split
 from collections.abc import Iterator
 from pathlib import Path
 
