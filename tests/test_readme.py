@@ -169,7 +169,8 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
         elif words[1] in QUICK:
             words += QUICK[words[1]]
         elif words[1] == "chaos":
-            words += ["--kills", "1", "--steps", "12"]
+            # Changing numbers of processes are tests/operations/test_chaos.py's.
+            words += ["--kills", "1", "--steps", "12", "--processes", "1"]
         done = cola_train(*words[1:], cwd=tmp_path)
         # The doctor may find something wrong with this machine, and is right to say so.
         assert done.returncode in ((0, 1) if words[1] == "doctor" else (0,)), (
