@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from cola_train.config.settings import INTERRUPTED, UserError, require
 from cola_train.devices import uses_gpu
 
 T = TypeVar("T")
+STORE = "COLA_TRAIN_STORE"
+"""The variable with the file in which processes of one machine meet (operations/launch.py)."""
+
 # The watchdog (training/loop/watchdog.py) speaks first: it can say what its process was doing.
 _GRACE_SECONDS = 30
 
@@ -56,22 +59,22 @@ class Processes:
         dist.barrier()
 
 
-def launched_by_torchrun() -> bool:
-    """Whether this process is one of torchrun's."""
-    return dist.is_torchelastic_launched()
+def is_one_of_several() -> bool:
+    """Whether torchrun, or a run's own launcher, started this process among others."""
+    return dist.is_torchelastic_launched() or STORE in os.environ
 
 
 def launched_rank() -> int:
-    """This process' number before it is connected; 0 where torchrun did not start it."""
-    return int(os.environ["RANK"]) if launched_by_torchrun() else 0
+    """This process' number before it is connected; 0 where it was started alone."""
+    return int(os.environ["RANK"]) if is_one_of_several() else 0
 
 
 @contextlib.contextmanager
 def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
-    """torch.distributed's default group while the block runs: torchrun's processes, or this one."""
+    """torch.distributed's default group while the block runs: all launched, or this process."""
     timeout = datetime.timedelta(seconds=timeout_seconds + _GRACE_SECONDS)
     rank, world_size, local_rank, local_world_size = 0, 1, 0, 1
-    if launched_by_torchrun():
+    if is_one_of_several():
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         rank, world_size, local_rank, local_world_size = (int(os.environ[n]) for n in names)
     device, backend = torch.device("cpu"), "gloo"
@@ -87,19 +90,23 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
         # Gloo beside NCCL: checkpoints written in the background and offloaded weights communicate
         # from host memory.
         backend = "cpu:gloo,cuda:nccl"
-    if launched_by_torchrun():
+    if is_one_of_several():
         if not dist.is_initialized():  # by an earlier run of these processes
-            dist.init_process_group(backend, timeout=timeout)
+            meeting: dict[str, Any] = {}  # torchrun's, where its variables say
+            if STORE in os.environ:
+                store = dist.FileStore(os.environ[STORE], world_size)  # type: ignore[attr-defined]  # documented
+                meeting = {"store": store, "rank": rank, "world_size": world_size}
+            dist.init_process_group(backend, timeout=timeout, **meeting)
     else:
         # A store in memory: it opens no port, leaves no address in the environment, and nothing on
         # disk if the process is killed.
-        store = dist.HashStore()  # type: ignore[attr-defined]  # documented; exported where the system is not Windows
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        alone = dist.HashStore()  # type: ignore[attr-defined]  # documented; exported where the system is not Windows
+        dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
     try:
         yield Processes(rank, world_size, local_rank, local_world_size, device)
     finally:
         # Of several processes each ends by `end_process`: tearing gloo down aborts one time in ten.
-        if not launched_by_torchrun():
+        if not is_one_of_several():
             dist.destroy_process_group()
 
 
@@ -109,9 +116,9 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def end_process(status: int) -> NoReturn:
-    """End a process that torchrun started, with its exit status."""
+    """End a process that was launched among others, with its exit status."""
     if status not in (0, INTERRUPTED) and launched_rank():
-        # At the first failure torchrun ends all: process 0, which fails alike, must have said why
+        # At the first failure all are ended: process 0, which fails alike, must have said why
         # by then.
         time.sleep(2)
     sys.stdout.flush()

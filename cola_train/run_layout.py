@@ -21,6 +21,7 @@ LATEST = "latest"  # in CHECKPOINTS: names the newest one
 BENCHMARKS = "benchmarks"
 INSPECTION = "inspection"
 LOGS = "logs"
+RANKS = "processes.json"  # in LOGS/START-LAUNCHER: the process numbers of its ranks
 LOCK = ".lock"
 
 # Figures of METRICS that are readings of a clock, and so differ between runs that are otherwise

@@ -44,12 +44,14 @@ def _checked(function: Callable[..., Any]) -> Callable[..., Any]:
     for name, hint in list(hints.items()):
         if isinstance(hint, str) and absent & _names_in(hint):
             hints[name] = Any
-    with_checks = jaxtyping.jaxtyped(_check_types(function), typechecker=None)
+    with_checks = _check_types(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        called = function if jaxtyping.config.jaxtyping_disable else with_checks
-        return called(*args, **kwargs)
+        if jaxtyping.config.jaxtyping_disable:
+            return function(*args, **kwargs)
+        with jaxtyping.jaxtyped("context"):  # a name of a dimension means one size
+            return with_checks(*args, **kwargs)
 
     return call
 

@@ -26,7 +26,7 @@ from torch.distributed.run import config_from_args, parse_args
 from cola_train.cli import main
 from cola_train.config.load import load_config, to_yaml
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.operations import launch
+from cola_train.programs import ENDING
 from cola_train.training.loop import interrupts
 from tests.helpers.programs import ROOT, clean_environment, cola_train
 from tests.helpers.runs import figures
@@ -183,7 +183,7 @@ def test_the_signals_are_those_that_a_training_takes_and_that_its_own_launcher_p
     _, options = dry_run("joint")
     forwarded = options.signals_to_handle.split(",")
     assert {number.name for number in interrupts._SIGNALS} <= set(forwarded)
-    assert sorted(forwarded) == sorted(launch._SIGNALS.split(","))
+    assert sorted(forwarded) == sorted(number.name for number in ENDING)
 
 
 STAND_IN = """

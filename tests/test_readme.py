@@ -44,7 +44,17 @@ QUICK = {
     "evaluate": ["sampler.num_steps=2", "sampler.max_new_tokens=4"],
     "likelihood": ["num_steps=2", "num_samples=2"],
     "inspect": ["num_rows=8", "num_steps=2"],
+    "plan": ["dit.num_layers=2", "vae.encoder_num_blocks=1", "vae.decoder_num_blocks=1"],
 }
+WATCHED = [
+    "in_loop_eval.every_steps=2",
+    "in_loop_eval.inspection.num_rows=8",
+    "in_loop_eval.inspection.num_steps=2",
+    "in_loop_eval.likelihood.num_steps=2",
+    "in_loop_eval.likelihood.num_samples=2",
+    "in_loop_eval.benchmarks.sampler.num_steps=2",
+    "in_loop_eval.benchmarks.sampler.max_new_tokens=4",
+]
 SHORT = [
     "trainer.max_steps=2",
     "trainer.micro_batch_size=4",
@@ -156,14 +166,7 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
         if "--resume" in words:
             words += ["trainer.max_steps=3", "trainer.micro_batch_size=2"]
         elif words[1] in ("vae", "joint", "ar", "llada", "warm-start"):
-            words += [
-                *SHORT,
-                *(
-                    ["in_loop_eval.every_steps=2", "in_loop_eval.inspection.num_rows=8"]
-                    if "name=watched" in words
-                    else []
-                ),
-            ]
+            words += [*SHORT, *(WATCHED if "name=watched" in words else [])]
         elif words[1] == "branch":
             words += ["trainer.max_steps=4", "optim.decay=4", "optim.anneal=2"]
         elif words[1] in QUICK:

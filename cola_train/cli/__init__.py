@@ -45,9 +45,9 @@ def run() -> NoReturn:
         traceback.print_exc()
         status = 1
     if "torch" in sys.modules:
-        from cola_train.processes import end_process, launched_by_torchrun
+        from cola_train.processes import end_process, is_one_of_several
 
-        if launched_by_torchrun():
+        if is_one_of_several():
             end_process(status)
     sys.exit(status)
 

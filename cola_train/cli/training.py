@@ -100,21 +100,24 @@ def _branch(options: argparse.Namespace) -> int:
 
 
 def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
-    """Train in this process, or in several that `arguments` start where torchrun has not yet."""
-    from cola_train.processes import launched_by_torchrun
+    """Train in this process, or in several that `arguments` start where they are not here yet."""
+    from cola_train.processes import is_one_of_several
     from cola_train.run_folder import read_status, status_time
-    from cola_train.run_layout import folder_of
+    from cola_train.run_layout import LOGS, folder_of
 
-    if config.parallel.num_processes == 1 or launched_by_torchrun():
+    if config.parallel.num_processes == 1 or is_one_of_several():
         from cola_train.training.run import train
 
         return INTERRUPTED if train(config).state == "interrupted" else 0
+    from cola_train.devices import uses_gpu
     from cola_train.operations.launch import launch
     from cola_train.training.preflight import refuse
 
     refuse(config)
     before = status_time(folder_of(config))
-    status = launch(arguments, config.parallel.num_processes, folder_of(config) / "logs")
+    on_gpu = uses_gpu(config.trainer.accelerator)
+    logs = folder_of(config) / LOGS
+    status = launch(arguments, config.parallel.num_processes, logs, uses_gpu=on_gpu)
     now = read_status(folder_of(config))
     if status <= 128 or now is None or status_time(folder_of(config)) == before:
         return status

@@ -1,61 +1,183 @@
-"""Start the processes of a run on this machine by torchrun's own code, and say how they ended."""
+"""Start the processes of a run on this machine, pass signals on to them, and say how they ended.
 
+They are tied to their launcher, and meet in a file that nobody else can read: no port is opened
+beyond the machine itself.
+"""
+
+import contextlib
+import json
+import multiprocessing
 import os
+import signal
+import socket
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from typing import Any
 
 from cola_train.config.settings import INTERRUPTED
+from cola_train.files import write_atomically
 from cola_train.operations.report import last_lines
+from cola_train.processes import STORE
+from cola_train.programs import ENDING, start
+from cola_train.run_layout import RANKS
 
-# Forwarded to every process: they save at an agreed step and end; after this time torchrun kills.
-_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+# From a signal, or a first failure, to SIGKILL.
 _SECONDS_TO_SAVE = 300
 
 
-def launch(arguments: Sequence[str], num_processes: int, log_folder: Path) -> int:
+def launch(
+    arguments: Sequence[str], num_processes: int, log_folder: Path, *, uses_gpu: bool
+) -> int:
     """Run `cola-train ARGUMENTS` in `num_processes` processes.
 
-    Process 0 writes to this terminal, the others into `log_folder`; the end of the log of one that
-    failed is shown.
+    Process 0 writes to this terminal, the others into a folder of their own in `log_folder`; the
+    end of the log of one that failed is shown.
 
     Returns:
         The exit status of the process that failed first, or 0. After a signal 128 + its number, as
         a shell does, whether or not the processes could save: status.json says.
     """
-    log_folder.mkdir(parents=True, exist_ok=True)
+    logs = log_folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    logs.mkdir(parents=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] = str(_SECONDS_TO_SAVE)
-    # torchrun's own messages repeat what is said here.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    redirected = ",".join(f"{rank}:3" for rank in range(1, num_processes))
-    options = [
-        "--standalone",
-        f"--nproc-per-node={num_processes}",
-        f"--signals-to-handle={_SIGNALS}",
-        f"--log-dir={log_folder}",
-        f"--redirects={redirected}",
-    ]
-    try:
-        torchrun.run(torchrun.parse_args([*options, "--module", "cola_train", *arguments]))
-    except ChildFailedError as error:
-        rank, failure = min(error.failures.items(), key=lambda item: item[1].timestamp)
-        if failure.exitcode == INTERRUPTED:
-            return INTERRUPTED
-        _show_log(log_folder, rank)
-        return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
-    except SignalException as error:
-        sys.stderr.write(f"cola-train: {error.sigval.name} was passed on to all processes\n")
-        return 128 + error.sigval
-    return 0
-
-
-def _show_log(log_folder: Path, rank: int) -> None:
-    logs = sorted(log_folder.rglob(f"{rank}/stderr.log"), key=lambda path: path.stat().st_mtime)
-    if logs and (lines := last_lines(logs[-1])):
-        heading = f"cola-train: process {rank} failed first; the end of {logs[-1]}:"
+    with tempfile.TemporaryDirectory(prefix="cola-train-") as private:
+        ranks = _Ranks()
+        with ranks.passing_signals_on():
+            for rank in range(num_processes):
+                variables = _place(rank, num_processes, Path(private, "store"))
+                with _streams(rank, logs) as streams:
+                    ranks.add(
+                        start(
+                            "cola_train",
+                            arguments,
+                            streams,
+                            environment={**os.environ, **variables},
+                            first=_join_launcher,
+                            fresh=uses_gpu,
+                        )
+                    )
+            write_atomically(logs / RANKS, json.dumps(ranks.numbers()) + "\n")
+            ranks.wait()
+    if ranks.signals:
+        name = signal.Signals(ranks.signals[0]).name
+        sys.stderr.write(f"cola-train: {name} was passed on to all processes\n")
+        return 128 + ranks.signals[0]
+    if ranks.first_failure is None:
+        return 0
+    rank, status = ranks.first_failure
+    if status == INTERRUPTED:
+        return INTERRUPTED
+    if lines := last_lines(_log(rank, logs)):
+        heading = f"cola-train: process {rank} failed first; the end of {_log(rank, logs)}:"
         sys.stderr.write("\n".join([heading, *lines, ""]))
+    return status if status > 0 else 128 - status
+
+
+class _Ranks:
+    """The processes of a launch.
+
+    Attributes:
+        signals: those that this process got, in order.
+        first_failure: which rank ended first with another status than 0, and with which; minus the
+            signal's number where a signal ended it.
+    """
+
+    def __init__(self) -> None:
+        self._all: list[BaseProcess] = []
+        self._running: list[BaseProcess] = []
+        self.signals: list[int] = []
+        self.first_failure: tuple[int, int] | None = None
+
+    def add(self, process: BaseProcess) -> None:
+        """Take one that has just been started; those come by rank."""
+        self._all.append(process)
+        self._running.append(process)
+
+    def numbers(self) -> list[int | None]:
+        """The processes' numbers, by rank."""
+        return [process.pid for process in self._all]
+
+    @contextlib.contextmanager
+    def passing_signals_on(self) -> Iterator[None]:
+        """While the block runs, all get the signals that this process gets."""
+
+        def take(number: int, frame: Any) -> None:
+            self.signals.append(number)
+            self._send(number)
+
+        before = {number: signal.signal(number, take) for number in ENDING}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def wait(self) -> None:
+        """Wait for all to end; after a signal or a failure not for longer than saving may take."""
+        if self.signals:  # some had not been started when it came
+            self._send(self.signals[0])
+        kill_at: float | None = None
+        while self._running:
+            wait([process.sentinel for process in self._running], timeout=1)
+            for process in [process for process in self._running if process.exitcode is not None]:
+                self._running.remove(process)
+                if process.exitcode and self.first_failure is None:
+                    self.first_failure = self._all.index(process), process.exitcode
+                    if not self.signals:
+                        self._send(signal.SIGTERM)
+            if self.signals or self.first_failure is not None:
+                kill_at = kill_at or time.monotonic() + _SECONDS_TO_SAVE
+            if kill_at is not None and time.monotonic() > kill_at:
+                self._send(signal.SIGKILL)
+
+    def _send(self, number: int) -> None:
+        for process in self._running:
+            with contextlib.suppress(ProcessLookupError):
+                assert process.pid is not None
+                os.kill(process.pid, number)
+
+
+def _log(rank: int, logs: Path) -> Path:
+    return logs / f"rank-{rank}.log"
+
+
+@contextlib.contextmanager
+def _streams(rank: int, logs: Path) -> Iterator[tuple[int, int]]:
+    if rank == 0:
+        yield 1, 2
+        return
+    with _log(rank, logs).open("ab") as file:
+        yield file.fileno(), file.fileno()
+
+
+def _place(rank: int, num_processes: int, store: Path) -> dict[str, str]:
+    """The variables that tell a process its place, and keep what it says on this machine."""
+    number, count = str(rank), str(num_processes)
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        for library in ("GLOO", "NCCL"):
+            name = f"{library}_SOCKET_IFNAME"
+            place[name] = os.environ.get(name, loopback)
+    return {**place, STORE: str(store)}
+
+
+def _join_launcher() -> None:
+    """Take no signals of the launcher's terminal, and end when the launcher does."""
+    os.setsid()
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+
+
+def _end_with_launcher() -> None:
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    wait([launcher.sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_SECONDS_TO_SAVE)
+    os.kill(os.getpid(), signal.SIGKILL)

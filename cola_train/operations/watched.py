@@ -17,7 +17,8 @@ from pathlib import Path
 import psutil
 
 from cola_train.operations.report import last_lines
-from cola_train.run_layout import CHECKPOINTS, STEP_LOG
+from cola_train.processes import STORE
+from cola_train.run_layout import CHECKPOINTS, LOGS, RANKS, STEP_LOG
 from cola_train.training.loop.step_log import Attempt
 
 _LOOK_SECONDS = 0.002
@@ -88,14 +89,13 @@ class TrainingProcesses:
         self._process.wait()
         return len(processes)
 
-    def terminate_one(self, chance: random.Random) -> str:
+    def terminate_one(self, run_folder: Path, chance: random.Random) -> str:
         """Send SIGTERM to one of the processes that train, or to their launcher; returns which."""
         self._children = self._process.children(recursive=True)
         targets: dict[str, psutil.Process] = {}
-        for process in self._children:
-            with contextlib.suppress(psutil.Error, KeyError):
-                # Processes that read data have their parent's environment, so the first counts.
-                targets.setdefault(f"rank {process.environ()['RANK']}", process)
+        if logs := sorted(run_folder.glob(f"{LOGS}/*-{self._process.pid}/{RANKS}")):
+            for rank, number in enumerate(json.loads(logs[-1].read_text())):
+                targets[f"rank {rank}"] = psutil.Process(number)
         targets["the launcher" if targets else "the process"] = self._process
         name = chance.choice(sorted(targets))
         targets[name].send_signal(signal.SIGTERM)
@@ -204,7 +204,7 @@ def _is_gone(process: psutil.Process) -> bool:
 def _clean_environment() -> dict[str, str]:
     """This process' environment without its place in a group of torchrun's processes."""
     names = {"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "WORLD_SIZE"}
-    names |= {"LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    names |= {"LOCAL_RANK", "LOCAL_WORLD_SIZE", STORE}
     prefixes = ("TORCHELASTIC_", "GROUP_", "ROLE_")
     return {
         name: value

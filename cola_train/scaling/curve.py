@@ -1,11 +1,7 @@
 """`cola-train curve run`: train and measure every point of a ladder that is not finished."""
 
 import json
-import multiprocessing
-import os
-import runpy
 import shlex
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,8 +11,10 @@ from cola_train.config.load import changed_values
 from cola_train.config.settings import INTERRUPTED
 from cola_train.console import say
 from cola_train.data.prepared import PreparedData
+from cola_train.devices import uses_gpu
 from cola_train.families.registry import family_of
 from cola_train.files import read_log, write_atomically
+from cola_train.programs import start
 from cola_train.run_folder import read_run_config, read_status
 from cola_train.run_layout import EXPORT, METRICS
 from cola_train.scaling.config import CurveConfig
@@ -26,10 +24,6 @@ from cola_train.scaling.points import Point, write_points
 POINTS = "points.csv"
 _COMPARISON = "comparison/"
 Outcome = Literal["finished", "failed", "waits"]
-# Imports take longer than the steps of a small run: a process that has done them, and nothing else,
-# forks one for each run.
-_PROGRAMS = multiprocessing.get_context("forkserver")
-_PROGRAMS.set_forkserver_preload(["cola_train.training.run", "lightning.pytorch"])
 
 
 def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: int) -> int:
@@ -151,24 +145,12 @@ def _comparison_arguments(spec: CurveConfig, planned: PlannedRun) -> list[str]:
 
 def _program(arguments: Sequence[str], run: Path) -> int:
     run.parent.mkdir(parents=True, exist_ok=True)
-    log = run.with_suffix(".log")
-    process = _PROGRAMS.Process(target=_run_program, args=(arguments, Path.cwd(), log.absolute()))
-    process.start()
+    with run.with_suffix(".log").open("ab") as log:
+        streams = log.fileno(), log.fileno()
+        process = start("cola_train", arguments, streams, fresh=uses_gpu("auto"))
     process.join()
     assert process.exitcode is not None
     return process.exitcode
-
-
-def _run_program(arguments: Sequence[str], folder: Path, log: Path) -> None:
-    """Do as `python -m cola_train` in `folder`, in a process that is all its own, and append the
-    output to a log.
-    """
-    os.chdir(folder)
-    with log.open("ab") as file:
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(file.fileno(), stream.fileno())
-    sys.argv = ["cola-train", *arguments]
-    runpy.run_module("cola_train", run_name="__main__", alter_sys=True)
 
 
 def comparison_of(run: Path) -> dict[str, float] | None:

@@ -2,26 +2,21 @@
 this process has written to.
 """
 
-import multiprocessing
 import os
-import runpy
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from multiprocessing.connection import wait
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from cola_train.processes import STORE
+from cola_train.programs import start
 
-# Imports take a training longer than these tests' few steps do. A process that has done them, and
-# nothing else, forks one for each program.
-_PROGRAMS = multiprocessing.get_context("forkserver")
-_PROGRAMS.set_forkserver_preload(
-    ["cola_train.cli", "cola_train.training.run", "lightning.pytorch", "tests.helpers.programs"]
-)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def clean_environment() -> dict[str, str]:
@@ -29,7 +24,7 @@ def clean_environment() -> dict[str, str]:
     that lives in this process.
     """
     launcher = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
-    kept = {name: value for name, value in os.environ.items() if name not in launcher}
+    kept = {name: value for name, value in os.environ.items() if name not in (*launcher, STORE)}
     return {
         **kept,
         "OMP_NUM_THREADS": "1",
@@ -75,19 +70,19 @@ def _run(
     timeout: float,
 ) -> subprocess.CompletedProcess[str]:
     """A process for each of `variables`, environment variables that it has beside the usual."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
         outputs = [Path(folder, name) for name in ("stdout", "stderr")]
-        for path in outputs:
-            path.touch()
+        out, err = (files.enter_context(path.open("ab")).fileno() for path in outputs)
         programs = [
-            _PROGRAMS.Process(
-                target=_program,
-                args=(module, arguments, cwd, {**clean_environment(), **more}, outputs),
+            start(
+                module,
+                arguments,
+                (out, err),
+                environment={**clean_environment(), **more},
+                folder=cwd,
             )
             for more in variables
         ]
-        for program in programs:
-            program.start()
         running, deadline, failed = programs, time.monotonic() + timeout, False
         while running and time.monotonic() < deadline:
             wait([program.sentinel for program in running], deadline - time.monotonic())
@@ -101,26 +96,6 @@ def _run(
         if running and not failed:
             raise subprocess.TimeoutExpired(command, timeout)
         (first, *others) = (program.exitcode for program in programs)
+        assert first is not None
         status = int(failed) if others else first
         return subprocess.CompletedProcess(command, status, *(p.read_text() for p in outputs))
-
-
-def _program(
-    module: str,
-    arguments: Sequence[str],
-    cwd: Path,
-    environment: dict[str, str],
-    outputs: Sequence[Path],
-) -> None:
-    """What such a process does: `python -m module`, its output appended to files."""
-    for number, (name, path) in enumerate(zip(("stdout", "stderr"), outputs), start=1):
-        with path.open("ab") as file:
-            os.dup2(file.fileno(), number)
-        # Buffered as a program's that writes to a pipe.
-        setattr(sys, name, os.fdopen(number, "w", buffering=1 if number == 2 else -1))
-    os.environ.clear()
-    os.environ.update(environment)
-    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
-    os.chdir(cwd)
-    sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -22,7 +22,7 @@ from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import family_named, load_checkpoint
 from cola_train.files import json_lines, write_atomically
-from cola_train.processes import Processes, connected, launched_by_torchrun
+from cola_train.processes import Processes, connected, is_one_of_several
 from cola_train.run_layout import BENCHMARKS, CONFIG, EXPORT
 
 # Processes finish at different times, and those that wait must not take that for a loss: torchrun
@@ -55,7 +55,7 @@ def evaluate(
             the disk was too full for answers.
     """
     samples = {task: read_samples(data, task)[: config.num_samples] for task in tasks}
-    accelerator = "auto" if launched_by_torchrun() and device != "cpu" else "cpu"
+    accelerator = "auto" if is_one_of_several() and device != "cpu" else "cpu"
     with connected(accelerator, _PATIENCE_SECONDS) as processes:
         checkpoint = load_checkpoint(checkpoint_folder, _device(device, processes))
         require(
@@ -145,7 +145,7 @@ def _finish(folder: AnswerFolder, tasks: Sequence[str]) -> str:
 
 
 def _device(name: str, processes: Processes) -> torch.device:
-    if not launched_by_torchrun():
+    if not is_one_of_several():
         return named_device(name)
     require(
         name in ("auto", "cpu", "cuda"),

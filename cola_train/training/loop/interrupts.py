@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from cola_train.processes import launched_by_torchrun
+from cola_train.processes import is_one_of_several
 
 # SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit; SIGHUP is a
 # terminal that closes.
@@ -37,8 +37,8 @@ class StopRequest:
 
         def handle(number: int, frame: Any) -> None:
             name = signal.Signals(number).name
-            # Under torchrun one Ctrl-C may arrive twice: from the terminal and passed on.
-            if name == self.signal_name == "SIGINT" and not launched_by_torchrun():
+            # Of several, one Ctrl-C may arrive twice: from the terminal and passed on.
+            if name == self.signal_name == "SIGINT" and not is_one_of_several():
                 raise KeyboardInterrupt
             self.signal_name = name
 

@@ -389,7 +389,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
 
 def test_each_of_several_processes_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, gpu = (Processes(1, 2, 1, 2, torch.device(name)) for name in ("cpu", "cuda:1"))
-    monkeypatch.setattr(evaluate_module, "launched_by_torchrun", lambda: True)
+    monkeypatch.setattr(evaluate_module, "is_one_of_several", lambda: True)
     assert [evaluate_module._device(name, gpu) for name in ("auto", "cuda")] == [gpu.device] * 2
     assert [evaluate_module._device(name, cpu) for name in ("auto", "cpu")] == [cpu.device] * 2
     with pytest.raises(

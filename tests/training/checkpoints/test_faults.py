@@ -3,6 +3,7 @@ Nothing that was saved is lost.
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import re
@@ -289,12 +290,10 @@ def running(config: RunConfig, tmp_path: Path) -> Iterator[subprocess.Popen[str]
         log.close()
 
 
-def workers(job: subprocess.Popen[str]) -> list[psutil.Process]:
+def workers(config: RunConfig) -> list[psutil.Process]:
     """The training processes, by rank."""
-    found = [p for p in psutil.Process(job.pid).children(recursive=True) if "RANK" in p.environ()]
-    return sorted(
-        (p for p in found if p.parent().pid == job.pid), key=lambda p: int(p.environ()["RANK"])
-    )
+    (ranks,) = (folder_of(config) / "logs").rglob("processes.json")
+    return [psutil.Process(number) for number in json.loads(ranks.read_text())]
 
 
 TWO = [
@@ -315,7 +314,7 @@ def test_a_signal_to_one_process_saves_all_at_one_step(
         started = time.monotonic()
         # SIGINT comes from a terminal, to the launcher; the others from a scheduler, to any
         # process.
-        (job if number == signal.SIGINT else workers(job)[1]).send_signal(number)
+        (job if number == signal.SIGINT else workers(config)[1]).send_signal(number)
         assert job.wait(60) == 75
         assert time.monotonic() - started < 10
     status = read_status(folder_of(config))
@@ -353,12 +352,37 @@ def test_a_launcher_stopped_before_any_step_does_not_end_as_if_done(
         command = [sys.executable, "-m", "cola_train", "vae", write(config, tmp_path)]
         job = subprocess.Popen(command, env=clean_environment(), stdout=log, stderr=log)
         deadline = time.monotonic() + 60
-        while not list((folder_of(config) / "logs").rglob("stderr.log")):
+        while not list((folder_of(config) / "logs").rglob("processes.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        everyone = psutil.Process(job.pid).children(recursive=True)
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 128 + signal.SIGTERM
+    assert psutil.wait_procs(everyone, timeout=10)[1] == []
     assert read_status(folder_of(config)) is None
+
+
+@pytest.mark.slow
+def test_processes_whose_launcher_is_killed_save_and_end_and_listen_to_nobody(
+    vae_config: VAEConfigs, tmp_path: Path
+) -> None:
+    config = vae_config("run", *TWO)
+    with running(config, tmp_path) as job:
+        everyone = psutil.Process(job.pid).children(recursive=True)
+        listening = [
+            connection.laddr.ip
+            for process in (*workers(config), psutil.Process(job.pid))
+            for connection in process.net_connections()
+            if connection.status == psutil.CONN_LISTEN
+        ]
+        assert {*listening} <= {"127.0.0.1", "::1"}
+        job.kill()
+        job.wait()
+        assert psutil.wait_procs(everyone, timeout=30)[1] == []
+    status = read_status(folder_of(config))
+    assert status is not None
+    assert status.state == "interrupted"
+    assert latest_checkpoint(folder_of(config)) == step_folder(folder_of(config), status.step)
 
 
 @pytest.mark.slow
@@ -387,7 +411,7 @@ def test_a_process_that_dies_is_reported_by_the_others(
 ) -> None:
     config = joint_config("run", *TWO)
     with running(config, tmp_path) as job:
-        workers(job)[1].kill()
+        workers(config)[1].kill()
         # Of whichever torchrun sees end first: the killed one, or the one that lost it.
         assert job.wait(60) in (137, 2)
     text = (tmp_path / "log.txt").read_text()

@@ -147,7 +147,7 @@ def test_the_launcher_is_the_users_way_to_several_processes(
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two" / "hf" / "cola_dlm" / "cola_dit").is_dir()
     # Every process but the first writes into the run's folder, not over the first one's progress.
-    assert list((tmp_path / "two" / "logs").rglob("1/stderr.log"))
+    assert list((tmp_path / "two" / "logs").rglob("rank-1.log"))
     assert done.stderr.count("training:") == done.stderr.count("2/2") + done.stderr.count("0/2")
     refused = cola_train("joint", str(tmp_path / "config.yaml"), "seed=5", cwd=tmp_path)
     assert refused.returncode == 2

@@ -1,0 +1,94 @@
+"""Programs of this package as processes of their own, whose imports are done.
+
+Imports take longer than the steps of a small run. A process that has done them, and nothing else,
+forks one for each program. What uses a GPU cannot be forked: such a program is `fresh`.
+"""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+# Imported once for all programs. None of them may ask for a GPU: CUDA does not survive a fork.
+IMPORTED_FIRST = ("cola_train.cli", "cola_train.training.run", "lightning.pytorch")
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+ENDING = tuple(signal.Signals[name] for name in _NAMES)
+"""The signals that terminals, schedulers and users send to end a program."""
+
+_FORKS, _FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
+_FORKS.set_forkserver_preload([*IMPORTED_FIRST])
+
+
+def start(
+    module: str,
+    arguments: Sequence[str],
+    streams: tuple[int, int],
+    *,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    first: Callable[[], None] | None = None,
+    fresh: bool = False,
+) -> BaseProcess:
+    """Start what `python -m MODULE ARGUMENTS` does.
+
+    Args:
+        module: of this package, or any other that can be imported.
+        arguments: as on a command line.
+        streams: file descriptors for standard output and standard error.
+        environment: its variables, all of them; None for this process' own.
+        folder: where it works; None for here.
+        first: what it calls before the module runs; a function that can be imported.
+        fresh: a new interpreter that imports for itself.
+    """
+    files = [Connection(os.dup(stream), readable=False) for stream in streams]
+    values = dict(os.environ if environment is None else environment)
+    job = (module, arguments, files, values, folder or Path.cwd(), first)
+    make: Callable[..., BaseProcess] = _FRESH.Process if fresh else _FORKS.Process
+    process = make(target=_run, args=job)
+    # A signal to all processes of a terminal or a job must not end the one that forks: its children
+    # are waited for through it. They take what is kept back here when they are ready. Starting the
+    # tracker lets SIGTERM and SIGINT through again, so that comes before.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for file in files:
+            file.close()
+    return process
+
+
+def _run(
+    module: str,
+    arguments: Sequence[str],
+    files: Sequence[Connection],
+    environment: Mapping[str, str],
+    folder: Path,
+    first: Callable[[], None] | None,
+) -> None:
+    for number, (name, file) in enumerate(zip(("stdout", "stderr"), files, strict=True), start=1):
+        os.dup2(file.fileno(), number)
+        # Buffered as Python does it for a terminal or a pipe.
+        in_lines = number == 2 or os.isatty(number)
+        setattr(sys, name, os.fdopen(number, "w", buffering=1 if in_lines else -1, closefd=False))
+    # Processes that it starts itself are started as in any program, not as this one was.
+    multiprocessing.set_start_method(None, force=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = environment.get("PYTHONPATH", "").split(os.pathsep)
+    os.chdir(folder)
+    sys.argv = [module, *arguments]
+    for number in ENDING:
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if first is not None:
+        first()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
