@@ -29,19 +29,19 @@ settings.load_profile("tests")
 # The first of them takes minutes, the last half a minute.
 _LONGEST = [
     "test_readme.py",
-    "test_faults.py",
     "test_chaos.py",
-    "test_dry_run.py",
-    "test_strategies.py",
     "test_memory.py",
+    "test_faults.py",
+    "test_strategies.py",
+    "test_dry_run.py",
     "test_launching.py",
     "test_python_guide.py",
     "test_in_loop_evaluation.py",
-    "test_evaluate.py",
     "test_options.py",
-    "test_match.py",
+    "test_evaluate.py",
     "test_run.py",
-    "test_budget.py",
+    "test_checkpoint.py",
+    "test_third_party.py",
 ]
 
 # The networks here are so small that threads only get in each other's way.

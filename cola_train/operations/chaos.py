@@ -211,7 +211,8 @@ class _Runs:
     def _job(self, name: str, output: str, processes: int) -> TrainingProcesses:
         command = [self._config.stage, str(self._folder / "config.yaml")]
         settings = [f"name={name}", f"parallel.num_processes={processes}"]
-        return TrainingProcesses([*command, *settings], self._folder / output)
+        arguments = [*command, *settings]
+        return TrainingProcesses(arguments, self._folder / name, self._folder / output)
 
     def _must_resume(
         self, job: TrainingProcesses, monitor: RunMonitor, begin: int, processes: int

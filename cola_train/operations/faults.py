@@ -73,7 +73,7 @@ def inject(
             return f"{number} processes killed in the save of step {left}"
         just = f" as step {saving} had just been saved" if saves else ""
         return f"{number} processes killed{just}"
-    asked, target = time.monotonic(), job.terminate_one(monitor.run_folder, chance)
+    asked, target = time.monotonic(), job.terminate_one(chance)
     status = job.wait(rhythm.stop_within)
     seconds = time.monotonic() - asked
     monitor.until(lambda: True)

@@ -7,8 +7,6 @@ import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +14,10 @@ from pathlib import Path
 
 import psutil
 
+from cola_train.devices import uses_gpu
 from cola_train.operations.report import last_lines
 from cola_train.processes import STORE
+from cola_train.programs import start
 from cola_train.run_layout import CHECKPOINTS, LOGS, RANKS, STEP_LOG
 from cola_train.training.loop.step_log import Attempt
 
@@ -46,20 +46,20 @@ class Rhythm:
 class TrainingProcesses:
     """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none behind."""
 
-    def __init__(self, arguments: Sequence[str], output: Path) -> None:
-        """Start it; its output goes to the file `output`."""
-        self._output = output
+    def __init__(self, arguments: Sequence[str], run_folder: Path, output: Path) -> None:
+        """Start it in a session of its own; its output goes to the file `output`."""
+        self._run_folder, self._output = run_folder, output
         with output.open("wb") as file:
-            self._process = psutil.Popen(
-                [sys.executable, "-m", "cola_train", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=_clean_environment(),
-                start_new_session=True,
+            self._process = start(
+                "cola_train",
+                arguments,
+                (file.fileno(), file.fileno()),
+                environment=_clean_environment(),
+                first=os.setsid,
+                fresh=uses_gpu("auto"),
             )
-        # As last seen: the launcher may end before them.
-        self._children: list[psutil.Process] = []
+        assert self._process.pid is not None
+        self._launcher = psutil.Process(self._process.pid)
 
     def __enter__(self) -> "TrainingProcesses":
         return self
@@ -70,14 +70,16 @@ class TrainingProcesses:
     @property
     def ended(self) -> int | None:
         """The exit status; None while it runs."""
-        status: int | None = self._process.poll()
-        return status
+        return self._process.exitcode
 
     def kill(self) -> int:
         """Send SIGKILL to every process, workers first; returns their number, once all are gone."""
-        if self._process.is_running():
-            self._children = list({*self._children, *self._process.children(recursive=True)})
-        processes = list(itertools.filterfalse(_is_gone, (*self._children, self._process)))
+        trainers = [*self._ranks(), self._launcher]
+        readers: list[psutil.Process] = []
+        for process in trainers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                readers += process.children(recursive=True)
+        processes = list(itertools.filterfalse(_is_gone, [*readers, *trainers]))
         for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -86,17 +88,13 @@ class TrainingProcesses:
             if time.monotonic() > deadline:
                 raise self.failure(f"processes {left} survive SIGKILL")
             time.sleep(_LOOK_SECONDS)
-        self._process.wait()
+        self._process.join()
         return len(processes)
 
-    def terminate_one(self, run_folder: Path, chance: random.Random) -> str:
+    def terminate_one(self, chance: random.Random) -> str:
         """Send SIGTERM to one of the processes that train, or to their launcher; returns which."""
-        self._children = self._process.children(recursive=True)
-        targets: dict[str, psutil.Process] = {}
-        if logs := sorted(run_folder.glob(f"{LOGS}/*-{self._process.pid}/{RANKS}")):
-            for rank, number in enumerate(json.loads(logs[-1].read_text())):
-                targets[f"rank {rank}"] = psutil.Process(number)
-        targets["the launcher" if targets else "the process"] = self._process
+        targets = {f"rank {rank}": process for rank, process in enumerate(self._ranks())}
+        targets["the launcher" if targets else "the process"] = self._launcher
         name = chance.choice(sorted(targets))
         targets[name].send_signal(signal.SIGTERM)
         return name
@@ -107,10 +105,19 @@ class TrainingProcesses:
         Raises:
             JobError: it runs for longer than that.
         """
-        try:
-            return int(self._process.wait(timeout=seconds))
-        except psutil.TimeoutExpired:
-            raise self.failure(f"it still runs after {seconds:.0f} s") from None
+        self._process.join(seconds)
+        if self.ended is None:
+            raise self.failure(f"it still runs after {seconds:.0f} s")
+        return self.ended
+
+    def _ranks(self) -> list[psutil.Process]:
+        """The processes that it started, if it started any; those that are gone may be missing."""
+        found = []
+        for path in self._run_folder.glob(f"{LOGS}/*-{self._process.pid}/{RANKS}"):
+            for number in json.loads(path.read_text()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(number))
+        return found
 
     def failure(self, what: str) -> JobError:
         """An error that shows the end of the output."""

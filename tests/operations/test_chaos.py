@@ -34,6 +34,7 @@ from cola_train.operations.faults import (
 )
 from cola_train.operations.sameness import RunOutcome, compare
 from cola_train.operations.watched import JobError, Rhythm, RunMonitor, TrainingProcesses
+from cola_train.programs import start
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.folder import saved_steps, step_folder
 from cola_train.training.loop.state import RunState
@@ -342,10 +343,9 @@ def test_a_job_that_fails_fails_the_whole_thing(
 
 
 def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
-    with TrainingProcesses(
-        ["joint", str(tmp_path / "absent.yaml")], tmp_path / "output.log"
-    ) as job:
-        monitor = RunMonitor(job, tmp_path / "run")
+    run, log = tmp_path / "run", tmp_path / "output.log"
+    with TrainingProcesses(["joint", str(tmp_path / "absent.yaml")], run, log) as job:
+        monitor = RunMonitor(job, run)
         assert not monitor.until(lambda: monitor.step > 0)
         assert job.ended == 2
         with pytest.raises(
@@ -363,21 +363,25 @@ def test_a_job_that_fails_says_why(tmp_path: Path) -> None:
 def test_a_job_that_hangs_is_ended_with_all_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = (
+    (tmp_path / "sleeper.py").write_text(
         "import subprocess, sys, time\n"
         "code = 'import time; time.sleep(600)'\n"
         "subprocess.Popen([sys.executable, '-c', code], start_new_session=True)\n"
         "print('asleep', flush=True)\n"
         "time.sleep(600)\n"
     )
-    (tmp_path / "cola_train.py").write_text(program)
-    monkeypatch.chdir(tmp_path)
+
+    def sleep(module: str, arguments: Any, streams: Any, **how: Any) -> Any:
+        how["environment"] = {**how["environment"], "PYTHONPATH": str(tmp_path)}
+        return start("sleeper", arguments, streams, **how)
+
+    monkeypatch.setattr(watched, "start", sleep)
     monkeypatch.setattr(watched, "_QUIET_SECONDS", 1.0)
     log = tmp_path / "output.log"
-    with TrainingProcesses([], log) as job:
+    with TrainingProcesses([], tmp_path / "run", log) as job:
         while "asleep" not in log.read_text():
             time.sleep(0.05)
-        (child,) = job._process.children()
+        (child,) = job._launcher.children()
         with pytest.raises(JobError, match="it still runs after 0 s"):
             job.wait(0.1)
         monitor = RunMonitor(job, tmp_path / "run")
@@ -385,7 +389,7 @@ def test_a_job_that_hangs_is_ended_with_all_its_processes(
             JobError, match=r"no step has been done for 1 s; the end of .*\n  asleep"
         ):
             monitor.until(lambda: False)
-    assert not psutil.pid_exists(job._process.pid)
+    assert not job._launcher.is_running()
     assert watched._is_gone(child)
 
 

@@ -1,7 +1,6 @@
 """A dry run: one recording says what two say, one stage what several, few layers what all do."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from cola_train.config.run import RunConfig
-from cola_train.families.registry import load_run_config
 from cola_train.scaling import dry_run, layers, memory
 from cola_train.scaling.allocations import AllocationLog, RecordingMode, Timeline
 from cola_train.scaling.dry_run import record
@@ -49,10 +47,7 @@ def test_a_plan_records_each_kind_of_checkpointing_once_and_builds_one_stage(
 ) -> None:
     calls = counted_calls(monkeypatch, "_configure", "_record_step")
     monkeypatch.setattr(memory, "_recorded", {})
-    config = load_run_config(
-        Path("configs/paper/joint.yaml"),
-        ["dit.num_layers=1", "budget.eflops=1", "vae.encoder_num_blocks=1"],
-    )
+    config = small_joint("trainer.global_batch_size=32", "budget.eflops=1")
     make_plan(config, Fleet("H100", count=8, per_node=8, mfu=0.4, price=None), [])
     assert calls == {"_configure": 1, "_record_step": len(KINDS)}
 
@@ -95,10 +90,10 @@ def test_kinds_of_checkpointing_do_not_change_each_other() -> None:
 @pytest.mark.parametrize(
     ("make", "overrides", "world_size", "device_type"),
     [
-        (small_ar, ("transformer.num_hidden_layers=7",), 1, "cuda"),
-        (small_llada, ("transformer.num_hidden_layers=6", "ema.decay=0.9"), 8, "cpu"),
-        (small_vae, ("vae.encoder_num_blocks=6", "vae.decoder_num_blocks=8"), 8, "cuda"),
-        (small_joint, ("dit.num_layers=7", "vae.decoder_num_blocks=6"), 8, "cuda"),
+        (small_ar, ("transformer.num_hidden_layers=6",), 1, "cuda"),
+        (small_llada, ("transformer.num_hidden_layers=7", "ema.decay=0.9"), 8, "cpu"),
+        (small_vae, ("vae.encoder_num_blocks=6", "vae.decoder_num_blocks=7"), 8, "cuda"),
+        (small_joint, ("dit.num_layers=6", "vae.decoder_num_blocks=6"), 8, "cuda"),
     ],
 )
 def test_few_layers_say_what_all_say(

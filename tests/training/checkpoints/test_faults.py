@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from cola_train.config.settings import UserError
 from cola_train.data.batch import PackedRows
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.programs import start
 from cola_train.run_folder import Status, locked, read_status
 from cola_train.run_layout import folder_of
 from cola_train.training.callbacks import saver
@@ -261,39 +263,52 @@ def write(config: RunConfig, tmp_path: Path) -> str:
 
 
 @contextlib.contextmanager
-def running(config: RunConfig, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def running(config: RunConfig, tmp_path: Path) -> Iterator[BaseProcess]:
     """The user's command under way, once it has taken some steps; nothing of it is left behind."""
-    log = (tmp_path / "log.txt").open("w+")
-    command = [
-        sys.executable,
-        "-m",
-        "cola_train",
-        "joint" if isinstance(config, JointRunConfig) else "vae",
-        write(config, tmp_path),
-    ]
-    job = subprocess.Popen(command, env=clean_environment(), stdout=log, stderr=log, text=True)
+    verb = "joint" if isinstance(config, JointRunConfig) else "vae"
+    with (tmp_path / "log.txt").open("wb") as log:
+        streams = log.fileno(), log.fileno()
+        arguments = [verb, write(config, tmp_path)]
+        job = start("cola_train", arguments, streams, environment=clean_environment())
     try:
         deadline = time.monotonic() + 120
         steps = folder_of(config) / "steps.jsonl"
         while not steps.is_file() or steps.read_text().count("\n") < 4:
-            assert job.poll() is None, (tmp_path / "log.txt").read_text()
+            assert job.is_alive(), (tmp_path / "log.txt").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.05)
         yield job
     finally:
-        for process in (
-            [*psutil.Process(job.pid).children(recursive=True), job] if job.poll() is None else []
-        ):
-            with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
+        for process in everyone(job, config):
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        job.wait()
-        log.close()
+        job.join()
+
+
+def ended(job: BaseProcess, seconds: float = 60) -> int | None:
+    job.join(seconds)
+    return job.exitcode
 
 
 def workers(config: RunConfig) -> list[psutil.Process]:
-    """The training processes, by rank."""
-    (ranks,) = (folder_of(config) / "logs").rglob("processes.json")
-    return [psutil.Process(number) for number in json.loads(ranks.read_text())]
+    """The training processes that are still there, by rank."""
+    found = []
+    for ranks in (folder_of(config) / "logs").rglob("processes.json"):
+        for number in json.loads(ranks.read_text()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(number))
+    return found
+
+
+def everyone(job: BaseProcess, config: RunConfig) -> list[psutil.Process]:
+    """The processes of a run that are there: launcher, trainers, readers, what they came from."""
+    found = workers(config)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found.append(psutil.Process(job.pid))
+    for process in tuple(found):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += process.children(recursive=True)
+    return [*dict.fromkeys(found)]
 
 
 TWO = [
@@ -314,8 +329,10 @@ def test_a_signal_to_one_process_saves_all_at_one_step(
         started = time.monotonic()
         # SIGINT comes from a terminal, to the launcher; the others from a scheduler, to any
         # process.
-        (job if number == signal.SIGINT else workers(config)[1]).send_signal(number)
-        assert job.wait(60) == 75
+        (psutil.Process(job.pid) if number == signal.SIGINT else workers(config)[1]).send_signal(
+            number
+        )
+        assert ended(job) == 75
         assert time.monotonic() - started < 10
     status = read_status(folder_of(config))
     assert status is not None
@@ -332,12 +349,12 @@ def test_a_signal_to_every_process_finds_those_that_read_still_there(
 ) -> None:
     config = vae_config("run", *TWO, "data.num_workers=1", f"parallel.num_processes={processes}")
     with running(config, tmp_path) as job:
-        everyone = [*psutil.Process(job.pid).children(recursive=True), psutil.Process(job.pid)]
+        all_of_them = everyone(job, config)
         # One that reads for each that trains, and with several the launcher.
-        assert len(everyone) >= 2 * processes + (processes > 1)
-        for process in everyone:
+        assert len(all_of_them) >= 2 * processes + (processes > 1)
+        for process in all_of_them:
             process.send_signal(signal.SIGTERM)
-        assert job.wait(60) == 75, (tmp_path / "log.txt").read_text()
+        assert ended(job) == 75, (tmp_path / "log.txt").read_text()
     status = read_status(folder_of(config))
     assert status is not None
     assert latest_checkpoint(folder_of(config)) == step_folder(folder_of(config), status.step)
@@ -355,10 +372,10 @@ def test_a_launcher_stopped_before_any_step_does_not_end_as_if_done(
         while not list((folder_of(config) / "logs").rglob("processes.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        everyone = psutil.Process(job.pid).children(recursive=True)
+        all_of_them = psutil.Process(job.pid).children(recursive=True)
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 128 + signal.SIGTERM
-    assert psutil.wait_procs(everyone, timeout=10)[1] == []
+    assert psutil.wait_procs(all_of_them, timeout=10)[1] == []
     assert read_status(folder_of(config)) is None
 
 
@@ -368,17 +385,18 @@ def test_processes_whose_launcher_is_killed_save_and_end_and_listen_to_nobody(
 ) -> None:
     config = vae_config("run", *TWO)
     with running(config, tmp_path) as job:
-        everyone = psutil.Process(job.pid).children(recursive=True)
+        all_of_them = everyone(job, config)
         listening = [
             connection.laddr.ip
-            for process in (*workers(config), psutil.Process(job.pid))
+            for process in all_of_them
             for connection in process.net_connections()
             if connection.status == psutil.CONN_LISTEN
         ]
         assert {*listening} <= {"127.0.0.1", "::1"}
+        assert len(all_of_them) >= 3
         job.kill()
-        job.wait()
-        assert psutil.wait_procs(everyone, timeout=30)[1] == []
+        assert ended(job) == -signal.SIGKILL
+        assert psutil.wait_procs(all_of_them, timeout=30)[1] == []
     status = read_status(folder_of(config))
     assert status is not None
     assert status.state == "interrupted"
@@ -412,8 +430,8 @@ def test_a_process_that_dies_is_reported_by_the_others(
     config = joint_config("run", *TWO)
     with running(config, tmp_path) as job:
         workers(config)[1].kill()
-        # Of whichever torchrun sees end first: the killed one, or the one that lost it.
-        assert job.wait(60) in (137, 2)
+        # Of whichever is seen to end first: the killed one, or the one that lost it.
+        assert ended(job) in (137, 2)
     text = (tmp_path / "log.txt").read_text()
     assert re.search(
         r"cola-train: error: Rank 0 lost another process of the run while .* \(step \d+\)", text

@@ -18,7 +18,7 @@ from cola_train.training.parallel.sharding import check_mesh
 from tests.helpers.programs import as_torchrun, cola_train
 from tests.helpers.runs import figures
 
-STEPS = 12
+STEPS = 8
 # Prompt blocks and short documents give rows different numbers of counted positions: means of means
 # would differ from the mean.
 UNEVEN = {"vae": ["objective.mask_ratio=0.3"], "joint": ["objective.flow.prompt_block_prob=0.5"]}
@@ -47,7 +47,7 @@ def configs_of(make: Callable[..., RunConfig], stage: str, processes: int) -> di
             f"parallel.strategy={strategy}",
             f"parallel.shard_size={'null' if shard_size is None else shard_size}",
             "checkpoint.every_steps=1000",
-            "trainer.validate_every_steps=6",
+            "trainer.validate_every_steps=4",
         )
     return configs
 
