@@ -23,6 +23,9 @@ ENDING = tuple(signal.Signals[name] for name in _NAMES)
 
 _FORKS, _FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
 _FORKS.set_forkserver_preload([*IMPORTED_FIRST])
+# One that was forked can fork: its imports are done, and it has no threads until it trains.
+_HERE = multiprocessing.get_context("fork")
+_was_forked = False
 
 
 def start(
@@ -49,8 +52,9 @@ def start(
     files = [Connection(os.dup(stream), readable=False) for stream in streams]
     values = dict(os.environ if environment is None else environment)
     job = (module, arguments, files, values, folder or Path.cwd(), first)
-    make: Callable[..., BaseProcess] = _FRESH.Process if fresh else _FORKS.Process
-    process = make(target=_run, args=job)
+    forks: Callable[..., BaseProcess] = _HERE.Process if _was_forked else _FORKS.Process
+    make: Callable[..., BaseProcess] = _FRESH.Process if fresh else forks
+    process = make(target=_run, args=(*job, not fresh))
     # A signal to all processes of a terminal or a job must not end the one that forks: its children
     # are waited for through it. They take what is kept back here when they are ready. Starting the
     # tracker lets SIGTERM and SIGINT through again, so that comes before.
@@ -72,7 +76,10 @@ def _run(
     environment: Mapping[str, str],
     folder: Path,
     first: Callable[[], None] | None,
+    forked: bool,
 ) -> None:
+    global _was_forked
+    _was_forked = forked
     for number, (name, file) in enumerate(zip(("stdout", "stderr"), files, strict=True), start=1):
         os.dup2(file.fileno(), number)
         # Buffered as Python does it for a terminal or a pipe.

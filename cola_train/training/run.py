@@ -48,10 +48,11 @@ def train(config: RunConfig) -> Status:
     """
     stop = StopRequest()
     with contextlib.ExitStack() as held:
-        held.enter_context(stop.listening())
         processes = held.enter_context(
             connected(config.trainer.accelerator, config.parallel.timeout_seconds)
         )
+        # Not before: a signal has to end a process that waits for others that do not come.
+        held.enter_context(stop.listening())
         check_mesh(config.parallel, processes)
         opened: list[RunData] = []
 

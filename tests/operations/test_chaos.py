@@ -3,6 +3,7 @@ disturbed three times.
 """
 
 import dataclasses
+import json
 import random
 import sys
 import time
@@ -423,9 +424,8 @@ def test_a_run_disturbed_three_times_comes_to_the_same(
     assert lines[-1].startswith("PASSED: 3 disturbances; all in ")
     folder = Path(lines[-1].rpartition(" in ")[2])
     assert saved_steps(folder / "disturbed")[-1] == 24
-    left = [
-        process.pid
-        for process in psutil.process_iter(["cmdline"])
-        if str(folder) in " ".join(process.info["cmdline"] or [])
+    ranks = [
+        number for path in folder.rglob("processes.json") for number in json.loads(path.read_text())
     ]
-    assert not left
+    assert len(ranks) == 2 * 5
+    assert not [number for number in ranks if psutil.pid_exists(number)]

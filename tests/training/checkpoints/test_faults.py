@@ -27,6 +27,7 @@ from cola_train.config.settings import UserError
 from cola_train.data.batch import PackedRows
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.processes import STORE
 from cola_train.programs import start
 from cola_train.run_folder import Status, locked, read_status
 from cola_train.run_layout import folder_of
@@ -238,9 +239,9 @@ def test_two_processes_do_not_train_one_run(
 ) -> None:
     config = vae_config("run", "trainer.max_steps=1")
     train(config)
-    spawn = multiprocessing.get_context("spawn")
-    ready = spawn.Event()
-    other = spawn.Process(target=hold_lock, args=(folder_of(config), ready))
+    forks = multiprocessing.get_context("forkserver")
+    ready = forks.Event()
+    other = forks.Process(target=hold_lock, args=(folder_of(config), ready))
     other.start()
     try:
         assert ready.wait(60)
@@ -401,6 +402,30 @@ def test_processes_whose_launcher_is_killed_save_and_end_and_listen_to_nobody(
     assert status is not None
     assert status.state == "interrupted"
     assert latest_checkpoint(folder_of(config)) == step_folder(folder_of(config), status.step)
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_the_others_ends_at_a_signal(
+    vae_config: VAEConfigs, tmp_path: Path
+) -> None:
+    store, path = tmp_path / "store", write(vae_config("run", *TWO), tmp_path)
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    with (tmp_path / "log.txt").open("wb") as log:
+        alone = start(
+            "cola_train",
+            ["vae", path],
+            (log.fileno(), log.fileno()),
+            environment={**clean_environment(), **place, STORE: str(store)},
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not store.is_file() or store.stat().st_size == 0:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(alone.pid or 0, signal.SIGTERM)
+        assert ended(alone, 10) == -signal.SIGTERM
+    finally:
+        alone.kill()
 
 
 @pytest.mark.slow
