@@ -4,11 +4,13 @@ Imports take longer than the steps of a small run. A process that has done them,
 forks one for each program. What uses a GPU cannot be forked: such a program is `fresh`.
 """
 
+import io
 import multiprocessing
 import os
 import runpy
 import signal
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
@@ -23,7 +25,7 @@ ENDING = tuple(signal.Signals[name] for name in _NAMES)
 
 _FORKS, _FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
 _FORKS.set_forkserver_preload([*IMPORTED_FIRST])
-# One that was forked can fork: its imports are done, and it has no threads until it trains.
+# One that was forked can fork, for its imports are done; but not while it has threads.
 _HERE = multiprocessing.get_context("fork")
 _was_forked = False
 
@@ -52,7 +54,8 @@ def start(
     files = [Connection(os.dup(stream), readable=False) for stream in streams]
     values = dict(os.environ if environment is None else environment)
     job = (module, arguments, files, values, folder or Path.cwd(), first)
-    forks: Callable[..., BaseProcess] = _HERE.Process if _was_forked else _FORKS.Process
+    forks_itself = _was_forked and threading.active_count() == 1
+    forks: Callable[..., BaseProcess] = _HERE.Process if forks_itself else _FORKS.Process
     make: Callable[..., BaseProcess] = _FRESH.Process if fresh else forks
     process = make(target=_run, args=(*job, not fresh))
     # A signal to all processes of a terminal or a job must not end the one that forks: its children
@@ -80,11 +83,12 @@ def _run(
 ) -> None:
     global _was_forked
     _was_forked = forked
-    for number, (name, file) in enumerate(zip(("stdout", "stderr"), files, strict=True), start=1):
+    for number, file in enumerate(files, start=1):
         os.dup2(file.fileno(), number)
-        # Buffered as Python does it for a terminal or a pipe.
-        in_lines = number == 2 or os.isatty(number)
-        setattr(sys, name, os.fdopen(number, "w", buffering=1 if in_lines else -1, closefd=False))
+        file.close()
+    # As Python does it for a terminal or a pipe.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=os.isatty(1))
     # Processes that it starts itself are started as in any program, not as this one was.
     multiprocessing.set_start_method(None, force=True)
     os.environ.clear()

@@ -17,7 +17,7 @@ print(sys.argv[1:], os.getcwd(), __name__, os.environ["WORD"], multiprocessing.g
 for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
     print(str(signal.getsignal(signal.Signals[name])).partition(" at ")[0])
 print(signal.pthread_sigmask(signal.SIG_BLOCK, []), sys.stdin.read(), flush=True)
-print("to stderr", file=sys.stderr)
+print("to stderr, a lone surrogate: \\udc80", file=sys.stderr)
 sys.exit(3)
 """
 
