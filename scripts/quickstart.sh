@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a book to generated text on a small machine: tokenizer, prepared rows, stage 1, stage 2, export, samples, one page of results.
 #   bash scripts/quickstart.sh           about 15 minutes on 2 cores
-#   bash scripts/quickstart.sh --smoke   the same path in about a minute; its text means nothing
+#   bash scripts/quickstart.sh --smoke   the same path in under 2 minutes; its text means nothing
 set -euo pipefail
 size=quickstart
 rows=256
