@@ -4,6 +4,7 @@ Imports take longer than the steps of a small run. A process that has done them,
 forks one for each program. What uses a GPU cannot be forked: such a program is `fresh`.
 """
 
+import contextlib
 import io
 import multiprocessing
 import os
@@ -11,23 +12,35 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import FrameType
 
-# Imported once for all programs. None of them may ask for a GPU: CUDA does not survive a fork.
-IMPORTED_FIRST = ("cola_train.cli", "cola_train.training.run", "lightning.pytorch")
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 ENDING = tuple(signal.Signals[name] for name in _NAMES)
 """The signals that terminals, schedulers and users send to end a program."""
 
 _FORKS, _FRESH = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-_FORKS.set_forkserver_preload([*IMPORTED_FIRST])
+_FORKS.set_forkserver_preload(["cola_train.cli", "cola_train.training.run", "lightning.pytorch"])
 # One that was forked can fork, for its imports are done; but not while it has threads.
 _HERE = multiprocessing.get_context("fork")
 _was_forked = False
+
+
+@contextlib.contextmanager
+def handling(
+    numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """While the block runs, call `handle` for these signals; the main thread alone may."""
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def start(

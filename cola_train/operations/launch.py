@@ -18,13 +18,13 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 from cola_train.config.settings import INTERRUPTED
 from cola_train.files import write_atomically
 from cola_train.operations.report import last_lines
 from cola_train.processes import STORE
-from cola_train.programs import ENDING, start
+from cola_train.programs import ENDING, handling, start
 from cola_train.run_layout import RANKS
 
 # From a signal, or a first failure, to SIGKILL.
@@ -48,7 +48,7 @@ def launch(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="cola-train-") as private:
         ranks = _Ranks()
-        with ranks.passing_signals_on():
+        with handling(ENDING, ranks.pass_on):
             for rank in range(num_processes):
                 variables = _place(rank, num_processes, Path(private, "store"))
                 with _streams(rank, logs) as streams:
@@ -103,20 +103,10 @@ class _Ranks:
         """The processes' numbers, by rank."""
         return [process.pid for process in self._all]
 
-    @contextlib.contextmanager
-    def passing_signals_on(self) -> Iterator[None]:
-        """While the block runs, all get the signals that this process gets."""
-
-        def take(number: int, frame: Any) -> None:
-            self.signals.append(number)
-            self._send(number)
-
-        before = {number: signal.signal(number, take) for number in ENDING}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: all get it."""
+        self.signals.append(number)
+        self._send(number)
 
     def wait(self) -> None:
         """Wait for all to end; after a signal or a failure not for longer than saving may take."""

@@ -4,9 +4,10 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from types import FrameType
 
 from cola_train.processes import is_one_of_several
+from cola_train.programs import handling
 
 # SIGUSR1 and SIGUSR2 are what SLURM is usually told to send some time before its limit; SIGHUP is a
 # terminal that closes.
@@ -35,16 +36,12 @@ class StopRequest:
             yield
             return
 
-        def handle(number: int, frame: Any) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
             name = signal.Signals(number).name
             # Of several, one Ctrl-C may arrive twice: from the terminal and passed on.
             if name == self.signal_name == "SIGINT" and not is_one_of_several():
                 raise KeyboardInterrupt
             self.signal_name = name
 
-        before = {number: signal.signal(number, handle) for number in _SIGNALS}
-        try:
+        with handling(_SIGNALS, handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
