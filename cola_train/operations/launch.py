@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from cola_train.config.settings import INTERRUPTED
+from cola_train.config.settings import INTERRUPTED, UserError
 from cola_train.files import write_atomically
 from cola_train.operations.report import last_lines
 from cola_train.processes import STORE
@@ -42,9 +42,16 @@ def launch(
     Returns:
         The exit status of the process that failed first, or 0. After a signal 128 + its number, as
         a shell does, whether or not the processes could save: status.json says.
+
+    Raises:
+        UserError: no folder can be made in `log_folder`.
     """
     logs = log_folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
-    logs.mkdir(parents=True)
+    try:
+        logs.mkdir(parents=True)
+    except OSError as error:
+        reason = f"The folder {logs} for the run's logs cannot be made: {error.strerror or error}."
+        raise UserError(f"{reason} Choose another runs_folder.") from error
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="cola-train-") as private:
         ranks = _Ranks()

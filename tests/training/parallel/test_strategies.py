@@ -12,6 +12,7 @@ from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.operations.launch import launch
 from cola_train.processes import Processes
 from cola_train.training.loop.step_log import Step, read_step_log
 from cola_train.training.parallel.sharding import check_mesh
@@ -154,3 +155,9 @@ def test_the_launcher_is_the_users_way_to_several_processes(
     assert refused.stderr.startswith("cola-train: error: ")
     assert "holds another run" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_folder_for_logs_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"/file/logs/.* cannot be made: Not a directory. Choose"):
+        launch(["vae"], 2, tmp_path / "file" / "logs", uses_gpu=False)
