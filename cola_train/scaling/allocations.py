@@ -3,13 +3,10 @@
 This reads private sides of torch; each has a comment on what breaks where torch changes it.
 """
 
-import contextlib
 import dataclasses
 import enum
-import gc
-import unittest.mock
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,6 @@ import numpy.typing as npt
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch._subclasses import FakeTensorMode
 
 from cola_train.processes import local_part
 from cola_train.scaling.layers import Section, repeated
@@ -132,7 +128,8 @@ class AllocationLog:
 
     def saw(self, operator: Any, args: Any, kwargs: Any, result: Any) -> None:
         """Note an operator's call, its new storages above all."""
-        tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+        leaves = [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         # FSDP2's own operators. If torch renames them, this fails; if FSDP2 no longer calls them,
         # what they take is counted as temporaries, and `accumulating` finds no gradients.
         if operator is torch.ops.fsdp.all_gather_copy_in.default:
@@ -226,60 +223,3 @@ class AllocationLog:
         if self._is_open and size != self._sizes[number]:
             self._changes.append((number, size - self._sizes[number]))
             self._sizes[number] = size
-
-
-class RecordingMode(FakeTensorMode):
-    """A fake mode that tells a log about each operator.
-
-    `FakeTensorMode` and `fake_device` are torch's private API, used by its compiler: tensors with
-    storages of the right size and no memory. Nothing public gives these.
-    """
-
-    def __init__(self) -> None:
-        # Weights come from the meta device.
-        super().__init__(allow_non_fake_inputs=True)
-        self._log: AllocationLog | None = None
-        self._depth = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.prim.device.default:
-            # Half of all calls: FSDP2 asks each parameter. The fake mode's own answer takes ten
-            # times as long.
-            return args[0].fake_device
-        # The fake of an operator may call others, which the real one does not.
-        self._depth += 1
-        try:
-            result = super().__torch_dispatch__(func, types, args, kwargs or {})
-        finally:
-            self._depth -= 1
-        if self._log is not None and self._depth == 0:
-            self._log.saw(func, args, kwargs, result)
-        return result
-
-    def enter(self, section: Section, layer: int) -> None:
-        """Tell the log, if there is one, that a layer's part of a section begins."""
-        if self._log is not None:
-            self._log.enter(section, layer)
-
-    @contextlib.contextmanager
-    def recording_to(self, log: AllocationLog) -> Iterator[None]:
-        """Run the block with fake tensors, and tell `log` about each operator."""
-        resize = torch.UntypedStorage.resize_
-
-        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
-            result = resize(storage, size)
-            log.resized(storage)
-            return result
-
-        self._log = log
-        # What the garbage collector alone finds would be released at another moment each time.
-        gc.collect()
-        gc.disable()
-        try:
-            # FSDP2 empties and fills storages by this method, which no dispatch mode sees.
-            with unittest.mock.patch.object(torch.UntypedStorage, "resize_", resize_), self:
-                yield
-        finally:
-            gc.enable()
-            log.close()
-            self._log = None

@@ -24,21 +24,21 @@ from cola_train.data.batch import Batch
 from cola_train.models.attention.rows import Attention, RowAttention
 from cola_train.models.attention.tiled import TiledAttention, forget_masks
 from cola_train.models.vocabulary_head import PARTS
-from cola_train.objectives.objective import total_loss
+from cola_train.objectives.objective import Objective, total_loss
 from cola_train.processes import Processes
-from cola_train.scaling.allocations import AllocationLog, Bytes, MemoryPart, RecordingMode, Timeline
+from cola_train.scaling.allocations import AllocationLog, Bytes, MemoryPart, Timeline
 from cola_train.scaling.layers import UnequalLayersError, layer_of, note_layers, shorten
-from cola_train.training.loop.interrupts import StopRequest
-from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.watchdog import Watchdog
-from cola_train.training.optim.optimizers import ensure_state
+from cola_train.scaling.recording import RecordingMode
+from cola_train.training.optim.ema import EMA
+from cola_train.training.optim.optimizers import build_optimizer, ensure_state
 from cola_train.training.parallel.activations import Checkpointing, checkpointing_activations
+from cola_train.training.parallel.build import build_sharded, computing, materialize
 from cola_train.training.parallel.sharding import check_mesh, gather_each_once, sharding_units
 
 
 @dataclasses.dataclass(frozen=True)
 class _DryRun:
-    """A stage that is ready for its step.
+    """An objective that is ready for its step.
 
     Attributes:
         present: the tensors that exist when a step begins, and what they are for, by stack and
@@ -46,7 +46,9 @@ class _DryRun:
         left_out: how many layers of each stack do not take part.
     """
 
-    stage: StageModule
+    config: RunConfig
+    processes: Processes
+    objective: Objective
     mode: RecordingMode
     present: dict[tuple[str, int] | None, list[tuple[MemoryPart, Tensor]]]
     left_out: dict[str, int]
@@ -106,7 +108,7 @@ def _record(
     run = _configure(config, processes, shortens)
     timelines = []
     for kind in checkpointing:
-        with checkpointing_activations(run.stage.objective, kind):
+        with checkpointing_activations(run.objective, kind):
             timelines.append(record_timeline(run))
     return timelines
 
@@ -115,8 +117,8 @@ def _record_once(run: _DryRun) -> Timeline:
     """Record more rows than any storage that does not grow with rows has bytes."""
     # The largest such storages are those that a unit is gathered into and reduced from: fp32, with
     # some padding, and twice that.
-    units = [_numbers(unit) for unit in sharding_units(run.stage.objective)]
-    root = _numbers(run.stage.objective) - sum(units)
+    units = [_numbers(unit) for unit in sharding_units(run.objective)]
+    root = _numbers(run.objective) - sum(units)
     many = 1 << (4 * 4 * max(root, *units)).bit_length()
     fixed, of_parts = _record_step(run, many * PARTS).live_apart(many)
     return _affine(fixed + of_parts, fixed + 2 * of_parts)
@@ -181,14 +183,15 @@ def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
 
 def _configure(config: RunConfig, processes: Processes, shortens: bool) -> _DryRun:
     """Build a stage, fake from where memory is given: a mesh reads its tensors' values."""
-    watchdog = Watchdog(0, config.parallel.timeout_seconds)
-    stage, mode = StageModule(config, processes, StopRequest(), watchdog), RecordingMode()
-    left_out: dict[str, int] = {}
-    objective = stage.build_sharded(lambda built: left_out.update(shorten(built, shortens)))
+    mode, left_out = RecordingMode(), dict[str, int]()
+    objective = build_sharded(
+        config, processes, lambda built: left_out.update(shorten(built, shortens))
+    )
     note_layers(objective, left_out, mode.enter)
     with mode:
-        stage.allocate(objective)
-        moments = ensure_state(stage.configure_optimizers())
+        materialize(objective, config, processes)
+        ema = EMA(objective, config.ema.decay)
+        moments = ensure_state(build_optimizer(objective, config.optim))
         # As when a run starts: then each unit has the storage that it is gathered into, empty.
         gather_each_once(objective)
     present: dict[tuple[str, int] | None, list[tuple[MemoryPart, Tensor]]] = {}
@@ -202,11 +205,11 @@ def _configure(config: RunConfig, processes: Processes, shortens: bool) -> _DryR
             add(name, MemoryPart.OPTIMIZER, tensor)
     for name, buffer in objective.named_buffers():
         add(name, MemoryPart.WEIGHTS, buffer)
-    for name, average in stage.ema.tensors.items():
+    for name, average in ema.tensors.items():
         add(name, MemoryPart.EMA, average)
     for tensor in _gathered(objective):
         add("", MemoryPart.GATHERED, tensor)
-    return _DryRun(stage, mode, present, left_out)
+    return _DryRun(config, processes, objective, mode, present, left_out)
 
 
 def _gathered(objective: nn.Module) -> list[Tensor]:
@@ -226,7 +229,7 @@ def _record_step(run: _DryRun, rows: int) -> AllocationLog:
     """One forward and backward of a micro-batch of `rows`; no gradients are left behind."""
     # Each recording makes the masks, as a run's first step does.
     forget_masks()
-    stage, log = run.stage, AllocationLog(run.stage.config.vocab_size)
+    objective, log = run.objective, AllocationLog(run.config.vocab_size)
     for layer, tensors in run.present.items():
         if layer is not None:
             stack, number = layer
@@ -234,17 +237,15 @@ def _record_step(run: _DryRun, rows: int) -> AllocationLog:
         for part, tensor in tensors:
             log.take(part, [tensor])
     with run.mode.recording_to(log):
-        batch = _batch(rows, stage.config.data.seq_len)
-        counts = {name: count.float() for name, count in stage.objective.counts(batch).items()}
-        with stage.computing():
+        batch = _batch(rows, run.config.data.seq_len)
+        counts = {name: count.float() for name, count in objective.counts(batch).items()}
+        with computing(run.config, run.processes):
             # Of a cycle's phases the first trains most.
-            terms = stage.objective(batch, 0)
+            terms = objective(batch, 0)
         loss = total_loss(terms, counts)
         log.take_rest(MemoryPart.ACTIVATIONS)
         loss.backward()
-        trained = [
-            parameter for parameter in stage.objective.parameters() if parameter.grad is not None
-        ]
+        trained = [parameter for parameter in objective.parameters() if parameter.grad is not None]
         log.take(
             MemoryPart.GRADIENTS,
             [parameter.grad for parameter in trained if parameter.grad is not None],

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cola_train.models import vocabulary_head
 from cola_train.models.vocabulary_head import VocabularyHead
-from cola_train.scaling.allocations import AllocationLog, MemoryPart, RecordingMode
+from cola_train.scaling.allocations import AllocationLog, MemoryPart
+from cola_train.scaling.recording import RecordingMode
 
 
 def plain(

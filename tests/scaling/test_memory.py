@@ -25,8 +25,9 @@ from cola_train.families.autoregressive.config import AutoregressiveRunConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.masked_diffusion.config import LLaDARunConfig
 from cola_train.models.text_vae import TextVAE
-from cola_train.scaling.allocations import AllocationLog, MemoryPart, RecordingMode, Timeline
+from cola_train.scaling.allocations import AllocationLog, MemoryPart, Timeline
 from cola_train.scaling.memory import estimate, what_fits
+from cola_train.scaling.recording import RecordingMode
 from tests.helpers.programs import ROOT, clean_environment
 from tests.helpers.runs import BOOK, SMALL, SMALL_DIT
 

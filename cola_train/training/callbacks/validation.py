@@ -14,6 +14,7 @@ from cola_train.objectives.objective import Term, weights_of
 from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.data import RunData
 from cola_train.training.loop.module import StageModule
+from cola_train.training.parallel.build import computing
 
 # Logs the metrics of a step, by whole names, whose measuring began at that reading of the clock.
 Report = Callable[[int, Mapping[str, float], float], None]
@@ -63,7 +64,7 @@ class Validation(StageCallback):
                 if number % _BATCHES_BETWEEN_LOOKS == 0 and stage.asked_to_stop():
                     return None
                 batch = Batch(*(tensor.to(processes.device) for tensor in batch))
-                with stage.computing():
+                with computing(self.config, processes):
                     terms = objective(batch)
                 _add(totals, {term.key: term.sum for term in terms})
                 _add(counts, objective.counts(batch))

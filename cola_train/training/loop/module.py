@@ -17,23 +17,20 @@ from torch.distributed.tensor import DTensor
 from cola_train.config.run import RunConfig
 from cola_train.console import say
 from cola_train.data.batch import Batch
-from cola_train.families.registry import family_of
 from cola_train.files import JsonlWriter
 from cola_train.objectives.objective import Objective, Term, total_loss, weights_of
 from cola_train.processes import Processes
 from cola_train.training.loop import guard, spikes
 from cola_train.training.loop.budget import Budget
 from cola_train.training.loop.interrupts import StopRequest
-from cola_train.training.loop.state import RunState, materialize, saved_tensors
+from cola_train.training.loop.state import RunState, saved_tensors
 from cola_train.training.loop.step_log import Step, StepLog, digest_text, sample_digest
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.optim.ema import EMA
 from cola_train.training.optim.optimizers import build_optimizer, set_learning_rate
 from cola_train.training.optim.schedule import Schedule
-from cola_train.training.parallel.activations import checkpoint_activations
-from cola_train.training.parallel.compilation import compile_blocks
-from cola_train.training.parallel.precision import multiply_in_fp8
-from cola_train.training.parallel.sharding import build_mesh, shard, sync_gradients_only_if
+from cola_train.training.parallel.build import build_sharded, computing, materialize
+from cola_train.training.parallel.sharding import sync_gradients_only_if
 
 
 class StageModule(pl.LightningModule):
@@ -78,30 +75,9 @@ class StageModule(pl.LightningModule):
     def configure_model(self) -> None:
         """Build and shard, once: each process has memory for its part, still without values."""
         if not hasattr(self, "objective"):
-            self.allocate(self.build_sharded())
-
-    def build_sharded(
-        self, change: Callable[[Objective], object] = lambda objective: None
-    ) -> Objective:
-        """The objective on the meta device, in parts for this process; `change` comes before."""
-        parallel = self.config.parallel
-        with torch.device("meta"):
-            objective = family_of(self.config).build(self.config)
-        change(objective)
-        if self.config.trainer.precision == "fp8":
-            multiply_in_fp8(objective)
-        checkpoint_activations(objective, parallel.activation_checkpointing)
-        if self.config.trainer.compile:
-            compile_blocks(objective)
-        mesh = build_mesh(parallel, self.processes, self.processes.device.type)
-        shard(objective, mesh, self.config.trainer.in_bf16, parallel.cpu_offload)
-        return objective
-
-    def allocate(self, objective: Objective) -> None:
-        """Give a sharded objective its memory, and take it."""
-        materialize(objective, "cpu" if self.config.parallel.cpu_offload else self.processes.device)
-        self.objective = objective
-        self.ema = EMA(objective, self.config.ema.decay)
+            self.objective = build_sharded(self.config, self.processes)
+            materialize(self.objective, self.config, self.processes)
+            self.ema = EMA(self.objective, self.config.ema.decay)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.objective, self.config.optim)
@@ -109,11 +85,6 @@ class StageModule(pl.LightningModule):
     def saved_tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, live."""
         return saved_tensors(self.objective, self._optimizer(), self.ema.tensors)
-
-    def computing(self) -> torch.autocast:
-        """The forward's precision: fp32, or bf16 with norms, softmax and residuals in fp32."""
-        device, in_bf16 = self.processes.device.type, self.config.trainer.in_bf16
-        return torch.autocast(device, torch.bfloat16, enabled=in_bf16)
 
     def weights_to_evaluate(self) -> contextlib.AbstractContextManager[None]:
         """While the block runs, the weights are those to evaluate (`ema.evaluate`: the average)."""
@@ -131,7 +102,7 @@ class StageModule(pl.LightningModule):
         sums: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(micro_batches, start=1):
             sync_gradients_only_if(self.objective, number == len(micro_batches))
-            with self.computing():
+            with computing(self.config, self.processes):
                 terms: list[Term] = self.objective(micro_batch, step)
             # Gradients are averaged over processes; the losses are shares of a global mean to add.
             self.manual_backward(total_loss(terms, counts) * self.processes.world_size)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cola_train.models.blocks import HasBuffers
 from cola_train.processes import local_part
 from cola_train.training.optim.optimizers import ensure_state
 
@@ -43,15 +42,6 @@ class RunState:
     def from_json(cls, text: str) -> "RunState":
         """The inverse of `to_json`."""
         return cls(**json.loads(text))
-
-
-def materialize(objective: nn.Module, device: torch.device | str) -> None:
-    """Give a sharded objective memory, and its buffers their values; parameters have none yet."""
-    objective.to_empty(device=device)
-    with torch.no_grad():
-        for module in objective.modules():
-            if isinstance(module, HasBuffers):
-                module.reset_buffers()
 
 
 def fill(objective: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:

@@ -65,7 +65,7 @@ def shard(objective: nn.Module, mesh: DeviceMesh, bf16: bool, cpu_offload: bool)
     """FSDP2 over the units, and over the objective as root: every forward goes through it.
 
     With `bf16` weights are gathered in bf16 while their masters, and the sums of gradients, stay
-    fp32; the forward itself runs under autocast (loop/module.py), which keeps norms, softmax and
+    fp32; the forward itself runs under autocast (build.py), which keeps norms, softmax and
     residuals in fp32.
     """
     precision = MixedPrecisionPolicy()
