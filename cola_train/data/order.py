@@ -1,7 +1,5 @@
 """The order of training rows: each epoch a keyed permutation, computed per position, no table."""
 
-from typing import overload
-
 import numpy as np
 from jaxtyping import UInt64
 
@@ -10,12 +8,8 @@ _NUM_ROUNDS = 8
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive multiples are far apart
 
 
-@overload
-def row_index(position: int, num_rows: int, data_seed: int) -> int: ...
-@overload
-def row_index(position: np.ndarray, num_rows: int, data_seed: int) -> np.ndarray: ...
-def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int | np.ndarray:
-    """The row at a position of the endless stream of training rows.
+def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> np.ndarray:
+    """The row at each position of the endless stream of training rows, in an array of its shape.
 
     Positions `e * num_rows` to `(e + 1) * num_rows - 1` are epoch `e` and hold every row once, in
     an order of that epoch's own. Time and memory do not depend on `num_rows`.
@@ -28,15 +22,14 @@ def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> int 
     Raises:
         ValueError: a negative position, or no rows.
     """
-    positions = np.atleast_1d(np.asarray(position, dtype=np.int64))
+    positions = np.asarray(position, dtype=np.int64)
     if num_rows < 1 or (positions.size and positions.min() < 0):
         raise ValueError(
             f"row_index needs num_rows >= 1 and position >= 0, not {num_rows} and {position}"
         )
     epoch, index = np.divmod(positions.ravel(), num_rows)
-    permuted = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed)
-    rows = permuted.astype(np.int64)
-    return int(rows[0]) if np.ndim(position) == 0 else rows.reshape(positions.shape)
+    rows = _permute(index.astype(np.uint64), epoch.astype(np.uint64), num_rows, data_seed)
+    return rows.astype(np.int64).reshape(positions.shape)
 
 
 def _permute(index: _Words, epoch: _Words, num_rows: int, data_seed: int) -> _Words:

@@ -93,9 +93,8 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _no_such_input(path: Path) -> str:
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = f"look at what is in {path.parent}"
-    if 0 < len(siblings) <= 1000:
-        hint = nearest(path.name, siblings)
+    look = f"look at what is in {path.parent}"
+    hint = nearest(path.name, siblings) if 0 < len(siblings) <= 1000 else look
     return f"The corpus input {path} does not exist and matches no file; {hint}"
 
 
@@ -125,19 +124,18 @@ def _open_dataset(corpus: CorpusConfig) -> Any:
     import datasets
 
     assert corpus.dataset is not None
-    folder = Path(corpus.dataset).expanduser()
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if not saved:
-        return _builder(corpus).as_streaming_dataset(split=corpus.dataset_split)
+    folder, split = Path(corpus.dataset).expanduser(), corpus.dataset_split
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _builder(corpus).as_streaming_dataset(split=split)
     loaded = datasets.load_from_disk(str(folder))
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
-    if corpus.dataset_split not in loaded:
+    if split not in loaded:
+        hint = nearest(split, loaded)
         raise UserError(
-            f"The dataset {folder} has no split '{corpus.dataset_split}' (corpus.dataset_split); "
-            f"{nearest(corpus.dataset_split, loaded)}"
+            f"The dataset {folder} has no split '{split}' (corpus.dataset_split); {hint}"
         )
-    return loaded[corpus.dataset_split]
+    return loaded[split]
 
 
 def _builder(corpus: CorpusConfig) -> Any:

@@ -96,7 +96,7 @@ def test_a_step_is_the_same_rows_on_any_number_of_processes(
     assert batch.sample_index.tolist() == list(range(100 * 12, 101 * 12))
     assert num_rows < 100 * 12  # beyond the first epoch
     for place, position in enumerate(batch.sample_index.tolist()):
-        tokens, document_ids = prepared.row("train", row_index(position, num_rows, 5))
+        tokens, document_ids = prepared.row("train", int(row_index(position, num_rows, 5)))
         assert batch.tokens[place].tolist() == tokens.tolist()
         assert batch.document_ids[place].tolist() == document_ids.tolist()
 
