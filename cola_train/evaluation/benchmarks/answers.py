@@ -1,7 +1,8 @@
 """A folder of answers: what was asked, and each answer, written once. The rest follows from these.
 
 evaluation.json    checkpoint, tokenizer, settings and data; another evaluation is refused here
-parts/N.jsonl      answers of process N in the order they came; only ever appended to
+parts/N.jsonl      answers of process N in the order they came, each with its sample's place in the
+                   task; only ever appended to
 answers.jsonl      answers of complete tasks in order; like verdicts.jsonl and the summary it is
                    written anew each time
 """
@@ -64,7 +65,7 @@ class Answer:
         gold = None
         if self.ground_truth in self.choices:
             gold = letter(self.choices.index(self.ground_truth))
-        return Verdict(self.generation, correct, float(correct), letter(self.chosen), gold)
+        return Verdict(correct, float(correct), self.generation, letter(self.chosen), gold)
 
     def to_json(self) -> dict[str, Any]:
         """A line of answers.jsonl: `choices` and `scores` only where there are some."""
@@ -143,7 +144,7 @@ class AnswerFolder:
         return found
 
     def append_to(self, part: int) -> JsonlWriter:
-        """Where process `part` appends its answers, each as `part_row`."""
+        """Where process `part` appends its answers."""
         folder = self.path / _PARTS
         folder.mkdir(exist_ok=True)
         return JsonlWriter(folder / f"{part}.jsonl")
@@ -172,11 +173,6 @@ class AnswerFolder:
     def _rows(self) -> Iterator[dict[str, Any]]:
         for path in sorted((self.path / _PARTS).glob("*.jsonl")):
             yield from read_log(path)
-
-
-def part_row(answer: Answer, place: int) -> dict[str, Any]:
-    """A line of a part: the answer, and the place of its sample in the task."""
-    return {"place": place, **answer.to_json()}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from cola_train.config.settings import require
 from cola_train.console import progress_bar, say
 from cola_train.devices import named_device
 from cola_train.evaluation.benchmarks.answering import Question, answer_batch, make_batches
-from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, Key, part_row
+from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, Key
 from cola_train.evaluation.benchmarks.results import write_results
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.families.checkpoint import Checkpoint
@@ -96,9 +96,7 @@ def _answer_share(
     processes: Processes,
 ) -> None:
     """Answer this process' share of the batches that lack an answer, each as a whole."""
-    lacking = [
-        batch for batch in batches if any(question.key not in answered for question in batch)
-    ]
+    lacking = [batch for batch in batches if any(one.key not in answered for one in batch)]
     share = _share(lacking, processes)
     if not lacking and processes.is_first:
         say(
@@ -115,7 +113,7 @@ def _answer_share(
         for batch in share:
             for question, found in zip(batch, answer_batch(checkpoint, batch, config), strict=True):
                 if found.key not in answered:
-                    lines.append(part_row(found, question.place))
+                    lines.append({"place": question.place, **found.to_json()})
             lines.sync()
             bar.update(len(batch))
 
@@ -159,10 +157,10 @@ def _device(name: str, processes: Processes) -> torch.device:
     return processes.device
 
 
-def _default_folder(checkpoint_folder: Path) -> Path:
+def _default_folder(folder: Path) -> Path:
     # The next export of a run replaces this one's whole folder, so the answers lie beside it.
-    exported = checkpoint_folder.name == EXPORT and (checkpoint_folder.parent / CONFIG).is_file()
-    return (checkpoint_folder.parent if exported else checkpoint_folder) / BENCHMARKS
+    exported = folder.name == EXPORT and (folder.parent / CONFIG).is_file()
+    return (folder.parent if exported else folder) / BENCHMARKS
 
 
 def _identity(checkpoint: Checkpoint, config: EvaluationConfig) -> dict[str, Any]:
@@ -208,13 +206,8 @@ def _say_if_long(
     limit = checkpoint.trained_seq_len
     if limit is None:
         return
-    new = config.sampler.max_new_tokens if config.choose_by == "generation" else 0
-    counts = Counter(
-        question.task
-        for batch in batches
-        for question in batch
-        if question.num_tokens + new > limit
-    )
+    most = limit - (config.sampler.max_new_tokens if config.choose_by == "generation" else 0)
+    counts = Counter(one.task for batch in batches for one in batch if one.num_tokens > most)
     if counts:
         named = ", ".join(f"{task} {count}" for task, count in counts.items())
         say(

@@ -10,8 +10,7 @@ from typing import Any
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
-from cola_train.evaluation.benchmarks.results import to_table, write_results
-from cola_train.evaluation.benchmarks.summary import summarize
+from cola_train.evaluation.benchmarks.results import summarize, to_table, write_results
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
 from cola_train.files import atomic_folder, read_errors_explained, require_new
 
@@ -75,7 +74,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if (path / ANSWERS).is_file():
         return [path / ANSWERS]
-    found = [path / f"{task}.jsonl" for task in TASKS if (path / f"{task}.jsonl").is_file()]
+    found = [file for task in TASKS if (file := path / f"{task}.jsonl").is_file()]
     require(
         bool(found),
         f"{path} has neither {ANSWERS} nor a file named after a benchmark, such as "

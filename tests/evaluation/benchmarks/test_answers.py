@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cola_train.config.settings import UserError
-from cola_train.evaluation.benchmarks.answers import Answer, AnswerFolder, part_row
+from cola_train.evaluation.benchmarks.answers import Answer, AnswerFolder
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -30,6 +30,10 @@ def identity(**changes: Any) -> dict[str, Any]:
 
 def made_up(task: str, sample_id: int | str) -> Answer:
     return Answer(task, sample_id, f" text of {sample_id}", "truth", prompt_sha256="cc")
+
+
+def part_row(answer: Answer, place: int) -> dict[str, Any]:
+    return {"place": place, **answer.to_json()}
 
 
 @given(
