@@ -14,10 +14,7 @@ def row_index(position: int | np.ndarray, num_rows: int, data_seed: int) -> np.n
     Positions `e * num_rows` to `(e + 1) * num_rows - 1` are epoch `e` and hold every row once, in
     an order of that epoch's own. Time and memory do not depend on `num_rows`.
 
-    Args:
-        position: 0-based, an int or an integer array of any shape.
-        num_rows: rows of the split, at least 1.
-        data_seed: any integer; equal modulo 2^64 is equal.
+    Positions count from 0; `data_seed` is any integer, and equal modulo 2^64 is equal.
 
     Raises:
         ValueError: a negative position, or no rows.

@@ -96,7 +96,7 @@ class Tokenizer:
         # processes was asked for, and on one core larger batches are no faster. `encode` also works
         # out where each token stands, which costs a quarter more.
         encode = self.library_for_documents.encode_batch_fast
-        return cast(list[int], encode([text], add_special_tokens=False)[0].ids)
+        return encode([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """The text of ids; special tokens are left out, or written with `special_tokens`."""

@@ -44,11 +44,9 @@ def evaluate(
 
     Args:
         checkpoint_folder: of any family; a run folder stands for its export.
-        tasks: names of benchmarks.
         data: folder of TASK.jsonl files.
         out: the folder of answers, new or to be continued; `benchmarks` in the run's or
             checkpoint's folder when None.
-        device: cpu, cuda, cuda:1, ..., or auto.
 
     Raises:
         UserError: no data or no checkpoint there, one of stage 1, `out` holds something else, or
@@ -71,10 +69,10 @@ def evaluate(
         path = out or _default_folder(checkpoint_folder)
 
         def begin() -> set[Key]:
-            asked = {
-                task: {"num_samples": len(own), "sha256": _sha256(data / f"{task}.jsonl")}
-                for task, own in samples.items()
-            }
+            asked = {}
+            for task, own in samples.items():
+                sha256 = hashlib.sha256((data / f"{task}.jsonl").read_bytes()).hexdigest()
+                asked[task] = {"num_samples": len(own), "sha256": sha256}
             folder = AnswerFolder.open(path, {**_identity(checkpoint, config), "data": asked})
             _say_if_long(checkpoint, batches, config)
             return folder.keys()
@@ -193,11 +191,6 @@ def _weights_digest(networks: Iterable[nn.Module]) -> str:
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _say_if_long(

@@ -18,10 +18,8 @@ from cola_train.files import atomic_folder, read_errors_explained, require_new
 def score(path: Path, data: Path | None, out: Path | None) -> str:
     """Judge every record of a file or folder; returns the table.
 
-    Args:
-        path: as of `read_answers`.
-        data: a folder of TASK.jsonl files, from which ground truths and choices are taken by id.
-        out: a new folder to write verdicts, summary and figure to.
+    Ground truths and choices are taken from `data`, a folder of TASK.jsonl files, by id, if it is
+    given; verdicts, summary and figure are written to `out`, a new folder.
 
     Raises:
         UserError: as of `read_answers`, or `out` exists.

@@ -99,10 +99,7 @@ def verdict(
 
 def truncate(generation: str) -> str:
     """The text before the first line feed that has a word character before it, or all of it."""
-    word = re.search(r"\w", generation)
-    if word is None:
-        return generation
-    return generation[: word.end()] + generation[word.end() :].split("\n", 1)[0]
+    return re.sub(r"(\w.*)(?s:.*)", r"\1", generation)
 
 
 def norm(text: str) -> str:
