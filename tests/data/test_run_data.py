@@ -18,8 +18,13 @@ from torch import Tensor
 
 from cola_train.config.data import CorpusConfig, DataConfig, PrepareConfig
 from cola_train.config.settings import UserError
-from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, Batch, PackedRows, validation_batches
-from cola_train.data.order import row_index
+from cola_train.data.batch import (
+    VALIDATION_SAMPLE_OFFSET,
+    Batch,
+    PackedRows,
+    row_index,
+    validation_batches,
+)
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.training.data import RunData, StepBatchSampler, ValidationBatchSampler

@@ -20,8 +20,7 @@ from cola_train.evaluation.benchmarks.tasks import TASKS
 from cola_train.files import JsonlWriter, read_log, write_atomically
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
-_PARTS = "parts"
-_DATA = "data"
+_PARTS, _DATA = "parts", "data"
 _FIELDS = ("task", "id", "prompt_sha256", "generation", "ground_truth")
 _LISTS = ("choices", "scores")
 Key = tuple[str, int | str]  # task, and the sample's id
@@ -51,21 +50,19 @@ class Answer:
         """The sample's task and id."""
         return self.task, self.id
 
-    @property
-    def chosen(self) -> int | None:
-        """The choice of the largest score, the first of several; None of a generated answer."""
-        return self.scores.index(max(self.scores)) if self.scores else None
-
     @functools.cached_property
     def verdict(self) -> Verdict:
-        """Whether it is correct: by the benchmark's rules, or by being the true option."""
-        if self.chosen is None:
-            return verdict(self.task, self.generation, self.ground_truth, self.choices)
-        correct = self.choices[self.chosen] == self.ground_truth
-        gold = None
-        if self.ground_truth in self.choices:
-            gold = letter(self.choices.index(self.ground_truth))
-        return Verdict(correct, float(correct), self.generation, letter(self.chosen), gold)
+        """Whether it is correct: by the benchmark's rules, or by being the true option.
+
+        Of several options with the largest score the first was chosen.
+        """
+        truth, choices = self.ground_truth, self.choices
+        if not self.scores:
+            return verdict(self.task, self.generation, truth, choices)
+        chosen = self.scores.index(max(self.scores))
+        gold = letter(choices.index(truth)) if truth in choices else None
+        correct = choices[chosen] == truth
+        return Verdict(correct, float(correct), self.generation, letter(chosen), gold)
 
     def to_json(self) -> dict[str, Any]:
         """A line of answers.jsonl: `choices` and `scores` only where there are some."""

@@ -85,7 +85,7 @@ def verdict(
     check_task(task)
     text, truth = truncate(generation or ""), ground_truth or ""
     if task == "lambada":
-        word, gold_word = _first_word(text), _first_word(truth)
+        word, gold_word = (norm(whole).partition(" ")[0] for whole in (text, truth))
         return Verdict(word == gold_word, float(word == gold_word), text, word, gold_word)
     alike = similarity(text, truth)
     if task not in LETTER_TASKS:
@@ -119,10 +119,6 @@ def similarity(x: str, y: str) -> float:
 def letter(index: int) -> str:
     """The letter that a choice is shown with: A of choice 0."""
     return chr(ord("A") + index)
-
-
-def _first_word(text: str) -> str:
-    return norm(text).partition(" ")[0]
 
 
 def _letter(text: str, choices: Sequence[str]) -> str | None:

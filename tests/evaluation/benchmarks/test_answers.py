@@ -53,7 +53,7 @@ def test_an_answer_survives_a_line_of_json(
     scores = tuple(data.draw(st.floats(allow_nan=False)) for _ in choices) if scored else ()
     answer = Answer("mmlu", sample_id, *texts, tuple(choices), scores, "cc")
     assert Answer.from_json(json.loads(json.dumps(answer.to_json()))) == answer
-    assert answer.chosen == (None if not scores else scores.index(sorted(scores)[-1]))
+    assert not scores or answer.verdict.predicted == "ABCD"[scores.index(sorted(scores)[-1])]
 
 
 def test_answers_come_out_in_order_whoever_gave_them(tmp_path: Path) -> None:
