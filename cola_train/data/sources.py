@@ -70,18 +70,26 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
     A missing or unreadable source is a UserError.
     """
     if corpus.dataset is None:
-        inputs = expand_inputs(corpus.inputs)
-        return _hash_files([(path, str(path), suffix_of(path) or "") for path in inputs])
-    folder = Path(corpus.dataset).expanduser()
-    if folder.is_dir():
-        paths = _files_below(folder)
-        return _hash_files([(p, p.relative_to(folder).as_posix(), "dataset") for p in paths])
-    with _dataset_errors_explained(corpus):
-        builder = _builder(corpus)
-        # The builder's hash covers the repository's revision and the files that the name means.
-        identity = (corpus.dataset, corpus.dataset_config, corpus.dataset_split, builder.hash)
-    sha256 = hashlib.sha256("\n".join(map(str, identity)).encode("utf-8")).hexdigest()
-    return [SourceHash(corpus.dataset, "dataset", sha256)]
+        files = {path: (str(path), suffix_of(path) or "") for path in expand_inputs(corpus.inputs)}
+    elif (folder := Path(corpus.dataset).expanduser()).is_dir():
+        found = _files_below(folder)
+        files = {path: (path.relative_to(folder).as_posix(), "dataset") for path in found}
+    else:
+        with _dataset_errors_explained(corpus):
+            builder = _builder(corpus)
+            # The builder's hash covers the repository's revision and the files the name means.
+            identity = (corpus.dataset, corpus.dataset_config, corpus.dataset_split, builder.hash)
+        sha256 = hashlib.sha256("\n".join(map(str, identity)).encode("utf-8")).hexdigest()
+        return [SourceHash(corpus.dataset, "dataset", sha256)]
+    hashes = []
+    total = sum(path.stat().st_size for path in files)
+    with progress_bar("hashing sources", "B", total=total, divisor=1024) as bar:
+        for path, (name, kind) in files.items():
+            with read_errors_explained(path), path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes.append(SourceHash(name, kind, sha256))
+                bar.update(file.tell())
+    return hashes
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -96,18 +104,6 @@ def _no_such_input(path: Path) -> str:
     look = f"look at what is in {path.parent}"
     hint = nearest(path.name, siblings) if 0 < len(siblings) <= 1000 else look
     return f"The corpus input {path} does not exist and matches no file; {hint}"
-
-
-def _hash_files(files: Sequence[tuple[Path, str, str]]) -> list[SourceHash]:
-    hashes = []
-    total = sum(path.stat().st_size for path, _, _ in files)
-    with progress_bar("hashing sources", "B", total=total, divisor=1024) as bar:
-        for path, name, kind in files:
-            with read_errors_explained(path), path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                hashes.append(SourceHash(name, kind, sha256))
-                bar.update(file.tell())
-    return hashes
 
 
 def _read_dataset(corpus: CorpusConfig) -> Iterator[str]:
