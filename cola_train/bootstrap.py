@@ -3,7 +3,7 @@
 - A fit to a few points resamples residuals (scaling/bootstrap.py): with so few points, drawing the
   points themselves often leaves too few different ones to fit.
 - An accuracy resamples a benchmark's samples, which makes the number of correct ones binomial
-  (evaluation/benchmarks/summary.py).
+  (evaluation/benchmarks/results.py).
 - A metric of generated text resamples the openings that the text continues, since tokens of one
   continuation depend on each other (evaluation/writing/comparison.py). It is given with a standard
   error, the standard deviation of the resamples, in place of an interval.

@@ -15,7 +15,6 @@ from cola_train.data.tokenizer import DOLMA2_PATTERN, Tokenizer
 
 RANKS_SHA256 = "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
 OLMO2_SHA256 = "3ca996cca8afea58b34e95c353e859333592642a5e51d695d7a6dbbaf692dfe9"
-OLMO2_BYTES = 2_733_190
 
 _FIRST_ADDED_ID = 100_256
 _ADDED_TOKENS = (
@@ -45,8 +44,8 @@ def build_olmo2_tokenizer(out: Path) -> Tokenizer:
     fields = _tokenizer_json(_read_ranks())
     content = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     tokenizer = Tokenizer(content, str(out))
-    built = (len(content), tokenizer.sha256)
-    assert built == (OLMO2_BYTES, OLMO2_SHA256), f"built {built[0]} bytes with sha256 {built[1]}"
+    found = f"built {len(content)} bytes with sha256 {tokenizer.sha256}"
+    assert tokenizer.sha256 == OLMO2_SHA256, found
     tokenizer.save_and_say(out, f"the OLMo 2 tokenizer, {tokenizer.vocab_size} ids")
     return tokenizer
 
@@ -82,7 +81,7 @@ def _tokenizer_json(ranks: Mapping[bytes, int]) -> dict[str, Any]:
     def spell(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    in_order = sorted(ranks, key=lambda token: ranks[token])
+    in_order = sorted(ranks, key=ranks.__getitem__)
     merged = [_merged_parts(token, ranks) for token in in_order if len(token) > 1]
     added = {token: number for number, token in enumerate(_ADDED_TOKENS, start=_FIRST_ADDED_ID)}
     return {
@@ -143,6 +142,6 @@ def _merged_parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, byte
 
 def _byte_letters() -> list[str]:
     """How byte-level BPE spells each byte: printable Latin-1 as itself, others from U+0100 on."""
-    printable = {byte for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+    others = map(chr, range(256, 512))
+    latin_1 = map(chr, range(256))
+    return [one if one.isprintable() and one != " " else next(others) for one in latin_1]

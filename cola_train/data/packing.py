@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt, UInt64
 
-from cola_train.config.settings import UserError
+from cola_train.config.settings import require
 from cola_train.data.tokenizer import Tokenizer
 
 TRAIN = "train"
@@ -75,21 +75,18 @@ class Encoder:
             flat[split].fromlist(ids)
             lengths[split].append(len(ids))
         dtype = token_dtype(self.tokenizer.vocab_size)
-        encoded = {}
-        for split, stored in flat.items():
-            tokens = np.frombuffer(stored, dtype=np.uint32).astype(dtype)
-            encoded[split] = EncodedDocuments(tokens, np.array(lengths[split], dtype=np.uint64))
-
-        def occurrences(token: int) -> int:
-            return sum(int((documents.tokens == token).sum()) for documents in encoded.values())
-
-        if occurrences(eos) != len(texts) or occurrences(pad) != num_padding:
-            raise UserError(
-                f"The tokenizer turns plain text of a document into its separator (id {eos}) or "
-                f"padding (id {pad}); use one that encodes special tokens written in text as "
-                "text, for example of `cola-train tokenizer olmo2`."
-            )
-        return encoded
+        tokens = {name: np.frombuffer(ids, np.uint32).astype(dtype) for name, ids in flat.items()}
+        everything = np.concatenate([*tokens.values()])
+        require(
+            (everything == eos).sum() == len(texts) and (everything == pad).sum() == num_padding,
+            f"The tokenizer turns plain text of a document into its separator (id {eos}) or "
+            f"padding (id {pad}); use one that encodes special tokens written in text as "
+            "text, for example of `cola-train tokenizer olmo2`.",
+        )
+        return {
+            name: EncodedDocuments(ids, np.array(lengths[name], dtype=np.uint64))
+            for name, ids in tokens.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +103,6 @@ class SplitWriter:
     """Appends one split's documents to its two files, in bounded memory."""
 
     def __init__(self, folder: Path, split: str, seq_len: int, vocab_size: int) -> None:
-        """Open the files of `split` in `folder` for writing."""
         self._seq_len, self._dtype = seq_len, np.dtype(token_dtype(vocab_size))
         self._tokens = (folder / tokens_file(split)).open("wb")
         self._documents = (folder / documents_file(split)).open("wb")

@@ -54,8 +54,7 @@ class PreparedManifest:
     def from_json(cls, text: str) -> "PreparedManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
         values: dict[str, Any] = json.loads(text)
-        splits = values["splits"].items()
-        values["splits"] = {name: SplitCounts(**counts) for name, counts in splits}
+        values["splits"] = {key: SplitCounts(**counts) for key, counts in values["splits"].items()}
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
         return cls(**values)
 
@@ -110,9 +109,8 @@ class PreparedData:
             for name, size in manifest.files.items():
                 file = folder / name
                 require(file.is_file(), f"{folder} is damaged: {name} is missing. {again}")
-                found = file.stat().st_size
-                sizes = f"{name} has {found} bytes, its manifest says {size}"
-                require(found == size, f"{folder} is damaged: {sizes}. {again}")
+                sizes = f"{name} has {file.stat().st_size} bytes, its manifest says {size}"
+                require(file.stat().st_size == size, f"{folder} is damaged: {sizes}. {again}")
             return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -164,9 +162,7 @@ class PreparedData:
     def check_run(self, data: DataConfig, tokenizer_sha256: str | None) -> None:
         """Refuse a run with another seq_len or another tokenizer than the data's by a UserError.
 
-        Args:
-            data: the run's data settings.
-            tokenizer_sha256: of the tokenizer of the run's model; None if it has none yet.
+        `tokenizer_sha256` is of the tokenizer of the run's model; None if it has none yet.
         """
         seq_len, sha256 = self.manifest.seq_len, self.manifest.tokenizer_sha256
         require(

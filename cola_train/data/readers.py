@@ -1,12 +1,11 @@
 """One file to its documents in order; memory holds one document (parquet: one batch of rows)."""
 
-import contextlib
 import gzip
 import itertools
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from cola_train.config.settings import UserError, nearest, require
 from cola_train.files import read_errors_explained
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
+_OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_BATCH_ROWS = 256
 
@@ -77,19 +77,10 @@ def require_column(column: str, columns: Mapping[str, Any] | list[str], place: s
         raise UserError(f"{place}: there is no column '{column}' (corpus.text_column); {hint}")
 
 
-def _open(path: Path) -> contextlib.AbstractContextManager[Iterable[bytes]]:
-    name = path.name.lower()
-    if name.endswith(".gz"):
-        return gzip.open(path, "rb")
-    if name.endswith(".xz"):
-        return lzma.open(path, "rb")
-    return path.open("rb")
-
-
 def _lines(path: Path) -> Iterator[str]:
     r"""Decoded lines, "\n" kept, "\r\n" as "\n". Cutting at "\n" never cuts a UTF-8 character."""
-    offset = 0
-    with _open(path) as file:
+    offset, suffix = 0, path.suffix.lower()
+    with _OPENERS.get(suffix, open)(path, "rb") as file:
         for raw in file:
             start, offset = offset, offset + len(raw)
             if start == 0 and raw.startswith(_BYTE_ORDER_MARK):
@@ -98,7 +89,7 @@ def _lines(path: Path) -> Iterator[str]:
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
-                unpacked = " of the unpacked text" if path.suffix.lower() in (".gz", ".xz") else ""
+                unpacked = " of the unpacked text" if suffix in _OPENERS else ""
                 raise UserError(
                     f"{path} is not valid UTF-8 at byte {start + error.start}{unpacked} "
                     f"({error.reason}); convert the file to UTF-8, for example with iconv."

@@ -70,18 +70,26 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
     A missing or unreadable source is a UserError.
     """
     if corpus.dataset is None:
-        inputs = expand_inputs(corpus.inputs)
-        return _hash_files([(path, str(path), suffix_of(path) or "") for path in inputs])
-    folder = Path(corpus.dataset).expanduser()
-    if folder.is_dir():
-        paths = _files_below(folder)
-        return _hash_files([(p, p.relative_to(folder).as_posix(), "dataset") for p in paths])
-    with _dataset_errors_explained(corpus):
-        builder = _builder(corpus)
-        # The builder's hash covers the repository's revision and the files that the name means.
-        identity = (corpus.dataset, corpus.dataset_config, corpus.dataset_split, builder.hash)
-    sha256 = hashlib.sha256("\n".join(map(str, identity)).encode("utf-8")).hexdigest()
-    return [SourceHash(corpus.dataset, "dataset", sha256)]
+        files = {path: (str(path), suffix_of(path) or "") for path in expand_inputs(corpus.inputs)}
+    elif (folder := Path(corpus.dataset).expanduser()).is_dir():
+        found = _files_below(folder)
+        files = {path: (path.relative_to(folder).as_posix(), "dataset") for path in found}
+    else:
+        with _dataset_errors_explained(corpus):
+            builder = _builder(corpus)
+            # The builder's hash covers the repository's revision and the files the name means.
+            identity = (corpus.dataset, corpus.dataset_config, corpus.dataset_split, builder.hash)
+        sha256 = hashlib.sha256("\n".join(map(str, identity)).encode("utf-8")).hexdigest()
+        return [SourceHash(corpus.dataset, "dataset", sha256)]
+    hashes = []
+    total = sum(path.stat().st_size for path in files)
+    with progress_bar("hashing sources", "B", total=total, divisor=1024) as bar:
+        for path, (name, kind) in files.items():
+            with read_errors_explained(path), path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes.append(SourceHash(name, kind, sha256))
+                bar.update(file.tell())
+    return hashes
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -93,22 +101,9 @@ def _files_below(folder: Path) -> list[Path]:
 
 def _no_such_input(path: Path) -> str:
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = f"look at what is in {path.parent}"
-    if 0 < len(siblings) <= 1000:
-        hint = nearest(path.name, siblings)
+    look = f"look at what is in {path.parent}"
+    hint = nearest(path.name, siblings) if 0 < len(siblings) <= 1000 else look
     return f"The corpus input {path} does not exist and matches no file; {hint}"
-
-
-def _hash_files(files: Sequence[tuple[Path, str, str]]) -> list[SourceHash]:
-    hashes = []
-    total = sum(path.stat().st_size for path, _, _ in files)
-    with progress_bar("hashing sources", "B", total=total, divisor=1024) as bar:
-        for path, name, kind in files:
-            with read_errors_explained(path), path.open("rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                hashes.append(SourceHash(name, kind, sha256))
-                bar.update(file.tell())
-    return hashes
 
 
 def _read_dataset(corpus: CorpusConfig) -> Iterator[str]:
@@ -125,19 +120,18 @@ def _open_dataset(corpus: CorpusConfig) -> Any:
     import datasets
 
     assert corpus.dataset is not None
-    folder = Path(corpus.dataset).expanduser()
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if not saved:
-        return _builder(corpus).as_streaming_dataset(split=corpus.dataset_split)
+    folder, split = Path(corpus.dataset).expanduser(), corpus.dataset_split
+    if not any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _builder(corpus).as_streaming_dataset(split=split)
     loaded = datasets.load_from_disk(str(folder))
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
-    if corpus.dataset_split not in loaded:
+    if split not in loaded:
+        hint = nearest(split, loaded)
         raise UserError(
-            f"The dataset {folder} has no split '{corpus.dataset_split}' (corpus.dataset_split); "
-            f"{nearest(corpus.dataset_split, loaded)}"
+            f"The dataset {folder} has no split '{split}' (corpus.dataset_split); {hint}"
         )
-    return loaded[corpus.dataset_split]
+    return loaded[split]
 
 
 def _builder(corpus: CorpusConfig) -> Any:

@@ -31,7 +31,7 @@ class Tokenizer:
     """A `tokenizer.json` of the `tokenizers` library with an end-of-text and a padding token.
 
     Attributes:
-        content: the bytes of the file.
+        content, sha256: the bytes of the file, and their hash in hexadecimal.
         eos_token_id: ends every document.
         pad_token_id: fills rows and alignment; carries no loss.
         im_end_token_id: ends a chat turn; None if the tokenizer has no such token.
@@ -39,7 +39,8 @@ class Tokenizer:
 
     def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
         """Read a tokenizer.json, or raise a UserError that names `origin` if it is not usable."""
-        self.content, self._origin = content, origin
+        self.content, self.sha256 = content, hashlib.sha256(content).hexdigest()
+        self._origin = origin
         try:
             self._tokenizer = _parse(content)
         except Exception as error:  # the library raises bare Exception on anything it cannot read
@@ -81,11 +82,6 @@ class Tokenizer:
         return cls(content, str(file))
 
     @functools.cached_property
-    def sha256(self) -> str:
-        """The sha256 of the file's bytes, in hexadecimal."""
-        return hashlib.sha256(self.content).hexdigest()
-
-    @functools.cached_property
     def vocab_size(self) -> int:
         """The largest id + 1: rows an embedding needs, gaps in the ids included."""
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
@@ -100,8 +96,7 @@ class Tokenizer:
         # processes was asked for, and on one core larger batches are no faster. `encode` also works
         # out where each token stands, which costs a quarter more.
         encode = self.library_for_documents.encode_batch_fast
-        ids: list[int] = encode([text], add_special_tokens=False)[0].ids
-        return ids
+        return encode([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """The text of ids; special tokens are left out, or written with `special_tokens`."""
@@ -130,7 +125,7 @@ class Tokenizer:
         return True
 
     def save_and_say(self, path: str | Path, what: str) -> None:
-        """Save, and tell the user whether it was written, `what` it is, and its sha256."""
+        """Save, and say whether it was written, `what` it is, and its sha256."""
         done = "Wrote" if self.save(path) else "Already there, nothing to do:"
         say(f"{done} {path}: {what}, sha256 {self.sha256}.")
 
@@ -162,8 +157,7 @@ def _parse(content: bytes) -> tokenizers.Tokenizer:
 def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
     """Learn a byte-level BPE and write it to `config.out`. The same corpus gives the same bytes.
 
-    A corpus with no more pairs to merge gives fewer than `config.vocab_size` ids; the message says
-    so.
+    A corpus with no more pairs to merge gives fewer than `config.vocab_size` ids.
 
     Raises:
         UserError: an empty corpus, a source that cannot be read, or an output that exists with

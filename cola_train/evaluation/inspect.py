@@ -52,9 +52,8 @@ def inspect_checkpoint(
         }
         content = json.dumps({**facts, **inspection.to_json()}, indent=1, ensure_ascii=False)
         (working / "inspection.json").write_text(content + "\n", encoding="utf-8")
-        inspection.draw(
-            checkpoint_folder.name, working / "inspection.png", working / "inspection.svg"
-        )
+        png, svg = working / "inspection.png", working / "inspection.svg"
+        inspection.draw(checkpoint_folder.name, png, svg)
     looked_at = f"{inspection.num_rows} held-out rows, {inspection.num_tokens:,} tokens"
     lines = [f"{checkpoint_folder}: {looked_at}", ""]
     for name, value in inspection.metrics().items():

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int64, UInt64
 
 from cola_train.console import progress_bar
-from cola_train.data.order import row_index
+from cola_train.data.batch import row_index
 from cola_train.operations.report import report
 from cola_train.operations.step_history import History, read_history
 from cola_train.training.loop.step_log import sample_digest

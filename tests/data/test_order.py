@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cola_train.data.order import row_index
+from cola_train.data.batch import row_index
 
 
 @given(

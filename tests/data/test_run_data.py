@@ -18,8 +18,13 @@ from torch import Tensor
 
 from cola_train.config.data import CorpusConfig, DataConfig, PrepareConfig
 from cola_train.config.settings import UserError
-from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, Batch, PackedRows, validation_batches
-from cola_train.data.order import row_index
+from cola_train.data.batch import (
+    VALIDATION_SAMPLE_OFFSET,
+    Batch,
+    PackedRows,
+    row_index,
+    validation_batches,
+)
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.training.data import RunData, StepBatchSampler, ValidationBatchSampler
@@ -96,7 +101,7 @@ def test_a_step_is_the_same_rows_on_any_number_of_processes(
     assert batch.sample_index.tolist() == list(range(100 * 12, 101 * 12))
     assert num_rows < 100 * 12  # beyond the first epoch
     for place, position in enumerate(batch.sample_index.tolist()):
-        tokens, document_ids = prepared.row("train", row_index(position, num_rows, 5))
+        tokens, document_ids = prepared.row("train", int(row_index(position, num_rows, 5)))
         assert batch.tokens[place].tolist() == tokens.tolist()
         assert batch.document_ids[place].tolist() == document_ids.tolist()
 

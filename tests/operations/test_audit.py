@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cola_train.config.settings import UserError
-from cola_train.data.order import row_index
+from cola_train.data.batch import row_index
 from cola_train.families.cola.config import JointRunConfig
 from cola_train.operations import audit as module
 from cola_train.operations.audit import audit, promise
@@ -33,7 +33,7 @@ def digest_of(seed: int, samples: torch.Tensor, rows: torch.Tensor) -> str:
 
 def samples_of(step: int, attempt: Attempt) -> tuple[torch.Tensor, torch.Tensor]:
     positions = range((step - 1) * attempt.global_batch_size, step * attempt.global_batch_size)
-    rows = [row_index(position, attempt.num_rows, attempt.data_seed) for position in positions]
+    rows = row_index(np.array(positions), attempt.num_rows, attempt.data_seed)
     return torch.tensor(list(positions)), torch.tensor(rows)
 
 

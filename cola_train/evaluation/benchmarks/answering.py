@@ -1,7 +1,6 @@
 """Answering benchmarks in memory, in batches of prompts, by generation or by likelihood."""
 
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -73,9 +72,7 @@ def make_batches(
         prompt = build_prompt(task, sample)
         num_tokens = len(tokenizer.encode(prompt))
         if config.choose_by != "generation" and sample.choices:
-            num_tokens += max(
-                len(tokenizer.encode(_continuation(choice))) for choice in sample.choices
-            )
+            num_tokens += max(len(tokenizer.encode(f" {choice}")) for choice in sample.choices)
         questions.append(Question(task, sample, place, prompt, num_tokens))
     questions.sort(key=lambda question: -question.num_tokens)
     size = config.sampler.batch_size
@@ -94,9 +91,10 @@ def answer_batch(
     results = generate(
         checkpoint, prompts, config.sampler, prompt_indices=addresses, warn_if_long=False
     )
-    decode = functools.partial(checkpoint.tokenizer.decode, special_tokens=True)
-    texts = [decode(result.decoded_ids) for result in results]
-    return [question.answered(text) for question, text in zip(batch, texts, strict=True)]
+    return [
+        question.answered(checkpoint.tokenizer.decode(result.decoded_ids, special_tokens=True))
+        for question, result in zip(batch, results, strict=True)
+    ]
 
 
 def draws_address(task: str, sample_id: int | str) -> int:
@@ -113,14 +111,13 @@ def _choose(
     for question in batch:
         prompt = encode(question.prompt)
         for choice in question.sample.choices:
-            pairs.append((prompt, encode(_continuation(choice))))
+            # Every template ends in a cue without a space.
+            pairs.append((prompt, encode(f" {choice}")))
             # The same for all options of a sample: shared noise does not decide between them.
             keys.append(draws_address(*question.key))
     found = conditional_scores(checkpoint, pairs, config.likelihood, keys)
     if config.choose_by == "likelihood_per_token":
-        found = [
-            score / max(1, len(option)) for score, (_, option) in zip(found, pairs, strict=True)
-        ]
+        found = [score / max(1, len(ids)) for score, (_, ids) in zip(found, pairs, strict=True)]
     answers, rest = [], iter(found)
     for question in batch:
         choices = question.sample.choices
@@ -133,8 +130,3 @@ def _choose(
         )
         answers.append(question.answered(choices[scores.index(max(scores))], scores))
     return answers
-
-
-def _continuation(choice: str) -> str:
-    # Every template ends in a cue without a space.
-    return f" {choice}"

@@ -1,7 +1,8 @@
 """A folder of answers: what was asked, and each answer, written once. The rest follows from these.
 
 evaluation.json    checkpoint, tokenizer, settings and data; another evaluation is refused here
-parts/N.jsonl      answers of process N in the order they came; only ever appended to
+parts/N.jsonl      answers of process N in the order they came, each with its sample's place in the
+                   task; only ever appended to
 answers.jsonl      answers of complete tasks in order; like verdicts.jsonl and the summary it is
                    written anew each time
 """
@@ -19,8 +20,7 @@ from cola_train.evaluation.benchmarks.tasks import TASKS
 from cola_train.files import JsonlWriter, read_log, write_atomically
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
-_PARTS = "parts"
-_DATA = "data"
+_PARTS, _DATA = "parts", "data"
 _FIELDS = ("task", "id", "prompt_sha256", "generation", "ground_truth")
 _LISTS = ("choices", "scores")
 Key = tuple[str, int | str]  # task, and the sample's id
@@ -50,21 +50,19 @@ class Answer:
         """The sample's task and id."""
         return self.task, self.id
 
-    @property
-    def chosen(self) -> int | None:
-        """The choice of the largest score, the first of several; None of a generated answer."""
-        return self.scores.index(max(self.scores)) if self.scores else None
-
     @functools.cached_property
     def verdict(self) -> Verdict:
-        """Whether it is correct: by the benchmark's rules, or by being the true option."""
-        if self.chosen is None:
-            return verdict(self.task, self.generation, self.ground_truth, self.choices)
-        correct = self.choices[self.chosen] == self.ground_truth
-        gold = None
-        if self.ground_truth in self.choices:
-            gold = letter(self.choices.index(self.ground_truth))
-        return Verdict(self.generation, correct, float(correct), letter(self.chosen), gold)
+        """Whether it is correct: by the benchmark's rules, or by being the true option.
+
+        Of several options with the largest score the first was chosen.
+        """
+        truth, choices = self.ground_truth, self.choices
+        if not self.scores:
+            return verdict(self.task, self.generation, truth, choices)
+        chosen = self.scores.index(max(self.scores))
+        gold = letter(choices.index(truth)) if truth in choices else None
+        correct = choices[chosen] == truth
+        return Verdict(correct, float(correct), self.generation, letter(chosen), gold)
 
     def to_json(self) -> dict[str, Any]:
         """A line of answers.jsonl: `choices` and `scores` only where there are some."""
@@ -143,7 +141,7 @@ class AnswerFolder:
         return found
 
     def append_to(self, part: int) -> JsonlWriter:
-        """Where process `part` appends its answers, each as `part_row`."""
+        """Where process `part` appends its answers."""
         folder = self.path / _PARTS
         folder.mkdir(exist_ok=True)
         return JsonlWriter(folder / f"{part}.jsonl")
@@ -172,11 +170,6 @@ class AnswerFolder:
     def _rows(self) -> Iterator[dict[str, Any]]:
         for path in sorted((self.path / _PARTS).glob("*.jsonl")):
             yield from read_log(path)
-
-
-def part_row(answer: Answer, place: int) -> dict[str, Any]:
-    """A line of a part: the answer, and the place of its sample in the task."""
-    return {"place": place, **answer.to_json()}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from cola_train.config.settings import require
 from cola_train.console import progress_bar, say
 from cola_train.devices import named_device
 from cola_train.evaluation.benchmarks.answering import Question, answer_batch, make_batches
-from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, Key, part_row
+from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, Key
 from cola_train.evaluation.benchmarks.results import write_results
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.families.checkpoint import Checkpoint
@@ -44,11 +44,9 @@ def evaluate(
 
     Args:
         checkpoint_folder: of any family; a run folder stands for its export.
-        tasks: names of benchmarks.
         data: folder of TASK.jsonl files.
         out: the folder of answers, new or to be continued; `benchmarks` in the run's or
             checkpoint's folder when None.
-        device: cpu, cuda, cuda:1, ..., or auto.
 
     Raises:
         UserError: no data or no checkpoint there, one of stage 1, `out` holds something else, or
@@ -71,10 +69,10 @@ def evaluate(
         path = out or _default_folder(checkpoint_folder)
 
         def begin() -> set[Key]:
-            asked = {
-                task: {"num_samples": len(own), "sha256": _sha256(data / f"{task}.jsonl")}
-                for task, own in samples.items()
-            }
+            asked = {}
+            for task, own in samples.items():
+                sha256 = hashlib.sha256((data / f"{task}.jsonl").read_bytes()).hexdigest()
+                asked[task] = {"num_samples": len(own), "sha256": sha256}
             folder = AnswerFolder.open(path, {**_identity(checkpoint, config), "data": asked})
             _say_if_long(checkpoint, batches, config)
             return folder.keys()
@@ -96,9 +94,7 @@ def _answer_share(
     processes: Processes,
 ) -> None:
     """Answer this process' share of the batches that lack an answer, each as a whole."""
-    lacking = [
-        batch for batch in batches if any(question.key not in answered for question in batch)
-    ]
+    lacking = [batch for batch in batches if any(one.key not in answered for one in batch)]
     share = _share(lacking, processes)
     if not lacking and processes.is_first:
         say(
@@ -115,7 +111,7 @@ def _answer_share(
         for batch in share:
             for question, found in zip(batch, answer_batch(checkpoint, batch, config), strict=True):
                 if found.key not in answered:
-                    lines.append(part_row(found, question.place))
+                    lines.append({"place": question.place, **found.to_json()})
             lines.sync()
             bar.update(len(batch))
 
@@ -159,10 +155,10 @@ def _device(name: str, processes: Processes) -> torch.device:
     return processes.device
 
 
-def _default_folder(checkpoint_folder: Path) -> Path:
+def _default_folder(folder: Path) -> Path:
     # The next export of a run replaces this one's whole folder, so the answers lie beside it.
-    exported = checkpoint_folder.name == EXPORT and (checkpoint_folder.parent / CONFIG).is_file()
-    return (checkpoint_folder.parent if exported else checkpoint_folder) / BENCHMARKS
+    exported = folder.name == EXPORT and (folder.parent / CONFIG).is_file()
+    return (folder.parent if exported else folder) / BENCHMARKS
 
 
 def _identity(checkpoint: Checkpoint, config: EvaluationConfig) -> dict[str, Any]:
@@ -197,24 +193,14 @@ def _weights_digest(networks: Iterable[nn.Module]) -> str:
     return digest.hexdigest()
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _say_if_long(
     checkpoint: Checkpoint, batches: Sequence[Sequence[Question]], config: EvaluationConfig
 ) -> None:
     limit = checkpoint.trained_seq_len
     if limit is None:
         return
-    new = config.sampler.max_new_tokens if config.choose_by == "generation" else 0
-    counts = Counter(
-        question.task
-        for batch in batches
-        for question in batch
-        if question.num_tokens + new > limit
-    )
+    most = limit - (config.sampler.max_new_tokens if config.choose_by == "generation" else 0)
+    counts = Counter(one.task for batch in batches for one in batch if one.num_tokens > most)
     if counts:
         named = ", ".join(f"{task} {count}" for task, count in counts.items())
         say(

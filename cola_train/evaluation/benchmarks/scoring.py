@@ -36,17 +36,17 @@ class Verdict:
     """How an answer was judged.
 
     Attributes:
-        text: the part of the generation that was judged.
         score: 1.0 where letters agree, in lambada 1.0 or 0.0, else the similarity of text and
             ground truth, 0 to 1.
+        text: the part of the generation that was judged.
         predicted: the letter of the choice that the text was taken for, None if for none; in
             lambada the text's first word.
         gold: the same of the ground truth.
     """
 
-    text: str
     correct: bool
     score: float
+    text: str
     predicted: str | None = None
     gold: str | None = None
 
@@ -85,24 +85,21 @@ def verdict(
     check_task(task)
     text, truth = truncate(generation or ""), ground_truth or ""
     if task == "lambada":
-        word, gold_word = _first_word(text), _first_word(truth)
-        return Verdict(text, word == gold_word, float(word == gold_word), word, gold_word)
+        word, gold_word = (norm(whole).partition(" ")[0] for whole in (text, truth))
+        return Verdict(word == gold_word, float(word == gold_word), text, word, gold_word)
     alike = similarity(text, truth)
     if task not in LETTER_TASKS:
-        return Verdict(text, alike >= 1.0, alike)
+        return Verdict(alike >= 1.0, alike, text)
     options = tuple(choices or ())[:MOST_CHOICES]
     predicted = _letter(_segment(text), options) or _letter(text, options)
     gold = _letter(truth, options)
     agree = predicted is not None and predicted == gold
-    return Verdict(text, agree or alike >= 1.0, 1.0 if agree else alike, predicted, gold)
+    return Verdict(agree or alike >= 1.0, 1.0 if agree else alike, text, predicted, gold)
 
 
 def truncate(generation: str) -> str:
     """The text before the first line feed that has a word character before it, or all of it."""
-    word = re.search(r"\w", generation)
-    if word is None:
-        return generation
-    return generation[: word.end()] + generation[word.end() :].split("\n", 1)[0]
+    return re.sub(r"(\w.*)(?s:.*)", r"\1", generation)
 
 
 def norm(text: str) -> str:
@@ -124,13 +121,7 @@ def letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
-def _first_word(text: str) -> str:
-    return norm(text).partition(" ")[0]
-
-
 def _letter(text: str, choices: Sequence[str]) -> str | None:
-    if not choices:
-        return None
     return _letter_rule(text, len(choices)) or _text_rule(text, choices)
 
 
@@ -164,21 +155,16 @@ def _text_rule(text: str, choices: Sequence[str]) -> str | None:
     contained in the text, or the first of the most similar.
     """
     options = [norm(choice) for choice in choices]
-    whole = norm(text)
-    if not whole:
-        return None
-    if whole in options:
-        return letter(options.index(whole))
     opening = _OPENING.match(text)
     answer = (text[opening.end() :] if opening else text).strip()
-    short = norm(answer)
-    if not short:
-        return None
-    if short in options:
-        return letter(options.index(short))
-    contained = [index for index, option in enumerate(options) if option and option in short]
+    for whole in (norm(text), norm(answer)):
+        if not whole:
+            return None
+        if whole in options:
+            return letter(options.index(whole))
+    contained = [index for index, option in enumerate(options) if option and option in whole]
     if len(contained) == 1:
         return letter(contained[0])
     ratios = [similarity(answer, choice) for choice in choices]
-    best = max(ratios)
+    best = max(ratios, default=0.0)
     return letter(ratios.index(best)) if best >= _CLOSE_ENOUGH else None

@@ -77,33 +77,27 @@ def log_likelihoods_stream(
         return places[identity]
 
     # Latents are drawn for a whole text: what follows a given part is the whole less that part.
-    pairs: list[tuple[int, int | None]] = []
+    needed: list[list[int]] = []
     for row in rows:
-        if checkpoint.likelihood_kind == "ELBO":
-            whole = place_of(dataclasses.replace(row, given=0))
-            pairs.append((whole, place_of(_given_part(row)) if row.given else None))
-        else:
-            pairs.append((place_of(row), None))
+        parts = [row]
+        if checkpoint.likelihood_kind == "ELBO" and row.given:
+            documents = None if row.documents is None else row.documents[: row.given]
+            given_part = ScoredRow(row.tokens[: row.given], row.key, documents)
+            parts = [dataclasses.replace(row, given=0), given_part]
+        needed.append([place_of(part) for part in parts])
     estimator = checkpoint.likelihood(wanted, config)
     draws_of: dict[int, list[Tensor]] = {}
     waiting = set(range(len(rows)))
     widths = [estimator.width(place) for place in range(len(wanted))]
     for batch in batches(widths, estimator.num_draws, config.batch_size):
-        for draw, parts in zip(batch, _parts(estimator, batch), strict=True):
-            draws_of.setdefault(draw.row, []).append(parts)
+        for draw, terms in zip(batch, _terms(estimator, batch), strict=True):
+            draws_of.setdefault(draw.row, []).append(terms)
         complete = {place for place, found in draws_of.items() if len(found) == estimator.num_draws}
         for number in sorted(waiting):
-            whole, given = pairs[number]
-            if whole in complete and (given is None or given in complete):
+            if complete.issuperset(needed[number]):
                 waiting.discard(number)
-                result = _result(
-                    _num_scored(checkpoint, rows[number]),
-                    torch.stack(draws_of[whole]),
-                    None if given is None else torch.stack(draws_of[given]),
-                )
-                if checkpoint.likelihood_kind == "exact":
-                    result = dataclasses.replace(result, standard_error=0.0)
-                yield number, result
+                draws = [torch.stack(draws_of[place]) for place in needed[number]]
+                yield number, _result(checkpoint, rows[number], *draws)
 
 
 def conditional_scores(
@@ -120,9 +114,8 @@ def conditional_scores(
     largest weight; the ELBO's is a mean over all.
 
     Args:
-        checkpoint: of any family.
+        checkpoint, config: of any family; K, the solver and so on.
         pairs: (prompt, continuation); a prompt may be empty, a continuation may not.
-        config: K, the solver and so on.
         keys: addresses of the draws, in [0, 2^63), one a pair. Give the options of one question the
             same key: they are then compared on the same draws, and their prompt is computed once.
 
@@ -137,7 +130,7 @@ def conditional_scores(
 
 
 @torch.no_grad()
-def _parts(estimator: Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draws parts"]:
+def _terms(estimator: Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draws terms"]:
     """The terms that add up to log w of each draw, on the CPU."""
     found = estimator(batch)
     if isinstance(found, LogWeights):
@@ -146,26 +139,24 @@ def _parts(estimator: Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draw
 
 
 def _result(
-    num_tokens: int,
-    draws: Float64[Tensor, "draws parts"],
-    subtracted: Float64[Tensor, "draws parts"] | None,
+    checkpoint: Checkpoint,
+    row: ScoredRow,
+    draws: Float64[Tensor, "draws terms"],
+    subtracted: Float64[Tensor, "draws terms"] | None = None,
 ) -> RowLikelihood:
-    parts = draws if subtracted is None else draws - subtracted
-    log_w = parts.sum(1)
-    num_draws, num_parts = parts.shape
+    terms = draws if subtracted is None else draws - subtracted
+    log_w, num_tokens = terms.sum(1), _num_scored(checkpoint, row)
+    num_draws, num_terms = terms.shape
     error = None if num_draws == 1 else float(log_w.std() / num_draws**0.5)
-    if num_parts == 1:
+    if checkpoint.likelihood_kind == "exact":
+        error = 0.0
+    if num_terms == 1:
         return RowLikelihood(num_tokens, float(elbo(log_w)), error)
     bound = iwae(draws.sum(1))
     if subtracted is not None:
         bound = bound - iwae(subtracted.sum(1))
-    means = parts.mean(0).tolist()
+    means = terms.mean(0).tolist()
     return RowLikelihood(num_tokens, float(elbo(log_w)), error, float(bound), *means)
-
-
-def _given_part(row: ScoredRow) -> ScoredRow:
-    documents = None if row.documents is None else row.documents[: row.given]
-    return ScoredRow(row.tokens[: row.given], row.key, documents)
 
 
 def _num_scored(checkpoint: Checkpoint, row: ScoredRow) -> int:

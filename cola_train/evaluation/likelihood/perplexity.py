@@ -69,13 +69,11 @@ class Perplexity:
     def metrics(self) -> dict[str, float]:
         """The metrics for a log, by names that say the unit; IWAE's only where it is a bound."""
         name = "exact" if self.exact else "elbo"
-        rates = {name: self.nats}
-        if self.iwae is not None and self.iwae_holds:
-            rates["iwae"] = self.iwae
         found = {}
-        for kind, rate in rates.items():
-            found[f"{kind}_nats_per_token"] = rate.nats_per_token
-            found[f"{kind}_perplexity"] = rate.perplexity
+        for kind, rate in ((name, self.nats), ("iwae", self.iwae if self.iwae_holds else None)):
+            if rate is not None:
+                found[f"{kind}_nats_per_token"] = rate.nats_per_token
+                found[f"{kind}_perplexity"] = rate.perplexity
         found |= {f"{part}_nats_per_token": value for part, value in self.parts.items()}
         if self.nats.standard_error is not None:
             found[f"{name}_standard_error"] = self.nats.standard_error
@@ -93,10 +91,9 @@ def perplexity_of(
     nats = np.array([-row.log_p for row in found])
     bounds = [row.iwae for row in found if row.iwae is not None]
     parts = {}
-    for part in ("reconstruction", "prior", "entropy"):
+    for part, sign in {"reconstruction": -1, "prior": -1, "entropy": 1}.items():
         values = [getattr(row, part) for row in found]
         if None not in values:
-            sign = 1 if part == "entropy" else -1
             parts[part] = sign * sum(values) / float(tokens.sum())
     return Perplexity(
         num_rows=len(found),
@@ -133,8 +130,8 @@ def held_out_rows(
     rows = []
     for number in range(count if num_rows is None else min(num_rows, count)):
         tokens, documents = data.row(VALIDATION, number)
-        key, apart = VALIDATION_SAMPLE_OFFSET + number, mask_documents
-        rows.append(ScoredRow(tokens.tolist(), key, documents.tolist() if apart else None))
+        own_documents = documents.tolist() if mask_documents else None
+        rows.append(ScoredRow(tokens.tolist(), VALIDATION_SAMPLE_OFFSET + number, own_documents))
     return rows
 
 
@@ -151,29 +148,22 @@ def read_texts(path: Path, tokenizer: Tokenizer) -> tuple[list[ScoredRow], list[
     rows: list[ScoredRow] = []
     records = []
     for where, record in read_jsonl(path, "texts"):
-        prompt, text = _prompt_and_text(record, where)
-        ids = tokenizer.encode(text)
+        fields = record if isinstance(record, dict) else {}
+        prompt, text = fields.get("prompt", ""), fields.get("text", fields.get("continuation"))
+        is_one = ("text" in fields) != ({"prompt", "continuation"} <= fields.keys())
+        if not (is_one and isinstance(prompt, str) and isinstance(text, str)):
+            raise UserError(
+                f'{where} must be {{"text": "..."}} or {{"prompt": "...", "continuation": "..."}}.'
+            )
+        given, ids = tokenizer.encode(prompt), tokenizer.encode(text)
         require(
             bool(ids),
             f"{where} has no token to score: its {'text' if 'text' in record else 'continuation'} "
             "is empty.",
         )
-        given = tokenizer.encode(prompt)
         rows.append(ScoredRow([*given, *ids], key=len(rows), given=len(given)))
         records.append(record)
     return rows, records
-
-
-def _prompt_and_text(record: Any, where: str) -> tuple[str, str]:
-    fields = record if isinstance(record, dict) else {}
-    prompt, text = fields.get("prompt", ""), fields.get("text", fields.get("continuation"))
-    is_pair = {"prompt", "continuation"} <= fields.keys()
-    fits = ("text" in fields) != is_pair
-    if not (fits and isinstance(prompt, str) and isinstance(text, str)):
-        raise UserError(
-            f'{where} must be {{"text": "..."}} or {{"prompt": "...", "continuation": "..."}}.'
-        )
-    return prompt, text
 
 
 def measure(
@@ -228,14 +218,12 @@ def measure(
     return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{table}"
 
 
-def _warn_if_long(rows: Sequence[ScoredRow], trained_seq_len: int | None) -> None:
-    if trained_seq_len is None:
-        return
-    long = [len(row.tokens) for row in rows if len(row.tokens) > trained_seq_len]
+def _warn_if_long(rows: Sequence[ScoredRow], limit: int | None) -> None:
+    long = [len(row.tokens) for row in rows if limit and len(row.tokens) > limit]
     if long:
         warnings.warn(
             f"{len(long)} of {len(rows)} texts, the longest of {max(long)} tokens, are longer than "
-            f"the rows of {trained_seq_len} tokens that this model was trained on; it has seen "
+            f"the rows of {limit} tokens that this model was trained on; it has seen "
             "nothing longer, and their likelihood may be poor for that alone.",
             stacklevel=3,
         )

@@ -29,6 +29,7 @@ _Texts = Sequence[Sequence[int]]
 Generator = Callable[[_Texts, int], list[list[int]]]
 _Weights = Float64[np.ndarray, " openings"]  # how often each opening is drawn
 _Shares = Float64[np.ndarray, " kinds"]
+_Statistic = tuple[Callable[[_Weights], float], int]  # and its count, as in `Estimate`
 
 _SEED = 0
 _NUM_RESAMPLES = 200
@@ -75,30 +76,6 @@ class Comparison:
     num_new_tokens: int
     estimates: dict[str, Estimate]
 
-    def to_json(self) -> dict[str, int | dict[str, float | int]]:
-        """One flat object: the two numbers, and each estimate's value, standard_error and count."""
-        fields = dataclasses.asdict(self)
-        estimates = fields.pop("estimates")
-        return {**fields, **estimates}
-
-
-@dataclasses.dataclass(frozen=True)
-class Openings:
-    """Beginnings of held-out rows and what really follows each."""
-
-    prompts: list[list[int]]
-    endings: list[list[int]]  # num_new ids, or fewer of which the last is the separator
-
-
-@dataclasses.dataclass(frozen=True)
-class _Statistic:
-    value: Callable[[_Weights], float]
-    count: int
-
-    def estimate(self, resamples: Float64[np.ndarray, "resamples openings"]) -> Estimate:
-        spread = np.std([self.value(weights) for weights in resamples], ddof=1)
-        return Estimate(self.value(np.ones(resamples.shape[1])), float(spread), self.count)
-
 
 def compare(
     greedy: Generator, sampled: Generator, data: PreparedData, config: ComparisonConfig
@@ -116,8 +93,7 @@ def compare(
         UserError: more new tokens than half a row has, or too few rows for the openings.
     """
     num_new, tokenizer = config.num_new_tokens, data.tokenizer
-    openings = held_out_openings(data, config.num_openings, num_new)
-    prompts, endings = openings.prompts, openings.endings
+    prompts, endings = held_out_openings(data, config.num_openings, num_new)
     next_words = _continuations(greedy, prompts, data, num_new)
     written = _continuations(sampled, prompts, data, num_new)
     rows = _training_rows(data)
@@ -147,12 +123,18 @@ def compare(
             f"{prefix}bigram_divergence": _divergence(pairs, real_pairs),
         }
     resamples = _resamples(len(prompts))
-    estimates = {name: statistic.estimate(resamples) for name, statistic in statistics.items()}
+    estimates = {}
+    for name, (value, count) in statistics.items():
+        spread = float(np.std([value(weights) for weights in resamples], ddof=1))
+        estimates[name] = Estimate(value(np.ones(len(prompts))), spread, count)
     return Comparison(len(prompts), num_new, estimates)
 
 
-def held_out_openings(data: PreparedData, count: int, num_new: int) -> Openings:
-    """Openings of about half a row, each cut before a word that ends within `num_new` tokens.
+def held_out_openings(
+    data: PreparedData, count: int, num_new: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Openings of about half a row, each cut before a word that ends within `num_new` tokens, and
+    what really follows each: `num_new` ids, or fewer of which the last is the separator.
 
     Rows without such a place in their second quarter, or with padding before it, are left out. The
     choice depends on the data and `num_new` alone, and fewer openings are the first of more.
@@ -171,24 +153,24 @@ def held_out_openings(data: PreparedData, count: int, num_new: int) -> Openings:
         count >= _FEWEST_OPENINGS,
         f"num_openings must be at least {_FEWEST_OPENINGS} for a standard error, not {count}.",
     )
-    found, pad = Openings([], []), data.tokenizer.pad_token_id
+    prompts, endings, pad = [], [], data.tokenizer.pad_token_id
     for index in random.Random(_SEED).sample(range(num_rows), num_rows):
         row = data.row(VALIDATION, index)[0].tolist()
         for cut in range(half, half // 2, -1):
             ending = _until_end(row[cut : cut + num_new], num_new, data)
             if pad not in row[:cut] and first_word(ending, data.tokenizer) is not None:
-                found.prompts.append(row[:cut])
-                found.endings.append(ending)
+                prompts.append(row[:cut])
+                endings.append(ending)
                 break
-        if len(found.prompts) == count:
+        if len(prompts) == count:
             break
     require(
-        len(found.prompts) >= _FEWEST_OPENINGS,
+        len(prompts) >= _FEWEST_OPENINGS,
         f"A comparison needs at least {_FEWEST_OPENINGS} held-out rows that can be cut before a "
-        f"word; {data.folder} has {len(found.prompts)} of {num_rows} held-out rows. Prepare data "
+        f"word; {data.folder} has {len(prompts)} of {num_rows} held-out rows. Prepare data "
         "with a larger held_out_share.",
     )
-    return found
+    return prompts, endings
 
 
 def _continuations(
@@ -231,9 +213,7 @@ def _pairs(prompts: _Texts, texts: _Texts) -> list[list[tuple[int, int]]]:
 def _ratio(parts: Sequence[float], wholes: Sequence[int]) -> _Statistic:
     """The openings' parts together over their wholes together; 0 of 0 is 0."""
     part, whole = np.array(parts, dtype=np.float64), np.array(wholes, dtype=np.float64)
-    return _Statistic(
-        lambda weights: float(weights @ part) / max(float(weights @ whole), 1.0), sum(wholes)
-    )
+    return lambda weights: float(weights @ part) / max(float(weights @ whole), 1.0), sum(wholes)
 
 
 def _repetition(prompts: _Texts, texts: _Texts) -> _Statistic:
@@ -273,10 +253,11 @@ def _divergence(texts: Sequence[Sequence[object]], real: Sequence[Sequence[objec
     ways = [
         (shares_of(texts, mine), shares_of(real, other)) for mine, other in (halves, halves[::-1])
     ]
-    return _Statistic(
-        lambda weights: sum(_jensen_shannon(p(weights), q(weights)) for p, q in ways) / 2,
-        sum(map(len, texts)),
-    )
+
+    def value(weights: _Weights) -> float:
+        return sum(_jensen_shannon(p(weights), q(weights)) for p, q in ways) / 2
+
+    return value, sum(map(len, texts))
 
 
 def _jensen_shannon(p: _Shares, q: _Shares) -> float:

@@ -3,7 +3,7 @@
 import dataclasses
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import at_least, require, require_each, section, setting
 
 _OWN_DISTRIBUTION = SamplerConfig(
     temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, guidance_scale=1.0
@@ -32,11 +32,8 @@ class ComparisonConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("num_openings", "num_new_tokens", "judge_order"):
-            require(
-                getattr(self, name) >= 1,
-                f"comparison.{name} must be at least 1, not {getattr(self, name)}.",
-            )
+        names = ("num_openings", "num_new_tokens", "judge_order")
+        require_each(self, "comparison.", at_least(1), *names)
         require(
             self.greedy.temperature == 0,
             f"comparison.greedy.temperature must be 0, not {self.greedy.temperature}.",

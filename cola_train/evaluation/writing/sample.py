@@ -11,7 +11,7 @@ from tqdm import tqdm
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import require
 from cola_train.devices import named_device
-from cola_train.families.generate import GenerationResult, generate_stream
+from cola_train.families.generate import generate_stream
 from cola_train.families.registry import load_checkpoint
 from cola_train.files import json_lines, read_jsonl, require_new, write_atomically
 
@@ -65,16 +65,15 @@ def sample(
             results.append(result)
             bar.update()
     if out is not None:
-        pairs = zip(records, map(_row, results), strict=True)
-        write_atomically(out, json_lines({**record, **row} for record, row in pairs))
+        names = ("text", "token_ids", "prompt_ids", "finish_reason")
+        rows = [
+            record | {name: getattr(result, name) for name in names}
+            for record, result in zip(records, results, strict=True)
+        ]
+        write_atomically(out, json_lines(rows))
         return
     for prompt, result in zip(prompts, results, strict=True):
         shown = prompt if isinstance(prompt, str) else checkpoint.tokenizer.decode(prompt)
         sys.stdout.write(
             f"{shown}|{result.text}\n[{result.finish_reason}, {len(result.token_ids)} tokens]\n\n"
         )
-
-
-def _row(result: GenerationResult) -> dict[str, Any]:
-    names = ("text", "token_ids", "prompt_ids", "finish_reason")
-    return {name: getattr(result, name) for name in names}

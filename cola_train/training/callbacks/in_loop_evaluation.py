@@ -13,7 +13,7 @@ from cola_train.console import say
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.benchmarks.answering import answer
 from cola_train.evaluation.benchmarks.answers import Answer
-from cola_train.evaluation.benchmarks.summary import accuracies
+from cola_train.evaluation.benchmarks.results import accuracies
 from cola_train.evaluation.benchmarks.tasks import Sample
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods_stream
 from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cola_train.config.settings import UserError
-from cola_train.evaluation.benchmarks.answers import Answer, AnswerFolder, part_row
+from cola_train.evaluation.benchmarks.answers import Answer, AnswerFolder
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -32,6 +32,10 @@ def made_up(task: str, sample_id: int | str) -> Answer:
     return Answer(task, sample_id, f" text of {sample_id}", "truth", prompt_sha256="cc")
 
 
+def part_row(answer: Answer, place: int) -> dict[str, Any]:
+    return {"place": place, **answer.to_json()}
+
+
 @given(
     texts=st.tuples(TEXTS, TEXTS),
     choices=st.lists(TEXTS, max_size=4),
@@ -49,7 +53,7 @@ def test_an_answer_survives_a_line_of_json(
     scores = tuple(data.draw(st.floats(allow_nan=False)) for _ in choices) if scored else ()
     answer = Answer("mmlu", sample_id, *texts, tuple(choices), scores, "cc")
     assert Answer.from_json(json.loads(json.dumps(answer.to_json()))) == answer
-    assert answer.chosen == (None if not scores else scores.index(sorted(scores)[-1]))
+    assert not scores or answer.verdict.predicted == "ABCD"[scores.index(sorted(scores)[-1])]
 
 
 def test_answers_come_out_in_order_whoever_gave_them(tmp_path: Path) -> None:

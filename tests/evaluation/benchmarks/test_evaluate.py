@@ -23,8 +23,8 @@ from cola_train.evaluation.benchmarks import evaluate as evaluate_module
 from cola_train.evaluation.benchmarks.answering import answer
 from cola_train.evaluation.benchmarks.answers import AnswerFolder
 from cola_train.evaluation.benchmarks.evaluate import evaluate
+from cola_train.evaluation.benchmarks.results import accuracies
 from cola_train.evaluation.benchmarks.scoring import is_correct
-from cola_train.evaluation.benchmarks.summary import accuracies
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.files import JsonlWriter
 from cola_train.processes import Processes

@@ -56,7 +56,7 @@ def writes(texts: list[list[int]]) -> Generator:
 
 
 def real(data: PreparedData) -> list[list[int]]:
-    return held_out_openings(data, CONFIG.num_openings, NUM_NEW).endings
+    return held_out_openings(data, CONFIG.num_openings, NUM_NEW)[1]
 
 
 def wild(data: PreparedData) -> list[list[int]]:
@@ -73,11 +73,11 @@ def wild(data: PreparedData) -> list[list[int]]:
 
 
 def test_openings_are_cut_before_a_whole_word(data: PreparedData) -> None:
-    openings = held_out_openings(data, 40, NUM_NEW)
+    prompts, endings = held_out_openings(data, 40, NUM_NEW)
     rows = [data.row(VALIDATION, row)[0].tolist() for row in range(data.num_rows(VALIDATION))]
     eos, half = data.tokenizer.eos_token_id, data.manifest.seq_len // 2
-    assert len(openings.prompts) == 40
-    for prompt, ending in zip(openings.prompts, openings.endings, strict=True):
+    assert len(prompts) == 40
+    for prompt, ending in zip(prompts, endings, strict=True):
         assert half // 2 < len(prompt) <= half
         assert any(row[: len(prompt) + len(ending)] == [*prompt, *ending] for row in rows)
         assert len(ending) == NUM_NEW or ending[-1] == eos
@@ -89,17 +89,18 @@ def test_openings_are_cut_before_a_whole_word(data: PreparedData) -> None:
 
 
 def test_fewer_openings_are_the_first_of_more(data: PreparedData) -> None:
-    few, many = held_out_openings(data, 5, NUM_NEW), held_out_openings(data, 10**6, NUM_NEW)
-    assert (many.prompts[:5], many.endings[:5]) == (few.prompts, few.endings)
-    assert 40 < len(many.prompts) <= data.num_rows(VALIDATION)
+    few = held_out_openings(data, 5, NUM_NEW)
+    prompts, endings = held_out_openings(data, 10**6, NUM_NEW)
+    assert (prompts[:5], endings[:5]) == few
+    assert 40 < len(prompts) <= data.num_rows(VALIDATION)
 
 
 def test_padding_is_in_no_opening_and_no_ending(prepare_again: Callable[..., PreparedData]) -> None:
     data = prepare_again(seq_len=64, held_out_share=0.5, document_alignment=16)
-    pad, openings = data.tokenizer.pad_token_id, held_out_openings(data, 10**6, 32)
+    pad, (prompts, endings) = data.tokenizer.pad_token_id, held_out_openings(data, 10**6, 32)
     assert any(pad in data.row(VALIDATION, row)[0][:32] for row in range(data.num_rows(VALIDATION)))
-    assert len(openings.prompts) > 10
-    assert not any(pad in text for text in (*openings.prompts, *openings.endings))
+    assert len(prompts) > 10
+    assert not any(pad in text for text in (*prompts, *endings))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +156,8 @@ def test_real_text_has_the_figures_of_real_text(data: PreparedData) -> None:
 
 
 def test_figures_are_their_definitions(data: PreparedData) -> None:
-    texts, openings = wild(data), held_out_openings(data, CONFIG.num_openings, NUM_NEW)
+    texts = wild(data)
+    prompts, endings = held_out_openings(data, CONFIG.num_openings, NUM_NEW)
     eos, decode = data.tokenizer.eos_token_id, data.tokenizer.decode
     found = compare(writes(real(data)), writes(texts), data, CONFIG).estimates
     ended = [text if len(text) == NUM_NEW or text[-1] == eos else [*text, eos] for text in texts]
@@ -164,16 +166,14 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     judge = NgramJudge.train(
         rows, data.manifest.vocab_size, data.tokenizer.pad_token_id, CONFIG.judge_order
     )
-    nats = [
-        value for prompt, text in zip(openings.prompts, ended) for value in judge.nats(prompt, text)
-    ]
+    nats = [value for prompt, text in zip(prompts, ended) for value in judge.nats(prompt, text)]
     assert found["judge_nats_per_token"].value == pytest.approx(statistics.mean(nats))
     assert found["judge_nats_per_token"].count == len(nats)
 
     grams = [tuple(text[place : place + 4]) for text in ended for place in range(len(text) - 3)]
     assert found["distinct_4gram_share"].value == pytest.approx(len(set(grams)) / len(grams))
     repeated = 0
-    for prompt, text in zip(openings.prompts, ended):
+    for prompt, text in zip(prompts, ended):
         whole = [*prompt, *text]
         for place in range(len(prompt), len(whole) - 3):
             repeated += any(
@@ -197,7 +197,7 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     assert 0.2 < statistics.mean(known) < 0.8
 
     def pairs(texts: list[list[int]], half: slice) -> Counter[tuple[int, int]]:
-        whole = [[prompt[-1], *text] for prompt, text in zip(openings.prompts[half], texts[half])]
+        whole = [[prompt[-1], *text] for prompt, text in zip(prompts[half], texts[half])]
         return Counter(
             (text[place], text[place + 1]) for text in whole for place in range(len(text) - 1)
         )
@@ -208,11 +208,11 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     for name, count in (("bigram_divergence", pairs), ("unigram_divergence", tokens)):
         one, two = slice(0, 20), slice(20, 40)
         expected = [
-            divergence(count(ended, one), count(openings.endings, two)),
-            divergence(count(ended, two), count(openings.endings, one)),
+            divergence(count(ended, one), count(endings, two)),
+            divergence(count(ended, two), count(endings, one)),
         ]
         assert found[name].value == pytest.approx(statistics.mean(expected))
-        floor = divergence(count(openings.endings, one), count(openings.endings, two))
+        floor = divergence(count(endings, one), count(endings, two))
         assert found[f"held_out_{name}"].value == pytest.approx(floor)
 
 
@@ -258,7 +258,7 @@ def test_one_token_for_ever_is_found_out(data: PreparedData) -> None:
 
 def test_the_standard_error_is_that_of_a_mean_over_openings(data: PreparedData) -> None:
     config = ComparisonConfig(num_openings=60, num_new_tokens=NUM_NEW)
-    endings = held_out_openings(data, 60, NUM_NEW).endings
+    endings = held_out_openings(data, 60, NUM_NEW)[1]
     num_openings = len(endings)
     half_right = [text if place % 2 else text[::-1] for place, text in enumerate(endings)]
     cut = [text[: 1 + place % 7] for place, text in enumerate(endings)]
@@ -309,7 +309,7 @@ def test_generators_get_the_openings_and_the_number_of_tokens(data: PreparedData
         return real(data)
 
     compare(generator, generator, data, CONFIG)
-    assert asked == [(held_out_openings(data, 40, NUM_NEW).prompts, NUM_NEW)] * 2
+    assert asked == [(held_out_openings(data, 40, NUM_NEW)[0], NUM_NEW)] * 2
     for wrong in (real(data)[1:], [[*text, 5, 5] for text in real(data)]):
         with pytest.raises(AssertionError):
             compare(writes(wrong), writes(real(data)), data, CONFIG)
@@ -331,19 +331,18 @@ def test_a_large_training_split_teaches_the_judge_rows_from_all_over(
     judge = NgramJudge.train(
         rows, data.manifest.vocab_size, data.tokenizer.pad_token_id, CONFIG.judge_order
     )
-    openings = held_out_openings(data, 40, NUM_NEW)
-    nats = [
-        value for pair in zip(openings.prompts, openings.endings) for value in judge.nats(*pair)
-    ]
+    prompts, endings = held_out_openings(data, 40, NUM_NEW)
+    nats = [value for pair in zip(prompts, endings) for value in judge.nats(*pair)]
     assert found == pytest.approx(statistics.mean(nats))
 
 
 def test_json_holds_figures_and_counts_alone(data: PreparedData) -> None:
     figures = compare(writes(wild(data)), writes(wild(data)), data, CONFIG)
-    fields = json.loads(json.dumps(figures.to_json(), allow_nan=False))
-    assert (fields.pop("num_openings"), fields.pop("num_new_tokens")) == (40, NUM_NEW)
-    assert set(fields) == set(figures.estimates)
-    for name, values in fields.items():
+    fields = json.loads(json.dumps(dataclasses.asdict(figures), allow_nan=False))
+    estimates = fields.pop("estimates")
+    assert fields == {"num_openings": 40, "num_new_tokens": NUM_NEW}
+    assert set(estimates) == set(figures.estimates)
+    for name, values in estimates.items():
         assert values == dict(
             zip(("value", "standard_error", "count"), dataclasses.astuple(figures.estimates[name]))
         )

@@ -14,7 +14,7 @@ from cola_train.config.load import to_yaml
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.benchmarks.answering import answer
-from cola_train.evaluation.benchmarks.summary import accuracies
+from cola_train.evaluation.benchmarks.results import accuracies
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods
 from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of

@@ -21,7 +21,7 @@ from cola_train import tensor_files
 from cola_train.cli import main
 from cola_train.config.load import to_yaml
 from cola_train.config.sampling import SamplerConfig
-from cola_train.data.order import row_index
+from cola_train.data.batch import row_index
 from cola_train.data.packing import TRAIN, documents_file, tokens_file
 from cola_train.data.prepared import MANIFEST_FILE
 from cola_train.families.cola.checkpoint import ColaCheckpoint

@@ -10,8 +10,15 @@ import pytest
 from scipy import stats
 
 from cola_train.evaluation.benchmarks.answers import Answer
-from cola_train.evaluation.benchmarks.results import draw_benchmarks, to_csv, to_table, verdict_row
-from cola_train.evaluation.benchmarks.summary import TaskResult, accuracies, summarize
+from cola_train.evaluation.benchmarks.results import (
+    TaskResult,
+    accuracies,
+    draw_benchmarks,
+    summarize,
+    to_csv,
+    to_table,
+    verdict_row,
+)
 from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
 
 
