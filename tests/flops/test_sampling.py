@@ -14,7 +14,7 @@ from cola_train.config.settings import UserError
 from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 from cola_train.families.autoregressive.sampler import AutoregressiveGeneration
 from cola_train.families.autoregressive.sampler import generation_work as token_by_token
-from cola_train.families.cola.generation_flops import generation_work as block_by_block
+from cola_train.families.cola.flops import generation_work as block_by_block
 from cola_train.families.generate import generate
 from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
 from cola_train.families.masked_diffusion.sampler import generate_masked

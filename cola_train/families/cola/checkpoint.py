@@ -16,18 +16,24 @@ from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality
 from cola_train.families.cola.blocks import BlockGeneration
-from cola_train.families.cola.format import DIT_FORMAT, VAE_FORMAT, find_root, write_checkpoint
-from cola_train.families.cola.generation_flops import generation_work
+from cola_train.families.cola.flops import generation_work
+from cola_train.families.cola.format import (
+    DIT_FORMAT,
+    VAE_FORMAT,
+    find_root,
+    vae_weights,
+    write_checkpoint,
+)
 from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.families.cola.prefix import Prefix
+from cola_train.families.family import TrainedRun
 from cola_train.flops.work import Parts
-from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import ScoredRow
-from cola_train.models.config import check_pair
+from cola_train.models.config import DiTConfig, check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.sampling.stream import Noise, Text, check_ids, stream
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, read_json
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, Below, read_json
 
 
 @dataclasses.dataclass
@@ -39,6 +45,8 @@ class ColaCheckpoint(Checkpoint):
     tokenizer: Tokenizer
     # what `cola-train` wrote of the run; {} if released
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    likelihood_kind = "ELBO"  # latents are drawn for a whole text
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":
@@ -166,11 +174,6 @@ class ColaCheckpoint(Checkpoint):
 
         return compare_solvers(self, prompts, config, solvers, steps, reference_steps)
 
-    @property
-    def likelihood_kind(self) -> LikelihoodKind:
-        """ELBO: latents are drawn for a whole text."""
-        return "ELBO"
-
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
         tolerance = (
             f"rtol {config.rtol}, atol {config.atol}"
@@ -198,3 +201,15 @@ class ColaCheckpoint(Checkpoint):
                 "from."
             )
         return inspect_latents(self, data, config, reference)
+
+
+def in_memory(
+    run: TrainedRun[Any], dit_config: DiTConfig | None, device: str | torch.device
+) -> ColaCheckpoint:
+    """The checkpoint of a run; without a DiT where `dit_config` is None."""
+    vae, dit = TextVAE(run.config.vae), None
+    vae.load_state_dict(dict(vae_weights(run.config, run.weights)))
+    if dit_config is not None:
+        dit = BlockCausalDiT(dit_config)
+        dit.load_state_dict(dict(Below(run.weights, "dit.")))
+    return ColaCheckpoint(vae, dit, run.tokenizer, dict(run.training)).for_inference(device)

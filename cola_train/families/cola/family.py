@@ -72,17 +72,14 @@ class _ColaFamily(Family[ColaT]):
     def write(
         self, folder: Path, run: TrainedRun[ColaT], *, replace: bool, max_shard_bytes: int
     ) -> None:
-        from cola_train.families.cola.export import vae_weights
-        from cola_train.families.cola.format import write_checkpoint
+        from cola_train.families.cola.format import vae_weights, write_checkpoint
         from cola_train.tensor_files import Below
 
         config, dit_config = run.config, self.dit_config(run.config)
-        vae = (config.vae, vae_weights(config, run.weights))
-        dit = None if dit_config is None else (dit_config, Below(run.weights, "dit."))
         write_checkpoint(
             folder,
-            vae,
-            dit,
+            (config.vae, vae_weights(config, run.weights)),
+            None if dit_config is None else (dit_config, Below(run.weights, "dit.")),
             run.tokenizer,
             run.training,
             replace=replace,
@@ -90,10 +87,9 @@ class _ColaFamily(Family[ColaT]):
         )
 
     def checkpoint(self, run: TrainedRun[ColaT], device: "str | torch.device") -> "ColaCheckpoint":
-        from cola_train.families.cola.export import in_memory
+        from cola_train.families.cola.checkpoint import in_memory
 
-        dit_config = self.dit_config(run.config)
-        return in_memory(run.config, dit_config, run.weights, run.tokenizer, run.training, device)
+        return in_memory(run, self.dit_config(run.config), device)
 
     def shrink(self, config: ColaT, num_steps: int) -> dict[str, Any]:
         """A narrow VAE with one block in the encoder and one in the decoder."""
@@ -213,12 +209,15 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         self, run: TrainedRun[JointRunConfig], device: "str | torch.device"
     ) -> "ColaCheckpoint | None":
         """The VAE with the encoder that stage 2 started from, where reference_weight keeps one."""
-        from cola_train.families.cola.export import in_memory, with_reference_encoder
+        from cola_train.families.cola.checkpoint import in_memory
+        from cola_train.tensor_files import Below
 
-        weights = with_reference_encoder(run.weights)
-        if weights is None:
+        reference = Below(run.weights, "reference_encoder.")
+        encoder = {f"vae.encoder.{name}": value for name, value in reference.items()}
+        if not encoder:
             return None
-        return in_memory(run.config, None, weights, run.tokenizer, run.training, device)
+        weights = {**run.weights, **encoder}
+        return in_memory(dataclasses.replace(run, weights=weights), None, device)
 
     def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
         """Also a narrow DiT of two layers, and objectives that need no first stage.

@@ -1,18 +1,30 @@
-"""How large Cola DLM's networks are, and what training steps cost, from the run's config alone."""
+"""How large Cola DLM's networks are, and what training and generating cost, from configs alone."""
 
 import functools
 from collections.abc import Mapping
 
 import torch
 
+from cola_train.config.sampling import SamplerConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.flops.passes import Block, Span, named, row_pairs, stack, visible_pairs
+from cola_train.families.cola.prefix import Prefix
+from cola_train.flops.passes import (
+    Block,
+    Span,
+    added,
+    named,
+    row_pairs,
+    stack,
+    times,
+    visible_pairs,
+)
 from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Linear, Parts, product
 from cola_train.models.attention.tiles import packed_tiles
 from cola_train.models.blocks import parameters_by_part
 from cola_train.models.config import DiTConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
+from cola_train.solvers import network_calls, time_grid
 
 # Sine and cosine of 128 frequencies: what the DiT's time embedding reads (models/dit.py).
 TIME_CHANNELS = 256
@@ -161,17 +173,76 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
 
 def _vae_block(config: TextVAEConfig) -> Block:
     mlp = (Linear(config.dim, config.ffn_dim), Linear(config.ffn_dim // 2, config.dim))
-    return _block(config.dim, config.dim, mlp, ends_with_product=not config.post_norm)
+    return Block(config.dim, config.dim, mlp, ends_with_product=not config.post_norm)
 
 
 def _dit_block(config: DiTConfig) -> Block:
     """A block of the DiT without its adaLN layers."""
     dim, hidden = config.txt_dim, config.txt_dim * config.expand_ratio
     mlp = (Linear(dim, hidden), Linear(hidden, dim))
-    return _block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
+    return Block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
 
 
-def _block(dim: int, inner: int, mlp: tuple[Linear, ...], ends_with_product: bool) -> Block:
-    """A block of width `dim` whose attention heads are `inner` wide together."""
-    query, keys_values, out = Linear(dim, inner), Linear(dim, 2 * inner), Linear(inner, dim)
-    return Block(query, keys_values, out, mlp, ends_with_product)
+def generation_work(
+    vae: TextVAEConfig, dit: DiTConfig, sampler: SamplerConfig, prompt: int, batch: int
+) -> Parts:
+    """FLOPs of continuing `batch` prompts of `prompt` tokens by max_new_tokens, none ending early.
+
+    Whole blocks of the prompt fill the caches; then every block is transported, decoded and, if
+    another follows, committed.
+    """
+    size, prefix = dit.block_size, Prefix(prompt, vae.patch_size, dit.block_size)
+    num_blocks = prefix.generated_blocks(sampler.max_new_tokens)
+
+    read = max(1, -(-prompt // prefix.block_tokens)) * size
+    encoder = Span.all_read(read * batch, row_pairs(read, vae.block_size) * batch)
+    # adaLN runs once for every time of the grid; the last, t = 0, is that of known latents and of
+    # blocks that fill the cache.
+    reads_clean = prompt > 0 or num_blocks > 1
+    distinct = Extent(sampler.num_steps + reads_clean, sampler.num_steps + 1)
+    passes = [
+        named("vae.encoder", encoder_pass(vae, encoder, NO_BACKWARD)),
+        _cached(dit, Span.all_read(0, Extent.of(0)), distinct),
+    ]
+    if prefix.history_blocks:
+        filled = prefix.history_blocks * size
+        span = Span.none_read(filled * batch, row_pairs(filled, vae.block_size) * batch)
+        decoder = decoder_pass(vae, span, Extent.of(0), NO_BACKWARD)
+        passes.append(named("vae.decoder", decoder))
+        passes.append(_commit(dit, row_pairs(filled, size), filled, batch))
+    grid = time_grid(sampler.num_steps)
+    moments = [grid[place] for place in network_calls(sampler.solver, sampler.num_steps)]
+    for block in range(num_blocks):
+        before = (prefix.history_blocks + block) * size
+        guided = sum(before > 0 and sampler.guides_at(t) for t in moments)
+        passes.append(times(_velocity(dit, before, batch, guided=True), guided))
+        passes.append(times(_velocity(dit, before, batch, guided=False), len(moments) - guided))
+        passes.append(_decode(vae, size, before, batch))
+        if block < num_blocks - 1:
+            passes.append(_commit(dit, Extent.of(size * (before + size)), size, batch))
+    return added(*passes)
+
+
+def _cached(dit: DiTConfig, span: Span, distinct_times: Extent) -> Parts:
+    return named("dit", dit_pass(dit, span, distinct_times, NO_BACKWARD, input_gradient=False))
+
+
+def _velocity(dit: DiTConfig, before: int, batch: int, guided: bool) -> Parts:
+    """A network call of the solver; if guided, with an unconditional branch that has no history."""
+    size = dit.block_size
+    pairs = Extent.of(batch * size * (before + size + size * guided))
+    return _cached(dit, Span.all_read(batch * size * (1 + guided), pairs), Extent.of(0))
+
+
+def _commit(dit: DiTConfig, pairs: Extent, positions: int, batch: int) -> Parts:
+    """A clean pass for its keys and values alone: nothing else of the last layer is computed."""
+    span = Span(Extent.of(positions) * batch, pairs * batch, Extent.of(0), Extent.of(0))
+    return _cached(dit, span, Extent.of(0))
+
+
+def _decode(vae: TextVAEConfig, size: int, before: int, batch: int) -> Parts:
+    """The decoder on a block of `size` latents after `before` others."""
+    useful = size * before + visible_pairs(size, vae.block_size)
+    span = Span.all_read(batch * size, Extent(useful, size * (before + size)) * batch)
+    logits = Extent.of(batch * size * vae.patch_size)
+    return named("vae.decoder", decoder_pass(vae, span, logits, NO_BACKWARD))

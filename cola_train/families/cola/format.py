@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.families.cola.config import ColaRunConfig
 from cola_train.files import atomic_folder
 from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
@@ -22,6 +23,7 @@ from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
     DEFAULT_MAX_SHARD_BYTES,
     TRAINING,
+    Below,
     load_tensors,
     read_json,
     read_tensors,
@@ -124,6 +126,32 @@ def find_root(folder: str | Path) -> Path:
         f"{folder} {what} cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae): give a checkpoint "
         "in the released layout, or a run folder that has been exported (cola-train export RUN)."
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedLogSNR(Below):
+    """A VAE's weights with a fixed logSNR, which the encoder's final layer then states.
+
+    Training does not use that layer's log-variance half: here its weight is 0, its bias -logSNR.
+    """
+
+    log_snr: float
+    channels: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = super().__getitem__(name)
+        if name.startswith("encoder.final_layer."):
+            value = value.clone()
+            value[self.channels :] = 0.0 if name.endswith(".weight") else -self.log_snr
+        return value
+
+
+def vae_weights(config: ColaRunConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A run's VAE as it is exported, by names in the VAE, from the objective's weights."""
+    fixed = config.fixed_log_snr
+    if fixed is None:
+        return Below(weights, "vae.")
+    return FixedLogSNR(weights, "vae.", fixed, config.vae.latent_dim)
 
 
 def write_checkpoint(

@@ -15,7 +15,7 @@ from torch import Tensor
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import Stage2Config
 from cola_train.families.cola.flow_draws import FlowDraws, flow_draws, position_times
-from cola_train.families.cola.vae_losses import (
+from cola_train.families.cola.stage1 import (
     hold_log_snr,
     latent_mask,
     standard_normal_latents,

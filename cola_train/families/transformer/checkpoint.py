@@ -79,10 +79,6 @@ class TransformerCheckpoint(Checkpoint):
         )
 
     @property
-    def family(self) -> str:
-        return self.kind.family
-
-    @property
     def networks(self) -> Mapping[str, nn.Module]:
         return {"transformer": self.transformer}
 

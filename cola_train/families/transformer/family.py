@@ -1,4 +1,4 @@
-"""What the transformer baselines share as families."""
+"""What the transformer baselines share: their run config, and what they are as families."""
 
 import abc
 import dataclasses
@@ -7,9 +7,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
+from cola_train.config.settings import section
 from cola_train.families.family import Family, MatchTarget, TrainedRun
-from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.families.transformer.flops import transformer_pass
+from cola_train.flops.passes import Span, named, row_pairs
+from cola_train.flops.work import Backward, Extent, Parts
 from cola_train.models.config import TransformerConfig
 
 if TYPE_CHECKING:
@@ -18,11 +22,29 @@ if TYPE_CHECKING:
 
     from cola_train.families.transformer.checkpoint import TransformerCheckpoint
     from cola_train.families.transformer.format import Kind
-    from cola_train.flops.work import Parts
 
-BaselineT = TypeVar("BaselineT", bound=BaselineRunConfig)
 # For `cola-train chaos`.
 _SMALL_WIDTH = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class BaselineRunConfig(RunConfig):
+    """What both baselines share."""
+
+    transformer: TransformerConfig = section(TransformerConfig, help="The network.")
+
+    vocab_size_key = "transformer.vocab_size"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.in_loop_eval.check_family(("likelihood", "benchmarks"), self.stage)
+
+    @property
+    def masks_documents(self) -> bool:
+        return bool(value_at(self, "objective.mask_documents"))
+
+
+BaselineT = TypeVar("BaselineT", bound=BaselineRunConfig)
 
 
 class TransformerFamily(Family[BaselineT]):
@@ -51,10 +73,15 @@ class TransformerFamily(Family[BaselineT]):
             inner = name.removeprefix("transformer.")
             yield name, transformer_value(inner, shape, config.transformer, config.seed)
 
-    def step_work(self, config: BaselineT, phase: str) -> "Parts":
-        from cola_train.families.transformer.flops import step_work
-
-        return step_work(config, self._kind.causal)
+    def step_work(self, config: BaselineT, phase: str) -> Parts:
+        causal, recomputes = self._kind.causal, config.parallel.activation_checkpointing == "full"
+        rows, seq = config.trainer.global_batch_size, config.data.seq_len
+        pairs = row_pairs(seq, 1 if causal else seq, config.masks_documents)
+        span = Span.all_read(rows * seq, pairs * rows)
+        # The last token of a row predicts nothing.
+        logits = Extent.of(rows * (seq - causal))
+        backward = Backward(runs=True, recomputes_blocks=recomputes)
+        return named("transformer", transformer_pass(config.transformer, span, logits, backward))
 
     def parameters(self, config: BaselineT) -> dict[str, int]:
         return dict(_parameters(config.transformer, self._kind.causal))
@@ -146,7 +173,6 @@ class TransformerFamily(Family[BaselineT]):
 def _parameters(config: TransformerConfig, causal: bool) -> Mapping[str, int]:
     import torch
 
-    from cola_train.flops.passes import named
     from cola_train.models.blocks import parameters_by_part
     from cola_train.models.transformer import Transformer
 

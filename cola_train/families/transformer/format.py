@@ -31,7 +31,6 @@ _TOKENIZER_FIELDS = {
 class Kind:
     """What tells a baseline's folder from another's."""
 
-    family: str
     model_type: str
     architecture: str
     causal: bool

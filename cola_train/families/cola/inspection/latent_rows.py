@@ -11,7 +11,7 @@ from cola_train.config.inspection import InspectionConfig
 from cola_train.data.batch import Batch, validation_batches
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
-from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
+from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
 from cola_train.flow import integrate
 from cola_train.models.attention.masks import (
     document_positions,

@@ -22,7 +22,7 @@ from cola_train.families.cola.inspection.latent_rows import (
     transport_all_blocks,
 )
 from cola_train.families.cola.inspection.tally import Tally
-from cola_train.families.cola.vae_losses import standard_normal_latents
+from cola_train.families.cola.stage1 import standard_normal_latents
 from cola_train.flow import gaussian_baseline, interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
