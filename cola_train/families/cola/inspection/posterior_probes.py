@@ -43,11 +43,6 @@ class PosteriorHealth:
     information_per_channel: list[float]
     z_variance_per_channel: list[float]
 
-    @property
-    def active_units_share(self) -> float:
-        """Active units over all channels."""
-        return self.active_units / len(self.kl_per_channel)
-
 
 class PosteriorTally:
     """Adds up what PosteriorHealth is computed from."""

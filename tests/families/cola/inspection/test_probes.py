@@ -32,8 +32,12 @@ from cola_train.families.cola.inspection.posterior_probes import (
     PosteriorTally,
     token_kinds,
 )
-from cola_train.families.cola.inspection.prior_probes import FlowTally, paired_gain, prior_tokens
-from cola_train.families.cola.inspection.tally import Tally
+from cola_train.families.cola.inspection.prior_probes import (
+    FlowTally,
+    Tally,
+    paired_gain,
+    prior_tokens,
+)
 from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
