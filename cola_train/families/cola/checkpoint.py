@@ -14,7 +14,7 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality
+from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality, read_tokenizer
 from cola_train.families.cola.blocks import BlockGeneration
 from cola_train.families.cola.flops import generation_work
 from cola_train.families.cola.format import (
@@ -33,7 +33,7 @@ from cola_train.models.config import DiTConfig, check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.sampling.stream import Noise, Text, check_ids, stream
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, Below, read_json
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, Below
 
 
 @dataclasses.dataclass
@@ -50,27 +50,14 @@ class ColaCheckpoint(Checkpoint):
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":
-        """Read the released layout, ours or the released one; of a run folder its `hf` export.
-
-        Raises:
-            UserError: not such a folder; a config field that is unknown or unsupported; any tensor
-                missing, unexpected or of the wrong shape (all are named); a truncated file; a
-                tokenizer with more ids than the VAE.
-        """
+        """Read the released layout, as `Family.load`; of a run folder its `hf` export."""
         root = find_root(folder)
         vae, dit = VAE_FORMAT.load(root), None
         if DIT_FORMAT.is_in(root):
             check_pair(vae.config, DIT_FORMAT.read_config(root))
             dit = DIT_FORMAT.load(root)
-        tokenizer = Tokenizer.load(root / "tokenizer.json")
-        if tokenizer.vocab_size > vae.config.vocab_size:
-            raise UserError(
-                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the VAE only "
-                f"{vae.config.vocab_size}; put the tokenizer.json there that the checkpoint was "
-                "trained with."
-            )
-        training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
-        return cls(vae, dit, tokenizer, training).for_inference(device)
+        held = read_tokenizer(root, vae.config.vocab_size, "VAE")
+        return cls(vae, dit, *held).for_inference(device)
 
     def for_inference(self, device: str | torch.device) -> "ColaCheckpoint":
         """This checkpoint, its networks moved to `device`, in eval mode and without gradient."""
@@ -135,11 +122,8 @@ class ColaCheckpoint(Checkpoint):
         vae = self.for_passes(self.vae, config)
         check_ids([pad], self.vocab_size, "pad_token_id")
         prefixes = [self._prefix(len(prompt)) for prompt in prompts]
-        blocks = [
-            prefix.history_blocks + prefix.generated_blocks(config.max_new_tokens)
-            for prefix in prefixes
-        ]
-        capacity = max(blocks, default=0)
+        new = config.max_new_tokens
+        capacity = max((x.history_blocks + x.generated_blocks(new) for x in prefixes), default=0)
 
         def begin(some: Sequence[Sequence[int]], indices: Sequence[int]) -> BlockGeneration:
             return BlockGeneration(vae, dit, some, indices, config, pad, noise, capacity)

@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import require
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig
+from cola_train.families.cola.flops import (
+    dit_parameters,
+    stage1_work,
+    stage2_work,
+    vae_parameters,
+)
 from cola_train.families.cola.workloads import (
     GENERATION_WORKLOADS,
     STAGE1_WORKLOADS,
     STAGE2_WORKLOADS,
 )
 from cola_train.families.family import Family, MatchTarget, Phase, TrainedRun
+from cola_train.flops.work import Parts
 from cola_train.models.config import DiTConfig
 
 if TYPE_CHECKING:
@@ -24,7 +31,6 @@ if TYPE_CHECKING:
     from cola_train.families.cola.checkpoint import ColaCheckpoint
     from cola_train.families.cola.stage1 import Stage1Objective
     from cola_train.families.cola.stage2 import Stage2Objective
-    from cola_train.flops.work import Parts
 
 ColaT = TypeVar("ColaT", bound=ColaRunConfig)
 _JOINT, _FROZEN = "joint", "frozen"
@@ -132,14 +138,10 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
 
         return vae_values(config, None, shapes)
 
-    def step_work(self, config: VAERunConfig, phase: str) -> "Parts":
-        from cola_train.families.cola.flops import stage1_work
-
+    def step_work(self, config: VAERunConfig, phase: str) -> Parts:
         return stage1_work(config)
 
     def parameters(self, config: VAERunConfig) -> dict[str, int]:
-        from cola_train.families.cola.flops import vae_parameters
-
         return dict(vae_parameters(config.vae))
 
 
@@ -188,21 +190,15 @@ class JointFamily(_ColaFamily[JointRunConfig]):
             return Phase(_JOINT, strategy.joint_steps), Phase(_FROZEN, strategy.frozen_steps)
         return (Phase(_JOINT if strategy.mode == "joint" else _FROZEN, 1),)
 
-    def step_work(self, config: JointRunConfig, phase: str) -> "Parts":
-        from cola_train.families.cola.flops import stage2_work
-
+    def step_work(self, config: JointRunConfig, phase: str) -> Parts:
         return stage2_work(config, phase == _JOINT)
 
     def parameters(self, config: JointRunConfig) -> dict[str, int]:
         """VAE and DiT; the frozen reference encoder is a copy and not among them."""
-        from cola_train.families.cola.flops import dit_parameters, vae_parameters
-
         return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
 
     def backbone_parameters(self, config: JointRunConfig) -> int:
         """The DiT's parameters."""
-        from cola_train.families.cola.flops import dit_parameters
-
         return sum(dit_parameters(config.dit).values())
 
     def reference(
@@ -269,10 +265,8 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         sizes = {"block_size": dit.block_size, "layers": dit.num_layers, "width": dit.txt_dim}
         if value == sizes[size]:
             return ()
-        if size == "block_size":
-            return (f"dit.block_size={value}",)
-        if size == "layers":
-            return (f"dit.num_layers={value}",)
+        if size != "width":
+            return (f"dit.{'num_layers' if size == 'layers' else size}={value}",)
         require(
             value % dit.head_dim == 0,
             f"widths must be multiples of the workload's head width, {dit.head_dim}, not {value}.",

@@ -3,8 +3,6 @@
 import functools
 from collections.abc import Mapping
 
-import torch
-
 from cola_train.config.sampling import SamplerConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.cola.prefix import Prefix
@@ -20,10 +18,7 @@ from cola_train.flops.passes import (
 )
 from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Linear, Parts, product
 from cola_train.models.attention.tiles import packed_tiles
-from cola_train.models.blocks import parameters_by_part
 from cola_train.models.config import DiTConfig, TextVAEConfig
-from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
 from cola_train.solvers import network_calls, time_grid
 
 # Sine and cosine of 128 frequencies: what the DiT's time embedding reads (models/dit.py).
@@ -33,6 +28,11 @@ TIME_CHANNELS = 256
 @functools.lru_cache
 def vae_parameters(config: TextVAEConfig) -> Mapping[str, int]:
     """Parameters of the Text VAE by part, counted on meta tensors."""
+    import torch
+
+    from cola_train.models.blocks import parameters_by_part
+    from cola_train.models.text_vae import TextVAE
+
     with torch.device("meta"):
         vae = TextVAE(config)
     encoder, decoder = parameters_by_part(vae.encoder), parameters_by_part(vae.decoder)
@@ -42,6 +42,11 @@ def vae_parameters(config: TextVAEConfig) -> Mapping[str, int]:
 @functools.lru_cache
 def dit_parameters(config: DiTConfig) -> Mapping[str, int]:
     """Parameters of the DiT by part, counted on meta tensors."""
+    import torch
+
+    from cola_train.models.blocks import parameters_by_part
+    from cola_train.models.dit import BlockCausalDiT
+
     with torch.device("meta"):
         return named("dit", parameters_by_part(BlockCausalDiT(config)))
 

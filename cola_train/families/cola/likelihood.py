@@ -118,13 +118,9 @@ def log_density(
     d/dt [z, l] = [v(z, t), div v(z, t)] from (z_0, 0); log p(z_0) = log N(z_1; 0, I) + l(1). All
     but the velocity is computed in float64.
 
-    Args:
-        velocity: of all blocks at once.
-        z_0: latents of each block.
-        config: the solver.
-        probe: draws of mean 0 and covariance I, held fixed for the whole solve: the divergence is
-            then Hutchinson's estimate, and the result is unbiased over probes up to the solver's
-            error. None: the divergence is exact.
+    `probe` are draws of mean 0 and covariance I, held fixed for the whole solve: the divergence is
+    then Hutchinson's estimate, and the result is unbiased over probes up to the solver's error.
+    Without them the divergence is exact.
 
     Raises:
         UserError: as `solve`.
@@ -170,14 +166,8 @@ def block_log_densities(
     """log p(z_0^(b) | z_0^(<b)) of every block, nats; their sum over a row is log p_psi(z_0).
 
     All blocks of a row are transported at once: the packed pass of training gives each noised
-    block's velocity given its clean history. The guidance of sampling has no part in it.
-
-    Args:
-        dit: its parameters without gradient.
-        z_0: whole blocks of clean latents.
-        config: the solver.
-        document: of each latent, where documents are apart.
-        probe: as of `log_density`.
+    block's velocity given its clean history. The guidance of sampling has no part in it. The DiT's
+    parameters have no gradient; `probe` is as of `log_density`.
     """
     size = dit.config.block_size
     index = torch.zeros(z_0.shape[:2], dtype=torch.long, device=z_0.device)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.checkpoint import Checkpoint, read_tokenizer
 from cola_train.families.transformer.format import (
     Kind,
     model_type_of,
@@ -19,7 +19,7 @@ from cola_train.families.transformer.format import (
 )
 from cola_train.models.transformer import Transformer
 from cola_train.run_layout import EXPORT
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, load_tensors, read_json
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, load_tensors
 
 CheckpointT = TypeVar("CheckpointT", bound="TransformerCheckpoint")
 
@@ -49,15 +49,8 @@ class TransformerCheckpoint(Checkpoint):
         config = read_config(root, cls.kind)
         transformer = Transformer(config, cls.kind.causal)
         load_tensors(transformer, root)
-        tokenizer = Tokenizer.load(root / "tokenizer.json")
-        require(
-            tokenizer.vocab_size <= config.vocab_size,
-            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only "
-            f"{config.vocab_size}; put the tokenizer.json there that the checkpoint was trained "
-            "with.",
-        )
-        training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
-        return cls(transformer.to(device).eval().requires_grad_(False), tokenizer, training)
+        held = read_tokenizer(root, config.vocab_size, "network")
+        return cls(transformer.to(device).eval().requires_grad_(False), *held)
 
     def save(
         self,

@@ -11,9 +11,8 @@ from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import section
 from cola_train.families.family import Family, MatchTarget, TrainedRun
-from cola_train.families.transformer.flops import transformer_pass
-from cola_train.flops.passes import Span, named, row_pairs
-from cola_train.flops.work import Backward, Extent, Parts
+from cola_train.flops.passes import Block, Span, named, row_pairs, stack
+from cola_train.flops.work import Backward, Extent, Linear, Parts, product
 from cola_train.models.config import TransformerConfig
 
 if TYPE_CHECKING:
@@ -167,6 +166,21 @@ class TransformerFamily(Family[BaselineT]):
 
     def describe(self, config: BaselineT) -> str:
         return f"{config.transformer.num_hidden_layers} x {config.transformer.hidden_size}"
+
+
+def transformer_pass(
+    config: TransformerConfig, span: Span, logits: Extent, backward: Backward
+) -> Parts:
+    """A baseline's transformer; `logits` are the positions that the head runs on."""
+    dim, hidden = config.hidden_size, config.intermediate_size
+    block = Block(
+        dim,
+        config.num_attention_heads * config.head_dim,
+        mlp=(Linear(dim, 2 * hidden), Linear(hidden, dim)),
+        ends_with_product=True,
+    )
+    parts = stack(block, config.num_hidden_layers, span, backward)
+    return parts | {"head": product(Linear(dim, config.vocab_size), logits, backward)}
 
 
 @functools.lru_cache

@@ -120,14 +120,7 @@ def inspect_latents(
 ) -> Iterator[LatentInspection | None]:
     """Inspect latents of the first held-out rows; None after each batch, then what was found.
 
-    Draws are always the same.
-
-    Args:
-        checkpoint: of stage 1 or 2, on the device to compute on.
-        data: prepared with its tokenizer.
-        config: how much to look at.
-        reference: whose encoder to measure drift from, usually the stage-1 checkpoint; on the same
-            device.
+    Draws are always the same. `reference` is on the checkpoint's device.
 
     Raises:
         UserError: another tokenizer than the data's; rows that do not fill blocks; fewer than two
