@@ -9,8 +9,7 @@ from torch import Tensor
 from cola_train.data.batch import Batch
 from cola_train.families.cola import stage1, stage2
 from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrategyConfig
-from cola_train.families.cola.flow_draws import FlowDraws
-from cola_train.families.cola.stage2 import Stage2Objective
+from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.dit import Times
 from cola_train.randomness import Purpose

@@ -11,9 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.families.transformer.checkpoint import Kind, TransformerCheckpoint
 from cola_train.families.transformer.family import transformer_pass
-from cola_train.families.transformer.format import Kind
 from cola_train.flops.passes import Span, added, named, row_pairs
 from cola_train.flops.work import NO_BACKWARD, Extent, Parts
 from cola_train.likelihood.rows import Draw, ScoredRow

@@ -170,7 +170,6 @@ class ColaCheckpoint(Checkpoint):
         )
 
     def likelihood(self, rows: Sequence[ScoredRow], config: LikelihoodConfig) -> LatentWeights:
-        """The ELBO's and IWAE's importance weights."""
         return LatentWeights(self.vae, self.prior("likelihood"), self.tokenizer, rows, config)
 
     def inspect(

@@ -70,7 +70,6 @@ class _ColaFamily(Family[ColaT]):
         return (root / "cola_vae").is_dir() and has_dit == (self.name == "joint")
 
     def load(self, folder: Path, device: "str | torch.device" = "cpu") -> "ColaCheckpoint":
-        """Read the released layout, ours or the released one."""
         from cola_train.families.cola.checkpoint import ColaCheckpoint
 
         return ColaCheckpoint.load(folder, device)
@@ -110,7 +109,6 @@ class _ColaFamily(Family[ColaT]):
         return {"vae": vae}
 
     def describe(self, config: ColaT) -> str:
-        """Encoder and decoder blocks x width."""
         vae = config.vae
         return f"VAE {vae.encoder_num_blocks} + {vae.decoder_num_blocks} x {vae.dim}"
 
@@ -134,7 +132,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
     def initial_values(
         self, config: VAERunConfig, shapes: "Mapping[str, torch.Size]"
     ) -> "Iterator[tuple[str, Tensor]]":
-        from cola_train.families.cola.start import vae_values
+        from cola_train.families.cola.format import vae_values
 
         return vae_values(config, None, shapes)
 
@@ -171,14 +169,14 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]"
     ) -> "Iterator[tuple[str, Tensor]]":
         """Drawn or read from checkpoints; the reference encoder is a copy of the VAE's."""
-        from cola_train.families.cola.start import dit_values, vae_values
+        from cola_train.families.cola.format import dit_values, vae_values
 
         yield from vae_values(config, config.init_vae_from, shapes)
         yield from dit_values(config, shapes)
 
     def check_data(self, config: JointRunConfig, data: "PreparedData") -> None:
         """Also refuses checkpoints to start from whose networks or tokenizer are others."""
-        from cola_train.families.cola.start import check_start
+        from cola_train.families.cola.format import check_start
 
         super().check_data(config, data)
         check_start(config, data)
@@ -198,7 +196,6 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
 
     def backbone_parameters(self, config: JointRunConfig) -> int:
-        """The DiT's parameters."""
         return sum(dit_parameters(config.dit).values())
 
     def reference(
@@ -240,7 +237,6 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return config.init_vae_from
 
     def match_target(self, config: JointRunConfig) -> MatchTarget:
-        """The size of the DiT."""
         notes = []
         if config.init_vae_from is not None:
             notes.append(
@@ -257,7 +253,6 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return MatchTarget(dit.txt_dim, dit.num_layers, dit.head_dim, tuple(notes))
 
     def describe(self, config: JointRunConfig) -> str:
-        """Blocks x width of both networks."""
         return f"DiT {config.dit.num_layers} x {config.dit.txt_dim}, {super().describe(config)}"
 
     def growth_settings(self, config: JointRunConfig, size: str, value: int) -> tuple[str, ...]:

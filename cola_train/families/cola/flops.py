@@ -148,11 +148,8 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
 
     The last clean block is nobody's history and left out.
     """
-    rows, flow, block_size = (
-        config.trainer.global_batch_size,
-        config.objective.flow,
-        config.dit.block_size,
-    )
+    rows, flow = config.trainer.global_batch_size, config.objective.flow
+    block_size = config.dit.block_size
     latents = config.data.seq_len // config.vae.patch_size
     clean, noised = latents - block_size, flow.noise_copies * latents
     # A noised block sees itself and all clean blocks before it: as many pairs as if all were clean.

@@ -1,9 +1,10 @@
-"""The released checkpoint layout, read and written.
+"""The released checkpoint layout, read, written, and what new runs start from.
 
 <root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.config.settings import UserError
+from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.cola.config import ColaRunConfig
+from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
 from cola_train.files import atomic_folder
 from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.initialize import dit_value, text_vae_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
@@ -87,6 +90,20 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
         """The network's tensors by name, one at a time; refuses what `check_fits` refuses."""
         self.check_fits(folder, config)
         return read_tensors(self._shapes(config), self.folder(find_root(folder)))
+
+    def first_values(
+        self,
+        source: str | None,
+        config: ConfigT,
+        shapes: Mapping[str, torch.Size],
+        draw: Callable[[str, torch.Size], Tensor],
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of checkpoint `source`, or drawn, of an objective's parameters' `shapes`."""
+        if source is not None:
+            return self.tensors(source, config)
+        prefix = f"{self.name}."
+        own = (name.removeprefix(prefix) for name in shapes if name.startswith(prefix))
+        return ((name, draw(name, shapes[prefix + name])) for name in own)
 
     def write(
         self, root: Path, config: ConfigT, state: Mapping[str, Tensor], max_shard_bytes: int
@@ -185,3 +202,42 @@ def write_checkpoint(
         tokenizer.save(working / "tokenizer.json")
         if training:
             write_json(working / TRAINING, training)
+
+
+def vae_values(
+    config: ColaRunConfig, source: str | None, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """The VAE of checkpoint `source`, or drawn; with a copy where `shapes` has a reference encoder.
+
+    `shapes` are those of the objective's parameters, by name.
+    """
+    draw = functools.partial(text_vae_value, config=config.vae, seed=config.seed)
+    for name, value in VAE_FORMAT.first_values(source, config.vae, shapes, draw):
+        yield f"vae.{name}", value
+        if f"reference_{name}" in shapes:
+            yield f"reference_{name}", value
+
+
+def dit_values(
+    config: JointRunConfig, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """The DiT; drawn unless init_dit_from names a checkpoint."""
+    draw = functools.partial(dit_value, seed=config.seed)
+    for name, value in DIT_FORMAT.first_values(config.init_dit_from, config.dit, shapes, draw):
+        yield f"dit.{name}", value
+
+
+def check_start(config: JointRunConfig, data: PreparedData) -> None:
+    """Refuse checkpoints to start from whose networks or tokenizer are others than the run's.
+
+    Raises:
+        UserError: these, or no checkpoint.
+    """
+    for folder in (config.init_vae_from, config.init_dit_from):
+        if folder is not None:
+            theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
+            data.check_run(config.data, theirs.sha256)
+    if config.init_vae_from is not None:
+        VAE_FORMAT.check_fits(config.init_vae_from, config.vae)
+    if config.init_dit_from is not None:
+        DIT_FORMAT.check_fits(config.init_dit_from, config.dit)

@@ -5,7 +5,7 @@ L = reconstruction + beta KL(q || N(0, I)) + lambda_mask L_mask
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import Stage1Config, Stage2Config
-from cola_train.families.cola.flow_draws import draw_copies
 from cola_train.models.posterior import Posterior
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective, Term, documents_of
-from cola_train.randomness import Purpose, normal, uniform
+from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 
 VAELossConfig = Stage1Config | Stage2Config
 
@@ -41,6 +40,23 @@ def mask_positions(batch: Batch, ratio: float, seed: int) -> Int[Tensor, "batch 
     # of the loss.
     draws = draws + (~batch.loss_mask).float()
     return draws.argsort(dim=1, stable=True)[:, : max(1, round(ratio * seq))]
+
+
+def draw_copies(
+    draw: Callable[..., Tensor],
+    seed: int,
+    purpose: Purpose,
+    sample_index: Int[Tensor, " batch"],
+    count: int,
+    copies: int,
+) -> Float[Tensor, "batch draws"]:
+    """`count` values of `draw` (`uniform` or `normal`) for each of `copies`, one after another.
+
+    The first copy's are those of a run with one copy.
+    """
+    starts = [copy * round_up_to_draws(count) for copy in range(copies)]
+    each = [draw(seed, purpose, sample_index, count, start) for start in starts]
+    return torch.cat(each, dim=1)
 
 
 def standard_normal_latents(
@@ -166,7 +182,6 @@ class Stage1Objective(Objective):
         self.vae, self.config, self.seed = vae, config, seed
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Real tokens, latents and masked tokens."""
         return vae_counts(batch, self.vae.config.patch_size, self.config, self.seed)
 
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:

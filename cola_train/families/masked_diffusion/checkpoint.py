@@ -10,9 +10,8 @@ from torch import Tensor
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.transformer.checkpoint import TransformerCheckpoint
+from cola_train.families.transformer.checkpoint import Kind, TransformerCheckpoint
 from cola_train.families.transformer.family import transformer_pass
-from cola_train.families.transformer.format import Kind
 from cola_train.flops.passes import Span, named, times
 from cola_train.flops.work import NO_BACKWARD, Extent, Parts
 from cola_train.likelihood.rows import Draw, ScoredRow, draws_at

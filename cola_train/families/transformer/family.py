@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from cola_train.families.transformer.checkpoint import TransformerCheckpoint
-    from cola_train.families.transformer.format import Kind
+    from cola_train.families.transformer.checkpoint import Kind, TransformerCheckpoint
 
 # For `cola-train chaos`.
 _SMALL_WIDTH = 32
@@ -88,7 +87,7 @@ class TransformerFamily(Family[BaselineT]):
     def write(
         self, folder: Path, run: TrainedRun[BaselineT], *, replace: bool, max_shard_bytes: int
     ) -> None:
-        from cola_train.families.transformer.format import write_transformer
+        from cola_train.families.transformer.checkpoint import write_transformer
         from cola_train.tensor_files import Below
 
         write_transformer(
@@ -105,7 +104,7 @@ class TransformerFamily(Family[BaselineT]):
     def recognizes(self, folder: Path) -> bool:
         if not (folder / "config.json").is_file():
             return False
-        from cola_train.families.transformer.format import model_type_of
+        from cola_train.families.transformer.checkpoint import model_type_of
 
         return model_type_of(folder) == self._kind.model_type
 

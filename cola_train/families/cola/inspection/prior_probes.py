@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.families.cola.config import FlowConfig
-from cola_train.families.cola.flow_draws import flow_draws, position_times
 from cola_train.families.cola.inspection.latent_rows import (
     LatentRows,
     decode_after_history,
@@ -21,6 +20,7 @@ from cola_train.families.cola.inspection.latent_rows import (
     transport_all_blocks,
 )
 from cola_train.families.cola.stage1 import standard_normal_latents
+from cola_train.families.cola.stage2 import flow_draws, position_times
 from cola_train.flow import gaussian_baseline, interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
