@@ -86,8 +86,15 @@ def generate_stream(
     ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
     texts = checkpoint.texts(ids, addresses, config, frozenset(stops), noise)
-    if warn_if_long:
-        _warn(ids, config, checkpoint.trained_seq_len)
+    longest = max((len(prompt) for prompt in ids), default=0) + config.max_new_tokens
+    trained = checkpoint.trained_seq_len
+    if warn_if_long and trained is not None and longest > trained:
+        warnings.warn(
+            f"A prompt and its continuation come to {longest} tokens; this model was trained on "
+            f"rows of {trained} and has seen nothing longer. The text may fall apart; shorten the "
+            "prompt or lower max_new_tokens.",
+            stacklevel=3,
+        )
     for prompt in ids:
         # Entered for each result: between two of them the caller's own code runs.
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)):
@@ -111,14 +118,3 @@ def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint)
     ids = [int(token) for token in prompt]
     check_ids(ids, checkpoint.vocab_size, f"prompt {index}")
     return ids
-
-
-def _warn(ids: Sequence[Sequence[int]], config: SamplerConfig, trained_seq_len: int | None) -> None:
-    longest = max((len(prompt) for prompt in ids), default=0) + config.max_new_tokens
-    if trained_seq_len is not None and longest > trained_seq_len:
-        warnings.warn(
-            f"A prompt and its continuation come to {longest} tokens; this model was trained on "
-            f"rows of {trained_seq_len} and has seen nothing longer. The text may fall apart; "
-            "shorten the prompt or lower max_new_tokens.",
-            stacklevel=4,
-        )

@@ -5,7 +5,7 @@ share a checkpoint.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.prefix import Prefix
-from cola_train.families.cola.transport import Block, BlockTransport, Pinned, clean_attention
+from cola_train.families.cola.transport import Block, BlockTransport, clean_attention
 from cola_train.models.attention.cached import KVCache
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -100,7 +100,8 @@ class BlockGeneration:
     @property
     def generated(self) -> Bool[Tensor, "batch block"]:
         """Which latents of the next block are generated; the others are a prompt's."""
-        return ~self._pinned()
+        counts = torch.tensor([row.known_latents for row in self._rows], device=self.device)
+        return torch.arange(self.block_size, device=self.device) >= counts[:, None]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Give up all rows but these, which move up in their order; `rows` increases."""
@@ -133,12 +134,14 @@ class BlockGeneration:
         """What `next_block` would give with this transport; the generation stays where it is."""
         self.catch_up()
         known = torch.stack([row.known for row in self._rows])
-        pinned = self._pinned() if any(row.known_latents for row in self._rows) else None
+        pinned = ~self.generated if any(row.known_latents for row in self._rows) else None
         z_0 = transport(self._initial_noise(known.shape[-1]), known, pinned, self.dit_cache)
         logits = self.vae.decoder.head(self._decode(z_0, self.vae_cache)).float()
         seen = torch.stack([row.seen for row in self._rows])
         penalized = penalize_repetition(logits, seen, self.config.repetition_penalty)
-        draws = self._token_draws(logits.shape[1])
+        draws = None
+        if self.config.temperature > 0:
+            draws = self._draws(uniform, Purpose.SAMPLER_TOKEN, logits.shape[1])
         return GeneratedBlock(z_0, logits, choose_tokens(penalized, self.config, draws))
 
     def next_parts(self) -> list[GeneratedPart]:
@@ -161,11 +164,6 @@ class BlockGeneration:
             added = [self.block_size] * len(self._pending)
             self.transport.fill(self._pending, self.dit_cache, added)
             self._pending = None
-
-    def _pinned(self) -> Pinned:
-        """Where a prompt's known latents are in the next block."""
-        counts = torch.tensor([row.known_latents for row in self._rows], device=self.device)
-        return torch.arange(self.block_size, device=self.device) < counts[:, None]
 
     def _prefix_of(self, prompt: Sequence[int]) -> Prefix:
         return Prefix(len(prompt), self.patch_size, self.block_size)
@@ -213,9 +211,7 @@ class BlockGeneration:
     def _initial_noise(self, channels: int) -> Block:
         shape = (self.block_size, channels)
         if self.noise is None:
-            count = self.block_size * channels
-            index, starts = self._addresses(count)
-            draws = normal(self.config.seed, Purpose.SAMPLER_NOISE, index, count, starts)
+            draws = self._draws(normal, Purpose.SAMPLER_NOISE, self.block_size * channels)
             return draws.unflatten(1, shape)
         blocks = [self.noise(row.index, row.blocks_done) for row in self._rows]
         for block in blocks:
@@ -223,15 +219,11 @@ class BlockGeneration:
                 raise UserError(f"noise must give {shape} per block, not {tuple(block.shape)}.")
         return torch.stack(blocks).to(self.device, torch.float32)
 
-    def _token_draws(self, num_tokens: int) -> Float[Tensor, "batch seq"] | None:
-        if self.config.temperature == 0:
-            return None
-        index, starts = self._addresses(num_tokens)
-        return uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, num_tokens, starts)
-
-    def _addresses(self, count: int) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
-        """Where each row's next `count` draws are: index, and start, a multiple of 4."""
+    def _draws(
+        self, draw: Callable[..., Tensor], purpose: Purpose, count: int
+    ) -> Float[Tensor, "batch draws"]:
+        """Each row's next `count` draws of this purpose; they start at a multiple of 4."""
         indices = [row.index for row in self._rows]
         starts = [row.blocks_done * round_up_to_draws(count) for row in self._rows]
         index, start = torch.tensor([indices, starts], device=self.device)
-        return index, start
+        return draw(self.config.seed, purpose, index, count, start)

@@ -8,17 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import require
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig
-from cola_train.families.cola.flops import (
-    dit_parameters,
-    stage1_work,
-    stage2_work,
-    vae_parameters,
-)
-from cola_train.families.cola.workloads import (
-    GENERATION_WORKLOADS,
-    STAGE1_WORKLOADS,
-    STAGE2_WORKLOADS,
-)
+from cola_train.families.cola.flops import dit_parameters, stage1_work, stage2_work, vae_parameters
+from cola_train.families.cola.workloads import GENERATION, STAGE1, STAGE2
 from cola_train.families.family import Family, MatchTarget, Phase, TrainedRun
 from cola_train.flops.work import Parts
 from cola_train.models.config import DiTConfig
@@ -121,7 +112,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
     summary = "stage 1: train the Text VAE"
     example = "configs/small/vae_quickstart.yaml"
     writes_text = False
-    workloads = STAGE1_WORKLOADS
+    workloads = STAGE1
 
     def build(self, config: VAERunConfig) -> "Stage1Objective":
         from cola_train.families.cola.stage1 import Stage1Objective
@@ -151,8 +142,8 @@ class JointFamily(_ColaFamily[JointRunConfig]):
     summary = "stage 2: train VAE and DiT jointly"
     example = "configs/small/joint_quickstart.yaml"
     stage1_key = "init_vae_from"
-    workloads = STAGE2_WORKLOADS
-    generation_workloads = GENERATION_WORKLOADS
+    workloads = STAGE2
+    generation_workloads = GENERATION
 
     def dit_config(self, config: JointRunConfig) -> DiTConfig | None:
         return config.dit

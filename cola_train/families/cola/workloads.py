@@ -43,10 +43,10 @@ def _batch(rows: int, seq_len: int) -> tuple[str, ...]:
     )
 
 
-STAGE1_WORKLOADS = {"paper_stage1": ("vae.block_size=1", *_batch(8, 512))}
-STAGE2_WORKLOADS = {
+STAGE1 = {"paper_stage1": ("vae.block_size=1", *_batch(8, 512))}
+STAGE2 = {
     "S": (*_FROZEN_VAE, *_sizes(1024, 128, 2, 4, 128, 4, 24), *_batch(8, 256)),
     "M": (*_FROZEN_VAE, *_sizes(4096, 256, 4, 8, 384, 6, 48), *_batch(2, 512)),
     "paper_stage2": (*_PAPER_STAGE2, *_batch(8, 512)),
 }
-GENERATION_WORKLOADS = {"S": "S", "M": "M", "paper": "paper_stage2"}
+GENERATION = {"S": "S", "M": "M", "paper": "paper_stage2"}
