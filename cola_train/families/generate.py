@@ -83,7 +83,12 @@ def generate_stream(
     if stops is None:
         ends = (tokenizer.eos_token_id, tokenizer.im_end_token_id)
         stops = tuple(token for token in ends if token is not None)
-    ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
+    ids = [
+        tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        for prompt in prompts
+    ]
+    for index, prompt in enumerate(ids):
+        check_ids(prompt, checkpoint.vocab_size, f"prompt {index}")
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
     texts = checkpoint.texts(ids, addresses, config, frozenset(stops), noise)
     longest = max((len(prompt) for prompt in ids), default=0) + config.max_new_tokens
@@ -110,11 +115,3 @@ def generate_stream(
             finish_reason="length" if end is None else "stop",
             decoded_ids=tokens,
         )
-
-
-def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint) -> list[int]:
-    if isinstance(prompt, str):
-        return checkpoint.tokenizer.encode(prompt)
-    ids = [int(token) for token in prompt]
-    check_ids(ids, checkpoint.vocab_size, f"prompt {index}")
-    return ids

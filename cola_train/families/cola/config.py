@@ -117,10 +117,8 @@ class FlowConfig:
     )
     noise_copies: int = setting(
         1,
-        help=(
-            "Noised copies of a row, each with its own noise, times and prompts, over one clean "
-            "copy: (1 + K) L positions."
-        ),
+        help="Noised copies of a row, each with its own noise, times and prompts, over one clean "
+        "copy: (1 + K) L positions.",
     )
     grad_to_encoder: bool = setting(
         True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target."

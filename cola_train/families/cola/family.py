@@ -210,10 +210,8 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         """
         dit = dataclasses.replace(config.dit, num_layers=min(config.dit.num_layers, 2))
         if dit.txt_dim > _SMALL_WIDTH:
-            width = _SMALL_WIDTH
-            dit = dataclasses.replace(
-                dit, txt_dim=width, emb_dim=width, heads=2, head_dim=16, rope_dim=8
-            )
+            small = {"txt_dim": _SMALL_WIDTH, "emb_dim": _SMALL_WIDTH, "heads": 2, "head_dim": 16}
+            dit = dataclasses.replace(dit, **small, rope_dim=8)
         strategy = config.objective.vae_strategy.shortened(num_steps)
         return super().shrink(config, num_steps) | {
             "dit": dit,

@@ -63,7 +63,9 @@ class LatentWeights:
         vae, config = self.vae, self.config
         device = vae.decoder.in_layer.weight.device
         tokens = torch.tensor([self.filled[draw.row] for draw in draws], device=device)
-        scored = torch.tensor([self._scored(draw.row) for draw in draws], device=device)
+        place = torch.arange(tokens.shape[1], device=device)
+        own = torch.tensor([len(self.rows[draw.row].tokens) for draw in draws], device=device)
+        scored = (tokens != self.pad_token_id) & (place < own[:, None])
         document = self._documents(draws, device)
         posterior = vae.encode(tokens, document)
         shape = posterior.mean.shape[1:]
@@ -87,13 +89,6 @@ class LatentWeights:
             return block_log_densities(self.dit, z_0, config, document, probe).sum(1)
 
         return log_weights(posterior, eps, log_likelihood, log_prior)
-
-    def _scored(self, row: int) -> list[bool]:
-        own = self.rows[row].tokens
-        return [
-            place < len(own) and token != self.pad_token_id
-            for place, token in enumerate(self.filled[row])
-        ]
 
     def _documents(
         self, draws: Sequence[Draw], device: torch.device

@@ -121,40 +121,9 @@ class Stage2Objective(Objective):
         in nats per token (summed over channels, divided by real tokens). In frozen phases of Fix
         and Interval the VAE only encodes, without gradient.
         """
-        trains_vae = step is None or self.config.vae_strategy.trains_vae(step)
-        return self._joint(batch) if trains_vae else self._frozen(batch)
-
-    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
-        return vae_log_snr(means)
-
-    def learning_rate_factor(self, name: str) -> float:
-        """The VAE may learn at a rate of its own (vae_strategy.learning_rate_factor)."""
-        return self.config.vae_strategy.learning_rate_factor if name.startswith("vae.") else 1.0
-
-    def _draws(self, batch: Batch) -> FlowDraws:
-        block_size = self.dit.config.block_size
-        num_blocks = batch.tokens.shape[1] // (self.vae.config.patch_size * block_size)
-        return flow_draws(self.config.flow, batch.sample_index, num_blocks, block_size, self.seed)
-
-    def _counted(self, batch: Batch, draws: FlowDraws) -> Bool[Tensor, "batch noised"]:
-        real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
-        return real.repeat(1, self.config.flow.noise_copies) & ~draws.pinned
-
-    def _documents(self, batch: Batch) -> Int[Tensor, "batch latents"] | None:
-        return documents_of(batch, self.vae.config.patch_size, self.config.mask_documents)
-
-    def _frozen(self, batch: Batch) -> list[Term]:
-        with torch.no_grad():
-            posterior = self.vae.encode(batch.tokens, self._documents(batch))
-            posterior = hold_log_snr(posterior, self.config)
-            latents, channels = posterior.mean.shape[1:]
-            z_0 = posterior.sample(
-                standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
-            )
-        return [self._flow(batch, z_0)]
-
-    def _joint(self, batch: Batch) -> list[Term]:
         config = self.config
+        if step is not None and not config.vae_strategy.trains_vae(step):
+            return [self._flow(batch, self._frozen(batch))]
         out = vae_pass(self.vae, batch, config, self.seed, config.vae_weight)
         negative_entropy = out.divergence(
             "negative_entropy",
@@ -176,6 +145,34 @@ class Stage2Objective(Objective):
             *reference_kl,
             *out.metrics,
         ]
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        return vae_log_snr(means)
+
+    def learning_rate_factor(self, name: str) -> float:
+        """The VAE may learn at a rate of its own (vae_strategy.learning_rate_factor)."""
+        return self.config.vae_strategy.learning_rate_factor if name.startswith("vae.") else 1.0
+
+    def _draws(self, batch: Batch) -> FlowDraws:
+        block_size = self.dit.config.block_size
+        num_blocks = batch.tokens.shape[1] // (self.vae.config.patch_size * block_size)
+        return flow_draws(self.config.flow, batch.sample_index, num_blocks, block_size, self.seed)
+
+    def _counted(self, batch: Batch, draws: FlowDraws) -> Bool[Tensor, "batch noised"]:
+        real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
+        return real.repeat(1, self.config.flow.noise_copies) & ~draws.pinned
+
+    def _documents(self, batch: Batch) -> Int[Tensor, "batch latents"] | None:
+        return documents_of(batch, self.vae.config.patch_size, self.config.mask_documents)
+
+    @torch.no_grad()
+    def _frozen(self, batch: Batch) -> Float[Tensor, "batch latents channels"]:
+        """A posterior sample of a VAE that does not train."""
+        posterior = hold_log_snr(self.vae.encode(batch.tokens, self._documents(batch)), self.config)
+        latents, channels = posterior.mean.shape[1:]
+        return posterior.sample(
+            standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
+        )
 
     def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> Term:
         config, copies = self.config, self.config.flow.noise_copies

@@ -1,7 +1,6 @@
 """A checkpoint's latent space on held-out rows: what the VAE keeps, what the prior has learned."""
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections import Counter
@@ -134,25 +133,22 @@ def inspect_latents(
     posterior = PosteriorTally(vae.config.latent_dim)
     latent_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
     reconstruction = ReconstructionTally(vae, dit, config.num_times)
-    posterior_accuracy = TokenAccuracyTally(
-        lambda rows: likeliest_tokens(vae, vae.decoder(rows.z_0, rows.document)),
-        seq_len,
-        block_tokens,
-    )
+    posterior_accuracy = TokenAccuracyTally(seq_len, block_tokens)
+    prior_accuracy = TokenAccuracyTally(seq_len, block_tokens)
     drift = None if reference is None else DriftTally(reference.vae.encoder)
-    flow = prior_accuracy = None
+    flow = None
     if dit is not None:
         flow = FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
-        decode_prior = functools.partial(
-            prior_tokens, vae, dit, num_steps=config.num_steps, seed=config.seed
-        )
-        prior_accuracy = TokenAccuracyTally(decode_prior, seq_len, block_tokens)
-    tallies = (posterior, latent_map, reconstruction, posterior_accuracy)
-    of_some = tuple(tally for tally in (drift, flow, prior_accuracy) if tally is not None)
     for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
         uses.update(rows.batch.tokens[rows.batch.loss_mask].tolist())
-        for tally in (*tallies, *of_some):
-            tally.add(rows)
+        for tally in (posterior, latent_map, reconstruction, drift, flow):
+            if tally is not None:
+                tally.add(rows)
+        decoded = likeliest_tokens(vae, vae.decoder(rows.z_0, rows.document))
+        posterior_accuracy.add(rows, decoded)
+        if dit is not None:
+            decoded = prior_tokens(vae, dit, rows, config.num_steps, config.seed)
+            prior_accuracy.add(rows, decoded)
         yield None
     shares = [count / uses.total() for count in uses.values()]
     yield LatentInspection(
@@ -167,7 +163,7 @@ def inspect_latents(
         map=latent_map.result(),
         drift=None if drift is None else drift.result(),
         flow=None if flow is None else flow.result(),
-        prior_accuracy=None if prior_accuracy is None else prior_accuracy.result(),
+        prior_accuracy=None if dit is None else prior_accuracy.result(),
         history=None if flow is None else flow.history_use(),
     )
 

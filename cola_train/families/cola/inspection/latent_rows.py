@@ -45,11 +45,6 @@ class LatentRows:
     counted: Bool[Tensor, "batch latents"]  # False where all tokens are padding
     document: Documents | None  # None where a row is one sequence
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.batch.loss_mask.sum())
-
     def select(self, values: Latents) -> Float64[Tensor, "counted channels"]:
         """The values of latents that count, on the CPU."""
         return values[self.counted].double().cpu()

@@ -58,7 +58,7 @@ class PosteriorTally:
         values = (mean, mean.square(), logvar.exp(), logvar, kl)
         self.sums += torch.stack([x.sum(0) for x in values])
         self.latents += len(mean)
-        self.tokens += rows.num_tokens
+        self.tokens += int(rows.batch.loss_mask.sum())
 
     def result(self) -> PosteriorHealth:
         mean, square, variance, logvar, kl = self.sums / self.latents
@@ -104,7 +104,7 @@ class DriftTally:
         self.square += float((mean - reference).square().mean(-1).sum())
         self.cosine += float(torch.cosine_similarity(mean, reference, dim=-1).sum())
         self.latents += len(mean)
-        self.tokens += rows.num_tokens
+        self.tokens += int(rows.batch.loss_mask.sum())
 
     def result(self) -> Drift:
         return Drift(

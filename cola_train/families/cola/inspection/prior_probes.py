@@ -5,7 +5,6 @@ Reconstruction under noise, token accuracy, flow matching by time and place, use
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -108,22 +107,16 @@ class TokenAccuracy:
 
 
 class TokenAccuracyTally:
-    """Adds up the TokenAccuracy of what `decode` gives for rows."""
+    """Adds up the TokenAccuracy of what a decoder gives for rows."""
 
-    def __init__(
-        self,
-        decode: Callable[[LatentRows], Int[Tensor, "batch seq"]],
-        num_tokens: int,
-        block_tokens: int,
-    ) -> None:
+    def __init__(self, num_tokens: int, block_tokens: int) -> None:
         """Rows have `num_tokens`, in blocks of `block_tokens`."""
-        self.decode = decode
         place = torch.arange(num_tokens)
         self.block, self.position = place // block_tokens, place % block_tokens
         self.blocks, self.positions = Tally(num_tokens // block_tokens), Tally(block_tokens)
 
-    def add(self, rows: LatentRows) -> None:
-        right, counted = self.decode(rows) == rows.batch.tokens, rows.batch.loss_mask
+    def add(self, rows: LatentRows, likeliest: Int[Tensor, "batch seq"]) -> None:
+        right, counted = likeliest == rows.batch.tokens, rows.batch.loss_mask
         self.blocks.add(right, counted, self.block.to(right.device))
         self.positions.add(right, counted, self.position.to(right.device))
 
