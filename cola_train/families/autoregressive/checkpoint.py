@@ -56,12 +56,12 @@ class AutoregressiveGeneration:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Give up all rows but these, which move up in their order; `rows` increases."""
-        index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
+        rows = list(rows)
         self.cache.keep(rows)
         self.prompt_indices = [self.prompt_indices[row] for row in rows]
         self.tokens_done = [self.tokens_done[row] for row in rows]
-        self.seen, self.last = self.seen[index], self.last[index]
-        self._pending = self._pending[index] if self._pending is not None and rows else None
+        self.seen, self.last = self.seen[rows], self.last[rows]
+        self._pending = self._pending[rows] if self._pending is not None and rows else None
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
         """Add prompts behind the rows in use, of which there are never more than at first."""
@@ -186,15 +186,13 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
     ) -> Iterator[Text]:
         transformer, eos = self.for_passes(self.transformer, config), self.tokenizer.eos_token_id
         longest = max(map(len, prompts), default=0)
-        return stream(
-            lambda some, indices: AutoregressiveGeneration(
-                transformer, some, indices, config, eos, longest
-            ),
-            prompts,
-            addresses,
-            config,
-            stops,
-        )
+
+        def begin(
+            some: Sequence[Sequence[int]], indices: Sequence[int]
+        ) -> AutoregressiveGeneration:
+            return AutoregressiveGeneration(transformer, some, at, config, eos, longest)
+
+        return stream(begin, prompts, addresses, config, stops)
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
         return 1, 1

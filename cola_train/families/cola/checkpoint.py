@@ -159,11 +159,9 @@ class ColaCheckpoint(Checkpoint):
         return compare_solvers(self, prompts, config, solvers, steps, reference_steps)
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
-        tolerance = (
-            f"rtol {config.rtol}, atol {config.atol}"
-            if config.solver == "dopri5"
-            else f"{config.num_steps} steps"
-        )
+        tolerance = f"{config.num_steps} steps"
+        if config.solver == "dopri5":
+            tolerance = f"rtol {config.rtol}, atol {config.atol}"
         return (
             f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's "
             f"ODE by {config.solver}, {tolerance}; {config.divergence} divergence"

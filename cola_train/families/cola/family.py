@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import require
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig
-from cola_train.families.cola.flops import dit_parameters, stage1_work, stage2_work, vae_parameters
+from cola_train.families.cola.flops import dit_parameters, stage2_work, vae_parameters, vae_work
 from cola_train.families.cola.workloads import GENERATION, STAGE1, STAGE2
 from cola_train.families.family import Family, MatchTarget, Phase, TrainedRun
 from cola_train.flops.work import Parts
@@ -128,7 +128,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
         return vae_values(config, None, shapes)
 
     def step_work(self, config: VAERunConfig, phase: str) -> Parts:
-        return stage1_work(config)
+        return vae_work(config)
 
     def parameters(self, config: VAERunConfig) -> dict[str, int]:
         return dict(vae_parameters(config.vae))
@@ -210,8 +210,10 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         """
         dit = dataclasses.replace(config.dit, num_layers=min(config.dit.num_layers, 2))
         if dit.txt_dim > _SMALL_WIDTH:
-            small = {"txt_dim": _SMALL_WIDTH, "emb_dim": _SMALL_WIDTH, "heads": 2, "head_dim": 16}
-            dit = dataclasses.replace(dit, **small, rope_dim=8)
+            width = _SMALL_WIDTH
+            dit = dataclasses.replace(
+                dit, txt_dim=width, emb_dim=width, heads=2, head_dim=16, rope_dim=8
+            )
         strategy = config.objective.vae_strategy.shortened(num_steps)
         return super().shrink(config, num_steps) | {
             "dit": dit,

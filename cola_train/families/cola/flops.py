@@ -28,32 +28,37 @@ TIME_CHANNELS = 256
 @functools.lru_cache
 def vae_parameters(config: TextVAEConfig) -> Mapping[str, int]:
     """Parameters of the Text VAE by part, counted on meta tensors."""
-    import torch
-
     from cola_train.models.blocks import parameters_by_part
     from cola_train.models.text_vae import TextVAE
 
-    with torch.device("meta"):
-        vae = TextVAE(config)
-    encoder, decoder = parameters_by_part(vae.encoder), parameters_by_part(vae.decoder)
+    encoder = parameters_by_part(lambda: TextVAE(config).encoder)
+    decoder = parameters_by_part(lambda: TextVAE(config).decoder)
     return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
 @functools.lru_cache
 def dit_parameters(config: DiTConfig) -> Mapping[str, int]:
     """Parameters of the DiT by part, counted on meta tensors."""
-    import torch
-
     from cola_train.models.blocks import parameters_by_part
     from cola_train.models.dit import BlockCausalDiT
 
-    with torch.device("meta"):
-        return named("dit", parameters_by_part(BlockCausalDiT(config)))
+    return named("dit", parameters_by_part(lambda: BlockCausalDiT(config)))
 
 
-def stage1_work(config: VAERunConfig) -> Parts:
-    """One optimizer step of stage 1 over all its rows."""
-    return _vae(config, _backward(config))
+def vae_work(config: VAERunConfig | JointRunConfig) -> Parts:
+    """An optimizer step's `vae_pass` over all its rows: stage 1, and the VAE's part of stage 2.
+
+    Encoder and decoder run on clean and masked copies, the head at counted tokens.
+    """
+    rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
+    masks = objective.mask_weight > 0
+    # As many as `mask_positions` replaces.
+    masked = max(1, round(objective.mask_ratio * seq)) if masks else 0
+    span = _clean_rows(config, 2 * rows if masks else rows)
+    backward = _backward(config)
+    encoder = encoder_pass(config.vae, span, backward)
+    decoder = decoder_pass(config.vae, span, Extent.of(rows * (seq + masked)), backward)
+    return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
 def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
@@ -62,7 +67,7 @@ def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
     if not trains_vae:
         parts = _encoder_alone(config, "vae.encoder")
     else:
-        parts = _vae(config, backward)
+        parts = vae_work(config)
         if config.objective.reference_weight > 0:
             parts |= _encoder_alone(config, "reference_encoder")
     return parts | named("dit", _dit(config, backward, trains_vae))
@@ -102,7 +107,10 @@ def dit_pass(
     `input_gradient`: whether the latents that it reads need a gradient.
     """
     dim, embedding = config.txt_dim, config.emb_dim
-    parts = stack(_dit_block(config), config.num_layers, span, backward)
+    mlp = (Linear(dim, dim * config.expand_ratio), Linear(dim * config.expand_ratio, dim))
+    # A block without its adaLN layers.
+    block = Block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
+    parts = stack(block, config.num_layers, span, backward)
     latents, velocity = Linear(config.txt_in_channels, dim), Linear(dim, config.txt_out_channels)
     parts["linear"] += product(latents, span.positions, backward, input_gradient)
     parts["linear"] += product(velocity, span.outputs, backward)
@@ -124,18 +132,6 @@ def _clean_rows(config: VAERunConfig | JointRunConfig, rows: int) -> Span:
     latents = config.data.seq_len // config.vae.patch_size
     pairs = row_pairs(latents, config.vae.block_size, config.objective.mask_documents)
     return Span.all_read(rows * latents, pairs * rows)
-
-
-def _vae(config: VAERunConfig | JointRunConfig, backward: Backward) -> Parts:
-    """`vae_pass`: encoder and decoder on clean and masked copies, the head at counted tokens."""
-    rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
-    masks = objective.mask_weight > 0
-    # As many as `mask_positions` replaces.
-    masked = max(1, round(objective.mask_ratio * seq)) if masks else 0
-    span = _clean_rows(config, 2 * rows if masks else rows)
-    encoder = encoder_pass(config.vae, span, backward)
-    decoder = decoder_pass(config.vae, span, Extent.of(rows * (seq + masked)), backward)
-    return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
 def _encoder_alone(config: JointRunConfig, name: str) -> Parts:
@@ -176,13 +172,6 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
 def _vae_block(config: TextVAEConfig) -> Block:
     mlp = (Linear(config.dim, config.ffn_dim), Linear(config.ffn_dim // 2, config.dim))
     return Block(config.dim, config.dim, mlp, ends_with_product=not config.post_norm)
-
-
-def _dit_block(config: DiTConfig) -> Block:
-    """A block of the DiT without its adaLN layers."""
-    dim, hidden = config.txt_dim, config.txt_dim * config.expand_ratio
-    mlp = (Linear(dim, hidden), Linear(hidden, dim))
-    return Block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
 
 
 def generation_work(

@@ -98,10 +98,8 @@ class LatentWeights:
         if all(numbers is None for numbers in documents):
             return None
         width, patch_size = self.width(draws[0].row), self.vae.config.patch_size
-        filled = []
-        for numbers in documents:
-            own = numbers or [0]
-            filled.append([*own, *[own[-1]] * width][:width:patch_size])
+        own = [numbers or [0] for numbers in documents]
+        filled = [[*row, *[row[-1]] * width][:width:patch_size] for row in own]
         return torch.tensor(filled, device=device)
 
 

@@ -102,15 +102,14 @@ class MaskedDiffusionBound:
         device = transformer.lm_head.weight.device
         rows = [self.rows[draw.row] for draw in draws]
         tokens = torch.tensor([list(row.tokens) for row in rows], device=device)
-        place = torch.arange(tokens.shape[1], device=device)
+        width = tokens.shape[1]
+        place = torch.arange(width, device=device)
         given = torch.tensor([row.given for row in rows], device=device)
         scored = (tokens != self.pad_token_id) & (place >= given[:, None])
         length = scored.sum(1)
         share = draws_at(uniform, seed, Purpose.DIFFUSION_TIME, self.rows, draws, 1, device)[:, 0]
         num_masked = 1 + (share * length).long().clamp(max=length - 1)
-        order = draws_at(
-            uniform, seed, Purpose.DIFFUSION_MASK, self.rows, draws, tokens.shape[1], device
-        )
+        order = draws_at(uniform, seed, Purpose.DIFFUSION_MASK, self.rows, draws, width, device)
         rank = (order + (~scored).float()).argsort(dim=1, stable=True).argsort(dim=1)
         masked = rank < num_masked[:, None]
         document = None

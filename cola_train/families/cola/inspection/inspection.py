@@ -64,7 +64,7 @@ class LatentInspection:
         found = {
             "vae_log_snr": health.log_snr,
             "active_units": float(health.active_units),
-            "active_units_share": health.active_units / len(health.kl_per_channel),
+            "active_units_share": health.active_units_share,
             "kl_nats_per_token": health.kl_nats_per_token,
             "information_nats_per_latent": sum(health.information_per_channel),
             "posterior_token_accuracy": self.posterior_accuracy.share,

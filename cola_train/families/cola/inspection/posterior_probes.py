@@ -43,6 +43,11 @@ class PosteriorHealth:
     information_per_channel: list[float]
     z_variance_per_channel: list[float]
 
+    @property
+    def active_units_share(self) -> float:
+        """Active units over all channels."""
+        return self.active_units / len(self.kl_per_channel)
+
 
 class PosteriorTally:
     """Adds up what PosteriorHealth is computed from."""
@@ -64,10 +69,9 @@ class PosteriorTally:
         mean, square, variance, logvar, kl = self.sums / self.latents
         mean_variance = (square - mean.square()).clamp(min=0)
         z_variance = mean_variance + variance
+        log_snr = math.log(float(square.mean() / variance.mean())) if square.any() else -math.inf
         return PosteriorHealth(
-            log_snr=(
-                math.log(float(square.mean() / variance.mean())) if square.any() else -math.inf
-            ),
+            log_snr=log_snr,
             active_units=int((mean_variance > ACTIVE_VARIANCE).sum()),
             kl_nats_per_token=float(self.sums[4].sum()) / self.tokens,
             log_snr_per_channel=(square / variance).log().tolist(),
