@@ -187,9 +187,7 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
         transformer, eos = self.for_passes(self.transformer, config), self.tokenizer.eos_token_id
         longest = max(map(len, prompts), default=0)
 
-        def begin(
-            some: Sequence[Sequence[int]], indices: Sequence[int]
-        ) -> AutoregressiveGeneration:
+        def begin(some: Sequence[Sequence[int]], at: Sequence[int]) -> AutoregressiveGeneration:
             return AutoregressiveGeneration(transformer, some, at, config, eos, longest)
 
         return stream(begin, prompts, addresses, config, stops)

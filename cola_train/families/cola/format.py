@@ -24,7 +24,6 @@ from cola_train.models.initialize import dit_value, text_vae_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
-    DEFAULT_MAX_SHARD_BYTES,
     TRAINING,
     Below,
     load_tensors,
@@ -178,8 +177,8 @@ def write_checkpoint(
     tokenizer: Tokenizer,
     training: Mapping[str, Any],
     *,
-    replace: bool = False,
-    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    replace: bool,
+    max_shard_bytes: int,
 ) -> None:
     """Write configs and state dicts in fp32, atomically: the folder is old, new or absent.
 

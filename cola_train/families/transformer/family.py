@@ -46,13 +46,9 @@ BaselineT = TypeVar("BaselineT", bound=BaselineRunConfig)
 
 
 class TransformerFamily(Family[BaselineT]):
-    """A transformer over tokens; subclasses say what it predicts and how it is sampled.
+    """A transformer over tokens; subclasses say what it predicts and how it is sampled."""
 
-    Attributes:
-        objective: the class of the objective's settings.
-    """
-
-    objective: ClassVar[Callable[..., Any]]
+    objective: ClassVar[Callable[..., Any]]  # the class of the objective's settings
 
     @abc.abstractmethod
     def checkpoint_class(self) -> "type[TransformerCheckpoint]":

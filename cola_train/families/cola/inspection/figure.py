@@ -181,14 +181,8 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
     assert use is not None
     gains = (use.gain_over_shuffled, use.gain_over_none)
     errors = (use.gain_over_shuffled_standard_error, use.gain_over_none_standard_error)
-    axes.bar(
-        (0, 1),
-        gains,
-        0.5,
-        color=(ORANGE, PURPLE),
-        yerr=[2 * error for error in errors],
-        error_kw={"elinewidth": 1, "capsize": 4},
-    )
+    spans, caps = [2 * error for error in errors], {"elinewidth": 1, "capsize": 4}
+    axes.bar((0, 1), gains, 0.5, color=(ORANGE, PURPLE), yerr=spans, error_kw=caps)
     axes.axhline(0, color="black", linewidth=0.8)
     shuffled = f"another row's history\n({use.shuffled_history:.4f})"
     axes.set_xticks((0, 1), (shuffled, f"no history\n({use.no_history:.4f})"))
@@ -203,15 +197,9 @@ def _map(axes: Any, inspection: LatentInspection) -> None:
     for kind, color in _KIND_COLORS.items():
         at = [place for place, other in enumerate(found.kind) if other == kind]
         if at:
-            axes.scatter(
-                [found.x[i] for i in at],
-                [found.y[i] for i in at],
-                s=5,
-                color=color,
-                alpha=0.55,
-                linewidths=0,
-                label=f"{kind} ({len(at) / len(found.kind):.0%})",
-            )
+            xs, ys = ([axis[i] for i in at] for axis in (found.x, found.y))
+            label = f"{kind} ({len(at) / len(found.kind):.0%})"
+            axes.scatter(xs, ys, s=5, color=color, alpha=0.55, linewidths=0, label=label)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0.4}
     for text, x, y in found.common_tokens:
         axes.annotate(
