@@ -143,9 +143,10 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
         # After nothing, all positions would look the same and none be the most confident one.
         ids = [list(prompt) or [self.tokenizer.eos_token_id] for prompt in prompts]
         for start in range(0, len(ids), config.batch_size):
-            end = start + config.batch_size
-            batch = generate_masked(transformer, ids[start:end], addresses[start:end], config)
-            yield from (Text(place, tokens) for place, tokens in enumerate(batch.tolist(), start))
+            places = range(start, min(start + config.batch_size, len(ids)))
+            some, indices = [ids[place] for place in places], [addresses[place] for place in places]
+            batch = generate_masked(transformer, some, indices, config)
+            yield from map(Text, places, batch.tolist())
 
     def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
         return new_tokens, new_tokens
