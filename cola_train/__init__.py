@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cola_train.data.prepare import prepare as prepare
     from cola_train.data.prepared import PreparedData as PreparedData
     from cola_train.data.tokenizer import train_tokenizer as train_tokenizer
-    from cola_train.families.autoregressive.config import (
+    from cola_train.families.autoregressive.family import (
         AutoregressiveRunConfig as AutoregressiveRunConfig,
     )
     from cola_train.families.checkpoint import Checkpoint as Checkpoint
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cola_train.families.family import TrainedRun as TrainedRun
     from cola_train.families.generate import GenerationResult as GenerationResult
     from cola_train.families.generate import generate as generate
-    from cola_train.families.masked_diffusion.config import LLaDARunConfig as LLaDARunConfig
+    from cola_train.families.masked_diffusion.family import LLaDARunConfig as LLaDARunConfig
     from cola_train.families.registry import family_of as family_of
     from cola_train.families.registry import load_run_config as load_run_config
     from cola_train.families.registry import register_family as register_family
@@ -58,12 +58,12 @@ else:
         "cola_train.data.prepare": "prepare",
         "cola_train.data.prepared": "PreparedData",
         "cola_train.data.tokenizer": "train_tokenizer",
-        "cola_train.families.autoregressive.config": "AutoregressiveRunConfig",
+        "cola_train.families.autoregressive.family": "AutoregressiveRunConfig",
         "cola_train.families.checkpoint": "Checkpoint",
         "cola_train.families.cola.config": "JointRunConfig VAERunConfig",
         "cola_train.families.family": "Family TrainedRun",
         "cola_train.families.generate": "GenerationResult generate",
-        "cola_train.families.masked_diffusion.config": "LLaDARunConfig",
+        "cola_train.families.masked_diffusion.family": "LLaDARunConfig",
         "cola_train.families.registry": "family_of load_run_config register_family",
         "cola_train.models.config": "DiTConfig TextVAEConfig TransformerConfig",
         "cola_train.objectives.objective": "Objective Term total_loss",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cola_train.config.inspection import InspectionConfig
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
-from cola_train.config.settings import UserError
+from cola_train.config.settings import UserError, require
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.registry import load_checkpoint
@@ -22,7 +22,7 @@ from cola_train.likelihood.estimator import Estimator, LikelihoodKind
 from cola_train.likelihood.rows import ScoredRow
 from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
 from cola_train.sampling.stream import Noise, Text
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, read_json
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -237,3 +237,14 @@ class Checkpoint(abc.ABC):
             f"A checkpoint of `cola-train {self.family}` has no latents to inspect; give one that "
             "has, such as Cola DLM's."
         )
+
+
+def read_tokenizer(root: Path, vocab_size: int, network: str) -> tuple[Tokenizer, dict[str, Any]]:
+    """A checkpoint's tokenizer, beside a network of `vocab_size` ids, and its `training`."""
+    tokenizer = Tokenizer.load(root / "tokenizer.json")
+    require(
+        tokenizer.vocab_size <= vocab_size,
+        f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the {network} only {vocab_size}; "
+        "put the tokenizer.json there that the checkpoint was trained with.",
+    )
+    return tokenizer, read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}

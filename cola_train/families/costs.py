@@ -1,5 +1,7 @@
 """What training steps cost, by three conventions, from the run's config alone."""
 
+import bisect
+import itertools
 from collections import Counter
 
 from cola_train.config.amounts import Amount
@@ -34,12 +36,8 @@ CONVENTIONS: dict[Convention, str] = {
 def phase_of(config: RunConfig, step: int) -> str:
     """The name of the phase that optimizer step `step`, counted from 0, is in."""
     phases = family_of(config).phases(config)
-    place = step % sum(phase.num_steps for phase in phases)
-    for phase in phases:
-        if place < phase.num_steps:
-            return phase.name
-        place -= phase.num_steps
-    raise AssertionError("a phase has at least one step")
+    ends = list(itertools.accumulate(phase.num_steps for phase in phases))
+    return phases[bisect.bisect(ends, step % ends[-1])].name
 
 
 def step_parts(config: RunConfig, step: int = 0) -> Parts:

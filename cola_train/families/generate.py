@@ -83,11 +83,23 @@ def generate_stream(
     if stops is None:
         ends = (tokenizer.eos_token_id, tokenizer.im_end_token_id)
         stops = tuple(token for token in ends if token is not None)
-    ids = [_prompt_ids(prompt, index, checkpoint) for index, prompt in enumerate(prompts)]
+    ids = [
+        tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        for prompt in prompts
+    ]
+    for index, prompt in enumerate(ids):
+        check_ids(prompt, checkpoint.vocab_size, f"prompt {index}")
     addresses = range(len(ids)) if prompt_indices is None else prompt_indices
     texts = checkpoint.texts(ids, addresses, config, frozenset(stops), noise)
-    if warn_if_long:
-        _warn(ids, config, checkpoint.trained_seq_len)
+    longest = max((len(prompt) for prompt in ids), default=0) + config.max_new_tokens
+    trained = checkpoint.trained_seq_len
+    if warn_if_long and trained is not None and longest > trained:
+        warnings.warn(
+            f"A prompt and its continuation come to {longest} tokens; this model was trained on "
+            f"rows of {trained} and has seen nothing longer. The text may fall apart; shorten the "
+            "prompt or lower max_new_tokens.",
+            stacklevel=3,
+        )
     for prompt in ids:
         # Entered for each result: between two of them the caller's own code runs.
         with torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)):
@@ -102,23 +114,4 @@ def generate_stream(
             latents=checkpoint.latents_of(prompt, text, len(kept)),
             finish_reason="length" if end is None else "stop",
             decoded_ids=tokens,
-        )
-
-
-def _prompt_ids(prompt: str | Sequence[int], index: int, checkpoint: Checkpoint) -> list[int]:
-    if isinstance(prompt, str):
-        return checkpoint.tokenizer.encode(prompt)
-    ids = [int(token) for token in prompt]
-    check_ids(ids, checkpoint.vocab_size, f"prompt {index}")
-    return ids
-
-
-def _warn(ids: Sequence[Sequence[int]], config: SamplerConfig, trained_seq_len: int | None) -> None:
-    longest = max((len(prompt) for prompt in ids), default=0) + config.max_new_tokens
-    if trained_seq_len is not None and longest > trained_seq_len:
-        warnings.warn(
-            f"A prompt and its continuation come to {longest} tokens; this model was trained on "
-            f"rows of {trained_seq_len} and has seen nothing longer. The text may fall apart; "
-            "shorten the prompt or lower max_new_tokens.",
-            stacklevel=4,
         )

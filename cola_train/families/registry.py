@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from cola_train.families.checkpoint import Checkpoint
     from cola_train.families.family import Family
 
-_GROUP = "cola_train.families"
 _BUILT_IN = {
     "vae": "cola_train.families.cola.family:TextVAEFamily",
     "joint": "cola_train.families.cola.family:JointFamily",
@@ -40,7 +39,7 @@ def families() -> dict[str, "Family[Any]"]:
     if not _known:
         for name, place in _BUILT_IN.items():
             _known[name] = pkgutil.resolve_name(place)()
-        for entry in importlib.metadata.entry_points(group=_GROUP):
+        for entry in importlib.metadata.entry_points(group="cola_train.families"):
             found = entry.load()
             family = found() if isinstance(found, type) else found
             require(

@@ -15,15 +15,15 @@ class Block:
     """A transformer block.
 
     Attributes:
-        query, keys_values, out: the attention's projections.
+        width: of the residual stream.
+        inner: of all attention heads together.
         mlp: the feed-forward's, in order.
         ends_with_product: whether the last projection's output is added to the block's input as it
             is. No gradient needs that output, so recomputing the block stops short of it.
     """
 
-    query: Linear
-    keys_values: Linear
-    out: Linear
+    width: int
+    inner: int
     mlp: tuple[Linear, ...]
     ends_with_product: bool
 
@@ -106,11 +106,12 @@ def stack(block: Block, count: int, span: Span, backward: Backward) -> Parts:
 def _block(
     block: Block, positions: Extent, outputs: Extent, pairs: Extent, backward: Backward
 ) -> Parts:
-    linear = product(block.keys_values, positions, backward)
-    for layer in (block.query, block.out, *block.mlp[:-1]):
+    width, inner = block.width, block.inner
+    linear = product(Linear(width, 2 * inner), positions, backward)
+    for layer in (Linear(width, inner), Linear(inner, width), *block.mlp[:-1]):
         linear += product(layer, outputs, backward)
     end = product(block.mlp[-1], outputs, backward)
-    attended = attention(pairs, block.query.outputs, backward)
+    attended = attention(pairs, inner, backward)
     if backward.recomputes_blocks:
         linear, attended = linear.computed_again(), attended.computed_again()
         end = end if block.ends_with_product else end.computed_again()

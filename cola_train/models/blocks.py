@@ -1,8 +1,9 @@
 """Blocks, a pass through them, and what training must know of a network's modules."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -71,12 +72,14 @@ def time_parameters(network: nn.Module) -> set[int]:
     return {id(parameter) for module in modules for parameter in module.parameters()}
 
 
-def parameters_by_part(network: nn.Module) -> dict[str, int]:
-    """How many parameters a network, which may be on the meta device, has; absent parts left out.
+def parameters_by_part(build: Callable[[], nn.Module]) -> dict[str, int]:
+    """How many parameters a network has, built on the meta device; absent parts left out.
 
     `embedding`: token embeddings; `linear`: projections and convolutions; `adaln`: what runs once
     per time; `norms`; `head`: the vocabulary head.
     """
+    with torch.device("meta"):
+        network = build()
     of_times = time_parameters(network)
     counts: dict[str, int] = {}
     for module in network.modules():

@@ -6,11 +6,12 @@ one does; what the forward pass keeps is the gradients themselves, which the bac
 scales. The work is that of the plain way: three products of the head's size.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -148,3 +149,14 @@ def token_nats(
     """-log p of each target, nats, in fp32."""
     nats = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
     return nats.unflatten(0, targets.shape)
+
+
+def row_nats(
+    head: Callable[[Tensor], Tensor],
+    hidden: Float[Tensor, "batch seq dim"],
+    targets: Int[Tensor, "batch seq"],
+) -> Float64[Tensor, "batch seq"]:
+    """-log p of each target from the hidden state at its place, nats."""
+    # Row by row: the logits of a batch over a real vocabulary would be gigabytes.
+    rows = [token_nats(head(h[None]), t[None]) for h, t in zip(hidden, targets, strict=True)]
+    return torch.cat(rows).double()

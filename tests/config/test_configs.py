@@ -14,7 +14,7 @@ from cola_train.config.run import RunConfig
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
 from cola_train.families.registry import family_of, load_run_config
-from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.families.transformer.family import BaselineRunConfig
 from cola_train.scaling.config import CurveConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

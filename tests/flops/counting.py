@@ -11,9 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.data.batch import Batch
-from cola_train.families.autoregressive.config import AutoregressiveRunConfig
+from cola_train.families.autoregressive.family import AutoregressiveRunConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.families.masked_diffusion.config import LLaDARunConfig
+from cola_train.families.masked_diffusion.family import LLaDARunConfig
 from cola_train.families.registry import family_of
 from cola_train.flops.work import Parts, Work
 from cola_train.objectives.objective import Objective, total_loss

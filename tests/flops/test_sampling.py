@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 
 from cola_train.config.sampling import SamplerConfig, Solver
 from cola_train.config.settings import UserError
-from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
-from cola_train.families.autoregressive.sampler import AutoregressiveGeneration
-from cola_train.families.autoregressive.sampler import generation_work as token_by_token
-from cola_train.families.cola.generation_flops import generation_work as block_by_block
+from cola_train.families.autoregressive.checkpoint import (
+    AutoregressiveCheckpoint,
+    AutoregressiveGeneration,
+)
+from cola_train.families.cola.flops import generation_work as block_by_block
 from cola_train.families.generate import generate
-from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
-from cola_train.families.masked_diffusion.sampler import generate_masked
+from cola_train.families.masked_diffusion.checkpoint import (
+    MaskedDiffusionCheckpoint,
+    generate_masked,
+)
 from cola_train.models.attention.masks import clean_layout, packed_layout, visible_set_mask
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -144,7 +147,8 @@ def test_useful_work_token_by_token(length: int, new: int) -> None:
     read = sum(
         layer.weight.numel() for layer in (attention.q_proj, attention.o_proj, *mlp.children())
     )  # type: ignore[union-attr]
-    parts = token_by_token(config.transformer, sampler(max_new_tokens=new), length, 1)
+    checkpoint = AutoregressiveCheckpoint(network, tiny_tokenizer())
+    parts = checkpoint.generation_work(sampler(max_new_tokens=new), length, 1)
     assert parts["transformer.linear"].model == 2 * ((prompt + new - 1) * kept + new * read)
     assert parts["transformer.attention"].model == 2 * 2 * 32 * int(seen.sum())
     assert parts["transformer.head"].model == 2 * new * network.lm_head.weight.numel()

@@ -11,14 +11,12 @@ from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.batch import Batch
-from cola_train.families.autoregressive.config import AutoregressiveConfig
+from cola_train.families.autoregressive.family import AutoregressiveConfig
 from cola_train.families.autoregressive.objective import AutoregressiveObjective
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import FlowConfig, Stage1Config, Stage2Config
-from cola_train.families.cola.flow_draws import flow_draws
-from cola_train.families.cola.stage1 import Stage1Objective
-from cola_train.families.cola.stage2 import Stage2Objective
-from cola_train.families.cola.vae_losses import mask_positions
+from cola_train.families.cola.stage1 import Stage1Objective, mask_positions
+from cola_train.families.cola.stage2 import Stage2Objective, flow_draws
 from cola_train.families.generate import generate
 from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS
 from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
-from cola_train.families.autoregressive.config import AutoregressiveConfig
+from cola_train.families.autoregressive.family import AutoregressiveConfig
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import (
     FlowConfig,
@@ -24,7 +24,7 @@ from cola_train.families.cola.config import (
     VAEStrategyConfig,
 )
 from cola_train.families.masked_diffusion.checkpoint import MaskedDiffusionCheckpoint
-from cola_train.families.masked_diffusion.config import MaskedDiffusionConfig
+from cola_train.families.masked_diffusion.family import MaskedDiffusionConfig
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.models.config import DiTConfig, TextVAEConfig, TransformerConfig
 from cola_train.models.dit import BlockCausalDiT

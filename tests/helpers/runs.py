@@ -16,7 +16,7 @@ from cola_train.data.prepare import prepare
 from cola_train.data.tokenizer import train_tokenizer
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.registry import family_named
-from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.families.transformer.family import BaselineRunConfig
 from cola_train.run_layout import CLOCKS
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, step_folder
 from cola_train.training.checkpoints.tensors import CheckpointReader

@@ -7,11 +7,9 @@ import torch
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.cola import stage2
-from cola_train.families.cola import vae_losses as losses
+from cola_train.families.cola import stage1, stage2
 from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrategyConfig
-from cola_train.families.cola.flow_draws import FlowDraws
-from cola_train.families.cola.stage2 import Stage2Objective
+from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.dit import Times
 from cola_train.randomness import Purpose
@@ -69,7 +67,7 @@ def test_flow_loss_and_its_gradients(
     draws = {Purpose.POSTERIOR_EPS: train["eps"], Purpose.FLOW_NOISE: train["z_1"]}
     blocks = train["t_positions"].shape[1] // dit.config.block_size
     flow = FlowDraws(train["t"][:, None].expand(-1, blocks), train["t_positions"] == 0, None)
-    for module in (losses, stage2):
+    for module in (stage1, stage2):
         monkeypatch.setattr(
             module, "standard_normal_latents", lambda seed, purpose, *_: draws[purpose]
         )

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
-from cola_train.families.autoregressive.config import AutoregressiveRunConfig
+from cola_train.families.autoregressive.family import AutoregressiveRunConfig
 from cola_train.families.costs import flops_after, step_flops
-from cola_train.families.masked_diffusion.config import LLaDARunConfig
+from cola_train.families.masked_diffusion.family import LLaDARunConfig
 from cola_train.families.registry import family_of, load_run_config
 from cola_train.scaling.match import fairness, match, show
 from tests.flops.counting import changed, run_config

@@ -21,9 +21,9 @@ from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepare import prepare
-from cola_train.families.autoregressive.config import AutoregressiveRunConfig
+from cola_train.families.autoregressive.family import AutoregressiveRunConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.families.masked_diffusion.config import LLaDARunConfig
+from cola_train.families.masked_diffusion.family import LLaDARunConfig
 from cola_train.models.text_vae import TextVAE
 from cola_train.scaling.allocations import AllocationLog, MemoryPart, Timeline
 from cola_train.scaling.memory import estimate, what_fits

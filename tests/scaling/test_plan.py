@@ -14,7 +14,7 @@ from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.config import JointRunConfig
 from cola_train.families.costs import flops_after, step_flops
 from cola_train.families.registry import load_run_config
-from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.families.transformer.family import BaselineRunConfig
 from cola_train.scaling import plan
 from cola_train.scaling.memory import MemoryEstimate
 from cola_train.scaling.plan import Fleet, make_plan, show

@@ -18,7 +18,7 @@ from cola_train.families.autoregressive.objective import AutoregressiveObjective
 from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
 from cola_train.families.registry import load_checkpoint
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
-from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.families.transformer.family import BaselineRunConfig
 from cola_train.objectives.objective import Objective, total_loss
 from cola_train.run_layout import folder_of
 from cola_train.training.loop import step_log

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cola_train.config.run import RunConfig
-from cola_train.families.cola import flow_draws, vae_losses
+from cola_train.families.cola import stage1, stage2
 from cola_train.families.masked_diffusion import objective as masked_diffusion
 from cola_train.processes import end_process, launched_rank
 from cola_train.randomness import Purpose
@@ -37,7 +37,7 @@ def recorded(draw: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return run
 
 
-for module in (vae_losses, flow_draws):
+for module in (stage1, stage2):
     module.normal, module.uniform = recorded(module.normal), recorded(module.uniform)
 masked_diffusion.uniform = recorded(masked_diffusion.uniform)
 

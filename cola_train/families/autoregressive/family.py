@@ -1,13 +1,31 @@
-"""The autoregressive baseline, as a family."""
+"""The autoregressive baseline as a family, and its settings (method, section 8, Table 9)."""
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Literal
 
-from cola_train.families.autoregressive.config import AutoregressiveConfig, AutoregressiveRunConfig
-from cola_train.families.transformer.family import TransformerFamily
+from cola_train.config.settings import section, setting
+from cola_train.families.transformer.family import BaselineRunConfig, TransformerFamily
 
 if TYPE_CHECKING:
     from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
     from cola_train.families.autoregressive.objective import AutoregressiveObjective
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveConfig:
+    """Next-token prediction."""
+
+    mask_documents: bool = setting(
+        False, help="Keep documents of a packed row apart; not stated in the paper."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveRunConfig(BaselineRunConfig):
+    """`cola-train ar`: the autoregressive baseline."""
+
+    stage: Literal["ar"] = setting("ar", help="Which stage a saved config is of.")
+    objective: AutoregressiveConfig = section(AutoregressiveConfig, help="The loss.")
 
 
 class AutoregressiveFamily(TransformerFamily[AutoregressiveRunConfig]):

@@ -7,7 +7,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.autoregressive.config import AutoregressiveConfig
+from cola_train.families.autoregressive.family import AutoregressiveConfig
 from cola_train.models.transformer import Transformer
 from cola_train.objectives.objective import Objective, Term, documents_of
 

@@ -5,16 +5,17 @@ share a checkpoint.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.prefix import Prefix
-from cola_train.families.cola.transport import Block, BlockTransport, Pinned, clean_attention
+from cola_train.families.cola.transport import Block, BlockTransport, clean_attention
 from cola_train.models.attention.cached import KVCache
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -33,22 +34,19 @@ class GeneratedBlock:
 
 
 @dataclasses.dataclass
-class _Progress:
-    """How far the generation after one prompt is."""
+class _Row:
+    """The generation after one prompt, beside what is in the caches."""
 
     index: int  # of the prompt: addresses its random draws
     prefix: Prefix
+    seen: Bool[Tensor, " vocab"]  # tokens that the repetition penalty is for
+    known: Float[Tensor, "block channels"]  # known latents of the first block, then anything
     blocks_done: int = 0
 
-
-@dataclasses.dataclass
-class _RowStates:
-    """The state of each row beside the caches."""
-
-    progress: list[_Progress]
-    seen: Bool[Tensor, "batch vocab"]  # tokens that the repetition penalty is for
-    known: Block
-    pinned: Pinned  # where a prompt's `known` latents are in the next block
+    @property
+    def known_latents(self) -> int:
+        """Latents of the next block that are the prompt's."""
+        return 0 if self.blocks_done else self.prefix.known_latents
 
 
 class BlockGeneration:
@@ -70,17 +68,9 @@ class BlockGeneration:
     ) -> None:
         """Read the first prompts.
 
-        Args:
-            vae: encodes prompts, and decodes.
-            dit: transports.
-            prompts: ids of each row's prompt.
-            prompt_indices: address the random draws.
-            config: the sampler's settings.
-            pad_token_id: fills the last block of a prompt.
-            noise: (prompt_index, block_index) to a block's initial noise, in place of the seeded
-                draws.
-            capacity_blocks: the most that any row will ever hold, history included; when None, room
-                for `num_blocks` in each.
+        `prompt_indices` address the random draws, which `noise` takes the place of; `pad_token_id`
+        fills the last block of a prompt. `capacity_blocks`: the most that any row will ever hold,
+        history included; when None, room for `num_blocks` in each.
         """
         self.vae, self.dit, self.config = vae, dit, config
         self.pad_token_id, self.noise = pad_token_id, noise
@@ -100,7 +90,7 @@ class BlockGeneration:
     @property
     def prefixes(self) -> list[Prefix]:
         """The division of each row's prompt."""
-        return [row.prefix for row in self._rows.progress]
+        return [row.prefix for row in self._rows]
 
     @property
     def num_blocks(self) -> int:
@@ -110,19 +100,15 @@ class BlockGeneration:
     @property
     def generated(self) -> Bool[Tensor, "batch block"]:
         """Which latents of the next block are generated; the others are a prompt's."""
-        return ~self._rows.pinned
+        counts = torch.tensor([row.known_latents for row in self._rows], device=self.device)
+        return torch.arange(self.block_size, device=self.device) >= counts[:, None]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Give up all rows but these, which move up in their order; `rows` increases."""
-        index = torch.tensor(list(rows), dtype=torch.long, device=self.device)
         self.dit_cache.keep(rows)
         self.vae_cache.keep(rows)
-        old = self._rows
-        self._rows = _RowStates(
-            [old.progress[row] for row in rows],
-            *(tensor[index] for tensor in (old.seen, old.known, old.pinned)),
-        )
-        self._pending = self._pending[index] if self._pending is not None and rows else None
+        self._rows = [self._rows[row] for row in rows]
+        self._pending = self._pending[list(rows)] if self._pending is not None and rows else None
 
     def admit(self, prompts: Sequence[Sequence[int]], prompt_indices: Sequence[int]) -> None:
         """Read further prompts into rows behind those in use, of as many as there were at first."""
@@ -130,44 +116,39 @@ class BlockGeneration:
         longest = max(1, *(self._prefix_of(prompt).history_blocks for prompt in prompts))
         dit_cache = self.dit.new_cache(len(prompts), longest * self.block_size)
         vae_cache = self.vae.new_cache(len(prompts), longest * self.block_size)
-        old, new = self._rows, self._read(prompts, prompt_indices, dit_cache, vae_cache)
+        self._rows += self._read(prompts, prompt_indices, dit_cache, vae_cache)
         self.dit_cache.append(dit_cache)
         self.vae_cache.append(vae_cache)
-        self._rows = _RowStates(
-            old.progress + new.progress,
-            torch.cat([old.seen, new.seen]),
-            torch.cat([old.known, new.known]),
-            torch.cat([old.pinned, new.pinned]),
-        )
 
     def next_block(self) -> GeneratedBlock:
         """Generate one more block of every row."""
-        block, rows = self.trial(self.transport), self._rows
-        self.vae_cache.commit([self.block_size] * len(rows.progress))
-        rows.seen.scatter_(1, block.tokens, True)
-        for row in rows.progress:
+        block = self.trial(self.transport)
+        self.vae_cache.commit([self.block_size] * len(self._rows))
+        for row, tokens in zip(self._rows, block.tokens, strict=True):
+            row.seen.scatter_(0, tokens, True)
             row.blocks_done += 1
-        rows.pinned = torch.zeros_like(rows.pinned)
         self._pending = block.latents
         return block
 
     def trial(self, transport: BlockTransport) -> GeneratedBlock:
         """What `next_block` would give with this transport; the generation stays where it is."""
         self.catch_up()
-        rows = self._rows
-        pins = any(row.prefix.known_latents and not row.blocks_done for row in rows.progress)
-        z_1 = self._initial_noise(rows.known.shape[-1])
-        z_0 = transport(z_1, rows.known, rows.pinned if pins else None, self.dit_cache)
+        known = torch.stack([row.known for row in self._rows])
+        pinned = ~self.generated if any(row.known_latents for row in self._rows) else None
+        z_0 = transport(self._initial_noise(known.shape[-1]), known, pinned, self.dit_cache)
         logits = self.vae.decoder.head(self._decode(z_0, self.vae_cache)).float()
-        penalized = penalize_repetition(logits, rows.seen, self.config.repetition_penalty)
-        draws = self._token_draws(logits.shape[1])
+        seen = torch.stack([row.seen for row in self._rows])
+        penalized = penalize_repetition(logits, seen, self.config.repetition_penalty)
+        draws = None
+        if self.config.temperature > 0:
+            draws = self._draws(uniform, Purpose.SAMPLER_TOKEN, logits.shape[1])
         return GeneratedBlock(z_0, logits, choose_tokens(penalized, self.config, draws))
 
     def next_parts(self) -> list[GeneratedPart]:
         """`next_block`, by row, without what belongs to a prompt."""
         known = [
-            (0, 0) if row.blocks_done else (row.prefix.known_tokens, row.prefix.known_latents)
-            for row in self._rows.progress
+            (0 if row.blocks_done else row.prefix.known_tokens, row.known_latents)
+            for row in self._rows
         ]
         block = self.next_block()
         return [
@@ -193,7 +174,7 @@ class BlockGeneration:
         prompt_indices: Sequence[int],
         dit_cache: KVCache,
         vae_cache: KVCache,
-    ) -> _RowStates:
+    ) -> list[_Row]:
         """Fill empty caches with whole prompt blocks; find the first block's known latents."""
         prefixes = [self._prefix_of(prompt) for prompt in prompts]
         block_tokens = self.patch_size * self.block_size
@@ -208,19 +189,13 @@ class BlockGeneration:
             self.transport.fill(latents[:, :longest], dit_cache, history)
             self._decode(latents[:, :longest], vae_cache)
             vae_cache.commit(history)
-        place = torch.arange(self.block_size, device=self.device)
-        # A prompt of whole blocks has no known latents left; the clamp only keeps the look-up
-        # inside the row.
-        at = torch.tensor(history, device=self.device)[:, None] + place
-        at = at.clamp(max=latents.shape[1] - 1)
-        counts = torch.tensor([prefix.known_latents for prefix in prefixes], device=self.device)
-        shape = (len(prompts), self.vae.config.vocab_size)
-        return _RowStates(
-            [_Progress(*row) for row in zip(prompt_indices, prefixes, strict=True)],
-            seen=torch.zeros(shape, dtype=torch.bool, device=self.device),
-            known=latents.gather(1, at[..., None].expand(-1, -1, latents.shape[-1])),
-            pinned=place < counts[:, None],
-        )
+        # The block after a prompt of whole blocks may be none of the row's.
+        blocks = F.pad(latents, (0, 0, 0, self.block_size)).unflatten(1, (-1, self.block_size))
+        seen = torch.zeros(self.vae.config.vocab_size, dtype=torch.bool, device=self.device)
+        return [
+            _Row(index, prefix, seen.clone(), row[prefix.history_blocks])
+            for index, prefix, row in zip(prompt_indices, prefixes, blocks, strict=True)
+        ]
 
     def _decode(
         self, z_0: Float[Tensor, "batch latents channels"], cache: KVCache
@@ -236,25 +211,19 @@ class BlockGeneration:
     def _initial_noise(self, channels: int) -> Block:
         shape = (self.block_size, channels)
         if self.noise is None:
-            count = self.block_size * channels
-            index, starts = self._addresses(count)
-            draws = normal(self.config.seed, Purpose.SAMPLER_NOISE, index, count, starts)
+            draws = self._draws(normal, Purpose.SAMPLER_NOISE, self.block_size * channels)
             return draws.unflatten(1, shape)
-        blocks = [self.noise(row.index, row.blocks_done) for row in self._rows.progress]
+        blocks = [self.noise(row.index, row.blocks_done) for row in self._rows]
         for block in blocks:
             if tuple(block.shape) != shape:
                 raise UserError(f"noise must give {shape} per block, not {tuple(block.shape)}.")
         return torch.stack(blocks).to(self.device, torch.float32)
 
-    def _token_draws(self, num_tokens: int) -> Float[Tensor, "batch seq"] | None:
-        if self.config.temperature == 0:
-            return None
-        index, starts = self._addresses(num_tokens)
-        return uniform(self.config.seed, Purpose.SAMPLER_TOKEN, index, num_tokens, starts)
-
-    def _addresses(self, count: int) -> tuple[Int[Tensor, " batch"], Int[Tensor, " batch"]]:
-        """Where each row's next `count` draws are: index, and start, a multiple of 4."""
-        rows = self._rows.progress
-        starts = [row.blocks_done * round_up_to_draws(count) for row in rows]
-        index, start = torch.tensor([[row.index for row in rows], starts], device=self.device)
-        return index, start
+    def _draws(
+        self, draw: Callable[..., Tensor], purpose: Purpose, count: int
+    ) -> Float[Tensor, "batch draws"]:
+        """Each row's next `count` draws of this purpose; they start at a multiple of 4."""
+        indices = [row.index for row in self._rows]
+        starts = [row.blocks_done * round_up_to_draws(count) for row in self._rows]
+        index, start = torch.tensor([indices, starts], device=self.device)
+        return draw(self.config.seed, purpose, index, count, start)

@@ -14,20 +14,26 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality
+from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality, read_tokenizer
 from cola_train.families.cola.blocks import BlockGeneration
-from cola_train.families.cola.format import DIT_FORMAT, VAE_FORMAT, find_root, write_checkpoint
-from cola_train.families.cola.generation_flops import generation_work
+from cola_train.families.cola.flops import generation_work
+from cola_train.families.cola.format import (
+    DIT_FORMAT,
+    VAE_FORMAT,
+    find_root,
+    vae_weights,
+    write_checkpoint,
+)
 from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.families.cola.prefix import Prefix
+from cola_train.families.family import TrainedRun
 from cola_train.flops.work import Parts
-from cola_train.likelihood.estimator import LikelihoodKind
 from cola_train.likelihood.rows import ScoredRow
-from cola_train.models.config import check_pair
+from cola_train.models.config import DiTConfig, check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
 from cola_train.sampling.stream import Noise, Text, check_ids, stream
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, read_json
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, Below
 
 
 @dataclasses.dataclass
@@ -40,29 +46,18 @@ class ColaCheckpoint(Checkpoint):
     # what `cola-train` wrote of the run; {} if released
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    likelihood_kind = "ELBO"  # latents are drawn for a whole text
+
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":
-        """Read the released layout, ours or the released one; of a run folder its `hf` export.
-
-        Raises:
-            UserError: not such a folder; a config field that is unknown or unsupported; any tensor
-                missing, unexpected or of the wrong shape (all are named); a truncated file; a
-                tokenizer with more ids than the VAE.
-        """
+        """Read the released layout, as `Family.load`; of a run folder its `hf` export."""
         root = find_root(folder)
         vae, dit = VAE_FORMAT.load(root), None
         if DIT_FORMAT.is_in(root):
             check_pair(vae.config, DIT_FORMAT.read_config(root))
             dit = DIT_FORMAT.load(root)
-        tokenizer = Tokenizer.load(root / "tokenizer.json")
-        if tokenizer.vocab_size > vae.config.vocab_size:
-            raise UserError(
-                f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the VAE only "
-                f"{vae.config.vocab_size}; put the tokenizer.json there that the checkpoint was "
-                "trained with."
-            )
-        training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
-        return cls(vae, dit, tokenizer, training).for_inference(device)
+        held = read_tokenizer(root, vae.config.vocab_size, "VAE")
+        return cls(vae, dit, *held).for_inference(device)
 
     def for_inference(self, device: str | torch.device) -> "ColaCheckpoint":
         """This checkpoint, its networks moved to `device`, in eval mode and without gradient."""
@@ -127,11 +122,8 @@ class ColaCheckpoint(Checkpoint):
         vae = self.for_passes(self.vae, config)
         check_ids([pad], self.vocab_size, "pad_token_id")
         prefixes = [self._prefix(len(prompt)) for prompt in prompts]
-        blocks = [
-            prefix.history_blocks + prefix.generated_blocks(config.max_new_tokens)
-            for prefix in prefixes
-        ]
-        capacity = max(blocks, default=0)
+        new = config.max_new_tokens
+        capacity = max((x.history_blocks + x.generated_blocks(new) for x in prefixes), default=0)
 
         def begin(some: Sequence[Sequence[int]], indices: Sequence[int]) -> BlockGeneration:
             return BlockGeneration(vae, dit, some, indices, config, pad, noise, capacity)
@@ -166,24 +158,16 @@ class ColaCheckpoint(Checkpoint):
 
         return compare_solvers(self, prompts, config, solvers, steps, reference_steps)
 
-    @property
-    def likelihood_kind(self) -> LikelihoodKind:
-        """ELBO: latents are drawn for a whole text."""
-        return "ELBO"
-
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
-        tolerance = (
-            f"rtol {config.rtol}, atol {config.atol}"
-            if config.solver == "dopri5"
-            else f"{config.num_steps} steps"
-        )
+        tolerance = f"{config.num_steps} steps"
+        if config.solver == "dopri5":
+            tolerance = f"rtol {config.rtol}, atol {config.atol}"
         return (
             f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's "
             f"ODE by {config.solver}, {tolerance}; {config.divergence} divergence"
         )
 
     def likelihood(self, rows: Sequence[ScoredRow], config: LikelihoodConfig) -> LatentWeights:
-        """The ELBO's and IWAE's importance weights."""
         return LatentWeights(self.vae, self.prior("likelihood"), self.tokenizer, rows, config)
 
     def inspect(
@@ -198,3 +182,15 @@ class ColaCheckpoint(Checkpoint):
                 "from."
             )
         return inspect_latents(self, data, config, reference)
+
+
+def in_memory(
+    run: TrainedRun[Any], dit_config: DiTConfig | None, device: str | torch.device
+) -> ColaCheckpoint:
+    """The checkpoint of a run; without a DiT where `dit_config` is None."""
+    vae, dit = TextVAE(run.config.vae), None
+    vae.load_state_dict(dict(vae_weights(run.config, run.weights)))
+    if dit_config is not None:
+        dit = BlockCausalDiT(dit_config)
+        dit.load_state_dict(dict(Below(run.weights, "dit.")))
+    return ColaCheckpoint(vae, dit, run.tokenizer, dict(run.training)).for_inference(device)

@@ -5,20 +5,19 @@ from typing import Literal
 
 from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import (
+    Rule,
+    above_0,
+    at_least,
+    require,
+    require_each,
+    section,
+    setting,
+)
 from cola_train.models.config import DiTConfig, TextVAEConfig, check_pair, check_seq_len
 
-
-def _positive_or_zero(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value >= 0, f"{type(config).__name__}.{name} must be 0 or more, not {value}.")
-
-
-def _share(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(0 <= value <= 1, f"{type(config).__name__}.{name} must be in [0, 1], not {value}.")
+_POSITIVE_OR_ZERO = Rule("0 or more", lambda value: value >= 0)
+_SHARE = Rule("in [0, 1]", lambda share: 0 <= share <= 1)
 
 
 def _mask_ratio(ratio: float) -> None:
@@ -50,7 +49,7 @@ class Stage1Config:
     )
 
     def __post_init__(self) -> None:
-        _positive_or_zero(self, "kl_weight", "mask_weight")
+        require_each(self, "Stage1Config.", _POSITIVE_OR_ZERO, "kl_weight", "mask_weight")
         _mask_ratio(self.mask_ratio)
 
 
@@ -75,7 +74,7 @@ class VAEStrategyConfig:
     )
 
     def __post_init__(self) -> None:
-        _positive_or_zero(self, "learning_rate_factor")
+        require_each(self, "VAEStrategyConfig.", _POSITIVE_OR_ZERO, "learning_rate_factor")
         require(
             self.joint_steps >= 1 and self.frozen_steps >= 1,
             f"joint_steps and frozen_steps must be at least 1, not {self.joint_steps} and "
@@ -118,24 +117,17 @@ class FlowConfig:
     )
     noise_copies: int = setting(
         1,
-        help=(
-            "Noised copies of a row, each with its own noise, times and prompts, over one clean "
-            "copy: (1 + K) L positions."
-        ),
+        help="Noised copies of a row, each with its own noise, times and prompts, over one clean "
+        "copy: (1 + K) L positions.",
     )
     grad_to_encoder: bool = setting(
         True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target."
     )
 
     def __post_init__(self) -> None:
-        _share(self, "prompt_block_prob", "history_dropout")
-        require(
-            self.noise_copies >= 1,
-            f"FlowConfig.noise_copies must be at least 1, not {self.noise_copies}.",
-        )
-        require(
-            self.time_scale > 0, f"FlowConfig.time_scale must be above 0, not {self.time_scale}."
-        )
+        require_each(self, "FlowConfig.", _SHARE, "prompt_block_prob", "history_dropout")
+        require_each(self, "FlowConfig.", at_least(1), "noise_copies")
+        require_each(self, "FlowConfig.", above_0(), "time_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,9 +160,8 @@ class Stage2Config:
     vae_strategy: VAEStrategyConfig = section(VAEStrategyConfig, help="How the VAE takes part.")
 
     def __post_init__(self) -> None:
-        _positive_or_zero(
-            self, "vae_weight", "entropy_weight", "mask_weight", "flow_weight", "reference_weight"
-        )
+        weights = [name for name in vars(self) if name.endswith("_weight")]
+        require_each(self, "Stage2Config.", _POSITIVE_OR_ZERO, *weights)
         _mask_ratio(self.mask_ratio)
 
 
@@ -180,10 +171,7 @@ class ColaRunConfig(RunConfig):
 
     vae: TextVAEConfig = section(TextVAEConfig, help="The Text VAE.")
 
-    @property
-    def vocab_size_key(self) -> str:
-        """The VAE's: the DiT knows no tokens."""
-        return "vae.vocab_size"
+    vocab_size_key = "vae.vocab_size"  # the DiT knows no tokens
 
     @property
     def fixed_log_snr(self) -> float | None:

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.settings import require
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig
-from cola_train.families.cola.workloads import (
-    GENERATION_WORKLOADS,
-    STAGE1_WORKLOADS,
-    STAGE2_WORKLOADS,
-)
+from cola_train.families.cola.flops import dit_parameters, stage2_work, vae_parameters, vae_work
+from cola_train.families.cola.workloads import GENERATION, STAGE1, STAGE2
 from cola_train.families.family import Family, MatchTarget, Phase, TrainedRun
+from cola_train.flops.work import Parts
 from cola_train.models.config import DiTConfig
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from cola_train.families.cola.checkpoint import ColaCheckpoint
     from cola_train.families.cola.stage1 import Stage1Objective
     from cola_train.families.cola.stage2 import Stage2Objective
-    from cola_train.flops.work import Parts
 
 ColaT = TypeVar("ColaT", bound=ColaRunConfig)
 _JOINT, _FROZEN = "joint", "frozen"
@@ -64,7 +61,6 @@ class _ColaFamily(Family[ColaT]):
         return (root / "cola_vae").is_dir() and has_dit == (self.name == "joint")
 
     def load(self, folder: Path, device: "str | torch.device" = "cpu") -> "ColaCheckpoint":
-        """Read the released layout, ours or the released one."""
         from cola_train.families.cola.checkpoint import ColaCheckpoint
 
         return ColaCheckpoint.load(folder, device)
@@ -72,17 +68,14 @@ class _ColaFamily(Family[ColaT]):
     def write(
         self, folder: Path, run: TrainedRun[ColaT], *, replace: bool, max_shard_bytes: int
     ) -> None:
-        from cola_train.families.cola.export import vae_weights
-        from cola_train.families.cola.format import write_checkpoint
+        from cola_train.families.cola.format import vae_weights, write_checkpoint
         from cola_train.tensor_files import Below
 
         config, dit_config = run.config, self.dit_config(run.config)
-        vae = (config.vae, vae_weights(config, run.weights))
-        dit = None if dit_config is None else (dit_config, Below(run.weights, "dit."))
         write_checkpoint(
             folder,
-            vae,
-            dit,
+            (config.vae, vae_weights(config, run.weights)),
+            None if dit_config is None else (dit_config, Below(run.weights, "dit.")),
             run.tokenizer,
             run.training,
             replace=replace,
@@ -90,10 +83,9 @@ class _ColaFamily(Family[ColaT]):
         )
 
     def checkpoint(self, run: TrainedRun[ColaT], device: "str | torch.device") -> "ColaCheckpoint":
-        from cola_train.families.cola.export import in_memory
+        from cola_train.families.cola.checkpoint import in_memory
 
-        dit_config = self.dit_config(run.config)
-        return in_memory(run.config, dit_config, run.weights, run.tokenizer, run.training, device)
+        return in_memory(run, self.dit_config(run.config), device)
 
     def shrink(self, config: ColaT, num_steps: int) -> dict[str, Any]:
         """A narrow VAE with one block in the encoder and one in the decoder."""
@@ -108,7 +100,6 @@ class _ColaFamily(Family[ColaT]):
         return {"vae": vae}
 
     def describe(self, config: ColaT) -> str:
-        """Encoder and decoder blocks x width."""
         vae = config.vae
         return f"VAE {vae.encoder_num_blocks} + {vae.decoder_num_blocks} x {vae.dim}"
 
@@ -121,7 +112,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
     summary = "stage 1: train the Text VAE"
     example = "configs/small/vae_quickstart.yaml"
     writes_text = False
-    workloads = STAGE1_WORKLOADS
+    workloads = STAGE1
 
     def build(self, config: VAERunConfig) -> "Stage1Objective":
         from cola_train.families.cola.stage1 import Stage1Objective
@@ -132,18 +123,14 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
     def initial_values(
         self, config: VAERunConfig, shapes: "Mapping[str, torch.Size]"
     ) -> "Iterator[tuple[str, Tensor]]":
-        from cola_train.families.cola.start import vae_values
+        from cola_train.families.cola.format import vae_values
 
         return vae_values(config, None, shapes)
 
-    def step_work(self, config: VAERunConfig, phase: str) -> "Parts":
-        from cola_train.families.cola.flops import stage1_work
-
-        return stage1_work(config)
+    def step_work(self, config: VAERunConfig, phase: str) -> Parts:
+        return vae_work(config)
 
     def parameters(self, config: VAERunConfig) -> dict[str, int]:
-        from cola_train.families.cola.flops import vae_parameters
-
         return dict(vae_parameters(config.vae))
 
 
@@ -155,8 +142,8 @@ class JointFamily(_ColaFamily[JointRunConfig]):
     summary = "stage 2: train VAE and DiT jointly"
     example = "configs/small/joint_quickstart.yaml"
     stage1_key = "init_vae_from"
-    workloads = STAGE2_WORKLOADS
-    generation_workloads = GENERATION_WORKLOADS
+    workloads = STAGE2
+    generation_workloads = GENERATION
 
     def dit_config(self, config: JointRunConfig) -> DiTConfig | None:
         return config.dit
@@ -173,14 +160,14 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]"
     ) -> "Iterator[tuple[str, Tensor]]":
         """Drawn or read from checkpoints; the reference encoder is a copy of the VAE's."""
-        from cola_train.families.cola.start import dit_values, vae_values
+        from cola_train.families.cola.format import dit_values, vae_values
 
         yield from vae_values(config, config.init_vae_from, shapes)
         yield from dit_values(config, shapes)
 
     def check_data(self, config: JointRunConfig, data: "PreparedData") -> None:
         """Also refuses checkpoints to start from whose networks or tokenizer are others."""
-        from cola_train.families.cola.start import check_start
+        from cola_train.families.cola.format import check_start
 
         super().check_data(config, data)
         check_start(config, data)
@@ -192,33 +179,29 @@ class JointFamily(_ColaFamily[JointRunConfig]):
             return Phase(_JOINT, strategy.joint_steps), Phase(_FROZEN, strategy.frozen_steps)
         return (Phase(_JOINT if strategy.mode == "joint" else _FROZEN, 1),)
 
-    def step_work(self, config: JointRunConfig, phase: str) -> "Parts":
-        from cola_train.families.cola.flops import stage2_work
-
+    def step_work(self, config: JointRunConfig, phase: str) -> Parts:
         return stage2_work(config, phase == _JOINT)
 
     def parameters(self, config: JointRunConfig) -> dict[str, int]:
         """VAE and DiT; the frozen reference encoder is a copy and not among them."""
-        from cola_train.families.cola.flops import dit_parameters, vae_parameters
-
         return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
 
     def backbone_parameters(self, config: JointRunConfig) -> int:
-        """The DiT's parameters."""
-        from cola_train.families.cola.flops import dit_parameters
-
         return sum(dit_parameters(config.dit).values())
 
     def reference(
         self, run: TrainedRun[JointRunConfig], device: "str | torch.device"
     ) -> "ColaCheckpoint | None":
         """The VAE with the encoder that stage 2 started from, where reference_weight keeps one."""
-        from cola_train.families.cola.export import in_memory, with_reference_encoder
+        from cola_train.families.cola.checkpoint import in_memory
+        from cola_train.tensor_files import Below
 
-        weights = with_reference_encoder(run.weights)
-        if weights is None:
+        reference = Below(run.weights, "reference_encoder.")
+        encoder = {f"vae.encoder.{name}": value for name, value in reference.items()}
+        if not encoder:
             return None
-        return in_memory(run.config, None, weights, run.tokenizer, run.training, device)
+        weights = {**run.weights, **encoder}
+        return in_memory(dataclasses.replace(run, weights=weights), None, device)
 
     def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
         """Also a narrow DiT of two layers, and objectives that need no first stage.
@@ -245,7 +228,6 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return config.init_vae_from
 
     def match_target(self, config: JointRunConfig) -> MatchTarget:
-        """The size of the DiT."""
         notes = []
         if config.init_vae_from is not None:
             notes.append(
@@ -262,7 +244,6 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return MatchTarget(dit.txt_dim, dit.num_layers, dit.head_dim, tuple(notes))
 
     def describe(self, config: JointRunConfig) -> str:
-        """Blocks x width of both networks."""
         return f"DiT {config.dit.num_layers} x {config.dit.txt_dim}, {super().describe(config)}"
 
     def growth_settings(self, config: JointRunConfig, size: str, value: int) -> tuple[str, ...]:
@@ -270,10 +251,8 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         sizes = {"block_size": dit.block_size, "layers": dit.num_layers, "width": dit.txt_dim}
         if value == sizes[size]:
             return ()
-        if size == "block_size":
-            return (f"dit.block_size={value}",)
-        if size == "layers":
-            return (f"dit.num_layers={value}",)
+        if size != "width":
+            return (f"dit.{'num_layers' if size == 'layers' else size}={value}",)
         require(
             value % dit.head_dim == 0,
             f"widths must be multiples of the workload's head width, {dit.head_dim}, not {value}.",

@@ -1,18 +1,25 @@
-"""How large Cola DLM's networks are, and what training steps cost, from the run's config alone."""
+"""How large Cola DLM's networks are, and what training and generating cost, from configs alone."""
 
 import functools
 from collections.abc import Mapping
 
-import torch
-
+from cola_train.config.sampling import SamplerConfig
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.flops.passes import Block, Span, named, row_pairs, stack, visible_pairs
+from cola_train.families.cola.prefix import Prefix
+from cola_train.flops.passes import (
+    Block,
+    Span,
+    added,
+    named,
+    row_pairs,
+    stack,
+    times,
+    visible_pairs,
+)
 from cola_train.flops.work import NO_BACKWARD, Backward, Extent, Linear, Parts, product
 from cola_train.models.attention.tiles import packed_tiles
-from cola_train.models.blocks import parameters_by_part
 from cola_train.models.config import DiTConfig, TextVAEConfig
-from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
+from cola_train.solvers import network_calls, time_grid
 
 # Sine and cosine of 128 frequencies: what the DiT's time embedding reads (models/dit.py).
 TIME_CHANNELS = 256
@@ -21,22 +28,37 @@ TIME_CHANNELS = 256
 @functools.lru_cache
 def vae_parameters(config: TextVAEConfig) -> Mapping[str, int]:
     """Parameters of the Text VAE by part, counted on meta tensors."""
-    with torch.device("meta"):
-        vae = TextVAE(config)
-    encoder, decoder = parameters_by_part(vae.encoder), parameters_by_part(vae.decoder)
+    from cola_train.models.blocks import parameters_by_part
+    from cola_train.models.text_vae import TextVAE
+
+    encoder = parameters_by_part(lambda: TextVAE(config).encoder)
+    decoder = parameters_by_part(lambda: TextVAE(config).decoder)
     return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
 @functools.lru_cache
 def dit_parameters(config: DiTConfig) -> Mapping[str, int]:
     """Parameters of the DiT by part, counted on meta tensors."""
-    with torch.device("meta"):
-        return named("dit", parameters_by_part(BlockCausalDiT(config)))
+    from cola_train.models.blocks import parameters_by_part
+    from cola_train.models.dit import BlockCausalDiT
+
+    return named("dit", parameters_by_part(lambda: BlockCausalDiT(config)))
 
 
-def stage1_work(config: VAERunConfig) -> Parts:
-    """One optimizer step of stage 1 over all its rows."""
-    return _vae(config, _backward(config))
+def vae_work(config: VAERunConfig | JointRunConfig) -> Parts:
+    """An optimizer step's `vae_pass` over all its rows: stage 1, and the VAE's part of stage 2.
+
+    Encoder and decoder run on clean and masked copies, the head at counted tokens.
+    """
+    rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
+    masks = objective.mask_weight > 0
+    # As many as `mask_positions` replaces.
+    masked = max(1, round(objective.mask_ratio * seq)) if masks else 0
+    span = _clean_rows(config, 2 * rows if masks else rows)
+    backward = _backward(config)
+    encoder = encoder_pass(config.vae, span, backward)
+    decoder = decoder_pass(config.vae, span, Extent.of(rows * (seq + masked)), backward)
+    return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
 def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
@@ -45,7 +67,7 @@ def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
     if not trains_vae:
         parts = _encoder_alone(config, "vae.encoder")
     else:
-        parts = _vae(config, backward)
+        parts = vae_work(config)
         if config.objective.reference_weight > 0:
             parts |= _encoder_alone(config, "reference_encoder")
     return parts | named("dit", _dit(config, backward, trains_vae))
@@ -85,7 +107,10 @@ def dit_pass(
     `input_gradient`: whether the latents that it reads need a gradient.
     """
     dim, embedding = config.txt_dim, config.emb_dim
-    parts = stack(_dit_block(config), config.num_layers, span, backward)
+    mlp = (Linear(dim, dim * config.expand_ratio), Linear(dim * config.expand_ratio, dim))
+    # A block without its adaLN layers.
+    block = Block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
+    parts = stack(block, config.num_layers, span, backward)
     latents, velocity = Linear(config.txt_in_channels, dim), Linear(dim, config.txt_out_channels)
     parts["linear"] += product(latents, span.positions, backward, input_gradient)
     parts["linear"] += product(velocity, span.outputs, backward)
@@ -109,18 +134,6 @@ def _clean_rows(config: VAERunConfig | JointRunConfig, rows: int) -> Span:
     return Span.all_read(rows * latents, pairs * rows)
 
 
-def _vae(config: VAERunConfig | JointRunConfig, backward: Backward) -> Parts:
-    """`vae_pass`: encoder and decoder on clean and masked copies, the head at counted tokens."""
-    rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
-    masks = objective.mask_weight > 0
-    # As many as `mask_positions` replaces.
-    masked = max(1, round(objective.mask_ratio * seq)) if masks else 0
-    span = _clean_rows(config, 2 * rows if masks else rows)
-    encoder = encoder_pass(config.vae, span, backward)
-    decoder = decoder_pass(config.vae, span, Extent.of(rows * (seq + masked)), backward)
-    return named("vae.encoder", encoder) | named("vae.decoder", decoder)
-
-
 def _encoder_alone(config: JointRunConfig, name: str) -> Parts:
     span = _clean_rows(config, config.trainer.global_batch_size)
     return named(name, encoder_pass(config.vae, span, NO_BACKWARD))
@@ -131,11 +144,8 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
 
     The last clean block is nobody's history and left out.
     """
-    rows, flow, block_size = (
-        config.trainer.global_batch_size,
-        config.objective.flow,
-        config.dit.block_size,
-    )
+    rows, flow = config.trainer.global_batch_size, config.objective.flow
+    block_size = config.dit.block_size
     latents = config.data.seq_len // config.vae.patch_size
     clean, noised = latents - block_size, flow.noise_copies * latents
     # A noised block sees itself and all clean blocks before it: as many pairs as if all were clean.
@@ -161,17 +171,69 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
 
 def _vae_block(config: TextVAEConfig) -> Block:
     mlp = (Linear(config.dim, config.ffn_dim), Linear(config.ffn_dim // 2, config.dim))
-    return _block(config.dim, config.dim, mlp, ends_with_product=not config.post_norm)
+    return Block(config.dim, config.dim, mlp, ends_with_product=not config.post_norm)
 
 
-def _dit_block(config: DiTConfig) -> Block:
-    """A block of the DiT without its adaLN layers."""
-    dim, hidden = config.txt_dim, config.txt_dim * config.expand_ratio
-    mlp = (Linear(dim, hidden), Linear(hidden, dim))
-    return _block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
+def generation_work(
+    vae: TextVAEConfig, dit: DiTConfig, sampler: SamplerConfig, prompt: int, batch: int
+) -> Parts:
+    """FLOPs of continuing `batch` prompts of `prompt` tokens by max_new_tokens, none ending early.
+
+    Whole blocks of the prompt fill the caches; then every block is transported, decoded and, if
+    another follows, committed.
+    """
+    size, prefix = dit.block_size, Prefix(prompt, vae.patch_size, dit.block_size)
+    num_blocks = prefix.generated_blocks(sampler.max_new_tokens)
+
+    read = max(1, -(-prompt // prefix.block_tokens)) * size
+    encoder = Span.all_read(read * batch, row_pairs(read, vae.block_size) * batch)
+    # adaLN runs once for every time of the grid; the last, t = 0, is that of known latents and of
+    # blocks that fill the cache.
+    reads_clean = prompt > 0 or num_blocks > 1
+    distinct = Extent(sampler.num_steps + reads_clean, sampler.num_steps + 1)
+    passes = [
+        named("vae.encoder", encoder_pass(vae, encoder, NO_BACKWARD)),
+        _cached(dit, Span.all_read(0, Extent.of(0)), distinct),
+    ]
+    if prefix.history_blocks:
+        filled = prefix.history_blocks * size
+        span = Span.none_read(filled * batch, row_pairs(filled, vae.block_size) * batch)
+        decoder = decoder_pass(vae, span, Extent.of(0), NO_BACKWARD)
+        passes.append(named("vae.decoder", decoder))
+        passes.append(_commit(dit, row_pairs(filled, size), filled, batch))
+    grid = time_grid(sampler.num_steps)
+    moments = [grid[place] for place in network_calls(sampler.solver, sampler.num_steps)]
+    for block in range(num_blocks):
+        before = (prefix.history_blocks + block) * size
+        guided = sum(before > 0 and sampler.guides_at(t) for t in moments)
+        passes.append(times(_velocity(dit, before, batch, guided=True), guided))
+        passes.append(times(_velocity(dit, before, batch, guided=False), len(moments) - guided))
+        passes.append(_decode(vae, size, before, batch))
+        if block < num_blocks - 1:
+            passes.append(_commit(dit, Extent.of(size * (before + size)), size, batch))
+    return added(*passes)
 
 
-def _block(dim: int, inner: int, mlp: tuple[Linear, ...], ends_with_product: bool) -> Block:
-    """A block of width `dim` whose attention heads are `inner` wide together."""
-    query, keys_values, out = Linear(dim, inner), Linear(dim, 2 * inner), Linear(inner, dim)
-    return Block(query, keys_values, out, mlp, ends_with_product)
+def _cached(dit: DiTConfig, span: Span, distinct_times: Extent) -> Parts:
+    return named("dit", dit_pass(dit, span, distinct_times, NO_BACKWARD, input_gradient=False))
+
+
+def _velocity(dit: DiTConfig, before: int, batch: int, guided: bool) -> Parts:
+    """A network call of the solver; if guided, with an unconditional branch that has no history."""
+    size = dit.block_size
+    pairs = Extent.of(batch * size * (before + size + size * guided))
+    return _cached(dit, Span.all_read(batch * size * (1 + guided), pairs), Extent.of(0))
+
+
+def _commit(dit: DiTConfig, pairs: Extent, positions: int, batch: int) -> Parts:
+    """A clean pass for its keys and values alone: nothing else of the last layer is computed."""
+    span = Span(Extent.of(positions) * batch, pairs * batch, Extent.of(0), Extent.of(0))
+    return _cached(dit, span, Extent.of(0))
+
+
+def _decode(vae: TextVAEConfig, size: int, before: int, batch: int) -> Parts:
+    """The decoder on a block of `size` latents after `before` others."""
+    useful = size * before + visible_pairs(size, vae.block_size)
+    span = Span.all_read(batch * size, Extent(useful, size * (before + size)) * batch)
+    logits = Extent.of(batch * size * vae.patch_size)
+    return named("vae.decoder", decoder_pass(vae, span, logits, NO_BACKWARD))

@@ -1,9 +1,10 @@
-"""The released checkpoint layout, read and written.
+"""The released checkpoint layout, read, written, and what new runs start from.
 
 <root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json.
 """
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,15 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.config.settings import UserError
+from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
 from cola_train.files import atomic_folder
 from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.initialize import dit_value, text_vae_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
-    DEFAULT_MAX_SHARD_BYTES,
     TRAINING,
+    Below,
     load_tensors,
     read_json,
     read_tensors,
@@ -86,6 +90,20 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
         self.check_fits(folder, config)
         return read_tensors(self._shapes(config), self.folder(find_root(folder)))
 
+    def first_values(
+        self,
+        source: str | None,
+        config: ConfigT,
+        shapes: Mapping[str, torch.Size],
+        draw: Callable[[str, torch.Size], Tensor],
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of checkpoint `source`, or drawn, of an objective's parameters' `shapes`."""
+        if source is not None:
+            return self.tensors(source, config)
+        prefix = f"{self.name}."
+        own = (name.removeprefix(prefix) for name in shapes if name.startswith(prefix))
+        return ((name, draw(name, shapes[prefix + name])) for name in own)
+
     def write(
         self, root: Path, config: ConfigT, state: Mapping[str, Tensor], max_shard_bytes: int
     ) -> None:
@@ -126,6 +144,32 @@ def find_root(folder: str | Path) -> Path:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class FixedLogSNR(Below):
+    """A VAE's weights with a fixed logSNR, which the encoder's final layer then states.
+
+    Training does not use that layer's log-variance half: here its weight is 0, its bias -logSNR.
+    """
+
+    log_snr: float
+    channels: int
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = super().__getitem__(name)
+        if name.startswith("encoder.final_layer."):
+            value = value.clone()
+            value[self.channels :] = 0.0 if name.endswith(".weight") else -self.log_snr
+        return value
+
+
+def vae_weights(config: ColaRunConfig, weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A run's VAE as it is exported, by names in the VAE, from the objective's weights."""
+    fixed = config.fixed_log_snr
+    if fixed is None:
+        return Below(weights, "vae.")
+    return FixedLogSNR(weights, "vae.", fixed, config.vae.latent_dim)
+
+
 def write_checkpoint(
     folder: Path,
     vae: tuple[TextVAEConfig, Mapping[str, Tensor]],
@@ -133,8 +177,8 @@ def write_checkpoint(
     tokenizer: Tokenizer,
     training: Mapping[str, Any],
     *,
-    replace: bool = False,
-    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    replace: bool,
+    max_shard_bytes: int,
 ) -> None:
     """Write configs and state dicts in fp32, atomically: the folder is old, new or absent.
 
@@ -157,3 +201,42 @@ def write_checkpoint(
         tokenizer.save(working / "tokenizer.json")
         if training:
             write_json(working / TRAINING, training)
+
+
+def vae_values(
+    config: ColaRunConfig, source: str | None, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """The VAE of checkpoint `source`, or drawn; with a copy where `shapes` has a reference encoder.
+
+    `shapes` are those of the objective's parameters, by name.
+    """
+    draw = functools.partial(text_vae_value, config=config.vae, seed=config.seed)
+    for name, value in VAE_FORMAT.first_values(source, config.vae, shapes, draw):
+        yield f"vae.{name}", value
+        if f"reference_{name}" in shapes:
+            yield f"reference_{name}", value
+
+
+def dit_values(
+    config: JointRunConfig, shapes: Mapping[str, torch.Size]
+) -> Iterator[tuple[str, Tensor]]:
+    """The DiT; drawn unless init_dit_from names a checkpoint."""
+    draw = functools.partial(dit_value, seed=config.seed)
+    for name, value in DIT_FORMAT.first_values(config.init_dit_from, config.dit, shapes, draw):
+        yield f"dit.{name}", value
+
+
+def check_start(config: JointRunConfig, data: PreparedData) -> None:
+    """Refuse checkpoints to start from whose networks or tokenizer are others than the run's.
+
+    Raises:
+        UserError: these, or no checkpoint.
+    """
+    for folder in (config.init_vae_from, config.init_dit_from):
+        if folder is not None:
+            theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
+            data.check_run(config.data, theirs.sha256)
+    if config.init_vae_from is not None:
+        VAE_FORMAT.check_fits(config.init_vae_from, config.vae)
+    if config.init_dit_from is not None:
+        DIT_FORMAT.check_fits(config.init_dit_from, config.dit)

@@ -1,20 +1,30 @@
-"""Cola DLM's log weights of rows: importance sampling from the encoder, the prior by its ODE."""
+"""Cola DLM's log weights of rows: importance sampling from the encoder, the prior by its ODE.
 
+The prior's density is found block by block (method, section 7; paper, 3.1.2).
+"""
+
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from cola_train.config.likelihood import LikelihoodConfig
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.cola.prior_density import block_log_densities
 from cola_train.likelihood.importance import LogWeights, log_weights
+from cola_train.likelihood.ode import State, solve
 from cola_train.likelihood.rows import Draw, ScoredRow, draws_at
-from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.text_vae import TextVAE
-from cola_train.models.vocabulary_head import token_nats
+from cola_train.models.vocabulary_head import row_nats
 from cola_train.randomness import Purpose, normal, uniform
+
+# of independent blocks of `width` coordinates each
+Blocks = Float64[Tensor, "batch blocks width"]
+
+# (z_t, t) -> dz/dt, of each block by that block alone
+Velocity = Callable[[Blocks, Float64[Tensor, ""]], Blocks]
 
 
 class LatentWeights:
@@ -53,7 +63,9 @@ class LatentWeights:
         vae, config = self.vae, self.config
         device = vae.decoder.in_layer.weight.device
         tokens = torch.tensor([self.filled[draw.row] for draw in draws], device=device)
-        scored = torch.tensor([self._scored(draw.row) for draw in draws], device=device)
+        place = torch.arange(tokens.shape[1], device=device)
+        own = torch.tensor([len(self.rows[draw.row].tokens) for draw in draws], device=device)
+        scored = (tokens != self.pad_token_id) & (place < own[:, None])
         document = self._documents(draws, device)
         posterior = vae.encode(tokens, document)
         shape = posterior.mean.shape[1:]
@@ -70,25 +82,13 @@ class LatentWeights:
             probe = torch.where(drawn(uniform, Purpose.LIKELIHOOD_PROBE) < 0.5, -1.0, 1.0)
 
         def log_likelihood(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
-            hidden = vae.decoder(z_0, document)
-            # Row by row: the logits of a batch over a real vocabulary would be gigabytes.
-            nats = [
-                token_nats(vae.decoder.head(hidden[i : i + 1]), tokens[i : i + 1])
-                for i in range(len(draws))
-            ]
-            return -(torch.cat(nats).double() * scored).sum(1)
+            nats = row_nats(vae.decoder.head, vae.decoder(z_0, document), tokens)
+            return -(nats * scored).sum(1)
 
         def log_prior(z_0: Float[Tensor, "draws latents channels"]) -> Tensor:
             return block_log_densities(self.dit, z_0, config, document, probe).sum(1)
 
         return log_weights(posterior, eps, log_likelihood, log_prior)
-
-    def _scored(self, row: int) -> list[bool]:
-        own = self.rows[row].tokens
-        return [
-            place < len(own) and token != self.pad_token_id
-            for place, token in enumerate(self.filled[row])
-        ]
 
     def _documents(
         self, draws: Sequence[Draw], device: torch.device
@@ -98,8 +98,81 @@ class LatentWeights:
         if all(numbers is None for numbers in documents):
             return None
         width, patch_size = self.width(draws[0].row), self.vae.config.patch_size
-        filled = []
-        for numbers in documents:
-            own = numbers or [0]
-            filled.append([*own, *[own[-1]] * width][:width:patch_size])
+        own = [numbers or [0] for numbers in documents]
+        filled = [[*row, *[row[-1]] * width][:width:patch_size] for row in own]
         return torch.tensor(filled, device=device)
+
+
+def log_density(
+    velocity: Velocity, z_0: Blocks, config: LikelihoodConfig, probe: Blocks | None = None
+) -> Float64[Tensor, "batch blocks"]:
+    """log p(z_0) of each block, nats, under the flow that carries data (t = 0) to N(0, I) (t = 1).
+
+    d/dt [z, l] = [v(z, t), div v(z, t)] from (z_0, 0); log p(z_0) = log N(z_1; 0, I) + l(1). All
+    but the velocity is computed in float64.
+
+    `probe` are draws of mean 0 and covariance I, held fixed for the whole solve: the divergence is
+    then Hutchinson's estimate, and the result is unbiased over probes up to the solver's error.
+    Without them the divergence is exact.
+
+    Raises:
+        UserError: as `solve`.
+    """
+
+    def derivative(t: Float64[Tensor, ""], state: State) -> State:
+        return velocity_and_divergence(velocity, state[0], t, probe)
+
+    z_1, gained = solve(derivative, (z_0, torch.zeros_like(z_0[..., 0])), config)
+    return -0.5 * (z_1.square() + math.log(2 * math.pi)).sum(-1) + gained
+
+
+def velocity_and_divergence(
+    velocity: Velocity, z: Blocks, t: Float64[Tensor, ""], probe: Blocks | None
+) -> tuple[Blocks, Float64[Tensor, "batch blocks"]]:
+    """v(z, t), and each block's divergence: exact, or e^T J e for `probe` e.
+
+    J, the Jacobian of all blocks, is block diagonal. So one backward pass gives e^T J e of every
+    block, and `width` of them, each for one coordinate of every block, the diagonals.
+    """
+    with torch.enable_grad():
+        z = z.detach().requires_grad_()
+        v = velocity(z, t)
+        if probe is not None:
+            (row,) = torch.autograd.grad((v * probe).sum(), z)
+            return v.detach(), (row * probe).sum(-1)
+        divergence = torch.zeros_like(v[..., 0])
+        for place in range(z.shape[-1]):
+            (row,) = torch.autograd.grad(
+                v[..., place].sum(), z, retain_graph=place + 1 < z.shape[-1]
+            )
+            divergence = divergence + row[..., place]
+    return v.detach(), divergence.detach()
+
+
+def block_log_densities(
+    dit: BlockCausalDiT,
+    z_0: Float[Tensor, "batch latents channels"],
+    config: LikelihoodConfig,
+    document: Int[Tensor, "batch latents"] | None = None,
+    probe: Float[Tensor, "batch latents channels"] | None = None,
+) -> Float64[Tensor, "batch blocks"]:
+    """log p(z_0^(b) | z_0^(<b)) of every block, nats; their sum over a row is log p_psi(z_0).
+
+    All blocks of a row are transported at once: the packed pass of training gives each noised
+    block's velocity given its clean history. The guidance of sampling has no part in it. The DiT's
+    parameters have no gradient; `probe` is as of `log_density`.
+    """
+    size = dit.config.block_size
+    index = torch.zeros(z_0.shape[:2], dtype=torch.long, device=z_0.device)
+
+    def as_blocks(latents: Tensor) -> Tensor:
+        return latents.unflatten(1, (-1, size)).flatten(2).double()
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        z_t = z.float().unflatten(2, (size, -1)).flatten(1, 2)
+        times = Times(torch.stack([t, torch.zeros_like(t)]).float(), index)
+        return as_blocks(dit.velocity(z_t, z_0, times, document))
+
+    return log_density(
+        velocity, as_blocks(z_0), config, None if probe is None else as_blocks(probe)
+    )

@@ -38,18 +38,8 @@ def compare_solvers(
 
     Each block is generated from the same noise and after the same history, which is the
     reference's: `reference_steps` steps of Heun's method. Known latents and prompt tokens do not
-    count. Tokens are greedy, without a repetition penalty.
-
-    Args:
-        checkpoint: of Cola DLM, with its DiT.
-        prompts: ids of each; `config.batch_size` of them go together.
-        config: guidance, max_new_tokens, seed and precision; its solver and num_steps play no part.
-        solvers: to compare, each with all of `steps`.
-        steps: numbers of steps.
-        reference_steps: of the reference.
-
-    Returns:
-        A row for each pair, by solver, then by steps.
+    count. Tokens are greedy, without a repetition penalty; `config.solver` and `.num_steps` play no
+    part. There is a row for each pair, by solver, then by steps.
 
     Raises:
         UserError: no prompts, a solver that there is not, or a checkpoint without a DiT.
@@ -67,15 +57,12 @@ def compare_solvers(
         progress_bar("quality", "batch", num_batches) as bar,
         torch.autocast(device.type, torch.bfloat16, enabled=computes_in_bf16(config, device)),
     ):
-        candidates = [
-            _Candidate(
-                BlockTransport(
-                    dit, dataclasses.replace(greedy, solver=known[solver], num_steps=count)
-                )
-            )
+        settings = [
+            dataclasses.replace(greedy, solver=known[solver], num_steps=count)
             for solver in solvers
             for count in steps
         ]
+        candidates = [_Candidate(BlockTransport(dit, changed)) for changed in settings]
         for start in range(0, len(prompts), config.batch_size):
             indices = range(start, min(start + config.batch_size, len(prompts)))
             batch = [prompts[index] for index in indices]
@@ -83,7 +70,13 @@ def compare_solvers(
                 vae, dit, batch, indices, reference, checkpoint.tokenizer.pad_token_id, None
             )
             for _ in range(generation.num_blocks):
-                _compare_next_block(generation, candidates)
+                # Not in the time of the first candidate.
+                generation.catch_up()
+                counted = generation.generated
+                blocks = [candidate.trial(generation) for candidate in candidates]
+                wanted = generation.next_block()
+                for candidate, block in zip(candidates, blocks, strict=True):
+                    candidate.add(block, wanted, counted)
             bar.update(1)
     return [candidate.quality(len(prompts)) for candidate in candidates]
 
@@ -98,6 +91,13 @@ class _Candidate:
     equal: int = 0
     tokens: int = 0
     seconds: float = 0.0
+
+    def trial(self, generation: BlockGeneration) -> GeneratedBlock:
+        """The next block, timed."""
+        started = time.process_time()
+        block = generation.trial(self.transport)
+        self.seconds += time.process_time() - started
+        return block
 
     def add(self, block: GeneratedBlock, wanted: GeneratedBlock, counted: torch.Tensor) -> None:
         """Add a block, (batch, latents) of which are `counted`."""
@@ -118,17 +118,3 @@ class _Candidate:
             token_agreement=self.equal / self.tokens,
             cpu_seconds_per_sample=self.seconds / num_prompts,
         )
-
-
-def _compare_next_block(generation: BlockGeneration, candidates: Sequence[_Candidate]) -> None:
-    """Generate the reference's next block, and the same by every candidate."""
-    # Not in the time of the first candidate.
-    generation.catch_up()
-    blocks, counted = [], generation.generated
-    for candidate in candidates:
-        started = time.process_time()
-        blocks.append(generation.trial(candidate.transport))
-        candidate.seconds += time.process_time() - started
-    wanted = generation.next_block()
-    for candidate, block in zip(candidates, blocks, strict=True):
-        candidate.add(block, wanted, counted)

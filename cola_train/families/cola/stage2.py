@@ -5,7 +5,8 @@ L = lambda_VAE (reconstruction + beta E_q[log q] + lambda_mask L_mask) + lambda_
 """
 
 import copy
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -13,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.cola.config import Stage2Config
-from cola_train.families.cola.flow_draws import FlowDraws, flow_draws, position_times
-from cola_train.families.cola.vae_losses import (
+from cola_train.families.cola.config import FlowConfig, Stage2Config
+from cola_train.families.cola.stage1 import (
+    draw_copies,
     hold_log_snr,
     latent_mask,
     standard_normal_latents,
@@ -23,11 +24,64 @@ from cola_train.families.cola.vae_losses import (
     vae_log_snr,
     vae_pass,
 )
-from cola_train.flow import interpolate, velocity_target
-from cola_train.models.dit import BlockCausalDiT
+from cola_train.flow import interpolate, logit_normal_time, velocity_target
+from cola_train.models.dit import BlockCausalDiT, Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective, Term, documents_of
-from cola_train.randomness import Purpose
+from cola_train.randomness import Purpose, normal, uniform
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowDraws:
+    """Draws for a batch, those of one noised copy of a row after another."""
+
+    t: Float[Tensor, "batch blocks"]  # in [0, 1]
+    pinned: Bool[Tensor, "batch noised"]  # prompt positions: clean, t = 0, no loss
+    sees_history: Bool[Tensor, "batch noised"] | None  # None where nothing is ever hidden
+
+
+def flow_draws(
+    config: FlowConfig, sample_index: Tensor, num_blocks: int, block_size: int, seed: int
+) -> FlowDraws:
+    """Times, prompt blocks and hidden histories of each sample, for each of its noise_copies.
+
+    A block is a prompt block with probability prompt_block_prob; its first k positions are then
+    pinned, k uniform in 1..block_size - 1.
+    """
+
+    def draw(kind: Callable[..., Tensor], purpose: Purpose) -> Float[Tensor, "batch blocks"]:
+        return draw_copies(kind, seed, purpose, sample_index, num_blocks, config.noise_copies)
+
+    if config.time_distribution == "uniform":
+        t = draw(uniform, Purpose.FLOW_TIME)
+    else:
+        z = draw(normal, Purpose.FLOW_TIME)
+        t = logit_normal_time(z, config.time_loc, config.time_scale)
+    if config.timestep_per == "sample":
+        # The blocks of a copy share its first draw.
+        t = t[:, ::num_blocks].repeat_interleave(num_blocks, dim=1)
+    is_prompt = draw(uniform, Purpose.PROMPT_BLOCK) < config.prompt_block_prob
+    num_pinned = 1 + (draw(uniform, Purpose.PROMPT_LENGTH) * (block_size - 1)).long()
+    # With blocks of one latent there is no partial prompt.
+    num_pinned = torch.where(is_prompt, num_pinned.clamp(max=block_size - 1), 0)
+    place = torch.arange(block_size, device=sample_index.device)
+    sees_history = None
+    if config.history_dropout > 0:
+        keeps = draw(uniform, Purpose.HISTORY_DROPOUT) >= config.history_dropout
+        sees_history = keeps.repeat_interleave(block_size, dim=1)
+    return FlowDraws(t, (place < num_pinned[..., None]).flatten(1), sees_history)
+
+
+def position_times(draws: FlowDraws, block_size: int, config: FlowConfig) -> Times:
+    """A batch's distinct times, t = 0 last, and which one each noised position has."""
+    rows, blocks = draws.t.shape
+    # The blocks of a copy share their time, or each has its own.
+    sharing = blocks // config.noise_copies if config.timestep_per == "sample" else 1
+    distinct = draws.t[:, ::sharing].flatten()
+    index = torch.arange(len(distinct), device=draws.t.device).view(rows, -1)
+    index = index.repeat_interleave(sharing * block_size, dim=1)
+    index = torch.where(draws.pinned, len(distinct), index)
+    return Times(torch.cat([distinct, distinct.new_zeros(1)]), index)
 
 
 class Stage2Objective(Objective):
@@ -67,40 +121,9 @@ class Stage2Objective(Objective):
         in nats per token (summed over channels, divided by real tokens). In frozen phases of Fix
         and Interval the VAE only encodes, without gradient.
         """
-        trains_vae = step is None or self.config.vae_strategy.trains_vae(step)
-        return self._joint(batch) if trains_vae else self._frozen(batch)
-
-    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
-        return vae_log_snr(means)
-
-    def learning_rate_factor(self, name: str) -> float:
-        """The VAE may learn at a rate of its own (vae_strategy.learning_rate_factor)."""
-        return self.config.vae_strategy.learning_rate_factor if name.startswith("vae.") else 1.0
-
-    def _draws(self, batch: Batch) -> FlowDraws:
-        block_size = self.dit.config.block_size
-        num_blocks = batch.tokens.shape[1] // (self.vae.config.patch_size * block_size)
-        return flow_draws(self.config.flow, batch.sample_index, num_blocks, block_size, self.seed)
-
-    def _counted(self, batch: Batch, draws: FlowDraws) -> Bool[Tensor, "batch noised"]:
-        real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
-        return real.repeat(1, self.config.flow.noise_copies) & ~draws.pinned
-
-    def _documents(self, batch: Batch) -> Int[Tensor, "batch latents"] | None:
-        return documents_of(batch, self.vae.config.patch_size, self.config.mask_documents)
-
-    def _frozen(self, batch: Batch) -> list[Term]:
-        with torch.no_grad():
-            posterior = self.vae.encode(batch.tokens, self._documents(batch))
-            posterior = hold_log_snr(posterior, self.config)
-            latents, channels = posterior.mean.shape[1:]
-            z_0 = posterior.sample(
-                standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
-            )
-        return [self._flow(batch, z_0)]
-
-    def _joint(self, batch: Batch) -> list[Term]:
         config = self.config
+        if step is not None and not config.vae_strategy.trains_vae(step):
+            return [self._flow(batch, self._frozen(batch))]
         out = vae_pass(self.vae, batch, config, self.seed, config.vae_weight)
         negative_entropy = out.divergence(
             "negative_entropy",
@@ -122,6 +145,34 @@ class Stage2Objective(Objective):
             *reference_kl,
             *out.metrics,
         ]
+
+    def derived(self, means: Mapping[str, float]) -> dict[str, float]:
+        return vae_log_snr(means)
+
+    def learning_rate_factor(self, name: str) -> float:
+        """The VAE may learn at a rate of its own (vae_strategy.learning_rate_factor)."""
+        return self.config.vae_strategy.learning_rate_factor if name.startswith("vae.") else 1.0
+
+    def _draws(self, batch: Batch) -> FlowDraws:
+        block_size = self.dit.config.block_size
+        num_blocks = batch.tokens.shape[1] // (self.vae.config.patch_size * block_size)
+        return flow_draws(self.config.flow, batch.sample_index, num_blocks, block_size, self.seed)
+
+    def _counted(self, batch: Batch, draws: FlowDraws) -> Bool[Tensor, "batch noised"]:
+        real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
+        return real.repeat(1, self.config.flow.noise_copies) & ~draws.pinned
+
+    def _documents(self, batch: Batch) -> Int[Tensor, "batch latents"] | None:
+        return documents_of(batch, self.vae.config.patch_size, self.config.mask_documents)
+
+    @torch.no_grad()
+    def _frozen(self, batch: Batch) -> Float[Tensor, "batch latents channels"]:
+        """A posterior sample of a VAE that does not train."""
+        posterior = hold_log_snr(self.vae.encode(batch.tokens, self._documents(batch)), self.config)
+        latents, channels = posterior.mean.shape[1:]
+        return posterior.sample(
+            standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
+        )
 
     def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> Term:
         config, copies = self.config, self.config.flow.noise_copies

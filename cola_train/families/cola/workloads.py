@@ -8,40 +8,31 @@ _FROZEN_VAE = (
     "vae.block_size=1",
     "dit.block_size=16",
 )
-_S = (
-    "vae.vocab_size=1024",
-    "vae.dim=128",
-    "vae.ffn_dim=512",
-    "vae.num_heads=4",
-    "vae.encoder_num_blocks=2",
-    "vae.decoder_num_blocks=2",
-    "dit.num_layers=4",
-    "dit.txt_dim=128",
-    "dit.emb_dim=128",
-    "dit.heads=4",
-    "dit.head_dim=32",
-    "dit.rope_dim=24",
-)
-_M = (
-    "vae.vocab_size=4096",
-    "vae.dim=256",
-    "vae.ffn_dim=1024",
-    "vae.num_heads=4",
-    "vae.encoder_num_blocks=4",
-    "vae.decoder_num_blocks=4",
-    "dit.num_layers=8",
-    "dit.txt_dim=384",
-    "dit.emb_dim=384",
-    "dit.heads=6",
-    "dit.head_dim=64",
-    "dit.rope_dim=48",
-)
 _PAPER_STAGE2 = (
     "init_vae_from=random",
     "vae.block_size=1",
     "dit.block_size=16",
     "budget.nominal_parameters=1800000000",
 )
+
+
+def _sizes(
+    vocab_size: int, vae_dim: int, vae_blocks: int, layers: int, dim: int, heads: int, rope_dim: int
+) -> tuple[str, ...]:
+    return (
+        f"vae.vocab_size={vocab_size}",
+        f"vae.dim={vae_dim}",
+        f"vae.ffn_dim={4 * vae_dim}",
+        "vae.num_heads=4",
+        f"vae.encoder_num_blocks={vae_blocks}",
+        f"vae.decoder_num_blocks={vae_blocks}",
+        f"dit.num_layers={layers}",
+        f"dit.txt_dim={dim}",
+        f"dit.emb_dim={dim}",
+        f"dit.heads={heads}",
+        f"dit.head_dim={dim // heads}",
+        f"dit.rope_dim={rope_dim}",
+    )
 
 
 def _batch(rows: int, seq_len: int) -> tuple[str, ...]:
@@ -52,10 +43,10 @@ def _batch(rows: int, seq_len: int) -> tuple[str, ...]:
     )
 
 
-STAGE1_WORKLOADS = {"paper_stage1": ("vae.block_size=1", *_batch(8, 512))}
-STAGE2_WORKLOADS = {
-    "S": (*_FROZEN_VAE, *_S, *_batch(8, 256)),
-    "M": (*_FROZEN_VAE, *_M, *_batch(2, 512)),
+STAGE1 = {"paper_stage1": ("vae.block_size=1", *_batch(8, 512))}
+STAGE2 = {
+    "S": (*_FROZEN_VAE, *_sizes(1024, 128, 2, 4, 128, 4, 24), *_batch(8, 256)),
+    "M": (*_FROZEN_VAE, *_sizes(4096, 256, 4, 8, 384, 6, 48), *_batch(2, 512)),
     "paper_stage2": (*_PAPER_STAGE2, *_batch(8, 512)),
 }
-GENERATION_WORKLOADS = {"S": "S", "M": "M", "paper": "paper_stage2"}
+GENERATION = {"S": "S", "M": "M", "paper": "paper_stage2"}

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.masked_diffusion.config import MaskedDiffusionConfig
+from cola_train.families.masked_diffusion.family import MaskedDiffusionConfig
 from cola_train.models.transformer import Transformer
 from cola_train.objectives.objective import Objective, Term, documents_of
 from cola_train.randomness import Purpose, uniform

@@ -1,4 +1,4 @@
-"""What checkpoints of both transformer baselines share."""
+"""What the baselines' checkpoints share: Hugging Face's Llama folder; LLaDA's has a [mask] row."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,22 +6,123 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cola_train.config.settings import UserError, require
-from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.checkpoint import Checkpoint
-from cola_train.families.transformer.format import (
-    Kind,
-    model_type_of,
-    read_config,
-    write_transformer,
-)
+from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from cola_train.families.checkpoint import Checkpoint, read_tokenizer
+from cola_train.files import atomic_folder
+from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import Transformer
 from cola_train.run_layout import EXPORT
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, load_tensors, read_json
+from cola_train.tensor_files import (
+    DEFAULT_MAX_SHARD_BYTES,
+    TRAINING,
+    load_tensors,
+    model_type,
+    read_json,
+    write_json,
+    write_tensors,
+)
 
 CheckpointT = TypeVar("CheckpointT", bound="TransformerCheckpoint")
+
+
+_CONFIG = "config.json"
+# For other programs: here the tokenizer and training.json say it.
+_NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
+# For transformers' AutoTokenizer; without the last, its version 4 takes out spaces when decoding.
+_TOKENIZER_FIELDS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "eos_token": EOS_TOKEN,
+    "pad_token": PAD_TOKEN,
+    "clean_up_tokenization_spaces": False,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What tells a baseline's folder from another's."""
+
+    model_type: str
+    architecture: str
+    causal: bool
+
+
+def model_type_of(folder: Path) -> object:
+    """A folder's model_type; None without config.json, or of Cola DLM (any hub's file)."""
+    return None if (folder / "cola_dlm").is_dir() else model_type(folder)
+
+
+def write_transformer(
+    folder: Path,
+    config: TransformerConfig,
+    state: Mapping[str, Tensor],
+    kind: Kind,
+    tokenizer: Tokenizer,
+    training: Mapping[str, Any],
+    *,
+    replace: bool,
+    max_shard_bytes: int,
+) -> None:
+    """Write a network, fp32, and its tokenizer, atomically, one file's tensors at a time.
+
+    `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len
+    also to config.json, as max_position_embeddings.
+    """
+    with torch.device("meta"):
+        wanted = Transformer(config, kind.causal).state_dict()
+    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    fields = {
+        **config.to_json(),
+        **_fixed_fields(config, kind),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if "seq_len" in training:
+        fields["max_position_embeddings"] = training["seq_len"]
+    with atomic_folder(folder, replace=replace) as working:
+        write_json(working / _CONFIG, fields)
+        write_tensors(working, shapes, state, max_shard_bytes)
+        tokenizer.save(working / "tokenizer.json")
+        write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
+        if training:
+            write_json(working / TRAINING, training)
+
+
+def read_config(root: Path, kind: Kind) -> TransformerConfig:
+    """The network's config.
+
+    Raises:
+        UserError: a field that is unknown or not supported.
+    """
+    fields, origin = read_json(root / _CONFIG)
+    not_own = {*_fixed_fields(TransformerConfig(), kind), *_NOT_READ}
+    own = {name: value for name, value in fields.items() if name not in not_own}
+    config = TransformerConfig.from_json(own, origin)
+    for name, value in _fixed_fields(config, kind).items():
+        given = fields.get(name, value)
+        require(
+            given == value, f"{origin}: {name} = {given!r} is not supported here, only {value!r}."
+        )
+    return config
+
+
+def _fixed_fields(config: TransformerConfig, kind: Kind) -> dict[str, Any]:
+    """What Hugging Face's Llama can be told but follows from the rest here."""
+    fields = {
+        "architectures": [kind.architecture],
+        "model_type": kind.model_type,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "mlp_bias": False,
+        "num_key_value_heads": config.num_attention_heads,
+        "tie_word_embeddings": False,
+        "dtype": "float32",
+    }
+    return fields if kind.causal else {**fields, "mask_token_id": config.vocab_size}
 
 
 @dataclasses.dataclass
@@ -49,15 +150,8 @@ class TransformerCheckpoint(Checkpoint):
         config = read_config(root, cls.kind)
         transformer = Transformer(config, cls.kind.causal)
         load_tensors(transformer, root)
-        tokenizer = Tokenizer.load(root / "tokenizer.json")
-        require(
-            tokenizer.vocab_size <= config.vocab_size,
-            f"{root}: the tokenizer has {tokenizer.vocab_size} ids, the network only "
-            f"{config.vocab_size}; put the tokenizer.json there that the checkpoint was trained "
-            "with.",
-        )
-        training = read_json(root / TRAINING)[0] if (root / TRAINING).is_file() else {}
-        return cls(transformer.to(device).eval().requires_grad_(False), tokenizer, training)
+        held = read_tokenizer(root, config.vocab_size, "network")
+        return cls(transformer.to(device).eval().requires_grad_(False), *held)
 
     def save(
         self,
@@ -77,10 +171,6 @@ class TransformerCheckpoint(Checkpoint):
             replace=replace,
             max_shard_bytes=max_shard_bytes,
         )
-
-    @property
-    def family(self) -> str:
-        return self.kind.family
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

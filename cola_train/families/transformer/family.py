@@ -1,4 +1,4 @@
-"""What the transformer baselines share as families."""
+"""What the transformer baselines share: their run config, and what they are as families."""
 
 import abc
 import dataclasses
@@ -7,32 +7,48 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
+from cola_train.config.settings import section
 from cola_train.families.family import Family, MatchTarget, TrainedRun
-from cola_train.families.transformer.config import BaselineRunConfig
+from cola_train.flops.passes import Block, Span, named, row_pairs, stack
+from cola_train.flops.work import Backward, Extent, Linear, Parts, product
 from cola_train.models.config import TransformerConfig
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from cola_train.families.transformer.checkpoint import TransformerCheckpoint
-    from cola_train.families.transformer.format import Kind
-    from cola_train.flops.work import Parts
+    from cola_train.families.transformer.checkpoint import Kind, TransformerCheckpoint
 
-BaselineT = TypeVar("BaselineT", bound=BaselineRunConfig)
 # For `cola-train chaos`.
 _SMALL_WIDTH = 32
 
 
+@dataclasses.dataclass(frozen=True)
+class BaselineRunConfig(RunConfig):
+    """What both baselines share."""
+
+    transformer: TransformerConfig = section(TransformerConfig, help="The network.")
+
+    vocab_size_key = "transformer.vocab_size"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.in_loop_eval.check_family(("likelihood", "benchmarks"), self.stage)
+
+    @property
+    def masks_documents(self) -> bool:
+        return bool(value_at(self, "objective.mask_documents"))
+
+
+BaselineT = TypeVar("BaselineT", bound=BaselineRunConfig)
+
+
 class TransformerFamily(Family[BaselineT]):
-    """A transformer over tokens; subclasses say what it predicts and how it is sampled.
+    """A transformer over tokens; subclasses say what it predicts and how it is sampled."""
 
-    Attributes:
-        objective: the class of the objective's settings.
-    """
-
-    objective: ClassVar[Callable[..., Any]]
+    objective: ClassVar[Callable[..., Any]]  # the class of the objective's settings
 
     @abc.abstractmethod
     def checkpoint_class(self) -> "type[TransformerCheckpoint]":
@@ -51,10 +67,15 @@ class TransformerFamily(Family[BaselineT]):
             inner = name.removeprefix("transformer.")
             yield name, transformer_value(inner, shape, config.transformer, config.seed)
 
-    def step_work(self, config: BaselineT, phase: str) -> "Parts":
-        from cola_train.families.transformer.flops import step_work
-
-        return step_work(config, self._kind.causal)
+    def step_work(self, config: BaselineT, phase: str) -> Parts:
+        causal, recomputes = self._kind.causal, config.parallel.activation_checkpointing == "full"
+        rows, seq = config.trainer.global_batch_size, config.data.seq_len
+        pairs = row_pairs(seq, 1 if causal else seq, config.masks_documents)
+        span = Span.all_read(rows * seq, pairs * rows)
+        # The last token of a row predicts nothing.
+        logits = Extent.of(rows * (seq - causal))
+        backward = Backward(runs=True, recomputes_blocks=recomputes)
+        return named("transformer", transformer_pass(config.transformer, span, logits, backward))
 
     def parameters(self, config: BaselineT) -> dict[str, int]:
         return dict(_parameters(config.transformer, self._kind.causal))
@@ -62,7 +83,7 @@ class TransformerFamily(Family[BaselineT]):
     def write(
         self, folder: Path, run: TrainedRun[BaselineT], *, replace: bool, max_shard_bytes: int
     ) -> None:
-        from cola_train.families.transformer.format import write_transformer
+        from cola_train.families.transformer.checkpoint import write_transformer
         from cola_train.tensor_files import Below
 
         write_transformer(
@@ -79,7 +100,7 @@ class TransformerFamily(Family[BaselineT]):
     def recognizes(self, folder: Path) -> bool:
         if not (folder / "config.json").is_file():
             return False
-        from cola_train.families.transformer.format import model_type_of
+        from cola_train.families.transformer.checkpoint import model_type_of
 
         return model_type_of(folder) == self._kind.model_type
 
@@ -142,13 +163,24 @@ class TransformerFamily(Family[BaselineT]):
         return f"{config.transformer.num_hidden_layers} x {config.transformer.hidden_size}"
 
 
+def transformer_pass(
+    config: TransformerConfig, span: Span, logits: Extent, backward: Backward
+) -> Parts:
+    """A baseline's transformer; `logits` are the positions that the head runs on."""
+    dim, hidden = config.hidden_size, config.intermediate_size
+    block = Block(
+        dim,
+        config.num_attention_heads * config.head_dim,
+        mlp=(Linear(dim, 2 * hidden), Linear(hidden, dim)),
+        ends_with_product=True,
+    )
+    parts = stack(block, config.num_hidden_layers, span, backward)
+    return parts | {"head": product(Linear(dim, config.vocab_size), logits, backward)}
+
+
 @functools.lru_cache
 def _parameters(config: TransformerConfig, causal: bool) -> Mapping[str, int]:
-    import torch
-
-    from cola_train.flops.passes import named
     from cola_train.models.blocks import parameters_by_part
     from cola_train.models.transformer import Transformer
 
-    with torch.device("meta"):
-        return named("transformer", parameters_by_part(Transformer(config, causal)))
+    return named("transformer", parameters_by_part(lambda: Transformer(config, causal)))

@@ -19,8 +19,7 @@ from cola_train.evaluation.likelihood.likelihood import (
     log_likelihoods,
 )
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.likelihood import LatentWeights
-from cola_train.families.cola.prior_density import block_log_densities
+from cola_train.families.cola.likelihood import LatentWeights, block_log_densities
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.likelihood.rows import Draw, ScoredRow, batches, draws_at
 from cola_train.models.dit import BlockCausalDiT

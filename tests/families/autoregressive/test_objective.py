@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cola_train.data.batch import Batch
-from cola_train.families.autoregressive.config import AutoregressiveConfig
+from cola_train.families.autoregressive.family import AutoregressiveConfig
 from cola_train.families.autoregressive.objective import AutoregressiveObjective
 from tests.helpers.compare import assert_near, number
 from tests.helpers.llama import tiny_transformer

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 from torch import Tensor
 
 from cola_train.config.likelihood import LikelihoodConfig
-from cola_train.families.cola.prior_density import (
+from cola_train.families.cola.likelihood import (
     block_log_densities,
     log_density,
     velocity_and_divergence,

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrategyConfig
-from cola_train.families.cola.flow_draws import FlowDraws, flow_draws, position_times
-from cola_train.families.cola.stage2 import Stage2Objective
-from cola_train.families.cola.vae_losses import standard_normal_latents
+from cola_train.families.cola.stage1 import standard_normal_latents
+from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective, flow_draws, position_times
 from cola_train.flow import velocity_target
 from cola_train.models.dit import Times
 from cola_train.models.posterior import Posterior

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import Stage1Config
-from cola_train.families.cola.vae_losses import (
+from cola_train.families.cola.stage1 import (
     VAEPass,
     latent_mask,
     mask_positions,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.masked_diffusion.config import MaskedDiffusionConfig
+from cola_train.families.masked_diffusion.family import MaskedDiffusionConfig
 from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
 from cola_train.models.config import TransformerConfig
 from cola_train.models.transformer import Transformer

@@ -15,8 +15,7 @@ from cola_train.config.settings import UserError
 from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.registry import load_checkpoint
-from cola_train.families.transformer.checkpoint import TransformerCheckpoint
-from cola_train.families.transformer.format import write_transformer
+from cola_train.families.transformer.checkpoint import TransformerCheckpoint, write_transformer
 from tests.helpers.compare import assert_near
 from tests.helpers.llama import TRANSFORMER_CONFIG, tiny_baseline, tiny_transformer
 from tests.helpers.tiny import random_tokens, tiny_tokenizer

@@ -18,6 +18,7 @@ _COLUMNS = 3
 _PANEL = (4.2, 3.1)  # inches
 _MOST_MARKED = 24  # points on a line that are marked one by one
 _COUNTED = ("channel", "block of", "token of")  # axes of whole numbers
+_SHOWN = str.maketrans(" \n\t", "␣↵⇥")  # a token's spaces
 _STYLE = {
     "lines.linewidth": 1.4,
     "lines.markersize": 3.5,
@@ -96,8 +97,8 @@ def _drift(axes: Any, inspection: LatentInspection) -> None:
     axes.set_title(f"Drift from the reference: KL {drift.kl_nats_per_token:.2f} nats per token")
     _label(axes, "channel", "KL(q || q_ref), nats per latent")
     axes.margins(y=0.15)
-    note = f"means: RMS change {drift.rms_change_of_means:.3f}, cosine {drift.cosine_of_means:.4f}"
-    _note(axes, note)
+    changed, cosine = drift.rms_change_of_means, drift.cosine_of_means
+    _note(axes, f"means: RMS change {changed:.3f}, cosine {cosine:.4f}")
 
 
 def _reconstruction(axes: Any, inspection: LatentInspection) -> None:
@@ -180,14 +181,8 @@ def _history(axes: Any, inspection: LatentInspection) -> None:
     assert use is not None
     gains = (use.gain_over_shuffled, use.gain_over_none)
     errors = (use.gain_over_shuffled_standard_error, use.gain_over_none_standard_error)
-    axes.bar(
-        (0, 1),
-        gains,
-        0.5,
-        color=(ORANGE, PURPLE),
-        yerr=[2 * error for error in errors],
-        error_kw={"elinewidth": 1, "capsize": 4},
-    )
+    spans, caps = [2 * error for error in errors], {"elinewidth": 1, "capsize": 4}
+    axes.bar((0, 1), gains, 0.5, color=(ORANGE, PURPLE), yerr=spans, error_kw=caps)
     axes.axhline(0, color="black", linewidth=0.8)
     shuffled = f"another row's history\n({use.shuffled_history:.4f})"
     axes.set_xticks((0, 1), (shuffled, f"no history\n({use.no_history:.4f})"))
@@ -202,18 +197,14 @@ def _map(axes: Any, inspection: LatentInspection) -> None:
     for kind, color in _KIND_COLORS.items():
         at = [place for place, other in enumerate(found.kind) if other == kind]
         if at:
-            axes.scatter(
-                [found.x[i] for i in at],
-                [found.y[i] for i in at],
-                s=5,
-                color=color,
-                alpha=0.55,
-                linewidths=0,
-                label=f"{kind} ({len(at) / len(found.kind):.0%})",
-            )
+            xs, ys = ([axis[i] for i in at] for axis in (found.x, found.y))
+            label = f"{kind} ({len(at) / len(found.kind):.0%})"
+            axes.scatter(xs, ys, s=5, color=color, alpha=0.55, linewidths=0, label=label)
     box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.75, "linewidth": 0.4}
     for text, x, y in found.common_tokens:
-        axes.annotate(_shown(text), (x, y), fontsize=7, ha="center", va="center", bbox=box)
+        axes.annotate(
+            text.translate(_SHOWN), (x, y), fontsize=7, ha="center", va="center", bbox=box
+        )
     first, second = found.variance_shares
     axes.set_title(f"{len(found.x):,} posterior means, by kind of token")
     _label(axes, f"principal axis 1 ({first:.0%} of variance)", f"principal axis 2 ({second:.0%})")
@@ -245,8 +236,3 @@ def _line(axes: Any, values: Sequence[float], color: str, label: str) -> None:
     places = [place for place, value in enumerate(values) if math.isfinite(value)]
     marker = "o" if len(values) <= _MOST_MARKED else ""
     axes.plot(places, [values[place] for place in places], color=color, marker=marker, label=label)
-
-
-def _shown(token: str) -> str:
-    """A token as text that shows its spaces."""
-    return token.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥")

@@ -1,9 +1,9 @@
 """A checkpoint's latent space on held-out rows: what the VAE keeps, what the prior has learned."""
 
 import dataclasses
-import functools
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from cola_train.config.inspection import InspectionConfig
 from cola_train.config.settings import require
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
-from cola_train.families.cola.inspection.latent_rows import latent_rows
+from cola_train.families.cola.inspection.latent_rows import latent_rows, likeliest_tokens
 from cola_train.families.cola.inspection.posterior_probes import (
     Drift,
     DriftTally,
@@ -31,8 +31,6 @@ from cola_train.families.cola.inspection.prior_probes import (
     ReconstructionTally,
     TokenAccuracy,
     TokenAccuracyTally,
-    TokenTally,
-    posterior_tokens,
     prior_tokens,
 )
 from cola_train.models.config import check_seq_len
@@ -62,37 +60,31 @@ class LatentInspection:
 
     def metrics(self) -> dict[str, float]:
         """The single metrics, by names that stay; those of absent parts are left out."""
+        health = self.posterior
         found = {
-            "vae_log_snr": self.posterior.log_snr,
-            "active_units": float(self.posterior.active_units),
-            "active_units_share": self.posterior.active_units_share,
-            "kl_nats_per_token": self.posterior.kl_nats_per_token,
-            "information_nats_per_latent": sum(self.posterior.information_per_channel),
+            "vae_log_snr": health.log_snr,
+            "active_units": float(health.active_units),
+            "active_units_share": health.active_units_share,
+            "kl_nats_per_token": health.kl_nats_per_token,
+            "information_nats_per_latent": sum(health.information_per_channel),
             "posterior_token_accuracy": self.posterior_accuracy.share,
             "majority_token_accuracy": self.majority_token_accuracy,
             "chance_token_accuracy": self.chance_token_accuracy,
             "noise_time_of_half_reconstruction": half_time(self.reconstruction),
         }
         if self.prior_accuracy is not None:
-            found |= {
-                "prior_token_accuracy": self.prior_accuracy.share,
-                "prior_token_accuracy_first_block": self.prior_accuracy.by_block[0],
-            }
+            found["prior_token_accuracy"] = self.prior_accuracy.share
+            found["prior_token_accuracy_first_block"] = self.prior_accuracy.by_block[0]
         if self.flow is not None:
-            found |= {
-                "flow_mse": self.flow.loss,
-                "flow_gaussian_baseline": self.flow.bound,
-                "flow_over_gaussian_baseline": self.flow.loss / self.flow.bound,
-            }
+            found["flow_mse"] = self.flow.loss
+            found["flow_gaussian_baseline"] = self.flow.bound
+            found["flow_over_gaussian_baseline"] = self.flow.loss / self.flow.bound
         if self.history is not None:
             for name, value in dataclasses.asdict(self.history).items():
                 found[f"history/{name}"] = value
         if self.drift is not None:
-            found |= {
-                "reference_kl_nats_per_token": self.drift.kl_nats_per_token,
-                "reference_rms_change_of_means": self.drift.rms_change_of_means,
-                "reference_cosine_of_means": self.drift.cosine_of_means,
-            }
+            for name in ("kl_nats_per_token", "rms_change_of_means", "cosine_of_means"):
+                found[f"reference_{name}"] = getattr(self.drift, name)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -118,15 +110,67 @@ def half_time(curve: ReconstructionCurve) -> float:
     return 1.0
 
 
-def check_inspectable(
-    checkpoint: "ColaCheckpoint", data: PreparedData, reference: "ColaCheckpoint | None"
-) -> None:
-    """Refuse what does not fit together.
+@torch.inference_mode()
+def inspect_latents(
+    checkpoint: "ColaCheckpoint",
+    data: PreparedData,
+    config: InspectionConfig,
+    reference: "ColaCheckpoint | None" = None,
+) -> Iterator[LatentInspection | None]:
+    """Inspect latents of the first held-out rows; None after each batch, then what was found.
+
+    Draws are always the same. `reference` is on the checkpoint's device.
 
     Raises:
         UserError: another tokenizer than the data's; rows that do not fill blocks; fewer than two
             held-out rows; a reference whose latents are not comparable.
     """
+    _check(checkpoint, data, reference)
+    vae, dit, seq_len = checkpoint.vae, checkpoint.dit, data.manifest.seq_len
+    patch_size = vae.config.patch_size
+    block_tokens = seq_len if dit is None else patch_size * dit.config.block_size
+    uses: Counter[int] = Counter()  # of each token
+    posterior = PosteriorTally(vae.config.latent_dim)
+    latent_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
+    reconstruction = ReconstructionTally(vae, dit, config.num_times)
+    posterior_accuracy = TokenAccuracyTally(seq_len, block_tokens)
+    prior_accuracy = TokenAccuracyTally(seq_len, block_tokens)
+    drift = None if reference is None else DriftTally(reference.vae.encoder)
+    flow = None
+    if dit is not None:
+        flow = FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
+    for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
+        uses.update(rows.batch.tokens[rows.batch.loss_mask].tolist())
+        for tally in (posterior, latent_map, reconstruction, drift, flow):
+            if tally is not None:
+                tally.add(rows)
+        decoded = likeliest_tokens(vae, vae.decoder(rows.z_0, rows.document))
+        posterior_accuracy.add(rows, decoded)
+        if dit is not None:
+            decoded = prior_tokens(vae, dit, rows, config.num_steps, config.seed)
+            prior_accuracy.add(rows, decoded)
+        yield None
+    shares = [count / uses.total() for count in uses.values()]
+    yield LatentInspection(
+        num_rows=min(config.num_rows, data.num_rows(VALIDATION)),
+        num_tokens=uses.total(),
+        block_size=None if dit is None else dit.config.block_size,
+        posterior=posterior.result(),
+        reconstruction=reconstruction.result(),
+        posterior_accuracy=posterior_accuracy.result(),
+        majority_token_accuracy=max(shares),
+        chance_token_accuracy=sum(share**2 for share in shares),
+        map=latent_map.result(),
+        drift=None if drift is None else drift.result(),
+        flow=None if flow is None else flow.result(),
+        prior_accuracy=None if dit is None else prior_accuracy.result(),
+        history=None if flow is None else flow.history_use(),
+    )
+
+
+def _check(
+    checkpoint: "ColaCheckpoint", data: PreparedData, reference: "ColaCheckpoint | None"
+) -> None:
     config = checkpoint.vae.config
     require(
         checkpoint.tokenizer.sha256 == data.tokenizer.sha256,
@@ -152,80 +196,6 @@ def check_inspectable(
             f"and patch_size {ours}, not {theirs}; give the stage-1 checkpoint that it started "
             "from.",
         )
-
-
-@torch.inference_mode()
-def inspect_latents(
-    checkpoint: "ColaCheckpoint",
-    data: PreparedData,
-    config: InspectionConfig,
-    reference: "ColaCheckpoint | None" = None,
-) -> Iterator[LatentInspection | None]:
-    """Inspect latents of the first held-out rows; None after each batch, then what was found.
-
-    Draws are always the same.
-
-    Args:
-        checkpoint: of stage 1 or 2, on the device to compute on.
-        data: prepared with its tokenizer.
-        config: how much to look at.
-        reference: whose encoder to measure drift from, usually the stage-1 checkpoint; on the same
-            device.
-
-    Raises:
-        UserError: as `check_inspectable`.
-    """
-    check_inspectable(checkpoint, data, reference)
-    vae, dit, seq_len = checkpoint.vae, checkpoint.dit, data.manifest.seq_len
-    patch_size = vae.config.patch_size
-    block_tokens = seq_len if dit is None else patch_size * dit.config.block_size
-    tokens = TokenTally()
-    posterior = PosteriorTally(vae.config.latent_dim)
-    latent_map = MapTally(config.map_latents, checkpoint.tokenizer, patch_size)
-    times = [step / (config.num_times - 1) for step in range(config.num_times)]
-    reconstruction = ReconstructionTally(vae, dit, times)
-    posterior_accuracy = TokenAccuracyTally(
-        functools.partial(posterior_tokens, vae), seq_len, block_tokens
-    )
-    drift = None if reference is None else DriftTally(reference.vae.encoder)
-    flow = prior_accuracy = None
-    if dit is not None:
-        num_latents = seq_len // patch_size
-        flow = FlowTally(dit, num_latents, config.num_time_bins, config.seed)
-        decode_prior = functools.partial(
-            prior_tokens, vae, dit, num_steps=config.num_steps, seed=config.seed
-        )
-        prior_accuracy = TokenAccuracyTally(decode_prior, seq_len, block_tokens)
-    tallies = (
-        posterior,
-        tokens,
-        latent_map,
-        reconstruction,
-        drift,
-        flow,
-        posterior_accuracy,
-        prior_accuracy,
-    )
-    for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
-        for tally in tallies:
-            if tally is not None:
-                tally.add(rows)
-        yield None
-    yield LatentInspection(
-        num_rows=min(config.num_rows, data.num_rows(VALIDATION)),
-        num_tokens=tokens.uses.total(),
-        block_size=None if dit is None else dit.config.block_size,
-        posterior=posterior.result(),
-        reconstruction=reconstruction.result(),
-        posterior_accuracy=posterior_accuracy.result(),
-        majority_token_accuracy=tokens.majority_accuracy(),
-        chance_token_accuracy=tokens.chance_accuracy(),
-        map=latent_map.result(),
-        drift=None if drift is None else drift.result(),
-        flow=None if flow is None else flow.result(),
-        prior_accuracy=None if prior_accuracy is None else prior_accuracy.result(),
-        history=None if flow is None else flow.history_use(),
-    )
 
 
 def _finite(value: Any) -> Any:

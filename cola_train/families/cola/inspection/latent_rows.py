@@ -11,7 +11,7 @@ from cola_train.config.inspection import InspectionConfig
 from cola_train.data.batch import Batch, validation_batches
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
-from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
+from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
 from cola_train.flow import integrate
 from cola_train.models.attention.masks import (
     document_positions,
@@ -44,11 +44,6 @@ class LatentRows:
     z_1: Latents  # N(0, I)
     counted: Bool[Tensor, "batch latents"]  # False where all tokens are padding
     document: Documents | None  # None where a row is one sequence
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that are not padding."""
-        return int(self.batch.loss_mask.sum())
 
     def select(self, values: Latents) -> Float64[Tensor, "counted channels"]:
         """The values of latents that count, on the CPU."""

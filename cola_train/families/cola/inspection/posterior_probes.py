@@ -63,16 +63,15 @@ class PosteriorTally:
         values = (mean, mean.square(), logvar.exp(), logvar, kl)
         self.sums += torch.stack([x.sum(0) for x in values])
         self.latents += len(mean)
-        self.tokens += rows.num_tokens
+        self.tokens += int(rows.batch.loss_mask.sum())
 
     def result(self) -> PosteriorHealth:
         mean, square, variance, logvar, kl = self.sums / self.latents
         mean_variance = (square - mean.square()).clamp(min=0)
         z_variance = mean_variance + variance
+        log_snr = math.log(float(square.mean() / variance.mean())) if square.any() else -math.inf
         return PosteriorHealth(
-            log_snr=(
-                math.log(float(square.mean() / variance.mean())) if square.any() else -math.inf
-            ),
+            log_snr=log_snr,
             active_units=int((mean_variance > ACTIVE_VARIANCE).sum()),
             kl_nats_per_token=float(self.sums[4].sum()) / self.tokens,
             log_snr_per_channel=(square / variance).log().tolist(),
@@ -109,7 +108,7 @@ class DriftTally:
         self.square += float((mean - reference).square().mean(-1).sum())
         self.cosine += float(torch.cosine_similarity(mean, reference, dim=-1).sum())
         self.latents += len(mean)
-        self.tokens += rows.num_tokens
+        self.tokens += int(rows.batch.loss_mask.sum())
 
     def result(self) -> Drift:
         return Drift(

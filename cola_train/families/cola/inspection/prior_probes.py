@@ -5,15 +5,12 @@ Reconstruction under noise, token accuracy, flow matching by time and place, use
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.families.cola.config import FlowConfig
-from cola_train.families.cola.flow_draws import flow_draws, position_times
 from cola_train.families.cola.inspection.latent_rows import (
     LatentRows,
     decode_after_history,
@@ -21,8 +18,8 @@ from cola_train.families.cola.inspection.latent_rows import (
     same_time,
     transport_all_blocks,
 )
-from cola_train.families.cola.inspection.tally import Tally
-from cola_train.families.cola.vae_losses import standard_normal_latents
+from cola_train.families.cola.stage1 import standard_normal_latents
+from cola_train.families.cola.stage2 import flow_draws, position_times
 from cola_train.flow import gaussian_baseline, interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -31,6 +28,35 @@ from cola_train.randomness import Purpose
 # Each block has its own time, uniform, so that all times and blocks are seen alike; nothing is
 # pinned or hidden.
 _FLOW = FlowConfig(time_distribution="uniform", timestep_per="block", prompt_block_prob=0.0)
+
+
+class Tally:
+    """The mean of values for each of `size` groups, in fp64: the order of batches is not seen."""
+
+    def __init__(self, size: int) -> None:
+        self.total = torch.zeros(size, dtype=torch.float64)
+        self.count = torch.zeros(size, dtype=torch.float64)
+
+    def add(
+        self,
+        values: Float[Tensor, "*shape"] | Bool[Tensor, "*shape"],
+        counted: Bool[Tensor, "*shape"],
+        group: Tensor,
+    ) -> None:
+        """Add `values` where `counted`, each to the mean that `group` (broadcast) names."""
+        at: Int[Tensor, " chosen"] = group.expand_as(values)[counted]
+        size = self.total.shape[0]
+        self.total += torch.bincount(at, weights=values[counted].double(), minlength=size).cpu()
+        self.count += torch.bincount(at, minlength=size).cpu()
+
+    def means(self) -> list[float]:
+        """Each group's mean; NaN for one that nothing was added to."""
+        return (self.total / self.count).tolist()
+
+    def mean(self) -> float:
+        """The mean over all groups together; NaN if nothing was added."""
+        count = float(self.count.sum())
+        return float(self.total.sum()) / count if count else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +73,12 @@ class ReconstructionCurve:
 
 
 class ReconstructionTally:
-    """Adds up a ReconstructionCurve at `times`."""
+    """Adds up a ReconstructionCurve at `num_times` times, evenly from 0 to 1."""
 
-    def __init__(self, vae: TextVAE, dit: BlockCausalDiT | None, times: Sequence[float]) -> None:
-        self.vae, self.dit, self.times = vae, dit, list(times)
-        self.noised, self.denoised = Tally(len(times)), Tally(len(times))
+    def __init__(self, vae: TextVAE, dit: BlockCausalDiT | None, num_times: int) -> None:
+        self.vae, self.dit = vae, dit
+        self.times = [step / (num_times - 1) for step in range(num_times)]
+        self.noised, self.denoised = Tally(num_times), Tally(num_times)
 
     def add(self, rows: LatentRows) -> None:
         for place, t in enumerate(self.times):
@@ -80,50 +107,21 @@ class TokenAccuracy:
 
 
 class TokenAccuracyTally:
-    """Adds up the TokenAccuracy of what `decode` gives for rows."""
+    """Adds up the TokenAccuracy of what a decoder gives for rows."""
 
-    def __init__(
-        self,
-        decode: Callable[[LatentRows], Int[Tensor, "batch seq"]],
-        num_tokens: int,
-        block_tokens: int,
-    ) -> None:
+    def __init__(self, num_tokens: int, block_tokens: int) -> None:
         """Rows have `num_tokens`, in blocks of `block_tokens`."""
-        self.decode = decode
         place = torch.arange(num_tokens)
         self.block, self.position = place // block_tokens, place % block_tokens
         self.blocks, self.positions = Tally(num_tokens // block_tokens), Tally(block_tokens)
 
-    def add(self, rows: LatentRows) -> None:
-        right, counted = self.decode(rows) == rows.batch.tokens, rows.batch.loss_mask
+    def add(self, rows: LatentRows, likeliest: Int[Tensor, "batch seq"]) -> None:
+        right, counted = likeliest == rows.batch.tokens, rows.batch.loss_mask
         self.blocks.add(right, counted, self.block.to(right.device))
         self.positions.add(right, counted, self.position.to(right.device))
 
     def result(self) -> TokenAccuracy:
         return TokenAccuracy(self.blocks.mean(), self.blocks.means(), self.positions.means())
-
-
-class TokenTally:
-    """Counts tokens, for what can be hit without looking at latents."""
-
-    def __init__(self) -> None:
-        self.uses: Counter[int] = Counter()
-
-    def add(self, rows: LatentRows) -> None:
-        self.uses.update(rows.batch.tokens[rows.batch.loss_mask].tolist())
-
-    def majority_accuracy(self) -> float:
-        """What always saying the commonest token hits."""
-        return max(self.uses.values()) / self.uses.total()
-
-    def chance_accuracy(self) -> float:
-        """What drawing tokens by their frequencies hits: the sum of squared shares."""
-        return sum((uses / self.uses.total()) ** 2 for uses in self.uses.values())
-
-
-def posterior_tokens(vae: TextVAE, rows: LatentRows) -> Int[Tensor, "batch seq"]:
-    """What the decoder makes of posterior samples."""
-    return likeliest_tokens(vae, vae.decoder(rows.z_0, rows.document))
 
 
 def prior_tokens(

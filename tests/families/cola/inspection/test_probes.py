@@ -18,7 +18,6 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.blocks import BlockGeneration
 from cola_train.families.cola.config import FlowConfig
-from cola_train.families.cola.flow_draws import flow_draws, position_times
 from cola_train.families.cola.inspection.latent_rows import (
     LatentRows,
     decode_after_history,
@@ -32,9 +31,14 @@ from cola_train.families.cola.inspection.posterior_probes import (
     PosteriorTally,
     token_kinds,
 )
-from cola_train.families.cola.inspection.prior_probes import FlowTally, paired_gain, prior_tokens
-from cola_train.families.cola.inspection.tally import Tally
-from cola_train.families.cola.vae_losses import latent_mask, standard_normal_latents
+from cola_train.families.cola.inspection.prior_probes import (
+    FlowTally,
+    Tally,
+    paired_gain,
+    prior_tokens,
+)
+from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
+from cola_train.families.cola.stage2 import flow_draws, position_times
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.posterior import Posterior
