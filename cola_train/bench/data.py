@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from cola_train.bench.config import NOVELS, BenchDataConfig, BenchTrainConfig
-from cola_train.bench.machine import Clock
-from cola_train.bench.report import Speedometer, spread
+from cola_train.bench.machine import Clock, Speedometer, spread
 from cola_train.bench.worker import measure_in_a_process
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.config.settings import UserError, require

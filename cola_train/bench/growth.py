@@ -3,20 +3,28 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig
-from cola_train.bench.results import refuse_existing
+from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig, refuse_existing
 from cola_train.bench.worker import measure_in_a_process
+from cola_train.bench.workloads import run_config
 from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.families.registry import family_of
 
+_NAMES = {
+    "batch": "rows of a step",
+    "length": "tokens of a row",
+    "block_size": "latents of a block",
+    "layers": "layers of the DiT",
+    "width": "width of the DiT",
+}
+_PANEL = (2.1, 2.0)  # inches
 
-@dataclasses.dataclass(frozen=True)
-class GrowthStep:
+
+class GrowthStep(NamedTuple):
     """A training step to measure, and the size by which it differs from others of its series."""
 
     value: int
@@ -44,13 +52,12 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
     series: dict[str, list[dict[str, Any]]] = {}
     for name, steps in growth_steps(config, of_run).items():
         series[name] = []
-        for step in steps:
+        for value, train, own in steps:
             # Series meet in the workload's own step, which is measured once.
-            train, own = step.config, step.of_run
             if (train, own) not in measured:
-                say(" ".join([f"{name} {step.value}: {train.rows} x {train.seq_len}", *own]))
+                say(" ".join([f"{name} {value}: {train.rows} x {train.seq_len}", *own]))
                 measured[train, own] = measure_in_a_process("train", train, [*of_run, *own])
-            series[name].append(_summary(step, measured[train, own]))
+            series[name].append({"value": value, **_summary(measured[train, own])})
     batches = series["batch"]
     result = {
         "workload": config.workload,
@@ -60,9 +67,7 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
         "time_ratio": batches[-1]["seconds"] / batches[0]["seconds"],
     }
     if images:
-        from cola_train.bench.figure import draw_growth
-
-        draw_growth(series, *images)
+        _draw(series, *images)
     return result
 
 
@@ -73,8 +78,6 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
         UserError: the workload's backbone cannot be varied, or a width is no multiple of its head
             width.
     """
-    from cola_train.bench.workloads import run_config
-
     base = BenchTrainConfig(
         threads=config.threads,
         warmups=config.warmups,
@@ -108,9 +111,8 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
     }
 
 
-def _summary(step: GrowthStep, result: dict[str, Any]) -> dict[str, Any]:
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
     return {
-        "value": step.value,
         "seconds": result["seconds"]["median"],
         "tokens_per_second": result["tokens_per_second"],
         "tokens_per_second_per_gflops": result["tokens_per_second_per_gflops"],
@@ -127,3 +129,39 @@ def _exponent(steps: Sequence[dict[str, Any]]) -> float | None:
     return statistics.linear_regression(
         [math.log(step["value"]) for step in steps], [math.log(step["seconds"]) for step in steps]
     ).slope
+
+
+def _draw(series: Mapping[str, Sequence[Mapping[str, Any]]], png: Path, svg: Path) -> None:
+    """A column for each size that varies. Dotted: growth in proportion from the first step on."""
+    # Only those who ask for a figure wait for matplotlib.
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    from cola_train.drawing import BLUE, GREEN, drawing
+
+    # From above: a measure with its unit, its key in a step's results, its divisor, its color.
+    measures = (
+        ("seconds a step", "seconds", 1.0, BLUE),
+        ("memory growth (MB)", "growth_bytes", 1e6, GREEN),
+    )
+    rows, columns = len(measures), len(series)
+    with drawing((_PANEL[0] * columns, _PANEL[1] * rows), png, svg) as figure:
+        grid = figure.subplots(rows, columns, sharey="row", sharex="col", squeeze=False)
+        for column, (name, steps) in enumerate(series.items()):
+            sizes = [step["value"] for step in steps]
+            for row, (label, key, divisor, color) in enumerate(measures):
+                axes = grid[row][column]
+                values = [step[key] / divisor for step in steps]
+                if name != "block_size":  # which is no amount of work
+                    proportional = [values[0] * size / sizes[0] for size in sizes]
+                    axes.plot(sizes, proportional, ":", color="0.5", linewidth=1)
+                axes.plot(sizes, values, "o-", color=color)
+                axes.set(xscale="log", yscale="log")
+                axes.yaxis.set_major_formatter(ScalarFormatter())
+                axes.yaxis.set_minor_formatter(NullFormatter())
+                axes.xaxis.set_major_locator(FixedLocator(sizes))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(ScalarFormatter())
+                if column == 0:
+                    axes.set_ylabel(label)
+                if row == rows - 1:
+                    axes.set_xlabel(_NAMES[name])

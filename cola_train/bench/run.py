@@ -1,11 +1,11 @@
-"""`cola-train bench train`, `sample` and `quality` as verbs: what is measured, and how often."""
+"""`cola-train bench train` and `quality` as verbs: what is measured, and how often."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cola_train.bench.config import NOVELS, BenchQualityConfig, BenchSampleConfig, BenchTrainConfig
+from cola_train.bench.config import NOVELS, BenchQualityConfig, BenchTrainConfig
 from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
 from cola_train.console import say
 
@@ -60,16 +60,6 @@ def find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, lis
             break
         rows *= 2
     return max(tried, key=lambda one: one["tokens_per_second"])["rows"], tried
-
-
-def run_sample(config: BenchSampleConfig, device: str) -> dict[str, Any]:
-    """Measure generation in a fresh process; on config.device, if `device` is "auto".
-
-    Raises:
-        UserError: no such workload, checkpoint or device, or too little memory.
-    """
-    device = config.device if device == "auto" else device
-    return measure_in_a_process("sample", config, device=device)
 
 
 def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from cola_train.bench.config import BenchSampleConfig
-from cola_train.bench.machine import Clock, Memory
-from cola_train.bench.report import Speedometer, spread
+from cola_train.bench.machine import Clock, Memory, Speedometer, spread
 from cola_train.bench.workloads import checkpoint
 from cola_train.config.loop import Convention
 from cola_train.config.settings import UserError

@@ -10,12 +10,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cola_train.bench.config import (
     BenchSampleConfig,
     BenchTrainConfig,
-    Kind,
     MeasuringConfig,
     split_settings,
 )
@@ -30,7 +29,10 @@ class MemoryTooSmallError(UserError):
 
 
 def measure_in_a_process(
-    kind: Kind, config: MeasuringConfig, of_run: Sequence[str] = (), device: str = "auto"
+    kind: Literal["train", "sample"],
+    config: MeasuringConfig,
+    of_run: Sequence[str] = (),
+    device: str = "auto",
 ) -> dict[str, Any]:
     """The result of `measure_train` or `measure_sample` in a fresh process; progress is on stderr.
 
@@ -66,23 +68,20 @@ def measure_in_a_process(
     return result
 
 
-def _measure(kind: str, device: str, settings: Sequence[str]) -> dict[str, Any]:
-    if kind == "train":
-        from cola_train.bench.train import measure_train
-        from cola_train.bench.workloads import run_config
-
-        own, of_run = split_settings(settings)
-        config = load_config(BenchTrainConfig, None, own)
-        return measure_train(config, run_config(config, of_run))
-    from cola_train.bench.sample import measure_sample
-
-    return measure_sample(load_config(BenchSampleConfig, None, settings), device)
-
-
 def _main() -> None:
     kind, device, *settings = sys.argv[1:]
     try:
-        result = _measure(kind, device, settings)
+        if kind == "train":
+            from cola_train.bench.train import measure_train
+            from cola_train.bench.workloads import run_config
+
+            own, of_run = split_settings(settings)
+            config = load_config(BenchTrainConfig, None, own)
+            result = measure_train(config, run_config(config, of_run))
+        else:
+            from cola_train.bench.sample import measure_sample
+
+            result = measure_sample(load_config(BenchSampleConfig, None, settings), device)
     except UserError as error:
         import torch
 

@@ -1,12 +1,13 @@
 """What is measured: run configs by name, and checkpoints with random weights to sample from."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 from torch import nn
 
 from cola_train.bench.config import BenchSampleConfig, BenchTrainConfig
@@ -141,18 +142,8 @@ def _word_tokenizer(vocab_size: int) -> Tokenizer:
     """A tokenizer with one id for each word "w7", "w8", ... after the special tokens."""
     num_special = len(TRAINED_SPECIAL_TOKENS)
     words = [*TRAINED_SPECIAL_TOKENS, *(f"w{number}" for number in range(num_special, vocab_size))]
-    options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    content = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": number, "content": token, **options, "special": True}
-            for number, token in enumerate(TRAINED_SPECIAL_TOKENS)
-        ],
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "model": {
-            "type": "WordLevel",
-            "vocab": {word: number for number, word in enumerate(words)},
-            "unk_token": words[-1],
-        },
-    }
-    return Tokenizer(json.dumps(content).encode())
+    ids = {word: number for number, word in enumerate(words)}
+    library = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=words[-1]))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(list(TRAINED_SPECIAL_TOKENS))
+    return Tokenizer(library.to_str().encode())
