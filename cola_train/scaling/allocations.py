@@ -71,15 +71,9 @@ class Timeline:
         return int(((most_bytes - fixed[growing]) // per_row[growing]).min())
 
     def resharded(self, factor: int) -> "Timeline":
-        """The timeline with shards of `factor` times the size."""
+        """The timeline with shards of `factor` times the size; 0 for shards that lie elsewhere."""
         fixed = self.fixed.copy()
         fixed[:, SHARDED] *= factor
-        return Timeline(fixed, self.per_row)
-
-    def without(self, parts: Sequence[MemoryPart]) -> "Timeline":
-        """The timeline without the bytes of these parts."""
-        fixed = self.fixed.copy()
-        fixed[:, parts] = 0
         return Timeline(fixed, self.per_row)
 
     def accumulating(self) -> "Timeline":
@@ -143,11 +137,8 @@ class AllocationLog:
             self.take(MemoryPart.REDUCING, [kwargs["out"]])
         for tensor in tensors:
             number = self._number(tensor)
-            if (
-                self._parts[number] is None
-                and tensor.dim() > 1
-                and tensor.shape[-1] == self._vocab_size
-            ):
+            per_id = tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size
+            if per_id and self._parts[number] is None:
                 self._parts[number] = MemoryPart.LOGITS
 
     def enter(self, section: Section, layer: int) -> None:
@@ -160,8 +151,7 @@ class AllocationLog:
         Raises:
             UnequalLayersError: see `layers.repeated`.
         """
-        sizes = [size for _, size in self._changes]
-        events = list(zip(self.parts(), sizes, strict=True))
+        events = list(zip(self.parts(), (size for _, size in self._changes), strict=True))
         self._order = repeated(events, self._entered, left_out)
 
     def close(self) -> None:

@@ -19,9 +19,8 @@ from cola_train.run_folder import read_run_config, read_status
 from cola_train.run_layout import EXPORT, METRICS
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.ladder import PlannedRun, ladder, stage1_flops
-from cola_train.scaling.points import Point, write_points
+from cola_train.scaling.points import POINTS, Point, write_points
 
-POINTS = "points.csv"
 _COMPARISON = "comparison/"
 Outcome = Literal["finished", "failed", "waits"]
 

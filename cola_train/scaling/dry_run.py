@@ -82,11 +82,19 @@ def record(
     config = dataclasses.replace(
         config, parallel=dataclasses.replace(config.parallel, activation_checkpointing="none")
     )
+
+    def timelines(shortens: bool, record_timeline: Callable[[_DryRun], Timeline]) -> list[Timeline]:
+        run, found = _configure(config, processes, shortens), []
+        for kind in checkpointing:
+            with checkpointing_activations(run.stage.objective, kind):
+                found.append(record_timeline(run))
+        return found
+
     shortens, record_timeline = True, _record_once
-    with _fake_group(world_size), _kernels_of(device_type):
+    with _fake_devices(world_size, device_type):
         while True:
             try:
-                return _record(config, processes, checkpointing, shortens, record_timeline)
+                return timelines(shortens, record_timeline)
             except UnequalLayersError:
                 shortens = False
             except (RuntimeError, OverflowError) as error:
@@ -94,21 +102,6 @@ def record(
                 if "overflow" not in str(error) or record_timeline is _record_twice:
                     raise
                 record_timeline = _record_twice
-
-
-def _record(
-    config: RunConfig,
-    processes: Processes,
-    checkpointing: Sequence[Checkpointing],
-    shortens: bool,
-    record_timeline: Callable[[_DryRun], Timeline],
-) -> list[Timeline]:
-    run = _configure(config, processes, shortens)
-    timelines = []
-    for kind in checkpointing:
-        with checkpointing_activations(run.stage.objective, kind):
-            timelines.append(record_timeline(run))
-    return timelines
 
 
 def _record_once(run: _DryRun) -> Timeline:
@@ -140,28 +133,18 @@ def _numbers(module: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _fake_group(world_size: int) -> Iterator[None]:
+def _fake_devices(world_size: int, device_type: str) -> Iterator[None]:
+    """The run's group, and attention as on `device_type`: without CUDA, torch fakes CPUs alone."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _kernels_of(device_type: str) -> Iterator[None]:
-    """Attention as on `device_type`; torch without CUDA has no fake CUDA tensors."""
-    forget_masks()
-    try:
-        with contextlib.ExitStack() as patches:
-            if device_type != "cpu":
-                for attention in (RowAttention, TiledAttention):
-                    patches.enter_context(
-                        unittest.mock.patch.object(attention, "__call__", _gpu_attention)
-                    )
-            yield
-    finally:
+    with contextlib.ExitStack() as undo:
+        undo.callback(dist.destroy_process_group)
         forget_masks()
+        undo.callback(forget_masks)
+        if device_type != "cpu":
+            for attention in (RowAttention, TiledAttention):
+                patch = unittest.mock.patch.object(attention, "__call__", _gpu_attention)
+                undo.enter_context(patch)
+        yield
 
 
 def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -242,14 +225,10 @@ def _record_step(run: _DryRun, rows: int) -> AllocationLog:
         loss = total_loss(terms, counts)
         log.take_rest(MemoryPart.ACTIVATIONS)
         loss.backward()
-        trained = [
-            parameter for parameter in stage.objective.parameters() if parameter.grad is not None
-        ]
-        log.take(
-            MemoryPart.GRADIENTS,
-            [parameter.grad for parameter in trained if parameter.grad is not None],
-        )
-    for parameter in trained:
+        parameters = stage.objective.parameters()
+        gradients = {each: each.grad for each in parameters if each.grad is not None}
+        log.take(MemoryPart.GRADIENTS, list(gradients.values()))
+    for parameter in gradients:
         parameter.grad = None
     log.repeat_layers(run.left_out)
     return log

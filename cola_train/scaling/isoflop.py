@@ -41,7 +41,6 @@ class Parabola:
         problem: why `best` is not to be used; empty if it may be.
     """
 
-    budget: float
     flops: float
     parameters: Float64[np.ndarray, " points"]
     values: Float64[np.ndarray, " points"]
@@ -100,7 +99,21 @@ class IsoFLOP:
     @functools.cached_property
     def growth(self) -> Growth | NotFitted:
         """The growth of the best size over those budgets whose parabola shows one."""
-        return _grow([parabola for parabola in self.fitted if not parabola.problem])
+        parabolas = [parabola for parabola in self.fitted if not parabola.problem]
+        if len(parabolas) < _LINE:
+            return NotFitted(
+                f"growth needs {_LINE} budgets whose best size lies inside the measured ones; "
+                f"there are {len(parabolas)}"
+            )
+        flops = np.array([parabola.flops for parabola in parabolas])
+        best = np.log([parabola.best for parabola in parabolas])
+        design = np.vander(np.log(flops / flops[0]), _LINE)
+        solve = np.linalg.pinv(design)
+        line = solve @ best
+        uncertainty = None
+        if len(parabolas) > _LINE:
+            uncertainty = interval(resample(best, design @ line, _LINE) @ solve[0])
+        return Growth(float(line[0]), uncertainty, float(flops[0]), float(np.exp(line[1])))
 
     def to_json(self) -> dict[str, Any]:
         """Budgets as a list, in EFLOPs."""
@@ -119,20 +132,14 @@ def fit_isoflop(
     Raises:
         UserError: see `by_budget`.
     """
+    budgets = by_budget(points, convention).items()
     return IsoFLOP(
-        {
-            budget: _fit_budget(budget, members, metric, direction, convention)
-            for budget, members in by_budget(points, convention).items()
-        }
+        {budget: _fit(members, metric, direction, convention) for budget, members in budgets}
     )
 
 
-def _fit_budget(
-    budget: float,
-    members: Sequence[Point],
-    metric: str,
-    direction: Direction,
-    convention: Convention,
+def _fit(
+    members: Sequence[Point], metric: str, direction: Direction, convention: Convention
 ) -> Parabola | NotFitted:
     sizes = np.array([member.parameters for member in members], dtype=np.float64)
     num_sizes = len(np.unique(sizes))
@@ -162,22 +169,4 @@ def _fit_budget(
     if sign * coefficients[0] <= least:
         problem = "no best size"
     flops = float(np.mean([member.flops[convention] for member in members]))
-    return Parabola(budget, flops, sizes, values, coefficients, at, uncertainty, problem)
-
-
-def _grow(parabolas: Sequence[Parabola]) -> Growth | NotFitted:
-    if len(parabolas) < _LINE:
-        return NotFitted(
-            f"growth needs {_LINE} budgets whose best size lies inside the measured ones; there "
-            f"are {len(parabolas)}"
-        )
-    flops = np.array([parabola.flops for parabola in parabolas])
-    best = np.log([parabola.best for parabola in parabolas])
-    design = np.vander(np.log(flops / flops[0]), _LINE)
-    solve = np.linalg.pinv(design)
-    exponent, start = solve @ best
-    uncertainty = None
-    if len(parabolas) > _LINE:
-        fitted = design @ np.array([exponent, start])
-        uncertainty = interval(resample(best, fitted, _LINE) @ solve[0])
-    return Growth(float(exponent), uncertainty, float(flops[0]), float(np.exp(start)))
+    return Parabola(flops, sizes, values, coefficients, at, uncertainty, problem)

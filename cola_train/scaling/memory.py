@@ -14,14 +14,14 @@ from typing import Literal
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.devices import cpu_bf16_is_fast
-from cola_train.scaling.allocations import SHARDED, MemoryPart, Timeline
+from cola_train.scaling.allocations import MemoryPart, Timeline
 from cola_train.scaling.dry_run import record
 from cola_train.training.parallel.activations import Checkpointing
 
 DeviceType = Literal["cpu", "cuda"]
 # CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured
 # for this project.
-_GPU_RUNTIME = 2 * 10**9
+_RUNTIME: dict[DeviceType, int] = {"cuda": 2 * 10**9, "cpu": 0}
 _NAMES = {
     MemoryPart.WEIGHTS: "weights",
     MemoryPart.GRADIENTS: "gradients",
@@ -87,7 +87,7 @@ def estimate(
     by_part = dict.fromkeys(_NAMES.values(), 0)
     for part, name in _NAMES.items():
         by_part[name] += int(highest[part])
-    by_part["device runtime"] = _runtime(device_type)
+    by_part["device runtime"] = _RUNTIME[device_type]
     return MemoryEstimate(by_part, sum(by_part.values()))
 
 
@@ -115,7 +115,7 @@ def what_fits(
     parallel = dataclasses.replace(config.parallel, strategy="fsdp2", shard_size=None)
     sharded = dataclasses.replace(config, parallel=parallel)
     recorded = _timelines(sharded, world_size, local_world_size, device_type, _KINDS)
-    runtime, options = _runtime(device_type), []
+    runtime, options = _RUNTIME[device_type], []
     for strategy, shard_size in shard_sizes.items():
         for kind, fsdp2 in zip(_KINDS, recorded, strict=True):
             timeline = fsdp2.resharded(world_size // shard_size)
@@ -151,10 +151,6 @@ def _local_rows(config: RunConfig, world_size: int) -> int:
     return rows // world_size
 
 
-def _runtime(device_type: DeviceType) -> int:
-    return _GPU_RUNTIME if device_type == "cuda" else 0
-
-
 def _timelines(
     config: RunConfig,
     world_size: int,
@@ -182,7 +178,7 @@ def _timelines(
         _recorded.update(zip((keys[kind] for kind in missing), recorded, strict=True))
     timelines = [_recorded[key] for key in keys.values()]
     offloaded = config.parallel.cpu_offload and device_type == "cuda"
-    return [timeline.without(SHARDED) if offloaded else timeline for timeline in timelines]
+    return [timeline.resharded(0) if offloaded else timeline for timeline in timelines]
 
 
 def _of_step(timeline: Timeline, micro: int, local_rows: int) -> Timeline:

@@ -66,9 +66,10 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     Raises:
         UserError: devices that the batch does not divide among, or an amount that cannot be read.
     """
-    family, rows, end = family_of(config), _training_rows(config), Budget(config).last_step
+    family, rows, budget = family_of(config), _training_rows(config), Budget(config)
+    end = budget.last_step
     amounts = (steps_to(config, Amount.parse(text, "--at")) for text in extra)
-    moments = {*_mark_steps(config, end), *amounts, end}
+    moments = {*_mark_steps(config, budget.marks, end), *amounts, end}
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
     per_node = min(fleet.count, fleet.per_node)
     check_rows(config, fleet.count)
@@ -111,11 +112,10 @@ def _training_rows(config: RunConfig) -> int | None:
         return None
 
 
-def _mark_steps(config: RunConfig, end: int) -> set[int]:
+def _mark_steps(config: RunConfig, marks: Sequence[Mark], end: int) -> set[int]:
     """The first marks up to a run's end."""
     steps = set()
-    for text in config.budget.marks:
-        mark = Mark.parse(text, "budget.marks")
+    for mark in marks:
         for number in range(1, _LISTED_MARKS + 1 if mark.repeats else 2):
             amount = dataclasses.replace(mark.amount, count=number * mark.amount.count)
             steps.add(steps_to(config, amount))
@@ -139,10 +139,8 @@ def _moment(config: RunConfig, steps: int, rows: int | None, fleet: Fleet) -> di
 
 def show(plan: dict[str, Any], as_json: bool) -> str:
     """A plan as one JSON object, or as text to read."""
-    return json.dumps(plan, indent=1) + "\n" if as_json else "\n".join(_lines(plan)) + "\n"
-
-
-def _lines(plan: dict[str, Any]) -> list[str]:
+    if as_json:
+        return json.dumps(plan, indent=1) + "\n"
     fleet, budget = plan["devices"], plan["budget"]
     lines = [f"{plan['run']} ({plan['stage']})", "", "Parameters"]
     lines += [f"  {name:34}{count:>22,}" for name, count in plan["parameters"].items()]
@@ -163,7 +161,8 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     lines += [f"  {name:34}{_size(size):>12}" for name, size in plan["memory"]["parts"].items()]
     lines += [f"  {'peak':34}{_size(peak):>12}  {'fits' if peak <= most else 'does not fit'}"]
     lines += ["", "What fits: the largest micro-batch by sharding and activation checkpointing"]
-    return lines + _table(_fit_rows(plan))
+    lines += _table(_fit_rows(plan))
+    return "\n".join(lines) + "\n"
 
 
 def _part_rows(plan: dict[str, Any]) -> list[list[str]]:
@@ -181,7 +180,10 @@ def _moment_rows(plan: dict[str, Any]) -> list[list[str]]:
     for moment in plan["moments"]:
         epochs = "-" if moment["epochs"] is None else f"{moment['epochs']:,.2f}"
         cost = "-" if moment["cost"] is None else f"{moment['cost']:,.0f}"
-        spent = [_eflops(moment["eflops"][name]) for name in conventions]
+        spent = [
+            f"{value:,.2f}" if value >= 0.1 else f"{value:.4g}"
+            for value in moment["eflops"].values()
+        ]
         time = [f"{moment['days']:,.2f}", f"{moment['device_hours']:,.1f}"]
         rows.append([f"{moment['steps']:,}", f"{moment['tokens']:,}", epochs, *spent, *time, cost])
     return rows
@@ -194,11 +196,6 @@ def _fit_rows(plan: dict[str, Any]) -> list[list[str]]:
         spread = [option["strategy"], option["activation_checkpointing"]]
         rows.append([*spread, largest, _size(option["peak"])])
     return rows
-
-
-def _eflops(value: float) -> str:
-    """Two decimals, or four digits where the value is less than 0.1."""
-    return f"{value:,.2f}" if value >= 0.1 else f"{value:.4g}"
 
 
 def _size(size: int) -> str:

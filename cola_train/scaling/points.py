@@ -11,6 +11,7 @@ from cola_train.config.loop import Convention
 from cola_train.config.settings import UserError, require
 from cola_train.files import write_atomically
 
+POINTS = "points.csv"
 _CONVENTIONS: tuple[Convention, ...] = ("paper", "model", "executed")
 _COLUMNS = (
     "family",
