@@ -6,10 +6,14 @@ from pathlib import Path
 
 import cola_train
 from cola_train.config.sampling import SamplerConfig, Solver
-from cola_train.config.settings import above_0, at_least, require, require_each, section, setting
+from cola_train.config.settings import UserError, above_0, at_least, require, require_each, setting
 
 NOVELS = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"  # the included text
 _OUT = "A new JSON file for the result; null prints it."
+
+
+class MemoryTooSmallError(UserError):
+    """What is measured needs more memory than there is."""
 
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -163,8 +167,8 @@ class BenchQualityConfig:
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)
-    sampler: SamplerConfig = section(
-        SamplerConfig, help="How prompts are continued, but for solver and steps.", common=False
+    sampler: SamplerConfig = setting(
+        SamplerConfig(), help="How prompts are continued, but for solver and steps."
     )
     out: str | None = setting(None, help=_OUT, common=True)
 

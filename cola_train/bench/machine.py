@@ -79,20 +79,19 @@ class Speedometer:
 
     def report(self) -> dict[str, Any]:
         """The machine, with the rate of each reading."""
-        rates = {
-            name: {
-                "median": self.gflops(name),
-                "readings": [gflops(self._device, reading[name]) for reading in self._readings],
-            }
-            for name in self._dtypes
-        }
         return {
             "device": device_name(self._device),
             "device_type": self._device.type,
             "threads": self._clock.threads,
             "clock": self._clock.kind,
             "torch": torch.__version__,
-            "matrix_gflops": rates,
+            "matrix_gflops": {
+                name: {
+                    "median": self.gflops(name),
+                    "readings": [gflops(self._device, reading[name]) for reading in self._readings],
+                }
+                for name in self._dtypes
+            },
         }
 
     def rates(

@@ -5,8 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cola_train.bench.config import NOVELS, BenchQualityConfig, BenchTrainConfig
-from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
+from cola_train.bench.config import (
+    NOVELS,
+    BenchQualityConfig,
+    BenchTrainConfig,
+    MemoryTooSmallError,
+)
+from cola_train.bench.worker import measure_in_a_process
 from cola_train.console import say
 
 # A doubling of the rows must gain as much, or it is the last.
@@ -16,9 +21,7 @@ _LEAST_GAIN = 1.01
 def run_train(config: BenchTrainConfig, of_run: Sequence[str]) -> dict[str, Any]:
     """Measure a training step in a fresh process; with `find_rows`, at the fastest micro-batch.
 
-    Args:
-        config: what to measure.
-        of_run: settings of the run that override the workload's, key=value.
+    `of_run` are settings of the run that override the workload's, key=value.
 
     Raises:
         UserError: whatever the settings are refused for; memory that is too small for the first

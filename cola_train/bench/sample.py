@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
-from cola_train.bench.config import BenchSampleConfig
+from cola_train.bench.config import BenchSampleConfig, MemoryTooSmallError
 from cola_train.bench.machine import Clock, Memory, Speedometer, spread
 from cola_train.bench.workloads import checkpoint
 from cola_train.config.loop import Convention
-from cola_train.config.settings import UserError
 from cola_train.console import progress_bar
 from cola_train.devices import named_device
 from cola_train.families.checkpoint import Checkpoint
@@ -34,7 +33,7 @@ def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any
     try:
         return _measure(config, model, Clock(device, config.threads))
     except torch.OutOfMemoryError:
-        raise UserError(
+        raise MemoryTooSmallError(
             f"The GPU has too little memory for {config.batch} prompts at a time; give a smaller "
             "batch."
         ) from None

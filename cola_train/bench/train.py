@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from cola_train.bench.config import BenchTrainConfig
+from cola_train.bench.config import BenchTrainConfig, MemoryTooSmallError
 from cola_train.bench.machine import Clock, Memory, Speedometer, spread
 from cola_train.bench.workloads import random_batch, randomize
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import require
 from cola_train.console import progress_bar
 from cola_train.families.costs import network_parameters, step_flops
 from cola_train.families.registry import family_of
@@ -63,7 +63,7 @@ def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
         try:
             build_trainer(run, processes, [measure]).fit(stage, train_dataloaders=batches)
         except torch.OutOfMemoryError:
-            raise UserError(
+            raise MemoryTooSmallError(
                 f"The GPU has too little memory for {trainer.micro_batch_size} rows of "
                 f"{run.data.seq_len} tokens: give fewer rows, or "
                 "parallel.activation_checkpointing=full."

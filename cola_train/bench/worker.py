@@ -16,16 +16,13 @@ from cola_train.bench.config import (
     BenchSampleConfig,
     BenchTrainConfig,
     MeasuringConfig,
+    MemoryTooSmallError,
     split_settings,
 )
 from cola_train.config.load import leaves, load_config, value_at
 from cola_train.config.settings import UserError
 
 _RESULT = "cola_train measured: "
-
-
-class MemoryTooSmallError(UserError):
-    """What is measured needs more memory than there is."""
 
 
 def measure_in_a_process(
@@ -83,10 +80,7 @@ def _main() -> None:
 
             result = measure_sample(load_config(BenchSampleConfig, None, settings), device)
     except UserError as error:
-        import torch
-
-        out_of_memory = isinstance(error.__context__, torch.OutOfMemoryError)
-        result = {"refused": str(error), "memory": out_of_memory}
+        result = {"refused": str(error), "memory": isinstance(error, MemoryTooSmallError)}
     sys.stdout.write(f"\n{_RESULT}{json.dumps(result)}\n")
 
 

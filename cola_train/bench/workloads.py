@@ -38,9 +38,7 @@ def workloads() -> dict[str, tuple[type[RunConfig], tuple[str, ...]]]:
 def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfig:
     """The run whose step is measured: one process, `rows` x `micro_batches` of `seq_len` tokens.
 
-    Args:
-        config: names a workload, or a run's config file.
-        of_run: settings of the run, as key=value, over the workload's.
+    `of_run` are settings of the run, as key=value, over the workload's or its config file's.
 
     Raises:
         UserError: no such workload or file; whatever the run's config refuses.

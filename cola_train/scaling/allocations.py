@@ -46,13 +46,10 @@ SHARDED = (MemoryPart.WEIGHTS, MemoryPart.GRADIENTS, MemoryPart.OPTIMIZER, Memor
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """Bytes alive after each event (an allocation or release) of a step: fixed + rows x per_row.
+    """Bytes alive after each event (an allocation or release) of a step: fixed + rows x per_row."""
 
-    Both arrays are (events, parts).
-    """
-
-    fixed: Bytes
-    per_row: Bytes
+    fixed: Bytes  # (events, parts)
+    per_row: Bytes  # (events, parts)
 
     def at(self, rows: int) -> Bytes:
         """The bytes with a micro-batch of `rows`, (events, parts)."""

@@ -75,11 +75,8 @@ def write_launch_lines(
 ) -> list[Path]:
     """Write a shell line for each run; level-N.sh needs level N - 1, and its lines have no order.
 
-    Args:
-        spec: the ladder.
-        spec_folder: where the spec lies.
-        folder: where to write; a SLURM array runs line SLURM_ARRAY_TASK_ID of a file.
-        launcher: what starts a training, such as "cola-train" or "bash scripts/launch_torchrun.sh".
+    A SLURM array runs line SLURM_ARRAY_TASK_ID of a file. `launcher` is what starts a training:
+    "cola-train" or, for example, "bash scripts/launch_torchrun.sh".
     """
     paths = []
     for number, level in enumerate(levels(ladder(spec, spec_folder))):
@@ -156,21 +153,17 @@ def comparison_of(run: Path) -> dict[str, float] | None:
     """The metrics of `cola-train compare` at a run's last step; None if it was not compared."""
     rows = [*read_log(run / METRICS)]
     last = max((row["step"] for row in rows if "tokens" in row), default=None)
-    found = None
-    for row in rows:
-        metrics = {
-            name.removeprefix(_COMPARISON): value
-            for name, value in row.items()
-            if name.startswith(_COMPARISON)
-        }
-        if row["step"] == last and metrics:
-            found = metrics
-    return found
+    compared = [
+        {name.removeprefix(_COMPARISON): row[name] for name in row if name.startswith(_COMPARISON)}
+        for row in rows
+        if row["step"] == last
+    ]
+    return next((metrics for metrics in reversed(compared) if metrics), None)
 
 
 def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Point]:
     """The points that have been trained and compared, from their metrics.jsonl."""
-    by_name = {planned.name: planned for planned in planned_runs}
+    stage1 = {run.family: stage1_flops(run) for run in planned_runs if run.kind == "stage1"}
     points = []
     for planned in planned_runs:
         run = Path(spec.folder) / planned.name
@@ -178,11 +171,7 @@ def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Poin
         if metrics is None:
             continue
         spent = [row for row in read_log(run / METRICS) if "tokens" in row][-1]
-        # What it needs is its trunk, its stage 1 or nothing, and what its trunk needs is stage 1.
-        origin = planned.after
-        if origin is not None and planned.kind == "anneal":
-            origin = by_name[origin].after
-        before = {} if origin is None else stage1_flops(by_name[origin])
+        before = stage1.get(planned.family, {})
         flops = {
             name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0)
             for name in ("paper", "model", "executed")

@@ -38,18 +38,13 @@ from cola_train.training.parallel.sharding import check_mesh, gather_each_once, 
 
 @dataclasses.dataclass(frozen=True)
 class _DryRun:
-    """A stage that is ready for its step.
-
-    Attributes:
-        present: the tensors that exist when a step begins, and what they are for, by stack and
-            number of the layer that they belong to; None for the rest.
-        left_out: how many layers of each stack do not take part.
-    """
+    """A stage that is ready for its step."""
 
     stage: StageModule
     mode: RecordingMode
+    # What exists when a step begins, and what for, by stack and number of its layer; None: of none.
     present: dict[tuple[str, int] | None, list[tuple[MemoryPart, Tensor]]]
-    left_out: dict[str, int]
+    left_out: dict[str, int]  # layers of each stack that do not take part
 
 
 def record(
@@ -66,13 +61,9 @@ def record(
     micro-batch are a multiple of the parts that the vocabulary head cuts positions into; with other
     rows parts differ by a position, which is left out.
 
-    Args:
-        config: the run; its precision decided, not `auto`.
-        world_size: processes of the run.
-        local_world_size: those of one machine.
-        device_type: "cuda" for the attention kernels of a GPU, "cpu" for those of a CPU.
-        checkpointing: kinds of activation checkpointing, in place of the config's: a timeline of
-            each. They share one stage.
+    The config's precision is decided, not `auto`; `device_type` is "cuda" for the attention kernels
+    of a GPU, "cpu" for those of a CPU. `checkpointing` are kinds of activation checkpointing, in
+    place of the config's: a timeline of each. They share one stage.
 
     Raises:
         UserError: a strategy that does not fit the number of processes.

@@ -107,15 +107,14 @@ class _Model:
     def ends(self, config: RunConfig) -> list[int]:
         """The last step for each budget, rising; `config` is of any of the runs."""
         before = 0 if self.stage1 is None else stage1_flops(self.stage1)[self.spec.convention]
-        name = "" if self.stage1 is None else self.stage1.name
         ends = []
         for budget in sorted(self.spec.budgets):
             whole = Amount.parse(f"{budget!r} EFLOPs", "budgets").count
             require(
                 whole > before,
-                f"The budget of {budget:g} EFLOPs is used up by stage 1 ({name}), which costs "
-                f"{before / FLOPS_PER_EFLOP:g} ({self.spec.convention}). Give larger budgets or "
-                "train stage 1 for less.",
+                f"The budget of {budget:g} EFLOPs is used up by stage 1 ({self.family}-stage1), "
+                f"which costs {before / FLOPS_PER_EFLOP:g} ({self.spec.convention}). Give larger "
+                "budgets or train stage 1 for less.",
             )
             ends.append(steps_to(config, Amount(whole - before, "EFLOPs")))
         return ends

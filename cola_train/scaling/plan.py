@@ -57,11 +57,8 @@ class Fleet:
 def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str, Any]:
     """Everything that `plan` says, ready for JSON.
 
-    Args:
-        config: the run.
-        fleet: the devices it shall run on.
-        extra: amounts ("10000", "2e9 tokens", "100 EFLOPs") to give the cost at, beside the run's
-            end and its marks.
+    `extra` are amounts ("10000", "2e9 tokens", "100 EFLOPs") to give the cost at, beside the run's
+    end and its marks.
 
     Raises:
         UserError: devices that the batch does not divide among, or an amount that cannot be read.

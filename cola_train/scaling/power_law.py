@@ -62,6 +62,9 @@ class PowerLaw:
     Attributes:
         flops: measured, rising; the first is C0.
         values: measured.
+        limit: what the metric tends to: E, or the ceiling.
+        amplitude: A: how far the fit is from `limit` at C0.
+        exponent: alpha; 0 if compute does not help.
     """
 
     direction: Direction
@@ -69,33 +72,12 @@ class PowerLaw:
     values: Float64[np.ndarray, " points"]
     fitted: Parameters
     resampled: Parameters
-
-    @property
-    def limit(self) -> float:
-        """What the metric tends to: E, or the ceiling."""
-        return float(_mirror(self.fitted.limit, self.direction)[0])
-
-    @property
-    def limit_interval(self) -> Interval:
-        return interval(_mirror(self.resampled.limit, self.direction))
-
-    @property
-    def amplitude(self) -> float:
-        """A: how far the fit is from `limit` at C0."""
-        return float(self.fitted.amplitude[0])
-
-    @property
-    def amplitude_interval(self) -> Interval:
-        return interval(self.resampled.amplitude)
-
-    @property
-    def exponent(self) -> float:
-        """alpha; 0 if compute does not help."""
-        return float(self.fitted.exponent[0])
-
-    @property
-    def exponent_interval(self) -> Interval:
-        return interval(self.resampled.exponent)
+    limit: float
+    limit_interval: Interval
+    amplitude: float
+    amplitude_interval: Interval
+    exponent: float
+    exponent_interval: Interval
 
     def at(self, flops: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, " points"]:
         """The metric at any FLOPs."""
@@ -199,7 +181,19 @@ def fit_power_law(
     log_ratio = np.log(flops / flops[0])
     fitted = _solve(log_ratio, y[None])
     resampled = _solve(log_ratio, resample(y, fitted.at(log_ratio)[0], _NUM_PARAMETERS))
-    return PowerLaw(direction, flops, values, fitted, resampled)
+    return PowerLaw(
+        direction,
+        flops,
+        values,
+        fitted,
+        resampled,
+        limit=float(_mirror(fitted.limit, direction)[0]),
+        limit_interval=interval(_mirror(resampled.limit, direction)),
+        amplitude=float(fitted.amplitude[0]),
+        amplitude_interval=interval(resampled.amplitude),
+        exponent=float(fitted.exponent[0]),
+        exponent_interval=interval(resampled.exponent),
+    )
 
 
 def _mirror(

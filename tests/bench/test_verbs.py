@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from cola_train.bench import growth, run, worker
-from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig
+from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig, MemoryTooSmallError
 from cola_train.bench.growth import run_growth
 from cola_train.bench.run import run_train
-from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
+from cola_train.bench.worker import measure_in_a_process
 from cola_train.cli import main
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
