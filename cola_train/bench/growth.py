@@ -24,7 +24,7 @@ _NAMES = {
 _PANEL = (2.1, 2.0)  # inches
 
 
-class GrowthStep(NamedTuple):
+class _GrowthStep(NamedTuple):
     """A training step to measure, and the size by which it differs from others of its series."""
 
     value: int
@@ -43,14 +43,14 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
         at the smallest; and the `machine` of the first step. config.figure asks for a plot of it.
 
     Raises:
-        UserError: whatever the settings are refused for, the workload's widths among it; a figure
-            that exists.
+        UserError: whatever the settings are refused for; a workload whose backbone cannot be
+            varied, or a width that is no multiple of its head width; a figure that exists.
     """
     images = [] if config.figure is None else [Path(f"{config.figure}.{s}") for s in ("png", "svg")]
     refuse_existing(*images)
     measured: dict[tuple[BenchTrainConfig, tuple[str, ...]], dict[str, Any]] = {}
     series: dict[str, list[dict[str, Any]]] = {}
-    for name, steps in growth_steps(config, of_run).items():
+    for name, steps in _growth_steps(config, of_run).items():
         series[name] = []
         for value, train, own in steps:
             # Series meet in the workload's own step, which is measured once.
@@ -71,13 +71,8 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
     return result
 
 
-def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[GrowthStep]]:
-    """The steps of each series.
-
-    Raises:
-        UserError: the workload's backbone cannot be varied, or a width is no multiple of its head
-            width.
-    """
+def _growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[_GrowthStep]]:
+    """The steps of each series."""
     base = BenchTrainConfig(
         threads=config.threads,
         warmups=config.warmups,
@@ -89,7 +84,7 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
     run = run_config(base, of_run)
     family = family_of(run)
 
-    def steps(size: str, values: Sequence[int]) -> list[GrowthStep]:
+    def steps(size: str, values: Sequence[int]) -> list[_GrowthStep]:
         found = []
         for value in values:
             settings = family.growth_settings(run, size, value)
@@ -98,13 +93,13 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
                     "bench growth varies the sizes of a backbone: give a workload of stage 2, not "
                     f"{config.workload}."
                 )
-            found.append(GrowthStep(value, base, settings))
+            found.append(_GrowthStep(value, base, settings))
         return found
 
     replace = dataclasses.replace
     return {
-        "batch": [GrowthStep(rows, replace(base, rows=rows)) for rows in config.batches],
-        "length": [GrowthStep(tokens, replace(base, seq_len=tokens)) for tokens in config.lengths],
+        "batch": [_GrowthStep(rows, replace(base, rows=rows)) for rows in config.batches],
+        "length": [_GrowthStep(tokens, replace(base, seq_len=tokens)) for tokens in config.lengths],
         "block_size": steps("block_size", config.block_sizes),
         "layers": steps("layers", config.layers),
         "width": steps("width", config.widths),

@@ -4,6 +4,7 @@ Run as a program, this module is one: its arguments are the kind, the device to 
 settings.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,10 @@ from cola_train.bench.config import (
 )
 from cola_train.config.load import leaves, load_config, value_at
 from cola_train.config.settings import UserError
+from cola_train.console import say
 
+# A doubling of the rows must gain as much, or it is the last.
+_LEAST_GAIN = 1.01
 _RESULT = "cola_train measured: "
 
 
@@ -63,6 +67,50 @@ def measure_in_a_process(
     if "refused" in result:
         raise (MemoryTooSmallError if result["memory"] else UserError)(result["refused"])
     return result
+
+
+def run_train(config: BenchTrainConfig, of_run: Sequence[str]) -> dict[str, Any]:
+    """Measure a training step in a fresh process; with `find_rows`, at the fastest micro-batch.
+
+    `of_run` are settings of the run that override the workload's, key=value.
+
+    Raises:
+        UserError: whatever the settings are refused for; memory that is too small for the first
+            micro-batch.
+    """
+    if not config.find_rows:
+        return measure_in_a_process("train", config, of_run)
+    rows, tried = _find_rows(config, of_run)
+    config = dataclasses.replace(config, rows=rows, find_rows=False)
+    return {**measure_in_a_process("train", config, of_run), "tried": tried}
+
+
+def _find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+    """The micro-batch of most tokens per second; and each that was tried.
+
+    These are config.rows (1 by default), twice as many, and so on: until memory ends, or up to a
+    doubling that gains less than 1 %.
+    """
+    rows = config.rows or 1
+    short = dataclasses.replace(config, find_rows=False, profile=False, warmups=1, runs=2)
+    tried: list[dict[str, Any]] = []
+    while True:
+        try:
+            found = measure_in_a_process("train", dataclasses.replace(short, rows=rows), of_run)
+        except MemoryTooSmallError:
+            if not tried:
+                raise
+            say(f"{rows} rows do not fit into memory.")
+            break
+        speed = found["tokens_per_second"]
+        gains = not tried or speed > _LEAST_GAIN * tried[-1]["tokens_per_second"]
+        peak = found["memory"]["peak_bytes"]
+        tried.append({"rows": rows, "tokens_per_second": speed, "peak_bytes": peak})
+        say(f"{rows} rows: {speed:.6g} tokens/s")
+        if not gains:
+            break
+        rows *= 2
+    return max(tried, key=lambda one: one["tokens_per_second"])["rows"], tried
 
 
 def _main() -> None:

@@ -95,7 +95,7 @@ def _deliver(result: dict[str, Any], out: str | None) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     config, of_run = _load_with_run(options)
-    from cola_train.bench.run import run_train
+    from cola_train.bench.worker import run_train
 
     _deliver(run_train(config, of_run), config.out)
 
@@ -124,6 +124,6 @@ def _data(options: argparse.Namespace) -> None:
 
 def _quality(options: argparse.Namespace) -> None:
     config = _load(options)
-    from cola_train.bench.run import run_quality
+    from cola_train.bench.quality import run_quality
 
     _deliver(run_quality(options.checkpoint, config, options.device), config.out)

@@ -104,10 +104,10 @@ class _Model:
         )
         return [*common, f"{key}={spec.folder}/{self.stage1.name}"]
 
-    def ends(self, config: RunConfig) -> list[int]:
+    def ends(self, config: RunConfig) -> dict[float, int]:
         """The last step for each budget, rising; `config` is of any of the runs."""
         before = 0 if self.stage1 is None else stage1_flops(self.stage1)[self.spec.convention]
-        ends = []
+        ends = {}
         for budget in sorted(self.spec.budgets):
             whole = Amount.parse(f"{budget!r} EFLOPs", "budgets").count
             require(
@@ -116,7 +116,7 @@ class _Model:
                 f"which costs {before / FLOPS_PER_EFLOP:g} ({self.spec.convention}). Give larger "
                 "budgets or train stage 1 for less.",
             )
-            ends.append(steps_to(config, Amount(whole - before, "EFLOPs")))
+            ends[budget] = steps_to(config, Amount(whole - before, "EFLOPs"))
         return ends
 
     def run(
@@ -134,40 +134,38 @@ class _Model:
 
 
 def _cosine_runs(model: _Model) -> list[PlannedRun]:
-    planned_runs = []
-    common, budgets = model.settings(), sorted(model.spec.budgets)
-    names = [f"{model.family}-{model.size}-{budget:g}" for budget in budgets]
-    config = load_run_config(model.path, [f"name={names[0]}", *common])
-    for name, budget, steps in zip(names, budgets, model.ends(config), strict=True):
-        ends = [f"optim.decay={steps}", f"trainer.max_steps={steps}"]
-        planned_runs.append(model.run(name, "run", budget, [f"name={name}", *common, *ends]))
+    planned_runs, common = [], model.settings()
+    config = load_run_config(model.path, [f"name={model.family}-{model.size}", *common])
+    for budget, end in model.ends(config).items():
+        name = f"{model.family}-{model.size}-{budget:g}"
+        settings = [f"name={name}", *common, f"optim.decay={end}", f"trainer.max_steps={end}"]
+        planned_runs.append(model.run(name, "run", budget, settings))
     return planned_runs
 
 
 def _trunk_and_anneals(model: _Model) -> list[PlannedRun]:
-    spec, budgets = model.spec, sorted(model.spec.budgets)
+    spec = model.spec
     trunk = f"{model.family}-{model.size}-trunk"
     plain = [f"name={trunk}", *model.settings(), "optim.schedule=wsd", *_NEVER]
     config = load_run_config(model.path, plain)
     ends = model.ends(config)
-    anneals = [max(1, round(spec.anneal_share * end)) for end in ends]
-    begins = [end - anneal for end, anneal in zip(ends, anneals, strict=True)]
+    begins = [end - max(1, round(spec.anneal_share * end)) for end in ends.values()]
     warmup = steps_to(config, Amount.parse(config.optim.warmup, "optim.warmup"))
     require(
         begins[0] >= warmup and len(set(begins)) == len(begins),
-        f"The budgets {budgets} are too small or too close for {model.family} {model.size}: "
+        f"The budgets {list(ends)} are too small or too close for {model.family} {model.size}: "
         f"its anneals would begin at steps {begins}, which must differ and lie after warm-up "
         f"({config.optim.warmup!r}).",
     )
     marks = ",".join(f"{step} steps" for step in begins)
     settings = [*plain, f"trainer.max_steps={begins[-1]}", f"budget.marks=[{marks}]"]
     planned_runs = [model.run(trunk, "trunk", 0.0, settings)]
-    for budget, begin, anneal, end in zip(budgets, begins, anneals, ends, strict=True):
+    for (budget, end), begin in zip(ends.items(), begins, strict=True):
         name = f"{model.family}-{model.size}-{budget:g}"
         changes = [
             f"name={name}",
             f"optim.decay={end}",
-            f"optim.anneal={anneal}",
+            f"optim.anneal={end - begin}",
             f"trainer.max_steps={end}",
             "budget.marks=[]",
         ]

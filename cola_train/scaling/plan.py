@@ -1,5 +1,6 @@
 """`cola-train plan`: what a run is and costs, before anything is launched."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -63,7 +64,9 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     Raises:
         UserError: devices that the batch does not divide among, or an amount that cannot be read.
     """
-    family, rows, budget = family_of(config), _training_rows(config), Budget(config)
+    family, budget, rows = family_of(config), Budget(config), None
+    with contextlib.suppress(UserError):  # the data is not prepared yet
+        rows = PreparedData.open(config.data.path).num_rows(TRAIN)
     end = budget.last_step
     amounts = (steps_to(config, Amount.parse(text, "--at")) for text in extra)
     moments = {*_mark_steps(config, budget.marks, end), *amounts, end}
@@ -99,14 +102,6 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
         },
         "what_fits": [dataclasses.asdict(option) for option in options],
     }
-
-
-def _training_rows(config: RunConfig) -> int | None:
-    """Rows of the training split; None where the data is not prepared yet."""
-    try:
-        return PreparedData.open(config.data.path).num_rows(TRAIN)
-    except UserError:
-        return None
 
 
 def _mark_steps(config: RunConfig, marks: Sequence[Mark], end: int) -> set[int]:

@@ -19,6 +19,9 @@ from cola_train.scaling.bootstrap import interval, resample
 from cola_train.scaling.points import Point, by_budget
 
 Direction = Literal["falls", "rises"]
+PerPoint = Float64[np.ndarray, " points"]
+PerFit = Float64[np.ndarray, " fits"]
+FitsByPoints = Float64[np.ndarray, "fits points"]
 
 _NUM_PARAMETERS = 3
 # Bounds of alpha x log(most / least compute): from a straight line over log C to a curve that has
@@ -44,11 +47,11 @@ class NotFitted:
 class Parameters:
     """E, A and alpha of y, one number each for the fit or for every resample."""
 
-    limit: Float64[np.ndarray, " fits"]
-    amplitude: Float64[np.ndarray, " fits"]
-    exponent: Float64[np.ndarray, " fits"]
+    limit: PerFit
+    amplitude: PerFit
+    exponent: PerFit
 
-    def at(self, log_ratio: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, "fits points"]:
+    def at(self, log_ratio: PerPoint) -> FitsByPoints:
         """y at these log(C / C0)."""
         return self.limit[:, None] + self.amplitude[:, None] * np.exp(
             -self.exponent[:, None] * log_ratio
@@ -68,8 +71,8 @@ class PowerLaw:
     """
 
     direction: Direction
-    flops: Float64[np.ndarray, " points"]
-    values: Float64[np.ndarray, " points"]
+    flops: PerPoint
+    values: PerPoint
     fitted: Parameters
     resampled: Parameters
     limit: float
@@ -79,7 +82,7 @@ class PowerLaw:
     exponent: float
     exponent_interval: Interval
 
-    def at(self, flops: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, " points"]:
+    def at(self, flops: PerPoint) -> PerPoint:
         """The metric at any FLOPs."""
         return _mirror(self.fitted.at(self._log_ratio(flops)), self.direction)[0]
 
@@ -88,7 +91,7 @@ class PowerLaw:
         y = self.resampled.at(self._log_ratio(np.array([flops])))
         return interval(_mirror(y, self.direction)[:, 0])
 
-    def is_extrapolated(self, flops: Float64[np.ndarray, " points"]) -> Bool[np.ndarray, " points"]:
+    def is_extrapolated(self, flops: PerPoint) -> Bool[np.ndarray, " points"]:
         """Whether each is outside the measured FLOPs; intervals know nothing of a bend there."""
         return (flops < self.flops[0]) | (flops > self.flops[-1])
 
@@ -128,7 +131,7 @@ class PowerLaw:
             ],
         }
 
-    def _log_ratio(self, flops: Float64[np.ndarray, " points"]) -> Float64[np.ndarray, " points"]:
+    def _log_ratio(self, flops: PerPoint) -> PerPoint:
         return np.log(flops / self.flops[0])
 
 
@@ -148,11 +151,7 @@ def frontier(
     return [best(members, key=lambda point: point.metrics[metric]) for members in budgets]
 
 
-def fit_power_law(
-    flops: Float64[np.ndarray, " points"],
-    values: Float64[np.ndarray, " points"],
-    direction: Direction,
-) -> PowerLaw | NotFitted:
+def fit_power_law(flops: PerPoint, values: PerPoint, direction: Direction) -> PowerLaw | NotFitted:
     """Least squares, with bootstrap intervals (`bootstrap.resample`).
 
     For a given alpha, E and A are a linear problem that is solved exactly; the best alpha is
@@ -202,12 +201,10 @@ def _mirror(
     return values if direction == "falls" else 1 - values
 
 
-def _solve(
-    log_ratio: Float64[np.ndarray, " points"], y: Float64[np.ndarray, "fits points"]
-) -> Parameters:
+def _solve(log_ratio: PerPoint, y: FitsByPoints) -> Parameters:
     """The best E, A and alpha for each row of y."""
 
-    def error(exponent: Float64[np.ndarray, " fits"]) -> Float64[np.ndarray, " fits"]:
+    def error(exponent: PerFit) -> PerFit:
         return np.square(_linear(log_ratio, y, exponent).at(log_ratio) - y).sum(axis=1)
 
     grid = np.geomspace(_LEAST_DECAY, _MOST_DECAY, _GRID_SIZE) / log_ratio[-1]
@@ -222,11 +219,7 @@ def _solve(
     return dataclasses.replace(found, exponent=np.where(found.amplitude > 0, found.exponent, 0.0))
 
 
-def _linear(
-    log_ratio: Float64[np.ndarray, " points"],
-    y: Float64[np.ndarray, "fits points"],
-    exponent: Float64[np.ndarray, " fits"],
-) -> Parameters:
+def _linear(log_ratio: PerPoint, y: FitsByPoints, exponent: PerFit) -> Parameters:
     """The best E, A >= 0 for a given alpha of each row, on the better bound if one is broken."""
     x = np.exp(-exponent[:, None] * log_ratio)
     x_mean, y_mean = x.mean(axis=1), y.mean(axis=1)
