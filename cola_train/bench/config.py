@@ -23,11 +23,7 @@ def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def refuse_existing(*paths: Path | None) -> None:
-    """Before anything is measured.
-
-    Raises:
-        UserError: one of them exists.
-    """
+    """Raise a UserError if one of these exists, before anything is measured."""
     for path in paths:
         require(
             path is None or not path.exists(),

@@ -134,21 +134,19 @@ class Memory:
         """The most bytes so far, including those at the beginning."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return max(_peak_rss(), self.begin)
+        # Where there is /proc, not getrusage: its peak begins with that of the process' parent.
+        if _STATUS.exists():
+            status = _STATUS.read_text().splitlines()
+            (peak,) = (int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+        else:
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return max(peak, self.begin)
 
     def used(self) -> dict[str, int]:
         """Bytes: at the beginning, at the peak, and their difference."""
         peak = self.peak()
         return {"before_bytes": self.begin, "peak_bytes": peak, "growth_bytes": peak - self.begin}
-
-
-def _peak_rss() -> int:
-    # Where there is /proc, not getrusage: its peak begins with that of the process' parent.
-    if _STATUS.exists():
-        (line,) = (line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def spread(runs: Sequence[float]) -> dict[str, Any]:

@@ -18,10 +18,7 @@ from cola_train.sampling.precision import computes_in_bf16
 
 
 def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any]:
-    """Measure how fast a checkpoint generates, in this process.
-
-    Returns:
-        What `cola-train bench sample` reports, see docs/benchmarks.md.
+    """Measure, in this process, what `cola-train bench sample` reports, see docs/benchmarks.md.
 
     Raises:
         UserError: no such workload, checkpoint or device, or too little memory on a GPU.

@@ -34,14 +34,11 @@ _TOP = 10
 
 
 def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
-    """Measure a run's step in this process.
+    """Measure, in this process, what `cola-train bench train` reports, see docs/benchmarks.md.
 
     Steps are those of the training loop (training/loop/module.py), with the same Trainer and
     sharding, on one process. First whole ones are timed; parts, and the profile, are of steps after
     these, since watching takes time.
-
-    Returns:
-        What `cola-train bench train` reports, see docs/benchmarks.md.
 
     Raises:
         UserError: a GPU is asked for and there is none, or its memory is too small.

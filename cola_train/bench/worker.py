@@ -26,14 +26,12 @@ from cola_train.console import say
 
 # A doubling of the rows must gain as much, or it is the last.
 _LEAST_GAIN = 1.01
+Kind = Literal["train", "sample"]
 _RESULT = "cola_train measured: "
 
 
 def measure_in_a_process(
-    kind: Literal["train", "sample"],
-    config: MeasuringConfig,
-    of_run: Sequence[str] = (),
-    device: str = "auto",
+    kind: Kind, config: MeasuringConfig, of_run: Sequence[str] = (), device: str = "auto"
 ) -> dict[str, Any]:
     """The result of `measure_train` or `measure_sample` in a fresh process; progress is on stderr.
 

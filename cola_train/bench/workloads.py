@@ -56,9 +56,8 @@ def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfi
         run = load_config(config_class, None, [*_NAMES, *settings, *of_run])
     trainer, parallel = run.trainer, run.parallel
     rows = config.rows or trainer.micro_batch_size
-    micro_batches = config.micro_batches or trainer.global_batch_size // (
-        trainer.micro_batch_size * parallel.num_processes
-    )
+    rows_at_once = trainer.micro_batch_size * parallel.num_processes
+    micro_batches = config.micro_batches or trainer.global_batch_size // rows_at_once
     return dataclasses.replace(
         run,
         trainer=dataclasses.replace(
@@ -72,9 +71,8 @@ def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfi
 def random_batch(config: RunConfig) -> Batch:
     """A step's rows of random tokens: no padding, one document a row."""
     rows, seq_len = config.trainer.global_batch_size, config.data.seq_len
-    tokens = torch.randint(
-        config.vocab_size, (rows, seq_len), generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (rows, seq_len), generator=generator)
     real, index = torch.ones(rows, seq_len, dtype=torch.bool), torch.arange(rows)
     return Batch(tokens, real, torch.zeros_like(tokens), index, index.clone())
 
@@ -123,10 +121,9 @@ def _random_checkpoint(family: Family[Any], workload: str, device: torch.device)
         meta = family.build(run).state_dict()
     # Zeros that take no memory: the networks are filled in place, so that they are held only once.
     weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in meta.items()}
+    trained = TrainedRun(run, weights, _word_tokenizer(run.vocab_size), {})
     with torch.device(device):
-        made = family.checkpoint(
-            TrainedRun(run, weights, _word_tokenizer(run.vocab_size), {}), device
-        )
+        made = family.checkpoint(trained, device)
     for network in made.networks.values():
         randomize(network)
         with torch.no_grad():

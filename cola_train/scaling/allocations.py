@@ -174,9 +174,8 @@ class AllocationLog:
     def live_apart(self, units: int) -> tuple[Bytes, Bytes]:
         """The bytes alive after each event: those that no rows add, and those of a unit of rows.
 
-        Args:
-            units: how many units of rows were recorded; more than twice the bytes of any storage
-                that has none of rows, so that each storage's bytes tell both.
+        So many `units` of rows were recorded: more than twice the bytes of any storage that has
+        none of rows, so that each storage's bytes tell both.
         """
         changes: list[tuple[int, int]] = []
         for number, change in self._changes:

@@ -29,16 +29,15 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
     """Run a ladder here, `parallel` runs at a time, and write its points.csv.
 
     The same call resumes: finished runs are skipped, interrupted ones continue, failed ones are
-    reported and, with `retry`, run again from their last checkpoint.
-
-    Returns:
-        The exit status, 1 if a run failed.
+    reported and, with `retry`, run again from their last checkpoint. Returns the exit status: 1 if
+    a run failed.
 
     Raises:
         UserError: an error in the spec or in a run's config, before anything is trained.
     """
     planned_runs = ladder(spec, spec_folder)
     PreparedData.open(planned_runs[0].config.data.path)
+    path = Path(spec.folder) / POINTS
     outcomes: dict[str, Outcome] = {}
     for level in levels(planned_runs):
         with ThreadPoolExecutor(parallel) as pool:
@@ -46,17 +45,13 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
             for planned, outcome in zip(level, ended, strict=True):
                 outcomes[planned.name] = outcome
         points = measured(spec, planned_runs)
-        write_points(Path(spec.folder) / POINTS, points)
+        write_points(path, points)
     failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
-    say(
-        f"{len(points)} of {sum(planned.is_point for planned in planned_runs)} points are "
-        f"measured: {Path(spec.folder) / POINTS}"
-    )
+    num_points = sum(planned.is_point for planned in planned_runs)
+    say(f"{len(points)} of {num_points} points are measured: {path}")
     if failed:
-        say(
-            f"Not finished: {', '.join(failed)}. Their logs are {spec.folder}/NAME.log; --retry "
-            "runs failed ones again."
-        )
+        logs = f"Their logs are {spec.folder}/NAME.log; --retry runs failed ones again."
+        say(f"Not finished: {', '.join(failed)}. {logs}")
     return 1 if failed else 0
 
 
@@ -102,10 +97,8 @@ def _finish(
     if not _is_finished(run):
         status = read_status(run)
         if status is not None and status.state in ("failed", "stopped") and not retry:
-            say(
-                f"{planned.name} had failed at step {status.step}: {status.reason} (--retry runs "
-                "it again)"
-            )
+            failure = f"{planned.name} had failed at step {status.step}: {status.reason}"
+            say(f"{failure} (--retry runs it again)")
             return "failed"
         say(f"{planned.name}: training, {planned.config.trainer.max_steps:,} steps")
         if (code := _program(planned.arguments, run)) != 0:
@@ -131,12 +124,9 @@ def _report(planned: PlannedRun, run: Path) -> Outcome:
 
 
 def _comparison_arguments(spec: CurveConfig, planned: PlannedRun) -> list[str]:
-    changed = changed_values(spec.comparison)
-    return [
-        "compare",
-        f"{spec.folder}/{planned.name}",
-        *(f"{key}={json.dumps(value)}" for key, value in changed.items()),
-    ]
+    changed = changed_values(spec.comparison).items()
+    settings = [f"{key}={json.dumps(value)}" for key, value in changed]
+    return ["compare", f"{spec.folder}/{planned.name}", *settings]
 
 
 def _program(arguments: Sequence[str], run: Path) -> int:

@@ -62,17 +62,14 @@ def record(
     rows parts differ by a position, which is left out.
 
     The config's precision is decided, not `auto`; `device_type` is "cuda" for the attention kernels
-    of a GPU, "cpu" for those of a CPU. `checkpointing` are kinds of activation checkpointing, in
-    place of the config's: a timeline of each. They share one stage.
+    of a GPU, "cpu" for those of a CPU. `checkpointing` are kinds of activation checkpointing, where
+    the config has none: a timeline of each. They share one stage.
 
     Raises:
         UserError: a strategy that does not fit the number of processes.
     """
     processes = Processes(0, world_size, 0, local_world_size)
     check_mesh(config.parallel, processes)
-    config = dataclasses.replace(
-        config, parallel=dataclasses.replace(config.parallel, activation_checkpointing="none")
-    )
 
     def timelines(shortens: bool, record_timeline: Callable[[_DryRun], Timeline]) -> list[Timeline]:
         run, found = _configure(config, processes, shortens), []

@@ -15,12 +15,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, drawing
-from cola_train.scaling.bootstrap import LEVEL
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.fit import Fits, fit_points
 from cola_train.scaling.isoflop import IsoFLOP
 from cola_train.scaling.points import POINTS, Point, by_family, read_points
-from cola_train.scaling.power_law import NotFitted, PowerLaw, frontier
+from cola_train.scaling.power_law import LEVEL, NotFitted, PowerLaw, frontier
 
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 _MARKERS = {"run": "o", "anneal": "D"}
@@ -42,12 +41,10 @@ def draw(spec: CurveConfig) -> list[Path]:
     folder = Path(spec.folder)
     points = read_points(folder / POINTS)
     fits = fit_points(points, spec.convention)
-    drawn = []
-    for name, paint in (("curve", draw_curve), ("isoflop", draw_isoflop)):
-        png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-        paint(points, fits, png, svg)
-        drawn += [png, svg]
-    return drawn
+    files = [folder / f"{name}.{kind}" for name in ("curve", "isoflop") for kind in ("png", "svg")]
+    draw_curve(points, fits, *files[:2])
+    draw_isoflop(points, fits, *files[2:])
+    return files
 
 
 def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> None:

@@ -13,11 +13,17 @@ from cola_train.config.loop import Convention
 from cola_train.config.settings import require
 from cola_train.console import aligned
 from cola_train.files import write_atomically
-from cola_train.scaling.bootstrap import LEVEL
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.isoflop import Growth, IsoFLOP, Parabola, fit_isoflop
 from cola_train.scaling.points import POINTS, Point, by_family, read_points
-from cola_train.scaling.power_law import Direction, NotFitted, PowerLaw, fit_power_law, frontier
+from cola_train.scaling.power_law import (
+    LEVEL,
+    Direction,
+    NotFitted,
+    PowerLaw,
+    fit_power_law,
+    frontier,
+)
 
 # The metrics of `cola-train compare` that are the better the further they fall or rise. The shares
 # of repeated and of distinct 4-grams are not among them: text can be too wild as well as too bland.

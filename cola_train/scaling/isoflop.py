@@ -15,9 +15,8 @@ from jaxtyping import Float64
 from cola_train.bootstrap import Interval
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.loop import Convention
-from cola_train.scaling.bootstrap import interval, resample
 from cola_train.scaling.points import Point, by_budget
-from cola_train.scaling.power_law import Direction, NotFitted
+from cola_train.scaling.power_law import Direction, NotFitted, interval, resample
 
 _PARABOLA, _LINE = 3, 2  # parameters
 # Relative to the largest value; smaller coefficients are rounding errors.
@@ -27,27 +26,18 @@ Problem = Literal["", "outside the measured sizes", "no best size"]
 
 @dataclasses.dataclass(frozen=True)
 class Parabola:
-    """One budget of one family.
+    """One budget of one family."""
 
-    Attributes:
-        flops: mean of the points'.
-        parameters: measured sizes, rising.
-        values: of the metric.
-        coefficients: of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
-        best: parameters at the parabola's end; infinite or 0, as it slopes, if it opens the wrong
-            way and has none.
-        best_interval: its ends may be infinite or 0 too; None with three sizes, which a parabola
-            fits exactly.
-        problem: why `best` is not to be used; empty if it may be.
-    """
-
-    flops: float
-    parameters: Float64[np.ndarray, " points"]
-    values: Float64[np.ndarray, " points"]
+    flops: float  # mean of the points'
+    parameters: Float64[np.ndarray, " points"]  # measured sizes, rising
+    values: Float64[np.ndarray, " points"]  # of the metric
+    # Of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
     coefficients: Float64[np.ndarray, "3"]
+    # Parameters at the parabola's end; infinite or 0, as it slopes, if it opens the wrong way and
+    # has none. So may the interval's ends be; it is None with three sizes: they are fitted exactly.
     best: float
     best_interval: Interval | None
-    problem: Problem
+    problem: Problem  # why `best` is not to be used; empty if it may be
 
     def at(self, parameters: Float64[np.ndarray, " sizes"]) -> Float64[np.ndarray, " sizes"]:
         """The metric at any size."""
@@ -117,10 +107,7 @@ class IsoFLOP:
 
     def to_json(self) -> dict[str, Any]:
         """Budgets as a list, in EFLOPs."""
-        budgets = [
-            {"budget_eflops": budget, **parabola.to_json()}
-            for budget, parabola in self.parabolas.items()
-        ]
+        budgets = [{"budget_eflops": at, **of.to_json()} for at, of in self.parabolas.items()]
         return {"budgets": budgets, "growth": self.growth.to_json()}
 
 

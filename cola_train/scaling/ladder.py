@@ -14,30 +14,25 @@ from cola_train.families.costs import flops_after, steps_to
 from cola_train.families.registry import family_of, family_of_file, load_run_config
 from cola_train.scaling.config import CurveConfig
 
+# A trunk is a constant-rate run that is no point itself; an anneal, a point that branches off one; a
+# run, a point trained from its first step.
+Kind = Literal["stage1", "trunk", "anneal", "run"]
 # A constant-rate run's learning rate never falls: its anneals are branches.
 _NEVER = ("optim.decay=1000000000000", "optim.anneal=1")
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of a ladder.
-
-    Attributes:
-        kind: "stage1"; "trunk", a constant-rate run that is no point itself; "anneal", a point that
-            branches off one; "run", a point trained from its first step.
-        budget: EFLOPs of a point, stage 1 included; 0 for other kinds.
-        arguments: of cola-train.
-        after: the run that must be finished before.
-    """
+    """One run of a ladder."""
 
     name: str
-    kind: Literal["stage1", "trunk", "anneal", "run"]
+    kind: Kind
     family: str
     size: str
-    budget: float
+    budget: float  # EFLOPs of a point, stage 1 included; 0 for other kinds
     config: RunConfig
-    arguments: tuple[str, ...]
-    after: str | None
+    arguments: tuple[str, ...]  # of cola-train
+    after: str | None  # the run that must be finished before
 
     @property
     def is_point(self) -> bool:
@@ -62,9 +57,8 @@ def ladder(spec: CurveConfig, spec_folder: Path) -> list[PlannedRun]:
             planned_runs.append(stage1)
         for size, overrides in family.sizes.items():
             model = _Model(spec, spec_folder / family.config, name, size, overrides, stage1)
-            planned_runs += (
-                _cosine_runs(model) if spec.schedule == "cosine" else _trunk_and_anneals(model)
-            )
+            runs_of = _cosine_runs if spec.schedule == "cosine" else _trunk_and_anneals
+            planned_runs += runs_of(model)
     _check_alike(planned_runs)
     return planned_runs
 
@@ -88,12 +82,8 @@ class _Model:
     def settings(self) -> list[str]:
         """The settings of all its runs."""
         spec = self.spec
-        common = [
-            f"runs_folder={spec.folder}",
-            f"budget.convention={spec.convention}",
-            *spec.settings,
-            *self.overrides,
-        ]
+        common = [f"runs_folder={spec.folder}", f"budget.convention={spec.convention}"]
+        common += [*spec.settings, *self.overrides]
         if self.stage1 is None:
             return common
         # By the file alone: without the start that is given here, its config may be refused.
@@ -119,13 +109,7 @@ class _Model:
             ends[budget] = steps_to(config, Amount(whole - before, "EFLOPs"))
         return ends
 
-    def run(
-        self,
-        name: str,
-        kind: Literal["stage1", "trunk", "run"],
-        budget: float,
-        settings: Sequence[str],
-    ) -> PlannedRun:
+    def run(self, name: str, kind: Kind, budget: float, settings: Sequence[str]) -> PlannedRun:
         """A run from its first step."""
         config = load_run_config(self.path, settings)
         arguments = (config.stage, str(self.path), *settings)

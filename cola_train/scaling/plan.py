@@ -21,7 +21,7 @@ from cola_train.families.costs import (
     steps_to,
 )
 from cola_train.families.registry import family_of
-from cola_train.peaks import DEVICES, Device, device_named
+from cola_train.peaks import device_named
 from cola_train.scaling.memory import check_rows, estimate, what_fits
 from cola_train.training.loop.budget import Budget
 
@@ -49,11 +49,6 @@ class Fleet:
             self.price is None or self.price >= 0, f"--price must be 0 or more, not {self.price}."
         )
 
-    @property
-    def kind(self) -> Device:
-        """What a device of the fleet can do."""
-        return DEVICES[self.device]
-
 
 def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str, Any]:
     """Everything that `plan` says, ready for JSON.
@@ -71,10 +66,10 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     amounts = (steps_to(config, Amount.parse(text, "--at")) for text in extra)
     moments = {*_mark_steps(config, budget.marks, end), *amounts, end}
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
-    per_node = min(fleet.count, fleet.per_node)
+    per_node, most_bytes = min(fleet.count, fleet.per_node), device_named(fleet.device).memory_bytes
     check_rows(config, fleet.count)
     # First, because it records every kind of checkpointing at once, the config's own among them.
-    options = what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)
+    options = what_fits(config, fleet.count, most_bytes, per_node)
     memory = estimate(config, fleet.count, per_node, "cuda")
     return {
         "run": config.name,
@@ -94,11 +89,11 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
             "steps": end,
         },
         "moments": [_moment(config, steps, rows, fleet) for steps in sorted(moments) if steps > 0],
-        "devices": {**dataclasses.asdict(fleet), "memory_bytes": fleet.kind.memory_bytes},
+        "devices": {**dataclasses.asdict(fleet), "memory_bytes": most_bytes},
         "memory": {
             "parts": memory.by_part,
             "peak": memory.peak,
-            "fits": memory.peak <= fleet.kind.memory_bytes,
+            "fits": memory.peak <= most_bytes,
         },
         "what_fits": [dataclasses.asdict(option) for option in options],
     }
@@ -116,7 +111,8 @@ def _mark_steps(config: RunConfig, marks: Sequence[Mark], end: int) -> set[int]:
 
 def _moment(config: RunConfig, steps: int, rows: int | None, fleet: Fleet) -> dict[str, Any]:
     trainer, flops = config.trainer, flops_after(config, steps)
-    seconds = flops["model"] / (fleet.mfu * fleet.kind.peak(trainer.precision) * fleet.count)
+    peak = device_named(fleet.device).peak(trainer.precision)
+    seconds = flops["model"] / (fleet.mfu * peak * fleet.count)
     device_hours = seconds * fleet.count / 3600
     return {
         "steps": steps,
@@ -146,10 +142,8 @@ def show(plan: dict[str, Any], as_json: bool) -> str:
     devices = f"at {fleet['mfu']:.0%} MFU on {fleet['count']} x {fleet['device']}"
     lines += ["", f"In the course of training, {devices}", *_table(_moment_rows(plan))]
     peak, most = plan["memory"]["peak"], fleet["memory_bytes"]
-    lines += [
-        "",
-        f"Memory of a device ({_size(most)}), with the micro-batch and sharding of the config",
-    ]
+    device = f"Memory of a device ({_size(most)})"
+    lines += ["", f"{device}, with the micro-batch and sharding of the config"]
     lines += [f"  {name:34}{_size(size):>12}" for name, size in plan["memory"]["parts"].items()]
     lines += [f"  {'peak':34}{_size(peak):>12}  {'fits' if peak <= most else 'does not fit'}"]
     lines += ["", "What fits: the largest micro-batch by sharding and activation checkpointing"]

@@ -3,6 +3,8 @@
 C0 is the least measured compute, E what no compute removes, A what compute can remove at C0. A
 metric that rises towards a ceiling U is U - A (C / C0)^-alpha; all that rise are shares, so U <= 1.
 With y = L, or y = 1 - L, both are y = E + A (C / C0)^-alpha with E, A, alpha >= 0: that is fitted.
+
+How uncertain a fit to few points is, of this law or another, the residual bootstrap says.
 """
 
 import dataclasses
@@ -12,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float64
 
-from cola_train.bootstrap import Interval
+from cola_train.bootstrap import Interval, bootstrap_generator, percentile_interval
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.loop import Convention
-from cola_train.scaling.bootstrap import interval, resample
 from cola_train.scaling.points import Point, by_budget
 
 Direction = Literal["falls", "rises"]
@@ -23,6 +24,8 @@ PerPoint = Float64[np.ndarray, " points"]
 PerFit = Float64[np.ndarray, " fits"]
 FitsByPoints = Float64[np.ndarray, "fits points"]
 
+LEVEL = 0.9  # of all intervals
+_NUM_RESAMPLES = 1000
 _NUM_PARAMETERS = 3
 # Bounds of alpha x log(most / least compute): from a straight line over log C to a curve that has
 # reached E at the second point.
@@ -60,26 +63,18 @@ class Parameters:
 
 @dataclasses.dataclass(frozen=True)
 class PowerLaw:
-    """A fit of quality over FLOPs.
-
-    Attributes:
-        flops: measured, rising; the first is C0.
-        values: measured.
-        limit: what the metric tends to: E, or the ceiling.
-        amplitude: A: how far the fit is from `limit` at C0.
-        exponent: alpha; 0 if compute does not help.
-    """
+    """A fit of quality over FLOPs."""
 
     direction: Direction
-    flops: PerPoint
-    values: PerPoint
+    flops: PerPoint  # measured, rising; the first is C0
+    values: PerPoint  # measured
     fitted: Parameters
     resampled: Parameters
-    limit: float
+    limit: float  # what the metric tends to: E, or the ceiling
     limit_interval: Interval
-    amplitude: float
+    amplitude: float  # A: how far the fit is from `limit` at C0
     amplitude_interval: Interval
-    exponent: float
+    exponent: float  # alpha; 0 if compute does not help
     exponent_interval: Interval
 
     def at(self, flops: PerPoint) -> PerPoint:
@@ -151,20 +146,42 @@ def frontier(
     return [best(members, key=lambda point: point.metrics[metric]) for members in budgets]
 
 
+def resample(values: PerPoint, fitted: PerPoint, num_parameters: int) -> FitsByPoints:
+    """Values as they might have been measured: the fit plus residuals drawn with replacement.
+
+    Cases are not resampled: of five points, a draw often holds three different ones, on which the
+    fit says nothing. Residuals of a fit are smaller than the noise, so they are scaled by sqrt(n /
+    (n - p)). How large the noise is they say only roughly, so each resample has another scale, with
+    n - p degrees of freedom, as in Student's t. Without that, 90% intervals of a power law hold the
+    truth 60% of the time at 4 points and 80% at 8.
+
+    The noise is assumed to be the same at all points and independent between them. The draws are
+    the same each time.
+    """
+    num_points = len(values)
+    freedom = num_points - num_parameters
+    assert freedom > 0
+    draws = bootstrap_generator()
+    residuals = values - fitted
+    residuals = (residuals - residuals.mean()) * np.sqrt(num_points / freedom)
+    scale = np.sqrt(freedom / draws.chisquare(freedom, size=(_NUM_RESAMPLES, 1)))
+    return fitted + scale * residuals[draws.integers(num_points, size=(_NUM_RESAMPLES, num_points))]
+
+
+def interval(resamples: PerFit) -> Interval:
+    """The percentile interval; resamples of what the points do not determine may be infinite."""
+    return percentile_interval(resamples, LEVEL, "inverted_cdf")
+
+
 def fit_power_law(flops: PerPoint, values: PerPoint, direction: Direction) -> PowerLaw | NotFitted:
-    """Least squares, with bootstrap intervals (`bootstrap.resample`).
+    """Least squares, with bootstrap intervals (`resample`).
 
     For a given alpha, E and A are a linear problem that is solved exactly; the best alpha is
     searched for on a grid and then between its neighbors. So the fit is the best there is and needs
     no starting point. If compute does not help, E is the mean, A and alpha are 0.
 
-    Args:
-        flops: rising.
-        values: of the metric. Those that fall must be 0 or more, those that rise 1 or less.
-        direction: where better values lie.
-
-    Returns:
-        The fit, or why there is none: fewer points than parameters + 1, values out of range.
+    `flops` rise. There is no fit to fewer points than parameters + 1, nor to values out of range:
+    those that fall must be 0 or more, those that rise 1 or less.
     """
     assert (np.diff(flops) > 0).all()
     assert len(flops) == len(values)
