@@ -61,9 +61,9 @@ def record(
     micro-batch are a multiple of the parts that the vocabulary head cuts positions into; with other
     rows parts differ by a position, which is left out.
 
-    The config's precision is decided, not `auto`; `device_type` is "cuda" for the attention kernels
-    of a GPU, "cpu" for those of a CPU. `checkpointing` are kinds of activation checkpointing, where
-    the config has none: a timeline of each. They share one stage.
+    The config's precision is decided, not `auto`, and its activation checkpointing is none;
+    `device_type` is "cuda" for the attention kernels of a GPU, "cpu" for those of a CPU. Each kind
+    of `checkpointing` gives a timeline; they share one stage.
 
     Raises:
         UserError: a strategy that does not fit the number of processes.

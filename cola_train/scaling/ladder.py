@@ -14,8 +14,8 @@ from cola_train.families.costs import flops_after, steps_to
 from cola_train.families.registry import family_of, family_of_file, load_run_config
 from cola_train.scaling.config import CurveConfig
 
-# A trunk is a constant-rate run that is no point itself; an anneal is a point that branches off one;
-# a run is a point trained from its first step.
+# A trunk is a constant-rate run that is no point itself, an anneal a point that branches off one, a
+# run a point trained from its first step.
 Kind = Literal["stage1", "trunk", "anneal", "run"]
 # A constant-rate run's learning rate never falls: its anneals are branches.
 _NEVER = ("optim.decay=1000000000000", "optim.anneal=1")
