@@ -66,7 +66,8 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     amounts = (steps_to(config, Amount.parse(text, "--at")) for text in extra)
     moments = {*_mark_steps(config, budget.marks, end), *amounts, end}
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
-    per_node, most_bytes = min(fleet.count, fleet.per_node), device_named(fleet.device).memory_bytes
+    per_node = min(fleet.count, fleet.per_node)
+    most_bytes = device_named(fleet.device).memory_bytes
     check_rows(config, fleet.count)
     # First, because it records every kind of checkpointing at once, the config's own among them.
     options = what_fits(config, fleet.count, most_bytes, per_node)
