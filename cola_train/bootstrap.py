@@ -1,6 +1,6 @@
 """How uncertain a metric is, by resampling: what all bootstraps share, and which serves where.
 
-- A fit to a few points resamples residuals (scaling/bootstrap.py): with so few points, drawing the
+- A fit to a few points resamples residuals (scaling/power_law.py): with so few points, drawing the
   points themselves often leaves too few different ones to fit.
 - An accuracy resamples a benchmark's samples, which makes the number of correct ones binomial
   (evaluation/benchmarks/results.py).

@@ -3,15 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import cola_train
 from cola_train.config.sampling import SamplerConfig, Solver
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import UserError, above_0, at_least, require, require_each, setting
 
-Kind = Literal["train", "sample"]  # what a measuring process may be asked for
 NOVELS = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"  # the included text
 _OUT = "A new JSON file for the result; null prints it."
+
+
+class MemoryTooSmallError(UserError):
+    """What is measured needs more memory than there is."""
 
 
 def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -20,10 +22,13 @@ def split_settings(settings: Sequence[str]) -> tuple[list[str], list[str]]:
     return [text for text in settings if text not in of_run], of_run
 
 
-def _require_at_least_one(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value >= 1, f"{name} must be at least 1, not {value}.")
+def refuse_existing(*paths: Path | None) -> None:
+    """Raise a UserError if one of these exists, before anything is measured."""
+    for path in paths:
+        require(
+            path is None or not path.exists(),
+            f"{path} exists and is not overwritten; choose another name.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +43,7 @@ class MeasuringConfig:
     out: str | None = setting(None, help=_OUT, common=True)
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self, "threads", "runs")
+        require_each(self, "", at_least(1), "threads", "runs")
         # The first run makes the optimizer's state, caches and compiled code.
         require(
             self.warmups >= 1,
@@ -72,11 +77,7 @@ class BenchTrainConfig(MeasuringConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_at_least_one(self, "rows", "micro_batches", "seq_len")
-
-
-def _without_stops() -> SamplerConfig:
-    return SamplerConfig(max_new_tokens=64, eos_token_ids=(), pad_token_id=0)
+        require_each(self, "", at_least(1), "rows", "micro_batches", "seq_len")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +92,21 @@ class BenchSampleConfig(MeasuringConfig):
     batch: int = setting(8, help="Prompts that are continued together.", common=True)
     prompt_tokens: int = setting(48, help="Random token ids of each prompt.", common=True)
     device: str = setting("auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one.")
-    sampler: SamplerConfig = dataclasses.field(
-        default_factory=_without_stops,
-        metadata={
-            "help": "How they are continued; batch_size is `batch`, and nothing ends a text."
-        },
+    sampler: SamplerConfig = setting(
+        SamplerConfig(max_new_tokens=64, eos_token_ids=(), pad_token_id=0),
+        help="How they are continued; batch_size is `batch`, and nothing ends a text.",
+        common=True,
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require_at_least_one(self, "batch", "prompt_tokens")
+        require_each(self, "", at_least(1), "batch", "prompt_tokens")
         require(
             self.sampler.eos_token_ids == (),
             "sampler.eos_token_ids must be []: texts that end early are no measure of speed.",
         )
         require(
-            self.sampler.batch_size in (_without_stops().batch_size, self.batch),
+            self.sampler.batch_size in (SamplerConfig().batch_size, self.batch),
             f"sampler.batch_size is `batch` here; give batch={self.sampler.batch_size}.",
         )
 
@@ -163,8 +163,8 @@ class BenchQualityConfig:
     )
     num_prompts: int = setting(16, help="How many passages, where no file is given.", common=True)
     prompt_tokens: int = setting(24, help="Tokens of each passage, at most.", common=True)
-    sampler: SamplerConfig = section(
-        SamplerConfig, help="How prompts are continued, but for solver and steps.", common=False
+    sampler: SamplerConfig = setting(
+        SamplerConfig(), help="How prompts are continued, but for solver and steps."
     )
     out: str | None = setting(None, help=_OUT, common=True)
 
@@ -179,7 +179,7 @@ class BenchQualityConfig:
             f"reference_steps ({self.reference_steps}) must be more than any of steps, "
             f"{self.steps}.",
         )
-        _require_at_least_one(self, "num_prompts", "prompt_tokens")
+        require_each(self, "", at_least(1), "num_prompts", "prompt_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +206,5 @@ class BenchDataConfig:
     out: str | None = setting(None, help=_OUT)
 
     def __post_init__(self) -> None:
-        _require_at_least_one(self, "least_characters", "seq_len", "rows", "runs")
-        require(
-            self.step_seconds is None or self.step_seconds > 0,
-            f"step_seconds must be above 0, or null to measure a step, not {self.step_seconds}.",
-        )
+        require_each(self, "", at_least(1), "least_characters", "seq_len", "rows", "runs")
+        require_each(self, "", above_0(", or null to measure a step"), "step_seconds")

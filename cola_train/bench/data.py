@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from cola_train.bench.config import NOVELS, BenchDataConfig, BenchTrainConfig
-from cola_train.bench.machine import Clock
-from cola_train.bench.report import Speedometer, spread
+from cola_train.bench.machine import Clock, Speedometer, spread
 from cola_train.bench.worker import measure_in_a_process
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.config.settings import UserError, require
@@ -113,11 +112,9 @@ def _repeated(config: BenchDataConfig, source: CorpusConfig, path: Path) -> Corp
     paragraphs = [text for text in read_documents(source) if text]
     require(bool(paragraphs), f"{config.text} has no text in it; give a .txt file of prose.")
     repeated, shuffled = list(paragraphs), random.Random(0)
-    num_characters = once = sum(map(len, paragraphs))
-    while num_characters < config.least_characters:
+    for _ in range(1, -(-config.least_characters // sum(map(len, paragraphs)))):
         shuffled.shuffle(paragraphs)
         repeated += paragraphs
-        num_characters += once
     path.write_text("\n\n".join(repeated), encoding="utf-8")
     return CorpusConfig(inputs=[str(path)])
 

@@ -3,20 +3,28 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig
-from cola_train.bench.results import refuse_existing
+from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig, refuse_existing
 from cola_train.bench.worker import measure_in_a_process
+from cola_train.bench.workloads import run_config
 from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.families.registry import family_of
 
+_NAMES = {
+    "batch": "rows of a step",
+    "length": "tokens of a row",
+    "block_size": "latents of a block",
+    "layers": "layers of the DiT",
+    "width": "width of the DiT",
+}
+_PANEL = (2.1, 2.0)  # inches
 
-@dataclasses.dataclass(frozen=True)
-class GrowthStep:
+
+class _GrowthStep(NamedTuple):
     """A training step to measure, and the size by which it differs from others of its series."""
 
     value: int
@@ -35,22 +43,21 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
         at the smallest; and the `machine` of the first step. config.figure asks for a plot of it.
 
     Raises:
-        UserError: whatever the settings are refused for, the workload's widths among it; a figure
-            that exists.
+        UserError: whatever the settings are refused for; a workload whose backbone cannot be
+            varied, or a width that is no multiple of its head width; a figure that exists.
     """
     images = [] if config.figure is None else [Path(f"{config.figure}.{s}") for s in ("png", "svg")]
     refuse_existing(*images)
     measured: dict[tuple[BenchTrainConfig, tuple[str, ...]], dict[str, Any]] = {}
     series: dict[str, list[dict[str, Any]]] = {}
-    for name, steps in growth_steps(config, of_run).items():
+    for name, steps in _growth_steps(config, of_run).items():
         series[name] = []
-        for step in steps:
+        for value, train, own in steps:
             # Series meet in the workload's own step, which is measured once.
-            train, own = step.config, step.of_run
             if (train, own) not in measured:
-                say(" ".join([f"{name} {step.value}: {train.rows} x {train.seq_len}", *own]))
+                say(" ".join([f"{name} {value}: {train.rows} x {train.seq_len}", *own]))
                 measured[train, own] = measure_in_a_process("train", train, [*of_run, *own])
-            series[name].append(_summary(step, measured[train, own]))
+            series[name].append({"value": value, **_summary(measured[train, own])})
     batches = series["batch"]
     result = {
         "workload": config.workload,
@@ -60,21 +67,12 @@ def run_growth(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, An
         "time_ratio": batches[-1]["seconds"] / batches[0]["seconds"],
     }
     if images:
-        from cola_train.bench.figure import draw_growth
-
-        draw_growth(series, *images)
+        _draw(series, *images)
     return result
 
 
-def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[GrowthStep]]:
-    """The steps of each series.
-
-    Raises:
-        UserError: the workload's backbone cannot be varied, or a width is no multiple of its head
-            width.
-    """
-    from cola_train.bench.workloads import run_config
-
+def _growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, list[_GrowthStep]]:
+    """The steps of each series."""
     base = BenchTrainConfig(
         threads=config.threads,
         warmups=config.warmups,
@@ -86,7 +84,7 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
     run = run_config(base, of_run)
     family = family_of(run)
 
-    def steps(size: str, values: Sequence[int]) -> list[GrowthStep]:
+    def steps(size: str, values: Sequence[int]) -> list[_GrowthStep]:
         found = []
         for value in values:
             settings = family.growth_settings(run, size, value)
@@ -95,22 +93,21 @@ def growth_steps(config: BenchGrowthConfig, of_run: Sequence[str]) -> dict[str, 
                     "bench growth varies the sizes of a backbone: give a workload of stage 2, not "
                     f"{config.workload}."
                 )
-            found.append(GrowthStep(value, base, settings))
+            found.append(_GrowthStep(value, base, settings))
         return found
 
     replace = dataclasses.replace
     return {
-        "batch": [GrowthStep(rows, replace(base, rows=rows)) for rows in config.batches],
-        "length": [GrowthStep(tokens, replace(base, seq_len=tokens)) for tokens in config.lengths],
+        "batch": [_GrowthStep(rows, replace(base, rows=rows)) for rows in config.batches],
+        "length": [_GrowthStep(tokens, replace(base, seq_len=tokens)) for tokens in config.lengths],
         "block_size": steps("block_size", config.block_sizes),
         "layers": steps("layers", config.layers),
         "width": steps("width", config.widths),
     }
 
 
-def _summary(step: GrowthStep, result: dict[str, Any]) -> dict[str, Any]:
+def _summary(result: dict[str, Any]) -> dict[str, Any]:
     return {
-        "value": step.value,
         "seconds": result["seconds"]["median"],
         "tokens_per_second": result["tokens_per_second"],
         "tokens_per_second_per_gflops": result["tokens_per_second_per_gflops"],
@@ -127,3 +124,39 @@ def _exponent(steps: Sequence[dict[str, Any]]) -> float | None:
     return statistics.linear_regression(
         [math.log(step["value"]) for step in steps], [math.log(step["seconds"]) for step in steps]
     ).slope
+
+
+def _draw(series: Mapping[str, Sequence[Mapping[str, Any]]], png: Path, svg: Path) -> None:
+    """A column for each size that varies. Dotted: growth in proportion from the first step on."""
+    # Only those who ask for a figure wait for matplotlib.
+    from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    from cola_train.drawing import BLUE, GREEN, drawing
+
+    # From above: a measure with its unit, its key in a step's results, its divisor, its color.
+    measures = (
+        ("seconds a step", "seconds", 1.0, BLUE),
+        ("memory growth (MB)", "growth_bytes", 1e6, GREEN),
+    )
+    rows, columns = len(measures), len(series)
+    with drawing((_PANEL[0] * columns, _PANEL[1] * rows), png, svg) as figure:
+        grid = figure.subplots(rows, columns, sharey="row", sharex="col", squeeze=False)
+        for column, (name, steps) in enumerate(series.items()):
+            sizes = [step["value"] for step in steps]
+            for row, (label, key, divisor, color) in enumerate(measures):
+                axes = grid[row][column]
+                values = [step[key] / divisor for step in steps]
+                if name != "block_size":  # which is no amount of work
+                    proportional = [values[0] * size / sizes[0] for size in sizes]
+                    axes.plot(sizes, proportional, ":", color="0.5", linewidth=1)
+                axes.plot(sizes, values, "o-", color=color)
+                axes.set(xscale="log", yscale="log")
+                axes.yaxis.set_major_formatter(ScalarFormatter())
+                axes.yaxis.set_minor_formatter(NullFormatter())
+                axes.xaxis.set_major_locator(FixedLocator(sizes))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter(ScalarFormatter())
+                if column == 0:
+                    axes.set_ylabel(label)
+                if row == rows - 1:
+                    axes.set_xlabel(_NAMES[name])

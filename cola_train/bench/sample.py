@@ -5,12 +5,10 @@ from typing import Any
 
 import torch
 
-from cola_train.bench.config import BenchSampleConfig
-from cola_train.bench.machine import Clock, Memory
-from cola_train.bench.report import Speedometer, spread
+from cola_train.bench.config import BenchSampleConfig, MemoryTooSmallError
+from cola_train.bench.machine import Clock, Memory, Speedometer, spread
 from cola_train.bench.workloads import checkpoint
 from cola_train.config.loop import Convention
-from cola_train.config.settings import UserError
 from cola_train.console import progress_bar
 from cola_train.devices import named_device
 from cola_train.families.checkpoint import Checkpoint
@@ -20,10 +18,7 @@ from cola_train.sampling.precision import computes_in_bf16
 
 
 def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any]:
-    """Measure how fast a checkpoint generates, in this process.
-
-    Returns:
-        What `cola-train bench sample` reports, see docs/benchmarks.md.
+    """Measure, in this process, what `cola-train bench sample` reports, see docs/benchmarks.md.
 
     Raises:
         UserError: no such workload, checkpoint or device, or too little memory on a GPU.
@@ -35,7 +30,7 @@ def measure_sample(config: BenchSampleConfig, device_name: str) -> dict[str, Any
     try:
         return _measure(config, model, Clock(device, config.threads))
     except torch.OutOfMemoryError:
-        raise UserError(
+        raise MemoryTooSmallError(
             f"The GPU has too little memory for {config.batch} prompts at a time; give a smaller "
             "batch."
         ) from None

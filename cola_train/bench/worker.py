@@ -4,29 +4,30 @@ Run as a program, this module is one: its arguments are the kind, the device to 
 settings.
 """
 
+import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cola_train.bench.config import (
     BenchSampleConfig,
     BenchTrainConfig,
-    Kind,
     MeasuringConfig,
+    MemoryTooSmallError,
     split_settings,
 )
 from cola_train.config.load import leaves, load_config, value_at
 from cola_train.config.settings import UserError
+from cola_train.console import say
 
+# A doubling of the rows must gain as much, or it is the last.
+_LEAST_GAIN = 1.01
+Kind = Literal["train", "sample"]
 _RESULT = "cola_train measured: "
-
-
-class MemoryTooSmallError(UserError):
-    """What is measured needs more memory than there is."""
 
 
 def measure_in_a_process(
@@ -66,28 +67,66 @@ def measure_in_a_process(
     return result
 
 
-def _measure(kind: str, device: str, settings: Sequence[str]) -> dict[str, Any]:
-    if kind == "train":
-        from cola_train.bench.train import measure_train
-        from cola_train.bench.workloads import run_config
+def run_train(config: BenchTrainConfig, of_run: Sequence[str]) -> dict[str, Any]:
+    """Measure a training step in a fresh process; with `find_rows`, at the fastest micro-batch.
 
-        own, of_run = split_settings(settings)
-        config = load_config(BenchTrainConfig, None, own)
-        return measure_train(config, run_config(config, of_run))
-    from cola_train.bench.sample import measure_sample
+    `of_run` are settings of the run that override the workload's, key=value.
 
-    return measure_sample(load_config(BenchSampleConfig, None, settings), device)
+    Raises:
+        UserError: whatever the settings are refused for; memory that is too small for the first
+            micro-batch.
+    """
+    if not config.find_rows:
+        return measure_in_a_process("train", config, of_run)
+    rows, tried = _find_rows(config, of_run)
+    config = dataclasses.replace(config, rows=rows, find_rows=False)
+    return {**measure_in_a_process("train", config, of_run), "tried": tried}
+
+
+def _find_rows(config: BenchTrainConfig, of_run: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
+    """The micro-batch of most tokens per second; and each that was tried.
+
+    These are config.rows (1 by default), twice as many, and so on: until memory ends, or up to a
+    doubling that gains less than 1 %.
+    """
+    rows = config.rows or 1
+    short = dataclasses.replace(config, find_rows=False, profile=False, warmups=1, runs=2)
+    tried: list[dict[str, Any]] = []
+    while True:
+        try:
+            found = measure_in_a_process("train", dataclasses.replace(short, rows=rows), of_run)
+        except MemoryTooSmallError:
+            if not tried:
+                raise
+            say(f"{rows} rows do not fit into memory.")
+            break
+        speed = found["tokens_per_second"]
+        gains = not tried or speed > _LEAST_GAIN * tried[-1]["tokens_per_second"]
+        peak = found["memory"]["peak_bytes"]
+        tried.append({"rows": rows, "tokens_per_second": speed, "peak_bytes": peak})
+        say(f"{rows} rows: {speed:.6g} tokens/s")
+        if not gains:
+            break
+        rows *= 2
+    return max(tried, key=lambda one: one["tokens_per_second"])["rows"], tried
 
 
 def _main() -> None:
     kind, device, *settings = sys.argv[1:]
     try:
-        result = _measure(kind, device, settings)
-    except UserError as error:
-        import torch
+        if kind == "train":
+            from cola_train.bench.train import measure_train
+            from cola_train.bench.workloads import run_config
 
-        out_of_memory = isinstance(error.__context__, torch.OutOfMemoryError)
-        result = {"refused": str(error), "memory": out_of_memory}
+            own, of_run = split_settings(settings)
+            config = load_config(BenchTrainConfig, None, own)
+            result = measure_train(config, run_config(config, of_run))
+        else:
+            from cola_train.bench.sample import measure_sample
+
+            result = measure_sample(load_config(BenchSampleConfig, None, settings), device)
+    except UserError as error:
+        result = {"refused": str(error), "memory": isinstance(error, MemoryTooSmallError)}
     sys.stdout.write(f"\n{_RESULT}{json.dumps(result)}\n")
 
 

@@ -1,12 +1,13 @@
 """What is measured: run configs by name, and checkpoints with random weights to sample from."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
+from tokenizers import models, pre_tokenizers
 from torch import nn
 
 from cola_train.bench.config import BenchSampleConfig, BenchTrainConfig
@@ -37,9 +38,7 @@ def workloads() -> dict[str, tuple[type[RunConfig], tuple[str, ...]]]:
 def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfig:
     """The run whose step is measured: one process, `rows` x `micro_batches` of `seq_len` tokens.
 
-    Args:
-        config: names a workload, or a run's config file.
-        of_run: settings of the run, as key=value, over the workload's.
+    `of_run` are settings of the run, as key=value, over the workload's or its config file's.
 
     Raises:
         UserError: no such workload or file; whatever the run's config refuses.
@@ -57,9 +56,8 @@ def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfi
         run = load_config(config_class, None, [*_NAMES, *settings, *of_run])
     trainer, parallel = run.trainer, run.parallel
     rows = config.rows or trainer.micro_batch_size
-    micro_batches = config.micro_batches or trainer.global_batch_size // (
-        trainer.micro_batch_size * parallel.num_processes
-    )
+    rows_at_once = trainer.micro_batch_size * parallel.num_processes
+    micro_batches = config.micro_batches or trainer.global_batch_size // rows_at_once
     return dataclasses.replace(
         run,
         trainer=dataclasses.replace(
@@ -73,9 +71,8 @@ def run_config(config: BenchTrainConfig, of_run: Sequence[str] = ()) -> RunConfi
 def random_batch(config: RunConfig) -> Batch:
     """A step's rows of random tokens: no padding, one document a row."""
     rows, seq_len = config.trainer.global_batch_size, config.data.seq_len
-    tokens = torch.randint(
-        config.vocab_size, (rows, seq_len), generator=torch.Generator().manual_seed(0)
-    )
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(config.vocab_size, (rows, seq_len), generator=generator)
     real, index = torch.ones(rows, seq_len, dtype=torch.bool), torch.arange(rows)
     return Batch(tokens, real, torch.zeros_like(tokens), index, index.clone())
 
@@ -124,10 +121,9 @@ def _random_checkpoint(family: Family[Any], workload: str, device: torch.device)
         meta = family.build(run).state_dict()
     # Zeros that take no memory: the networks are filled in place, so that they are held only once.
     weights = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in meta.items()}
+    trained = TrainedRun(run, weights, _word_tokenizer(run.vocab_size), {})
     with torch.device(device):
-        made = family.checkpoint(
-            TrainedRun(run, weights, _word_tokenizer(run.vocab_size), {}), device
-        )
+        made = family.checkpoint(trained, device)
     for network in made.networks.values():
         randomize(network)
         with torch.no_grad():
@@ -141,18 +137,8 @@ def _word_tokenizer(vocab_size: int) -> Tokenizer:
     """A tokenizer with one id for each word "w7", "w8", ... after the special tokens."""
     num_special = len(TRAINED_SPECIAL_TOKENS)
     words = [*TRAINED_SPECIAL_TOKENS, *(f"w{number}" for number in range(num_special, vocab_size))]
-    options = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    content = {
-        "version": "1.0",
-        "added_tokens": [
-            {"id": number, "content": token, **options, "special": True}
-            for number, token in enumerate(TRAINED_SPECIAL_TOKENS)
-        ],
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "model": {
-            "type": "WordLevel",
-            "vocab": {word: number for number, word in enumerate(words)},
-            "unk_token": words[-1],
-        },
-    }
-    return Tokenizer(json.dumps(content).encode())
+    ids = {word: number for number, word in enumerate(words)}
+    library = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=words[-1]))
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(list(TRAINED_SPECIAL_TOKENS))
+    return Tokenizer(library.to_str().encode())

@@ -1,6 +1,8 @@
 """The verb that measures speed: bench train, sample, growth, data, quality."""
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,11 @@ from cola_train.bench.config import (
     BenchQualityConfig,
     BenchSampleConfig,
     BenchTrainConfig,
+    refuse_existing,
     split_settings,
 )
 from cola_train.cli.verb import add_device, add_verb, load_settings
+from cola_train.files import write_atomically
 
 _OF_RUN = "settings with a dot in their name are the measured run's"
 
@@ -71,8 +75,6 @@ def add(verbs: Any) -> None:
 def _load(options: argparse.Namespace) -> Any:
     """The config, once it is known that its result's file does not exist."""
     config = load_settings(options)
-    from cola_train.bench.results import refuse_existing
-
     refuse_existing(None if config.out is None else Path(config.out))
     return config
 
@@ -83,23 +85,27 @@ def _load_with_run(options: argparse.Namespace) -> tuple[Any, list[str]]:
 
 
 def _deliver(result: dict[str, Any], out: str | None) -> None:
-    from cola_train.bench.results import deliver
-
-    deliver(result, out)
+    """Write a result to `out`, or to stdout."""
+    text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(Path(out), text)
 
 
 def _train(options: argparse.Namespace) -> None:
     config, of_run = _load_with_run(options)
-    from cola_train.bench.run import run_train
+    from cola_train.bench.worker import run_train
 
     _deliver(run_train(config, of_run), config.out)
 
 
 def _sample(options: argparse.Namespace) -> None:
     config = _load(options)
-    from cola_train.bench.run import run_sample
+    from cola_train.bench.worker import measure_in_a_process
 
-    _deliver(run_sample(config, options.device), config.out)
+    device = config.device if options.device == "auto" else options.device
+    _deliver(measure_in_a_process("sample", config, device=device), config.out)
 
 
 def _growth(options: argparse.Namespace) -> None:
@@ -118,6 +124,6 @@ def _data(options: argparse.Namespace) -> None:
 
 def _quality(options: argparse.Namespace) -> None:
     config = _load(options)
-    from cola_train.bench.run import run_quality
+    from cola_train.bench.quality import run_quality
 
     _deliver(run_quality(options.checkpoint, config, options.device), config.out)

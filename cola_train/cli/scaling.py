@@ -125,14 +125,14 @@ def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
 
 def _curve_fit(options: argparse.Namespace) -> None:
     spec, _ = _spec(options)
-    from cola_train.scaling.results import write_fit
+    from cola_train.scaling.fit import write_fit
 
     sys.stdout.write(write_fit(spec))
 
 
 def _curve_plot(options: argparse.Namespace) -> None:
     spec, _ = _spec(options)
-    from cola_train.scaling.results import draw
+    from cola_train.scaling.figure import draw
 
     for path in draw(spec):
         print(path)

@@ -42,13 +42,10 @@ SHARDED = (MemoryPart.WEIGHTS, MemoryPart.GRADIENTS, MemoryPart.OPTIMIZER, Memor
 
 @dataclasses.dataclass(frozen=True)
 class Timeline:
-    """Bytes alive after each event (an allocation or release) of a step: fixed + rows x per_row.
+    """Bytes alive after each event (an allocation or release) of a step: fixed + rows x per_row."""
 
-    Both arrays are (events, parts).
-    """
-
-    fixed: Bytes
-    per_row: Bytes
+    fixed: Bytes  # (events, parts)
+    per_row: Bytes  # (events, parts)
 
     def at(self, rows: int) -> Bytes:
         """The bytes with a micro-batch of `rows`, (events, parts)."""
@@ -67,15 +64,9 @@ class Timeline:
         return int(((most_bytes - fixed[growing]) // per_row[growing]).min())
 
     def resharded(self, factor: int) -> "Timeline":
-        """The timeline with shards of `factor` times the size."""
+        """The timeline with shards of `factor` times the size; 0 for shards that lie elsewhere."""
         fixed = self.fixed.copy()
         fixed[:, SHARDED] *= factor
-        return Timeline(fixed, self.per_row)
-
-    def without(self, parts: Sequence[MemoryPart]) -> "Timeline":
-        """The timeline without the bytes of these parts."""
-        fixed = self.fixed.copy()
-        fixed[:, parts] = 0
         return Timeline(fixed, self.per_row)
 
     def accumulating(self) -> "Timeline":
@@ -140,11 +131,8 @@ class AllocationLog:
             self.take(MemoryPart.REDUCING, [kwargs["out"]])
         for tensor in tensors:
             number = self._number(tensor)
-            if (
-                self._parts[number] is None
-                and tensor.dim() > 1
-                and tensor.shape[-1] == self._vocab_size
-            ):
+            per_id = tensor.dim() > 1 and tensor.shape[-1] == self._vocab_size
+            if per_id and self._parts[number] is None:
                 self._parts[number] = MemoryPart.LOGITS
 
     def enter(self, section: Section, layer: int) -> None:
@@ -157,8 +145,7 @@ class AllocationLog:
         Raises:
             UnequalLayersError: see `layers.repeated`.
         """
-        sizes = [size for _, size in self._changes]
-        events = list(zip(self.parts(), sizes, strict=True))
+        events = list(zip(self.parts(), (size for _, size in self._changes), strict=True))
         self._order = repeated(events, self._entered, left_out)
 
     def close(self) -> None:
@@ -184,9 +171,8 @@ class AllocationLog:
     def live_apart(self, units: int) -> tuple[Bytes, Bytes]:
         """The bytes alive after each event: those that no rows add, and those of a unit of rows.
 
-        Args:
-            units: how many units of rows were recorded; more than twice the bytes of any storage
-                that has none of rows, so that each storage's bytes tell both.
+        So many `units` of rows were recorded: more than twice the bytes of any storage that has
+        none of rows, so that each storage's bytes tell both.
         """
         changes: list[tuple[int, int]] = []
         for number, change in self._changes:

@@ -82,10 +82,8 @@ class CurveConfig:
         require(
             0 < self.anneal_share < 1, f"anneal_share must be in (0, 1), not {self.anneal_share}."
         )
-        for name in (
-            *self.families,
-            *(size for family in self.families.values() for size in family.sizes),
-        ):
+        sizes = [size for family in self.families.values() for size in family.sizes]
+        for name in [*self.families, *sizes]:
             require(
                 name.replace("_", "").replace("-", "").replace(".", "").isalnum(),
                 "Names of families and sizes become folders: letters, digits, '.', '_' and '-', "

@@ -19,9 +19,8 @@ from cola_train.run_folder import read_run_config, read_status
 from cola_train.run_layout import EXPORT, METRICS
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.ladder import PlannedRun, ladder, stage1_flops
-from cola_train.scaling.points import Point, write_points
+from cola_train.scaling.points import POINTS, Point, write_points
 
-POINTS = "points.csv"
 _COMPARISON = "comparison/"
 Outcome = Literal["finished", "failed", "waits"]
 
@@ -30,16 +29,15 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
     """Run a ladder here, `parallel` runs at a time, and write its points.csv.
 
     The same call resumes: finished runs are skipped, interrupted ones continue, failed ones are
-    reported and, with `retry`, run again from their last checkpoint.
-
-    Returns:
-        The exit status, 1 if a run failed.
+    reported and, with `retry`, run again from their last checkpoint. Returns the exit status: 1 if
+    a run failed.
 
     Raises:
         UserError: an error in the spec or in a run's config, before anything is trained.
     """
     planned_runs = ladder(spec, spec_folder)
     PreparedData.open(planned_runs[0].config.data.path)
+    path = Path(spec.folder) / POINTS
     outcomes: dict[str, Outcome] = {}
     for level in levels(planned_runs):
         with ThreadPoolExecutor(parallel) as pool:
@@ -47,17 +45,13 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
             for planned, outcome in zip(level, ended, strict=True):
                 outcomes[planned.name] = outcome
         points = measured(spec, planned_runs)
-        write_points(Path(spec.folder) / POINTS, points)
+        write_points(path, points)
     failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
-    say(
-        f"{len(points)} of {sum(planned.is_point for planned in planned_runs)} points are "
-        f"measured: {Path(spec.folder) / POINTS}"
-    )
+    num_points = sum(planned.is_point for planned in planned_runs)
+    say(f"{len(points)} of {num_points} points are measured: {path}")
     if failed:
-        say(
-            f"Not finished: {', '.join(failed)}. Their logs are {spec.folder}/NAME.log; --retry "
-            "runs failed ones again."
-        )
+        logs = f"Their logs are {spec.folder}/NAME.log; --retry runs failed ones again."
+        say(f"Not finished: {', '.join(failed)}. {logs}")
     return 1 if failed else 0
 
 
@@ -76,11 +70,8 @@ def write_launch_lines(
 ) -> list[Path]:
     """Write a shell line for each run; level-N.sh needs level N - 1, and its lines have no order.
 
-    Args:
-        spec: the ladder.
-        spec_folder: where the spec lies.
-        folder: where to write; a SLURM array runs line SLURM_ARRAY_TASK_ID of a file.
-        launcher: what starts a training, such as "cola-train" or "bash scripts/launch_torchrun.sh".
+    A SLURM array runs line SLURM_ARRAY_TASK_ID of a file. `launcher` is what starts a training:
+    "cola-train" or, for example, "bash scripts/launch_torchrun.sh".
     """
     paths = []
     for number, level in enumerate(levels(ladder(spec, spec_folder))):
@@ -106,10 +97,8 @@ def _finish(
     if not _is_finished(run):
         status = read_status(run)
         if status is not None and status.state in ("failed", "stopped") and not retry:
-            say(
-                f"{planned.name} had failed at step {status.step}: {status.reason} (--retry runs "
-                "it again)"
-            )
+            failure = f"{planned.name} had failed at step {status.step}: {status.reason}"
+            say(f"{failure} (--retry runs it again)")
             return "failed"
         say(f"{planned.name}: training, {planned.config.trainer.max_steps:,} steps")
         if (code := _program(planned.arguments, run)) != 0:
@@ -135,12 +124,9 @@ def _report(planned: PlannedRun, run: Path) -> Outcome:
 
 
 def _comparison_arguments(spec: CurveConfig, planned: PlannedRun) -> list[str]:
-    changed = changed_values(spec.comparison)
-    return [
-        "compare",
-        f"{spec.folder}/{planned.name}",
-        *(f"{key}={json.dumps(value)}" for key, value in changed.items()),
-    ]
+    changed = changed_values(spec.comparison).items()
+    settings = [f"{key}={json.dumps(value)}" for key, value in changed]
+    return ["compare", f"{spec.folder}/{planned.name}", *settings]
 
 
 def _program(arguments: Sequence[str], run: Path) -> int:
@@ -157,21 +143,17 @@ def comparison_of(run: Path) -> dict[str, float] | None:
     """The metrics of `cola-train compare` at a run's last step; None if it was not compared."""
     rows = [*read_log(run / METRICS)]
     last = max((row["step"] for row in rows if "tokens" in row), default=None)
-    found = None
-    for row in rows:
-        metrics = {
-            name.removeprefix(_COMPARISON): value
-            for name, value in row.items()
-            if name.startswith(_COMPARISON)
-        }
-        if row["step"] == last and metrics:
-            found = metrics
-    return found
+    compared = [
+        {name.removeprefix(_COMPARISON): row[name] for name in row if name.startswith(_COMPARISON)}
+        for row in rows
+        if row["step"] == last
+    ]
+    return next((metrics for metrics in reversed(compared) if metrics), None)
 
 
 def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Point]:
     """The points that have been trained and compared, from their metrics.jsonl."""
-    by_name = {planned.name: planned for planned in planned_runs}
+    stage1 = {run.family: stage1_flops(run) for run in planned_runs if run.kind == "stage1"}
     points = []
     for planned in planned_runs:
         run = Path(spec.folder) / planned.name
@@ -179,11 +161,7 @@ def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Poin
         if metrics is None:
             continue
         spent = [row for row in read_log(run / METRICS) if "tokens" in row][-1]
-        # What it needs is its trunk, its stage 1 or nothing, and what its trunk needs is stage 1.
-        origin = planned.after
-        if origin is not None and planned.kind == "anneal":
-            origin = by_name[origin].after
-        before = {} if origin is None else stage1_flops(by_name[origin])
+        before = stage1.get(planned.family, {})
         flops = {
             name: round(spent[f"eflops_{name}"] * 1e18) + before.get(name, 0)
             for name in ("paper", "model", "executed")

@@ -1,7 +1,7 @@
-"""A training step without numbers: the real stage, sharded over absent processes, is recorded.
+"""A training step without numbers: the real objective, sharded over absent processes, is recorded.
 
 Tensors are torch's fake ones, which have shapes and storages but no memory, and collectives go to
-torch's fake process group. So what is recorded is what the program does, whatever the stage; only
+torch's fake process group. So what is recorded is what the program does, whatever the family; only
 what kernels and libraries use inside is missing.
 """
 
@@ -38,20 +38,15 @@ from cola_train.training.parallel.sharding import check_mesh, gather_each_once, 
 
 @dataclasses.dataclass(frozen=True)
 class _DryRun:
-    """An objective that is ready for its step.
-
-    Attributes:
-        present: the tensors that exist when a step begins, and what they are for, by stack and
-            number of the layer that they belong to; None for the rest.
-        left_out: how many layers of each stack do not take part.
-    """
+    """An objective that is ready for its step."""
 
     config: RunConfig
     processes: Processes
     objective: Objective
     mode: RecordingMode
+    # What exists when a step begins, and what for, by stack and number of its layer; None: of none.
     present: dict[tuple[str, int] | None, list[tuple[MemoryPart, Tensor]]]
-    left_out: dict[str, int]
+    left_out: dict[str, int]  # layers of each stack that do not take part
 
 
 def record(
@@ -68,27 +63,28 @@ def record(
     micro-batch are a multiple of the parts that the vocabulary head cuts positions into; with other
     rows parts differ by a position, which is left out.
 
-    Args:
-        config: the run; its precision decided, not `auto`.
-        world_size: processes of the run.
-        local_world_size: those of one machine.
-        device_type: "cuda" for the attention kernels of a GPU, "cpu" for those of a CPU.
-        checkpointing: kinds of activation checkpointing, in place of the config's: a timeline of
-            each. They share one stage.
+    The config's precision is decided, not `auto`, and its activation checkpointing is none;
+    `device_type` is "cuda" for the attention kernels of a GPU, "cpu" for those of a CPU. Each kind
+    of `checkpointing` gives a timeline; they share one objective.
 
     Raises:
         UserError: a strategy that does not fit the number of processes.
     """
     processes = Processes(0, world_size, 0, local_world_size)
     check_mesh(config.parallel, processes)
-    config = dataclasses.replace(
-        config, parallel=dataclasses.replace(config.parallel, activation_checkpointing="none")
-    )
+
+    def timelines(shortens: bool, record_timeline: Callable[[_DryRun], Timeline]) -> list[Timeline]:
+        run, found = _configure(config, processes, shortens), []
+        for kind in checkpointing:
+            with checkpointing_activations(run.objective, kind):
+                found.append(record_timeline(run))
+        return found
+
     shortens, record_timeline = True, _record_once
-    with _fake_group(world_size), _kernels_of(device_type):
+    with _fake_devices(world_size, device_type):
         while True:
             try:
-                return _record(config, processes, checkpointing, shortens, record_timeline)
+                return timelines(shortens, record_timeline)
             except UnequalLayersError:
                 shortens = False
             except (RuntimeError, OverflowError) as error:
@@ -96,21 +92,6 @@ def record(
                 if "overflow" not in str(error) or record_timeline is _record_twice:
                     raise
                 record_timeline = _record_twice
-
-
-def _record(
-    config: RunConfig,
-    processes: Processes,
-    checkpointing: Sequence[Checkpointing],
-    shortens: bool,
-    record_timeline: Callable[[_DryRun], Timeline],
-) -> list[Timeline]:
-    run = _configure(config, processes, shortens)
-    timelines = []
-    for kind in checkpointing:
-        with checkpointing_activations(run.objective, kind):
-            timelines.append(record_timeline(run))
-    return timelines
 
 
 def _record_once(run: _DryRun) -> Timeline:
@@ -142,28 +123,18 @@ def _numbers(module: nn.Module) -> int:
 
 
 @contextlib.contextmanager
-def _fake_group(world_size: int) -> Iterator[None]:
+def _fake_devices(world_size: int, device_type: str) -> Iterator[None]:
+    """The run's group, and attention as on `device_type`: without CUDA, torch fakes CPUs alone."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _kernels_of(device_type: str) -> Iterator[None]:
-    """Attention as on `device_type`; torch without CUDA has no fake CUDA tensors."""
-    forget_masks()
-    try:
-        with contextlib.ExitStack() as patches:
-            if device_type != "cpu":
-                for attention in (RowAttention, TiledAttention):
-                    patches.enter_context(
-                        unittest.mock.patch.object(attention, "__call__", _gpu_attention)
-                    )
-            yield
-    finally:
+    with contextlib.ExitStack() as undo:
+        undo.callback(dist.destroy_process_group)
         forget_masks()
+        undo.callback(forget_masks)
+        if device_type != "cpu":
+            for attention in (RowAttention, TiledAttention):
+                patch = unittest.mock.patch.object(attention, "__call__", _gpu_attention)
+                undo.enter_context(patch)
+        yield
 
 
 def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -182,7 +153,7 @@ def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
 
 
 def _configure(config: RunConfig, processes: Processes, shortens: bool) -> _DryRun:
-    """Build a stage, fake from where memory is given: a mesh reads its tensors' values."""
+    """Build the objective, fake from where memory is given: a mesh reads its tensors' values."""
     mode, left_out = RecordingMode(), dict[str, int]()
     objective = build_sharded(
         config, processes, lambda built: left_out.update(shorten(built, shortens))
@@ -245,12 +216,9 @@ def _record_step(run: _DryRun, rows: int) -> AllocationLog:
         loss = total_loss(terms, counts)
         log.take_rest(MemoryPart.ACTIVATIONS)
         loss.backward()
-        trained = [parameter for parameter in objective.parameters() if parameter.grad is not None]
-        log.take(
-            MemoryPart.GRADIENTS,
-            [parameter.grad for parameter in trained if parameter.grad is not None],
-        )
-    for parameter in trained:
+        gradients = {each: each.grad for each in objective.parameters() if each.grad is not None}
+        log.take(MemoryPart.GRADIENTS, list(gradients.values()))
+    for parameter in gradients:
         parameter.grad = None
     log.repeat_layers(run.left_out)
     return log

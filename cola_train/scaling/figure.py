@@ -1,8 +1,9 @@
 """`cola-train curve plot`: quality over training compute with fits, and over size by budget."""
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, SKY, YELLOW, drawing
-from cola_train.scaling.bootstrap import LEVEL
-from cola_train.scaling.fit import Fits
+from cola_train.scaling.config import CurveConfig
+from cola_train.scaling.fit import Fits, fit_points
 from cola_train.scaling.isoflop import IsoFLOP
-from cola_train.scaling.points import Point, by_family
-from cola_train.scaling.power_law import NotFitted, PowerLaw, frontier
+from cola_train.scaling.points import POINTS, Point, by_family, read_points
+from cola_train.scaling.power_law import LEVEL, NotFitted, PowerLaw, frontier
 
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 _MARKERS = {"run": "o", "anneal": "D"}
@@ -31,6 +32,21 @@ _BEYOND = 5.0
 _PANEL = (4.0, 3.0)  # inches
 
 
+def draw(spec: CurveConfig) -> list[Path]:
+    """Draw a curve's points with their fits, as PNG and SVG; returns the files.
+
+    Raises:
+        UserError: as `fit.write_fit`.
+    """
+    folder = Path(spec.folder)
+    points = read_points(folder / POINTS)
+    fits = fit_points(points, spec.convention)
+    files = [folder / f"{name}.{kind}" for name in ("curve", "isoflop") for kind in ("png", "svg")]
+    draw_curve(points, fits, *files[:2])
+    draw_isoflop(points, fits, *files[2:])
+    return files
+
+
 def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> None:
     """Draw quality over training compute: panels are fitted metrics, colors families.
 
@@ -39,17 +55,6 @@ def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> Non
     metric of real text.
     """
     unit, name = _unit(point.flops[fits.convention] for point in points)
-
-    def panel(metric: str) -> Callable[[Any], None]:
-        better = "lower" if fits.metrics[metric].direction == "falls" else "higher"
-
-        def fill(axes: Any) -> None:
-            _draw_metric(axes, points, fits, metric, unit)
-            axes.set_title(f"{metric.replace('_', ' ')} ({better} is better)", loc="left")
-            axes.set_xlabel(f"training compute ({name}, convention {fits.convention})")
-
-        return fill
-
     others = {"marker": "o", "markerfacecolor": "white", "markersize": 3, "linestyle": "none"}
     entries = [
         *(Patch(color=color, label=family) for family, color in _colors(points).items()),
@@ -61,7 +66,13 @@ def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> Non
     ]
     if any(f"held_out_{metric}" in points[0].metrics for metric in fits.metrics):
         entries.append(_entry("real text", linestyle=":"))
-    _draw([panel(metric) for metric in fits.metrics], min(3, len(fits.metrics)), entries, png, svg)
+    num_panels = len(fits.metrics)
+    with _panels(num_panels, min(3, num_panels), entries, png, svg) as panels:
+        for axes, metric in zip(panels, fits.metrics, strict=True):
+            better = "lower" if fits.metrics[metric].direction == "falls" else "higher"
+            _draw_metric(axes, points, fits, metric, unit)
+            axes.set_title(f"{metric.replace('_', ' ')} ({better} is better)", loc="left")
+            axes.set_xlabel(f"training compute ({name}, convention {fits.convention})")
 
 
 def draw_isoflop(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> None:
@@ -75,16 +86,6 @@ def draw_isoflop(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> N
     # The lightest shades of a map cannot be read on white.
     shades = mpl.colormaps["viridis_r"](np.linspace(0.2, 1, len(budgets)))
     colors = dict(zip(budgets, shades, strict=True))
-
-    def panel(metric: str, family: str) -> Callable[[Any], None]:
-        def fill(axes: Any) -> None:
-            isoflop = fits.metrics[metric].isoflops[family]
-            _draw_sizes(axes, families[family], metric, isoflop, colors)
-            axes.set_title(f"{family}: {metric.replace('_', ' ')}", loc="left")
-            axes.set_xlabel("parameters of the backbone")
-
-        return fill
-
     entries = [
         *(
             _entry(f"{budget * FLOPS_PER_EFLOP / unit:.3g} {name}", color=color, marker="o")
@@ -93,8 +94,13 @@ def draw_isoflop(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> N
         *_kind_entries(points),
         _entry("compute-optimal size", linestyle="none", **_STAR),
     ]
-    panels = [panel(metric, family) for metric in fits.metrics for family in families]
-    _draw(panels, len(families), entries, png, svg)
+    shown = list(itertools.product(fits.metrics, families))
+    with _panels(len(shown), len(families), entries, png, svg) as panels:
+        for axes, (metric, family) in zip(panels, shown, strict=True):
+            isoflop = fits.metrics[metric].isoflops[family]
+            _draw_sizes(axes, families[family], metric, isoflop, colors)
+            axes.set_title(f"{family}: {metric.replace('_', ' ')}", loc="left")
+            axes.set_xlabel("parameters of the backbone")
 
 
 def _draw_metric(axes: Any, points: Sequence[Point], fits: Fits, metric: str, unit: float) -> None:
@@ -217,18 +223,14 @@ def _plain_ticks(axes: Any, show: Callable[[float], str]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw(
-    panels: Sequence[Callable[[Any], None]],
-    columns: int,
-    entries: Sequence[Any],
-    png: Path,
-    svg: Path,
-) -> None:
-    rows = math.ceil(len(panels) / columns)
+@contextlib.contextmanager
+def _panels(
+    count: int, columns: int, entries: Sequence[Any], png: Path, svg: Path
+) -> Iterator[list[Any]]:
+    """Yield axes to fill, in rows of `columns`; below them is a legend of `entries`."""
+    rows = math.ceil(count / columns)
     with drawing((_PANEL[0] * columns, _PANEL[1] * rows + 0.6), png, svg) as figure:
-        for place, fill in enumerate(panels, start=1):
-            axes = figure.add_subplot(rows, columns, place)
-            axes.set_gid(f"panel-{place}")
-            fill(axes)
+        places = range(1, count + 1)
+        yield [figure.add_subplot(rows, columns, at, gid=f"panel-{at}") for at in places]
         ncols = min(len(entries), 2 * columns)
         figure.legend(handles=entries, loc="outside lower center", ncols=ncols)

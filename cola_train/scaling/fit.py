@@ -1,7 +1,9 @@
 """`cola-train curve fit`: power laws and compute-optimal sizes of points, as JSON and as tables."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,18 @@ from cola_train.bootstrap import Interval
 from cola_train.config.loop import Convention
 from cola_train.config.settings import require
 from cola_train.console import aligned
-from cola_train.scaling.bootstrap import LEVEL
+from cola_train.files import write_atomically
+from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.isoflop import Growth, IsoFLOP, Parabola, fit_isoflop
-from cola_train.scaling.points import Point, by_family
-from cola_train.scaling.power_law import Direction, NotFitted, PowerLaw, fit_power_law, frontier
+from cola_train.scaling.points import POINTS, Point, by_family, read_points
+from cola_train.scaling.power_law import (
+    LEVEL,
+    Direction,
+    NotFitted,
+    PowerLaw,
+    fit_power_law,
+    frontier,
+)
 
 # The metrics of `cola-train compare` that are the better the further they fall or rise. The shares
 # of repeated and of distinct 4-grams are not among them: text can be too wild as well as too bland.
@@ -54,6 +64,20 @@ class Fits:
             "power_laws": power_laws,
             "isoflop": isoflop,
         }
+
+
+def write_fit(spec: CurveConfig) -> str:
+    """Fit a curve's points; write fit.json and fit.txt beside them, and return fit.txt's content.
+
+    Raises:
+        UserError: no points yet, or points that cannot be fitted.
+    """
+    folder = Path(spec.folder)
+    fits = fit_points(read_points(folder / POINTS), spec.convention)
+    text = show(fits)
+    write_atomically(folder / "fit.json", json.dumps(fits.to_json(), indent=1) + "\n")
+    write_atomically(folder / "fit.txt", text)
+    return text
 
 
 def fit_points(points: Sequence[Point], convention: Convention) -> Fits:
@@ -127,14 +151,8 @@ def _power_law_rows(fits: Fits) -> list[list[str]]:
 
 
 def _isoflop_rows(fits: Fits) -> list[list[str]]:
-    budgets = sorted(
-        {
-            budget
-            for of in fits.metrics.values()
-            for found in of.isoflops.values()
-            for budget in found.parabolas
-        }
-    )
+    families = [found for of in fits.metrics.values() for found in of.isoflops.values()]
+    budgets = sorted({budget for found in families for budget in found.parabolas})
     rows = [["metric", "family", *(f"{budget:.4g}" for budget in budgets), "a"]]
     for metric, of in fits.metrics.items():
         for family, found in of.isoflops.items():

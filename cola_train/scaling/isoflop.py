@@ -15,9 +15,8 @@ from jaxtyping import Float64
 from cola_train.bootstrap import Interval
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.loop import Convention
-from cola_train.scaling.bootstrap import interval, resample
 from cola_train.scaling.points import Point, by_budget
-from cola_train.scaling.power_law import Direction, NotFitted
+from cola_train.scaling.power_law import Direction, NotFitted, interval, resample
 
 _PARABOLA, _LINE = 3, 2  # parameters
 # Relative to the largest value; smaller coefficients are rounding errors.
@@ -27,28 +26,18 @@ Problem = Literal["", "outside the measured sizes", "no best size"]
 
 @dataclasses.dataclass(frozen=True)
 class Parabola:
-    """One budget of one family.
+    """One budget of one family."""
 
-    Attributes:
-        flops: mean of the points'.
-        parameters: measured sizes, rising.
-        values: of the metric.
-        coefficients: of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
-        best: parameters at the parabola's end; infinite or 0, as it slopes, if it opens the wrong
-            way and has none.
-        best_interval: its ends may be infinite or 0 too; None with three sizes, which a parabola
-            fits exactly.
-        problem: why `best` is not to be used; empty if it may be.
-    """
-
-    budget: float
-    flops: float
-    parameters: Float64[np.ndarray, " points"]
-    values: Float64[np.ndarray, " points"]
+    flops: float  # mean of the points'
+    parameters: Float64[np.ndarray, " points"]  # measured sizes, rising
+    values: Float64[np.ndarray, " points"]  # of the metric
+    # Of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
     coefficients: Float64[np.ndarray, "3"]
+    # Parameters at the parabola's end; infinite or 0, as it slopes, if it opens the wrong way and
+    # has none. So may the interval's ends be; it is None with three sizes: they are fitted exactly.
     best: float
     best_interval: Interval | None
-    problem: Problem
+    problem: Problem  # why `best` is not to be used; empty if it may be
 
     def at(self, parameters: Float64[np.ndarray, " sizes"]) -> Float64[np.ndarray, " sizes"]:
         """The metric at any size."""
@@ -100,14 +89,25 @@ class IsoFLOP:
     @functools.cached_property
     def growth(self) -> Growth | NotFitted:
         """The growth of the best size over those budgets whose parabola shows one."""
-        return _grow([parabola for parabola in self.fitted if not parabola.problem])
+        parabolas = [parabola for parabola in self.fitted if not parabola.problem]
+        if len(parabolas) < _LINE:
+            return NotFitted(
+                f"growth needs {_LINE} budgets whose best size lies inside the measured ones; "
+                f"there are {len(parabolas)}"
+            )
+        flops = np.array([parabola.flops for parabola in parabolas])
+        best = np.log([parabola.best for parabola in parabolas])
+        design = np.vander(np.log(flops / flops[0]), _LINE)
+        solve = np.linalg.pinv(design)
+        line = solve @ best
+        uncertainty = None
+        if len(parabolas) > _LINE:
+            uncertainty = interval(resample(best, design @ line, _LINE) @ solve[0])
+        return Growth(float(line[0]), uncertainty, float(flops[0]), float(np.exp(line[1])))
 
     def to_json(self) -> dict[str, Any]:
         """Budgets as a list, in EFLOPs."""
-        budgets = [
-            {"budget_eflops": budget, **parabola.to_json()}
-            for budget, parabola in self.parabolas.items()
-        ]
+        budgets = [{"budget_eflops": at, **of.to_json()} for at, of in self.parabolas.items()]
         return {"budgets": budgets, "growth": self.growth.to_json()}
 
 
@@ -119,20 +119,14 @@ def fit_isoflop(
     Raises:
         UserError: see `by_budget`.
     """
+    budgets = by_budget(points, convention).items()
     return IsoFLOP(
-        {
-            budget: _fit_budget(budget, members, metric, direction, convention)
-            for budget, members in by_budget(points, convention).items()
-        }
+        {budget: _fit(members, metric, direction, convention) for budget, members in budgets}
     )
 
 
-def _fit_budget(
-    budget: float,
-    members: Sequence[Point],
-    metric: str,
-    direction: Direction,
-    convention: Convention,
+def _fit(
+    members: Sequence[Point], metric: str, direction: Direction, convention: Convention
 ) -> Parabola | NotFitted:
     sizes = np.array([member.parameters for member in members], dtype=np.float64)
     num_sizes = len(np.unique(sizes))
@@ -162,22 +156,4 @@ def _fit_budget(
     if sign * coefficients[0] <= least:
         problem = "no best size"
     flops = float(np.mean([member.flops[convention] for member in members]))
-    return Parabola(budget, flops, sizes, values, coefficients, at, uncertainty, problem)
-
-
-def _grow(parabolas: Sequence[Parabola]) -> Growth | NotFitted:
-    if len(parabolas) < _LINE:
-        return NotFitted(
-            f"growth needs {_LINE} budgets whose best size lies inside the measured ones; there "
-            f"are {len(parabolas)}"
-        )
-    flops = np.array([parabola.flops for parabola in parabolas])
-    best = np.log([parabola.best for parabola in parabolas])
-    design = np.vander(np.log(flops / flops[0]), _LINE)
-    solve = np.linalg.pinv(design)
-    exponent, start = solve @ best
-    uncertainty = None
-    if len(parabolas) > _LINE:
-        fitted = design @ np.array([exponent, start])
-        uncertainty = interval(resample(best, fitted, _LINE) @ solve[0])
-    return Growth(float(exponent), uncertainty, float(flops[0]), float(np.exp(start)))
+    return Parabola(flops, sizes, values, coefficients, at, uncertainty, problem)

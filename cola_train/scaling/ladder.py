@@ -14,30 +14,25 @@ from cola_train.families.costs import flops_after, steps_to
 from cola_train.families.registry import family_of, family_of_file, load_run_config
 from cola_train.scaling.config import CurveConfig
 
+# A trunk is a constant-rate run that is no point itself, an anneal a point that branches off one, a
+# run a point trained from its first step.
+Kind = Literal["stage1", "trunk", "anneal", "run"]
 # A constant-rate run's learning rate never falls: its anneals are branches.
 _NEVER = ("optim.decay=1000000000000", "optim.anneal=1")
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedRun:
-    """One run of a ladder.
-
-    Attributes:
-        kind: "stage1"; "trunk", a constant-rate run that is no point itself; "anneal", a point that
-            branches off one; "run", a point trained from its first step.
-        budget: EFLOPs of a point, stage 1 included; 0 for other kinds.
-        arguments: of cola-train.
-        after: the run that must be finished before.
-    """
+    """One run of a ladder."""
 
     name: str
-    kind: Literal["stage1", "trunk", "anneal", "run"]
+    kind: Kind
     family: str
     size: str
-    budget: float
+    budget: float  # EFLOPs of a point, stage 1 included; 0 for other kinds
     config: RunConfig
-    arguments: tuple[str, ...]
-    after: str | None
+    arguments: tuple[str, ...]  # of cola-train
+    after: str | None  # the run that must be finished before
 
     @property
     def is_point(self) -> bool:
@@ -62,9 +57,8 @@ def ladder(spec: CurveConfig, spec_folder: Path) -> list[PlannedRun]:
             planned_runs.append(stage1)
         for size, overrides in family.sizes.items():
             model = _Model(spec, spec_folder / family.config, name, size, overrides, stage1)
-            planned_runs += (
-                _cosine_runs(model) if spec.schedule == "cosine" else _trunk_and_anneals(model)
-            )
+            runs_of = _cosine_runs if spec.schedule == "cosine" else _trunk_and_anneals
+            planned_runs += runs_of(model)
     _check_alike(planned_runs)
     return planned_runs
 
@@ -88,12 +82,8 @@ class _Model:
     def settings(self) -> list[str]:
         """The settings of all its runs."""
         spec = self.spec
-        common = [
-            f"runs_folder={spec.folder}",
-            f"budget.convention={spec.convention}",
-            *spec.settings,
-            *self.overrides,
-        ]
+        common = [f"runs_folder={spec.folder}", f"budget.convention={spec.convention}"]
+        common += [*spec.settings, *self.overrides]
         if self.stage1 is None:
             return common
         # By the file alone: without the start that is given here, its config may be refused.
@@ -104,29 +94,22 @@ class _Model:
         )
         return [*common, f"{key}={spec.folder}/{self.stage1.name}"]
 
-    def ends(self, config: RunConfig) -> list[int]:
+    def ends(self, config: RunConfig) -> dict[float, int]:
         """The last step for each budget, rising; `config` is of any of the runs."""
         before = 0 if self.stage1 is None else stage1_flops(self.stage1)[self.spec.convention]
-        name = "" if self.stage1 is None else self.stage1.name
-        ends = []
+        ends = {}
         for budget in sorted(self.spec.budgets):
             whole = Amount.parse(f"{budget!r} EFLOPs", "budgets").count
             require(
                 whole > before,
-                f"The budget of {budget:g} EFLOPs is used up by stage 1 ({name}), which costs "
-                f"{before / FLOPS_PER_EFLOP:g} ({self.spec.convention}). Give larger budgets or "
-                "train stage 1 for less.",
+                f"The budget of {budget:g} EFLOPs is used up by stage 1 ({self.family}-stage1), "
+                f"which costs {before / FLOPS_PER_EFLOP:g} ({self.spec.convention}). Give larger "
+                "budgets or train stage 1 for less.",
             )
-            ends.append(steps_to(config, Amount(whole - before, "EFLOPs")))
+            ends[budget] = steps_to(config, Amount(whole - before, "EFLOPs"))
         return ends
 
-    def run(
-        self,
-        name: str,
-        kind: Literal["stage1", "trunk", "run"],
-        budget: float,
-        settings: Sequence[str],
-    ) -> PlannedRun:
+    def run(self, name: str, kind: Kind, budget: float, settings: Sequence[str]) -> PlannedRun:
         """A run from its first step."""
         config = load_run_config(self.path, settings)
         arguments = (config.stage, str(self.path), *settings)
@@ -135,40 +118,38 @@ class _Model:
 
 
 def _cosine_runs(model: _Model) -> list[PlannedRun]:
-    planned_runs = []
-    common, budgets = model.settings(), sorted(model.spec.budgets)
-    names = [f"{model.family}-{model.size}-{budget:g}" for budget in budgets]
-    config = load_run_config(model.path, [f"name={names[0]}", *common])
-    for name, budget, steps in zip(names, budgets, model.ends(config), strict=True):
-        ends = [f"optim.decay={steps}", f"trainer.max_steps={steps}"]
-        planned_runs.append(model.run(name, "run", budget, [f"name={name}", *common, *ends]))
+    planned_runs, common = [], model.settings()
+    config = load_run_config(model.path, [f"name={model.family}-{model.size}", *common])
+    for budget, end in model.ends(config).items():
+        name = f"{model.family}-{model.size}-{budget:g}"
+        settings = [f"name={name}", *common, f"optim.decay={end}", f"trainer.max_steps={end}"]
+        planned_runs.append(model.run(name, "run", budget, settings))
     return planned_runs
 
 
 def _trunk_and_anneals(model: _Model) -> list[PlannedRun]:
-    spec, budgets = model.spec, sorted(model.spec.budgets)
+    spec = model.spec
     trunk = f"{model.family}-{model.size}-trunk"
     plain = [f"name={trunk}", *model.settings(), "optim.schedule=wsd", *_NEVER]
     config = load_run_config(model.path, plain)
     ends = model.ends(config)
-    anneals = [max(1, round(spec.anneal_share * end)) for end in ends]
-    begins = [end - anneal for end, anneal in zip(ends, anneals, strict=True)]
+    begins = [end - max(1, round(spec.anneal_share * end)) for end in ends.values()]
     warmup = steps_to(config, Amount.parse(config.optim.warmup, "optim.warmup"))
     require(
         begins[0] >= warmup and len(set(begins)) == len(begins),
-        f"The budgets {budgets} are too small or too close for {model.family} {model.size}: "
+        f"The budgets {list(ends)} are too small or too close for {model.family} {model.size}: "
         f"its anneals would begin at steps {begins}, which must differ and lie after warm-up "
         f"({config.optim.warmup!r}).",
     )
     marks = ",".join(f"{step} steps" for step in begins)
     settings = [*plain, f"trainer.max_steps={begins[-1]}", f"budget.marks=[{marks}]"]
     planned_runs = [model.run(trunk, "trunk", 0.0, settings)]
-    for budget, begin, anneal, end in zip(budgets, begins, anneals, ends, strict=True):
+    for (budget, end), begin in zip(ends.items(), begins, strict=True):
         name = f"{model.family}-{model.size}-{budget:g}"
         changes = [
             f"name={name}",
             f"optim.decay={end}",
-            f"optim.anneal={anneal}",
+            f"optim.anneal={end - begin}",
             f"trainer.max_steps={end}",
             "budget.marks=[]",
         ]

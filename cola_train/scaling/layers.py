@@ -55,15 +55,12 @@ def note_layers(
     """Call `enter` with section and number where a layer of a cut stack begins a pass."""
 
     def watch(stack: str, number: int, layer: nn.Module) -> None:
-        def before(_: nn.Module, inputs: object) -> None:
-            enter((stack, "forward"), number)
-
         def after(_: nn.Module, inputs: object, output: object) -> None:
             for tensor in pytree.tree_leaves(output):
                 if isinstance(tensor, Tensor) and tensor.requires_grad:
                     tensor.register_hook(lambda gradient: enter((stack, "backward"), number))
 
-        layer.register_forward_pre_hook(before)
+        layer.register_forward_pre_hook(lambda *_: enter((stack, "forward"), number))
         layer.register_forward_hook(after)
 
     for stack, count in left_out.items():
@@ -83,10 +80,8 @@ def repeated(
 ) -> npt.NDArray[np.int64]:
     """The events of all layers, as indices into those of the layers that ran.
 
-    Args:
-        events: each allocation and release.
-        entered: by section, which layer begins before which event.
-        left_out: how many layers of each stack did not run.
+    `events` are allocations and releases. By section, `entered` tells which layer begins before
+    which event; `left_out` tells how many layers of each stack did not run.
 
     Raises:
         UnequalLayersError: a stack has no two inner layers, one after the other, with the same

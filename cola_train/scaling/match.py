@@ -5,18 +5,19 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP, Amount
 from cola_train.config.load import leaves, value_at
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import require
+from cola_train.config.settings import UserError
 from cola_train.console import aligned
 from cola_train.families.costs import flops_after, steps_to
 from cola_train.families.family import Family, MatchTarget
 from cola_train.families.registry import families, family_of
+from cola_train.training.loop.budget import Budget
 
 Equal = Literal["parameters", "flops", "tokens"]
 RULES: dict[Equal, str] = {
@@ -33,19 +34,10 @@ _TOLERANCE = 0.01
 _LARGEST_ASPECT_RATIO = 2.0
 
 
-@dataclasses.dataclass(frozen=True)
-class _Size:
+class _Size(NamedTuple):
     width: int
     layers: int
     error: float  # relative
-
-    def aspect_off(self, target: MatchTarget) -> float:
-        """The log of the factor by which width / layers differs from the run's."""
-        return abs(math.log(self.width / self.layers * target.num_layers / target.width))
-
-    def width_off(self, target: MatchTarget) -> float:
-        """The log of the factor by which the width differs from the run's."""
-        return abs(math.log(self.width / target.width))
 
 
 def match(config: RunConfig, equal: Equal) -> dict[str, RunConfig]:
@@ -61,18 +53,16 @@ def match(config: RunConfig, equal: Equal) -> dict[str, RunConfig]:
             family cannot have.
     """
     target = family_of(config).match_target(config)
-    sources = [
-        name
-        for name, family in families().items()
-        if type(family).match_target is not Family.match_target
-    ]
-    require(
-        target is not None,
-        f"match starts from a run of {' or '.join(sources)}; {config.name} is of {config.stage!r}.",
-    )
-    assert target is not None
+    if target is None:
+        sources = [
+            name
+            for name, family in families().items()
+            if type(family).match_target is not Family.match_target
+        ]
+        problem = f"match starts from a run of {' or '.join(sources)}"
+        raise UserError(f"{problem}; {config.name} is of {config.stage!r}.")
     # They end at the same step.
-    trainer = dataclasses.replace(config.trainer, max_steps=_steps(config))
+    trainer = dataclasses.replace(config.trainer, max_steps=Budget(config).last_step)
     config = dataclasses.replace(config, trainer=trainer)
     found = {name: _solved(config, equal, family, target) for name, family in families().items()}
     return {name: matched for name, matched in found.items() if matched is not None}
@@ -87,7 +77,6 @@ def fairness(config: RunConfig, equal: Equal) -> dict[str, Any]:
     matched = match(config, equal)
     target = family_of(config).match_target(config)
     assert target is not None
-    compared: dict[str, RunConfig] = {config.stage: config, **matched}
     own = _measure(config, equal)
     return {
         "equal": equal,
@@ -99,7 +88,7 @@ def fairness(config: RunConfig, equal: Equal) -> dict[str, Any]:
         },
         "notes": list(target.notes),
         "overrides": {name: _overrides(of) for name, of in matched.items()},
-        "families": {name: _describe(of) for name, of in compared.items()},
+        "families": {name: _describe(of) for name, of in {config.stage: config, **matched}.items()},
     }
 
 
@@ -125,25 +114,15 @@ def show(table: Mapping[str, Any], as_json: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _steps(config: RunConfig) -> int:
-    """A run's number of steps."""
-    if config.budget.eflops is None:
-        return config.trainer.max_steps
-    budget = Amount.parse(f"{config.budget.eflops!r} EFLOPs", "budget.eflops")
-    return min(config.trainer.max_steps, steps_to(config, budget))
-
-
-def _tokens(config: RunConfig) -> int:
-    return _steps(config) * config.trainer.global_batch_size * config.data.seq_len
-
-
 def _measure(config: RunConfig, equal: Equal) -> float:
     """The quantity that is to be equal."""
     if equal == "parameters":
         return family_of(config).backbone_parameters(config)
+    steps = Budget(config).last_step
+    tokens = steps * config.trainer.global_batch_size * config.data.seq_len
     if equal == "flops":
-        return flops_after(config, _steps(config))[config.budget.convention] / _tokens(config)
-    return _tokens(config)
+        return flops_after(config, steps)[config.budget.convention] / tokens
+    return tokens
 
 
 def _solved(
@@ -171,14 +150,16 @@ def _solved(
             for layers in sorted(whole)
         ]
 
+    def is_shaped(size: _Size) -> bool:
+        aspect_ratio = size.width / size.layers * target.num_layers / target.width
+        return abs(math.log(aspect_ratio)) <= math.log(_LARGEST_ASPECT_RATIO)
+
     widths = range(target.head_dim, 4 * target.width + target.head_dim, target.head_dim)
     found = [size for width in widths for size in sizes(width)]
     # Heads as wide as a small network leave no choice of shape.
-    shaped = [
-        size for size in found if size.aspect_off(target) <= math.log(_LARGEST_ASPECT_RATIO)
-    ] or found
+    shaped = [size for size in found if is_shaped(size)] or found
     if close := [size for size in shaped if size.error <= _TOLERANCE]:
-        best = min(close, key=lambda size: (size.width_off(target), size.error))
+        best = min(close, key=lambda size: (abs(math.log(size.width / target.width)), size.error))
     else:
         best = min(shaped, key=lambda size: size.error)
     return build(best.width, best.layers)
@@ -196,7 +177,8 @@ def _overrides(config: RunConfig) -> list[str]:
 
 
 def _describe(config: RunConfig) -> dict[str, Any]:
-    family, optim, steps, tokens = family_of(config), config.optim, _steps(config), _tokens(config)
+    family, optim, steps = family_of(config), config.optim, Budget(config).last_step
+    tokens = steps * config.trainer.global_batch_size * config.data.seq_len
     total, parts = flops_after(config, steps), family.parameters(config)
     rates = (optim.start_learning_rate, optim.learning_rate, optim.final_learning_rate)
     return {

@@ -14,14 +14,14 @@ from typing import Literal
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.devices import cpu_bf16_is_fast
-from cola_train.scaling.allocations import SHARDED, MemoryPart, Timeline
+from cola_train.scaling.allocations import MemoryPart, Timeline
 from cola_train.scaling.dry_run import record
 from cola_train.training.parallel.activations import Checkpointing
 
 DeviceType = Literal["cpu", "cuda"]
 # CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured
 # for this project.
-_GPU_RUNTIME = 2 * 10**9
+_RUNTIME: dict[DeviceType, int] = {"cuda": 2 * 10**9, "cpu": 0}
 _NAMES = {
     MemoryPart.WEIGHTS: "weights",
     MemoryPart.GRADIENTS: "gradients",
@@ -36,7 +36,7 @@ _NAMES = {
 }
 _KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")
 # A recording takes seconds, and a plan asks for the same one more than once.
-_recorded: dict[str, Timeline] = {}
+_recorded: dict[str, dict[Checkpointing, Timeline]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +65,10 @@ def estimate(
 ) -> MemoryEstimate:
     """The memory of a step on each device, with the config's micro-batch and sharding.
 
-    Args:
-        config: the run; trainer.precision=auto is taken as bf16 on a GPU, and on a CPU as what this
-            one would choose.
-        world_size: processes, one per device.
-        local_world_size: those of one machine, for hsdp; all by default.
-        device_type: on "cuda", attention keeps what a GPU's kernels keep, an allowance for the
-            runtime is added, and what parallel.cpu_offload moves to the host is left out. On "cpu"
-            everything is the host's.
+    trainer.precision=auto is taken as bf16 on a GPU, and on a CPU as what this one would choose. Of
+    the processes, one per device, `local_world_size` are on one machine (for hsdp), by default all.
+    On "cuda", attention keeps what a GPU's kernels keep, an allowance for the runtime is added, and
+    what parallel.cpu_offload moves to the host is left out. On "cpu" everything is the host's.
 
     Raises:
         UserError: a batch or strategy that does not fit the number of devices.
@@ -87,7 +83,7 @@ def estimate(
     by_part = dict.fromkeys(_NAMES.values(), 0)
     for part, name in _NAMES.items():
         by_part[name] += int(highest[part])
-    by_part["device runtime"] = _runtime(device_type)
+    by_part["device runtime"] = _RUNTIME[device_type]
     return MemoryEstimate(by_part, sum(by_part.values()))
 
 
@@ -115,7 +111,7 @@ def what_fits(
     parallel = dataclasses.replace(config.parallel, strategy="fsdp2", shard_size=None)
     sharded = dataclasses.replace(config, parallel=parallel)
     recorded = _timelines(sharded, world_size, local_world_size, device_type, _KINDS)
-    runtime, options = _runtime(device_type), []
+    runtime, options = _RUNTIME[device_type], []
     for strategy, shard_size in shard_sizes.items():
         for kind, fsdp2 in zip(_KINDS, recorded, strict=True):
             timeline = fsdp2.resharded(world_size // shard_size)
@@ -151,10 +147,6 @@ def _local_rows(config: RunConfig, world_size: int) -> int:
     return rows // world_size
 
 
-def _runtime(device_type: DeviceType) -> int:
-    return _GPU_RUNTIME if device_type == "cuda" else 0
-
-
 def _timelines(
     config: RunConfig,
     world_size: int,
@@ -175,14 +167,12 @@ def _timelines(
         trainer=dataclasses.replace(config.trainer, precision=precision, micro_batch_size=1),
         parallel=dataclasses.replace(config.parallel, activation_checkpointing="none"),
     )
-    keys = {kind: repr((config, world_size, local_world_size, device_type, kind)) for kind in kinds}
-    missing = [kind for kind in kinds if keys[kind] not in _recorded]
-    if missing:
+    known = _recorded.setdefault(repr((config, world_size, local_world_size, device_type)), {})
+    if missing := [kind for kind in kinds if kind not in known]:
         recorded = record(config, world_size, local_world_size, device_type, missing)
-        _recorded.update(zip((keys[kind] for kind in missing), recorded, strict=True))
-    timelines = [_recorded[key] for key in keys.values()]
+        known.update(zip(missing, recorded, strict=True))
     offloaded = config.parallel.cpu_offload and device_type == "cuda"
-    return [timeline.without(SHARDED) if offloaded else timeline for timeline in timelines]
+    return [known[kind].resharded(0) if offloaded else known[kind] for kind in kinds]
 
 
 def _of_step(timeline: Timeline, micro: int, local_rows: int) -> Timeline:

@@ -1,5 +1,6 @@
 """`cola-train plan`: what a run is and costs, before anything is launched."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from cola_train.families.costs import (
     steps_to,
 )
 from cola_train.families.registry import family_of
-from cola_train.peaks import DEVICES, Device, device_named
+from cola_train.peaks import device_named
 from cola_train.scaling.memory import check_rows, estimate, what_fits
 from cola_train.training.loop.budget import Budget
 
@@ -48,32 +49,28 @@ class Fleet:
             self.price is None or self.price >= 0, f"--price must be 0 or more, not {self.price}."
         )
 
-    @property
-    def kind(self) -> Device:
-        """What a device of the fleet can do."""
-        return DEVICES[self.device]
-
 
 def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str, Any]:
     """Everything that `plan` says, ready for JSON.
 
-    Args:
-        config: the run.
-        fleet: the devices it shall run on.
-        extra: amounts ("10000", "2e9 tokens", "100 EFLOPs") to give the cost at, beside the run's
-            end and its marks.
+    `extra` are amounts ("10000", "2e9 tokens", "100 EFLOPs") to give the cost at, beside the run's
+    end and its marks.
 
     Raises:
         UserError: devices that the batch does not divide among, or an amount that cannot be read.
     """
-    family, rows, end = family_of(config), _training_rows(config), Budget(config).last_step
+    family, budget, rows = family_of(config), Budget(config), None
+    with contextlib.suppress(UserError):  # the data is not prepared yet
+        rows = PreparedData.open(config.data.path).num_rows(TRAIN)
+    end = budget.last_step
     amounts = (steps_to(config, Amount.parse(text, "--at")) for text in extra)
-    moments = {*_mark_steps(config, end), *amounts, end}
+    moments = {*_mark_steps(config, budget.marks, end), *amounts, end}
     parts = {name: dataclasses.asdict(work) for name, work in step_parts(config).items()}
     per_node = min(fleet.count, fleet.per_node)
+    most_bytes = device_named(fleet.device).memory_bytes
     check_rows(config, fleet.count)
     # First, because it records every kind of checkpointing at once, the config's own among them.
-    options = what_fits(config, fleet.count, fleet.kind.memory_bytes, per_node)
+    options = what_fits(config, fleet.count, most_bytes, per_node)
     memory = estimate(config, fleet.count, per_node, "cuda")
     return {
         "run": config.name,
@@ -93,29 +90,20 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
             "steps": end,
         },
         "moments": [_moment(config, steps, rows, fleet) for steps in sorted(moments) if steps > 0],
-        "devices": {**dataclasses.asdict(fleet), "memory_bytes": fleet.kind.memory_bytes},
+        "devices": {**dataclasses.asdict(fleet), "memory_bytes": most_bytes},
         "memory": {
             "parts": memory.by_part,
             "peak": memory.peak,
-            "fits": memory.peak <= fleet.kind.memory_bytes,
+            "fits": memory.peak <= most_bytes,
         },
         "what_fits": [dataclasses.asdict(option) for option in options],
     }
 
 
-def _training_rows(config: RunConfig) -> int | None:
-    """Rows of the training split; None where the data is not prepared yet."""
-    try:
-        return PreparedData.open(config.data.path).num_rows(TRAIN)
-    except UserError:
-        return None
-
-
-def _mark_steps(config: RunConfig, end: int) -> set[int]:
+def _mark_steps(config: RunConfig, marks: Sequence[Mark], end: int) -> set[int]:
     """The first marks up to a run's end."""
     steps = set()
-    for text in config.budget.marks:
-        mark = Mark.parse(text, "budget.marks")
+    for mark in marks:
         for number in range(1, _LISTED_MARKS + 1 if mark.repeats else 2):
             amount = dataclasses.replace(mark.amount, count=number * mark.amount.count)
             steps.add(steps_to(config, amount))
@@ -124,7 +112,8 @@ def _mark_steps(config: RunConfig, end: int) -> set[int]:
 
 def _moment(config: RunConfig, steps: int, rows: int | None, fleet: Fleet) -> dict[str, Any]:
     trainer, flops = config.trainer, flops_after(config, steps)
-    seconds = flops["model"] / (fleet.mfu * fleet.kind.peak(trainer.precision) * fleet.count)
+    peak = device_named(fleet.device).peak(trainer.precision)
+    seconds = flops["model"] / (fleet.mfu * peak * fleet.count)
     device_hours = seconds * fleet.count / 3600
     return {
         "steps": steps,
@@ -139,10 +128,8 @@ def _moment(config: RunConfig, steps: int, rows: int | None, fleet: Fleet) -> di
 
 def show(plan: dict[str, Any], as_json: bool) -> str:
     """A plan as one JSON object, or as text to read."""
-    return json.dumps(plan, indent=1) + "\n" if as_json else "\n".join(_lines(plan)) + "\n"
-
-
-def _lines(plan: dict[str, Any]) -> list[str]:
+    if as_json:
+        return json.dumps(plan, indent=1) + "\n"
     fleet, budget = plan["devices"], plan["budget"]
     lines = [f"{plan['run']} ({plan['stage']})", "", "Parameters"]
     lines += [f"  {name:34}{count:>22,}" for name, count in plan["parameters"].items()]
@@ -156,14 +143,13 @@ def _lines(plan: dict[str, Any]) -> list[str]:
     devices = f"at {fleet['mfu']:.0%} MFU on {fleet['count']} x {fleet['device']}"
     lines += ["", f"In the course of training, {devices}", *_table(_moment_rows(plan))]
     peak, most = plan["memory"]["peak"], fleet["memory_bytes"]
-    lines += [
-        "",
-        f"Memory of a device ({_size(most)}), with the micro-batch and sharding of the config",
-    ]
+    device = f"Memory of a device ({_size(most)})"
+    lines += ["", f"{device}, with the micro-batch and sharding of the config"]
     lines += [f"  {name:34}{_size(size):>12}" for name, size in plan["memory"]["parts"].items()]
     lines += [f"  {'peak':34}{_size(peak):>12}  {'fits' if peak <= most else 'does not fit'}"]
     lines += ["", "What fits: the largest micro-batch by sharding and activation checkpointing"]
-    return lines + _table(_fit_rows(plan))
+    lines += _table(_fit_rows(plan))
+    return "\n".join(lines) + "\n"
 
 
 def _part_rows(plan: dict[str, Any]) -> list[list[str]]:
@@ -181,7 +167,10 @@ def _moment_rows(plan: dict[str, Any]) -> list[list[str]]:
     for moment in plan["moments"]:
         epochs = "-" if moment["epochs"] is None else f"{moment['epochs']:,.2f}"
         cost = "-" if moment["cost"] is None else f"{moment['cost']:,.0f}"
-        spent = [_eflops(moment["eflops"][name]) for name in conventions]
+        spent = [
+            f"{value:,.2f}" if value >= 0.1 else f"{value:.4g}"
+            for value in moment["eflops"].values()
+        ]
         time = [f"{moment['days']:,.2f}", f"{moment['device_hours']:,.1f}"]
         rows.append([f"{moment['steps']:,}", f"{moment['tokens']:,}", epochs, *spent, *time, cost])
     return rows
@@ -194,11 +183,6 @@ def _fit_rows(plan: dict[str, Any]) -> list[list[str]]:
         spread = [option["strategy"], option["activation_checkpointing"]]
         rows.append([*spread, largest, _size(option["peak"])])
     return rows
-
-
-def _eflops(value: float) -> str:
-    """Two decimals, or four digits where the value is less than 0.1."""
-    return f"{value:,.2f}" if value >= 0.1 else f"{value:.4g}"
 
 
 def _size(size: int) -> str:

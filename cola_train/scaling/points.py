@@ -11,6 +11,7 @@ from cola_train.config.loop import Convention
 from cola_train.config.settings import UserError, require
 from cola_train.files import write_atomically
 
+POINTS = "points.csv"
 _CONVENTIONS: tuple[Convention, ...] = ("paper", "model", "executed")
 _COLUMNS = (
     "family",
@@ -29,26 +30,18 @@ _MOST_DIFFERENCE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One model, trained and measured.
-
-    Attributes:
-        parameters: of the backbone.
-        tokens: seen in training, padding included.
-        budget: EFLOPs it was trained for. Points of the same budget belong together.
-        flops: what it cost, by convention ("paper", "model", "executed").
-        kind: "run", trained from its first step for this budget; "anneal", branched off a run at a
-            constant learning rate.
-        metrics: by name; the standard error of NAME is NAME_standard_error, and held_out_NAME is
-            the same figure of real text.
-    """
+    """One model, trained and measured."""
 
     family: str
     size: str
-    parameters: int
-    tokens: int
-    budget: float
-    flops: dict[str, int]
+    parameters: int  # of the backbone
+    tokens: int  # seen in training, padding included
+    budget: float  # EFLOPs it was trained for; points of the same budget belong together
+    flops: dict[str, int]  # what it cost, by convention ("paper", "model", "executed")
+    # "run", trained from its first step for this budget; "anneal", branched off a run at a constant
+    # learning rate.
     kind: str
+    # The standard error of NAME is NAME_standard_error; held_out_NAME is that figure of real text.
     metrics: dict[str, float]
 
 

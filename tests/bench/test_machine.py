@@ -8,8 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.bench.machine import Clock, Memory, gflops
-from cola_train.bench.report import spread
+from cola_train.bench.machine import Clock, Memory, gflops, spread
 from cola_train.devices import matrix_seconds
 
 CPU = torch.device("cpu")

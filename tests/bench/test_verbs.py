@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 
-from cola_train.bench import growth, run, worker
-from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig
+from cola_train.bench import growth, quality, worker
+from cola_train.bench.config import BenchGrowthConfig, BenchTrainConfig, MemoryTooSmallError
 from cola_train.bench.growth import run_growth
-from cola_train.bench.run import run_train
-from cola_train.bench.worker import MemoryTooSmallError, measure_in_a_process
+from cola_train.bench.worker import measure_in_a_process, run_train
 from cola_train.cli import main
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
@@ -141,7 +140,7 @@ def test_rows_double_until_memory_or_gain_ends(
             1.0 + config.rows if config.rows < slower_from else 2.5 * config.rows, config.rows
         )
 
-    monkeypatch.setattr(run, "measure_in_a_process", measure)
+    monkeypatch.setattr(worker, "measure_in_a_process", measure)
     result = run_train(
         BenchTrainConfig(find_rows=True, runs=7, profile=True), ["trainer.precision=bf16"]
     )
@@ -161,7 +160,7 @@ def test_no_row_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(*arguments: Any) -> dict[str, Any]:
         raise MemoryTooSmallError("too small")
 
-    monkeypatch.setattr(run, "measure_in_a_process", measure)
+    monkeypatch.setattr(worker, "measure_in_a_process", measure)
     with pytest.raises(UserError, match="too small"):
         run_train(BenchTrainConfig(find_rows=True), [])
 
@@ -323,4 +322,4 @@ def test_quality_reads_prompts_or_takes_passages_and_reports_rows(
     )
     passages = asked[1][0]
     assert [len(passage) for passage in passages] == [5, 5, 5]
-    assert len(set(run._passages(16))) == 16
+    assert len(set(quality._passages(16))) == 16

@@ -12,9 +12,10 @@ from cola_train.config.settings import UserError
 from cola_train.families.registry import family_of
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.curve import run_curve
+from cola_train.scaling.figure import draw
+from cola_train.scaling.fit import write_fit
 from cola_train.scaling.ladder import ladder
 from cola_train.scaling.points import read_points
-from cola_train.scaling.results import draw, write_fit
 from tests.scaling.test_ladder import write_spec
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cola_train import SamplerConfig, generate
 from cola_train.bench.config import BenchQualityConfig
-from cola_train.bench.run import run_quality
+from cola_train.bench.quality import run_quality
 from cola_train.config.settings import UserError
 from cola_train.families.checkpoint import SolverQuality
 from cola_train.families.cola.checkpoint import ColaCheckpoint
