@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.cli.verb import add_device, add_path, add_verb, load_settings
-from cola_train.config.evaluation import EvaluationConfig
-from cola_train.config.inspection import InspectionConfig
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import EvaluationConfig, InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
 

@@ -3,12 +3,12 @@
 import abc
 import dataclasses
 
-from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.amounts import Amount
 from cola_train.config.data import DataConfig
-from cola_train.config.in_loop_evaluation import InLoopEvalConfig
+from cola_train.config.evaluation import InLoopEvalConfig
 from cola_train.config.load import leaves, value_at
 from cola_train.config.loop import (
+    AlarmsConfig,
     BudgetConfig,
     CheckpointConfig,
     EMAConfig,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.families.autoregressive.likelihood import NextTokenLikelihood
 from cola_train.families.autoregressive.sampler import AutoregressiveGeneration, generation_work

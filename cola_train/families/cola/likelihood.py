@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.cola.prior_density import block_log_densities
 from cola_train.likelihood.importance import LogWeights, log_weights

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.transformer.nats import row_nats
 from cola_train.likelihood.rows import Draw, ScoredRow, draws_at
