@@ -22,11 +22,11 @@ def add(verbs: Any) -> None:
     bench = verbs.add_parser(
         "bench", help="how fast this machine trains and samples, at what memory; as JSON"
     )
-    kinds = bench.add_subparsers(title="kinds", metavar="KIND", required=True)
+    kinds = bench.add_subparsers(dest="kind", title="kinds", metavar="KIND", required=True)
     add_verb(
         kinds,
         "train",
-        _train,
+        _bench,
         f"measure optimizer steps on random tokens; {_OF_RUN}",
         BenchTrainConfig,
         example="workload=M rows=4 parallel.activation_checkpointing=full",
@@ -34,7 +34,7 @@ def add(verbs: Any) -> None:
     sample = add_verb(
         kinds,
         "sample",
-        _sample,
+        _bench,
         "measure how fast prompts are continued",
         BenchSampleConfig,
         example="workload=M batch=1 sampler.num_steps=8",
@@ -42,7 +42,7 @@ def add(verbs: Any) -> None:
     add_verb(
         kinds,
         "growth",
-        _growth,
+        _bench,
         f"measure how a step's cost grows with its sizes; {_OF_RUN}",
         BenchGrowthConfig,
         example="figure=growth out=growth.json",
@@ -50,7 +50,7 @@ def add(verbs: Any) -> None:
     add_verb(
         kinds,
         "data",
-        _data,
+        _bench,
         "measure tokenizing, reading rows and opening a huge store",
         BenchDataConfig,
         example="rows=8 seq_len=256",
@@ -58,7 +58,7 @@ def add(verbs: Any) -> None:
     quality = add_verb(
         kinds,
         "quality",
-        _quality,
+        _bench,
         "measure how near few steps of a solver come to many",
         BenchQualityConfig,
         example="checkpoints/NAME solvers=[euler,heun] steps=[4,8,16]",
@@ -68,56 +68,29 @@ def add(verbs: Any) -> None:
     add_device(quality)
 
 
-def _load(options: argparse.Namespace) -> Any:
-    """The config, once it is known that its result's file does not exist."""
+def _bench(options: argparse.Namespace) -> None:
+    of_run: list[str] = []
+    if options.kind in ("train", "growth"):
+        options.settings, of_run = split_settings(options.settings)
     config = load_settings(options)
-    from cola_train.bench.results import refuse_existing
+    from cola_train.bench.results import deliver, refuse_existing
 
     refuse_existing(None if config.out is None else Path(config.out))
-    return config
+    if options.kind == "growth":
+        from cola_train.bench.growth import run_growth
 
+        result = run_growth(config, of_run)
+    elif options.kind == "data":
+        from cola_train.bench.data import run_data
 
-def _load_with_run(options: argparse.Namespace) -> tuple[Any, list[str]]:
-    options.settings, of_run = split_settings(options.settings)
-    return _load(options), of_run
+        result = run_data(config)
+    else:
+        from cola_train.bench.run import run_quality, run_sample, run_train
 
-
-def _deliver(result: dict[str, Any], out: str | None) -> None:
-    from cola_train.bench.results import deliver
-
-    deliver(result, out)
-
-
-def _train(options: argparse.Namespace) -> None:
-    config, of_run = _load_with_run(options)
-    from cola_train.bench.run import run_train
-
-    _deliver(run_train(config, of_run), config.out)
-
-
-def _sample(options: argparse.Namespace) -> None:
-    config = _load(options)
-    from cola_train.bench.run import run_sample
-
-    _deliver(run_sample(config, options.device), config.out)
-
-
-def _growth(options: argparse.Namespace) -> None:
-    config, of_run = _load_with_run(options)
-    from cola_train.bench.growth import run_growth
-
-    _deliver(run_growth(config, of_run), config.out)
-
-
-def _data(options: argparse.Namespace) -> None:
-    config = _load(options)
-    from cola_train.bench.data import run_data
-
-    _deliver(run_data(config), config.out)
-
-
-def _quality(options: argparse.Namespace) -> None:
-    config = _load(options)
-    from cola_train.bench.run import run_quality
-
-    _deliver(run_quality(options.checkpoint, config, options.device), config.out)
+        if options.kind == "train":
+            result = run_train(config, of_run)
+        elif options.kind == "sample":
+            result = run_sample(config, options.device)
+        else:
+            result = run_quality(options.checkpoint, config, options.device)
+    deliver(result, config.out)

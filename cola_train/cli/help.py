@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from cola_train.config.describe import Described, DescribedSection, describe, sections
+from cola_train.config.describe import Described, describe, sections
 
 WIDTH = 100
 FEW = 15  # settings that are shown at once
@@ -76,7 +76,9 @@ def settings_page(config_class: type) -> str:
             f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those "
             f"with a word; --help {ALL}):"
         )
-        lines += _section_lines(parts)
+        longest = max(len(part.key) for part in parts)
+        room = columns() - longest - 8
+        lines += [f"  {p.key:<{longest}} {p.count:>3}  {brief(p.meaning, room)}" for p in parts]
     else:
         lines.append(
             f"all {len(entries)} settings: --help {ALL}; those with a word in their name or "
@@ -93,13 +95,12 @@ def look_up(config_class: type, word: str) -> tuple[str, list[Described]] | None
     inside = [entry for entry in entries if entry.key == word or entry.key.startswith(f"{word}.")]
     if any(entry.key != word for entry in inside):
         return f"{_count(inside)} of section {word}", inside
-    found = [entry for entry in entries if _has(entry, word.lower())]
+    found = [
+        entry
+        for entry in entries
+        if word.lower() in f"{entry.key}\n{entry.key.replace('_', ' ')}\n{entry.meaning}".lower()
+    ]
     return (f"{_count(found)} with '{word}'", found) if found else None
-
-
-def _has(entry: Described, sought: str) -> bool:
-    texts = (entry.key, entry.key.replace("_", " "), entry.meaning)
-    return any(sought in text.lower() for text in texts)
 
 
 def table(entries: Sequence[Described]) -> str:
@@ -137,12 +138,6 @@ def _one_line_each(entries: Sequence[Described]) -> list[str]:
         f" {brief(entry.meaning, columns() - longest - len(entry.default) - 7)} [{entry.default}]"
         for entry in shown
     ]
-
-
-def _section_lines(parts: Sequence[DescribedSection]) -> list[str]:
-    longest = max(len(part.key) for part in parts)
-    room = columns() - longest - 8
-    return [f"  {p.key:<{longest}} {p.count:>3}  {brief(p.meaning, room)}" for p in parts]
 
 
 def _hint(config_class: type, word: str) -> str:

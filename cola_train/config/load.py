@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -114,9 +115,7 @@ def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclas
 
 def value_at(config: object, key: str) -> Any:
     """The value of a dotted key."""
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
+    return operator.attrgetter(key)(config)
 
 
 def changed_values(config: Any) -> dict[str, Any]:

@@ -93,7 +93,6 @@ class RunConfig(abc.ABC):
             f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x "
             f"parallel.num_processes ({micro} x {processes} = {micro * processes}).",
         )
-
         horizons = (self.optim.warmup, self.optim.decay, self.optim.anneal)
         in_flops = any(Amount.parse(text, "optim").unit == "EFLOPs" for text in horizons)
         require(

@@ -26,8 +26,7 @@ def setting(default: Any = dataclasses.MISSING, *, help: str, common: bool = Fal
     """
     metadata = {"help": help, "common": common}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        value = default
-        return dataclasses.field(default_factory=lambda: value, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

@@ -1,10 +1,10 @@
 """`cola-train chaos`: a small copy of a run, undisturbed and disturbed, must end alike."""
 
-import dataclasses
 import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,7 +63,7 @@ def chaos(
     refuse(small)
     folder = Path(config.runs_folder) / f"{config.name}-chaos-{time.strftime('%Y%m%d-%H%M%S')}"
     folder.mkdir(parents=True)
-    small = dataclasses.replace(small, runs_folder=str(folder))
+    small = replace(small, runs_folder=str(folder))
     write_atomically(folder / "config.yaml", to_yaml(small))
     chance = random.Random(seed)
     runs = _Runs(small, folder, counts)
@@ -123,14 +123,12 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
     decay = max(warmup + 1, steps)
     anneal = max(1, decay // 5) if schedule.anneal_steps else 0
     spike_window = min(config.guard.spike_window, max(10, steps // 6))
-    return dataclasses.replace(
+    return replace(
         config,
         name="undisturbed",
         warm_start_from=None,
-        optim=dataclasses.replace(
-            config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)
-        ),
-        trainer=dataclasses.replace(
+        optim=replace(config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)),
+        trainer=replace(
             trainer,
             max_steps=steps,
             global_batch_size=rows * common,
@@ -141,18 +139,18 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
             log_every_steps=1,
             sample_every_steps=0,
         ),
-        parallel=dataclasses.replace(
+        parallel=replace(
             parallel, num_processes=counts[0], timeout_seconds=min(parallel.timeout_seconds, 300)
         ),
-        checkpoint=dataclasses.replace(
+        checkpoint=replace(
             config.checkpoint,
             every_steps=every,
             keep=max(2, config.checkpoint.keep),
             if_damaged="previous",
         ),
-        guard=dataclasses.replace(config.guard, spike_window=spike_window),
-        wandb=dataclasses.replace(config.wandb, enabled=False),
-        budget=dataclasses.replace(config.budget, eflops=None, marks=[]),
+        guard=replace(config.guard, spike_window=spike_window),
+        wandb=replace(config.wandb, enabled=False),
+        budget=replace(config.budget, eflops=None, marks=[]),
         **family_of(config).shrink(config, steps),
     )
 
@@ -209,9 +207,8 @@ class _Runs:
         )
 
     def _job(self, name: str, output: str, processes: int) -> TrainingProcesses:
-        command = [self._config.stage, str(self._folder / "config.yaml")]
-        settings = [f"name={name}", f"parallel.num_processes={processes}"]
-        arguments = [*command, *settings]
+        arguments = [self._config.stage, str(self._folder / "config.yaml")]
+        arguments += [f"name={name}", f"parallel.num_processes={processes}"]
         return TrainingProcesses(arguments, self._folder / name, self._folder / output)
 
     def _must_resume(

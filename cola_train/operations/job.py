@@ -125,12 +125,10 @@ def is_loopback(address: str) -> bool:
 
 
 def _interfaces() -> tuple[Interface, ...]:
-    status = psutil.net_if_stats()
+    status, families = psutil.net_if_stats(), (socket.AF_INET, socket.AF_INET6)
     found = []
     for name, addresses in psutil.net_if_addrs().items():
-        reachable = tuple(
-            a.address for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)
-        )
+        reachable = tuple(a.address for a in addresses if a.family in families)
         if name in status and status[name].isup and reachable:
             found.append(Interface(name, reachable, status[name].speed))
     return tuple(found)

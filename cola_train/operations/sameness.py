@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,16 +47,14 @@ class RunOutcome:
         return cls(tensors, manifest.state, metrics, steps)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Lines for the report, and whether all is as it has to be."""
 
     lines: tuple[str, ...]
     passed: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Verdict:
+class _Verdict(NamedTuple):
     """How one part of two outcomes compares: in words, and as what may be asked of it."""
 
     text: str
@@ -75,12 +74,12 @@ def compare(reference: RunOutcome, disturbed: RunOutcome, *, exact: bool) -> Com
         "metrics": _metrics(reference.metrics, disturbed.metrics),
         "samples and noise": _steps(reference.steps, disturbed.steps),
     }
-    lines, passed = [], True
-    for title, verdict in verdicts.items():
-        good = verdict.equal if exact else verdict.near
-        lines.append(f"{title:22}{verdict.text}{'' if good else '   <-- must not be'}")
-        passed = passed and good
-    return Comparison(tuple(lines), passed)
+    good = {title: verdict.equal if exact else verdict.near for title, verdict in verdicts.items()}
+    lines = (
+        f"{title:22}{verdict.text}{'' if good[title] else '   <-- must not be'}"
+        for title, verdict in verdicts.items()
+    )
+    return Comparison(tuple(lines), all(good.values()))
 
 
 def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) -> _Verdict:
@@ -139,12 +138,10 @@ def _apart(a: float | None, b: float | None) -> float:
 
 def _steps(ours: Mapping[int, Step], theirs: Mapping[int, Step]) -> _Verdict:
     used = [
-        {step: (entry.rows, entry.digest) for step, entry in steps.items()}
+        {(step, entry.rows, entry.digest) for step, entry in steps.items()}
         for steps in (ours, theirs)
     ]
-    differing = [
-        step for step in used[0].keys() | used[1].keys() if used[0].get(step) != used[1].get(step)
-    ]
+    differing = {step for step, _, _ in used[0] ^ used[1]}
     if differing:
         text = f"differ in {len(differing)} steps, first in {min(differing)}"
         return _Verdict(text, False, False)
