@@ -2,13 +2,12 @@
 
 import dataclasses
 import typing
-from typing import Any
+from typing import Any, NamedTuple
 
 from cola_train.config.load import section_class
 
 
-@dataclasses.dataclass(frozen=True)
-class Described:
+class Described(NamedTuple):
     """One setting."""
 
     key: str  # dotted; NAME stands for names that the user chooses

@@ -85,9 +85,7 @@ def chaos(
     except (JobError, UserError) as failure:
         report(f"FAILED: {failure}\nall in {folder}")
         return 1
-    for line in same.lines:
-        report(line)
-    report("audit of the disturbed run")
+    report("\n".join([*same.lines, "audit of the disturbed run"]))
     clean = audit(folder / "disturbed") == 0
     passed = same.passed and clean
     report(f"{'PASSED' if passed else 'FAILED'}: {kills} disturbances; all in {folder}")

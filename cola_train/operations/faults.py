@@ -4,24 +4,22 @@ import contextlib
 import os
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from cola_train.config.settings import INTERRUPTED, UserError
 from cola_train.operations.watched import Rhythm, RunMonitor, TrainingProcesses
 from cola_train.run_folder import read_status
 from cola_train.training.checkpoints.folder import intact_manifest, saved_steps, step_folder
 
-Kind = Literal["kill", "kill in a save", "SIGTERM"]
+Kind = Literal["kill in a save", "SIGTERM", "kill"]
 Corruption = Literal["one bit flipped", "truncated", "deleted"]
 
-_KINDS: tuple[Kind, ...] = ("kill in a save", "SIGTERM", "kill")
-_CORRUPTIONS: tuple[Corruption, ...] = ("one bit flipped", "truncated", "deleted")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 
 
-@dataclass(frozen=True)
-class Disturbance:
+class Disturbance(NamedTuple):
     """One thing to be done to the run."""
 
     kind: Kind

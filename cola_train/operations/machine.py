@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -152,8 +151,6 @@ def _unmet_requirements() -> list[tuple[str, str]]:
 
 def _nvidia_driver() -> str | None:
     """The version of the driver, if nvidia-smi is there and sees a GPU."""
-    if shutil.which("nvidia-smi") is None:
-        return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -9,8 +9,8 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -30,8 +30,7 @@ class JobError(Exception):
     """A training did not do what it had to; the message ends with its output's last lines."""
 
 
-@dataclass(frozen=True)
-class Rhythm:
+class Rhythm(NamedTuple):
     """The seconds that a run takes for a step, and for a save."""
 
     step: float
