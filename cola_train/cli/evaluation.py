@@ -111,7 +111,12 @@ def _sample(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    tasks = _tasks(options.tasks)
+    from cola_train.evaluation.benchmarks.tasks import TASKS, check_task
+
+    asked = TASKS if options.tasks == "all" else options.tasks.split(",")
+    for name in asked:
+        check_task(name)
+    tasks = tuple(task for task in TASKS if task in asked)
     if options.fetch is not None:
         require(
             not options.settings and options.out is None,
@@ -133,15 +138,6 @@ def _evaluate(options: argparse.Namespace) -> None:
     from cola_train.evaluation.benchmarks.evaluate import evaluate
 
     sys.stdout.write(evaluate(checkpoint, tasks, options.data, options.out, options.device, config))
-
-
-def _tasks(names: str) -> tuple[str, ...]:
-    from cola_train.evaluation.benchmarks.tasks import TASKS, check_task
-
-    asked = TASKS if names == "all" else names.split(",")
-    for name in asked:
-        check_task(name)
-    return tuple(task for task in TASKS if task in asked)
 
 
 def _score(options: argparse.Namespace) -> None:

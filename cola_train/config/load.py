@@ -32,11 +32,7 @@ def load_config(
 def build_config(
     config_class: type[T], values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()
 ) -> T:
-    """As `load_config`, from values that were read already; messages about them name `origin`.
-
-    Raises:
-        UserError: as `load_config`, but for the file.
-    """
+    """As `load_config`, from values that were read already; messages about them name `origin`."""
     layers = [(origin, values)]
     layers += [(f"the override '{text}'", _parse_override(text)) for text in overrides]
     config = OmegaConf.structured(config_class)

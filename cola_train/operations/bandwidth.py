@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 
 from cola_train.operations.job import TorchrunJob
-from cola_train.operations.report import Section
 
 _COLLECTIVES, _MEGABYTES = ("all-reduce", "all-gather"), (1, 64)
 _REPETITIONS = 5
@@ -43,7 +42,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Bandwidth(Section):
+class Bandwidth:
     """Rates between `processes` on `hosts` machines.
 
     `rates` is empty if there was only one process, or if the measurement failed; `failure` is then

@@ -33,15 +33,9 @@ def chaos(
 ) -> int:
     """Train a small copy of `config` undisturbed and disturbed, compare, and report to stdout.
 
-    Everything is kept, in one new folder.
-
-    Args:
-        config: the run to copy; its data must be there.
-        kills: how many disturbances.
-        processes: numbers of processes for the restarts of the disturbed run, in turn; None stays
-            with the config's.
-        steps: optimizer steps of each run.
-        seed: of kinds and moments of the disturbances.
+    Everything is kept, in one new folder. There are `kills` disturbances, of kinds and at moments
+    drawn by `seed`; `processes` are for the restarts of the disturbed run, in turn, None for the
+    config's. Each run takes `steps` optimizer steps.
 
     Returns:
         The exit status: 0 if the disturbed run ended alike, 1 if not. Alike means every sample and
@@ -97,11 +91,8 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
 
     Precision, average and guards are the same, too. It starts from nothing: networks of other sizes
     fit no checkpoint. So nothing holds it to a first stage, and a VAE that would be fixed trains.
-
-    Args:
-        config: what to copy.
-        counts: the numbers of processes that it must fit.
-        steps: optimizer steps, over which schedule, checkpoints and validations are spread.
+    It fits each of `counts` processes; schedule, checkpoints and validations are spread over
+    `steps` optimizer steps.
 
     Raises:
         UserError: a strategy that does not fit one of the counts.

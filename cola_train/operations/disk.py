@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 
 from cola_train.config.settings import UserError, require
-from cola_train.operations.report import Section
 
 _BLOCK = 8 * 2**20
 _LARGEST = 256_000_000 // _BLOCK
@@ -23,7 +22,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Disk(Section):
+class Disk:
     """The disk under `folder`; what could not be measured is None."""
 
     folder: str

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import TypeVar
 
 from cola_train.config.settings import require
+from cola_train.console import aligned
 from cola_train.operations.bandwidth import Bandwidth, measure_bandwidth
 from cola_train.operations.disk import Disk, existing_folder, measure_disk
 from cola_train.operations.job import Launcher, current_job, is_loopback, read_launcher
 from cola_train.operations.machine import Devices, Versions, read_devices, read_versions
-from cola_train.operations.report import Section, report
+from cola_train.operations.report import report
 
 FREE_GB = 20
 OPEN_FILES = 1024
 SHARED_MEMORY_MB = 64
 _EARLIEST_CLOCK = datetime(2024, 1, 1, tzinfo=UTC)
-_SectionT = TypeVar("_SectionT", bound=Section)
+# Each has `lines`: name and text of each line of the report.
+_SectionT = TypeVar("_SectionT", Versions, Devices, Launcher, Bandwidth, Disk)
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def doctor(folder: Path, num_processes: int, as_json: bool) -> int:
     def shown(section: _SectionT) -> _SectionT:
         # At once: if the next section hangs, as on a dead network disk, the user sees which.
         if not as_json:
-            report(section)
+            lines = [f"  {line}" for line in aligned(section.lines())]
+            report("\n".join([type(section).__name__.lower(), *lines, ""]))
         return section
 
     facts = Facts(

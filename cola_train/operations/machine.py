@@ -13,14 +13,13 @@ import torch
 from packaging.requirements import Requirement
 
 from cola_train.devices import cpu_bf16_is_fast
-from cola_train.operations.report import Section
 
 _PROJECT = "cola-train"
 _LIBRARIES = ("lightning", "numpy", "safetensors", "tokenizers", "datasets")
 
 
 @dataclass(frozen=True)
-class Versions(Section):
+class Versions:
     """The software that is installed."""
 
     found: dict[str, str]  # name -> version
@@ -47,7 +46,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Devices(Section):
+class Devices:
     """Processor, memory, GPUs and the clock."""
 
     cpu: str

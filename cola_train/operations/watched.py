@@ -42,7 +42,7 @@ class Rhythm(NamedTuple):
         return 60 + 5 * (self.step + self.save)
 
 
-class TrainingProcesses:
+class TrainingProcesses(contextlib.AbstractContextManager["TrainingProcesses"]):
     """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none behind."""
 
     def __init__(self, arguments: Sequence[str], run_folder: Path, output: Path) -> None:
@@ -59,9 +59,6 @@ class TrainingProcesses:
             )
         assert self._process.pid is not None
         self._launcher = psutil.Process(self._process.pid)
-
-    def __enter__(self) -> "TrainingProcesses":
-        return self
 
     def __exit__(self, *rest: object) -> None:
         self.kill()
