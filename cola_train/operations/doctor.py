@@ -21,7 +21,7 @@ OPEN_FILES = 1024
 SHARED_MEMORY_MB = 64
 _EARLIEST_CLOCK = datetime(2024, 1, 1, tzinfo=UTC)
 # Each has `lines`: name and text of each line of the report.
-_SectionT = TypeVar("_SectionT", Versions, Devices, Launcher, Bandwidth, Disk)
+_SectionT = TypeVar("_SectionT", bound=Versions | Devices | Launcher | Bandwidth | Disk)
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def doctor(folder: Path, num_processes: int, as_json: bool) -> int:
     def shown(section: _SectionT) -> _SectionT:
         # At once: if the next section hangs, as on a dead network disk, the user sees which.
         if not as_json:
-            lines = [f"  {line}" for line in aligned(section.lines())]
-            report("\n".join([type(section).__name__.lower(), *lines, ""]))
+            indented = [f"  {line}" for line in aligned(section.lines())]
+            report("\n".join([type(section).__name__.lower(), *indented, ""]))
         return section
 
     facts = Facts(
