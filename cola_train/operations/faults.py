@@ -56,11 +56,10 @@ def inject(
         JobError: the run ended before that moment, or not as it has to.
     """
     saves = disturbance.kind == "kill in a save"
-
-    def moment() -> bool:
-        return monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)
-
-    if not monitor.until(moment):
+    reached = monitor.until(
+        lambda: monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)
+    )
+    if not reached:
         raise job.failure(f"the run ended at step {monitor.step}, before it could be disturbed")
     saving = monitor.saving()
     time.sleep(disturbance.fraction * (rhythm.save if saves else rhythm.step))

@@ -58,8 +58,8 @@ class _Verdict(NamedTuple):
     """How one part of two outcomes compares: in words, and as what may be asked of it."""
 
     text: str
-    equal: bool  # to the bit
-    near: bool  # as near as sums in another order allow
+    equal: bool = False  # to the bit
+    near: bool = False  # as near as sums in another order allow
 
 
 def compare(reference: RunOutcome, disturbed: RunOutcome, *, exact: bool) -> Comparison:
@@ -92,7 +92,7 @@ def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) 
         for outcome in (reference, disturbed)
     )
     if ours.keys() != theirs.keys():
-        return _Verdict(f"differ in names: {sorted(ours.keys() ^ theirs.keys())}", False, False)
+        return _Verdict(f"differ in names: {sorted(ours.keys() ^ theirs.keys())}")
     differing = [
         name
         for name in ours
@@ -111,25 +111,24 @@ def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) 
         f"{len(differing)} of {len(ours)} tensors differ, the most by {apart[worst]:.1e} of its "
         f"largest value ({worst})"
     )
-    return _Verdict(text, False, True)
+    return _Verdict(text, near=True)
 
 
 def _metrics(ours: Metrics, theirs: Metrics) -> _Verdict:
     missing = ours.keys() ^ theirs.keys()
     if missing:
-        text = f"{len(missing)} metrics are in one run only, first {min(missing)}"
-        return _Verdict(text, False, False)
+        return _Verdict(f"{len(missing)} metrics are in one run only, first {min(missing)}")
     differing = [key for key in ours if ours[key] != theirs[key]]
     if not differing:
         return _Verdict(f"equal to the bit: {len(ours)} metrics", True, True)
     text = f"{len(differing)} of {len(ours)} metrics differ, first {min(differing)}; "
     apart = {key: _apart(ours[key], theirs[key]) for key in differing if key[1].endswith("/loss")}
     if not apart:
-        return _Verdict(f"{text}no loss", False, True)
+        return _Verdict(f"{text}no loss", near=True)
     worst = max(apart, key=apart.__getitem__)
     text += f"losses at most by {apart[worst]:.1e} of their value, {worst}"
     near = all(value <= _LARGEST_LOSS_DIFFERENCE for value in apart.values())
-    return _Verdict(text, False, near)
+    return _Verdict(text, near=near)
 
 
 def _apart(a: float | None, b: float | None) -> float:
@@ -143,6 +142,5 @@ def _steps(ours: Mapping[int, Step], theirs: Mapping[int, Step]) -> _Verdict:
     ]
     differing = {step for step, _, _ in used[0] ^ used[1]}
     if differing:
-        text = f"differ in {len(differing)} steps, first in {min(differing)}"
-        return _Verdict(text, False, False)
+        return _Verdict(f"differ in {len(differing)} steps, first in {min(differing)}")
     return _Verdict(f"equal in {len(ours)} steps", True, True)

@@ -166,9 +166,7 @@ class RunMonitor:
     def rhythm(self) -> Rhythm:
         """Medians of what was seen."""
         steps = [after - before for before, after in itertools.pairwise(self._step_times)]
-        return Rhythm(
-            statistics.median(steps or [0.0]), statistics.median(self._save_seconds or [0.0])
-        )
+        return Rhythm(*(statistics.median(seen or [0.0]) for seen in (steps, self._save_seconds)))
 
     def _look(self) -> bool:
         now, saving = time.monotonic(), self.saving() is not None
