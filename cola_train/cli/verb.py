@@ -111,8 +111,7 @@ class HelpAction(argparse.Action):
             parser.epilog = settings_page(config_class)
             parser.print_help()
             parser.exit()
-        found = look_up(config_class, word)
-        if found is None:
+        if (found := look_up(config_class, word)) is None:
             parser.exit(
                 2,
                 f"cola-train: error: No setting of `{parser.prog}` has '{word}' "
@@ -145,7 +144,12 @@ def settings_page(config_class: type) -> str:
     if len(entries) <= FEW:
         return f"settings (key=value, after any YAML file):\n{table(entries)}"
     lines = ["the most used settings (key=value, after any YAML file):"]
-    lines += [*_one_line_each(entries), ""]
+    common = [entry for entry in entries if entry.common]
+    longest = max((len(entry.key) for entry in common), default=0)
+    for entry in common:
+        meaning = brief(entry.meaning, columns() - longest - len(entry.default) - 7)
+        lines.append(f"  {entry.key:<{longest}}  {meaning} [{entry.default}]")
+    lines.append("")
     if parts:
         lines.append(
             f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those "
@@ -203,16 +207,6 @@ def brief(meaning: str, room: int) -> str:
 
 def _count(entries: Sequence[Described]) -> str:
     return f"{len(entries)} setting{'' if len(entries) == 1 else 's'}"
-
-
-def _one_line_each(entries: Sequence[Described]) -> list[str]:
-    shown = [entry for entry in entries if entry.common]
-    longest = max((len(entry.key) for entry in shown), default=0)
-    return [
-        f"  {entry.key:<{longest}} "
-        f" {brief(entry.meaning, columns() - longest - len(entry.default) - 7)} [{entry.default}]"
-        for entry in shown
-    ]
 
 
 def _hint(config_class: type, word: str) -> str:

@@ -40,8 +40,7 @@ def build_config(
     for origin, values in layers:
         _refuse_unknown_keys(values, config_class, origin, prefix="")
         config = _merge(config, values, origin)
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
+    if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(
             f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the "
             "YAML file."

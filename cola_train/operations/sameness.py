@@ -91,8 +91,8 @@ def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) 
         }
         for outcome in (reference, disturbed)
     )
-    if ours.keys() != theirs.keys():
-        return _Verdict(f"differ in names: {sorted(ours.keys() ^ theirs.keys())}")
+    if missing := ours.keys() ^ theirs.keys():
+        return _Verdict(f"differ in names: {sorted(missing)}")
     differing = [
         name
         for name in ours
@@ -115,8 +115,7 @@ def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) 
 
 
 def _metrics(ours: Metrics, theirs: Metrics) -> _Verdict:
-    missing = ours.keys() ^ theirs.keys()
-    if missing:
+    if missing := ours.keys() ^ theirs.keys():
         return _Verdict(f"{len(missing)} metrics are in one run only, first {min(missing)}")
     differing = [key for key in ours if ours[key] != theirs[key]]
     if not differing:
@@ -140,7 +139,6 @@ def _steps(ours: Mapping[int, Step], theirs: Mapping[int, Step]) -> _Verdict:
         {(step, entry.rows, entry.digest) for step, entry in steps.items()}
         for steps in (ours, theirs)
     ]
-    differing = {step for step, _, _ in used[0] ^ used[1]}
-    if differing:
+    if differing := {step for step, _, _ in used[0] ^ used[1]}:
         return _Verdict(f"differ in {len(differing)} steps, first in {min(differing)}")
     return _Verdict(f"equal in {len(ours)} steps", True, True)
