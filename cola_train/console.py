@@ -14,14 +14,13 @@ def say(message: str) -> None:
 
 def progress_bar(description: str, unit: str, total: int | None = None, divisor: int = 1000) -> Any:
     """A bar on stderr; rare updates where stderr is a log file rather than a terminal."""
-    interval = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(
         desc=description,
         unit=unit,
         total=total,
         unit_scale=True,
         unit_divisor=divisor,
-        mininterval=interval,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
     )
 
 

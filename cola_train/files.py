@@ -7,6 +7,7 @@ import secrets
 import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Put `content` at `path` in one step, replacing what was there."""
     data = content.encode() if isinstance(content, str) else content
-    with _clear_os_errors(path):
+    with _write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(path)
         # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one
@@ -148,7 +149,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise UserError(
             f"{final} exists and is not overwritten; choose another name or remove it yourself."
         )
-    with _clear_os_errors(final):
+    with _write_errors_explained(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(final)
         working.mkdir()  # with the user's own permissions, as in write_atomically
@@ -184,23 +185,19 @@ def _swap_in(working: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _clear_os_errors(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {target}: {error.strerror or error}. Nothing was changed there; free "
-            "space or choose another place."
-        ) from error
-
-
-@contextlib.contextmanager
-def read_errors_explained(path: Path) -> Iterator[None]:
+def read_errors_explained(path: Path) -> AbstractContextManager[None]:
     """Turn an OSError of the block (permissions, a lost disk) into a UserError naming the file."""
+    return _explained(f"Cannot read {path}", "Check that it exists and may be read.")
+
+
+def _write_errors_explained(path: Path) -> AbstractContextManager[None]:
+    advice = "Nothing was changed there; free space or choose another place."
+    return _explained(f"Cannot write {path}", advice)
+
+
+@contextlib.contextmanager
+def _explained(problem: str, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"Cannot read {path}: {error.strerror or error}. Check that it exists and may be read."
-        ) from error
+        raise UserError(f"{problem}: {error.strerror or error}. {advice}") from error

@@ -65,8 +65,7 @@ def saved_config(config: RunT) -> RunT | None:
             f"{run_folder} is a run of `cola-train {saved.stage}`; go on with it by that verb, or "
             "choose another name=..."
         )
-    differences = saved.differences(config)
-    if differences:
+    if differences := saved.differences(config):
         raise UserError(
             f"{run_folder} holds another run, which is not overwritten: it differs in "
             f"{'; '.join(differences)}. Choose another name=..., or go on with that run by "

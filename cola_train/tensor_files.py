@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from cola_train.config.settings import UserError
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
-TRAINING = "training.json"
-"""What a checkpoint says of the run that it comes from."""
+TRAINING = "training.json"  # what a checkpoint says of the run that it comes from
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 

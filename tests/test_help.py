@@ -10,7 +10,7 @@ import pytest
 
 from cola_train.cli import main, make_parser
 from cola_train.cli.config_docs import COMMAND, page, settings_verbs
-from cola_train.cli.help import FEW, brief
+from cola_train.cli.verb import FEW, brief
 from cola_train.config.describe import describe, sections
 from cola_train.config.load import leaves
 from cola_train.config.settings import section, setting

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cola_train.cli import bench, data, evaluation, scaling, training, trust
+from cola_train.cli import bench, evaluation, scaling, training, trust
 from cola_train.config.settings import UserError
 
 
@@ -62,6 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
         "--help all` every one.",
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for group in (data, training, evaluation, scaling, trust, bench):
+    for group in (training, evaluation, scaling, trust, bench):
         group.add(verbs)
     return parser

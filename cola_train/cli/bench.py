@@ -26,11 +26,11 @@ def add(verbs: Any) -> None:
     bench = verbs.add_parser(
         "bench", help="how fast this machine trains and samples, at what memory; as JSON"
     )
-    kinds = bench.add_subparsers(title="kinds", metavar="KIND", required=True)
+    kinds = bench.add_subparsers(dest="kind", title="kinds", metavar="KIND", required=True)
     add_verb(
         kinds,
         "train",
-        _train,
+        _bench,
         f"measure optimizer steps on random tokens; {_OF_RUN}",
         BenchTrainConfig,
         example="workload=M rows=4 parallel.activation_checkpointing=full",
@@ -38,7 +38,7 @@ def add(verbs: Any) -> None:
     sample = add_verb(
         kinds,
         "sample",
-        _sample,
+        _bench,
         "measure how fast prompts are continued",
         BenchSampleConfig,
         example="workload=M batch=1 sampler.num_steps=8",
@@ -46,7 +46,7 @@ def add(verbs: Any) -> None:
     add_verb(
         kinds,
         "growth",
-        _growth,
+        _bench,
         f"measure how a step's cost grows with its sizes; {_OF_RUN}",
         BenchGrowthConfig,
         example="figure=growth out=growth.json",
@@ -54,7 +54,7 @@ def add(verbs: Any) -> None:
     add_verb(
         kinds,
         "data",
-        _data,
+        _bench,
         "measure tokenizing, reading rows and opening a huge store",
         BenchDataConfig,
         example="rows=8 seq_len=256",
@@ -62,7 +62,7 @@ def add(verbs: Any) -> None:
     quality = add_verb(
         kinds,
         "quality",
-        _quality,
+        _bench,
         "measure how near few steps of a solver come to many",
         BenchQualityConfig,
         example="checkpoints/NAME solvers=[euler,heun] steps=[4,8,16]",
@@ -72,58 +72,35 @@ def add(verbs: Any) -> None:
     add_device(quality)
 
 
-def _load(options: argparse.Namespace) -> Any:
-    """The config, once it is known that its result's file does not exist."""
+def _bench(options: argparse.Namespace) -> None:
+    of_run: list[str] = []
+    if options.kind in ("train", "growth"):
+        options.settings, of_run = split_settings(options.settings)
     config = load_settings(options)
     refuse_existing(None if config.out is None else Path(config.out))
-    return config
+    if options.kind == "growth":
+        from cola_train.bench.growth import run_growth
 
+        result = run_growth(config, of_run)
+    elif options.kind == "data":
+        from cola_train.bench.data import run_data
 
-def _load_with_run(options: argparse.Namespace) -> tuple[Any, list[str]]:
-    options.settings, of_run = split_settings(options.settings)
-    return _load(options), of_run
+        result = run_data(config)
+    elif options.kind == "quality":
+        from cola_train.bench.quality import run_quality
 
+        result = run_quality(options.checkpoint, config, options.device)
+    elif options.kind == "sample":
+        from cola_train.bench.worker import measure_in_a_process
 
-def _deliver(result: dict[str, Any], out: str | None) -> None:
-    """Write a result to `out`, or to stdout."""
+        device = config.device if options.device == "auto" else options.device
+        result = measure_in_a_process("sample", config, device=device)
+    else:
+        from cola_train.bench.worker import run_train
+
+        result = run_train(config, of_run)
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-    if out is None:
+    if config.out is None:
         sys.stdout.write(text)
     else:
-        write_atomically(Path(out), text)
-
-
-def _train(options: argparse.Namespace) -> None:
-    config, of_run = _load_with_run(options)
-    from cola_train.bench.worker import run_train
-
-    _deliver(run_train(config, of_run), config.out)
-
-
-def _sample(options: argparse.Namespace) -> None:
-    config = _load(options)
-    from cola_train.bench.worker import measure_in_a_process
-
-    device = config.device if options.device == "auto" else options.device
-    _deliver(measure_in_a_process("sample", config, device=device), config.out)
-
-
-def _growth(options: argparse.Namespace) -> None:
-    config, of_run = _load_with_run(options)
-    from cola_train.bench.growth import run_growth
-
-    _deliver(run_growth(config, of_run), config.out)
-
-
-def _data(options: argparse.Namespace) -> None:
-    config = _load(options)
-    from cola_train.bench.data import run_data
-
-    _deliver(run_data(config), config.out)
-
-
-def _quality(options: argparse.Namespace) -> None:
-    config = _load(options)
-    from cola_train.bench.quality import run_quality
-
-    _deliver(run_quality(options.checkpoint, config, options.device), config.out)
+        write_atomically(Path(config.out), text)

@@ -6,23 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.cli.verb import add_device, add_path, add_verb, load_settings
-from cola_train.config.evaluation import EvaluationConfig
-from cola_train.config.inspection import InspectionConfig
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import EvaluationConfig, InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
 
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
-    _add_sample(verbs)
-    _add_evaluate(verbs)
-    _add_score(verbs)
-    _add_likelihood(verbs)
-    _add_inspect(verbs)
-
-
-def _add_sample(verbs: Any) -> None:
     sample = add_verb(
         verbs,
         "sample",
@@ -39,17 +29,6 @@ def _add_sample(verbs: Any) -> None:
     add_path(sample, "--out", "FILE.jsonl", "write results there as JSON lines; print no text")
     add_device(sample)
 
-
-def _sample(options: argparse.Namespace) -> None:
-    if (options.prompt is None) == (options.prompts is None):
-        raise UserError("Give either --prompt TEXT (as often as you like) or --prompts FILE.jsonl.")
-    config = load_settings(options)
-    from cola_train.evaluation.writing.sample import sample
-
-    sample(options.checkpoint, options.prompt, options.prompts, options.out, options.device, config)
-
-
-def _add_evaluate(verbs: Any) -> None:
     evaluate = add_verb(
         verbs,
         "evaluate",
@@ -80,9 +59,64 @@ def _add_evaluate(verbs: Any) -> None:
         "file, a folder, or its name) or from huggingface, over the network",
     )
 
+    score = verbs.add_parser(
+        "score", help="judge answers that exist already, by the rules of the eight benchmarks"
+    )
+    add_path(score, "answers", "ANSWERS", "answers.jsonl, or TASK.jsonl as published; or a folder")
+    add_path(score, "--data", "DIR", "take truths and choices from these TASK.jsonl files, by id")
+    add_path(score, "--out", "DIR", "also write verdicts, summary and figure there; must not exist")
+    score.set_defaults(run=_score)
+
+    likelihood = add_verb(
+        verbs,
+        "likelihood",
+        _likelihood,
+        "log p(x) and perplexity of held-out rows or of texts under a checkpoint of any family",
+        LikelihoodConfig,
+        example="checkpoints/NAME --data data/austen num_samples=8",
+        positionals={"checkpoint": "a folder in the released layout, a baseline's or a run's"},
+    )
+    add_path(likelihood, "--data", "FOLDER", "prepared data, whose held-out rows are taken")
+    add_path(
+        likelihood,
+        "--texts",
+        "FILE.jsonl",
+        'texts instead: one {"text": "..."} or {"prompt": "...", "continuation": "..."} per line',
+    )
+    add_path(likelihood, "--out", "FILE.jsonl", "also write each row's metrics there, as JSON")
+    add_device(likelihood)
+
+    inspect = add_verb(
+        verbs,
+        "inspect",
+        _inspect,
+        "look into the latent space of a checkpoint: numbers, a page of plots, a table",
+        InspectionConfig,
+        example="checkpoints/NAME --data data/austen-64 --reference checkpoints/NAME-vae",
+        positionals={"checkpoint": "a folder in the released layout or a run's, of stage 1 or 2"},
+    )
+    add_path(inspect, "--data", "FOLDER", "prepared data with held-out rows", required=True)
+    add_path(inspect, "--reference", "CHECKPOINT", "measure drift from this stage-1 encoder")
+    add_path(inspect, "--out", "FOLDER", "a new folder for the results [CHECKPOINT/inspection]")
+    add_device(inspect)
+
+
+def _sample(options: argparse.Namespace) -> None:
+    if (options.prompt is None) == (options.prompts is None):
+        raise UserError("Give either --prompt TEXT (as often as you like) or --prompts FILE.jsonl.")
+    config = load_settings(options)
+    from cola_train.evaluation.writing.sample import sample
+
+    sample(options.checkpoint, options.prompt, options.prompts, options.out, options.device, config)
+
 
 def _evaluate(options: argparse.Namespace) -> None:
-    tasks = _tasks(options.tasks)
+    from cola_train.evaluation.benchmarks.tasks import TASKS, check_task
+
+    asked = TASKS if options.tasks == "all" else options.tasks.split(",")
+    for name in asked:
+        check_task(name)
+    tasks = tuple(task for task in TASKS if task in asked)
     if options.fetch is not None:
         require(
             not options.settings and options.out is None,
@@ -106,50 +140,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     sys.stdout.write(evaluate(checkpoint, tasks, options.data, options.out, options.device, config))
 
 
-def _tasks(names: str) -> tuple[str, ...]:
-    from cola_train.evaluation.benchmarks.tasks import TASKS, check_task
-
-    asked = TASKS if names == "all" else names.split(",")
-    for name in asked:
-        check_task(name)
-    return tuple(task for task in TASKS if task in asked)
-
-
-def _add_score(verbs: Any) -> None:
-    score = verbs.add_parser(
-        "score", help="judge answers that exist already, by the rules of the eight benchmarks"
-    )
-    add_path(score, "answers", "ANSWERS", "answers.jsonl, or TASK.jsonl as published; or a folder")
-    add_path(score, "--data", "DIR", "take truths and choices from these TASK.jsonl files, by id")
-    add_path(score, "--out", "DIR", "also write verdicts, summary and figure there; must not exist")
-    score.set_defaults(run=_score)
-
-
 def _score(options: argparse.Namespace) -> None:
     from cola_train.evaluation.benchmarks.score import score
 
     sys.stdout.write(score(options.answers, options.data, options.out))
-
-
-def _add_likelihood(verbs: Any) -> None:
-    likelihood = add_verb(
-        verbs,
-        "likelihood",
-        _likelihood,
-        "log p(x) and perplexity of held-out rows or of texts under a checkpoint of any family",
-        LikelihoodConfig,
-        example="checkpoints/NAME --data data/austen num_samples=8",
-        positionals={"checkpoint": "a folder in the released layout, a baseline's or a run's"},
-    )
-    add_path(likelihood, "--data", "FOLDER", "prepared data, whose held-out rows are taken")
-    add_path(
-        likelihood,
-        "--texts",
-        "FILE.jsonl",
-        'texts instead: one {"text": "..."} or {"prompt": "...", "continuation": "..."} per line',
-    )
-    add_path(likelihood, "--out", "FILE.jsonl", "also write each row's metrics there, as JSON")
-    add_device(likelihood)
 
 
 def _likelihood(options: argparse.Namespace) -> None:
@@ -162,22 +156,6 @@ def _likelihood(options: argparse.Namespace) -> None:
 
     paths = (options.checkpoint, options.data, options.texts, options.out)
     sys.stdout.write(measure(*paths, options.device, config))
-
-
-def _add_inspect(verbs: Any) -> None:
-    inspect = add_verb(
-        verbs,
-        "inspect",
-        _inspect,
-        "look into the latent space of a checkpoint: numbers, a page of plots, a table",
-        InspectionConfig,
-        example="checkpoints/NAME --data data/austen-64 --reference checkpoints/NAME-vae",
-        positionals={"checkpoint": "a folder in the released layout or a run's, of stage 1 or 2"},
-    )
-    add_path(inspect, "--data", "FOLDER", "prepared data with held-out rows", required=True)
-    add_path(inspect, "--reference", "CHECKPOINT", "measure drift from this stage-1 encoder")
-    add_path(inspect, "--out", "FOLDER", "a new folder for the results [CHECKPOINT/inspection]")
-    add_device(inspect)
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -11,6 +11,8 @@ from cola_train.config.settings import require
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.scaling.config import CurveConfig
 
+_CURVE = "configs/small/curve_austen.yaml"
+
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
@@ -62,12 +64,9 @@ def add(verbs: Any) -> None:
     )
 
     curve = verbs.add_parser("curve", help="scaling curves: families x sizes x budgets")
-    kinds = curve.add_subparsers(title="kinds", metavar="KIND", required=True)
+    kinds = curve.add_subparsers(dest="kind", title="kinds", metavar="KIND", required=True)
     run = _add_curve_verb(
-        kinds,
-        "run",
-        _curve_run,
-        "train and measure every point of a ladder; resumes where it ended",
+        kinds, "run", "train and measure every point of a ladder; resumes where it ended"
     )
     run.add_argument("--retry", action="store_true", help="run again what has failed")
     add_count(run, "--parallel", 1, "runs at a time (%(default)s)")
@@ -75,12 +74,12 @@ def add(verbs: Any) -> None:
     run.add_argument(
         "--launcher", default="cola-train", help="what the lines start trainings with (%(default)s)"
     )
-    _add_curve_verb(kinds, "fit", _curve_fit, "fit power laws and IsoFLOP parabolas to the points")
-    _add_curve_verb(kinds, "plot", _curve_plot, "draw quality over compute, with the fits")
+    _add_curve_verb(kinds, "fit", "fit power laws and IsoFLOP parabolas to the points")
+    _add_curve_verb(kinds, "plot", "draw quality over compute, with the fits")
 
 
-def _add_curve_verb(kinds: Any, name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-    return add_verb(kinds, name, run, summary, CurveConfig, "configs/small/curve_austen.yaml")
+def _add_curve_verb(kinds: Any, name: str, summary: str) -> argparse.ArgumentParser:
+    return add_verb(kinds, name, _curve, summary, CurveConfig, _CURVE)
 
 
 def _plan(options: argparse.Namespace) -> None:
@@ -105,34 +104,25 @@ def _compare(options: argparse.Namespace) -> None:
     sys.stdout.write(compare_run(options.run_folder, config))
 
 
-def _curve_run(options: argparse.Namespace) -> int:
-    spec, folder = _spec(options)
-    from cola_train.scaling.curve import run_curve, write_launch_lines
+def _curve(options: argparse.Namespace) -> int:
+    require(bool(options.settings), f"Give the curve's spec, for example {_CURVE}.")
+    path = Path(options.settings[0])
+    spec, folder = load_config(CurveConfig, path, options.settings[1:]), path.parent
+    if options.kind == "run":
+        from cola_train.scaling.curve import run_curve, write_launch_lines
 
-    if options.write_lines is not None:
+        if options.write_lines is None:
+            return run_curve(spec, folder, retry=options.retry, parallel=options.parallel)
         for path in write_launch_lines(spec, folder, options.write_lines, options.launcher):
             print(path)
         return 0
-    return run_curve(spec, folder, retry=options.retry, parallel=options.parallel)
+    if options.kind == "fit":
+        from cola_train.scaling.fit import write_fit
 
-
-def _spec(options: argparse.Namespace) -> tuple[CurveConfig, Path]:
-    example = "configs/small/curve_austen.yaml"
-    require(bool(options.settings), f"Give the curve's spec, for example {example}.")
-    path = Path(options.settings[0])
-    return load_config(CurveConfig, path, options.settings[1:]), path.parent
-
-
-def _curve_fit(options: argparse.Namespace) -> None:
-    spec, _ = _spec(options)
-    from cola_train.scaling.fit import write_fit
-
-    sys.stdout.write(write_fit(spec))
-
-
-def _curve_plot(options: argparse.Namespace) -> None:
-    spec, _ = _spec(options)
+        sys.stdout.write(write_fit(spec))
+        return 0
     from cola_train.scaling.figure import draw
 
     for path in draw(spec):
         print(path)
+    return 0

@@ -1,18 +1,47 @@
-"""Verbs that train: the stages, a new start from a run, a branch of one; and export."""
+"""Verbs that train, from text on: tokenizer and rows, the stages, a run from a run; and export."""
 
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cola_train.cli.verb import add_path, add_settings, add_verb, load_settings
+from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import INTERRUPTED, UserError
 from cola_train.families.registry import families
+from cola_train.run_folder import read_run_config, read_status, saved_config, status_time
+from cola_train.run_layout import LOGS, folder_of
 
 
 def add(verbs: Any) -> None:
     """Add these verbs."""
+    tokenizer = verbs.add_parser("tokenizer", help="make a tokenizer.json: train it, or OLMo 2's")
+    kinds = tokenizer.add_subparsers(title="kinds", metavar="KIND", required=True)
+    add_verb(
+        kinds,
+        "train",
+        _tokenizer_train,
+        "train a byte-level BPE on text",
+        TokenizerTrainConfig,
+        example="out=data/tokenizer.json 'corpus.inputs=[my_texts]' vocab_size=4096",
+    )
+    olmo2 = kinds.add_parser(
+        "olmo2", help="build the OLMo 2 tokenizer of the paper (needs the extra 'olmo2')"
+    )
+    olmo2.add_argument("out", type=Path, help="the tokenizer.json to write")
+    olmo2.set_defaults(run=_tokenizer_olmo2)
+
+    add_verb(
+        verbs,
+        "prepare",
+        _prepare,
+        "tokenize text into memory-mapped rows",
+        PrepareConfig,
+        example="out=data/austen tokenizer=data/tokenizer.json 'corpus.inputs=[my_texts]'",
+    )
+
     for name, family in families().items():
         train = add_verb(verbs, name, _train, family.summary, family.config, family.example)
         add_path(train, "--resume", "RUN", "resume this run, by its own config and the overrides")
@@ -52,6 +81,26 @@ def add(verbs: Any) -> None:
     export.set_defaults(run=_export)
 
 
+def _tokenizer_train(options: argparse.Namespace) -> None:
+    config = load_settings(options)
+    from cola_train.data.tokenizer import train_tokenizer
+
+    train_tokenizer(config)
+
+
+def _tokenizer_olmo2(options: argparse.Namespace) -> None:
+    from cola_train.data.olmo2 import build_olmo2_tokenizer
+
+    build_olmo2_tokenizer(options.out)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    config = load_settings(options)
+    from cola_train.data.prepare import prepare
+
+    prepare(config)
+
+
 def _train(options: argparse.Namespace) -> int:
     if options.resume is None:
         config = load_settings(options)
@@ -59,8 +108,6 @@ def _train(options: argparse.Namespace) -> int:
         from cola_train.training.run import resume
 
         config = resume(options.resume, options.config_class, options.settings)
-    from cola_train.run_folder import saved_config
-
     if config.warm_start_from is not None and saved_config(config) is None:
         raise UserError(
             f"warm_start_from={config.warm_start_from} is not set by hand, so that no run begins "
@@ -76,7 +123,6 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _warm_start(options: argparse.Namespace) -> int:
-    from cola_train.run_folder import read_run_config, saved_config
     from cola_train.training.run import warm_started
 
     options.config_class = type(read_run_config(options.source))
@@ -88,8 +134,6 @@ def _warm_start(options: argparse.Namespace) -> int:
 
 def _branch(options: argparse.Namespace) -> int:
     from cola_train.processes import connected
-    from cola_train.run_folder import read_run_config
-    from cola_train.run_layout import folder_of
     from cola_train.training.branch import branch
 
     trunk = read_run_config(options.source)
@@ -102,8 +146,6 @@ def _branch(options: argparse.Namespace) -> int:
 def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
     """Train in this process, or in several that `arguments` start where they are not here yet."""
     from cola_train.processes import is_one_of_several
-    from cola_train.run_folder import read_status, status_time
-    from cola_train.run_layout import LOGS, folder_of
 
     if config.parallel.num_processes == 1 or is_one_of_several():
         from cola_train.training.run import train
@@ -114,12 +156,11 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
     from cola_train.training.preflight import refuse
 
     refuse(config)
-    before = status_time(folder_of(config))
-    on_gpu = uses_gpu(config.trainer.accelerator)
-    logs = folder_of(config) / LOGS
-    status = launch(arguments, config.parallel.num_processes, logs, uses_gpu=on_gpu)
-    now = read_status(folder_of(config))
-    if status <= 128 or now is None or status_time(folder_of(config)) == before:
+    folder, on_gpu = folder_of(config), uses_gpu(config.trainer.accelerator)
+    before = status_time(folder)
+    status = launch(arguments, config.parallel.num_processes, folder / LOGS, uses_gpu=on_gpu)
+    now = read_status(folder)
+    if status <= 128 or now is None or status_time(folder) == before:
         return status
     # A signal ended it: the status that it wrote since says how far the run got.
     return {"interrupted": INTERRUPTED, "finished": 0}.get(now.state, status)

@@ -1,17 +1,25 @@
-"""A verb that takes settings: its parser and its config; help.py writes its help."""
+"""A verb that takes settings: its parser, its config, and its help.
+
+The help is one screen; `--help WORD` lists a section, settings with the word, or all.
+"""
 
 import argparse
+import difflib
+import shutil
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from cola_train.cli.help import WIDTH, HelpAction, HelpFormatter
+from cola_train.config.describe import Described, describe, sections
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.families.registry import load_run_config
 
 CONFIG_METAVAR = "CONFIG.yaml | key=value"
+WIDTH = 100
+FEW = 15  # settings that are shown at once
+ALL = "all"
 
 
 def add_verb(
@@ -79,3 +87,132 @@ def load_settings(options: argparse.Namespace) -> Any:
 def load_run(options: argparse.Namespace) -> RunConfig:
     """The run config, of any family, of a verb whose arguments are its file and overrides."""
     return load_run_config(Path(options.settings[0]), options.settings[1:])
+
+
+class HelpAction(argparse.Action):
+    """`-h` and `--help` with an optional word; ends the program."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **_: Any) -> None:
+        super().__init__(
+            option_strings,
+            dest,
+            nargs="?",
+            default=argparse.SUPPRESS,
+            metavar="WORD",
+            help=f"this page; or settings: a section's, those that have a word, or {ALL}",
+        )
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        """Print what was asked for; status 2 if nothing has that word."""
+        word: str | None = given[1]
+        # Only now: the class is looked at only when its help is.
+        config_class: type = parser.get_default("config_class")
+        if word is None:
+            parser.epilog = settings_page(config_class)
+            parser.print_help()
+            parser.exit()
+        if (found := look_up(config_class, word)) is None:
+            parser.exit(
+                2,
+                f"cola-train: error: No setting of `{parser.prog}` has '{word}' "
+                f"{_hint(config_class, word)}\n",
+            )
+        title, entries = found
+        print(f"{title} of `{parser.prog}`:\n{table(entries)}")
+        parser.exit()
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Leaves out the argument for settings: the usage shows it and the page's end explains it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=28, width=columns())
+
+    def add_argument(self, action: argparse.Action) -> None:
+        if action.dest != "settings":
+            super().add_argument(action)
+
+
+def columns() -> int:
+    """Characters in a line: the terminal's, at most WIDTH."""
+    return min(shutil.get_terminal_size((WIDTH, 0)).columns, WIDTH)
+
+
+def settings_page(config_class: type) -> str:
+    """The first screen's settings: all if they are few, else the common ones and the sections."""
+    entries, parts = describe(config_class), sections(config_class)
+    if len(entries) <= FEW:
+        return f"settings (key=value, after any YAML file):\n{table(entries)}"
+    lines = ["the most used settings (key=value, after any YAML file):"]
+    common = [entry for entry in entries if entry.common]
+    longest = max((len(entry.key) for entry in common), default=0)
+    for entry in common:
+        meaning = brief(entry.meaning, columns() - longest - len(entry.default) - 7)
+        lines.append(f"  {entry.key:<{longest}}  {meaning} [{entry.default}]")
+    lines.append("")
+    if parts:
+        lines.append(
+            f"all {len(entries)}, by section (--help SECTION: its settings; --help WORD: those "
+            f"with a word; --help {ALL}):"
+        )
+        longest = max(len(part.key) for part in parts)
+        room = columns() - longest - 8
+        lines += [f"  {p.key:<{longest}} {p.count:>3}  {brief(p.meaning, room)}" for p in parts]
+    else:
+        lines.append(
+            f"all {len(entries)} settings: --help {ALL}; those with a word in their name or "
+            "meaning: --help WORD"
+        )
+    return "\n".join(lines)
+
+
+def look_up(config_class: type, word: str) -> tuple[str, list[Described]] | None:
+    """What `--help WORD` lists, with its title: all, a section, or settings with the word."""
+    entries = describe(config_class)
+    if word == ALL:
+        return f"all {len(entries)} settings", entries
+    inside = [entry for entry in entries if entry.key == word or entry.key.startswith(f"{word}.")]
+    if any(entry.key != word for entry in inside):
+        return f"{_count(inside)} of section {word}", inside
+    found = [
+        entry
+        for entry in entries
+        if word.lower() in f"{entry.key}\n{entry.key.replace('_', ' ')}\n{entry.meaning}".lower()
+    ]
+    return (f"{_count(found)} with '{word}'", found) if found else None
+
+
+def table(entries: Sequence[Described]) -> str:
+    """Each setting in full: its key, then its meaning and its default."""
+    wrap = textwrap.TextWrapper(columns(), initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(
+        f"  {entry.key}\n{wrap.fill(f'{entry.meaning} [{entry.default}]')}" for entry in entries
+    )
+
+
+def brief(meaning: str, room: int) -> str:
+    """A meaning's beginning, in whole clauses or else words, in at most `room` characters."""
+    if len(meaning) <= room:
+        return meaning
+    for mark in (". ", "; ", ": ", ", "):
+        end = "..." if mark == ", " else "."
+        cut = meaning.rfind(mark, 0, room - len(end) + len(mark))
+        # Neither a clause too short to say anything, such as "wsd: ...", nor half of a parenthesis.
+        while cut > room // 3:
+            if meaning.count("(", 0, cut) == meaning.count(")", 0, cut):
+                return meaning[:cut] + end
+            cut = meaning.rfind(mark, 0, cut)
+    return textwrap.shorten(meaning, max(room, 4), placeholder="...")
+
+
+def _count(entries: Sequence[Described]) -> str:
+    return f"{len(entries)} setting{'' if len(entries) == 1 else 's'}"
+
+
+def _hint(config_class: type, word: str) -> str:
+    keys = [entry.key for entry in describe(config_class)]
+    prefixes = {key[:place] for key in keys for place, letter in enumerate(key) if letter == "."}
+    names = [*sorted(prefixes), *keys, *(key.rpartition(".")[2] for key in keys)]
+    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    end = f"did you mean '{close[0]}'?" if close else f"--help {ALL} lists them."
+    return f"in its name or meaning; {end}"

@@ -2,14 +2,12 @@
 
 import dataclasses
 import typing
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from cola_train.config.load import section_class
 
 
-@dataclasses.dataclass(frozen=True)
-class Described:
+class Described(NamedTuple):
     """One setting."""
 
     key: str  # dotted; NAME stands for names that the user chooses
@@ -27,26 +25,11 @@ class DescribedSection:
     count: int  # of settings, those of sections inside included
 
 
-def describe(config_class: type) -> list[Described]:
-    """Every setting of a config class, in declaration order."""
-    return list(_walk(config_class, None, "", common=True))
-
-
-def sections(config_class: type) -> list[DescribedSection]:
-    """The sections at the top of a config class, in declaration order."""
-    keys = [entry.key for entry in describe(config_class)]
+def describe(
+    config_class: type, defaults: object = None, prefix: str = "", *, common: bool = True
+) -> list[Described]:
+    """Every setting, in declaration order, with the values of `defaults`, an instance, if given."""
     found = []
-    for field in dataclasses.fields(config_class):
-        if _inside(field) is not None:
-            count = sum(key.startswith(f"{field.name}.") for key in keys)
-            found.append(DescribedSection(field.name, field.metadata["help"], count))
-    return found
-
-
-def _walk(
-    config_class: type, defaults: object, prefix: str, *, common: bool
-) -> Iterator[Described]:
-    """The settings of `config_class`, with the values of `defaults`, an instance, if given."""
     for field in dataclasses.fields(config_class):
         key = prefix + field.name
         # Nobody sets it: a verb's config has the only value it can have.
@@ -58,11 +41,23 @@ def _walk(
         inside = _inside(field)
         marked = common and field.metadata.get("common", inside is not None)
         if (section := section_class(field.type)) is not None:
-            yield from _walk(section, default, f"{key}.", common=marked)
+            found += describe(section, default, f"{key}.", common=marked)
             continue
-        yield Described(key, field.metadata["help"], _shown(default), marked)
+        found.append(Described(key, field.metadata["help"], _shown(default), marked))
         if inside is not None:
-            yield from _walk(inside, None, f"{key}.NAME.", common=marked)
+            found += describe(inside, prefix=f"{key}.NAME.", common=marked)
+    return found
+
+
+def sections(config_class: type) -> list[DescribedSection]:
+    """The sections at the top of a config class, in declaration order."""
+    keys = [entry.key for entry in describe(config_class)]
+    found = []
+    for field in dataclasses.fields(config_class):
+        if _inside(field) is not None:
+            count = sum(key.startswith(f"{field.name}.") for key in keys)
+            found.append(DescribedSection(field.name, field.metadata["help"], count))
+    return found
 
 
 def _inside(field: dataclasses.Field[Any]) -> type | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -31,11 +32,7 @@ def load_config(
 def build_config(
     config_class: type[T], values: Mapping[str, Any], origin: str, overrides: Sequence[str] = ()
 ) -> T:
-    """As `load_config`, from values that were read already; messages about them name `origin`.
-
-    Raises:
-        UserError: as `load_config`, but for the file.
-    """
+    """As `load_config`, from values that were read already; messages about them name `origin`."""
     layers = [(origin, values)]
     layers += [(f"the override '{text}'", _parse_override(text)) for text in overrides]
     config = OmegaConf.structured(config_class)
@@ -43,8 +40,7 @@ def build_config(
     for origin, values in layers:
         _refuse_unknown_keys(values, config_class, origin, prefix="")
         config = _merge(config, values, origin)
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
+    if missing := sorted(OmegaConf.missing_keys(config)):
         raise UserError(
             f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the "
             "YAML file."
@@ -114,9 +110,7 @@ def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclas
 
 def value_at(config: object, key: str) -> Any:
     """The value of a dotted key."""
-    for name in key.split("."):
-        config = getattr(config, name)
-    return config
+    return operator.attrgetter(key)(config)
 
 
 def changed_values(config: Any) -> dict[str, Any]:

@@ -33,9 +33,8 @@ class OptimConfig:
     )
     decay: str = setting(
         "1000000",
-        help=(
-            "Where the final learning rate is reached, from the run's start; an amount like warmup."
-        ),
+        help="Where the final learning rate is reached, from the run's start; an amount like "
+        "warmup.",
         common=True,
     )
     anneal: str = setting(

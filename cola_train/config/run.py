@@ -3,12 +3,12 @@
 import abc
 import dataclasses
 
-from cola_train.config.alarms import AlarmsConfig
 from cola_train.config.amounts import Amount
 from cola_train.config.data import DataConfig
-from cola_train.config.in_loop_evaluation import InLoopEvalConfig
+from cola_train.config.evaluation import InLoopEvalConfig
 from cola_train.config.load import leaves, value_at
 from cola_train.config.loop import (
+    AlarmsConfig,
     BudgetConfig,
     CheckpointConfig,
     EMAConfig,
@@ -93,7 +93,6 @@ class RunConfig(abc.ABC):
             f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x "
             f"parallel.num_processes ({micro} x {processes} = {micro * processes}).",
         )
-
         horizons = (self.optim.warmup, self.optim.decay, self.optim.anneal)
         in_flops = any(Amount.parse(text, "optim").unit == "EFLOPs" for text in horizons)
         require(

@@ -41,9 +41,8 @@ class SamplerConfig:
     )
     released_rounding: bool = setting(
         False,
-        help=(
-            "Round times and latents to bf16 on their way into the DiT, as the released code does."
-        ),
+        help="Round times and latents to bf16 on their way into the DiT, as the released code "
+        "does.",
     )
     solver: Solver = setting(
         "euler",
@@ -64,9 +63,8 @@ class SamplerConfig:
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto",
-        help=(
-            "Of the networks' passes; weights stay fp32. auto is bf16 on a GPU and fp32 elsewhere."
-        ),
+        help="Of the networks' passes; weights stay fp32. auto is bf16 on a GPU and fp32 "
+        "elsewhere.",
     )
     compile: bool = setting(
         False,

@@ -17,17 +17,14 @@ class UserError(ValueError):
 
 
 def setting(default: Any = dataclasses.MISSING, *, help: str, common: bool = False) -> Any:
-    """A dataclass field of a config.
+    """A dataclass field of a config; without a default it must be given.
 
-    Args:
-        default: its default; without one it must be given.
-        help: one sentence, shown by `--help` and in docs/config.md.
-        common: it is one of the few that people change, which the first screen of `--help` shows.
+    `help` is one sentence, shown by `--help` and in docs/config.md; `common` settings are the few
+    that people change, which the first screen of `--help` shows.
     """
     metadata = {"help": help, "common": common}
     if isinstance(default, (list, dict)) or dataclasses.is_dataclass(default):
-        value = default
-        return dataclasses.field(default_factory=lambda: value, metadata=metadata)
+        return dataclasses.field(default_factory=lambda: default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 

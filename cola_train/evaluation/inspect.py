@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cola_train.config.inspection import InspectionConfig
+from cola_train.config.evaluation import InspectionConfig
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.devices import named_device

@@ -10,8 +10,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from cola_train.config.inspection import InspectionConfig
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.prepared import PreparedData

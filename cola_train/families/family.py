@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from cola_train.config.alarms import AlarmsConfig
+from cola_train.config.loop import AlarmsConfig
 from cola_train.config.run import RunConfig
 
 if TYPE_CHECKING:

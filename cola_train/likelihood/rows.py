@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cola_train.config.likelihood import MOST_SAMPLES
+from cola_train.config.evaluation import MOST_SAMPLES
 from cola_train.randomness import Purpose
 
 # Addresses of one draw of a row: more than there are coordinates in a row of 2^18 latents of 16

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,8 +39,7 @@ class Finding:
         self.examples += itertools.islice(examples, _LISTED - len(self.examples))
 
 
-@dataclass(frozen=True)
-class Promised:
+class Promised(NamedTuple):
     """What the steps of a log had to use, and the epochs that those which did so make up."""
 
     steps: Int64[np.ndarray, " steps"]  # of the log, ascending

@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 
 from cola_train.operations.job import TorchrunJob
-from cola_train.operations.report import Section
 
 _COLLECTIVES, _MEGABYTES = ("all-reduce", "all-gather"), (1, 64)
 _REPETITIONS = 5
@@ -43,7 +42,7 @@ class Rate:
 
 
 @dataclass(frozen=True)
-class Bandwidth(Section):
+class Bandwidth:
     """Rates between `processes` on `hosts` machines.
 
     `rates` is empty if there was only one process, or if the measurement failed; `failure` is then
@@ -58,8 +57,8 @@ class Bandwidth(Section):
     failure: str | None
 
     def lines(self) -> list[tuple[str, str]]:
-        alone = "one process exchanges nothing; give --processes N, or start it with torchrun"
         if not self.rates:
+            alone = "one process exchanges nothing; give --processes N, or start it with torchrun"
             return [("not measured", alone if self.failure is None else self.failure)]
         machines = f"{self.hosts} machine{'s' * (self.hosts > 1)}"
         return [
@@ -69,10 +68,6 @@ class Bandwidth(Section):
                 for rate in self.rates
             ),
         ]
-
-
-class _WorkerError(Exception):
-    """A worker failed; the message says how."""
 
 
 def measure_bandwidth(
@@ -88,16 +83,15 @@ def measure_bandwidth(
     Only rank 0 gets rates. A failure, or no end within `timeout_s` seconds, is a result with
     `failure`, not an exception.
     """
-    processes = job.processes if job else num_processes
-    nothing = Bandwidth(processes, 1, "none", (), {}, None)
-    if processes == 1:
+    nothing = Bandwidth(job.processes if job else num_processes, 1, "none", (), {}, None)
+    if nothing.processes == 1:
         return nothing
     try:
         if job:
             output = _run_workers([{}], job.rank, timeout_s)
         else:
             output = _run_local_workers(num_processes, timeout_s)
-    except (_WorkerError, OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         return replace(nothing, failure=str(error))
     for line in output.splitlines():
         if line.startswith(_RESULT):
@@ -130,15 +124,11 @@ def _run_workers(places: list[dict[str, str]], first_rank: int, timeout_s: float
         try:
             finished = []
             for rank, place in enumerate(places, start=first_rank):
-                worker = subprocess.Popen(
-                    command,
-                    env={**os.environ, **place},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
+                environment, pipe = {**os.environ, **place}, subprocess.PIPE
+                workers.append(
+                    subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
                 )
-                workers.append(worker)
-                finished.append(pool.submit(_finish, worker, rank, timeout_s))
+                finished.append(pool.submit(_finish, workers[-1], rank, timeout_s))
             # Once one has failed, the others wait for it in vain.
             done, _ = wait(finished, return_when=FIRST_EXCEPTION)
             for future in done:
@@ -157,10 +147,10 @@ def _finish(worker: "subprocess.Popen[str]", rank: int, timeout_s: float) -> str
         worker.kill()
         worker.communicate()
         message = f"the worker of rank {rank} was not done after {timeout_s:g} s"
-        raise _WorkerError(message) from None
+        raise RuntimeError(message) from None
     if worker.returncode != 0:
         last = (errors.strip().splitlines() or ["it wrote nothing"])[-1]
-        raise _WorkerError(
+        raise RuntimeError(
             f"the worker of rank {rank} ended with status {worker.returncode}: {last[:300]}"
         )
     return output

@@ -1,10 +1,10 @@
 """`cola-train chaos`: a small copy of a run, undisturbed and disturbed, must end alike."""
 
-import dataclasses
 import math
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -33,15 +33,9 @@ def chaos(
 ) -> int:
     """Train a small copy of `config` undisturbed and disturbed, compare, and report to stdout.
 
-    Everything is kept, in one new folder.
-
-    Args:
-        config: the run to copy; its data must be there.
-        kills: how many disturbances.
-        processes: numbers of processes for the restarts of the disturbed run, in turn; None stays
-            with the config's.
-        steps: optimizer steps of each run.
-        seed: of kinds and moments of the disturbances.
+    Everything is kept, in one new folder. There are `kills` disturbances, of kinds and at moments
+    drawn by `seed`; `processes` are for the restarts of the disturbed run, in turn, None for the
+    config's. Each run takes `steps` optimizer steps.
 
     Returns:
         The exit status: 0 if the disturbed run ended alike, 1 if not. Alike means every sample and
@@ -63,7 +57,7 @@ def chaos(
     refuse(small)
     folder = Path(config.runs_folder) / f"{config.name}-chaos-{time.strftime('%Y%m%d-%H%M%S')}"
     folder.mkdir(parents=True)
-    small = dataclasses.replace(small, runs_folder=str(folder))
+    small = replace(small, runs_folder=str(folder))
     write_atomically(folder / "config.yaml", to_yaml(small))
     chance = random.Random(seed)
     runs = _Runs(small, folder, counts)
@@ -85,9 +79,7 @@ def chaos(
     except (JobError, UserError) as failure:
         report(f"FAILED: {failure}\nall in {folder}")
         return 1
-    for line in same.lines:
-        report(line)
-    report("audit of the disturbed run")
+    report("\n".join([*same.lines, "audit of the disturbed run"]))
     clean = audit(folder / "disturbed") == 0
     passed = same.passed and clean
     report(f"{'PASSED' if passed else 'FAILED'}: {kills} disturbances; all in {folder}")
@@ -99,11 +91,8 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
 
     Precision, average and guards are the same, too. It starts from nothing: networks of other sizes
     fit no checkpoint. So nothing holds it to a first stage, and a VAE that would be fixed trains.
-
-    Args:
-        config: what to copy.
-        counts: the numbers of processes that it must fit.
-        steps: optimizer steps, over which schedule, checkpoints and validations are spread.
+    It fits each of `counts` processes; schedule, checkpoints and validations are spread over
+    `steps` optimizer steps.
 
     Raises:
         UserError: a strategy that does not fit one of the counts.
@@ -123,14 +112,12 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
     decay = max(warmup + 1, steps)
     anneal = max(1, decay // 5) if schedule.anneal_steps else 0
     spike_window = min(config.guard.spike_window, max(10, steps // 6))
-    return dataclasses.replace(
+    return replace(
         config,
         name="undisturbed",
         warm_start_from=None,
-        optim=dataclasses.replace(
-            config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)
-        ),
-        trainer=dataclasses.replace(
+        optim=replace(config.optim, warmup=str(warmup), decay=str(decay), anneal=str(anneal)),
+        trainer=replace(
             trainer,
             max_steps=steps,
             global_batch_size=rows * common,
@@ -141,18 +128,18 @@ def shrink(config: RunT, counts: Sequence[int], steps: int) -> RunT:
             log_every_steps=1,
             sample_every_steps=0,
         ),
-        parallel=dataclasses.replace(
+        parallel=replace(
             parallel, num_processes=counts[0], timeout_seconds=min(parallel.timeout_seconds, 300)
         ),
-        checkpoint=dataclasses.replace(
+        checkpoint=replace(
             config.checkpoint,
             every_steps=every,
             keep=max(2, config.checkpoint.keep),
             if_damaged="previous",
         ),
-        guard=dataclasses.replace(config.guard, spike_window=spike_window),
-        wandb=dataclasses.replace(config.wandb, enabled=False),
-        budget=dataclasses.replace(config.budget, eflops=None, marks=[]),
+        guard=replace(config.guard, spike_window=spike_window),
+        wandb=replace(config.wandb, enabled=False),
+        budget=replace(config.budget, eflops=None, marks=[]),
         **family_of(config).shrink(config, steps),
     )
 
@@ -209,9 +196,8 @@ class _Runs:
         )
 
     def _job(self, name: str, output: str, processes: int) -> TrainingProcesses:
-        command = [self._config.stage, str(self._folder / "config.yaml")]
-        settings = [f"name={name}", f"parallel.num_processes={processes}"]
-        arguments = [*command, *settings]
+        arguments = [self._config.stage, str(self._folder / "config.yaml")]
+        arguments += [f"name={name}", f"parallel.num_processes={processes}"]
         return TrainingProcesses(arguments, self._folder / name, self._folder / output)
 
     def _must_resume(

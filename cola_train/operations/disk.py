@@ -1,5 +1,6 @@
 """The disk under a folder: its speed, its space, and whether atomic writing can rely on it."""
 
+import contextlib
 import fcntl
 import os
 import resource
@@ -7,13 +8,13 @@ import shutil
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from cola_train.config.settings import UserError, require
-from cola_train.operations.report import Section
 
 _BLOCK = 8 * 2**20
 _LARGEST = 256_000_000 // _BLOCK
@@ -21,7 +22,7 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Disk(Section):
+class Disk:
     """The disk under `folder`; what could not be measured is None."""
 
     folder: str
@@ -40,7 +41,6 @@ class Disk(Section):
 
     def lines(self) -> list[tuple[str, str]]:
         answers = {True: "yes", False: "no", None: "not tried"}
-        shared = self.shared_memory_bytes, self.shared_memory_free_bytes
         open_files = "no limit" if self.open_files is None else f"at most {self.open_files}"
         return [
             ("folder", f"{self.folder} ({self.file_system})"),
@@ -49,7 +49,7 @@ class Disk(Section):
             ("read", self._speed(self.read_gb_per_s)),
             ("rename is atomic", answers[self.rename_atomic]),
             ("flock works", answers[self.flock]),
-            ("/dev/shm", _space(*shared, 2)),
+            ("/dev/shm", _space(self.shared_memory_bytes, self.shared_memory_free_bytes, 2)),
             ("open files", open_files),
         ]
 
@@ -138,31 +138,28 @@ def _speeds(folder: Path, blocks: int) -> tuple[float, float]:
 
 def _rename_is_atomic(folder: Path) -> bool:
     # One thread replaces a file, another reads it by name: it must always be there, and whole.
-    target, versions = folder / "target", (b"a" * 4096, b"b" * 4096)
+    target, new, versions = folder / "target", folder / "new", (b"a" * 4096, b"b" * 4096)
     target.write_bytes(versions[0])
-    done, broken = threading.Event(), threading.Event()
+    done = threading.Event()
 
-    def read() -> None:
-        while not done.is_set() and not broken.is_set():
-            try:
-                if target.read_bytes() not in versions:
-                    broken.set()
-            except OSError:
-                broken.set()
+    def is_always_whole() -> bool:
+        with contextlib.suppress(OSError):
+            while target.read_bytes() in versions:
+                if done.is_set():
+                    return True
+        return False
 
-    reader = threading.Thread(target=read)
-    reader.start()
-    try:
-        for number in range(50):
-            new = folder / "new"
-            new.write_bytes(versions[number % 2])
-            new.replace(target)
-            if target.read_bytes() != versions[number % 2]:
-                broken.set()
-    finally:
-        done.set()
-        reader.join()
-    return not broken.is_set()
+    with ThreadPoolExecutor(1) as pool:
+        reader = pool.submit(is_always_whole)
+        try:
+            for version in versions * 25:
+                new.write_bytes(version)
+                new.replace(target)
+                if target.read_bytes() != version:
+                    return False
+        finally:
+            done.set()
+    return reader.result()
 
 
 def _flock_works(folder: Path) -> bool:
@@ -181,10 +178,9 @@ def _flock_works(folder: Path) -> bool:
 
 
 def _file_system(folder: Path) -> str:
-    resolved, found, longest = folder.resolve(), "unknown", 0
-    for partition in psutil.disk_partitions(all=True):
-        length = len(partition.mountpoint)
-        # Of several on one mount point the last covers the others.
-        if resolved.is_relative_to(partition.mountpoint) and length >= longest:
-            found, longest = partition.fstype, length
-    return found
+    resolved = folder.resolve()
+    partitions = psutil.disk_partitions(all=True)
+    above = [found for found in partitions if resolved.is_relative_to(found.mountpoint)]
+    # Of several on one mount point the last covers the others.
+    deepest = max(reversed(above), key=lambda found: len(found.mountpoint), default=None)
+    return deepest.fstype if deepest else "unknown"

@@ -4,24 +4,22 @@ import contextlib
 import os
 import random
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from cola_train.config.settings import INTERRUPTED, UserError
 from cola_train.operations.watched import Rhythm, RunMonitor, TrainingProcesses
 from cola_train.run_folder import read_status
 from cola_train.training.checkpoints.folder import intact_manifest, saved_steps, step_folder
 
-Kind = Literal["kill", "kill in a save", "SIGTERM"]
+Kind = Literal["kill in a save", "SIGTERM", "kill"]
 Corruption = Literal["one bit flipped", "truncated", "deleted"]
 
-_KINDS: tuple[Kind, ...] = ("kill in a save", "SIGTERM", "kill")
-_CORRUPTIONS: tuple[Corruption, ...] = ("one bit flipped", "truncated", "deleted")
+_KINDS: tuple[Kind, ...] = get_args(Kind)
+_CORRUPTIONS: tuple[Corruption, ...] = get_args(Corruption)
 
 
-@dataclass(frozen=True)
-class Disturbance:
+class Disturbance(NamedTuple):
     """One thing to be done to the run."""
 
     kind: Kind
@@ -58,11 +56,10 @@ def inject(
         JobError: the run ended before that moment, or not as it has to.
     """
     saves = disturbance.kind == "kill in a save"
-
-    def moment() -> bool:
-        return monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)
-
-    if not monitor.until(moment):
+    reached = monitor.until(
+        lambda: monitor.step >= disturbance.step and (not saves or monitor.saving() is not None)
+    )
+    if not reached:
         raise job.failure(f"the run ended at step {monitor.step}, before it could be disturbed")
     saving = monitor.saving()
     time.sleep(disturbance.fraction * (rhythm.save if saves else rhythm.step))

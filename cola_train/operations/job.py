@@ -8,8 +8,6 @@ from dataclasses import dataclass
 import psutil
 import torch.distributed as dist
 
-from cola_train.operations.report import Section
-
 _VARIABLES = (
     "RANK",
     "WORLD_SIZE",
@@ -52,7 +50,7 @@ class Interface:
 
 
 @dataclass(frozen=True)
-class Launcher(Section):
+class Launcher:
     """The launcher's variables and the network."""
 
     started_by: str  # "torchrun" or "hand"
@@ -105,7 +103,8 @@ def read_launcher(job: TorchrunJob | None, num_processes: int) -> Launcher:
     interfaces, hostname = _interfaces(), socket.gethostname()
     resolves_to = _addresses(hostname)
     own_address = next(filter(_is_own, resolves_to), None)
-    interface = None if own_address is None else _interface_of(own_address, interfaces)
+    named = (found.name for found in interfaces if own_address in found.addresses)
+    loopback = "loopback" if own_address is not None and is_loopback(own_address) else None
     return Launcher(
         started_by="torchrun" if job else "hand",
         processes=job.processes if job else num_processes,
@@ -115,7 +114,7 @@ def read_launcher(job: TorchrunJob | None, num_processes: int) -> Launcher:
         hostname=hostname,
         resolves_to=resolves_to,
         own_address=own_address,
-        gloo_interface=variables.get("GLOO_SOCKET_IFNAME") or interface,
+        gloo_interface=variables.get("GLOO_SOCKET_IFNAME") or next(named, loopback),
     )
 
 
@@ -125,12 +124,10 @@ def is_loopback(address: str) -> bool:
 
 
 def _interfaces() -> tuple[Interface, ...]:
-    status = psutil.net_if_stats()
+    status, families = psutil.net_if_stats(), (socket.AF_INET, socket.AF_INET6)
     found = []
     for name, addresses in psutil.net_if_addrs().items():
-        reachable = tuple(
-            a.address for a in addresses if a.family in (socket.AF_INET, socket.AF_INET6)
-        )
+        reachable = tuple(a.address for a in addresses if a.family in families)
         if name in status and status[name].isup and reachable:
             found.append(Interface(name, reachable, status[name].speed))
     return tuple(found)
@@ -152,10 +149,3 @@ def _is_own(address: str) -> bool:
         except OSError:
             return False
     return True
-
-
-def _interface_of(address: str, interfaces: tuple[Interface, ...]) -> str | None:
-    return next(
-        (found.name for found in interfaces if address in found.addresses),
-        "loopback" if is_loopback(address) else None,
-    )

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import shutil
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,14 +13,13 @@ import torch
 from packaging.requirements import Requirement
 
 from cola_train.devices import cpu_bf16_is_fast
-from cola_train.operations.report import Section
 
 _PROJECT = "cola-train"
 _LIBRARIES = ("lightning", "numpy", "safetensors", "tokenizers", "datasets")
 
 
 @dataclass(frozen=True)
-class Versions(Section):
+class Versions:
     """The software that is installed."""
 
     found: dict[str, str]  # name -> version
@@ -48,7 +46,7 @@ class Gpu:
 
 
 @dataclass(frozen=True)
-class Devices(Section):
+class Devices:
     """Processor, memory, GPUs and the clock."""
 
     cpu: str
@@ -152,8 +150,6 @@ def _unmet_requirements() -> list[tuple[str, str]]:
 
 def _nvidia_driver() -> str | None:
     """The version of the driver, if nvidia-smi is there and sees a GPU."""
-    if shutil.which("nvidia-smi") is None:
-        return None
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)

@@ -1,24 +1,9 @@
-"""How verbs of this folder report: lines on stdout, the doctor's sections, the ends of logs."""
+"""How verbs of this folder report: lines on stdout, the ends of logs."""
 
-import abc
 import sys
 from pathlib import Path
 
-from cola_train.console import aligned
-
 _LAST_LINES = 30
-
-
-class Section(abc.ABC):
-    """A part of the doctor's report; its title is the class' name."""
-
-    @abc.abstractmethod
-    def lines(self) -> list[tuple[str, str]]:
-        """Name and text of each line of the report."""
-
-    def __str__(self) -> str:
-        lines = [f"  {line}" for line in aligned(self.lines())]
-        return "\n".join([type(self).__name__.lower(), *lines, ""])
 
 
 def report(text: object) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,21 +47,19 @@ class RunOutcome:
         return cls(tensors, manifest.state, metrics, steps)
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Lines for the report, and whether all is as it has to be."""
 
     lines: tuple[str, ...]
     passed: bool
 
 
-@dataclasses.dataclass(frozen=True)
-class _Verdict:
+class _Verdict(NamedTuple):
     """How one part of two outcomes compares: in words, and as what may be asked of it."""
 
     text: str
-    equal: bool  # to the bit
-    near: bool  # as near as sums in another order allow
+    equal: bool = False  # to the bit
+    near: bool = False  # as near as sums in another order allow
 
 
 def compare(reference: RunOutcome, disturbed: RunOutcome, *, exact: bool) -> Comparison:
@@ -75,12 +74,12 @@ def compare(reference: RunOutcome, disturbed: RunOutcome, *, exact: bool) -> Com
         "metrics": _metrics(reference.metrics, disturbed.metrics),
         "samples and noise": _steps(reference.steps, disturbed.steps),
     }
-    lines, passed = [], True
-    for title, verdict in verdicts.items():
-        good = verdict.equal if exact else verdict.near
-        lines.append(f"{title:22}{verdict.text}{'' if good else '   <-- must not be'}")
-        passed = passed and good
-    return Comparison(tuple(lines), passed)
+    good = {title: verdict.equal if exact else verdict.near for title, verdict in verdicts.items()}
+    lines = (
+        f"{title:22}{verdict.text}{'' if good[title] else '   <-- must not be'}"
+        for title, verdict in verdicts.items()
+    )
+    return Comparison(tuple(lines), all(good.values()))
 
 
 def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) -> _Verdict:
@@ -92,8 +91,8 @@ def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) 
         }
         for outcome in (reference, disturbed)
     )
-    if ours.keys() != theirs.keys():
-        return _Verdict(f"differ in names: {sorted(ours.keys() ^ theirs.keys())}", False, False)
+    if missing := ours.keys() ^ theirs.keys():
+        return _Verdict(f"differ in names: {sorted(missing)}")
     differing = [
         name
         for name in ours
@@ -112,25 +111,23 @@ def _tensors(reference: RunOutcome, disturbed: RunOutcome, *, of_weights: bool) 
         f"{len(differing)} of {len(ours)} tensors differ, the most by {apart[worst]:.1e} of its "
         f"largest value ({worst})"
     )
-    return _Verdict(text, False, True)
+    return _Verdict(text, near=True)
 
 
 def _metrics(ours: Metrics, theirs: Metrics) -> _Verdict:
-    missing = ours.keys() ^ theirs.keys()
-    if missing:
-        text = f"{len(missing)} metrics are in one run only, first {min(missing)}"
-        return _Verdict(text, False, False)
+    if missing := ours.keys() ^ theirs.keys():
+        return _Verdict(f"{len(missing)} metrics are in one run only, first {min(missing)}")
     differing = [key for key in ours if ours[key] != theirs[key]]
     if not differing:
         return _Verdict(f"equal to the bit: {len(ours)} metrics", True, True)
     text = f"{len(differing)} of {len(ours)} metrics differ, first {min(differing)}; "
     apart = {key: _apart(ours[key], theirs[key]) for key in differing if key[1].endswith("/loss")}
     if not apart:
-        return _Verdict(f"{text}no loss", False, True)
+        return _Verdict(f"{text}no loss", near=True)
     worst = max(apart, key=apart.__getitem__)
     text += f"losses at most by {apart[worst]:.1e} of their value, {worst}"
     near = all(value <= _LARGEST_LOSS_DIFFERENCE for value in apart.values())
-    return _Verdict(text, False, near)
+    return _Verdict(text, near=near)
 
 
 def _apart(a: float | None, b: float | None) -> float:
@@ -139,13 +136,9 @@ def _apart(a: float | None, b: float | None) -> float:
 
 def _steps(ours: Mapping[int, Step], theirs: Mapping[int, Step]) -> _Verdict:
     used = [
-        {step: (entry.rows, entry.digest) for step, entry in steps.items()}
+        {(step, entry.rows, entry.digest) for step, entry in steps.items()}
         for steps in (ours, theirs)
     ]
-    differing = [
-        step for step in used[0].keys() | used[1].keys() if used[0].get(step) != used[1].get(step)
-    ]
-    if differing:
-        text = f"differ in {len(differing)} steps, first in {min(differing)}"
-        return _Verdict(text, False, False)
+    if differing := {step for step, _, _ in used[0] ^ used[1]}:
+        return _Verdict(f"differ in {len(differing)} steps, first in {min(differing)}")
     return _Verdict(f"equal in {len(ours)} steps", True, True)

@@ -20,7 +20,6 @@ class History:
     """Every line of steps.jsonl, in order; steps count that no later attempt began before."""
 
     attempts: tuple[Attempt, ...]
-    attempt: Int64[np.ndarray, " lines"]  # index into attempts
     step: Int64[np.ndarray, " lines"]
     rows: Int64[np.ndarray, " lines"]
     digest: UInt64[np.ndarray, " lines"]
@@ -29,7 +28,7 @@ class History:
 
 
 def read_history(run_folder: Path) -> History:
-    """A run's log as arrays, 33 bytes a line.
+    """A run's log as arrays, 25 bytes a line.
 
     Raises:
         UserError: no run or no log there, or lines in it that are none of steps.jsonl's.
@@ -71,7 +70,6 @@ def read_history(run_folder: Path) -> History:
     counts = step <= np.minimum.accumulate(begins[::-1])[::-1][attempt]
     return History(
         attempts=tuple(attempts),
-        attempt=attempt,
         step=step,
         rows=np.array(rows, dtype=np.int64),
         digest=np.array(digests, dtype=np.uint64),

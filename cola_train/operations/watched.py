@@ -9,8 +9,8 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -30,8 +30,7 @@ class JobError(Exception):
     """A training did not do what it had to; the message ends with its output's last lines."""
 
 
-@dataclass(frozen=True)
-class Rhythm:
+class Rhythm(NamedTuple):
     """The seconds that a run takes for a step, and for a save."""
 
     step: float
@@ -43,7 +42,7 @@ class Rhythm:
         return 60 + 5 * (self.step + self.save)
 
 
-class TrainingProcesses:
+class TrainingProcesses(contextlib.AbstractContextManager["TrainingProcesses"]):
     """`cola-train ARGUMENTS` with all its processes; a context manager that leaves none behind."""
 
     def __init__(self, arguments: Sequence[str], run_folder: Path, output: Path) -> None:
@@ -60,9 +59,6 @@ class TrainingProcesses:
             )
         assert self._process.pid is not None
         self._launcher = psutil.Process(self._process.pid)
-
-    def __enter__(self) -> "TrainingProcesses":
-        return self
 
     def __exit__(self, *rest: object) -> None:
         self.kill()
@@ -170,9 +166,7 @@ class RunMonitor:
     def rhythm(self) -> Rhythm:
         """Medians of what was seen."""
         steps = [after - before for before, after in itertools.pairwise(self._step_times)]
-        return Rhythm(
-            statistics.median(steps or [0.0]), statistics.median(self._save_seconds or [0.0])
-        )
+        return Rhythm(*(statistics.median(seen or [0.0]) for seen in (steps, self._save_seconds)))
 
     def _look(self) -> bool:
         now, saving = time.monotonic(), self.saving() is not None

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import torch
 
-from cola_train.config.in_loop_evaluation import InLoopEvalConfig
+from cola_train.config.evaluation import InLoopEvalConfig
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.data.packing import VALIDATION

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.families.cola.likelihood import log_density
 from cola_train.likelihood.importance import LogWeights, elbo, iwae, log_weights
 from tests.helpers.gaussian import GaussianModel, gaussian_model

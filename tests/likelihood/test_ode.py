@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
 from cola_train.flow import integrate

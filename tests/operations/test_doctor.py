@@ -24,10 +24,9 @@ from cola_train.config.settings import UserError
 from cola_train.operations import bandwidth, disk, job
 from cola_train.operations.bandwidth import Bandwidth, measure_bandwidth
 from cola_train.operations.disk import Disk, measure_disk
-from cola_train.operations.doctor import doctor
+from cola_train.operations.doctor import Facts, doctor, problems
 from cola_train.operations.job import Interface, Launcher, TorchrunJob
 from cola_train.operations.machine import Devices, Gpu, Versions
-from cola_train.operations.problems import Facts, problems
 from tests.helpers.programs import clean_environment
 
 GPU = Gpu("H100", 80_000_000_000, "9.0", True)

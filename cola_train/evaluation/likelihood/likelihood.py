@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.settings import require
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.likelihood.estimator import Estimator

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET
 from cola_train.data.packing import VALIDATION

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.transformer.checkpoint import Kind, TransformerCheckpoint

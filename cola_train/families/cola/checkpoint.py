@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cola_train.config.inspection import InspectionConfig
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData

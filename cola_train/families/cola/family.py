@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from cola_train.config.alarms import AlarmsConfig
+from cola_train.config.loop import AlarmsConfig
 from cola_train.config.settings import require
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig
 from cola_train.families.cola.flops import dit_parameters, stage2_work, vae_parameters, vae_work

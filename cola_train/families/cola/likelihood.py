@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.likelihood.importance import LogWeights, log_weights
 from cola_train.likelihood.ode import State, solve

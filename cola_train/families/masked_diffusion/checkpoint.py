@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.transformer.checkpoint import Kind, TransformerCheckpoint

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cola_train.config.alarms import AlarmsConfig
+from cola_train.config.loop import AlarmsConfig
 from cola_train.config.run import RunConfig
 from cola_train.console import say
 from cola_train.families.registry import family_of

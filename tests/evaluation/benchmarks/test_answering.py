@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.config.evaluation import EvaluationConfig
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import EvaluationConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.evaluation.benchmarks import answering

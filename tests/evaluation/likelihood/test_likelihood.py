@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.likelihood.likelihood import (

@@ -12,7 +12,7 @@ import torch
 
 from cola_train.cli import main
 from cola_train.config.data import CorpusConfig, PrepareConfig
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.settings import UserError
 from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, validation_batches
 from cola_train.data.prepare import prepare

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import multivariate_normal
 from torch import Tensor
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.families.cola.likelihood import (
     block_log_densities,
     log_density,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.evaluation.likelihood.likelihood import conditional_scores, log_likelihoods
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.likelihood.rows import ScoredRow

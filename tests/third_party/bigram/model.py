@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bigram.family import TableConfig
-from cola_train.config.likelihood import LikelihoodConfig
+from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.batch import Batch
 from cola_train.data.tokenizer import Tokenizer

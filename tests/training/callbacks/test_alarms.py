@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.config.alarms import AlarmsConfig
+from cola_train.config.loop import AlarmsConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.config import VAERunConfig
 from cola_train.processes import Processes

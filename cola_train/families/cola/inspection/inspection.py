@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cola_train.config.inspection import InspectionConfig
+from cola_train.config.evaluation import InspectionConfig
 from cola_train.config.settings import require
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
-from cola_train.config.inspection import InspectionConfig
+from cola_train.config.evaluation import InspectionConfig
 from cola_train.data.batch import Batch, validation_batches
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData

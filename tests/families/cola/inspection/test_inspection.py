@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cola_train.cli import main
-from cola_train.config.inspection import InspectionConfig
+from cola_train.config.evaluation import InspectionConfig
 from cola_train.config.settings import UserError
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from cola_train.config.inspection import InspectionConfig
+from cola_train.config.evaluation import InspectionConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.blocks import BlockGeneration
