@@ -1,11 +1,12 @@
 """Which rows each process gets at each step, whatever the numbers of processes and readers."""
 
 import dataclasses
+import itertools
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import require
@@ -16,54 +17,17 @@ from cola_train.data.prepared import PreparedData
 _SECONDS_TO_OUTLAST = 20
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StepBatchSampler(Sampler[list[int]]):
-    """Endless: for each step from `start_step` on, the stream positions that a process trains on.
+def dealt(
+    rounds: Iterable[int], batch_size: int, rank: int, world_size: int
+) -> Iterator[list[int]]:
+    """The batches of one process, where each round deals consecutive numbers, a batch to each.
 
-    Step s takes positions s * G to (s + 1) * G - 1, G being `global_batch_size`, cut into equal
-    runs in process order.
+    With G = `batch_size` x `world_size`, round n has the numbers n G to (n + 1) G - 1, cut into
+    equal runs in process order.
     """
-
-    global_batch_size: int  # rows of a step, divisible by world_size
-    start_step: int
-    rank: int
-    world_size: int
-
-    def __post_init__(self) -> None:
-        assert self.global_batch_size % self.world_size == 0
-        assert 0 <= self.rank < self.world_size
-
-    def __iter__(self) -> Iterator[list[int]]:
-        size = self.global_batch_size // self.world_size
-        first = self.start_step * self.global_batch_size + self.rank * size
-        while True:
-            yield list(range(first, first + size))
-            first += self.global_batch_size
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ValidationBatchSampler(Sampler[list[int]]):
-    """Deals row numbers to processes in batches; every process gets as many batches.
-
-    Numbers from `num_rows` on fill up the last round of batches.
-    """
-
-    num_rows: int
-    batch_size: int
-    rank: int
-    world_size: int
-
-    def __post_init__(self) -> None:
-        assert 0 <= self.rank < self.world_size
-
-    def __len__(self) -> int:
-        """Batches of this process, the same for all."""
-        return -(-self.num_rows // (self.batch_size * self.world_size))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for number in range(len(self)):
-            first = (number * self.world_size + self.rank) * self.batch_size
-            yield list(range(first, first + self.batch_size))
+    for number in rounds:
+        first = (number * world_size + rank) * batch_size
+        yield list(range(first, first + batch_size))
 
 
 @dataclasses.dataclass
@@ -116,32 +80,28 @@ class RunData:
             f"global_batch_size must be a multiple of {unit} = {world_size} processes x "
             f"micro_batch_size {self.micro_batch_size}, not {rows}; nearest allowed: {allowed}.",
         )
-        sampler = StepBatchSampler(
-            global_batch_size=rows, start_step=self.start_step, rank=rank, world_size=world_size
-        )
+        steps = dealt(itertools.count(self.start_step), rows // world_size, rank, world_size)
         packed = PackedRows(self.prepared, self.data_seed)
-        return batch_loader(packed, sampler, self.data.num_workers)
+        return batch_loader(packed, steps, self.data.num_workers)
 
     def validation_loader(self, rank: int, world_size: int) -> DataLoader[Batch]:
         """The validation batches of `rank`, the same each time, as many for every process."""
-        sampler = ValidationBatchSampler(
-            num_rows=self.num_validation_rows,
-            batch_size=self.micro_batch_size,
-            rank=rank,
-            world_size=world_size,
-        )
+        rows, size = self.num_validation_rows, self.micro_batch_size
+        # Numbers beyond the rows fill up the last round.
+        rounds = range(-(-rows // (size * world_size)))
+        batches = list(dealt(rounds, size, rank, world_size))
         # Read in this process: rows are few, and starting readers each time costs more.
-        return batch_loader(ValidationRows(self.prepared, self.num_validation_rows), sampler, 0)
+        return batch_loader(ValidationRows(self.prepared, rows), batches, 0)
 
 
 def batch_loader(
-    rows: Dataset[Batch], sampler: Sampler[list[int]], num_workers: int
+    rows: Dataset[Batch], lists: Iterable[list[int]], num_workers: int
 ) -> DataLoader[Batch]:
-    """Batches of the rows in `sampler`'s lists, read here or by `num_workers` other processes."""
+    """Batches of the rows in these lists, read here or by `num_workers` other processes."""
     # With batch_size=None the dataset is asked for each of the sampler's lists in one call.
     return DataLoader(
         rows,
-        sampler=sampler,
+        sampler=lists,
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=_outlast_signals,

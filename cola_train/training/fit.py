@@ -18,21 +18,21 @@ from cola_train.processes import Processes
 from cola_train.run_folder import Status, write_status
 from cola_train.run_layout import folder_of
 from cola_train.training.callbacks.alarms import Alarms
-from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation
-from cola_train.training.callbacks.metrics import Metrics, Progress, wandb_loggers
-from cola_train.training.callbacks.samples import Samples
+from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation, Samples
+from cola_train.training.callbacks.metrics import Metrics, Progress
 from cola_train.training.callbacks.saver import Saver
-from cola_train.training.callbacks.stage_callback import StageCallback
-from cola_train.training.callbacks.start import Start
 from cola_train.training.callbacks.validation import Validation
 from cola_train.training.checkpoints.resume import Saved, intact_checkpoint
+from cola_train.training.checkpoints.tensors import CheckpointReader
 from cola_train.training.data import RunData
 from cola_train.training.loop.guard import RunStoppedError
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.lightning import build_trainer
-from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.module import StageCallback, StageModule
+from cola_train.training.loop.state import MODEL, RunState, fill
 from cola_train.training.loop.step_log import Attempt, StepLog
 from cola_train.training.loop.watchdog import Watchdog
+from cola_train.training.parallel.sharding import gather_each_once
 from cola_train.training.preflight import benchmark_samples
 
 
@@ -58,23 +58,22 @@ def fit(
         warm = intact_checkpoint(Path(config.warm_start_from), processes, "stop")
     watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
     stage = StageModule(config, processes, stop, watchdog)
-    metrics = Metrics(config, run_folder, first, wandb_loggers(config, run_folder) if first else [])
+    metrics = Metrics(config, run_folder, first)
     alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
     logs = [metrics.lines, alarms.lines]
-    callbacks: list[pl.Callback] = [Start(config, own, warm), metrics, Progress(first)]
+    callbacks: list[pl.Callback] = [_Start(own, warm), metrics, Progress(first)]
     if family_of(config).writes_text:
-        samples = Samples(config, run_folder, tokenizer)
+        samples = Samples(run_folder, tokenizer)
         logs.append(samples.lines)
         callbacks.append(samples)
     validates = config.trainer.validate_every_steps > 0 and data.num_validation_rows > 0
     if validates:
-        callbacks.append(Validation(config, data, metrics.log_evaluation))
+        callbacks.append(Validation(data, metrics.log_evaluation))
     if config.in_loop_eval.is_on:
-        asked, see = benchmark_samples(config.in_loop_eval), alarms.see_inspection
-        callbacks.append(
-            InLoopEvaluation(config, data.prepared, asked, metrics.log_evaluation, see)
-        )
-    saver = Saver(config, run_folder, processes, tokenizer, data_sha256, validates)
+        evaluation, report = config.in_loop_eval, metrics.log_evaluation
+        asked, see = benchmark_samples(evaluation), alarms.see_inspection
+        callbacks.append(InLoopEvaluation(evaluation, data.prepared, asked, report, see))
+    saver = Saver(stage, tokenizer, data_sha256, validates)
     callbacks += [alarms, saver, _End()]
     if first:
         write_status(run_folder, Status("running", done))
@@ -115,6 +114,38 @@ def fit(
     return Status(
         "interrupted", stage.state.step, stop.signal_name or "a signal to another process"
     )
+
+
+class _Start(pl.Callback):
+    """Gives the sharded stage its values, once it has its optimizer; a collective call.
+
+    They are those of the run's `own` checkpoint, or the weights alone of another run's, `warm`;
+    without either they are the family's initial values.
+    """
+
+    def __init__(self, own: Saved | None, warm: Saved | None) -> None:
+        self.own, self.warm = own, warm
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StageModule)
+        pl_module.watchdog.beat("reading or drawing the weights")
+        if self.own is not None:
+            folder, manifest = self.own
+            CheckpointReader(folder, manifest).load(pl_module.saved_tensors())
+            pl_module.state = RunState.from_json(manifest.state.to_json())
+        else:
+            self._begin(pl_module)
+        gather_each_once(pl_module.objective)
+
+    def _begin(self, stage: StageModule) -> None:
+        config, objective = stage.config, stage.objective
+        if self.warm is not None:
+            weights = {f"{MODEL}.{name}": value for name, value in objective.state_dict().items()}
+            CheckpointReader(*self.warm).load(weights)
+        else:
+            shapes = {name: value.shape for name, value in objective.named_parameters()}
+            fill(objective, family_of(config).initial_values(config, shapes))
+        stage.ema.start()
 
 
 class _End(StageCallback):

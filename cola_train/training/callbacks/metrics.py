@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from cola_train.files import JsonlWriter, write_atomically
 from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS, SUMMARY
 from cola_train.training.callbacks.pace import Pace, summarize_cost
 from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
-from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.loop.budget import eflops
-from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.module import StageCallback, StageModule
 
 _SECONDS_BETWEEN_PLOTS = 60.0
 
@@ -38,11 +37,9 @@ class Metrics(StageCallback):
 
     pace: Pace
 
-    def __init__(
-        self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Any]
-    ) -> None:
-        self.config, self.run_folder = config, run_folder
-        self.is_first, self.loggers = is_first, loggers
+    def __init__(self, config: RunConfig, run_folder: Path, is_first: bool) -> None:
+        self.config, self.run_folder, self.is_first = config, run_folder, is_first
+        self.loggers = _wandb_loggers(config, run_folder) if is_first else []
         self.lines = JsonlWriter(run_folder / METRICS)
         self.started = self.last_drawn = self.last_ended = time.monotonic()
 
@@ -148,7 +145,7 @@ class Progress(StageCallback):
             self.bar.close()
 
 
-def wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:
+def _wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:
     """The wandb logger where it is on; offline (files for `wandb sync`) unless `wandb.online`."""
     if not config.wandb.enabled:
         return []

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.processes import Processes
-from cola_train.training.callbacks.stage_callback import StageCallback
+from cola_train.processes import local_part
+from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.export import export_marks
 from cola_train.training.checkpoints.folder import (
     CheckpointManifest,
@@ -25,8 +25,8 @@ from cola_train.training.checkpoints.folder import (
     working_folder,
 )
 from cola_train.training.checkpoints.tensors import Writing
-from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.state import RunState, all_finite
+from cola_train.training.loop.module import StageCallback, StageModule
+from cola_train.training.loop.state import RunState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +45,10 @@ class Saver(StageCallback):
     """
 
     def __init__(
-        self,
-        config: RunConfig,
-        run_folder: Path,
-        processes: Processes,
-        tokenizer: Tokenizer,
-        data_sha256: str,
-        validates: bool,
+        self, stage: StageModule, tokenizer: Tokenizer, data_sha256: str, validates: bool
     ) -> None:
-        self.config, self.run_folder = config, run_folder
-        self.processes, self.tokenizer = processes, tokenizer
+        self.config, self.processes, self.tokenizer = stage.config, stage.processes, tokenizer
+        self.run_folder = folder_of(stage.config)
         self.data_sha256, self.validates = data_sha256, validates
         # Background writing communicates at its own pace: it needs a group that nothing else uses.
         self.group = dist.new_group(backend="gloo")
@@ -103,7 +97,12 @@ class Saver(StageCallback):
             return None  # the run resumed from this very step
         stage.objective.reshard()  # type: ignore[operator]  # FSDP's: no gathered copies are saved
         tensors = stage.saved_tensors()
-        if not all(self._gathered(all_finite(tensors))):
+        finite = all(
+            bool(torch.isfinite(local_part(tensor)).all())
+            for tensor in tensors.values()
+            if tensor.is_floating_point()
+        )
+        if not all(self._gathered(finite)):
             return self._failed(state.step, "its weights or moments are not finite")
         manifest = CheckpointManifest(
             step=state.step,

@@ -7,6 +7,7 @@ and a bad step is seen before it reaches the weights.
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,12 +20,13 @@ from cola_train.console import say
 from cola_train.data.batch import Batch
 from cola_train.families.registry import family_of
 from cola_train.files import JsonlWriter
+from cola_train.models.blocks import HasBuffers
 from cola_train.objectives.objective import Objective, Term, total_loss, weights_of
 from cola_train.processes import Processes
-from cola_train.training.loop import guard, spikes
+from cola_train.training.loop import guard
 from cola_train.training.loop.budget import Budget
 from cola_train.training.loop.interrupts import StopRequest
-from cola_train.training.loop.state import RunState, materialize, saved_tensors
+from cola_train.training.loop.state import RunState, saved_tensors
 from cola_train.training.loop.step_log import Step, StepLog, digest_text, sample_digest
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.optim.ema import EMA
@@ -65,7 +67,7 @@ class StageModule(pl.LightningModule):
         self.step_log: StepLog | None = None
         self.last_metrics: dict[str, float] = {}
         self.last_weights: dict[str, float] = {}
-        self.last_usual_loss: spikes.UsualLoss | None = None
+        self.last_usual_loss: guard.UsualLoss | None = None
         self.stop_requested = self.all_have_written = False
         self.written: Callable[[], bool] = lambda: False
         self.logs: list[JsonlWriter] = []
@@ -98,8 +100,13 @@ class StageModule(pl.LightningModule):
         return objective
 
     def allocate(self, objective: Objective) -> None:
-        """Give a sharded objective its memory, and take it."""
-        materialize(objective, "cpu" if self.config.parallel.cpu_offload else self.processes.device)
+        """Give a sharded objective memory, and its buffers their values; take it."""
+        offloaded = self.config.parallel.cpu_offload
+        objective.to_empty(device="cpu" if offloaded else self.processes.device)
+        with torch.no_grad():
+            for module in objective.modules():
+                if isinstance(module, HasBuffers):
+                    module.reset_buffers()
         self.objective = objective
         self.ema = EMA(objective, self.config.ema.decay)
 
@@ -147,15 +154,14 @@ class StageModule(pl.LightningModule):
         metrics["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         kind, window = " ".join(sorted(weights)), self.config.guard.spike_window
         # Before this loss is among those that it is compared with.
-        self.last_usual_loss = spikes.usual_loss(self.state, kind, window)
+        self.last_usual_loss = guard.usual_loss(self.state, kind, window)
         skipped = guard.reason_to_skip(self.config.guard, metrics, self.last_usual_loss)
         metrics["learning_rate"] = self.schedule.rate(step)
         set_learning_rate(optimizer, metrics["learning_rate"])
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
             self.ema.update()
-            guard.count_taken(self.state)
-            spikes.remember_loss(self.state, kind, window, metrics["loss"])
+            guard.count_taken(self.state, kind, window, metrics["loss"])
         else:
             if self.processes.is_first:
                 say(
@@ -203,3 +209,30 @@ class StageModule(pl.LightningModule):
         self.stop_requested = stopping > 0
         self.all_have_written = written == self.processes.world_size
         return dict(zip(names, total.float(), strict=False)), rows, used_digest
+
+
+class StageCallback(pl.Callback):
+    """What happens around steps, on every process; a batch of Lightning's is an optimizer step."""
+
+    def before_steps(self, stage: StageModule) -> None:
+        """The weights have their values, and no step has been done since the run was started."""
+
+    def after_step(self, stage: StageModule) -> None:
+        """Another step has been done, the run's `stage.state.step`-th; it may have been skipped."""
+
+    def after_steps(self, stage: StageModule) -> None:
+        """The loop has ended, but not by an exception."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StageModule)
+        self.before_steps(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
+    ) -> None:
+        assert isinstance(pl_module, StageModule)
+        self.after_step(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StageModule)
+        self.after_steps(pl_module)

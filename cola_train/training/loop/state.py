@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cola_train.models.blocks import HasBuffers
 from cola_train.processes import local_part
 from cola_train.training.optim.optimizers import ensure_state
 
@@ -30,7 +29,7 @@ class RunState:
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran
     evaluated_step: int = -1  # and evaluation (callbacks/in_loop_evaluation.py)
-    # Of taken steps (spikes.py), by the names of the loss's terms: an Interval run's phases have
+    # Of taken steps (guard.py), by the names of the loss's terms: an Interval run's phases have
     # different ones.
     recent_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # what alarms.py remembers
@@ -43,15 +42,6 @@ class RunState:
     def from_json(cls, text: str) -> "RunState":
         """The inverse of `to_json`."""
         return cls(**json.loads(text))
-
-
-def materialize(objective: nn.Module, device: torch.device | str) -> None:
-    """Give a sharded objective memory, and its buffers their values; parameters have none yet."""
-    objective.to_empty(device=device)
-    with torch.no_grad():
-        for module in objective.modules():
-            if isinstance(module, HasBuffers):
-                module.reset_buffers()
 
 
 def fill(objective: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:
@@ -86,12 +76,3 @@ def saved_tensors(
     for parameter, moments in ensure_state(optimizer).items():
         tensors |= {f"{kind}.{names[parameter]}": value for kind, value in moments.items()}
     return tensors
-
-
-def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether this process' part of every tensor is finite."""
-    return all(
-        bool(torch.isfinite(local_part(tensor)).all())
-        for tensor in tensors.values()
-        if tensor.is_floating_point()
-    )
