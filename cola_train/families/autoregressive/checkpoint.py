@@ -10,8 +10,7 @@ from cola_train.families.autoregressive.sampler import AutoregressiveGeneration,
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.families.transformer.format import Kind
 from cola_train.flops.work import Parts
-from cola_train.likelihood.estimator import LikelihoodKind
-from cola_train.likelihood.rows import ScoredRow
+from cola_train.likelihood.rows import LikelihoodKind, ScoredRow
 from cola_train.sampling.stream import Noise, Text, stream
 
 

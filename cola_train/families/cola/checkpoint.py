@@ -21,8 +21,7 @@ from cola_train.families.cola.generation_flops import generation_work
 from cola_train.families.cola.likelihood import LatentWeights
 from cola_train.families.cola.prefix import Prefix
 from cola_train.flops.work import Parts
-from cola_train.likelihood.estimator import LikelihoodKind
-from cola_train.likelihood.rows import ScoredRow
+from cola_train.likelihood.rows import LikelihoodKind, ScoredRow
 from cola_train.models.config import check_pair
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
