@@ -32,7 +32,7 @@ from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.optim.optimizers import ensure_state
-from cola_train.training.parallel.activations import Checkpointing, checkpointing_activations
+from cola_train.training.parallel.blocks import Checkpointing, checkpointing_activations
 from cola_train.training.parallel.sharding import check_mesh, gather_each_once, sharding_units
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from cola_train.config.data import DataConfig
-from cola_train.config.settings import require
+from cola_train.config.settings import at_least, require, require_each
 from cola_train.data.batch import Batch, PackedRows, ValidationRows
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
@@ -53,18 +53,11 @@ class RunData:
     def __post_init__(self) -> None:
         self.prepared = PreparedData.open(self.data.path)
         self.prepared.check_run(self.data, tokenizer_sha256=None)
-        readers, rows = self.data.num_workers, self.validation_rows
-        require(
-            self.micro_batch_size >= 1,
-            f"micro_batch_size must be at least 1 row, not {self.micro_batch_size}.",
-        )
-        require(readers >= 0, f"data.num_workers must be at least 0, not {readers}.")
-        require(
-            rows is None or rows >= 0,
-            f"validation_rows must be at least 0, or null for all rows, not {rows}.",
-        )
-        available = self.prepared.num_rows(VALIDATION)
-        self.num_validation_rows = available if rows is None else min(rows, available)
+        require_each(self, "", at_least(1, " row"), "micro_batch_size")
+        require_each(self.data, "data.", at_least(0), "num_workers")
+        require_each(self, "", at_least(0, ", or null for all rows"), "validation_rows")
+        available, most = self.prepared.num_rows(VALIDATION), self.validation_rows
+        self.num_validation_rows = available if most is None else min(most, available)
 
     def train_loader(self, rank: int, world_size: int) -> DataLoader[Batch]:
         """Training batches of process `rank` of `world_size`, without end.

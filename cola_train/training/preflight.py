@@ -19,8 +19,7 @@ from cola_train.run_layout import TOKENIZER, folder_of
 from cola_train.training.checkpoints.folder import clean, repair_latest
 from cola_train.training.data import RunData
 from cola_train.training.optim.schedule import Schedule
-from cola_train.training.parallel.compilation import check_compiler
-from cola_train.training.parallel.precision import check_precision
+from cola_train.training.parallel.blocks import check_compiler, check_precision
 
 RunT = TypeVar("RunT", bound=RunConfig)
 

@@ -32,10 +32,12 @@ from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.optim.ema import EMA
 from cola_train.training.optim.optimizers import build_optimizer, set_learning_rate
 from cola_train.training.optim.schedule import Schedule
-from cola_train.training.parallel.activations import checkpoint_activations
-from cola_train.training.parallel.compilation import compile_blocks
-from cola_train.training.parallel.precision import multiply_in_fp8
-from cola_train.training.parallel.sharding import build_mesh, shard, sync_gradients_only_if
+from cola_train.training.parallel.blocks import (
+    checkpoint_activations,
+    compile_blocks,
+    multiply_in_fp8,
+)
+from cola_train.training.parallel.sharding import build_mesh, shard
 
 
 class StageModule(pl.LightningModule):
@@ -137,7 +139,8 @@ class StageModule(pl.LightningModule):
         counts, rows, digest = self._agree(micro_batches, batch)
         sums: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(micro_batches, start=1):
-            sync_gradients_only_if(self.objective, number == len(micro_batches))
+            # Gradients are reduced over processes in the last micro-batch alone.
+            self.objective.set_requires_gradient_sync(number == len(micro_batches))  # type: ignore[operator]  # FSDP's
             with self.computing():
                 terms: list[Term] = self.objective(micro_batch, step)
             # Gradients are averaged over processes; the losses are shares of a global mean to add.

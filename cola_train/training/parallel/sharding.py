@@ -90,9 +90,3 @@ def gather_each_once(objective: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
-
-
-def sync_gradients_only_if(objective: nn.Module, last: bool) -> None:
-    """Reduce gradients over processes in a step's last micro-batch alone."""
-    assert isinstance(objective, FSDPModule)
-    objective.set_requires_gradient_sync(last)
