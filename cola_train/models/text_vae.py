@@ -79,7 +79,7 @@ class TextVAEEncoder(nn.Module):
         """Encode rows of latents x patch_size tokens; `document` keeps documents apart."""
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
-        x = _through(config, self.blocks, x, document)
+        x = through_blocks(self.blocks, x, *_rows_of(config), document, None, None)
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
@@ -114,7 +114,7 @@ class TextVAEDecoder(nn.Module):
         """
         config = self.config
         x = self.in_layer(z_0 / config.scaling_factor + config.shifting_factor)
-        x = _through(config, self.blocks, x, document, positions, attention)
+        x = through_blocks(self.blocks, x, *_rows_of(config), document, positions, attention)
         # The patch index runs fastest in the unpatched width.
         patches = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size))
         return self.final_norm(patches.transpose(2, 3).flatten(1, 2))
@@ -149,18 +149,10 @@ class TextVAE(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for decoding `capacity` latents a row block by block."""
         config, like = self.config, self.decoder.in_layer.weight
-        head_dim = config.dim // config.num_heads
-        layers = config.decoder_num_blocks
-        return KVCache(layers, batch, capacity, config.num_heads, head_dim, like)
+        heads, head_dim = config.num_heads, config.dim // config.num_heads
+        return KVCache(config.decoder_num_blocks, batch, capacity, heads, head_dim, like)
 
 
-def _through(
-    config: TextVAEConfig,
-    blocks: nn.ModuleList,
-    x: Tensor,
-    document: Tensor | None,
-    positions: Tensor | None = None,
-    attention: Attention | None = None,
-) -> Tensor:
-    head_dim, base, size = config.dim // config.num_heads, config.rope_theta, config.block_size
-    return through_blocks(blocks, x, head_dim, base, size, document, positions, attention)
+def _rows_of(config: TextVAEConfig) -> tuple[int, float, int]:
+    """Width of a head, base of RoPE and positions of a block, as `through_blocks` takes them."""
+    return config.dim // config.num_heads, config.rope_theta, config.block_size

@@ -61,7 +61,7 @@ def fit(
     metrics = Metrics(config, run_folder, first)
     alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
     logs = [metrics.lines, alarms.lines]
-    callbacks: list[pl.Callback] = [_Start(own, warm), metrics, Progress(first)]
+    callbacks: list[pl.Callback] = [_Start(own, warm), metrics, Progress()]
     if family_of(config).writes_text:
         samples = Samples(run_folder, tokenizer)
         logs.append(samples.lines)

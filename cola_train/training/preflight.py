@@ -63,15 +63,12 @@ def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
     if trainer.precision != "auto":
         return config
     if saved is not None:
-        trainer = dataclasses.replace(trainer, precision=saved.trainer.precision)
+        precision = saved.trainer.precision
+    elif uses_gpu(trainer.accelerator):
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     else:
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if uses_gpu(trainer.accelerator)
-            else cpu_bf16_is_fast()
-        )
-        trainer = dataclasses.replace(trainer, precision="bf16" if fast else "fp32")
-    return dataclasses.replace(config, trainer=trainer)
+        precision = "bf16" if cpu_bf16_is_fast() else "fp32"
+    return dataclasses.replace(config, trainer=dataclasses.replace(trainer, precision=precision))
 
 
 def open_data(config: RunConfig) -> RunData:

@@ -113,12 +113,10 @@ class Metrics(StageCallback):
 class Progress(StageCallback):
     """A bar over steps with rate, time left and the latest loss; plain lines without a terminal."""
 
-    def __init__(self, is_first: bool) -> None:
-        self.is_first = is_first
-        self.bar: tqdm[Any] | None = None
+    bar: tqdm[Any] | None = None  # on process 0, once there are steps
 
     def before_steps(self, stage: StageModule) -> None:
-        if self.is_first:
+        if stage.processes.is_first:
             interval = 0.5 if sys.stderr.isatty() else 30.0
             self.bar = tqdm(
                 total=stage.budget.last_step,
@@ -134,15 +132,12 @@ class Progress(StageCallback):
             self.bar.set_postfix(loss=f"{stage.last_metrics['loss']:.4f}", refresh=False)
             self.bar.update(1)
 
-    def after_steps(self, stage: StageModule) -> None:
-        self._close()
-
-    def on_exception(self, *_: Any) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def after_steps(self, stage: StageModule | None = None) -> None:
         if self.bar is not None:
             self.bar.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self.after_steps()
 
 
 def _wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:

@@ -3,7 +3,6 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,15 +28,6 @@ from cola_train.training.loop.module import StageCallback, StageModule
 from cola_train.training.loop.state import RunState
 
 
-@dataclasses.dataclass(frozen=True)
-class _Save:
-    """A save under way."""
-
-    manifest: CheckpointManifest  # without files
-    folder: Path
-    writing: Writing
-
-
 class Saver(StageCallback):
     """Saves every `checkpoint.every_steps`, at marks (and exports these), at the end or a stop.
 
@@ -52,12 +42,13 @@ class Saver(StageCallback):
         self.data_sha256, self.validates = data_sha256, validates
         # Background writing communicates at its own pace: it needs a group that nothing else uses.
         self.group = dist.new_group(backend="gloo")
-        self._under_way: _Save | None = None
+        # A save: the manifest, without files, and what writes these.
+        self._under_way: tuple[CheckpointManifest, Writing] | None = None
 
     def after_step(self, stage: StageModule) -> None:
         config, step = self.config.checkpoint, stage.state.step
         if self._under_way is not None and stage.all_have_written:
-            self._conclude(self._under_way)
+            self._conclude(*self._under_way)
         last, mark = stage.is_done, stage.budget.at_mark(stage.state)
         if not (last or mark or step % config.every_steps == 0):
             return
@@ -84,14 +75,14 @@ class Saver(StageCallback):
 
     def on_exception(self, *_: Any) -> None:
         # No half-written folder is left where the run ends with all processes still there.
-        save = self._under_way
-        if save is not None and save.writing.done and self.processes.is_first:
-            shutil.rmtree(save.folder, ignore_errors=True)
+        writing = None if self._under_way is None else self._under_way[1]
+        if writing is not None and writing.done and self.processes.is_first:
+            shutil.rmtree(writing.folder, ignore_errors=True)
 
     def _save(self, stage: StageModule, mark: bool, in_background: bool) -> str | None:
         """Save now, or start to; returns what went wrong, the same on every process."""
         if self._under_way is not None:
-            self._conclude(self._under_way)
+            self._conclude(*self._under_way)
         state = stage.state
         if step_folder(self.run_folder, state.step).exists():
             return None  # the run resumed from this very step
@@ -121,24 +112,23 @@ class Saver(StageCallback):
             log.sync()
         folder = working_folder(self.run_folder, state.step)
         writing = Writing(tensors, folder, self.group, in_background)
-        self._under_way = save = _Save(manifest, folder, writing)
-        stage.written = lambda: self._under_way is not None and self._under_way.writing.done
-        return None if in_background else self._conclude(save)
+        self._under_way = manifest, writing
+        stage.written = lambda: self._under_way is not None and writing.done
+        return None if in_background else self._conclude(manifest, writing)
 
-    def _conclude(self, save: _Save) -> str | None:
+    def _conclude(self, manifest: CheckpointManifest, writing: Writing) -> str | None:
         """Wait for a save; on process 0 verify, name and point to it, and remove old ones."""
-        parts = self._gathered(save.writing.result())
+        parts = self._gathered(writing.result())
         self._under_way = None
-        step = save.manifest.step
         problem = next((text for _, text in parts if text is not None), None)
         if problem is None:
             files = {name: fact for facts, _ in parts for name, fact in facts.items()}
-            manifest = dataclasses.replace(save.manifest, files=files)
-            problem = self._on_first(lambda: finish(self.run_folder, save.folder, manifest))
+            whole = dataclasses.replace(manifest, files=files)
+            problem = self._on_first(lambda: finish(self.run_folder, writing.folder, whole))
         if problem is not None:
             if self.processes.is_first:
-                shutil.rmtree(save.folder, ignore_errors=True)
-            return self._failed(step, problem)
+                shutil.rmtree(writing.folder, ignore_errors=True)
+            return self._failed(manifest.step, problem)
         self._on_first(lambda: remove_old(self.run_folder, self.config.checkpoint.keep))
         return None
 

@@ -52,7 +52,7 @@ class SavedWeights(Mapping[str, Tensor]):
 
 def trained_run(
     config: RunConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, step: int
-) -> TrainedRun:
+) -> TrainedRun[RunConfig]:
     """What a run is to its family after `step` steps, with what an export says of it beside."""
     facts = {
         "stage": config.stage,

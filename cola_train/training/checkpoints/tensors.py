@@ -92,7 +92,7 @@ class Writing:
             group: a gloo group of all processes that nothing else uses until this is done.
             in_background: write from the copy in host memory while training continues.
         """
-        self._folder = folder
+        self.folder = folder
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         self._files = writer.fs = _HashingFileSystem()
         self._problem: str | None = None
@@ -118,7 +118,7 @@ class Writing:
             if self._future is not None:
                 self._future.result()
             for name, written in self._files.facts.items():
-                if file_checksum(self._folder / name) != written:
+                if file_checksum(self.folder / name) != written:
                     raise OSError(f"{name} does not read back as it was written")
         return self._files.facts, self._problem
 
