@@ -154,15 +154,9 @@ class DiTBlock(Block):
         attention: LayerAttention,
         outputs: int,
     ) -> Float[Tensor, "batch outputs dim"]:
-        """One block.
+        """One block, at positions whose times `index` picks: embeddings, or what `ada` returns.
 
-        Args:
-            x: the residual stream.
-            times: the embedding of each distinct time, or what `ada` returns for it.
-            index: of the time of each position.
-            cos_sin: rotates queries and keys.
-            attention: what the block attends over.
-            outputs: only the first `outputs` results are read; all positions give keys and values.
+        Only the first `outputs` results are read; all positions give keys and values.
         """
         modulation = times if isinstance(times, BlockModulation) else self.ada(times)
         h = _modulate(self._norm(x), modulation.msa_in, index)
@@ -236,12 +230,8 @@ class BlockCausalDiT(nn.Module):
     ) -> Float[Tensor, "batch outputs channels"]:
         """Velocity at the first `outputs` positions, or at all, in fp32.
 
-        Args:
-            latents: normalized latents, clean or noised.
-            times: the time of each position, in [0, 1].
-            positions: RoPE position of each.
-            attention: what each layer attends over.
-            outputs: how many velocities are read; the last block computes no more than they need.
+        Latents are normalized ones, clean or noised, `positions` RoPE's. The last block computes no
+        more than `outputs` velocities need.
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
         x = self.txt_in.proj(latents)

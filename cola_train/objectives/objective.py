@@ -78,12 +78,9 @@ class Objective(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """The terms of `batch`.
+        """The terms of `batch` at optimizer step `step`, from 0, where they change in training.
 
-        Args:
-            batch: rows of tokens.
-            step: the optimizer step, from 0, for an objective that changes during training; None
-                asks for all terms, as validation does.
+        Without a step all terms, as validation asks for them.
         """
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -30,7 +30,6 @@ from cola_train.scaling.allocations import AllocationLog, Bytes, MemoryPart, Rec
 from cola_train.scaling.layers import UnequalLayersError, layer_of, note_layers, shorten
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.optim.optimizers import ensure_state
 from cola_train.training.parallel.blocks import Checkpointing, checkpointing_activations
 from cola_train.training.parallel.sharding import check_mesh, gather_each_once, sharding_units
@@ -181,8 +180,7 @@ def _gpu_attention(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Ten
 
 def _configure(config: RunConfig, processes: Processes, shortens: bool) -> _DryRun:
     """Build a stage, fake from where memory is given: a mesh reads its tensors' values."""
-    watchdog = Watchdog(0, config.parallel.timeout_seconds)
-    stage, mode = StageModule(config, processes, StopRequest(), watchdog), RecordingMode()
+    stage, mode = StageModule(config, processes, StopRequest()), RecordingMode()
     left_out: dict[str, int] = {}
     objective = stage.build_sharded(lambda built: left_out.update(shorten(built, shortens)))
     note_layers(objective, left_out, mode.enter)

@@ -31,7 +31,6 @@ from cola_train.training.loop.lightning import build_trainer
 from cola_train.training.loop.module import StageCallback, StageModule
 from cola_train.training.loop.state import MODEL, RunState, fill
 from cola_train.training.loop.step_log import Attempt, StepLog
-from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.parallel.sharding import gather_each_once
 from cola_train.training.preflight import benchmark_samples
 
@@ -56,8 +55,7 @@ def fit(
     warm = None
     if own is None and config.warm_start_from is not None:
         warm = intact_checkpoint(Path(config.warm_start_from), processes, "stop")
-    watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
-    stage = StageModule(config, processes, stop, watchdog)
+    stage = StageModule(config, processes, stop)
     metrics = Metrics(config, run_folder, first)
     alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
     logs = [metrics.lines, alarms.lines]
@@ -92,7 +90,7 @@ def fit(
         stage.logs = [*logs, stage.step_log.lines]
     trainer = build_trainer(config, processes, callbacks)
     try:
-        with watchdog:
+        with stage.watchdog:
             loader = data.train_loader(processes.rank, processes.world_size)
             trainer.fit(stage, train_dataloaders=loader)
         if alarms.stopped_by is not None and not stage.budget.is_spent(stage.state):

@@ -93,11 +93,8 @@ def packed_layout(
     The last clean block is no block's history. A row has (copies + 1) num_latents - block_size
     positions; the noised ones come first, so that those whose output is read are the first ones.
 
-    Args:
-        num_latents: L, a multiple of block_size.
-        document: document of each latent (batch, L).
-        sees_history: for each noised position (batch, copies x L), False hides its history.
-        copies: noised copies of a row, each with noise of its own.
+    `num_latents` is a multiple of `block_size`; False in `sees_history` hides the history of a
+    noised position.
     """
     num_clean = num_latents - block_size
     block = clean_layout(num_latents, block_size, device=device).block

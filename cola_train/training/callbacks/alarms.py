@@ -113,15 +113,11 @@ class Memory:
         past_start: bool,
         usual: UsualLoss | None = None,
     ) -> list[Signal]:
-        """Take in metrics of a step or an inspection; one absent or not finite changes no alarm.
+        """Take in metrics of a step or an inspection; returns what raised or cleared an alarm.
 
-        Returns the signals that raised or cleared an alarm.
-
-        Args:
-            config: the thresholds.
-            metrics: over all processes, by the names that training and an inspection give them.
-            past_start: whether a low logSNR means anything. A fresh VAE's is low in health too.
-            usual: what the loss was compared with; None while too few losses are known.
+        They are those of all processes; one absent or not finite changes no alarm. `past_start`: a
+        low logSNR means something; a fresh VAE's is low in health too. `usual` is what the loss was
+        compared with; None while too few losses are known.
         """
         patience = (config.raise_after, config.clear_after)
         watched = (

@@ -113,7 +113,7 @@ class Metrics(StageCallback):
 class Progress(StageCallback):
     """A bar over steps with rate, time left and the latest loss; plain lines without a terminal."""
 
-    bar: tqdm[Any] | None = None  # on process 0, once there are steps
+    bar: "tqdm[Any] | None" = None  # on process 0, once there are steps
 
     def before_steps(self, stage: StageModule) -> None:
         if stage.processes.is_first:

@@ -84,13 +84,10 @@ class Writing:
         group: dist.ProcessGroup,
         in_background: bool,
     ) -> None:
-        """Start, and finish unless `in_background`: then tensors are copied and may change at once.
+        """Start to write `tensors`, of the same names on every process, into an empty folder.
 
-        Args:
-            tensors: the same names on every process.
-            folder: exists, empty.
-            group: a gloo group of all processes that nothing else uses until this is done.
-            in_background: write from the copy in host memory while training continues.
+        In the background they are written from a copy in host memory, and may change at once. The
+        gloo `group` of all processes is nothing else's until this is done.
         """
         self.folder = folder
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)

@@ -59,12 +59,11 @@ class StageModule(pl.LightningModule):
     objective: Objective
     ema: EMA
 
-    def __init__(
-        self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog
-    ) -> None:
+    def __init__(self, config: RunConfig, processes: Processes, stop: StopRequest) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.config, self.processes, self.stop, self.watchdog = config, processes, stop, watchdog
+        self.config, self.processes, self.stop = config, processes, stop
+        self.watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
         self.state, self.budget, self.schedule = RunState(), Budget(config), Schedule.of(config)
         self.step_log: StepLog | None = None
         self.last_metrics: dict[str, float] = {}

@@ -76,11 +76,8 @@ def multiply_in_fp8(objective: nn.Module, *, emulate: bool = False) -> None:
     a micro-batch's other rows, as in no other precision. Sums are fp32. Not replaced are adaLN's
     layers, which run on few rows, layers outside blocks, such as heads, and those whose widths are
     no multiples of 16. The DiT's last block multiplies a part of a weight, for the queries of some
-    positions alone: that product stays in bf16.
-
-    Args:
-        objective: holds the networks.
-        emulate: round to fp8 and multiply in the original precision, as any device can.
+    positions alone: that product stays in bf16. With `emulate` what is rounded is multiplied in the
+    original precision, as any device can.
 
     Raises:
         UserError: no layer can be replaced.

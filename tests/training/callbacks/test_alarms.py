@@ -35,7 +35,6 @@ from cola_train.training.loop.guard import RunStoppedError, UsualLoss, count_tak
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.state import RunState
-from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.run import train
 
 VAEConfigs = Callable[..., VAERunConfig]
@@ -258,7 +257,7 @@ def test_an_alarm_is_one_line_with_the_figure_the_threshold_and_what_to_do(
 
 
 def stage_of(config: VAERunConfig) -> StageModule:
-    return StageModule(config, Processes(0, 1, 0, 1), StopRequest(), Watchdog(0, 1))
+    return StageModule(config, Processes(0, 1, 0, 1), StopRequest())
 
 
 def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(
