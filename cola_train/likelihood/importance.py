@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from cola_train.models.posterior import Posterior
+from cola_train.models.text_vae import Posterior
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,18 +25,14 @@ logs and the log of means bound it.
 class ScoredRow:
     """Tokens whose likelihood is estimated.
 
-    Attributes:
-        tokens: ids; padding among them carries no likelihood.
-        key: the address of the row's random draws, in [0, 2^63). Rows of the same key share the
-            draws of positions that both have.
-        documents: of each token, where documents are apart (`mask_documents`); None: one sequence.
-        given: that many first tokens are a condition; the likelihood is that of the others.
+    `key` is the address of the row's random draws, in [0, 2^63): rows of the same key share the
+    draws of positions that both have.
     """
 
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # ids; padding among them carries no likelihood
     key: int
-    documents: Sequence[int] | None = None
-    given: int = 0
+    documents: Sequence[int] | None = None  # of each token, where apart; None: one sequence
+    given: int = 0  # that many first tokens are a condition; the likelihood is that of the others
 
 
 class Draw(NamedTuple):

@@ -235,14 +235,14 @@ class BlockCausalDiT(nn.Module):
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
         x = self.txt_in.proj(latents)
-        embedding = self.emb_in(times.distinct) if times.modulations is None else None
+        known = times.modulations
+        embedding = self.emb_in(times.distinct) if known is None else None
         frequencies = cast(_Rope, blocks[0].msa.rope["rope"]).freqs
         cos_sin = interleaved_cos_sin(positions, frequencies, self.config.head_dim)
         for layer, block in enumerate(blocks):
-            modulation = embedding if times.modulations is None else times.modulations.blocks[layer]
+            modulation = embedding if known is None else known.blocks[layer]
             read = count if layer == len(blocks) - 1 else x.shape[1]
             x = block(x, modulation, times.index, cos_sin, attention.layer(layer), read)
-        known = times.modulations
         last = self.txt_out_ada.out_in(embedding) if known is None else known.out
         x = _modulate(self.txt_out_norm(x), last, times.index[:, :count])
         return self.txt_out.proj(x).float()
@@ -260,12 +260,10 @@ class BlockCausalDiT(nn.Module):
     ) -> Float[Tensor, "batch noised channels"]:
         """The packed training pass: each noised block given its clean history, a row's at once.
 
-        Args:
-            z_t: noised latents, pinned prompt positions clean, of the row's copies one by one.
-            history: clean latents z_0^(<b); the last block is never history and is dropped here.
-            times: the times of `z_t`; the last distinct one must be 0, which clean history gets.
-            document: document of each latent; keeps documents apart and restarts positions.
-            sees_history: False where history is hidden.
+        z_t are noised latents, pinned prompt positions clean, of the row's copies one by one; in
+        their times the last distinct one must be 0, which clean history gets. The last block of
+        `history`, clean latents z_0^(<b), is never history and is dropped here. `document` keeps
+        documents apart and restarts positions; history is hidden where `sees_history` is False.
         """
         rows, num_noised = z_t.shape[:2]
         num_latents, block_size = history.shape[1], self.config.block_size

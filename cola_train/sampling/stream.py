@@ -94,6 +94,5 @@ def check_ids(ids: Sequence[int], vocab_size: int, what: str) -> None:
     """Refuse ids outside the vocabulary with a UserError; `what` names whose ids they are."""
     for place, token in enumerate(ids):
         if not 0 <= token < vocab_size:
-            allowed = f"0..{vocab_size - 1}"
-            message = f"id {token} at position {place} is outside the vocabulary, {allowed}."
-            raise UserError(f"{what}: {message}")
+            where = f"{what}: id {token} at position {place}"
+            raise UserError(f"{where} is outside the vocabulary, 0..{vocab_size - 1}.")

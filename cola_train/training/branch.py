@@ -38,10 +38,8 @@ _MAY_DIFFER = (
 def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfig:
     """Make the folder of a run that begins at a saved step of `source` (the last without `step`).
 
-    A branch that exists already is left as it is.
-
-    Returns:
-        The branch's config: the source's with `overrides`.
+    A branch that exists already is left as it is. Its config, which is returned, is the source's
+    with `overrides`.
 
     Raises:
         UserError: no such checkpoint; overrides that change what has been done already, the

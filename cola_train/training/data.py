@@ -1,6 +1,7 @@
 """Which rows each process gets at each step, whatever the numbers of processes and readers."""
 
 import dataclasses
+import hashlib
 import itertools
 import signal
 from collections.abc import Iterable, Iterator
@@ -12,22 +13,20 @@ from cola_train.config.data import DataConfig
 from cola_train.config.settings import at_least, require, require_each
 from cola_train.data.batch import Batch, PackedRows, ValidationRows
 from cola_train.data.packing import VALIDATION
-from cola_train.data.prepared import PreparedData
+from cola_train.data.prepared import MANIFEST_FILE, PreparedData
 
 _SECONDS_TO_OUTLAST = 20
 
 
-def dealt(
-    rounds: Iterable[int], batch_size: int, rank: int, world_size: int
-) -> Iterator[list[int]]:
-    """The batches of one process, where each round deals consecutive numbers, a batch to each.
+def dealt(rounds: Iterable[int], size: int, rank: int, world_size: int) -> Iterator[list[int]]:
+    """The batches of one process, where each round deals consecutive numbers, `size` to each.
 
-    With G = `batch_size` x `world_size`, round n has the numbers n G to (n + 1) G - 1, cut into
-    equal runs in process order.
+    With G = `size` x `world_size`, round n has the numbers n G to (n + 1) G - 1, cut into equal
+    runs in process order.
     """
     for number in rounds:
-        first = (number * world_size + rank) * batch_size
-        yield list(range(first, first + batch_size))
+        first = (number * world_size + rank) * size
+        yield list(range(first, first + size))
 
 
 @dataclasses.dataclass
@@ -52,6 +51,8 @@ class RunData:
 
     def __post_init__(self) -> None:
         self.prepared = PreparedData.open(self.data.path)
+        manifest = (self.prepared.folder / MANIFEST_FILE).read_bytes()
+        self.sha256 = hashlib.sha256(manifest).hexdigest()  # the identity of the data
         self.prepared.check_run(self.data, tokenizer_sha256=None)
         require_each(self, "", at_least(1, " row"), "micro_batch_size")
         require_each(self.data, "data.", at_least(0), "num_workers")
@@ -60,11 +61,7 @@ class RunData:
         self.num_validation_rows = available if most is None else min(most, available)
 
     def train_loader(self, rank: int, world_size: int) -> DataLoader[Batch]:
-        """Training batches of process `rank` of `world_size`, without end.
-
-        Raises:
-            UserError: `global_batch_size` is not a multiple of processes x `micro_batch_size`.
-        """
+        """Training batches of `rank`, without end; a UserError if their sizes do not divide."""
         rows, unit = self.global_batch_size, world_size * self.micro_batch_size
         below = rows // unit * unit
         allowed = f"{below} or {below + unit}" if below > 0 else f"{unit}"

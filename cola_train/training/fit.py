@@ -36,12 +36,7 @@ from cola_train.training.preflight import benchmark_samples
 
 
 def fit(
-    config: RunConfig,
-    processes: Processes,
-    stop: StopRequest,
-    data: RunData,
-    data_sha256: str,
-    own: Saved | None,
+    config: RunConfig, processes: Processes, stop: StopRequest, data: RunData, own: Saved | None
 ) -> Status:
     """Train from the checkpoint `own`, or from the start, until the run is finished or stopped.
 
@@ -49,7 +44,6 @@ def fit(
         UserError: another process of the run was lost, or one that reads data.
         RunStoppedError: too many steps in a row had to be skipped, or an alarm stopped the run.
     """
-    tokenizer = data.prepared.tokenizer
     run_folder, first = folder_of(config), processes.is_first
     data.start_step = done = 0 if own is None else own[1].step
     warm = None
@@ -61,7 +55,7 @@ def fit(
     logs = [metrics.lines, alarms.lines]
     callbacks: list[pl.Callback] = [_Start(own, warm), metrics, Progress()]
     if family_of(config).writes_text:
-        samples = Samples(run_folder, tokenizer)
+        samples = Samples(run_folder, data.prepared.tokenizer)
         logs.append(samples.lines)
         callbacks.append(samples)
     validates = config.trainer.validate_every_steps > 0 and data.num_validation_rows > 0
@@ -71,8 +65,7 @@ def fit(
         evaluation, report = config.in_loop_eval, metrics.log_evaluation
         asked, see = benchmark_samples(evaluation), alarms.see_inspection
         callbacks.append(InLoopEvaluation(evaluation, data.prepared, asked, report, see))
-    saver = Saver(stage, tokenizer, data_sha256, validates)
-    callbacks += [alarms, saver, _End()]
+    callbacks += [alarms, Saver(stage, data, validates), _End()]
     if first:
         write_status(run_folder, Status("running", done))
         attempt = Attempt(
@@ -84,7 +77,7 @@ def fit(
             num_rows=data.prepared.num_rows(TRAIN),
             seed=config.seed,
             data_seed=config.data_seed,
-            data_sha256=data_sha256,
+            data_sha256=data.sha256,
         )
         stage.step_log = StepLog(run_folder, attempt)
         stage.logs = [*logs, stage.step_log.lines]
@@ -109,9 +102,8 @@ def fit(
         raise problem from error
     if stage.budget.is_spent(stage.state):
         return Status("finished", stage.state.step)
-    return Status(
-        "interrupted", stage.state.step, stop.signal_name or "a signal to another process"
-    )
+    reason = stop.signal_name or "a signal to another process"
+    return Status("interrupted", stage.state.step, reason)
 
 
 class _Start(pl.Callback):
@@ -127,23 +119,19 @@ class _Start(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, StageModule)
         pl_module.watchdog.beat("reading or drawing the weights")
+        config, objective = pl_module.config, pl_module.objective
         if self.own is not None:
-            folder, manifest = self.own
-            CheckpointReader(folder, manifest).load(pl_module.saved_tensors())
-            pl_module.state = RunState.from_json(manifest.state.to_json())
-        else:
-            self._begin(pl_module)
-        gather_each_once(pl_module.objective)
-
-    def _begin(self, stage: StageModule) -> None:
-        config, objective = stage.config, stage.objective
-        if self.warm is not None:
+            CheckpointReader(*self.own).load(pl_module.saved_tensors())
+            pl_module.state = RunState.from_json(self.own[1].state.to_json())
+        elif self.warm is not None:
             weights = {f"{MODEL}.{name}": value for name, value in objective.state_dict().items()}
             CheckpointReader(*self.warm).load(weights)
         else:
             shapes = {name: value.shape for name, value in objective.named_parameters()}
             fill(objective, family_of(config).initial_values(config, shapes))
-        stage.ema.start()
+        if self.own is None:
+            pl_module.ema.start()
+        gather_each_once(objective)
 
 
 class _End(StageCallback):

@@ -35,10 +35,8 @@ def refuse(config: RunConfig) -> None:
 def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
     """Make the run's folder, or take over that of the same run, locked until `held` ends.
 
-    Called on process 0.
-
-    Returns:
-        The config as it is saved, with nothing left to be decided by the machine.
+    Called on process 0. The config is returned as it is saved, with nothing left to be decided by
+    the machine.
 
     Raises:
         UserError: the folder is another run's or in use.
@@ -101,11 +99,7 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def benchmark_samples(config: InLoopEvalConfig) -> dict[str, list[Sample]]:
-    """The samples of each benchmark that in-loop evaluation asks, by task.
-
-    Raises:
-        UserError: an unknown benchmark, or data that is missing or unfit.
-    """
+    """What in-loop evaluation asks, by task; a UserError if a task is unknown or data are unfit."""
     if not config.is_on or "benchmarks" not in config.evaluators:
         return {}
     asked = TASKS if config.tasks == ["all"] else config.tasks

@@ -101,9 +101,7 @@ class Memory:
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Memory":
         """The inverse of `dataclasses.asdict`; an empty mapping gives an empty memory."""
-        episodes = {
-            name: Episode(**episode) for name, episode in values.get("episodes", {}).items()
-        }
+        episodes = {name: Episode(**one) for name, one in values.get("episodes", {}).items()}
         return cls(episodes, values.get("log_snr_was_above", False))
 
     def see(
@@ -149,15 +147,12 @@ class Alarms(StageCallback):
 
     Comes before the callback that saves: what is remembered is saved with the step, and so is the
     step that stops the run. All processes see the same metrics and decide alike.
-
-    Attributes:
-        stopped_by: the text of the alarm that stops the run, if one does.
     """
 
     def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, report: Report) -> None:
         self.config, self.is_first, self.report = family_of(config).alarms(config), is_first, report
         self.lines = JsonlWriter(run_folder / ALARM_LOG)
-        self.stopped_by: str | None = None
+        self.stopped_by: str | None = None  # the text of the alarm that stops the run
         self._inspected: dict[str, float] = {}
 
     def see_inspection(self, metrics: Mapping[str, float]) -> None:

@@ -36,10 +36,7 @@ from cola_train.training.loop.module import StageCallback, StageModule
 
 
 def gathered_weights(stage: StageModule) -> dict[str, Tensor]:
-    """The objective's whole tensors by name, on process 0's CPU; a collective call.
-
-    With `ema.evaluate` the average of those that have one.
-    """
+    """The objective's whole tensors (`ema.evaluate`: averages), on process 0's CPU; collective."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     with stage.weights_to_evaluate():
         state = get_model_state_dict(stage.objective, options=options)

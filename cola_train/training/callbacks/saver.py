@@ -10,7 +10,6 @@ import torch.distributed as dist
 
 from cola_train.config.settings import UserError
 from cola_train.console import say
-from cola_train.data.tokenizer import Tokenizer
 from cola_train.processes import local_part
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.export import export_marks
@@ -24,6 +23,7 @@ from cola_train.training.checkpoints.folder import (
     working_folder,
 )
 from cola_train.training.checkpoints.tensors import Writing
+from cola_train.training.data import RunData
 from cola_train.training.loop.module import StageCallback, StageModule
 from cola_train.training.loop.state import RunState
 
@@ -34,12 +34,9 @@ class Saver(StageCallback):
     Comes after the callback that validates: what is saved at a step has been validated at it.
     """
 
-    def __init__(
-        self, stage: StageModule, tokenizer: Tokenizer, data_sha256: str, validates: bool
-    ) -> None:
-        self.config, self.processes, self.tokenizer = stage.config, stage.processes, tokenizer
-        self.run_folder = folder_of(stage.config)
-        self.data_sha256, self.validates = data_sha256, validates
+    def __init__(self, stage: StageModule, data: RunData, validates: bool) -> None:
+        self.config, self.processes = stage.config, stage.processes
+        self.run_folder, self.data, self.validates = folder_of(stage.config), data, validates
         # Background writing communicates at its own pace: it needs a group that nothing else uses.
         self.group = dist.new_group(backend="gloo")
         # A save: the manifest, without files, and what writes these.
@@ -56,8 +53,9 @@ class Saver(StageCallback):
         problem = self._save(stage, mark, in_background=config.asynchronous and not (last or mark))
         if mark and problem is None:
             stage.watchdog.beat(f"exporting the checkpoint of step {step}")
+            tokenizer = self.data.prepared.tokenizer
             unwritten = self._on_first(
-                lambda: export_marks(self.config, self.run_folder, self.tokenizer)
+                lambda: export_marks(self.config, self.run_folder, tokenizer)
             )
             if unwritten is not None:
                 self._warn(
@@ -88,17 +86,14 @@ class Saver(StageCallback):
             return None  # the run resumed from this very step
         stage.objective.reshard()  # type: ignore[operator]  # FSDP's: no gathered copies are saved
         tensors = stage.saved_tensors()
-        finite = all(
-            bool(torch.isfinite(local_part(tensor)).all())
-            for tensor in tensors.values()
-            if tensor.is_floating_point()
-        )
+        parts = [local_part(tensor) for tensor in tensors.values() if tensor.is_floating_point()]
+        finite = all(bool(torch.isfinite(part).all()) for part in parts)
         if not all(self._gathered(finite)):
             return self._failed(state.step, "its weights or moments are not finite")
         manifest = CheckpointManifest(
             step=state.step,
             state=RunState.from_json(state.to_json()),
-            data_sha256=self.data_sha256,
+            data_sha256=self.data.sha256,
             world_size=self.processes.world_size,
             shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             files={},

@@ -41,9 +41,8 @@ class Validation(StageCallback):
             means = self._means(stage)
         if means is None:
             return
-        self.report(
-            state.step, {f"validation/{name}": value for name, value in means.items()}, began
-        )
+        metrics = {f"validation/{name}": value for name, value in means.items()}
+        self.report(state.step, metrics, began)
         if math.isfinite(means["loss"]):
             state.validated_step = state.step
 

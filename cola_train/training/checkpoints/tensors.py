@@ -152,11 +152,7 @@ class CheckpointReader:
         self._reader = _Reader(str(folder))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Fill live tensors, sharded or plain, by the names they were saved under.
-
-        Raises:
-            UserError: the checkpoint lacks one of them, or has it in another shape.
-        """
+        """Fill live tensors, sharded or plain, by saved name; a UserError if one does not fit."""
         shapes = self._manifest.shapes
         problems = [f"{name}: missing" for name in tensors if name not in shapes]
         problems += [

@@ -58,10 +58,7 @@ def usual_loss(state: RunState, terms: str, window: int) -> UsualLoss | None:
 def reason_to_skip(
     config: GuardConfig, metrics: Mapping[str, float], usual: UsualLoss | None
 ) -> str | None:
-    """Why the step that gave `metrics`, of all processes together, is not to be taken, if it isn't.
-
-    `usual` is what its loss is compared with; None while too few losses are known.
-    """
+    """Why the step that gave `metrics`, of all processes, is not to be taken; None to take it."""
     bad = [f"{name} = {value}" for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
         return f"not finite: {', '.join(bad)}"
@@ -81,11 +78,7 @@ def count_taken(state: RunState, terms: str, window: int, loss: float) -> None:
 
 
 def count_skipped(config: GuardConfig, state: RunState, reason: str) -> None:
-    """Record a step that was not taken; `state.step` is its number, counted from 0.
-
-    Raises:
-        RunStoppedError: it was one too many in a row.
-    """
+    """Record that step `state.step` was not taken; a RunStoppedError at one too many in a row."""
     state.skipped_steps += 1
     state.skipped_in_a_row += 1
     if state.skipped_in_a_row >= config.max_skipped_in_a_row:

@@ -41,37 +41,29 @@ from cola_train.training.parallel.sharding import build_mesh, shard
 
 
 class StageModule(pl.LightningModule):
-    """A run of any family: the objective says what is minimized.
-
-    Attributes:
-        state: the run's counters; `state.step` says which optimizer step comes next.
-        budget: what steps cost and where they end.
-        ema: the average of the weights, where the config asks for one.
-        last_metrics: the latest step's, for callbacks.
-        last_weights: the weights of its loss terms.
-        last_usual_loss: what its loss was compared with; None while too few losses are known.
-        stop_requested: some process was asked to stop; known to all from the start of a step on.
-        all_have_written: the save under way is on disk on every process; known likewise.
-        written: whether this process' part of the save under way is on disk.
-        logs: what this process appends to; made durable before each checkpoint.
-    """
+    """A run of any family: the objective says what is minimized."""
 
     objective: Objective
-    ema: EMA
+    ema: EMA  # the average of the weights, where the config asks for one
 
     def __init__(self, config: RunConfig, processes: Processes, stop: StopRequest) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config, self.processes, self.stop = config, processes, stop
         self.watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
+        # `state.step` says which optimizer step comes next.
         self.state, self.budget, self.schedule = RunState(), Budget(config), Schedule.of(config)
         self.step_log: StepLog | None = None
+        # Of the latest step: its metrics, the weights of its loss terms, and what its loss was
+        # compared with; None while too few losses are known.
         self.last_metrics: dict[str, float] = {}
         self.last_weights: dict[str, float] = {}
         self.last_usual_loss: guard.UsualLoss | None = None
+        # That some process was asked to stop, and that the save under way is on disk on every
+        # process: known to all from the start of a step on.
         self.stop_requested = self.all_have_written = False
-        self.written: Callable[[], bool] = lambda: False
-        self.logs: list[JsonlWriter] = []
+        self.written: Callable[[], bool] = lambda: False  # whether this process' part is on disk
+        self.logs: list[JsonlWriter] = []  # made durable before each checkpoint
 
     @property
     def is_done(self) -> bool:
@@ -195,9 +187,8 @@ class StageModule(pl.LightningModule):
     ) -> tuple[dict[str, Tensor], int, int]:
         """What all processes must know of each other before a step, in one exchange.
 
-        Returns:
-            The step's counts, over all processes and micro-batches; how many rows it uses, and
-            their digest.
+        It gives the step's counts, over all processes and micro-batches, how many rows it uses, and
+        their digest.
         """
         per_batch = [self.objective.counts(part) for part in micro_batches]
         names = list(per_batch[0])

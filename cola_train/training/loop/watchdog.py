@@ -17,9 +17,6 @@ class Watchdog:
     A hung collective cannot be left any other way: the thread waits inside the communication
     library. Every process times out, those that wait and the one they wait for, and each says where
     it was.
-
-    Attributes:
-        doing: what the process said last that it does.
     """
 
     def __init__(self, rank: int, timeout_seconds: float) -> None:

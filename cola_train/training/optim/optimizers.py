@@ -153,10 +153,8 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Op
     return MuonWithAdamW(WholeMatrixMuon(_groups(by_muon), config), adamw)
 
 
-def _groups(parameters: Mapping[float, list[Tensor]]) -> list[dict[str, Any]]:
-    return [
-        {"params": group, "learning_rate_factor": factor} for factor, group in parameters.items()
-    ]
+def _groups(by_factor: Mapping[float, list[Tensor]]) -> list[dict[str, Any]]:
+    return [{"params": group, "learning_rate_factor": by} for by, group in by_factor.items()]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -166,10 +164,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def ensure_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
-    """What the optimizer keeps of each parameter, made now and not at its first step.
-
-    AdamW's moments and step count, or Muon's momentum.
-    """
+    """What the optimizer keeps of each parameter, made now and not at its first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if optimizer.state[parameter]:

@@ -44,11 +44,7 @@ _MOST_KINDS = 64
 
 
 def check_precision(config: TrainerConfig) -> None:
-    """Refuse fp8 where it cannot be.
-
-    Raises:
-        UserError: torchao is not installed, or the device computes no fp8.
-    """
+    """Refuse fp8, with a UserError, where torchao is not installed or the device computes none."""
     if config.precision != "fp8":
         return
     require(
@@ -141,11 +137,7 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
 
 
 def check_compiler(compiles: bool, on_gpu: bool) -> None:
-    """Refuse to compile where torch would fail at the first step, for want of a C++ compiler.
-
-    Raises:
-        UserError: there is none. A GPU's kernels need none.
-    """
+    """A UserError where torch would fail at the first step for want of a C++ compiler, on a CPU."""
     named = os.environ.get("CXX", "g++")
     require(
         not compiles or on_gpu or shutil.which(named) is not None,

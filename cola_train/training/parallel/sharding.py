@@ -21,11 +21,7 @@ from cola_train.processes import Processes
 
 
 def check_mesh(config: ParallelConfig, processes: Processes) -> None:
-    """Refuse a strategy that does not fit the number of processes.
-
-    Raises:
-        UserError: `single` with several processes, or a shard_size that does not divide them.
-    """
+    """A UserError for `single` with several processes, or a shard_size that divides them not."""
     world_size = processes.world_size
     require(
         config.strategy != "single" or world_size == 1,
