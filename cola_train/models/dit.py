@@ -45,7 +45,7 @@ class Modulations(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """The time of each position, held as the distinct times and an index into them.
+    """The time in [0, 1] of each position, held as the distinct times and an index into them.
 
     The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per
     distinct time, or not at all where `modulations` of these times are given (samplers' schedules).

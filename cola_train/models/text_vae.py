@@ -24,7 +24,7 @@ Documents = Int[Tensor, "batch latents"] | None  # of each latent; None: attenti
 
 @dataclasses.dataclass(frozen=True)
 class Posterior:
-    """The diagonal Gaussian q_phi(z0 | x) over normalized latents, per position and channel."""
+    """q_phi(z0 | x) over normalized latents: mean and log-variance per position and channel."""
 
     mean: Latents
     logvar: Latents

@@ -38,7 +38,7 @@ class Attention(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RowAttention:
-    """Attention within each row under a boolean mask (True: visible); kernels prefer none."""
+    """Attention in each row under a boolean mask (True: visible); kernels are faster without."""
 
     visible: Bool[Tensor, "#batch 1 seq seq"] | None
     causal: bool = False  # without a mask: each position sees those up to itself, or all
