@@ -78,10 +78,9 @@ class RunData:
         """The validation batches of `rank`, the same each time, as many for every process."""
         rows, size = self.num_validation_rows, self.micro_batch_size
         # Numbers beyond the rows fill up the last round.
-        rounds = range(-(-rows // (size * world_size)))
-        batches = list(dealt(rounds, size, rank, world_size))
+        rounds = dealt(range(-(-rows // (size * world_size))), size, rank, world_size)
         # Read in this process: rows are few, and starting readers each time costs more.
-        return batch_loader(ValidationRows(self.prepared, rows), batches, 0)
+        return batch_loader(ValidationRows(self.prepared, rows), rounds, 0)
 
 
 def batch_loader(

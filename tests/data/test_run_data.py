@@ -151,9 +151,9 @@ def test_validation_counts_each_row_once(
     prepared: PreparedData, validation_rows: int | None, world_size: int
 ) -> None:
     module = data_module(prepared, validation_rows=validation_rows, global_batch_size=24)
-    loaders: list[Any] = [module.validation_loader(rank, world_size) for rank in range(world_size)]
-    assert len({len(loader) for loader in loaders}) == 1
-    batch = joined(batch for loader in loaders for batch in loader)
+    parts = [list(module.validation_loader(rank, world_size)) for rank in range(world_size)]
+    assert len({len(batches) for batches in parts}) == 1
+    batch = joined(batch for batches in parts for batch in batches)
     real = batch.loss_mask.any(dim=1)
     num_rows = min(validation_rows or 10**9, prepared.num_rows("validation"))
     assert module.num_validation_rows == num_rows
