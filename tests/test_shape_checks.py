@@ -5,7 +5,7 @@ import torch
 from beartype.roar import BeartypeCallHintViolation
 
 from cola_train.flow import interpolate
-from cola_train.models.posterior import Posterior
+from cola_train.models.text_vae import Posterior
 
 
 def test_a_shape_that_disagrees_with_another_is_refused() -> None:

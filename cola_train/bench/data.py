@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import random
 import shutil
@@ -28,7 +29,7 @@ from cola_train.data.prepare import prepare
 from cola_train.data.prepared import MANIFEST_FILE, PreparedData
 from cola_train.data.sources import read_documents
 from cola_train.data.tokenizer import Tokenizer, train_tokenizer
-from cola_train.training.data import StepBatchSampler, batch_loader
+from cola_train.training.data import batch_loader, dealt
 
 _LEARNT_IDS = 4096
 # Texts in one call of the library; with more, it is slower on one core.
@@ -182,8 +183,8 @@ def _sparse_store(like: PreparedData, folder: Path) -> PreparedData:
 
 def _batches(config: BenchDataConfig, prepared: PreparedData, step: int) -> Iterator[Batch]:
     """As the training loop reads them, from optimizer step `step` on."""
-    sampler = StepBatchSampler(global_batch_size=config.rows, start_step=step, rank=0, world_size=1)
-    return iter(batch_loader(PackedRows(prepared, data_seed=0), sampler, num_workers=0))
+    steps = dealt(itertools.count(step), config.rows, rank=0, world_size=1)
+    return iter(batch_loader(PackedRows(prepared, data_seed=0), steps, num_workers=0))
 
 
 def _reading(

@@ -26,7 +26,6 @@ from cola_train.processes import connected
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.lightning import build_trainer
 from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.parallel.sharding import gather_each_once
 from cola_train.training.preflight import with_precision
 
@@ -53,8 +52,7 @@ def measure_train(config: BenchTrainConfig, run: RunConfig) -> dict[str, Any]:
     torch.manual_seed(0)
     with connected(trainer.accelerator, run.parallel.timeout_seconds) as processes:
         run = with_precision(run, None)
-        watchdog = Watchdog(0, run.parallel.timeout_seconds)
-        stage = StageModule(run, processes, StopRequest(), watchdog)
+        stage = StageModule(run, processes, StopRequest())
         measure = _Measure(config, Clock(processes.device, config.threads))
         batches = itertools.repeat(random_batch(run))
         try:

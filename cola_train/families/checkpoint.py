@@ -17,8 +17,7 @@ from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.registry import load_checkpoint
 from cola_train.flops.work import Parts
-from cola_train.likelihood.estimator import Estimator, LikelihoodKind
-from cola_train.likelihood.rows import ScoredRow
+from cola_train.likelihood.rows import Estimator, LikelihoodKind, ScoredRow
 from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
 from cola_train.sampling.stream import Noise, Text
 from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, read_json

@@ -12,38 +12,25 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A transformer block.
+    """A transformer block."""
 
-    Attributes:
-        width: of the residual stream.
-        inner: of all attention heads together.
-        mlp: the feed-forward's, in order.
-        ends_with_product: whether the last projection's output is added to the block's input as it
-            is. No gradient needs that output, so recomputing the block stops short of it.
-    """
-
-    width: int
-    inner: int
-    mlp: tuple[Linear, ...]
+    width: int  # of the residual stream
+    inner: int  # of all attention heads together
+    mlp: tuple[Linear, ...]  # in order
+    # Whether the last projection's output is added to the block's input as it is. No gradient needs
+    # that output, so recomputing the block stops short of it.
     ends_with_product: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """What a pass runs on, summed over rows.
-
-    Attributes:
-        positions: those that the blocks run on.
-        pairs: of query and key; useful are the visible ones.
-        outputs: positions whose last hidden state is read; of the others the last block computes
-            keys and values alone.
-        output_pairs: pairs whose query is one of these.
-    """
+    """What a pass runs on, summed over rows."""
 
     positions: Extent
-    pairs: Extent
+    pairs: Extent  # of query and key; useful are the visible ones
+    # Positions whose last hidden state is read; of others the last block computes keys and values.
     outputs: Extent
-    output_pairs: Extent
+    output_pairs: Extent  # whose query is one of these
 
     @classmethod
     def all_read(cls, positions: int, pairs: Extent) -> "Span":
@@ -57,10 +44,7 @@ class Span:
 
 
 def visible_pairs(length: int, block_size: int) -> int:
-    """(query, key) pairs of a clean row: each position sees its own block and those before.
-
-    `length` fills whole blocks.
-    """
+    """(query, key) pairs of a row of whole clean blocks: each sees itself and those before."""
     blocks = length // block_size
     assert blocks * block_size == length
     return block_size**2 * blocks * (blocks + 1) // 2

@@ -44,22 +44,13 @@ NO_BACKWARD = Backward(runs=False)
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """FLOPs of some part, all exact.
+    """FLOPs of some part, all exact."""
 
-    Attributes:
-        model_forward: of the forward pass, those whose result is read.
-        model_backward: of the gradients of these.
-        executed_forward: of the forward pass as kernels compute it: whole rectangles of pairs,
-            unread results too.
-        executed_backward: of the gradients of these.
-        recomputation: of what the backward pass computes a second time, as it is executed.
-    """
-
-    model_forward: int = 0
-    model_backward: int = 0
-    executed_forward: int = 0
-    executed_backward: int = 0
-    recomputation: int = 0
+    model_forward: int = 0  # those whose result is read
+    model_backward: int = 0  # of the gradients of these
+    executed_forward: int = 0  # as computed: whole rectangles of pairs, unread results too
+    executed_backward: int = 0  # of the gradients of these
+    recomputation: int = 0  # what the backward pass computes a second time, as it is executed
 
     def __add__(self, other: "Work") -> "Work":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from cola_train.models.posterior import Posterior
+from cola_train.models.text_vae import Posterior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +31,7 @@ def log_weights(
     log_likelihood: Callable[[Float[Tensor, "draws latents channels"]], Float64[Tensor, " draws"]],
     log_prior: Callable[[Float[Tensor, "draws latents channels"]], Float64[Tensor, " draws"]],
 ) -> LogWeights:
-    """The weight of one draw z_0 = mean + std * eps from each posterior.
-
-    Args:
-        posterior: q(z_0 | x) of each draw's row.
-        eps: standard normals.
-        log_likelihood: log p(x | z_0) of each draw's row.
-        log_prior: log p(z_0).
-    """
+    """The weight of one draw z_0 = mean + std * eps from the posterior q(z_0 | x) of each row."""
     z_0 = posterior.sample(eps)
     entropy = eps.double().square() + posterior.logvar.double() + math.log(2 * math.pi)
     return LogWeights(log_likelihood(z_0), log_prior(z_0), 0.5 * entropy.sum((1, 2)))

@@ -1,37 +1,38 @@
-"""Rows of tokens whose likelihood is estimated, and the random draws that this takes."""
+"""Rows of tokens, what estimates their log p(x) or a bound, and the random draws it takes."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from cola_train.config.evaluation import MOST_SAMPLES
+from cola_train.likelihood.importance import LogWeights
 from cola_train.randomness import Purpose
 
 # Addresses of one draw of a row: more than there are coordinates in a row of 2^18 latents of 16
 # channels.
 _STRIDE = 2**34 // MOST_SAMPLES
+LikelihoodKind = Literal["exact", "bound", "ELBO"]
+"""log p itself; draws whose mean bounds it; or importance weights of latents, of which the mean of
+logs and the log of means bound it.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoredRow:
     """Tokens whose likelihood is estimated.
 
-    Attributes:
-        tokens: ids; padding among them carries no likelihood.
-        key: the address of the row's random draws, in [0, 2^63). Rows of the same key share the
-            draws of positions that both have.
-        documents: of each token, where documents are apart (`mask_documents`); None: one sequence.
-        given: that many first tokens are a condition; the likelihood is that of the others.
+    `key` is the address of the row's random draws, in [0, 2^63): rows of the same key share the
+    draws of positions that both have.
     """
 
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # ids; padding among them carries no likelihood
     key: int
-    documents: Sequence[int] | None = None
-    given: int = 0
+    documents: Sequence[int] | None = None  # of each token, where apart; None: one sequence
+    given: int = 0  # that many first tokens are a condition; the likelihood is that of the others
 
 
 class Draw(NamedTuple):
@@ -39,6 +40,19 @@ class Draw(NamedTuple):
 
     row: int
     number: int
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """log p of the rows that it was made for, or `num_draws` draws of each that bound it."""
+
+    num_draws: int
+
+    def width(self, row: int) -> int:
+        """Tokens that the row at index `row` is computed with; a call's draws have one width."""
+
+    def __call__(self, draws: Sequence[Draw]) -> LogWeights | Float64[Tensor, " draws"]:
+        """log w in its parts, or log p, of each draw, nats."""
 
 
 def batches(widths: Sequence[int], num_draws: int, batch_size: int) -> Iterator[list[Draw]]:

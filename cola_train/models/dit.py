@@ -45,7 +45,7 @@ class Modulations(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """The time of each position, held as the distinct times and an index into them.
+    """The time in [0, 1] of each position, held as the distinct times and an index into them.
 
     The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per
     distinct time, or not at all where `modulations` of these times are given (samplers' schedules).
@@ -154,15 +154,9 @@ class DiTBlock(Block):
         attention: LayerAttention,
         outputs: int,
     ) -> Float[Tensor, "batch outputs dim"]:
-        """One block.
+        """One block, at positions whose times `index` picks: embeddings, or what `ada` returns.
 
-        Args:
-            x: the residual stream.
-            times: the embedding of each distinct time, or what `ada` returns for it.
-            index: of the time of each position.
-            cos_sin: rotates queries and keys.
-            attention: what the block attends over.
-            outputs: only the first `outputs` results are read; all positions give keys and values.
+        Only the first `outputs` results are read; all positions give keys and values.
         """
         modulation = times if isinstance(times, BlockModulation) else self.ada(times)
         h = _modulate(self._norm(x), modulation.msa_in, index)
@@ -236,23 +230,19 @@ class BlockCausalDiT(nn.Module):
     ) -> Float[Tensor, "batch outputs channels"]:
         """Velocity at the first `outputs` positions, or at all, in fp32.
 
-        Args:
-            latents: normalized latents, clean or noised.
-            times: the time of each position, in [0, 1].
-            positions: RoPE position of each.
-            attention: what each layer attends over.
-            outputs: how many velocities are read; the last block computes no more than they need.
+        Latents are normalized ones, clean or noised, `positions` RoPE's. The last block computes no
+        more than `outputs` velocities need.
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
         x = self.txt_in.proj(latents)
-        embedding = self.emb_in(times.distinct) if times.modulations is None else None
+        known = times.modulations
+        embedding = self.emb_in(times.distinct) if known is None else None
         frequencies = cast(_Rope, blocks[0].msa.rope["rope"]).freqs
         cos_sin = interleaved_cos_sin(positions, frequencies, self.config.head_dim)
         for layer, block in enumerate(blocks):
-            modulation = embedding if times.modulations is None else times.modulations.blocks[layer]
+            modulation = embedding if known is None else known.blocks[layer]
             read = count if layer == len(blocks) - 1 else x.shape[1]
             x = block(x, modulation, times.index, cos_sin, attention.layer(layer), read)
-        known = times.modulations
         last = self.txt_out_ada.out_in(embedding) if known is None else known.out
         x = _modulate(self.txt_out_norm(x), last, times.index[:, :count])
         return self.txt_out.proj(x).float()
@@ -270,12 +260,10 @@ class BlockCausalDiT(nn.Module):
     ) -> Float[Tensor, "batch noised channels"]:
         """The packed training pass: each noised block given its clean history, a row's at once.
 
-        Args:
-            z_t: noised latents, pinned prompt positions clean, of the row's copies one by one.
-            history: clean latents z_0^(<b); the last block is never history and is dropped here.
-            times: the times of `z_t`; the last distinct one must be 0, which clean history gets.
-            document: document of each latent; keeps documents apart and restarts positions.
-            sees_history: False where history is hidden.
+        z_t are noised latents, pinned prompt positions clean, of the row's copies one by one; in
+        their times the last distinct one must be 0, which clean history gets. The last block of
+        `history`, clean latents z_0^(<b), is never history and is dropped here. `document` keeps
+        documents apart and restarts positions; history is hidden where `sees_history` is False.
         """
         rows, num_noised = z_t.shape[:2]
         num_latents, block_size = history.shape[1], self.config.block_size

@@ -1,33 +1,14 @@
-"""Initial weights: each tensor is a function of (seed, its name), for any order or sharding."""
+"""Whole initial tensors of parameters: functions of (seed, name), for any order or sharding."""
 
 import torch
 from torch import Tensor, nn
 
 from cola_train.models.config import TextVAEConfig, TransformerConfig
-from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
 from cola_train.randomness import named_generator
 
 
-def initialize_text_vae(vae: TextVAE, seed: int) -> None:
-    """Truncated normal weights (init_std, init_cutoff_factor), zero biases, unit norms."""
-    for name, parameter in vae.named_parameters():
-        _fill(parameter, text_vae_value(name, parameter.shape, vae.config, seed))
-
-
-def initialize_dit(dit: BlockCausalDiT, seed: int) -> None:
-    """Xavier-uniform weights, zero biases, unit norms; adaLN and output are 0 (adaLN-Zero)."""
-    for name, parameter in dit.named_parameters():
-        _fill(parameter, dit_value(name, parameter.shape, seed))
-
-
-def _fill(parameter: nn.Parameter, value: Tensor) -> None:
-    with torch.no_grad():
-        parameter.copy_(value)
-
-
 def text_vae_value(name: str, shape: torch.Size, config: TextVAEConfig, seed: int) -> Tensor:
-    """The whole initial tensor of the VAE's parameter `name`, of `shape`."""
+    """The VAE's: truncated normal weights (init_std, init_cutoff_factor), 0 biases, unit norms."""
     if len(shape) == 1:
         return _vector(name, shape)
     std = config.init_std
@@ -35,7 +16,7 @@ def text_vae_value(name: str, shape: torch.Size, config: TextVAEConfig, seed: in
 
 
 def transformer_value(name: str, shape: torch.Size, config: TransformerConfig, seed: int) -> Tensor:
-    """The whole initial tensor of a baseline's parameter: truncated normal weights, unit norms."""
+    """A baseline's: truncated normal weights, unit norms."""
     if len(shape) == 1:
         return torch.ones(shape)
     std = config.initializer_range
@@ -43,7 +24,7 @@ def transformer_value(name: str, shape: torch.Size, config: TransformerConfig, s
 
 
 def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """The whole initial tensor of the DiT's parameter `name`, of `shape`."""
+    """The DiT's: Xavier-uniform weights, 0 biases, unit norms; 0 for adaLN and the output."""
     if ".ada." in name or name.startswith(("txt_out_ada.", "txt_out.proj.")):
         return torch.zeros(shape)
     if len(shape) == 1:

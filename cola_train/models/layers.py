@@ -58,10 +58,7 @@ def _rotate(x: Tensor, partner: Tensor, cos_sin: CosSin) -> Tensor:
 def sinusoidal_time(
     t: Float[Tensor, " times"], num_frequencies: int = 128
 ) -> Float[Tensor, "times embedding"]:
-    """[sin(t w), cos(t w)], w_i = exp(-ln(10000) i / num_frequencies), i < embedding / 2.
-
-    t is in [0, 1000].
-    """
+    """[sin(t w), cos(t w)] of t in [0, 1000], w_i = exp(-ln(10000) i / num_frequencies)."""
     steps = torch.arange(num_frequencies, dtype=torch.float32, device=t.device)
     angle = t.float()[:, None] * torch.exp(-math.log(10000.0) / num_frequencies * steps)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)

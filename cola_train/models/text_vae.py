@@ -1,7 +1,9 @@
 """The Text VAE: tokens -> posterior of latents -> logits; the release's names and arithmetic."""
 
+import dataclasses
 import math
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -11,11 +13,43 @@ from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.blocks import Block, through_blocks
 from cola_train.models.config import TextVAEConfig
 from cola_train.models.layers import CosSin, Hidden, apply_rope_half
-from cola_train.models.posterior import LOG_VARIANCE_RANGE, Latents, Posterior
 from cola_train.models.vocabulary_head import VocabularyHead
 
+_LOG_VARIANCE_RANGE = (-30.0, 20.0)
+Latents = Float[Tensor, "batch latents channels"]
+Nats = Float[Tensor, "batch latents"]
 Tokens = Int[Tensor, "batch seq"]
 Documents = Int[Tensor, "batch latents"] | None  # of each latent; None: attention crosses documents
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """q_phi(z0 | x) over normalized latents: mean and log-variance per position and channel."""
+
+    mean: Latents
+    logvar: Latents
+
+    def sample(self, eps: Latents) -> Latents:
+        """z_0 = mean + std * eps, with eps from N(0, I)."""
+        return self.mean + torch.exp(0.5 * self.logvar) * eps
+
+    def with_log_snr(self, log_snr: float) -> "Posterior":
+        """With a fixed logSNR: sigma^2 = exp(-logSNR), since E[mu^2] = 1 (method, section 1)."""
+        return Posterior(self.mean, torch.full_like(self.logvar, -log_snr))
+
+    def kl_to_standard_normal(self) -> Nats:
+        """KL(q || N(0, I)), summed over channels."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum(-1)
+
+    def kl_to(self, other: "Posterior") -> Nats:
+        """KL(q || other), closed form, summed over channels."""
+        ratio = torch.exp(self.logvar - other.logvar)
+        distance = (self.mean - other.mean).square() * torch.exp(-other.logvar)
+        return 0.5 * (ratio + distance - 1 + other.logvar - self.logvar).sum(-1)
+
+    def negative_entropy(self) -> Nats:
+        """E_q[log q], closed form, summed over channels."""
+        return -0.5 * (1 + math.log(2 * math.pi) + self.logvar).sum(-1)
 
 
 class TextVAEBlock(Block):
@@ -79,10 +113,10 @@ class TextVAEEncoder(nn.Module):
         """Encode rows of latents x patch_size tokens; `document` keeps documents apart."""
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
-        x = _through(config, self.blocks, x, document)
+        x = through_blocks(self.blocks, x, *_rows_of(config), document, None, None)
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
-        logvar = logvar.clamp(*LOG_VARIANCE_RANGE)
+        logvar = logvar.clamp(*_LOG_VARIANCE_RANGE)
         return Posterior(
             (mean - config.shifting_factor) * config.scaling_factor,
             logvar + 2 * math.log(abs(config.scaling_factor)),
@@ -114,7 +148,7 @@ class TextVAEDecoder(nn.Module):
         """
         config = self.config
         x = self.in_layer(z_0 / config.scaling_factor + config.shifting_factor)
-        x = _through(config, self.blocks, x, document, positions, attention)
+        x = through_blocks(self.blocks, x, *_rows_of(config), document, positions, attention)
         # The patch index runs fastest in the unpatched width.
         patches = self.unpatch_layer(x).unflatten(-1, (config.dim, config.patch_size))
         return self.final_norm(patches.transpose(2, 3).flatten(1, 2))
@@ -149,18 +183,10 @@ class TextVAE(nn.Module):
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for decoding `capacity` latents a row block by block."""
         config, like = self.config, self.decoder.in_layer.weight
-        head_dim = config.dim // config.num_heads
-        layers = config.decoder_num_blocks
-        return KVCache(layers, batch, capacity, config.num_heads, head_dim, like)
+        heads, head_dim = config.num_heads, config.dim // config.num_heads
+        return KVCache(config.decoder_num_blocks, batch, capacity, heads, head_dim, like)
 
 
-def _through(
-    config: TextVAEConfig,
-    blocks: nn.ModuleList,
-    x: Tensor,
-    document: Tensor | None,
-    positions: Tensor | None = None,
-    attention: Attention | None = None,
-) -> Tensor:
-    head_dim, base, size = config.dim // config.num_heads, config.rope_theta, config.block_size
-    return through_blocks(blocks, x, head_dim, base, size, document, positions, attention)
+def _rows_of(config: TextVAEConfig) -> tuple[int, float, int]:
+    """Width of a head, base of RoPE and positions of a block, as `through_blocks` takes them."""
+    return config.dim // config.num_heads, config.rope_theta, config.block_size

@@ -105,13 +105,10 @@ class Transformer(nn.Module):
         positions: Int[Tensor, "#batch seq"] | None = None,
         attention: Attention | None = None,
     ) -> Hidden:
-        """Hidden states before the vocabulary head.
+        """Hidden states before the vocabulary head; ids of LLaDA may be [mask].
 
-        Args:
-            tokens: ids; those of LLaDA may be [mask].
-            document: of each token; keeps documents apart and restarts positions.
-            positions: RoPE positions, given together with `attention` by a sampler.
-            attention: what each layer attends over, in place of the row.
+        `document` keeps documents apart and restarts positions. A sampler gives both RoPE
+        `positions` and what to attend over in place of the row.
         """
         # Where weights are gathered in bf16, the sums over layers are fp32 all the same.
         x = self.model.embed_tokens(tokens).float()

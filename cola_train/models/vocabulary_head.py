@@ -22,16 +22,12 @@ PARTS, _IDS_A_PART = 16, 1024
 
 
 class VocabularyHead(nn.Linear):
-    """Hidden states to logits, or with targets to their loss; a call gathers sharded weights.
-
-    hidden is (*positions, dim), weight (vocab, dim), bias (vocab) or None, logits (*positions,
-    vocab); targets and weights of positions are (*positions).
-    """
+    """Hidden states to logits, or with targets to their loss; a call gathers sharded weights."""
 
     def forward(
         self, hidden: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
     ) -> Any:
-        """Logits (*positions, vocab), or with `targets` and `weights` what `losses` returns."""
+        """Logits (*positions, vocab) of `hidden` (*positions, dim), or what `losses` returns."""
         if targets is None:
             return F.linear(hidden, self.weight, self.bias)
         assert weights is not None

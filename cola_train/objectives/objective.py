@@ -24,20 +24,13 @@ class Term:
     """A term of the loss, or a metric.
 
     Not a tuple: FSDP2 would take the tensors in it for outputs of the root.
-
-    Attributes:
-        name: what it is; name and unit together are its key.
-        unit: such as "nats_per_token"; empty for shares and the like.
-        sum: over the batch.
-        denominator: the count, by its name in `Objective.counts`, that it is a mean over.
-        weight: in the loss; None: a metric, which is only reported.
     """
 
     name: str
-    unit: str
-    sum: Float[Tensor, ""]
-    denominator: str
-    weight: float | None = None
+    unit: str  # such as "nats_per_token"; empty for shares and the like
+    sum: Float[Tensor, ""]  # over the batch
+    denominator: str  # the count, by its name in `Objective.counts`, that it is a mean over
+    weight: float | None = None  # in the loss; None: a metric, which is only reported
 
     @property
     def key(self) -> str:
@@ -65,11 +58,9 @@ class Objective(nn.Module, abc.ABC):
 
     Built on the meta device. It is the root that is sharded, so everything goes through `forward`.
     Its parameters' names begin with the network's: "vae.", "dit.", "transformer.".
-
-    Attributes:
-        timed_forwards: path to label of the modules whose forward `cola-train bench train` times.
     """
 
+    # Path to label of the modules whose forward `cola-train bench train` times.
     timed_forwards: ClassVar[Mapping[str, str]] = {}
 
     @abc.abstractmethod
@@ -78,12 +69,9 @@ class Objective(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
-        """The terms of `batch`.
+        """The terms of `batch` at optimizer step `step`, from 0, where they change in training.
 
-        Args:
-            batch: rows of tokens.
-            step: the optimizer step, from 0, for an objective that changes during training; None
-                asks for all terms, as validation does.
+        Without a step all terms, as validation asks for them.
         """
 
     def derived(self, means: Mapping[str, float]) -> dict[str, float]:

@@ -43,12 +43,6 @@ class Text:
     tokens: list[int] = dataclasses.field(default_factory=list)
     latents: list[Tensor] = dataclasses.field(default_factory=list)
 
-    def add(self, part: GeneratedPart) -> None:
-        """Append what a pass generated."""
-        self.tokens += part.tokens
-        if part.latents is not None:
-            self.latents.append(part.latents)
-
     def ended(self, config: SamplerConfig, stops: frozenset[int]) -> bool:
         """Whether the text has a stop token or its maximal length."""
         return len(self.tokens) >= config.max_new_tokens or not stops.isdisjoint(self.tokens)
@@ -83,7 +77,9 @@ def stream(
             in_flight += [Text(place) for place in fresh]
         assert generation is not None
         for text, part in zip(in_flight, generation.next_parts(), strict=True):
-            text.add(part)
+            text.tokens += part.tokens
+            if part.latents is not None:
+                text.latents.append(part.latents)
         going = [row for row, text in enumerate(in_flight) if not text.ended(config, stops)]
         if len(going) < len(in_flight):
             ended |= {text.place: text for row, text in enumerate(in_flight) if row not in going}
@@ -98,6 +94,5 @@ def check_ids(ids: Sequence[int], vocab_size: int, what: str) -> None:
     """Refuse ids outside the vocabulary with a UserError; `what` names whose ids they are."""
     for place, token in enumerate(ids):
         if not 0 <= token < vocab_size:
-            allowed = f"0..{vocab_size - 1}"
-            message = f"id {token} at position {place} is outside the vocabulary, {allowed}."
-            raise UserError(f"{what}: {message}")
+            where = f"{what}: id {token} at position {place}"
+            raise UserError(f"{where} is outside the vocabulary, 0..{vocab_size - 1}.")

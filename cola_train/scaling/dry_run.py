@@ -31,7 +31,7 @@ from cola_train.scaling.layers import UnequalLayersError, layer_of, note_layers,
 from cola_train.scaling.recording import RecordingMode
 from cola_train.training.optim.ema import EMA
 from cola_train.training.optim.optimizers import build_optimizer, ensure_state
-from cola_train.training.parallel.activations import Checkpointing, checkpointing_activations
+from cola_train.training.parallel.blocks import Checkpointing, checkpointing_activations
 from cola_train.training.parallel.build import build_sharded, computing, materialize
 from cola_train.training.parallel.sharding import check_mesh, gather_each_once, sharding_units
 

@@ -16,7 +16,7 @@ from cola_train.config.settings import require
 from cola_train.devices import cpu_bf16_is_fast
 from cola_train.scaling.allocations import MemoryPart, Timeline
 from cola_train.scaling.dry_run import record
-from cola_train.training.parallel.activations import Checkpointing
+from cola_train.training.parallel.blocks import Checkpointing
 
 DeviceType = Literal["cpu", "cuda"]
 # CUDA's context and kernels, NCCL's buffers and cuBLAS' workspaces: a round allowance, not measured

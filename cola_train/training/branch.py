@@ -5,7 +5,6 @@ checkpoints give several budgets.
 """
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from cola_train.config.load import load_config, to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.files import atomic_folder, read_log
+from cola_train.files import atomic_folder, json_lines, read_log
 from cola_train.run_folder import read_run_config, saved_config
 from cola_train.run_layout import CONFIG, METRICS, STEP_LOG, TOKENIZER, folder_of
 from cola_train.training.checkpoints.folder import (
@@ -39,10 +38,8 @@ _MAY_DIFFER = (
 def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfig:
     """Make the folder of a run that begins at a saved step of `source` (the last without `step`).
 
-    A branch that exists already is left as it is.
-
-    Returns:
-        The branch's config: the source's with `overrides`.
+    A branch that exists already is left as it is. Its config, which is returned, is the source's
+    with `overrides`.
 
     Raises:
         UserError: no such checkpoint; overrides that change what has been done already, the
@@ -95,14 +92,10 @@ def _copy(source: Path, step: int, config: RunConfig) -> None:
         shutil.copyfile(source / TOKENIZER, working / TOKENIZER)
         (working / CONFIG).write_text(to_yaml(config), encoding="utf-8")
         for name in (METRICS, STEP_LOG):
-            lines = _lines_until(source / name, step)
-            (working / name).write_text("".join(lines), encoding="utf-8")
-
-
-def _lines_until(log: Path, step: int) -> list[str]:
-    """The lines of a run's log up to an optimizer step; an attempt counts where it began."""
-    return [
-        json.dumps(row, ensure_ascii=False) + "\n"
-        for row in read_log(log)
-        if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step
-    ]
+            rows = [
+                row
+                for row in read_log(source / name)
+                # An attempt counts where it began.
+                if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step
+            ]
+            (working / name).write_text(json_lines(rows), encoding="utf-8")

@@ -19,8 +19,7 @@ from cola_train.run_layout import TOKENIZER, folder_of
 from cola_train.training.checkpoints.folder import clean, repair_latest
 from cola_train.training.data import RunData
 from cola_train.training.optim.schedule import Schedule
-from cola_train.training.parallel.compilation import check_compiler
-from cola_train.training.parallel.precision import check_precision
+from cola_train.training.parallel.blocks import check_compiler, check_precision
 
 RunT = TypeVar("RunT", bound=RunConfig)
 
@@ -36,10 +35,8 @@ def refuse(config: RunConfig) -> None:
 def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
     """Make the run's folder, or take over that of the same run, locked until `held` ends.
 
-    Called on process 0.
-
-    Returns:
-        The config as it is saved, with nothing left to be decided by the machine.
+    Called on process 0. The config is returned as it is saved, with nothing left to be decided by
+    the machine.
 
     Raises:
         UserError: the folder is another run's or in use.
@@ -64,15 +61,12 @@ def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
     if trainer.precision != "auto":
         return config
     if saved is not None:
-        trainer = dataclasses.replace(trainer, precision=saved.trainer.precision)
+        precision = saved.trainer.precision
+    elif uses_gpu(trainer.accelerator):
+        precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     else:
-        fast = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if uses_gpu(trainer.accelerator)
-            else cpu_bf16_is_fast()
-        )
-        trainer = dataclasses.replace(trainer, precision="bf16" if fast else "fp32")
-    return dataclasses.replace(config, trainer=trainer)
+        precision = "bf16" if cpu_bf16_is_fast() else "fp32"
+    return dataclasses.replace(config, trainer=dataclasses.replace(trainer, precision=precision))
 
 
 def open_data(config: RunConfig) -> RunData:
@@ -105,11 +99,7 @@ def open_data(config: RunConfig) -> RunData:
 
 
 def benchmark_samples(config: InLoopEvalConfig) -> dict[str, list[Sample]]:
-    """The samples of each benchmark that in-loop evaluation asks, by task.
-
-    Raises:
-        UserError: an unknown benchmark, or data that is missing or unfit.
-    """
+    """What in-loop evaluation asks, by task; a UserError if a task is unknown or data are unfit."""
     if not config.is_on or "benchmarks" not in config.evaluators:
         return {}
     asked = TASKS if config.tasks == ["all"] else config.tasks

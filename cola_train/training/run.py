@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import say
-from cola_train.data.prepared import MANIFEST_FILE
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.processes import connected
 from cola_train.run_folder import Status, read_run_config, read_status, write_status
@@ -64,10 +62,8 @@ def train(config: RunConfig) -> Status:
         # Process 0, which decides, has opened its own.
         data = opened[0] if opened else open_data(taken)
         config, run_folder, tokenizer = taken, folder_of(taken), data.prepared.tokenizer
-        manifest = (data.prepared.folder / MANIFEST_FILE).read_bytes()
-        data_sha256 = hashlib.sha256(manifest).hexdigest()
         own = intact_checkpoint(run_folder, processes, config.checkpoint.if_damaged)
-        if own is not None and own[1].data_sha256 != data_sha256:
+        if own is not None and own[1].data_sha256 != data.sha256:
             raise UserError(
                 f"The data in {config.data.path} is not what {run_folder} was trained on so far "
                 "(its manifest.json differs); the order of its samples would change. Put back "
@@ -78,7 +74,7 @@ def train(config: RunConfig) -> Status:
             # reads a run never imports it.
             from cola_train.training.fit import fit
 
-            status = fit(config, processes, stop, data, data_sha256, own)
+            status = fit(config, processes, stop, data, own)
         else:
             status = Status("finished", own[1].step)
         if processes.is_first:
@@ -112,11 +108,7 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
 
 
 def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> RunConfig:
-    """The config to resume a run with, given its folder alone.
-
-    Raises:
-        UserError: not a run of this stage.
-    """
+    """The config to resume a run with, given its folder; a UserError if it is of another stage."""
     config = read_run_config(run_folder)
     if not isinstance(config, stage):
         raise UserError(
@@ -168,12 +160,11 @@ def export_run(
         which = "yet" if step is None else f"of step {step}; it has {saved_steps(run_folder)}"
         raise UserError(f"{run_folder} has no checkpoint {which}.")
     intact_manifest(folder)
-    tokenizer = Tokenizer.load(run_folder / TOKENIZER)
     target = out or run_folder / EXPORT
     export_checkpoint(
         config,
         folder,
-        tokenizer,
+        Tokenizer.load(run_folder / TOKENIZER),
         target,
         use_ema=use_ema,
         replace=out is None,

@@ -2,6 +2,7 @@
 reader processes and without.
 """
 
+import itertools
 import multiprocessing
 from collections.abc import Iterable
 from itertools import islice
@@ -27,7 +28,7 @@ from cola_train.data.batch import (
 )
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
-from cola_train.training.data import RunData, StepBatchSampler, ValidationBatchSampler
+from cola_train.training.data import RunData, dealt
 
 
 def data_module(
@@ -71,14 +72,7 @@ def test_steps_are_consecutive_positions_whatever_the_processes(
 ) -> None:
     global_batch_size = world_size * local_batch_size
     ranks = [
-        iter(
-            StepBatchSampler(
-                global_batch_size=global_batch_size,
-                start_step=start_step,
-                rank=rank,
-                world_size=world_size,
-            )
-        )
+        dealt(itertools.count(start_step), local_batch_size, rank, world_size)
         for rank in range(world_size)
     ]
     for step in range(start_step, start_step + 3):
@@ -141,19 +135,15 @@ def test_reader_processes_change_nothing(
 
 @given(num_rows=st.integers(1, 100), batch_size=st.integers(1, 9), world_size=st.integers(1, 8))
 def test_validation_rows_are_dealt_once_and_evenly(
-    num_rows: int, batch_size: int, world_size: int
+    prepared: PreparedData, num_rows: int, batch_size: int, world_size: int
 ) -> None:
-    dealt = [
-        list(
-            ValidationBatchSampler(
-                num_rows=num_rows, batch_size=batch_size, rank=rank, world_size=world_size
-            )
-        )
-        for rank in range(world_size)
-    ]
-    assert len({len(batches) for batches in dealt}) == 1
-    assert {len(batch) for batches in dealt for batch in batches} == {batch_size}
-    numbers = sorted(number for batches in dealt for batch in batches for number in batch)
+    module = data_module(prepared, micro_batch_size=batch_size)
+    module.num_validation_rows = num_rows
+    loaders = [module.validation_loader(rank, world_size) for rank in range(world_size)]
+    lists: list[Any] = [list(loader.sampler) for loader in loaders]
+    assert len({len(batches) for batches in lists}) == 1
+    assert {len(batch) for batches in lists for batch in batches} == {batch_size}
+    numbers = sorted(number for batches in lists for batch in batches for number in batch)
     assert numbers == list(range(len(numbers)))
     # no round that is all filling
     assert num_rows <= len(numbers) < num_rows + batch_size * world_size
@@ -166,9 +156,9 @@ def test_validation_counts_each_row_once(
     prepared: PreparedData, validation_rows: int | None, world_size: int
 ) -> None:
     module = data_module(prepared, validation_rows=validation_rows, global_batch_size=24)
-    loaders: list[Any] = [module.validation_loader(rank, world_size) for rank in range(world_size)]
-    assert len({len(loader) for loader in loaders}) == 1
-    batch = joined(batch for loader in loaders for batch in loader)
+    parts = [list(module.validation_loader(rank, world_size)) for rank in range(world_size)]
+    assert len({len(batches) for batches in parts}) == 1
+    batch = joined(batch for batches in parts for batch in batches)
     real = batch.loss_mask.any(dim=1)
     num_rows = min(validation_rows or 10**9, prepared.num_rows("validation"))
     assert module.num_validation_rows == num_rows

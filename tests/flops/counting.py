@@ -17,7 +17,7 @@ from cola_train.families.masked_diffusion.family import LLaDARunConfig
 from cola_train.families.registry import family_of
 from cola_train.flops.work import Parts, Work
 from cola_train.objectives.objective import Objective, total_loss
-from cola_train.training.parallel.activations import checkpoint_activations
+from cola_train.training.parallel.blocks import checkpoint_activations
 from tests.helpers.runs import SMALL, SMALL_DIT
 from tests.helpers.tiny import make_batch, random_tokens, rows_of
 

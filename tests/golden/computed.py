@@ -22,11 +22,12 @@ from cola_train.families.masked_diffusion.objective import MaskedDiffusionObject
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.flow import interpolate
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.initialize import initialize_dit, initialize_text_vae, transformer_value
+from cola_train.models.initialize import transformer_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective
 from cola_train.randomness import Purpose, named_generator, normal, uniform
 from tests.golden.families import AnyCheckpoint, Settings, networks_of
+from tests.helpers.initial import initialize_dit, initialize_text_vae
 from tests.helpers.losses import losses_of
 
 LOSS_SEED = 11

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from cola_train.models.posterior import Posterior
+from cola_train.models.text_vae import Posterior
 
 
 @dataclasses.dataclass(frozen=True)

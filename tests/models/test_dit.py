@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.models.attention.masks import clean_layout
-from cola_train.models.attention.rows import RowAttention
 from cola_train.models.config import DiTConfig
 from cola_train.models.dit import BlockCausalDiT, Times
 from tests.helpers import naive
-from tests.helpers.compare import assert_near, largest_difference
+from tests.helpers.compare import assert_near, every_pair, largest_difference
 from tests.helpers.tiny import random_latents, tiny_dit
 
 VARIANTS: list[dict[str, Any]] = [
@@ -81,7 +80,7 @@ def test_forward_over_a_clean_row_equals_the_loops() -> None:
     dit = tiny_dit()
     latents, per_position = random_latents(1, LENGTH, 4, seed=24), PER_POSITION[1:]
     positions = torch.arange(LENGTH)[None] + 5
-    attention = RowAttention.from_layout(clean_layout(LENGTH, 4))
+    attention = every_pair(clean_layout(LENGTH, 4))
     velocity = dit(latents, times_of(per_position), positions, attention)
     places = naive.clean_row(LENGTH, 4)
     expected = naive.velocity(
@@ -110,7 +109,7 @@ def test_first_outputs_alone_equal_those_of_the_whole() -> None:
     dit, times = tiny_dit(), times_of(PER_POSITION)
     latents = random_latents(2, LENGTH, 4, seed=28)
     attention, positions = (
-        RowAttention.from_layout(clean_layout(LENGTH, 4)),
+        every_pair(clean_layout(LENGTH, 4)),
         torch.arange(LENGTH)[None],
     )
     whole = dit(latents, times, positions, attention)

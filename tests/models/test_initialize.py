@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.initialize import initialize_dit, initialize_text_vae, transformer_value
+from cola_train.models.initialize import transformer_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
+from tests.helpers.initial import initialize_dit, initialize_text_vae
 from tests.helpers.llama import TRANSFORMER_CONFIG
 from tests.helpers.tiny import random_latents, tiny_dit, tiny_vae
 

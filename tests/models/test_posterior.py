@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from cola_train.models.posterior import Posterior
+from cola_train.models.text_vae import Posterior
 from tests.helpers.compare import assert_near
 from tests.helpers.tiny import random_latents
 

@@ -13,7 +13,7 @@ from cola_train.scaling.allocations import AllocationLog, Timeline
 from cola_train.scaling.dry_run import record
 from cola_train.scaling.plan import Fleet, make_plan
 from cola_train.scaling.recording import RecordingMode
-from cola_train.training.parallel.activations import Checkpointing
+from cola_train.training.parallel.blocks import Checkpointing
 from tests.scaling.test_memory import small_ar, small_joint, small_llada, small_vae
 
 KINDS: tuple[Checkpointing, ...] = ("none", "selective", "full")

@@ -19,13 +19,13 @@ from cola_train.config.settings import UserError
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialize import initialize_dit, initialize_text_vae
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import total_loss
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.folder import saved_steps
-from cola_train.training.parallel.activations import checkpoint_activations
+from cola_train.training.parallel.blocks import checkpoint_activations
 from cola_train.training.run import export_run, train
+from tests.helpers.initial import initialize_dit, initialize_text_vae
 from tests.helpers.runs import figures, saved_tensors
 
 JointConfigs = Callable[..., JointRunConfig]

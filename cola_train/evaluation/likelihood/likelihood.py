@@ -16,9 +16,8 @@ from torch import Tensor
 from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.settings import require
 from cola_train.families.checkpoint import Checkpoint
-from cola_train.likelihood.estimator import Estimator
 from cola_train.likelihood.importance import LogWeights, elbo, iwae
-from cola_train.likelihood.rows import Draw, ScoredRow, batches
+from cola_train.likelihood.rows import Draw, Estimator, ScoredRow, batches
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,8 @@ class KVCache:
     stay only if the caller then commits them: the next pass overwrites what was not committed. So
     denoising steps leave no trace.
 
-    Rows in use are the first `len(lengths)` of those that were allocated.
-
-    Attributes:
-        keys, values: (num_layers, batch, capacity, heads, head_dim).
-        lengths: committed positions of each row in use.
+    `keys` and `values` are (num_layers, batch, capacity, heads, head_dim). Rows in use are the
+    first `len(lengths)` of these; `lengths` are their committed positions.
     """
 
     def __init__(
@@ -33,16 +30,8 @@ class KVCache:
         self.keys = torch.zeros(shape, device=like.device, dtype=like.dtype)
         self.values = torch.zeros_like(self.keys)
         self.lengths = [0] * batch
-
-    @property
-    def capacity(self) -> int:
-        """Positions that a row can hold, uncommitted ones included."""
-        return self.keys.shape[2]
-
-    @property
-    def allocated_rows(self) -> int:
-        """Rows that there is room for."""
-        return self.keys.shape[1]
+        self.allocated_rows = batch
+        self.capacity = capacity  # positions that a row can hold, uncommitted ones included
 
     def commit(self, added: Sequence[int]) -> None:
         """Keep the first `added[row]` positions that the last pass wrote."""
@@ -70,12 +59,8 @@ class KVCache:
 class CachedAttention:
     """Attention of new positions over a cache's committed ones and one another, until a commit.
 
-    A layer takes q (batch, heads, queries, head_dim) and k and v (batch, heads, seq, head_dim).
-    Rows beyond the cache's are the unconditional branch: they see one another alone, and share the
-    linear layers' batch.
-
-    Attributes:
-        slots: (batch, seq), the position of each new one in its row.
+    Rows of q, k and v beyond the cache's are the unconditional branch: they see one another alone,
+    and share the linear layers' batch.
     """
 
     def __init__(
@@ -83,12 +68,9 @@ class CachedAttention:
     ) -> None:
         """Prepare passes; they may be any number until the cache's next commit.
 
-        Args:
-            cache: read, and written behind its committed positions.
-            new: which of the new positions see which, (query, key), True is visible; or how many
-                there are, all of which see all.
-            fixed_shapes: attend over all of the cache that is allocated, under a mask, so that a
-                compiled pass fits every block.
+        `new` says which of the new positions see which, (query, key), True is visible; or how many
+        there are, all of which see all. With `fixed_shapes` all of the cache that is allocated is
+        attended over, under a mask, so that a compiled pass fits every block.
         """
         seq, inside = (new, None) if isinstance(new, int) else (new.shape[0], new)
         needed = max(cache.lengths) + seq
@@ -103,6 +85,7 @@ class CachedAttention:
         self.start = lengths[0] if len(set(lengths)) == 1 and not fixed_shapes else None
         device = cache.keys.device
         starts = torch.tensor(lengths, device=device)
+        # The position of each new one in its row.
         self.slots: Int[Tensor, "batch seq"] = starts[:, None] + torch.arange(seq, device=device)
         self.rows = torch.arange(self.batch, device=device)[:, None]
         unmasked = self.start is not None and inside is None

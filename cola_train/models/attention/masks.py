@@ -10,19 +10,12 @@ from torch import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class TokenLayout:
-    """Where each position of a row stands; fields broadcast, most of them of shape (#batch, seq).
+    """Where each position of a row stands; fields broadcast, most are of shape (#batch, seq)."""
 
-    Attributes:
-        block: index of the position's block within its row.
-        copy: 0 at a clean position (all of the VAE's are clean), k at one of the k-th noised copy.
-        document: index of the document within the row; None: attention may cross documents.
-        sees_history: False at noised positions whose history is hidden (history dropout); None:
-            nothing is hidden.
-    """
-
-    block: Int[Tensor, "*#places"]
-    copy: Int[Tensor, "*#places"]
-    document: Int[Tensor, "*#places"] | None = None
+    block: Int[Tensor, "*#places"]  # index within the row
+    copy: Int[Tensor, "*#places"]  # 0: clean (all of the VAE's are), k: of the k-th noised copy
+    document: Int[Tensor, "*#places"] | None = None  # index; None: attention may cross documents
+    # False where history is hidden (history dropout); None: nothing is.
     sees_history: Bool[Tensor, "*#places"] | None = None
 
     def map(self, of: Callable[[Tensor], Tensor]) -> "TokenLayout":
@@ -93,11 +86,8 @@ def packed_layout(
     The last clean block is no block's history. A row has (copies + 1) num_latents - block_size
     positions; the noised ones come first, so that those whose output is read are the first ones.
 
-    Args:
-        num_latents: L, a multiple of block_size.
-        document: document of each latent (batch, L).
-        sees_history: for each noised position (batch, copies x L), False hides its history.
-        copies: noised copies of a row, each with noise of its own.
+    `num_latents` is a multiple of `block_size`; False in `sees_history` hides the history of a
+    noised position.
     """
     num_clean = num_latents - block_size
     block = clean_layout(num_latents, block_size, device=device).block

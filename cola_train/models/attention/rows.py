@@ -11,8 +11,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cola_train.models.attention.masks import TokenLayout, visible_set_mask
-
 
 @runtime_checkable
 class LayerAttention(Protocol):
@@ -40,18 +38,10 @@ class Attention(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RowAttention:
-    """Attention within each row under a boolean mask (True: visible); kernels are faster without.
-
-    q is (batch, heads, queries, head_dim), k and v (batch, heads, seq, head_dim).
-    """
+    """Attention in each row under a boolean mask (True: visible); kernels are faster without."""
 
     visible: Bool[Tensor, "#batch 1 seq seq"] | None
     causal: bool = False  # without a mask: each position sees those up to itself, or all
-
-    @classmethod
-    def from_layout(cls, places: TokenLayout) -> "RowAttention":
-        """The mask of the one predicate; unlike in tiled.py, every pair is computed."""
-        return cls(visible_set_mask(places, places)[:, None])
 
     def layer(self, index: int) -> LayerAttention:
         return self

@@ -2,22 +2,24 @@
 
 A packed training row has a quarter of its pairs visible. Cut along its diagonals (tiles.py), two
 fifths are computed at 512 latents. On a CPU each tile is one call of the fused kernel; on a GPU
-FlexAttention leaves out blocks of such pairs (flex.py). What is visible inside a tile is decided by
-the one predicate (masks.py).
+FlexAttention leaves out blocks of such pairs. What is visible inside a tile is decided by the one
+predicate (masks.py).
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from cola_train.models.attention.flex import FlexAttention
 from cola_train.models.attention.masks import (
     TokenLayout,
     clean_layout,
+    is_visible,
     packed_layout,
     visible_set_mask,
 )
@@ -29,10 +31,7 @@ _aten = torch.ops.aten
 
 @dataclasses.dataclass(frozen=True)
 class TiledAttention:
-    """Attention within each row, tile by tile, on a CPU.
-
-    q is (batch, heads, queries, head_dim), k and v (batch, heads, seq, head_dim).
-    """
+    """Attention within each row, tile by tile, on a CPU."""
 
     tiles: tuple[Tile, ...]
     # (#batch, 1, queries, keys) of each tile: 0 where visible, else -inf
@@ -121,15 +120,54 @@ def _part(places: TokenLayout, spans: tuple[Span, ...]) -> TokenLayout:
     return places.map(lambda x: torch.cat([x[:, start:end] for start, end in spans], dim=1))
 
 
+@dataclasses.dataclass(frozen=True)
+class FlexAttention:
+    """Attention within each row under the one predicate, on a GPU, by blocks of a mask."""
+
+    rows: BlockMask
+    outputs: BlockMask  # for the first positions alone, whose results the last layer's readers want
+
+    def layer(self, index: int) -> LayerAttention:
+        return self
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = self.rows if q.shape[2] == k.shape[2] else self.outputs
+        # Uncompiled it would compute every pair. Inside a compiled block it becomes a part of that.
+        run: Any = flex_attention if torch.compiler.is_compiling() else _compiled()
+        out: Tensor = run(q, k, v, block_mask=mask)
+        return out
+
+
+def block_mask(places: TokenLayout, queries: int) -> BlockMask:
+    """The predicate for the first `queries` positions over all, by blocks of 128 x 128."""
+    fields = (places.block, places.document, places.sees_history)
+    rows = max(len(x) for x in fields if x is not None)
+    seq = places.block.shape[1]
+
+    def at(row: Tensor, position: Tensor) -> TokenLayout:
+        # A field that is the same for all rows has one.
+        return places.map(lambda x: x[row if x.shape[0] > 1 else 0, position])
+
+    # A lambda: torch reads the number of its arguments, which checked functions hide.
+    predicate = lambda row, _head, query, key: is_visible(at(row, query), at(row, key))  # noqa: E731
+    return create_block_mask(
+        predicate, rows if rows > 1 else None, None, queries, seq, device=str(places.block.device)
+    )
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(flex_attention, dynamic=False)
+
+
 def row_attention(
     seq: int, block_size: int, document: Int[Tensor, "batch seq"] | None, device: torch.device
 ) -> Attention:
     """Attention in clean rows: a position sees its own block and earlier ones, of its document."""
-    if document is not None:
-        return _row(seq, block_size, document, device)
-    if block_size in (1, seq):
+    if document is None and block_size in (1, seq):
         return RowAttention(None, causal=block_size == 1)
-    return _static_row(seq, block_size, None, device)
+    make = _static_row if document is None else _row
+    return make(seq, block_size, document, device)
 
 
 def packed_attention(
@@ -177,5 +215,5 @@ def forget_masks() -> None:
 def _over(tiles: list[Tile], places: TokenLayout, outputs: int) -> Attention:
     """`outputs`: how many positions' results the last layer's readers want."""
     if places.block.device.type == "cuda":
-        return FlexAttention.over(places, outputs)
+        return FlexAttention(block_mask(places, places.block.shape[1]), block_mask(places, outputs))
     return TiledAttention.over(tiles, places)

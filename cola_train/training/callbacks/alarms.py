@@ -18,10 +18,9 @@ from cola_train.console import say
 from cola_train.families.registry import family_of
 from cola_train.files import JsonlWriter
 from cola_train.run_layout import ALARM_LOG
-from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.callbacks.validation import Report
-from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.spikes import UsualLoss
+from cola_train.training.loop.guard import UsualLoss
+from cola_train.training.loop.module import StageCallback, StageModule
 
 COLLAPSE, INACTIVE = "posterior_collapse", "inactive_units"
 DRIFT, SPIKE = "latent_drift", "loss_spike"
@@ -49,7 +48,7 @@ _ADVICE = {
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-    """What an alarm looks at after a step."""
+    """What an alarm looks at after a step; it raises the alarm where it is beyond the limit."""
 
     name: str
     metric: str
@@ -60,25 +59,16 @@ class Signal:
     raise_after: int  # times in a row
     clear_after: int
 
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """An alarm that was raised, or is over."""
-
-    signal: Signal
-    raised: bool
-
     def text(self, step: int) -> str:
-        """One line for people."""
-        signal, name = self.signal, self.signal.name.replace("_", " ")
-        seen = f"{name}: {signal.metric} = {signal.value:.5g}"
-        if not self.raised:
-            return f"alarm over at step {step}: {seen}, back within {signal.limit:.5g}"
-        side = "above" if signal.value > signal.limit else "below"
-        times = f" {signal.raise_after} times in a row" if signal.raise_after > 1 else ""
+        """That the alarm was raised by it, or is over, in one line for people."""
+        seen = f"{self.name.replace('_', ' ')}: {self.metric} = {self.value:.5g}"
+        if not self.beyond:
+            return f"alarm over at step {step}: {seen}, back within {self.limit:.5g}"
+        side = "above" if self.value > self.limit else "below"
+        times = f" {self.raise_after} times in a row" if self.raise_after > 1 else ""
         return (
-            f"ALARM at step {step}: {seen}, {side} {signal.limit:.5g} "
-            f"(alarms.{signal.setting}){times}: {_ADVICE[signal.name]}."
+            f"ALARM at step {step}: {seen}, {side} {self.limit:.5g} "
+            f"(alarms.{self.setting}){times}: {_ADVICE[self.name]}."
         )
 
 
@@ -89,16 +79,16 @@ class Episode:
     raised: bool = False
     in_a_row: int = 0
 
-    def see(self, signal: Signal) -> Change | None:
-        """Take in a signal; returns what it changed."""
+    def see(self, signal: Signal) -> bool:
+        """Take in a signal; returns whether it raised or cleared the alarm."""
         if signal.beyond == self.raised:
             self.in_a_row = 0
-            return None
+            return False
         self.in_a_row += 1
         if self.in_a_row < (signal.raise_after if signal.beyond else signal.clear_after):
-            return None
+            return False
         self.raised, self.in_a_row = signal.beyond, 0
-        return Change(signal, self.raised)
+        return True
 
 
 @dataclasses.dataclass
@@ -111,9 +101,7 @@ class Memory:
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> "Memory":
         """The inverse of `dataclasses.asdict`; an empty mapping gives an empty memory."""
-        episodes = {
-            name: Episode(**episode) for name, episode in values.get("episodes", {}).items()
-        }
+        episodes = {name: Episode(**one) for name, one in values.get("episodes", {}).items()}
         return cls(episodes, values.get("log_snr_was_above", False))
 
     def see(
@@ -122,34 +110,25 @@ class Memory:
         metrics: Mapping[str, float],
         past_start: bool,
         usual: UsualLoss | None = None,
-    ) -> list[Change]:
-        """Take in metrics of a step or an inspection; one absent or not finite changes no alarm.
+    ) -> list[Signal]:
+        """Take in metrics of a step or an inspection; returns what raised or cleared an alarm.
 
-        Args:
-            config: the thresholds.
-            metrics: over all processes, by the names that training and an inspection give them.
-            past_start: whether a low logSNR means anything. A fresh VAE's is low in health too.
-            usual: what the loss was compared with; None while too few losses are known.
+        They are those of all processes; one absent or not finite changes no alarm. `past_start`: a
+        low logSNR means something; a fresh VAE's is low in health too. `usual` is what the loss was
+        compared with; None while too few losses are known.
         """
-        spike = None
-        if usual is not None and config.spike_deviations is not None:
-            spike = usual.limit(config.spike_deviations)
         patience = (config.raise_after, config.clear_after)
         watched = (
-            (COLLAPSE, "vae_log_snr", "min_log_snr", config.min_log_snr, patience),
-            (INACTIVE, "active_units_share", "min_active_units", config.min_active_units, (1, 1)),
-            (
-                DRIFT,
-                "reference_kl_nats_per_token",
-                "max_reference_kl",
-                config.max_reference_kl,
-                patience,
-            ),
-            (SPIKE, "loss", "spike_deviations", spike, (1, config.clear_after)),
+            (COLLAPSE, "vae_log_snr", "min_log_snr", patience),
+            (INACTIVE, "active_units_share", "min_active_units", (1, 1)),
+            (DRIFT, "reference_kl_nats_per_token", "max_reference_kl", patience),
+            (SPIKE, "loss", "spike_deviations", (1, config.clear_after)),
         )
         changes = []
-        for name, metric, setting, limit, (raise_after, clear_after) in watched:
-            value = metrics.get(metric, math.nan)
+        for name, metric, setting, (raise_after, clear_after) in watched:
+            value, limit = metrics.get(metric, math.nan), getattr(config, setting)
+            if name == SPIKE and limit is not None:
+                limit = None if usual is None else usual.limit(limit)
             if limit is None or not math.isfinite(value):
                 continue
             beyond = value < limit if setting.startswith("min_") else value > limit
@@ -158,8 +137,9 @@ class Memory:
                 if not past_start and not self.log_snr_was_above:
                     continue
             signal = Signal(name, metric, value, limit, setting, beyond, raise_after, clear_after)
-            changes.append(self.episodes.setdefault(name, Episode()).see(signal))
-        return [change for change in changes if change is not None]
+            if self.episodes.setdefault(name, Episode()).see(signal):
+                changes.append(signal)
+        return changes
 
 
 class Alarms(StageCallback):
@@ -167,15 +147,12 @@ class Alarms(StageCallback):
 
     Comes before the callback that saves: what is remembered is saved with the step, and so is the
     step that stops the run. All processes see the same metrics and decide alike.
-
-    Attributes:
-        stopped_by: the text of the alarm that stops the run, if one does.
     """
 
     def __init__(self, config: RunConfig, run_folder: Path, is_first: bool, report: Report) -> None:
         self.config, self.is_first, self.report = family_of(config).alarms(config), is_first, report
         self.lines = JsonlWriter(run_folder / ALARM_LOG)
-        self.stopped_by: str | None = None
+        self.stopped_by: str | None = None  # the text of the alarm that stops the run
         self._inspected: dict[str, float] = {}
 
     def see_inspection(self, metrics: Mapping[str, float]) -> None:
@@ -195,20 +172,20 @@ class Alarms(StageCallback):
         changes += memory.see(self.config, self._inspected, past_start)
         self._inspected = {}
         state.alarms = dataclasses.asdict(memory)
-        for change in changes:
+        for signal in changes:
             if self.is_first:
-                self._tell(change, state.step)
-            if change.raised and self.config.stop:
-                self.stopped_by = self.stopped_by or change.text(state.step)
+                self._tell(signal, state.step)
+            if signal.beyond and self.config.stop:
+                self.stopped_by = self.stopped_by or signal.text(state.step)
                 stage.stop_requested = True
 
-    def _tell(self, change: Change, step: int) -> None:
-        signal, text = change.signal, change.text(step)
+    def _tell(self, signal: Signal, step: int) -> None:
+        text = signal.text(step)
         say(f"cola-train: {text}")
         seen = {"figure": signal.metric, "value": signal.value, "limit": signal.limit}
-        row = {"step": step, "alarm": signal.name, "raised": change.raised, **seen, "text": text}
+        row = {"step": step, "alarm": signal.name, "raised": signal.beyond, **seen, "text": text}
         self.lines.append(row)
-        self.report(step, {f"alarm/{signal.name}": float(change.raised)}, time.monotonic())
+        self.report(step, {f"alarm/{signal.name}": float(signal.beyond)}, time.monotonic())
 
 
 def _kl_outweighs_reconstruction(

@@ -1,16 +1,24 @@
-"""Evaluation while a run trains: `inspect`, `likelihood` and `evaluate`, on copied weights."""
+"""While a run trains: `inspect`, `likelihood` and `evaluate`, and sample texts, on copied weights.
+
+The copies are plain: a sharded network must not be called outside its root, and what is scored is
+what ships.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-from cola_train.config.run import RunConfig
+from cola_train.config.evaluation import InLoopEvalConfig
+from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.data.prepared import PreparedData
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.answering import answer
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.results import accuracies
@@ -18,10 +26,48 @@ from cola_train.evaluation.benchmarks.tasks import Sample
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods_stream
 from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of
 from cola_train.families.checkpoint import Checkpoint
-from cola_train.training.callbacks.stage_callback import StageCallback
+from cola_train.families.generate import generate
+from cola_train.families.registry import family_of
+from cola_train.files import JsonlWriter
+from cola_train.run_layout import SAMPLES
 from cola_train.training.callbacks.validation import Report
-from cola_train.training.checkpoints.snapshot import gathered_weights, plain_copy, reference_copy
-from cola_train.training.loop.module import StageModule
+from cola_train.training.checkpoints.export import trained_run
+from cola_train.training.loop.module import StageCallback, StageModule
+
+
+def gathered_weights(stage: StageModule) -> dict[str, Tensor]:
+    """The objective's whole tensors (`ema.evaluate`: averages), on process 0's CPU; collective."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    with stage.weights_to_evaluate():
+        state = get_model_state_dict(stage.objective, options=options)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def plain_copy(stage: StageModule, weights: dict[str, Tensor], tokenizer: Tokenizer) -> Checkpoint:
+    """The checkpoint of gathered weights, as an export of this step would hold it."""
+    run = trained_run(stage.config, weights, tokenizer, stage.state.step)
+    return family_of(stage.config).checkpoint(run, stage.processes.device)
+
+
+class Samples(StageCallback):
+    """Continues `trainer.sample_prompts` every `sample_every_steps`, always with the same noise."""
+
+    def __init__(self, run_folder: Path, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.lines = tokenizer, JsonlWriter(run_folder / SAMPLES)
+
+    def after_step(self, stage: StageModule) -> None:
+        every, step = stage.config.trainer.sample_every_steps, stage.state.step
+        if not every or step % every or stage.stop_requested:
+            return
+        stage.watchdog.beat(f"writing sample texts after step {step}")
+        weights = gathered_weights(stage)
+        if not stage.processes.is_first:
+            return
+        checkpoint = plain_copy(stage, weights, self.tokenizer)
+        prompts = stage.config.trainer.sample_prompts
+        sampler = SamplerConfig(max_new_tokens=max(1, stage.config.data.seq_len // 2))
+        for prompt, result in zip(prompts, generate(checkpoint, prompts, sampler), strict=True):
+            self.lines.append({"step": step, "prompt": prompt, "text": result.text})
 
 
 class InLoopEvaluation(StageCallback):
@@ -34,7 +80,7 @@ class InLoopEvaluation(StageCallback):
 
     def __init__(
         self,
-        config: RunConfig,
+        config: InLoopEvalConfig,
         data: PreparedData,
         samples: Mapping[str, Sequence[Sample]],
         report: Report,
@@ -48,11 +94,11 @@ class InLoopEvaluation(StageCallback):
         self.after_step(stage)
 
     def after_step(self, stage: StageModule) -> None:
-        state, config = stage.state, self.config.in_loop_eval
+        state, every = stage.state, self.config.every_steps
         if state.step == 0 or state.evaluated_step == state.step or stage.stop_requested:
             return
-        at_mark = config.at_marks and stage.budget.at_mark(state)
-        if not at_mark and (config.every_steps == 0 or state.step % config.every_steps):
+        at_mark = self.config.at_marks and stage.budget.at_mark(state)
+        if not at_mark and (every == 0 or state.step % every):
             return
         began = time.monotonic()
         weights = gathered_weights(stage)
@@ -69,13 +115,8 @@ class InLoopEvaluation(StageCallback):
         metrics = stage.processes.agree(lambda: metrics)
         self.report(state.step, metrics, began)
         prefix = "inspection/"
-        self.see_inspection(
-            {
-                name.removeprefix(prefix): value
-                for name, value in metrics.items()
-                if name.startswith(prefix)
-            }
-        )
+        inspected = {name: value for name, value in metrics.items() if name.startswith(prefix)}
+        self.see_inspection({name.removeprefix(prefix): inspected[name] for name in inspected})
         state.evaluated_step = state.step
 
     def _all_know(self, stage: StageModule, done: bool) -> tuple[bool, bool]:
@@ -89,11 +130,13 @@ class InLoopEvaluation(StageCallback):
         self, stage: StageModule, weights: dict[str, Tensor]
     ) -> Iterator[dict[str, float]]:
         """What each evaluator finds, as EVALUATOR/NAME; an empty dictionary after each batch."""
-        tokenizer = self.data.tokenizer
-        checkpoint = plain_copy(stage, weights, tokenizer)
-        for evaluator in self.config.in_loop_eval.evaluators:
+        checkpoint = plain_copy(stage, weights, self.data.tokenizer)
+        for evaluator in self.config.evaluators:
             if evaluator == "inspection":
-                found = self._inspect(checkpoint, reference_copy(stage, weights, tokenizer))
+                # What the run's drift is measured from, as it began.
+                began = trained_run(stage.config, weights, self.data.tokenizer, step=0)
+                reference = family_of(stage.config).reference(began, stage.processes.device)
+                found = self._inspection(checkpoint, reference)
             elif evaluator == "likelihood":
                 found = self._likelihood(checkpoint)
             else:
@@ -105,14 +148,14 @@ class InLoopEvaluation(StageCallback):
             except UserError as error:
                 say(f"cola-train: warning: no {evaluator} after step {stage.state.step}: {error}")
 
-    def _inspect(
+    def _inspection(
         self, checkpoint: Checkpoint, reference: Checkpoint | None
     ) -> Iterator[dict[str, float]]:
-        for found in checkpoint.inspect(self.data, self.config.in_loop_eval.inspection, reference):
+        for found in checkpoint.inspect(self.data, self.config.inspection, reference):
             yield {} if found is None else found.metrics()
 
     def _likelihood(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
-        likelihood = self.config.in_loop_eval.likelihood
+        likelihood = self.config.likelihood
         rows = held_out_rows(self.data, likelihood.num_rows, checkpoint.masks_documents)
         found = {}
         for place, row in log_likelihoods_stream(checkpoint, rows, likelihood):
@@ -124,7 +167,7 @@ class InLoopEvaluation(StageCallback):
     def _benchmarks(self, checkpoint: Checkpoint) -> Iterator[dict[str, float]]:
         answers: list[Answer] = []
         for task, samples in self.samples.items():
-            for found in answer(checkpoint, task, samples, self.config.in_loop_eval.benchmarks):
+            for found in answer(checkpoint, task, samples, self.config.benchmarks):
                 answers.append(found)
                 yield {}
         yield accuracies(answers)

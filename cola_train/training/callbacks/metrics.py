@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,8 @@ from cola_train.files import JsonlWriter, write_atomically
 from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS, SUMMARY
 from cola_train.training.callbacks.pace import Pace, summarize_cost
 from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
-from cola_train.training.callbacks.stage_callback import StageCallback
 from cola_train.training.loop.budget import eflops
-from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.module import StageCallback, StageModule
 
 _SECONDS_BETWEEN_PLOTS = 60.0
 
@@ -38,11 +37,9 @@ class Metrics(StageCallback):
 
     pace: Pace
 
-    def __init__(
-        self, config: RunConfig, run_folder: Path, is_first: bool, loggers: Sequence[Any]
-    ) -> None:
-        self.config, self.run_folder = config, run_folder
-        self.is_first, self.loggers = is_first, loggers
+    def __init__(self, config: RunConfig, run_folder: Path, is_first: bool) -> None:
+        self.config, self.run_folder, self.is_first = config, run_folder, is_first
+        self.loggers = _wandb_loggers(config, run_folder) if is_first else []
         self.lines = JsonlWriter(run_folder / METRICS)
         self.started = self.last_drawn = self.last_ended = time.monotonic()
 
@@ -116,12 +113,10 @@ class Metrics(StageCallback):
 class Progress(StageCallback):
     """A bar over steps with rate, time left and the latest loss; plain lines without a terminal."""
 
-    def __init__(self, is_first: bool) -> None:
-        self.is_first = is_first
-        self.bar: tqdm[Any] | None = None
+    bar: "tqdm[Any] | None" = None  # on process 0, once there are steps
 
     def before_steps(self, stage: StageModule) -> None:
-        if self.is_first:
+        if stage.processes.is_first:
             interval = 0.5 if sys.stderr.isatty() else 30.0
             self.bar = tqdm(
                 total=stage.budget.last_step,
@@ -137,18 +132,15 @@ class Progress(StageCallback):
             self.bar.set_postfix(loss=f"{stage.last_metrics['loss']:.4f}", refresh=False)
             self.bar.update(1)
 
-    def after_steps(self, stage: StageModule) -> None:
-        self._close()
-
-    def on_exception(self, *_: Any) -> None:
-        self._close()
-
-    def _close(self) -> None:
+    def after_steps(self, stage: StageModule | None = None) -> None:
         if self.bar is not None:
             self.bar.close()
 
+    def on_exception(self, *_: Any) -> None:
+        self.after_steps()
 
-def wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:
+
+def _wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:
     """The wandb logger where it is on; offline (files for `wandb sync`) unless `wandb.online`."""
     if not config.wandb.enabled:
         return []

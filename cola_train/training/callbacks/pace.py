@@ -65,9 +65,7 @@ def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
 
 def cost_in_words(summary: dict[str, Any]) -> str:
     """A summary in one line."""
-    spent = ", ".join(
-        f"{value:.6g} ({convention})" for convention, value in summary["eflops"].items()
-    )
+    spent = ", ".join(f"{value:.6g} ({name})" for name, value in summary["eflops"].items())
     text = (
         f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, EFLOPs {spent}, "
         f"{summary['device_hours']:.4g} device-hours"

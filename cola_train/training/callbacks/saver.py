@@ -3,17 +3,15 @@
 import dataclasses
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
-from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.console import say
-from cola_train.data.tokenizer import Tokenizer
-from cola_train.processes import Processes
-from cola_train.training.callbacks.stage_callback import StageCallback
+from cola_train.processes import local_part
+from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.export import export_marks
 from cola_train.training.checkpoints.folder import (
     CheckpointManifest,
@@ -25,17 +23,9 @@ from cola_train.training.checkpoints.folder import (
     working_folder,
 )
 from cola_train.training.checkpoints.tensors import Writing
-from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.state import RunState, all_finite
-
-
-@dataclasses.dataclass(frozen=True)
-class _Save:
-    """A save under way."""
-
-    manifest: CheckpointManifest  # without files
-    folder: Path
-    writing: Writing
+from cola_train.training.data import RunData
+from cola_train.training.loop.module import StageCallback, StageModule
+from cola_train.training.loop.state import RunState
 
 
 class Saver(StageCallback):
@@ -44,26 +34,18 @@ class Saver(StageCallback):
     Comes after the callback that validates: what is saved at a step has been validated at it.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        run_folder: Path,
-        processes: Processes,
-        tokenizer: Tokenizer,
-        data_sha256: str,
-        validates: bool,
-    ) -> None:
-        self.config, self.run_folder = config, run_folder
-        self.processes, self.tokenizer = processes, tokenizer
-        self.data_sha256, self.validates = data_sha256, validates
+    def __init__(self, stage: StageModule, data: RunData, validates: bool) -> None:
+        self.config, self.processes = stage.config, stage.processes
+        self.run_folder, self.data, self.validates = folder_of(stage.config), data, validates
         # Background writing communicates at its own pace: it needs a group that nothing else uses.
         self.group = dist.new_group(backend="gloo")
-        self._under_way: _Save | None = None
+        # A save: the manifest, without files, and what writes these.
+        self._under_way: tuple[CheckpointManifest, Writing] | None = None
 
     def after_step(self, stage: StageModule) -> None:
         config, step = self.config.checkpoint, stage.state.step
         if self._under_way is not None and stage.all_have_written:
-            self._conclude(self._under_way)
+            self._conclude(*self._under_way)
         last, mark = stage.is_done, stage.budget.at_mark(stage.state)
         if not (last or mark or step % config.every_steps == 0):
             return
@@ -71,8 +53,9 @@ class Saver(StageCallback):
         problem = self._save(stage, mark, in_background=config.asynchronous and not (last or mark))
         if mark and problem is None:
             stage.watchdog.beat(f"exporting the checkpoint of step {step}")
+            tokenizer = self.data.prepared.tokenizer
             unwritten = self._on_first(
-                lambda: export_marks(self.config, self.run_folder, self.tokenizer)
+                lambda: export_marks(self.config, self.run_folder, tokenizer)
             )
             if unwritten is not None:
                 self._warn(
@@ -90,25 +73,27 @@ class Saver(StageCallback):
 
     def on_exception(self, *_: Any) -> None:
         # No half-written folder is left where the run ends with all processes still there.
-        save = self._under_way
-        if save is not None and save.writing.done and self.processes.is_first:
-            shutil.rmtree(save.folder, ignore_errors=True)
+        writing = None if self._under_way is None else self._under_way[1]
+        if writing is not None and writing.done and self.processes.is_first:
+            shutil.rmtree(writing.folder, ignore_errors=True)
 
     def _save(self, stage: StageModule, mark: bool, in_background: bool) -> str | None:
         """Save now, or start to; returns what went wrong, the same on every process."""
         if self._under_way is not None:
-            self._conclude(self._under_way)
+            self._conclude(*self._under_way)
         state = stage.state
         if step_folder(self.run_folder, state.step).exists():
             return None  # the run resumed from this very step
         stage.objective.reshard()  # type: ignore[operator]  # FSDP's: no gathered copies are saved
         tensors = stage.saved_tensors()
-        if not all(self._gathered(all_finite(tensors))):
+        parts = [local_part(tensor) for tensor in tensors.values() if tensor.is_floating_point()]
+        finite = all(bool(torch.isfinite(part).all()) for part in parts)
+        if not all(self._gathered(finite)):
             return self._failed(state.step, "its weights or moments are not finite")
         manifest = CheckpointManifest(
             step=state.step,
             state=RunState.from_json(state.to_json()),
-            data_sha256=self.data_sha256,
+            data_sha256=self.data.sha256,
             world_size=self.processes.world_size,
             shapes={name: tuple(tensor.shape) for name, tensor in tensors.items()},
             files={},
@@ -122,24 +107,23 @@ class Saver(StageCallback):
             log.sync()
         folder = working_folder(self.run_folder, state.step)
         writing = Writing(tensors, folder, self.group, in_background)
-        self._under_way = save = _Save(manifest, folder, writing)
-        stage.written = lambda: self._under_way is not None and self._under_way.writing.done
-        return None if in_background else self._conclude(save)
+        self._under_way = manifest, writing
+        stage.written = lambda: self._under_way is not None and writing.done
+        return None if in_background else self._conclude(manifest, writing)
 
-    def _conclude(self, save: _Save) -> str | None:
+    def _conclude(self, manifest: CheckpointManifest, writing: Writing) -> str | None:
         """Wait for a save; on process 0 verify, name and point to it, and remove old ones."""
-        parts = self._gathered(save.writing.result())
+        parts = self._gathered(writing.result())
         self._under_way = None
-        step = save.manifest.step
         problem = next((text for _, text in parts if text is not None), None)
         if problem is None:
             files = {name: fact for facts, _ in parts for name, fact in facts.items()}
-            manifest = dataclasses.replace(save.manifest, files=files)
-            problem = self._on_first(lambda: finish(self.run_folder, save.folder, manifest))
+            whole = dataclasses.replace(manifest, files=files)
+            problem = self._on_first(lambda: finish(self.run_folder, writing.folder, whole))
         if problem is not None:
             if self.processes.is_first:
-                shutil.rmtree(save.folder, ignore_errors=True)
-            return self._failed(step, problem)
+                shutil.rmtree(writing.folder, ignore_errors=True)
+            return self._failed(manifest.step, problem)
         self._on_first(lambda: remove_old(self.run_folder, self.config.checkpoint.keep))
         return None
 

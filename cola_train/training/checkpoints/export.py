@@ -50,15 +50,18 @@ class SavedWeights(Mapping[str, Tensor]):
         return len(self._saved_as)
 
 
-def training_facts(config: RunConfig, step: int) -> dict[str, int | str | bool]:
-    """What an export says of its run beside the network's own files."""
-    return {
+def trained_run(
+    config: RunConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, step: int
+) -> TrainedRun[RunConfig]:
+    """What a run is to its family after `step` steps, with what an export says of it beside."""
+    facts = {
         "stage": config.stage,
         "step": step,
         "seq_len": config.data.seq_len,
         "run": config.name,
         "mask_documents": config.masks_documents,
     }
+    return TrainedRun(config, weights, tokenizer, facts)
 
 
 def export_checkpoint(
@@ -83,9 +86,8 @@ def export_checkpoint(
         f"{folder} has no moving average of the weights; only a run with ema.decay above 0 has "
         "one.",
     )
-
     weights = SavedWeights(folder, manifest, use_ema)
-    run = TrainedRun(config, weights, tokenizer, training_facts(config, manifest.step))
+    run = trained_run(config, weights, tokenizer, manifest.step)
     family_of(config).write(target, run, replace=replace, max_shard_bytes=max_shard_bytes)
 
 

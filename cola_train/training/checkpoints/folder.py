@@ -116,11 +116,7 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
 
 
 def read_manifest(folder: Path) -> CheckpointManifest:
-    """A checkpoint's manifest.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """A checkpoint's manifest; a UserError where it is missing or damaged."""
     try:
         return CheckpointManifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -179,11 +175,7 @@ def damage(folder: Path, files: Mapping[str, FileChecksum]) -> list[str]:
 
 
 def intact_manifest(folder: Path) -> CheckpointManifest:
-    """A checkpoint's manifest, after every file was checked to be as it was written.
-
-    Raises:
-        UserError: names each file that is not.
-    """
+    """A checkpoint's manifest; a UserError names each file that is not as it was written."""
     manifest = read_manifest(folder)
     refuse_damage(folder, damage(folder, manifest.files))
     return manifest
@@ -212,7 +204,9 @@ def finish(run_folder: Path, working: Path, manifest: CheckpointManifest) -> Non
         OSError: the disk refuses.
     """
     unseen = [
-        name for name, fact in manifest.files.items() if not _has_size(working / name, fact.bytes)
+        name
+        for name, fact in manifest.files.items()
+        if not (working / name).is_file() or (working / name).stat().st_size != fact.bytes
     ]
     if unseen:
         raise UserError(
@@ -226,10 +220,6 @@ def finish(run_folder: Path, working: Path, manifest: CheckpointManifest) -> Non
     working.rename(final)
     sync(final.parent)
     point_to(final)
-
-
-def _has_size(path: Path, size: int) -> bool:
-    return path.is_file() and path.stat().st_size == size
 
 
 def point_to(folder: Path) -> None:

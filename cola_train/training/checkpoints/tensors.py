@@ -84,15 +84,12 @@ class Writing:
         group: dist.ProcessGroup,
         in_background: bool,
     ) -> None:
-        """Start, and finish unless `in_background`: then tensors are copied and may change at once.
+        """Start to write `tensors`, of the same names on every process, into an empty folder.
 
-        Args:
-            tensors: the same names on every process.
-            folder: exists, empty.
-            group: a gloo group of all processes that nothing else uses until this is done.
-            in_background: write from the copy in host memory while training continues.
+        In the background they are written from a copy in host memory, and may change at once. The
+        gloo `group` of all processes is nothing else's until this is done.
         """
-        self._folder = folder
+        self.folder = folder
         writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
         self._files = writer.fs = _HashingFileSystem()
         self._problem: str | None = None
@@ -118,7 +115,7 @@ class Writing:
             if self._future is not None:
                 self._future.result()
             for name, written in self._files.facts.items():
-                if file_checksum(self._folder / name) != written:
+                if file_checksum(self.folder / name) != written:
                     raise OSError(f"{name} does not read back as it was written")
         return self._files.facts, self._problem
 
@@ -155,11 +152,7 @@ class CheckpointReader:
         self._reader = _Reader(str(folder))
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Fill live tensors, sharded or plain, by the names they were saved under.
-
-        Raises:
-            UserError: the checkpoint lacks one of them, or has it in another shape.
-        """
+        """Fill live tensors, sharded or plain, by saved name; a UserError if one does not fit."""
         shapes = self._manifest.shapes
         problems = [f"{name}: missing" for name in tensors if name not in shapes]
         problems += [

@@ -60,6 +60,4 @@ class Budget:
 
 def eflops(state: RunState) -> dict[str, float]:
     """What has been spent, by convention, in EFLOPs."""
-    return {
-        convention: flops / FLOPS_PER_EFLOP for convention, flops in sorted(state.flops.items())
-    }
+    return {name: flops / FLOPS_PER_EFLOP for name, flops in sorted(state.flops.items())}

@@ -9,7 +9,7 @@ import logging
 import warnings
 
 import lightning.pytorch as pl
-from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from cola_train.config.run import RunConfig
@@ -31,7 +31,7 @@ def build_trainer(
         num_nodes=processes.world_size // processes.local_world_size,
         strategy=ShardedStrategy(processes),
         plugins=[LaunchedEnvironment(processes)],
-        # The stage says what is computed in bf16 (StageModule.computing); to Lightning all is fp32.
+        # What is computed in bf16 is said elsewhere (parallel/build.py); to Lightning all is fp32.
         precision="32-true",
         # A callback ends the loop (fit.py): Lightning's counters do not continue in a resumed run.
         max_steps=-1,
@@ -61,8 +61,11 @@ class ShardedStrategy(ModelParallelStrategy):
         """Nothing: weights that are offloaded must not be moved."""
 
 
-class LaunchedEnvironment(ClusterEnvironment):
-    """Tells Lightning about `Processes`: it neither starts any nor reads SLURM's variables."""
+class LaunchedEnvironment(LightningEnvironment):
+    """Tells Lightning about `Processes`: it neither starts any nor reads SLURM's variables.
+
+    It works out the rank from these; address and port are not used, the group is connected already.
+    """
 
     def __init__(self, processes: Processes) -> None:
         super().__init__()
@@ -72,34 +75,12 @@ class LaunchedEnvironment(ClusterEnvironment):
     def creates_processes_externally(self) -> bool:
         return True
 
-    # Address and port are not used: the group is connected already.
-    @property
-    def main_address(self) -> str:
-        return "127.0.0.1"
-
-    @property
-    def main_port(self) -> int:
-        return 0
-
-    @staticmethod
-    def detect() -> bool:
-        return False
-
-    def world_size(self) -> int:
-        return self._processes.world_size
-
-    def set_world_size(self, size: int) -> None:
-        """Nothing: it is fixed."""
-
-    def global_rank(self) -> int:
-        return self._processes.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        """Nothing: it is fixed."""
-
     def local_rank(self) -> int:
         return self._processes.local_rank
 
     def node_rank(self) -> int:
         # machines have equally many processes
         return self._processes.rank // self._processes.local_world_size
+
+    def teardown(self) -> None:
+        """Nothing: the launcher's variables are there for the next run too."""

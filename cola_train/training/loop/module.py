@@ -7,6 +7,7 @@ and a bad step is seen before it reaches the weights.
 
 import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -20,7 +21,7 @@ from cola_train.data.batch import Batch
 from cola_train.files import JsonlWriter
 from cola_train.objectives.objective import Objective, Term, total_loss, weights_of
 from cola_train.processes import Processes
-from cola_train.training.loop import guard, spikes
+from cola_train.training.loop import guard
 from cola_train.training.loop.budget import Budget
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.state import RunState, saved_tensors
@@ -30,42 +31,32 @@ from cola_train.training.optim.ema import EMA
 from cola_train.training.optim.optimizers import build_optimizer, set_learning_rate
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.parallel.build import build_sharded, computing, materialize
-from cola_train.training.parallel.sharding import sync_gradients_only_if
 
 
 class StageModule(pl.LightningModule):
-    """A run of any family: the objective says what is minimized.
-
-    Attributes:
-        state: the run's counters; `state.step` says which optimizer step comes next.
-        budget: what steps cost and where they end.
-        ema: the average of the weights, where the config asks for one.
-        last_metrics: the latest step's, for callbacks.
-        last_weights: the weights of its loss terms.
-        last_usual_loss: what its loss was compared with; None while too few losses are known.
-        stop_requested: some process was asked to stop; known to all from the start of a step on.
-        all_have_written: the save under way is on disk on every process; known likewise.
-        written: whether this process' part of the save under way is on disk.
-        logs: what this process appends to; made durable before each checkpoint.
-    """
+    """A run of any family: the objective says what is minimized."""
 
     objective: Objective
-    ema: EMA
+    ema: EMA  # the average of the weights, where the config asks for one
 
-    def __init__(
-        self, config: RunConfig, processes: Processes, stop: StopRequest, watchdog: Watchdog
-    ) -> None:
+    def __init__(self, config: RunConfig, processes: Processes, stop: StopRequest) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.config, self.processes, self.stop, self.watchdog = config, processes, stop, watchdog
+        self.config, self.processes, self.stop = config, processes, stop
+        self.watchdog = Watchdog(processes.rank, config.parallel.timeout_seconds)
+        # `state.step` says which optimizer step comes next.
         self.state, self.budget, self.schedule = RunState(), Budget(config), Schedule.of(config)
         self.step_log: StepLog | None = None
+        # Of the latest step: its metrics, the weights of its loss terms, and what its loss was
+        # compared with; None while too few losses are known.
         self.last_metrics: dict[str, float] = {}
         self.last_weights: dict[str, float] = {}
-        self.last_usual_loss: spikes.UsualLoss | None = None
+        self.last_usual_loss: guard.UsualLoss | None = None
+        # That some process was asked to stop, and that the save under way is on disk on every
+        # process: known to all from the start of a step on.
         self.stop_requested = self.all_have_written = False
-        self.written: Callable[[], bool] = lambda: False
-        self.logs: list[JsonlWriter] = []
+        self.written: Callable[[], bool] = lambda: False  # whether this process' part is on disk
+        self.logs: list[JsonlWriter] = []  # made durable before each checkpoint
 
     @property
     def is_done(self) -> bool:
@@ -101,7 +92,8 @@ class StageModule(pl.LightningModule):
         counts, rows, digest = self._agree(micro_batches, batch)
         sums: dict[str, Tensor] = {}
         for number, micro_batch in enumerate(micro_batches, start=1):
-            sync_gradients_only_if(self.objective, number == len(micro_batches))
+            # Gradients are reduced over processes in the last micro-batch alone.
+            self.objective.set_requires_gradient_sync(number == len(micro_batches))  # type: ignore[operator]  # FSDP's
             with computing(self.config, self.processes):
                 terms: list[Term] = self.objective(micro_batch, step)
             # Gradients are averaged over processes; the losses are shares of a global mean to add.
@@ -118,15 +110,14 @@ class StageModule(pl.LightningModule):
         metrics["gradient_norm"] = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         kind, window = " ".join(sorted(weights)), self.config.guard.spike_window
         # Before this loss is among those that it is compared with.
-        self.last_usual_loss = spikes.usual_loss(self.state, kind, window)
+        self.last_usual_loss = guard.usual_loss(self.state, kind, window)
         skipped = guard.reason_to_skip(self.config.guard, metrics, self.last_usual_loss)
         metrics["learning_rate"] = self.schedule.rate(step)
         set_learning_rate(optimizer, metrics["learning_rate"])
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
             self.ema.update()
-            guard.count_taken(self.state)
-            spikes.remember_loss(self.state, kind, window, metrics["loss"])
+            guard.count_taken(self.state, kind, window, metrics["loss"])
         else:
             if self.processes.is_first:
                 say(
@@ -158,9 +149,8 @@ class StageModule(pl.LightningModule):
     ) -> tuple[dict[str, Tensor], int, int]:
         """What all processes must know of each other before a step, in one exchange.
 
-        Returns:
-            The step's counts, over all processes and micro-batches; how many rows it uses, and
-            their digest.
+        It gives the step's counts, over all processes and micro-batches, how many rows it uses, and
+        their digest.
         """
         per_batch = [self.objective.counts(part) for part in micro_batches]
         names = list(per_batch[0])
@@ -174,3 +164,30 @@ class StageModule(pl.LightningModule):
         self.stop_requested = stopping > 0
         self.all_have_written = written == self.processes.world_size
         return dict(zip(names, total.float(), strict=False)), rows, used_digest
+
+
+class StageCallback(pl.Callback):
+    """What happens around steps, on every process; a batch of Lightning's is an optimizer step."""
+
+    def before_steps(self, stage: StageModule) -> None:
+        """The weights have their values, and no step has been done since the run was started."""
+
+    def after_step(self, stage: StageModule) -> None:
+        """Another step has been done, the run's `stage.state.step`-th; it may have been skipped."""
+
+    def after_steps(self, stage: StageModule) -> None:
+        """The loop has ended, but not by an exception."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StageModule)
+        self.before_steps(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any
+    ) -> None:
+        assert isinstance(pl_module, StageModule)
+        self.after_step(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        assert isinstance(pl_module, StageModule)
+        self.after_steps(pl_module)

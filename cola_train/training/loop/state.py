@@ -29,7 +29,7 @@ class RunState:
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran
     evaluated_step: int = -1  # and evaluation (callbacks/in_loop_evaluation.py)
-    # Of taken steps (spikes.py), by the names of the loss's terms: an Interval run's phases have
+    # Of taken steps (guard.py), by the names of the loss's terms: an Interval run's phases have
     # different ones.
     recent_losses: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     alarms: dict[str, Any] = dataclasses.field(default_factory=dict)  # what alarms.py remembers
@@ -76,12 +76,3 @@ def saved_tensors(
     for parameter, moments in ensure_state(optimizer).items():
         tensors |= {f"{kind}.{names[parameter]}": value for kind, value in moments.items()}
     return tensors
-
-
-def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether this process' part of every tensor is finite."""
-    return all(
-        bool(torch.isfinite(local_part(tensor)).all())
-        for tensor in tensors.values()
-        if tensor.is_floating_point()
-    )

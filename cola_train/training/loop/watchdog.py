@@ -21,18 +21,13 @@ class Watchdog:
 
     def __init__(self, rank: int, timeout_seconds: float) -> None:
         self._rank, self._timeout = rank, timeout_seconds
-        self._doing, self._since = "starting", time.monotonic()
+        self.doing, self._since = "starting", time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
-    @property
-    def doing(self) -> str:
-        """What the process said last that it does."""
-        return self._doing
-
     def beat(self, doing: str) -> None:
         """The process is alive and begins to do this."""
-        self._doing, self._since = doing, time.monotonic()
+        self.doing, self._since = doing, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
@@ -50,7 +45,7 @@ class Watchdog:
 
     def _end(self, waited: float) -> None:
         sys.stderr.write(
-            f"\ncola-train: error: rank {self._rank} has been {self._doing} for {waited:.0f} s, "
+            f"\ncola-train: error: rank {self._rank} has been {self.doing} for {waited:.0f} s, "
             f"longer than parallel.timeout_seconds ({self._timeout:g}). Some process hangs: "
             "compare what each rank says, the one that is not in the forward, backward or a "
             "checkpoint of the others is the one they wait for. The last checkpoint is intact; "

@@ -10,16 +10,12 @@ from cola_train.processes import local_part
 
 
 class EMA:
-    """average = decay average + (1 - decay) weights after each step taken; empty where decay is 0.
-
-    Attributes:
-        tensors: the averages of trained parameters, by name, sharded like them.
-    """
+    """average = decay average + (1 - decay) weights after each step taken; empty if decay is 0."""
 
     def __init__(self, objective: nn.Module, decay: float) -> None:
         """`objective` is sharded, and its weights are not gathered (as in forward and backward)."""
         self._objective, self._decay = objective, decay
-        self.tensors: dict[str, Tensor] = {}
+        self.tensors: dict[str, Tensor] = {}  # of trained parameters, sharded like them
         self._pairs: list[tuple[Tensor, Tensor]] = []
         for name, parameter in objective.named_parameters():
             if decay > 0 and parameter.requires_grad:

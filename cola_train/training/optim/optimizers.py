@@ -1,14 +1,131 @@
-"""The optimizer over a run's networks."""
+"""The optimizer over a run's networks: AdamW, or Muon over the matrices of blocks beside it."""
 
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cola_train.config.optim import OptimConfig
+from cola_train.models.blocks import Block, time_parameters
 from cola_train.objectives.objective import Objective
-from cola_train.training.optim.muon import MuonWithAdamW, WholeMatrixMuon, muon_matrices
+
+# The quintic a x + b x^3 + c x^5 (Jordan et al., 2024) is steepest at 0: small singular values grow
+# fastest.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+_EPS = 1e-7
+
+
+def muon_matrices(objective: nn.Module) -> set[str]:
+    """The names of the parameters that Muon is for: the matrices of blocks, but for adaLN's.
+
+    These read and write features of the residual stream. Not embeddings, vocabulary heads and what
+    reads or writes latents (Jordan et al., 2024: hidden matrices alone). Not adaLN's: their input
+    depends on t alone, so their gradients have a handful of directions, and an update that is as
+    large in all others moves the network by noise.
+    """
+    once_per_time = time_parameters(objective)
+    return {
+        f"{path}.{name}"
+        for path, block in objective.named_modules()
+        if isinstance(block, Block)
+        for name, parameter in block.named_parameters()
+        if parameter.ndim == 2 and id(parameter) not in once_per_time
+    }
+
+
+def orthogonalized(
+    matrix: Float[Tensor, "rows columns"], iterations: int
+) -> Float[Tensor, "rows columns"]:
+    """About U V^T of a matrix U S V^T, in bf16: its singular values are some 0.7 to 1.2.
+
+    By Newton-Schulz iterations, which converge to no fixed value but need few to get there.
+    """
+    a, b, c = _QUINTIC
+    x = matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    x = x / x.norm().clamp(min=_EPS)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
+class WholeMatrixMuon(torch.optim.Muon):
+    """torch's Muon over sharded matrices, with updates as large as AdamW's (Liu et al., 2025, 2.2).
+
+    Every process orthogonalizes every matrix whole. torch's own would multiply shards and add up
+    their products in bf16, and so compute something else on each number of processes.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
+        super().__init__(
+            groups,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            momentum=config.muon_momentum,
+            nesterov=config.muon_nesterov,
+            ns_steps=config.muon_iterations,
+            adjust_lr_fn="match_rms_adamw",
+        )
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # MuonWithAdamW calls the closure
+        """One step; a collective call."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+
+    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        momentum = state["momentum_buffer"]
+        momentum.lerp_(gradient, 1 - group["momentum"])
+        direction = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        update = _over_shards(direction, group["ns_steps"])
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        # An orthogonal matrix has entries of root mean square 1 / sqrt(max(rows, columns)), AdamW's
+        # updates of some 0.2 to 0.4.
+        parameter.add_(update, alpha=-group["lr"] * 0.2 * math.sqrt(max(parameter.shape)))
+
+
+def _over_shards(direction: Tensor, iterations: int) -> Tensor:
+    """`orthogonalized` of the whole, sharded as it was."""
+    if not isinstance(direction, DTensor):
+        return orthogonalized(direction, iterations)
+    # Offloaded shards are in the host's memory, and gathered on the mesh's devices; in bf16, which
+    # is what is computed in.
+    mesh, placements = direction.device_mesh, direction.placements
+    whole = direction.to(mesh.device_type, torch.bfloat16)
+    assert isinstance(whole, DTensor)
+    update = orthogonalized(whole.full_tensor(), iterations)
+    # Every process has the same whole: nothing is sent.
+    shards = distribute_tensor(update, mesh, placements, src_data_rank=None)
+    return shards.to(direction.device)
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """Both as one to the rest of the program: one list of groups, one state by parameter."""
+
+    def __init__(self, muon: WholeMatrixMuon, adamw: torch.optim.AdamW) -> None:
+        # The groups are the parts' own objects: a learning rate that is set here is set there.
+        super().__init__([*muon.param_groups, *adamw.param_groups], {})
+        self._muon, self._adamw = muon, adamw
+        shared: defaultdict[Tensor, Any] = defaultdict(dict)
+        self.state = muon.state = adamw.state = shared
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of both; a collective call."""
+        loss = self._adamw.step(closure)
+        self._muon.step()
+        return loss
 
 
 def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Optimizer:
@@ -36,10 +153,8 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Op
     return MuonWithAdamW(WholeMatrixMuon(_groups(by_muon), config), adamw)
 
 
-def _groups(parameters: Mapping[float, list[Tensor]]) -> list[dict[str, Any]]:
-    return [
-        {"params": group, "learning_rate_factor": factor} for factor, group in parameters.items()
-    ]
+def _groups(by_factor: Mapping[float, list[Tensor]]) -> list[dict[str, Any]]:
+    return [{"params": group, "learning_rate_factor": by} for by, group in by_factor.items()]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -49,10 +164,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def ensure_state(optimizer: torch.optim.Optimizer) -> dict[Tensor, dict[str, Tensor]]:
-    """What the optimizer keeps of each parameter, made now and not at its first step.
-
-    AdamW's moments and step count, or Muon's momentum.
-    """
+    """What the optimizer keeps of each parameter, made now and not at its first step."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if optimizer.state[parameter]:

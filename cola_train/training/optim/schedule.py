@@ -21,11 +21,7 @@ class Schedule:
 
     @classmethod
     def of(cls, config: RunConfig) -> "Schedule":
-        """The schedule of a run, its horizons converted from tokens or EFLOPs to steps.
-
-        Raises:
-            UserError: horizons that do not fit into one another.
-        """
+        """A run's, its horizons converted to steps; a UserError if these do not fit together."""
         optim = config.optim
         warmup, decay, anneal = (
             steps_to(config, Amount.parse(getattr(optim, name), f"optim.{name}"))

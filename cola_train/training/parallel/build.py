@@ -9,9 +9,11 @@ from cola_train.families.registry import family_of
 from cola_train.models.blocks import HasBuffers
 from cola_train.objectives.objective import Objective
 from cola_train.processes import Processes
-from cola_train.training.parallel.activations import checkpoint_activations
-from cola_train.training.parallel.compilation import compile_blocks
-from cola_train.training.parallel.precision import multiply_in_fp8
+from cola_train.training.parallel.blocks import (
+    checkpoint_activations,
+    compile_blocks,
+    multiply_in_fp8,
+)
 from cola_train.training.parallel.sharding import build_mesh, shard
 
 

@@ -21,11 +21,7 @@ from cola_train.processes import Processes
 
 
 def check_mesh(config: ParallelConfig, processes: Processes) -> None:
-    """Refuse a strategy that does not fit the number of processes.
-
-    Raises:
-        UserError: `single` with several processes, or a shard_size that does not divide them.
-    """
+    """A UserError for `single` with several processes, or a shard_size that divides them not."""
     world_size = processes.world_size
     require(
         config.strategy != "single" or world_size == 1,
@@ -90,9 +86,3 @@ def gather_each_once(objective: nn.Module) -> None:
         if isinstance(module, FSDPModule):
             module.unshard()
             module.reshard()
-
-
-def sync_gradients_only_if(objective: nn.Module, last: bool) -> None:
-    """Reduce gradients over processes in a step's last micro-batch alone."""
-    assert isinstance(objective, FSDPModule)
-    objective.set_requires_gradient_sync(last)

@@ -14,8 +14,7 @@ from cola_train.families.cola.stage1 import standard_normal_latents
 from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective, flow_draws, position_times
 from cola_train.flow import velocity_target
 from cola_train.models.dit import Times
-from cola_train.models.posterior import Posterior
-from cola_train.models.text_vae import TextVAE
+from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.randomness import Purpose
 from tests.helpers.compare import assert_near, largest_difference, number
 from tests.helpers.losses import losses_of

@@ -10,18 +10,22 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 import cola_train.models.attention.tiles
-from cola_train.models.attention.flex import block_mask
 from cola_train.models.attention.masks import (
     TokenLayout,
     clean_layout,
     packed_layout,
     visible_set_mask,
 )
-from cola_train.models.attention.rows import Attention, RowAttention
-from cola_train.models.attention.tiled import TiledAttention, packed_attention, row_attention
+from cola_train.models.attention.rows import Attention
+from cola_train.models.attention.tiled import (
+    TiledAttention,
+    block_mask,
+    packed_attention,
+    row_attention,
+)
 from cola_train.models.attention.tiles import packed_tiles, row_tiles
 from cola_train.models.dit import Times
-from tests.helpers.compare import assert_near, largest_difference
+from tests.helpers.compare import assert_near, every_pair, largest_difference
 from tests.helpers.tiny import random_latents, tiny_dit
 
 CPU = torch.device("cpu")
@@ -93,7 +97,7 @@ def test_packed_rows_equal_every_pair_under_the_mask(
     q, k, v, grad = torch.randn(4, rows, 2, seq, 8, generator=torch.Generator().manual_seed(seed))
     fast, plain = (
         packed_attention(latents, size, document, shown, CPU, copies),
-        RowAttention.from_layout(places),
+        every_pair(places),
     )
     assert isinstance(fast, TiledAttention)
     assert_same(run(fast, (q, k, v), grad), run(plain, (q, k, v), grad))
@@ -123,7 +127,7 @@ def test_clean_rows_equal_every_pair_under_the_mask(
         else None
     )
     q, k, v, grad = torch.randn(4, 2, 2, seq, 8, generator=generator)
-    plain = RowAttention.from_layout(clean_layout(seq, size, document))
+    plain = every_pair(clean_layout(seq, size, document))
     assert_same(
         run(row_attention(seq, size, document, CPU), (q, k, v), grad), run(plain, (q, k, v), grad)
     )
@@ -164,7 +168,7 @@ def test_bf16_is_within_a_hundredth() -> None:
     q, k, v, grad = torch.randn(
         4, 2, 2, places.block.shape[1], 16, generator=torch.Generator().manual_seed(1)
     )
-    expected = run(RowAttention.from_layout(places), (q, k, v), grad)
+    expected = run(every_pair(places), (q, k, v), grad)
     half = run(
         packed_attention(32, 4, None, None, CPU),
         (q.bfloat16(), k.bfloat16(), v.bfloat16()),
@@ -195,7 +199,7 @@ def test_flex_attentions_mask_is_the_predicate(
     for queries in (places.block.shape[1], 40):
         out = flex_attention(q[:, :, :queries], k, v, block_mask=block_mask(places, queries))
         assert isinstance(out, Tensor)
-        assert_near(out, RowAttention.from_layout(places)(q[:, :, :queries], k, v), 1e-5)
+        assert_near(out, every_pair(places)(q[:, :, :queries], k, v), 1e-5)
 
 
 def test_copies_do_not_see_each_other() -> None:
@@ -231,7 +235,7 @@ def test_the_whole_fast_pass_equals_the_plain_one(dtype: torch.dtype, tolerance:
     def plain() -> Tensor:
         positions = torch.arange(16)[None]
         whole = Times(times.distinct, torch.cat([index, torch.full((2, 12), 4)], dim=1))
-        attention = RowAttention.from_layout(packed_layout(16, 4, copies=2))
+        attention = every_pair(packed_layout(16, 4, copies=2))
         latents = torch.cat([z_t, history[:, :12]], dim=1)
         return dit(
             latents, whole, torch.cat([positions, positions, positions[:, :12]], dim=1), attention
@@ -263,7 +267,7 @@ def test_masks_first_made_without_gradients_serve_with_them() -> None:
     with torch.inference_mode():
         packed_attention(20, 4, None, None, CPU)
     q, k, v, grad = torch.randn(4, 1, 1, 36, 8, generator=torch.Generator().manual_seed(2))
-    plain = RowAttention.from_layout(packed_layout(20, 4))
+    plain = every_pair(packed_layout(20, 4))
     assert_same(
         run(packed_attention(20, 4, None, None, CPU), (q, k, v), grad), run(plain, (q, k, v), grad)
     )

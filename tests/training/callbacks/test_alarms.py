@@ -26,18 +26,15 @@ from cola_train.training.callbacks.alarms import (
     INACTIVE,
     SPIKE,
     Alarms,
-    Change,
     Episode,
     Memory,
     Signal,
 )
 from cola_train.training.checkpoints.folder import latest_checkpoint
-from cola_train.training.loop.guard import RunStoppedError
+from cola_train.training.loop.guard import RunStoppedError, UsualLoss, count_taken, usual_loss
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.module import StageModule
-from cola_train.training.loop.spikes import UsualLoss, remember_loss, usual_loss
 from cola_train.training.loop.state import RunState
-from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.run import train
 
 VAEConfigs = Callable[..., VAERunConfig]
@@ -53,9 +50,7 @@ LONG = [
 def raised(
     memory: Memory, config: AlarmsConfig, figures: dict[str, float], past_start: bool = True
 ) -> list[tuple[str, bool]]:
-    return [
-        (change.signal.name, change.raised) for change in memory.see(config, figures, past_start)
-    ]
+    return [(signal.name, signal.beyond) for signal in memory.see(config, figures, past_start)]
 
 
 def lines(run: Path, name: str) -> list[dict[str, object]]:
@@ -133,9 +128,10 @@ def test_an_alarm_is_on_from_so_many_beyond_in_a_row_to_so_many_back(
 ) -> None:
     episode, changes = Episode(), []
     for step, one in enumerate(beyond):
-        change = episode.see(Signal(COLLAPSE, "x", 0.0, 1.0, "s", one, raise_after, clear_after))
-        if change is not None:
-            changes.append((step, change.raised))
+        signal = Signal(COLLAPSE, "x", 0.0, 1.0, "s", one, raise_after, clear_after)
+        if episode.see(signal):
+            assert episode.raised == one
+            changes.append((step, one))
     # By runs of equal values: the first long enough one raises, then the first long enough other
     # one clears, and so on.
     expected, on, start = [], False, 0
@@ -177,7 +173,7 @@ def test_a_spike_is_beyond_what_is_usual_by_the_deviations_asked_for() -> None:
     usual = UsualLoss(2.0, 0.1)
     for deviations, loss, expected in ((5.0, 2.6, True), (5.0, 2.5, False), (7.0, 2.6, False)):
         found = Memory().see(AlarmsConfig(spike_deviations=deviations), {"loss": loss}, True, usual)
-        assert [(change.signal.name, change.signal.limit) for change in found] == [
+        assert [(signal.name, signal.limit) for signal in found] == [
             (SPIKE, 2.0 + 0.1 * deviations)
         ] * expected
     assert Memory().see(AlarmsConfig(spike_deviations=None), {"loss": 1e9}, True, usual) == []
@@ -191,8 +187,8 @@ def test_a_lasting_jump_is_one_episode_and_becomes_what_is_usual() -> None:
     told = []
     for step, loss in enumerate(losses):
         changes = memory.see(config, {"loss": loss}, True, usual_loss(state, "a", 20))
-        told += [(step, change.signal.name, change.raised) for change in changes]
-        remember_loss(state, "a", 20, loss)
+        told += [(step, signal.name, signal.beyond) for signal in changes]
+        count_taken(state, "a", 20, loss)
     assert told[0] == (60, SPIKE, True)
     assert [change[1:] for change in told] == [(SPIKE, True), (SPIKE, False)]
 
@@ -246,14 +242,14 @@ def test_an_alarm_is_one_line_with_the_figure_the_threshold_and_what_to_do(
     signal = Signal(
         DRIFT, "reference_kl_nats_per_token", value, 5.0, "max_reference_kl", True, 100, 20
     )
-    text = Change(signal, raised=True).text(300)
+    text = signal.text(300)
     assert (
         text == f"ALARM at step 300: latent drift: reference_kl_nats_per_token = {value}, {side} 5 "
         "(alarms.max_reference_kl) 100 times in a row: the encoder leaves the one that stage "
         "2 began with. Raise objective.reference_weight or lower "
         "objective.vae_strategy.learning_rate_factor, in a new run."
     )
-    over = Change(dataclasses.replace(signal, value=3.0), raised=False).text(400)
+    over = dataclasses.replace(signal, value=3.0, beyond=False).text(400)
     assert (
         over
         == "alarm over at step 400: latent drift: reference_kl_nats_per_token = 3, back within 5"
@@ -261,7 +257,7 @@ def test_an_alarm_is_one_line_with_the_figure_the_threshold_and_what_to_do(
 
 
 def stage_of(config: VAERunConfig) -> StageModule:
-    return StageModule(config, Processes(0, 1, 0, 1), StopRequest(), Watchdog(0, 1))
+    return StageModule(config, Processes(0, 1, 0, 1), StopRequest())
 
 
 def test_an_inspection_is_heard_once_with_the_step_it_was_made_at(

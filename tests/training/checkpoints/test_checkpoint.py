@@ -28,6 +28,7 @@ from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.generate import generate
 from cola_train.run_layout import folder_of
+from cola_train.training.callbacks.in_loop_evaluation import plain_copy
 from cola_train.training.callbacks.saver import Saver
 from cola_train.training.checkpoints import folder as checkpoint
 from cola_train.training.checkpoints.folder import (
@@ -42,7 +43,6 @@ from cola_train.training.checkpoints.folder import (
     saved_steps,
     step_folder,
 )
-from cola_train.training.checkpoints.snapshot import plain_copy
 from cola_train.training.data import RunData
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.state import RunState

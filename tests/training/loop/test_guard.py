@@ -19,11 +19,11 @@ from cola_train.run_layout import ALARM_LOG, folder_of
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, saved_steps
 from cola_train.training.loop.guard import (
     RunStoppedError,
+    UsualLoss,
     count_skipped,
     count_taken,
     reason_to_skip,
 )
-from cola_train.training.loop.spikes import UsualLoss
 from cola_train.training.loop.state import RunState
 from cola_train.training.loop.step_log import Step, read_step_log
 from cola_train.training.run import train
@@ -53,7 +53,7 @@ def test_a_taken_step_ends_a_row_of_skipped_ones() -> None:
     config, state = GuardConfig(max_skipped_in_a_row=3), RunState(step=7)
     count_skipped(config, state, "x")
     count_skipped(config, state, "x")
-    count_taken(state)
+    count_taken(state, "a", 20, 1.0)
     count_skipped(config, state, "x")
     count_skipped(config, state, "x")
     with pytest.raises(

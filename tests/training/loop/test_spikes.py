@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import median_abs_deviation
 
-from cola_train.training.loop.spikes import UsualLoss, remember_loss, usual_loss
+from cola_train.training.loop.guard import UsualLoss, count_taken, usual_loss
 from cola_train.training.loop.state import RunState
 
 WINDOW = 10
@@ -21,8 +21,8 @@ def test_the_limit_is_in_robust_deviations_of_the_window(
     state = RunState()
     for number, loss in enumerate(losses):
         assert (usual_loss(state, "a", WINDOW) is None) == (number < WINDOW)
-        remember_loss(state, "a", WINDOW, loss)
-        remember_loss(state, "a b", WINDOW, 1e6)  # of other terms
+        count_taken(state, "a", WINDOW, loss)
+        count_taken(state, "a b", WINDOW, 1e6)  # of other terms
     recent = np.array(losses[-WINDOW:])
     median = float(np.median(recent))
     deviation = max(median_abs_deviation(recent, scale="normal"), 1e-3 * abs(median))
@@ -49,5 +49,5 @@ def test_a_window_that_changes_when_a_run_goes_on() -> None:
     state = RunState(recent_losses={"a": [float(loss) for loss in range(20)]})
     assert usual_loss(state, "a", 21) is None
     assert usual_loss(state, "a", WINDOW) == UsualLoss.of([float(loss) for loss in range(10, 20)])
-    remember_loss(state, "a", WINDOW, 20.0)
+    count_taken(state, "a", WINDOW, 20.0)
     assert state.recent_losses == {"a": [float(loss) for loss in range(11, 21)]}

@@ -24,8 +24,13 @@ from cola_train.families.cola.config import (
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.costs import flops_after
 from cola_train.run_layout import folder_of
-from cola_train.training.optim.muon import muon_matrices, orthogonalized
-from cola_train.training.optim.optimizers import build_optimizer, ensure_state, set_learning_rate
+from cola_train.training.optim.optimizers import (
+    build_optimizer,
+    ensure_state,
+    muon_matrices,
+    orthogonalized,
+    set_learning_rate,
+)
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.run import train
 from tests.helpers.programs import as_torchrun

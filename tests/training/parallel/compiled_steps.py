@@ -11,8 +11,7 @@ import torch._dynamo
 from torch import Tensor
 
 from cola_train.objectives.objective import Objective, total_loss
-from cola_train.training.parallel.activations import checkpoint_activations
-from cola_train.training.parallel.compilation import compile_blocks
+from cola_train.training.parallel.blocks import checkpoint_activations, compile_blocks
 from tests.flops.counting import build_objective, run_config, training_batch
 
 

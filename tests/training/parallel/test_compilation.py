@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cola_train.config.settings import UserError
-from cola_train.training.parallel.compilation import check_compiler
+from cola_train.training.parallel.blocks import check_compiler
 from tests.helpers.programs import ROOT
 
 CASES = ["joint-none", "joint-full", "joint-selective", "llada-none"]

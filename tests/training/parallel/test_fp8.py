@@ -21,7 +21,7 @@ from cola_train.scaling import memory
 from cola_train.scaling.allocations import MemoryPart, Timeline
 from cola_train.training import preflight
 from cola_train.training.loop import module
-from cola_train.training.parallel.precision import check_precision, multiply_in_fp8
+from cola_train.training.parallel.blocks import check_precision, multiply_in_fp8
 from cola_train.training.run import train
 from tests.helpers.runs import figures
 from tests.helpers.tiny import tiny_dit, tiny_vae

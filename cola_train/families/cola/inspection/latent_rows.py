@@ -21,8 +21,7 @@ from cola_train.models.attention.masks import (
 )
 from cola_train.models.attention.rows import RowAttention
 from cola_train.models.dit import BlockCausalDiT, Times
-from cola_train.models.posterior import Posterior
-from cola_train.models.text_vae import TextVAE
+from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.objectives.objective import documents_of
 from cola_train.randomness import Purpose
 from cola_train.solvers import time_grid

@@ -11,8 +11,7 @@ from jaxtyping import Float64
 
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.cola.inspection.latent_rows import LatentRows
-from cola_train.models.posterior import Posterior
-from cola_train.models.text_vae import TextVAEEncoder
+from cola_train.models.text_vae import Posterior, TextVAEEncoder
 
 # Burda et al. 2016, section 5.3: a unit is active if its posterior mean varies by more than this
 # over the data.

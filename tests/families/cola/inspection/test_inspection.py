@@ -29,9 +29,9 @@ from cola_train.families.cola.inspection.prior_probes import ReconstructionCurve
 from cola_train.flow import gaussian_baseline
 from cola_train.models.config import TransformerConfig
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialize import initialize_dit
 from cola_train.models.transformer import Transformer
 from tests.helpers.held_out import held_out_flow, reconstruction_accuracy
+from tests.helpers.initial import initialize_dit
 from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_vae
 
 CHANNELS = 4

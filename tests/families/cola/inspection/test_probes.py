@@ -41,8 +41,7 @@ from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
 from cola_train.families.cola.stage2 import flow_draws, position_times
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.posterior import Posterior
-from cola_train.models.text_vae import TextVAE
+from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.randomness import Purpose
 from tests.helpers.tiny import (
     PAD,
