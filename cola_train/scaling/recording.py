@@ -1,9 +1,10 @@
 """Torch's fake mode, which tells a log about each operator, with a short way for most of them."""
 
 import contextlib
+import functools
 import gc
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +15,9 @@ from cola_train.scaling.allocations import AllocationLog
 from cola_train.scaling.layers import Section
 
 _aten = torch.ops.aten
-# Most of a step's calls, with the same fake: their meta kernel's result, on the first input's
-# device. The fake mode comes to it on a way that takes several times as long.
-_BY_META_KERNEL = {
+# Half of a step's calls, whose fake is their meta kernel's result on the first input's device. The
+# fake mode comes to it on a way that takes several times as long.
+_VIEWS = {
     _aten.view.default,
     _aten._unsafe_view.default,
     _aten.detach.default,
@@ -25,7 +26,6 @@ _BY_META_KERNEL = {
     _aten.unsqueeze.default,
     _aten.slice.Tensor,
     _aten.as_strided.default,
-    _aten.mm.default,
 }
 _WRITES_TO_OUT = {_aten.mm.out, _aten.addmm.out}
 
@@ -42,6 +42,9 @@ class RecordingMode(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self._log: AllocationLog | None = None
         self._depth = 0
+        # Of calls with new results: device, shape, strides and type. The fake mode remembers them
+        # too, by much of which nothing here differs, such as a tensor's layout.
+        self._results: dict[Hashable, tuple[torch.device, torch.Size, tuple[int, ...], Any]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -56,18 +59,29 @@ class RecordingMode(FakeTensorMode):
         # The fake of an operator may call others, which the real one does not.
         self._depth += 1
         try:
-            if func in _BY_META_KERNEL and all(map(_is_plain, args)):
-                with in_kernel_invocation_manager(self):
-                    result = func(*args, **kwargs or {})
-                result = FakeTensor(self, result, args[0].fake_device)
-            elif func in _WRITES_TO_OUT:
-                result = kwargs["out"]
-            else:
-                result = self.dispatch(func, types, args, kwargs or {})
+            result = self._fake(func, types, args, kwargs or {})
         finally:
             self._depth -= 1
         if self._log is not None and self._depth == 0:
             self._log.saw(func, args, kwargs, result)
+        return result
+
+    def _fake(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """What the fake mode's `dispatch` gives, by shorter ways where there are."""
+        if func in _WRITES_TO_OUT:
+            return kwargs["out"]
+        if func in _VIEWS and all(map(_is_plain, args)):
+            with in_kernel_invocation_manager(self):
+                view = func(*args, **kwargs)
+            return FakeTensor(self, view, args[0].fake_device)
+        key = _key(func, args, kwargs)
+        if key in self._results:
+            device, *known, dtype = self._results[key]
+            return FakeTensor(self, torch.empty_strided(*known, dtype=dtype, device="meta"), device)
+        result = self.dispatch(func, types, args, kwargs)
+        if key is not None and type(result) is FakeTensor and result.constant is None:
+            about = result.fake_device, result.shape, result.stride(), result.dtype
+            self._results[key] = about
         return result
 
     def enter(self, section: Section, layer: int) -> None:
@@ -96,6 +110,36 @@ class RecordingMode(FakeTensorMode):
             gc.enable()
             log.close()
             self._log = None
+
+
+def _key(func: Any, args: Sequence[object], kwargs: Mapping[str, object]) -> Hashable:
+    """What the result of a call depends on; None where it is not one new tensor for sure."""
+    if not _gives_a_new_tensor(func):
+        return None
+    parts: list[Any] = [func]
+    for name, value in (*enumerate(args), *kwargs.items()):
+        # 1, 1.0 and True are equal, and give results of different types.
+        parts += [name, type(value)]
+        if isinstance(value, FakeTensor) and value.constant is None:
+            parts += [value.shape, value.stride(), value.dtype, value.fake_device]
+        elif isinstance(value, list) and not any(isinstance(item, Tensor) for item in value):
+            parts += value
+        elif isinstance(value, (Tensor, list)):
+            return None
+        else:
+            parts.append(value)
+    return tuple(parts)
+
+
+@functools.cache
+def _gives_a_new_tensor(func: Any) -> bool:
+    if func.namespace != "aten":
+        return False
+    schema = func._schema
+    returns_one = [str(value.type) for value in schema.returns] == ["Tensor"]
+    aliases = any(value.alias_info is not None for value in schema.arguments)
+    # These say that they alias nothing, and do.
+    return returns_one and not aliases and func not in _VIEWS
 
 
 def _is_plain(argument: object) -> bool:

@@ -20,7 +20,7 @@ from cola_train.run_layout import folder_of
 from cola_train.scaling import memory
 from cola_train.scaling.allocations import MemoryPart, Timeline
 from cola_train.training import preflight
-from cola_train.training.loop import module
+from cola_train.training.parallel import build
 from cola_train.training.parallel.blocks import check_precision, multiply_in_fp8
 from cola_train.training.run import train
 from tests.helpers.runs import figures
@@ -85,7 +85,7 @@ def test_a_run_in_fp8_learns_as_one_in_bf16(
     joint_config: Callable[..., JointRunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preflight, "check_precision", lambda config: None)
-    monkeypatch.setattr(module, "multiply_in_fp8", functools.partial(multiply_in_fp8, emulate=True))
+    monkeypatch.setattr(build, "multiply_in_fp8", functools.partial(multiply_in_fp8, emulate=True))
     settings = [
         f"trainer.max_steps={STEPS}",
         "optim.decay=60",
