@@ -4,7 +4,7 @@ import contextlib
 import functools
 import gc
 import unittest.mock
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,9 +42,9 @@ class RecordingMode(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self._log: AllocationLog | None = None
         self._depth = 0
-        # Of calls with new results: device, shape, strides and type. The fake mode remembers them
-        # too, by much of which nothing here differs, such as a tensor's layout.
-        self._results: dict[Hashable, tuple[torch.device, torch.Size, tuple[int, ...], Any]] = {}
+        # By call, a function for each new tensor that it gives. The fake mode remembers calls too,
+        # by much of which nothing here differs, such as a tensor's layout.
+        self._results: dict[Hashable, list[Callable[[], FakeTensor | None]]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -74,15 +74,30 @@ class RecordingMode(FakeTensorMode):
             with in_kernel_invocation_manager(self):
                 view = func(*args, **kwargs)
             return FakeTensor(self, view, args[0].fake_device)
+        if func.namespace == "profiler":
+            return func(*args, **kwargs)
         key = _key(func, args, kwargs)
         if key in self._results:
-            device, *known, dtype = self._results[key]
-            return FakeTensor(self, torch.empty_strided(*known, dtype=dtype, device="meta"), device)
-        result = self.dispatch(func, types, args, kwargs)
-        if key is not None and type(result) is FakeTensor and result.constant is None:
-            about = result.fake_device, result.shape, result.stride(), result.dtype
-            self._results[key] = about
+            known = [make() for make in self._results[key]]
+            return known[0] if len(known) == 1 else tuple(known)
+        result: Any = self.dispatch(func, types, args, kwargs)
+        if key is not None:
+            results: Sequence[Any] = [result] if isinstance(result, Tensor) else result
+            if all(map(_is_plain, results)):
+                self._results[key] = [self._like(one) for one in results]
         return result
+
+    def _like(self, tensor: FakeTensor | None) -> Callable[[], FakeTensor | None]:
+        if tensor is None:
+            return lambda: None
+        shape, strides, dtype = tensor.shape, tensor.stride(), tensor.dtype
+        device = tensor.fake_device
+
+        def make() -> FakeTensor:
+            on_meta = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
+            return FakeTensor(self, on_meta, device)
+
+        return make
 
     def enter(self, section: Section, layer: int) -> None:
         """Tell the log, if there is one, that a layer's part of a section begins."""
@@ -113,8 +128,8 @@ class RecordingMode(FakeTensorMode):
 
 
 def _key(func: Any, args: Sequence[object], kwargs: Mapping[str, object]) -> Hashable:
-    """What the result of a call depends on; None where it is not one new tensor for sure."""
-    if not _gives_a_new_tensor(func):
+    """What the results of a call depend on; None where they are not new tensors for sure."""
+    if not _gives_new_tensors(func):
         return None
     parts: list[Any] = [func]
     for name, value in (*enumerate(args), *kwargs.items()):
@@ -132,14 +147,12 @@ def _key(func: Any, args: Sequence[object], kwargs: Mapping[str, object]) -> Has
 
 
 @functools.cache
-def _gives_a_new_tensor(func: Any) -> bool:
-    if func.namespace != "aten":
-        return False
+def _gives_new_tensors(func: Any) -> bool:
     schema = func._schema
-    returns_one = [str(value.type) for value in schema.returns] == ["Tensor"]
+    tensors = {str(value.type) for value in schema.returns} == {"Tensor"}
     aliases = any(value.alias_info is not None for value in schema.arguments)
-    # These say that they alias nothing, and do.
-    return returns_one and not aliases and func not in _VIEWS
+    # Views among them say that they alias nothing, and do.
+    return func.namespace == "aten" and tensors and not aliases and func not in _VIEWS
 
 
 def _is_plain(argument: object) -> bool:

@@ -9,6 +9,8 @@ from torch._subclasses import FakeTensorMode
 
 from cola_train.scaling.recording import RecordingMode
 
+NORM = torch.ops.aten.native_layer_norm
+NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward
 CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "view": lambda x, out: x.view(3, 8),
     "reshape of a copy": lambda x, out: x.t().reshape(-1),
@@ -36,6 +38,10 @@ CALLS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "like": lambda x, out: torch.zeros_like(x.t()),
     "where": lambda x, out: torch.where(x > 0, x, 0.0),
     "layer norm": lambda x, out: torch.nn.functional.layer_norm(x, (6,)),
+    "layer norm's means": lambda x, out: NORM(x, (6,), None, None, 1e-5)[1],
+    "layer norm's gradient": lambda x, out: NORM_BACKWARD(
+        x, x, (6,), x[:, :1], x[:, :1], None, None, [True, False, False]
+    )[0],
     "of a number": lambda x, out: torch.tensor(2.0).view(1),
     "of a number that was detached": lambda x, out: torch.tensor([1.0, 2.0]).detach()[1:],
 }
