@@ -252,6 +252,11 @@ def test_nothing_is_made_unless_every_comparison_passes(
     assert make.prove(tmp_path, [str(proof)]) == 1
 
 
+@pytest.mark.parametrize("proof", make.PROOFS)
+def test_what_proves_the_code_is_there(proof: str) -> None:
+    assert (Path(__file__).resolve().parents[1] / proof).is_file()
+
+
 def test_nothing_is_made_without_the_reference(tmp_path: Path) -> None:
     with pytest.raises(make.Refusal, match="is absent"):
         make.prove(tmp_path / "golden", make.PROOFS)

@@ -44,9 +44,9 @@ REFERENCE = ROOT.parent / "shared" / "golden"
 PROOFS = (
     "tests/models/test_golden.py",
     "tests/sampling/test_golden.py",
-    "tests/test_hf_format.py",
+    "tests/families/cola/test_format.py",
     "tests/models/test_transformer.py",
-    "tests/test_baseline_format.py",
+    "tests/families/transformer/test_format.py",
 )
 MAX_BYTES = 2_000_000
 # Far above fp32's rounding: ids that stay the same under it are the same on every CPU.
