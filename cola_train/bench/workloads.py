@@ -19,7 +19,7 @@ from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.family import Family, TrainedRun
 from cola_train.families.registry import families, family_named, load_checkpoint, load_run_config
-from cola_train.models.blocks import HasBuffers
+from cola_train.models.blocks import reset_buffers
 from cola_train.processes import local_part
 
 # Settings without a default, which nothing here reads.
@@ -126,10 +126,7 @@ def _random_checkpoint(family: Family[Any], workload: str, device: torch.device)
         made = family.checkpoint(trained, device)
     for network in made.networks.values():
         randomize(network)
-        with torch.no_grad():
-            for module in network.modules():
-                if isinstance(module, HasBuffers):
-                    module.reset_buffers()
+        reset_buffers(network)
     return made
 
 

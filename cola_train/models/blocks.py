@@ -36,6 +36,14 @@ class HasBuffers(nn.Module, abc.ABC):
         """Compute all buffers again, for a network built on the meta device."""
 
 
+def reset_buffers(network: nn.Module) -> None:
+    """Give every buffer of a network its value again (`HasBuffers`)."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, HasBuffers):
+                module.reset_buffers()
+
+
 def blocks_of(network: nn.Module) -> Iterator[Block]:
     """Every block of a network, in order."""
     return (module for module in network.modules() if isinstance(module, Block))

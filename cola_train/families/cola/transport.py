@@ -1,6 +1,7 @@
 """One block of every row from noise to data: the solver's steps, guidance, and pinned latents."""
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,11 +39,11 @@ class BlockTransport:
         self._times = Times(distinct, index, dit.modulations(distinct))
         self._steps = torch.arange(len(distinct), device=self.device)[:, None, None]
         self._clean = config.num_steps  # the place of t = 0 in the time grid
-        self.denoise = dit
+        self.denoise: Callable[..., Tensor] = dit
         if config.compile:
             # On a GPU whole passes are then replayed as CUDA graphs.
             mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-            self.denoise = torch.compile(dit, dynamic=False, mode=mode)  # type: ignore[assignment]  # called like it
+            self.denoise = torch.compile(dit, dynamic=False, mode=mode)
 
     def fill(
         self, latents: Float[Tensor, "batch seq channels"], cache: KVCache, added: list[int]

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import importlib.util
 import json
 import math
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import UserError
+from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.devices import device_peak
 from cola_train.files import JsonlWriter, write_atomically
@@ -144,13 +145,11 @@ def _wandb_loggers(config: RunConfig, run_folder: Path) -> list[Any]:
     """The wandb logger where it is on; offline (files for `wandb sync`) unless `wandb.online`."""
     if not config.wandb.enabled:
         return []
-    try:
-        import wandb  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "wandb.enabled needs the package: pip install 'cola-train[wandb]', or set "
-            "wandb.enabled=false."
-        ) from error
+    require(
+        importlib.util.find_spec("wandb") is not None,
+        "wandb.enabled needs the package: pip install 'cola-train[wandb]', or set "
+        "wandb.enabled=false.",
+    )
     from lightning.pytorch.loggers import WandbLogger
 
     logger = WandbLogger(

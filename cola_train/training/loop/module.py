@@ -13,6 +13,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from cola_train.config.run import RunConfig
@@ -91,9 +92,10 @@ class StageModule(pl.LightningModule):
         micro_batches = [Batch(*tensors) for tensors in zip(*parts, strict=True)]
         counts, rows, digest = self._agree(micro_batches, batch)
         sums: dict[str, Tensor] = {}
+        assert isinstance(self.objective, FSDPModule)
         for number, micro_batch in enumerate(micro_batches, start=1):
             # Gradients are reduced over processes in the last micro-batch alone.
-            self.objective.set_requires_gradient_sync(number == len(micro_batches))  # type: ignore[operator]  # FSDP's
+            self.objective.set_requires_gradient_sync(number == len(micro_batches))
             with computing(self.config, self.processes):
                 terms: list[Term] = self.objective(micro_batch, step)
             # Gradients are averaged over processes; the losses are shares of a global mean to add.

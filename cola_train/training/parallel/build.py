@@ -6,7 +6,7 @@ import torch
 
 from cola_train.config.run import RunConfig
 from cola_train.families.registry import family_of
-from cola_train.models.blocks import HasBuffers
+from cola_train.models.blocks import reset_buffers
 from cola_train.objectives.objective import Objective
 from cola_train.processes import Processes
 from cola_train.training.parallel.blocks import (
@@ -40,10 +40,7 @@ def build_sharded(
 def materialize(objective: Objective, config: RunConfig, processes: Processes) -> None:
     """Give a sharded objective memory, and its buffers their values; parameters have none yet."""
     objective.to_empty(device="cpu" if config.parallel.cpu_offload else processes.device)
-    with torch.no_grad():
-        for module in objective.modules():
-            if isinstance(module, HasBuffers):
-                module.reset_buffers()
+    reset_buffers(objective)
 
 
 def computing(config: RunConfig, processes: Processes) -> torch.autocast:
