@@ -87,23 +87,25 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
     """Export a finished run, once; say how it stands and write that to its status."""
     run_folder = folder_of(config)
     if status.state == "interrupted":
-        say(
+        said = (
             f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes "
             "on from there."
         )
-    elif read_status(run_folder) == status:
-        say(
+    else:
+        said = (
             f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget "
             "goes on with it."
         )
-    else:
-        folder = step_folder(run_folder, status.step)
-        target, use_ema = run_folder / EXPORT, config.ema.export
-        export_checkpoint(config, folder, tokenizer, target, use_ema=use_ema, replace=True)
-        export_marks(config, run_folder, tokenizer)
-        if (run_folder / SUMMARY).is_file():
-            summary = json.loads((run_folder / SUMMARY).read_text(encoding="utf-8"))
-            say(f"{run_folder}: {cost_in_words(summary)}")
+        if read_status(run_folder) != status:
+            folder = step_folder(run_folder, status.step)
+            target, use_ema = run_folder / EXPORT, config.ema.export
+            export_checkpoint(config, folder, tokenizer, target, use_ema=use_ema, replace=True)
+            export_marks(config, run_folder, tokenizer)
+            # A branch that had nothing left to do has cost nothing.
+            if (run_folder / SUMMARY).is_file():
+                summary = json.loads((run_folder / SUMMARY).read_text(encoding="utf-8"))
+                said = f"{run_folder}: {cost_in_words(summary)}"
+    say(said)
     write_status(run_folder, status)
 
 

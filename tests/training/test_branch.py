@@ -60,6 +60,16 @@ def test_the_same_call_goes_on_with_a_branch(trunk: Path) -> None:
         assert train(config).step == 9
 
 
+def test_a_branch_with_nothing_left_to_do_says_so(
+    trunk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert train(branch(trunk, None, ["name=as_it_is", "budget.marks=[]"])).step == 7
+    said = capsys.readouterr().err
+    assert "as_it_is is finished at step 7; a larger trainer.max_steps or budget goes on" in said
+    assert (trunk.parent / "as_it_is" / "hf").is_dir()
+
+
 @pytest.mark.parametrize(
     "step, overrides, message",
     [
