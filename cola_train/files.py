@@ -89,6 +89,36 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+_MOST_NESTED = 200  # so that whatever walks or writes a value again by recursion can
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. All JSON that the program reads is read by this.
+
+    Raises:
+        ValueError: it is not JSON, or is nested more than 200 deep.
+    """
+    try:
+        value = json.loads(text)
+        is_deep = text.count("[") + text.count("{") > _MOST_NESTED and _is_deep(value)
+    except RecursionError:
+        is_deep = True
+    if is_deep:
+        raise ValueError(f"lists or objects are nested more than {_MOST_NESTED} deep")
+    return value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MOST_NESTED):
+        inside: list[Any] = []
+        for one in level:
+            if isinstance(one, dict | list):
+                inside += one.values() if isinstance(one, dict) else one
+        level = inside
+    return any(isinstance(one, dict | list) for one in level)
+
+
 def require_new(path: Path | None) -> None:
     """Refuse an output that exists already; None is no output.
 
@@ -109,7 +139,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                yield parse_json(line)
 
 
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
@@ -133,7 +163,7 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     for number, line in numbered:
         where = f"{path}, line {number}"
         try:
-            yield where, json.loads(line)
+            yield where, parse_json(line)
         except ValueError as error:
             raise UserError(f"{where} is not JSON ({error}).") from None
 

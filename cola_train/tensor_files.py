@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cola_train.config.settings import UserError
+from cola_train.files import parse_json
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
 TRAINING = "training.json"  # what a checkpoint says of the run that it comes from
@@ -22,11 +23,13 @@ _SINGLE = "model.safetensors"
 
 
 def model_type(folder: Path) -> object:
-    """The model_type in a Hugging Face folder's config.json; None where there is none."""
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """The model_type in a Hugging Face folder's config.json; None where there is none.
+
+    Raises:
+        UserError: as of `read_json`.
+    """
+    path = folder / "config.json"
+    return read_json(path)[0].get("model_type") if path.is_file() else None
 
 
 def read_json(path: Path) -> tuple[dict[str, Any], str]:
@@ -36,7 +39,7 @@ def read_json(path: Path) -> tuple[dict[str, Any], str]:
         UserError: it is missing, or holds no object.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing; the checkpoint is incomplete, copy or export it again."

@@ -17,7 +17,7 @@ from typing import Any
 from cola_train.config.settings import UserError, require
 from cola_train.evaluation.benchmarks.scoring import Verdict, letter, verdict
 from cola_train.evaluation.benchmarks.tasks import TASKS
-from cola_train.files import JsonlWriter, read_log, write_atomically
+from cola_train.files import JsonlWriter, parse_json, read_log, write_atomically
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
 _PARTS, _DATA = "parts", "data"
@@ -96,7 +96,7 @@ class AnswerFolder:
                 differ are named.
         """
         # As it will be read: without tuples.
-        here: dict[str, Any] = json.loads(json.dumps(identity))
+        here: dict[str, Any] = parse_json(json.dumps(identity))
         there = cls(path)._read_identity()
         if there:
             common = there[_DATA].keys() & here[_DATA].keys()
@@ -133,7 +133,7 @@ class AnswerFolder:
             )
             return {}
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
                 f"Cannot read {path} ({error}); put it back, or give another folder by --out."

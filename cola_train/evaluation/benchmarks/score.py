@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
 from cola_train.evaluation.benchmarks.results import summarize, to_table, write_results
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
-from cola_train.files import atomic_folder, read_errors_explained, require_new
+from cola_train.files import atomic_folder, parse_json, read_errors_explained, require_new
 
 
 def score(path: Path, data: Path | None, out: Path | None) -> str:
@@ -94,8 +93,8 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     # Not splitlines: a JSON string may hold Unicode's line separators.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         record = None
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
+        with contextlib.suppress(ValueError):
+            record = parse_json(line)
         if record is None:
             skipped += 1
             continue

@@ -17,13 +17,12 @@ ignored.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.files import read_errors_explained
+from cola_train.files import parse_json, read_errors_explained
 
 # The released model's (correct answers, samples), by the released scorer.
 RELEASED = {
@@ -121,8 +120,8 @@ def _text(path: Path) -> str:
 
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
-        row: dict[str, Any] = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row: dict[str, Any] = parse_json(line)
+    except ValueError as error:
         raise UserError(
             f"{place} is not valid JSON ({error}); every line must be one JSON object."
         ) from None

@@ -15,7 +15,7 @@ from pathlib import Path
 import xxhash
 
 from cola_train.config.settings import UserError
-from cola_train.files import sync, write_atomically
+from cola_train.files import parse_json, sync, write_atomically
 from cola_train.run_layout import CHECKPOINTS, LATEST
 from cola_train.training.loop.state import RunState
 
@@ -53,7 +53,7 @@ class CheckpointManifest:
     @classmethod
     def from_json(cls, text: str) -> "CheckpointManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
-        values = json.loads(text)
+        values = parse_json(text)
         if values.pop("xxh3") != _checksum(values):
             raise ValueError("its own checksum does not fit")
         version = values.pop("format_version")
