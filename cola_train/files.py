@@ -165,7 +165,7 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
         try:
             yield where, parse_json(line)
         except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}).") from None
+            raise UserError(f"{where} is not JSON ({error}).{lfs_hint(path)}") from None
 
 
 @contextlib.contextmanager
@@ -213,6 +213,17 @@ def _swap_in(working: Path, final: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def lfs_hint(path: Path) -> str:
+    """The end of a message about a file that cannot be understood: is it a Git LFS pointer?"""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return " It is a Git LFS pointer to the file, not the file: run `git lfs pull` there."
+    return ""
 
 
 def read_errors_explained(path: Path) -> AbstractContextManager[None]:
