@@ -58,7 +58,10 @@ class Answer:
         """
         truth, choices = self.ground_truth, self.choices
         if not self.scores:
-            return verdict(self.task, self.generation, truth, choices)
+            found = verdict(self.task, self.generation, truth, choices)
+            # To the rules no word is like no word; but nothing is no answer.
+            nothing = dataclasses.replace(found, correct=False, score=0.0)
+            return found if self.generation else nothing
         chosen = self.scores.index(max(self.scores))
         gold = letter(choices.index(truth)) if truth in choices else None
         correct = choices[chosen] == truth
