@@ -13,7 +13,8 @@ from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.families.registry import load_run_config
-from cola_train.files import parse_json, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_text import parse_json
 from cola_train.run_layout import CONFIG, LOCK, LOGS, STATUS, folder_of
 
 _LOCK_WAIT_SECONDS = 10.0

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from cola_train.checksums import FileChecksum, damage, file_checksum
 from cola_train.config.settings import UserError, require
 from cola_train.console import say
-from cola_train.files import lfs_hint, parse_json, read_errors_explained
+from cola_train.files import lfs_hint, read_errors_explained
+from cola_train.json_text import parse_json
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
 TRAINING = "training.json"  # what a checkpoint says of the run that it comes from

@@ -19,7 +19,8 @@ from cola_train.evaluation.benchmarks.score import read_answers
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.evaluation.writing.sample import read_prompts
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import parse_json, read_log
+from cola_train.files import read_log
+from cola_train.json_text import parse_json
 from cola_train.run_folder import read_status
 from cola_train.tensor_files import read_json, read_tensors
 from cola_train.training.checkpoints.folder import read_manifest
@@ -98,4 +99,4 @@ def test_all_json_is_read_by_one_function() -> None:
         for path in package.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("json.load", "json.loads")
-    ] == ["files.py"]
+    ] == ["json_text.py"]

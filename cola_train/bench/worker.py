@@ -23,7 +23,7 @@ from cola_train.bench.config import (
 from cola_train.config.load import leaves, load_config, value_at
 from cola_train.config.settings import UserError
 from cola_train.console import say
-from cola_train.files import parse_json
+from cola_train.json_text import parse_json
 
 # A doubling of the rows must gain as much, or it is the last.
 _LEAST_GAIN = 1.01

@@ -15,7 +15,8 @@ from cola_train.config.settings import UserError, require
 from cola_train.data.packing import SplitCounts, documents_file, tokens_file
 from cola_train.data.sources import SourceHash
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.files import parse_json, read_errors_explained
+from cola_train.files import read_errors_explained
+from cola_train.json_text import parse_json
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"

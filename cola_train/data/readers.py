@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.files import parse_json, read_errors_explained
+from cola_train.files import read_errors_explained
+from cola_train.json_text import parse_json
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
 _OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}

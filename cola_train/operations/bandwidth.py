@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
-from cola_train.files import parse_json
+from cola_train.json_text import parse_json
 from cola_train.operations.job import TorchrunJob
 
 _COLLECTIVES, _MEGABYTES = ("all-reduce", "all-gather"), (1, 64)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from cola_train.devices import uses_gpu
-from cola_train.files import parse_json
+from cola_train.json_text import parse_json
 from cola_train.operations.report import last_lines
 from cola_train.processes import STORE
 from cola_train.programs import start

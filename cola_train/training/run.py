@@ -11,7 +11,7 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.files import parse_json
+from cola_train.json_text import parse_json
 from cola_train.processes import connected
 from cola_train.run_folder import Status, read_run_config, read_status, write_status
 from cola_train.run_layout import CONFIG, EXPORT, SUMMARY, TOKENIZER, folder_of

@@ -11,7 +11,8 @@ from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
 from cola_train.evaluation.benchmarks.results import summarize, to_table, write_results
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
-from cola_train.files import atomic_folder, parse_json, read_errors_explained, require_new
+from cola_train.files import atomic_folder, lfs_hint, read_errors_explained, require_new
+from cola_train.json_text import parse_json
 
 
 def score(path: Path, data: Path | None, out: Path | None) -> str:
@@ -89,6 +90,8 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise UserError(
             f"{file} is not UTF-8 text (byte {error.start}); convert it first."
         ) from None
+    hint = lfs_hint(file)
+    require(not hint, f"{file} holds no answers.{hint}")
     skipped = 0
     # Not splitlines: a JSON string may hold Unicode's line separators.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):

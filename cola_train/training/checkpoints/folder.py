@@ -16,7 +16,8 @@ import xxhash
 
 from cola_train.checksums import FileChecksum, damage
 from cola_train.config.settings import UserError
-from cola_train.files import parse_json, sync, write_atomically
+from cola_train.files import sync, write_atomically
+from cola_train.json_text import parse_json
 from cola_train.run_layout import CHECKPOINTS, LATEST
 from cola_train.training.loop.state import RunState
 

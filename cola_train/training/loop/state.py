@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from cola_train.files import parse_json
+from cola_train.json_text import parse_json
 from cola_train.processes import local_part
 from cola_train.training.optim.optimizers import ensure_state
 
