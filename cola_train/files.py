@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, require
+from cola_train.json_text import parse_json
 
 
 def sync(path: Path) -> None:
@@ -26,7 +27,7 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Put `content` at `path` in one step, replacing what was there."""
     data = content.encode() if isinstance(content, str) else content
-    with _write_errors_explained(path):
+    with write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(path)
         # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one
@@ -96,9 +97,23 @@ def require_new(path: Path | None) -> None:
         UserError: `path` exists.
     """
     require(
-        path is None or not path.exists(),
+        path is None or not os.path.lexists(path),
         f"{path} exists and is not overwritten; choose another --out, or remove it yourself.",
     )
+
+
+def create(path: Path) -> None:
+    """Make an empty file.
+
+    Raises:
+        UserError: `path` exists, or the disk refuses.
+    """
+    with write_errors_explained(path):
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            require_new(path)
+            raise
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
@@ -109,7 +124,7 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for line in file:
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                yield parse_json(line)
 
 
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
@@ -118,7 +133,8 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     `what` names its content in messages: "prompts".
 
     Raises:
-        UserError: no such file, not UTF-8, nothing in it, or a line that is not JSON, by number.
+        UserError: no such file, not UTF-8, nothing in it, or a line, by its number, that is not
+            JSON or has a lone surrogate in a text.
     """
     try:
         # other separators may stand in a JSON string
@@ -133,9 +149,19 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     for number, line in numbered:
         where = f"{path}, line {number}"
         try:
-            yield where, json.loads(line)
+            value = parse_json(line)
         except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}).") from None
+            raise UserError(f"{where} is not JSON ({error}).{lfs_hint(path)}") from None
+        if "\\ud" in line.lower():  # only so written can one stand in valid UTF-8
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(error.object[error.start]):04x}"
+                raise UserError(
+                    f"{where} has a lone surrogate ({half}), half of a character, which is no "
+                    "Unicode text; repair the line."
+                ) from None
+        yield where, value
 
 
 @contextlib.contextmanager
@@ -149,7 +175,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise UserError(
             f"{final} exists and is not overwritten; choose another name or remove it yourself."
         )
-    with _write_errors_explained(final):
+    with write_errors_explained(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(final)
         working.mkdir()  # with the user's own permissions, as in write_atomically
@@ -169,6 +195,16 @@ def _name_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what crashes left of writing files of this name (a pattern) in a folder.
+
+    Only while nobody else writes them.
+    """
+    for path in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def _swap_in(working: Path, final: Path) -> None:
     if not final.exists():
         working.rename(final)
@@ -185,12 +221,24 @@ def _swap_in(working: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def lfs_hint(path: Path) -> str:
+    """The end of a message about a file that cannot be understood: is it a Git LFS pointer?"""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            return " It is a Git LFS pointer to the file, not the file: run `git lfs pull` there."
+    return ""
+
+
 def read_errors_explained(path: Path) -> AbstractContextManager[None]:
     """Turn an OSError of the block (permissions, a lost disk) into a UserError naming the file."""
     return _explained(f"Cannot read {path}", "Check that it exists and may be read.")
 
 
-def _write_errors_explained(path: Path) -> AbstractContextManager[None]:
+def write_errors_explained(path: Path) -> AbstractContextManager[None]:
+    """Turn an OSError of the block (a full or read-only disk) into a UserError naming the file."""
     advice = "Nothing was changed there; free space or choose another place."
     return _explained(f"Cannot write {path}", advice)
 

@@ -14,6 +14,7 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.families.registry import load_run_config
 from cola_train.files import write_atomically
+from cola_train.json_text import parse_json
 from cola_train.run_layout import CONFIG, LOCK, LOGS, STATUS, folder_of
 
 _LOCK_WAIT_SECONDS = 10.0
@@ -106,7 +107,7 @@ def write_status(run_folder: Path, status: Status) -> None:
 def read_status(run_folder: Path) -> Status | None:
     """status.json, if it is there and whole."""
     try:
-        return Status(**json.loads((run_folder / STATUS).read_text(encoding="utf-8")))
+        return Status(**parse_json((run_folder / STATUS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 

@@ -6,13 +6,18 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.files import JsonlWriter, read_log
+from cola_train.config.settings import UserError
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.evaluation.benchmarks.score import read_answers
+from cola_train.evaluation.benchmarks.tasks import read_samples
+from cola_train.files import JsonlWriter, read_jsonl, read_log
 
 Rows = st.lists(
     st.dictionaries(
@@ -77,6 +82,24 @@ def test_rows_are_read_as_they_were_written(
     for row in rows:
         lines.append(row)
     assert [*read_log(lines.path)] == rows
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: [*read_jsonl(path, "prompts")],
+        lambda path: read_samples(path.parent, path.stem),
+        read_answers,
+        Tokenizer.load,
+    ],
+)
+def test_what_git_lfs_left_out_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "squad.jsonl").write_text(POINTER)
+    with pytest.raises(UserError, match=r"squad\.jsonl.* Git LFS pointer .*`git lfs pull`"):
+        read(tmp_path / "squad.jsonl")
 
 
 _WRITES = """

@@ -27,6 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if rest:
         options.settings += rest
     options.arguments = arguments
+    # What a terminal cannot show is escaped: a text that was generated must not fail there.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
     try:
         return options.run(options) or 0
     except UserError as error:

@@ -26,7 +26,12 @@ def add(verbs: Any) -> None:
         "--prompt", action="append", help="a text to continue; may be repeated; '' is from nothing"
     )
     add_path(sample, "--prompts", "FILE.jsonl", '{"prompt": "..."} or {"input_ids": [...]} a line')
-    add_path(sample, "--out", "FILE.jsonl", "write results there as JSON lines; print no text")
+    add_path(
+        sample,
+        "--out",
+        "FILE.jsonl",
+        "append results there as JSON lines, print no text",
+    )
     add_device(sample)
 
     evaluate = add_verb(
@@ -83,7 +88,12 @@ def add(verbs: Any) -> None:
         "FILE.jsonl",
         'texts instead: one {"text": "..."} or {"prompt": "...", "continuation": "..."} per line',
     )
-    add_path(likelihood, "--out", "FILE.jsonl", "also write each row's metrics there, as JSON")
+    add_path(
+        likelihood,
+        "--out",
+        "FILE.jsonl",
+        "also append each row's metrics there, as JSON",
+    )
     add_device(likelihood)
 
     inspect = add_verb(

@@ -16,6 +16,7 @@ from cola_train.data.packing import SplitCounts, documents_file, tokens_file
 from cola_train.data.sources import SourceHash
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import read_errors_explained
+from cola_train.json_text import parse_json
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -53,7 +54,7 @@ class PreparedManifest:
     @classmethod
     def from_json(cls, text: str) -> "PreparedManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
-        values: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = parse_json(text)
         values["splits"] = {key: SplitCounts(**counts) for key, counts in values["splits"].items()}
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
         return cls(**values)
@@ -94,7 +95,7 @@ class PreparedData:
         with read_errors_explained(folder):
             try:
                 text = path.read_text(encoding="utf-8")
-                version = json.loads(text)["format_version"]
+                version = parse_json(text)["format_version"]
                 require(
                     version == FORMAT_VERSION,
                     f"{path} has format_version {version!r}; this version of cola-train reads "

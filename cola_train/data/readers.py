@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.files import read_errors_explained
+from cola_train.json_text import parse_json
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
 _OPENERS: Mapping[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
@@ -113,7 +113,7 @@ def _jsonl(path: Path, column: str) -> Iterator[str]:
             continue
         place = f"{path}, line {number}"
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             rule = "every line must be one JSON object"
             raise UserError(f"{place} is not valid JSON: {error}; {rule}.") from None

@@ -13,7 +13,7 @@ from cola_train.config.data import TokenizerTrainConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.data.sources import read_documents
-from cola_train.files import read_errors_explained, write_atomically
+from cola_train.files import lfs_hint, read_errors_explained, write_atomically
 
 EOS_TOKEN = "<|endoftext|>"
 IM_START_TOKEN = "<|im_start|>"
@@ -79,6 +79,8 @@ class Tokenizer:
         )
         with read_errors_explained(file):
             content = file.read_bytes()
+        hint = lfs_hint(file)
+        require(not hint, f"{file} is no tokenizer.json.{hint}")
         return cls(content, str(file))
 
     @functools.cached_property

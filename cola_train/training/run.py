@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +11,7 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.json_text import parse_json
 from cola_train.processes import connected
 from cola_train.run_folder import Status, read_run_config, read_status, write_status
 from cola_train.run_layout import CONFIG, EXPORT, SUMMARY, TOKENIZER, folder_of
@@ -103,7 +103,7 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
             export_marks(config, run_folder, tokenizer)
             # A branch that had nothing left to do has cost nothing.
             if (run_folder / SUMMARY).is_file():
-                summary = json.loads((run_folder / SUMMARY).read_text(encoding="utf-8"))
+                summary = parse_json((run_folder / SUMMARY).read_text(encoding="utf-8"))
                 said = f"{run_folder}: {cost_in_words(summary)}"
     say(said)
     write_status(run_folder, status)

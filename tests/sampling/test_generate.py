@@ -42,6 +42,18 @@ def tiny(patch_size: int) -> Checkpoint:
     )
 
 
+@pytest.mark.parametrize("prompts", ["It was", b"It was", ""])
+def test_one_text_is_no_list_of_prompts(prompts: Any) -> None:
+    with pytest.raises(UserError, match=r'prompts must be a list of prompts, .* \["It was"\]'):
+        generate(tiny(1), prompts, CONFIG)
+
+
+@pytest.mark.parametrize("prompt", [5, None, ["It", "was"], [5.5], {"a": 1}, b"It"])
+def test_a_prompt_is_a_text_or_ids(prompt: Any) -> None:
+    with pytest.raises(UserError, match=r"prompt 1 must be a text or a list of token ids, not "):
+        generate(tiny(1), [[5], prompt], CONFIG)
+
+
 def noise(prompt: int, block: int) -> Tensor:
     return random_latents(BLOCK_SIZE, CHANNELS, seed=1000 * prompt + block)
 

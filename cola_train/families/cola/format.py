@@ -26,7 +26,9 @@ from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
     TRAINING,
     Below,
+    absence,
     load_tensors,
+    pickle_hint,
     read_json,
     read_tensors,
     write_json,
@@ -137,10 +139,10 @@ def find_root(folder: str | Path) -> Path:
     for root in (folder, folder / EXPORT):
         if VAE_FORMAT.is_in(root):
             return root
-    what = "has no" if folder.is_dir() else "does not exist, so it has no"
     raise UserError(
-        f"{folder} {what} cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae): give a checkpoint "
-        "in the released layout, or a run folder that has been exported (cola-train export RUN)."
+        f"{folder} {absence(folder)}has no cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae): give a "
+        "checkpoint in the released layout, or a run folder that has been exported (cola-train "
+        f"export RUN).{pickle_hint(folder)}"
     )
 
 
