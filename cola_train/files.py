@@ -144,6 +144,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         UserError: `final` exists and `replace` is False; or the disk refuses (full, read-only).
+            If `final` was made while the block ran, what the block wrote is kept beside it.
     """
     if not replace and final.exists():
         raise UserError(
@@ -153,20 +154,40 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(final)
         working.mkdir()  # with the user's own permissions, as in write_atomically
+        keep = False
         try:
             yield working
             for path in sorted(working.rglob("*")):
                 sync(path)
             sync(working)
-            _swap_in(working, final)
+            if replace:
+                _swap_in(working, final)
+            elif not _move_to_new(working, final):
+                keep = True
+                raise UserError(
+                    f"{final} exists and is not overwritten: it was made while this was at work. "
+                    f"What was written is complete, in {working}: rename it, or delete it."
+                )
             sync(final.parent)
         finally:
-            shutil.rmtree(working, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(working, ignore_errors=True)
 
 
 def _name_beside(path: Path) -> Path:
     # Hidden, and nobody else's: 64 random bits, and whoever makes it fails where it exists.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def _move_to_new(working: Path, final: Path) -> bool:
+    try:
+        # No look beforehand, which can be overtaken: on anything but an empty folder this fails.
+        working.rename(final)
+    except OSError:
+        if os.path.lexists(final):
+            return False
+        raise
+    return True
 
 
 def _swap_in(working: Path, final: Path) -> None:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.files import JsonlWriter, read_log
+from cola_train.config.settings import UserError
+from cola_train.files import JsonlWriter, atomic_folder, read_log
 
 Rows = st.lists(
     st.dictionaries(
@@ -77,6 +78,31 @@ def test_rows_are_read_as_they_were_written(
     for row in rows:
         lines.append(row)
     assert [*read_log(lines.path)] == rows
+
+
+def make_meanwhile(final: Path, kind: str) -> None:
+    with atomic_folder(final) as working:
+        (working / "mine").write_text("hours of work")
+        if kind == "folder":
+            final.mkdir()
+            (final / "notes.txt").write_text("yours")
+        elif kind == "file":
+            final.write_text("yours")
+        else:
+            final.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+def test_what_came_to_a_name_meanwhile_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    final = tmp_path / "final"
+    with pytest.raises(UserError, match=r"final exists and is not overwritten: .* is complete"):
+        make_meanwhile(final, kind)
+    if kind == "folder":
+        assert [path.name for path in final.iterdir()] == ["notes.txt"]
+    else:
+        assert final.is_symlink() if kind == "broken link" else final.read_text() == "yours"
+    (kept,) = tmp_path.glob(".final.*")
+    assert (kept / "mine").read_text() == "hours of work"
 
 
 _WRITES = """
