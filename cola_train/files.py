@@ -1,6 +1,7 @@
 """Atomic writing: a crash leaves the old file or the new one; nothing is overwritten unasked."""
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -25,7 +26,7 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Put `content` at `path` in one step, replacing what was there."""
-    data = content.encode() if isinstance(content, str) else content
+    data = _utf8(content) if isinstance(content, str) else content
     with _write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(path)
@@ -54,7 +55,7 @@ class JsonlWriter:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line, after those that could not be written before."""
-        self._waiting += json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        self._waiting += _utf8(json_lines([row]))
         try:
             self._write(self._waiting)
         except OSError as error:
@@ -82,6 +83,12 @@ class JsonlWriter:
         """Make what was written durable."""
         with contextlib.suppress(OSError):
             sync(self.path)
+
+
+def _utf8(text: str) -> bytes:
+    # Python's strings for names of files that are no UTF-8 have lone surrogates. As escapes, which
+    # this gives, JSON reads them again as they were.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -118,24 +125,31 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
     `what` names its content in messages: "prompts".
 
     Raises:
-        UserError: no such file, not UTF-8, nothing in it, or a line that is not JSON, by number.
+        UserError: no such file, not UTF-8, nothing in it, or a line that is not JSON or has a lone
+            surrogate, by number.
     """
     try:
-        # other separators may stand in a JSON string
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         message = f"{path} is not UTF-8 text (byte {error.start}); convert it first."
         raise UserError(message) from None
+    # Lines end as in any text; not splitlines: other separators may stand in a JSON string.
+    lines = io.StringIO(text, newline=None)
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     require(bool(numbered), f"{path} holds no {what}.")
     for number, line in numbered:
         where = f"{path}, line {number}"
         try:
-            yield where, json.loads(line)
+            value = json.loads(line)
+            # Half a character, as "\ud83d" alone is, can be read, but no longer be written.
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise UserError(f"{where} has a lone surrogate, which is no Unicode text.") from None
         except ValueError as error:
             raise UserError(f"{where} is not JSON ({error}).") from None
+        yield where, value
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ short. And permissions.
 """
 
 import json
+import os
 import subprocess
 import sys
 import warnings
@@ -13,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cola_train.config.settings import UserError
-from cola_train.files import JsonlWriter, atomic_folder, read_log
+from cola_train.files import (
+    JsonlWriter,
+    atomic_folder,
+    json_lines,
+    read_jsonl,
+    read_log,
+    write_atomically,
+)
 
 Rows = st.lists(
     st.dictionaries(
@@ -80,6 +88,27 @@ def test_rows_are_read_as_they_were_written(
     assert [*read_log(lines.path)] == rows
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_users_lines_with_a_byte_order_mark_and_any_line_end(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + end.join(['"one\u2028"', "", "2"]).encode())
+    assert list(read_jsonl(path, "texts")) == [
+        (f"{path}, line 1", "one\u2028"),
+        (f"{path}, line 3", 2),
+    ]
+
+
+def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": ["\\ud83d"]}\n')
+    lines = read_jsonl(path, "texts")
+    assert next(lines)[1] == {"text": "\U0001f600"}
+    with pytest.raises(
+        UserError, match=r"a\.jsonl, line 2 has a lone surrogate, which is no Unicode"
+    ):
+        next(lines)
+
+
 def make_meanwhile(final: Path, kind: str) -> None:
     with atomic_folder(final) as working:
         (working / "mine").write_text("hours of work")
@@ -103,6 +132,15 @@ def test_what_came_to_a_name_meanwhile_is_not_replaced(tmp_path: Path, kind: str
         assert final.is_symlink() if kind == "broken link" else final.read_text() == "yours"
     (kept,) = tmp_path.glob(".final.*")
     assert (kept / "mine").read_text() == "hours of work"
+
+
+def test_names_that_are_no_utf8_are_written_as_they_are_read(tmp_path: Path) -> None:
+    row = {"path": os.fsdecode(b"caf\xe9"), "text": "café"}
+    JsonlWriter(tmp_path / "log.jsonl").append(row)
+    write_atomically(tmp_path / "rows.jsonl", json_lines([row]))
+    for name in ("log.jsonl", "rows.jsonl"):
+        assert "café" in (tmp_path / name).read_text(encoding="utf-8")
+        assert [*read_log(tmp_path / name)] == [row]
 
 
 _WRITES = """
