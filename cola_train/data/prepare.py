@@ -34,6 +34,7 @@ from cola_train.data.prepared import (
     PreparedData,
     PreparedManifest,
 )
+from cola_train.data.records import BadRecords
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import atomic_folder
@@ -59,7 +60,8 @@ def prepare(config: PrepareConfig) -> PreparedData:
     sources = source_hashes(config.corpus)
     started = time.monotonic()
     with atomic_folder(out) as folder:
-        splits, num_empty = _write_splits(folder, config, tokenizer)
+        bad = BadRecords(config.corpus.on_bad_record)
+        splits, num_empty = _write_splits(folder, config, tokenizer, bad)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
         names = [name(split) for split in splits for name in (tokens_file, documents_file)]
         manifest = PreparedManifest(
@@ -72,11 +74,15 @@ def prepare(config: PrepareConfig) -> PreparedData:
             splits=splits,
             sources=tuple(sources),
             files={name: (folder / name).stat().st_size for name in [*names, TOKENIZER_FILE]},
+            num_skipped_records=bad.num_skipped,
+            num_replaced_records=bad.num_replaced,
+            bad_records=tuple(bad.places),
             **recipe,
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     prepared = PreparedData.open(out)
     seconds = time.monotonic() - started
+    bad.tell()
     num_tokens = sum(counts.num_tokens + counts.num_dropped_tokens for counts in splits.values())
     say(
         f"Prepared {prepared.summary}; {num_empty} empty documents skipped; "
@@ -87,6 +93,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
 
 def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     # With the content of the sources, all that the bytes depend on; names as in PreparedManifest.
+    stops = config.corpus.on_bad_record == "stop"
     return {
         "seq_len": config.seq_len,
         "document_alignment": config.document_alignment,
@@ -96,6 +103,8 @@ def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "dataset_config": config.corpus.dataset_config,
         "dataset_split": config.corpus.dataset_split,
         "tokenizer_sha256": tokenizer.sha256,
+        "on_bad_record": config.corpus.on_bad_record,
+        "max_document_bytes": None if stops else config.corpus.max_document_bytes,
     }
 
 
@@ -133,7 +142,7 @@ def _contents(sources: Iterable[SourceHash]) -> list[tuple[str, str]]:
 
 
 def _write_splits(
-    folder: Path, config: PrepareConfig, tokenizer: Tokenizer
+    folder: Path, config: PrepareConfig, tokenizer: Tokenizer, bad: BadRecords
 ) -> tuple[dict[str, SplitCounts], int]:
     splits = [TRAIN, VALIDATION] if config.held_out_share > 0 else [TRAIN]
     encoder = Encoder(tokenizer, config.held_out_share, config.document_alignment)
@@ -141,7 +150,7 @@ def _write_splits(
 
     def documents() -> Iterator[str]:
         nonlocal num_empty
-        for text in read_documents(config.corpus):
+        for text in read_documents(config.corpus, bad):
             if text:
                 yield text
             else:
@@ -166,7 +175,7 @@ def _write_splits(
             bar.set_postfix_str(pace, refresh=False)
         require(
             num_documents > 0,
-            f"The corpus has no text: {num_empty} documents, all empty. "
+            f"The corpus has no text: {num_empty} documents, all empty.{bad.summary} "
             "Check corpus.inputs (or corpus.dataset) and corpus.text_column.",
         )
         counts = {split: writer.finish() for split, writer in writers.items()}
