@@ -41,6 +41,7 @@ from cola_train.files import atomic_folder
 
 _BATCH_CHARACTERS = 1 << 18
 _BATCH_DOCUMENTS = 4096
+_SAMPLE_CHARACTERS = 4000
 
 
 def prepare(config: PrepareConfig) -> PreparedData:
@@ -162,7 +163,8 @@ def _write_splits(
             writer = SplitWriter(folder, split, config.seq_len, tokenizer.vocab_size)
             writers[split] = stack.enter_context(contextlib.closing(writer))
         bar = stack.enter_context(progress_bar("preparing", "tok"))
-        batches = _encode(_batches(documents()), encoder, config.num_processes)
+        texts = _checked(_batches(documents()), tokenizer)
+        batches = _encode(texts, encoder, config.num_processes)
         encoded = stack.enter_context(contextlib.closing(batches))
         started = time.monotonic()
         for batch in encoded:
@@ -212,6 +214,28 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
             batch, num_characters = [], 0
     if batch:
         yield batch
+
+
+def _checked(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[list[str]]:
+    """The batches, while the tokenizer gives back what stands at the beginning of each."""
+    num_lost = num_characters = 0
+    for batch in batches:
+        room = _SAMPLE_CHARACTERS
+        for text in batch:
+            lost, characters = tokenizer.lost_characters(text[:room])
+            num_lost, num_characters = num_lost + lost, num_characters + characters
+            room -= len(text)
+            if room <= 0:
+                break
+        found = f"{num_lost:,} of {num_characters:,} characters looked at"
+        require(
+            2 * num_lost <= num_characters,
+            f"The tokenizer loses the text: {found} become unknown tokens, or nothing. Use one of "
+            "this language and script, for example of `cola-train tokenizer train`.",
+        )
+        yield batch
+    if num_lost:
+        say(f"The tokenizer loses {found}: they become unknown tokens, or nothing.")
 
 
 def _encode(

@@ -259,6 +259,54 @@ def test_a_name_that_is_no_utf8(prepare_config: Build, prose: str, tmp_path: Pat
     ]
 
 
+# A tokenizer that loses the text.
+
+
+def word_tokenizer(path: Path, words: list[str], unknown: str | None) -> str:
+    names = ["<|endoftext|>", "<|pad|>", *([unknown] if unknown else []), *words]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    model = (
+        tokenizers.models.WordLevel(vocabulary, unk_token=unknown)
+        if unknown
+        else tokenizers.models.BPE(vocabulary, [])
+    )
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "words, unknown",
+    [(["pride"], "<unk>"), (["x", "y"], None)],
+    ids=["unknown tokens", "nothing"],
+)
+def test_a_tokenizer_that_loses_the_text_is_refused(
+    prepare_config: Build, tmp_path: Path, words: list[str], unknown: str | None
+) -> None:
+    tokenizer = word_tokenizer(tmp_path / "words.json", words, unknown)
+    with pytest.raises(
+        UserError,
+        match=r"loses the text: [\d,]+ of [\d,]+ characters looked at become unknown tokens, or ",
+    ):
+        prepare(prepare_config(tokenizer=tokenizer))
+    assert not Path(prepare_config().out).exists()
+
+
+def test_a_tokenizer_that_loses_a_few_words_is_said(
+    prepare_config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = word_tokenizer(tmp_path / "words.json", ["one", "two"], "<unk>")
+    (tmp_path / "a.txt").write_text("one two\n\ntwo one six")
+    prepare(
+        prepare_config(
+            tokenizer=tokenizer, inputs=[tmp_path / "a.txt"], seq_len=2, held_out_share=0.0
+        )
+    )
+    err = capsys.readouterr().err
+    assert "The tokenizer loses 3 of 15 characters looked at: they become unknown tokens" in err
+
+
 # The same again, and something else in the way.
 
 
