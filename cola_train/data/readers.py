@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.data import CorpusConfig
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import UserError
 from cola_train.data.records import BadRecords, outer_column, require_column, text_of, too_long
 from cola_train.files import read_errors_explained
 
@@ -92,6 +92,10 @@ def _lines(file: Any, most_bytes: int) -> Iterator[tuple[int, bytes]]:
             after_return = piece.endswith(b"\r")
             line = piece.rstrip(b"\r\n")
             is_whole, is_given = len(line) < len(piece), len(held) > most_bytes
+            if is_whole and not held and len(line) <= most_bytes:  # as most are
+                yield start, line
+                start = end
+                continue
             held += line[: most_bytes + 1 - len(held)]
             if not is_given and (is_whole or len(held) > most_bytes):
                 yield start, bytes(held)
@@ -109,10 +113,9 @@ def _plain_text(
     document: list[tuple[int, bytes]] = []
     size = 0  # of the document in bytes, with line ends; more than `most_bytes` + 1: left out
     for start, line in lines:
-        # Bytes that are no UTF-8 are no blank.
-        if not line.decode("utf-8", errors="replace").strip() and not (whole_file and size):
-            if document:
-                yield from _decoded(path, document, bad)
+        if _is_blank(line) and not (whole_file and size):
+            if document and (text := _decoded(path, document, bad)) is not None:
+                yield text
             document, size = [], 0
             continue
         had_room = size <= most_bytes + 1
@@ -124,11 +127,20 @@ def _plain_text(
             bad.leave_out(too_long(f"{path}, byte {first}", most_bytes))
             document = []
     if document or (whole_file and not size):
-        yield from _decoded(path, document, bad)
+        text = _decoded(path, document, bad)
+        if text is not None:
+            yield text
 
 
-def _decoded(path: Path, lines: list[tuple[int, bytes]], bad: BadRecords) -> Iterator[str]:
-    """The text of these lines; nothing if it is left out."""
+def _is_blank(line: bytes) -> bool:
+    # Bytes that are no UTF-8 are no blank.
+    return not b"!" <= line[:1] <= b"~" and not line.decode("utf-8", errors="replace").strip()
+
+
+def _decoded(path: Path, lines: list[tuple[int, bytes]], bad: BadRecords) -> str | None:
+    """The text of these lines; None if it is left out."""
+    with contextlib.suppress(UnicodeDecodeError):
+        return b"\n".join([line for _, line in lines]).decode("utf-8").rstrip()
     text, errors = [], "strict"
     for start, line in lines:
         try:
@@ -140,10 +152,10 @@ def _decoded(path: Path, lines: list[tuple[int, bytes]], bad: BadRecords) -> Ite
                 f"({error.reason}); convert the file to UTF-8, for example with iconv."
             )
             if not bad.replaces(problem):
-                return
+                return None
             errors = "replace"
             text.append(line.decode("utf-8", errors))
-    yield "\n".join(text).rstrip()
+    return "\n".join(text).rstrip()
 
 
 def _json_lines(
@@ -154,21 +166,21 @@ def _json_lines(
         if len(raw) > most_bytes:
             bad.leave_out(too_long(place, most_bytes))
             continue
-        for line in filter(None, _decoded(path, [(start, raw)], bad)):
-            try:
-                record = json.loads(line)
-                found = type(record).__name__
-                require(isinstance(record, dict), f"{place} must be one JSON object, not a {found}")
-            except UserError as error:
-                bad.leave_out(str(error))
-                continue
-            except (ValueError, RecursionError) as error:
-                rule = "every line must be one JSON object"
-                bad.leave_out(f"{place} is not valid JSON: {error}; {rule}.")
-                continue
-            text = text_of(record, corpus.text_column, place, bad, most_bytes)
-            if text is not None:
-                yield text
+        line = _decoded(path, [(start, raw)], bad)
+        if not line:
+            continue
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            rule = "every line must be one JSON object"
+            bad.leave_out(f"{place} is not valid JSON: {error}; {rule}.")
+            continue
+        if not isinstance(record, dict):
+            bad.leave_out(f"{place} must be one JSON object, not a {type(record).__name__}.")
+            continue
+        text = text_of(record, corpus.text_column, place, bad, most_bytes)
+        if text is not None:
+            yield text
 
 
 def _parquet(path: Path, corpus: CorpusConfig, bad: BadRecords) -> Iterator[str]:

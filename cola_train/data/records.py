@@ -96,6 +96,8 @@ def text_of(
 
 def _value(record: Mapping[str, Any], column: str, place: str) -> str:
     value: Any = record
+    if isinstance(plain := record.get(column), str):  # as most are
+        return plain
     for name in [column] if column in record else column.split("."):
         if value is None:
             break
