@@ -24,8 +24,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Put `content` at `path` in one step, replacing what was there."""
+def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) -> None:
+    """Put `content` at `path` in one step, replacing what was there; a UserError if it may not."""
     data = _utf8(content) if isinstance(content, str) else content
     with _write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,11 +38,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            working.replace(path)
+            if replace or not _link_to_new(working, path):
+                working.replace(path)
         except BaseException:
             working.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def _link_to_new(working: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(working)  # which, unlike a look beforehand, nothing can overtake
+    except OSError:
+        require(
+            not os.path.lexists(path),
+            f"{path} exists and is not overwritten; choose another name or remove it yourself.",
+        )
+        return False  # a file system without links
+    working.unlink()
+    return True
 
 
 class JsonlWriter:

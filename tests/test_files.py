@@ -121,6 +121,25 @@ def make_meanwhile(final: Path, kind: str) -> None:
             final.symlink_to("nowhere")
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_came_to_a_name_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    def refuses(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as on a memory card
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuses)
+    path = tmp_path / "a.txt"
+    write_atomically(path, "first", replace=False)
+    with pytest.raises(UserError, match=r"a\.txt exists and is not overwritten"):
+        write_atomically(path, "second", replace=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "first"
+    write_atomically(path, "third")
+    assert path.read_text() == "third"
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
 def test_what_came_to_a_name_meanwhile_is_not_replaced(tmp_path: Path, kind: str) -> None:
     final = tmp_path / "final"

@@ -155,7 +155,7 @@ class Tokenizer:
                 "path or delete it.",
             )
             return False
-        write_atomically(path, self.content)
+        write_atomically(path, self.content, replace=False)
         return True
 
     def save_and_say(self, path: str | Path, what: str) -> None:
