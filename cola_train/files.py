@@ -1,6 +1,7 @@
 """Atomic writing: a crash leaves the old file or the new one; nothing is overwritten unasked."""
 
 import contextlib
+import io
 import json
 import os
 import secrets
@@ -24,9 +25,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Put `content` at `path` in one step, replacing what was there."""
-    data = content.encode() if isinstance(content, str) else content
+def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) -> None:
+    """Put `content` at `path` in one step, replacing what was there; a UserError if it may not."""
+    data = _utf8(content) if isinstance(content, str) else content
     with write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(path)
@@ -38,11 +39,25 @@ def write_atomically(path: Path, content: str | bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            working.replace(path)
+            if replace or not _link_to_new(working, path):
+                working.replace(path)
         except BaseException:
             working.unlink(missing_ok=True)
             raise
         sync(path.parent)
+
+
+def _link_to_new(working: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(working)  # which, unlike a look beforehand, nothing can overtake
+    except OSError:
+        require(
+            not os.path.lexists(path),
+            f"{path} exists and is not overwritten; choose another name or remove it yourself.",
+        )
+        return False  # a file system without links
+    working.unlink()
+    return True
 
 
 class JsonlWriter:
@@ -55,7 +70,7 @@ class JsonlWriter:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one line, after those that could not be written before."""
-        self._waiting += json.dumps(row, ensure_ascii=False).encode() + b"\n"
+        self._waiting += _utf8(json_lines([row]))
         try:
             self._write(self._waiting)
         except OSError as error:
@@ -83,6 +98,12 @@ class JsonlWriter:
         """Make what was written durable."""
         with contextlib.suppress(OSError):
             sync(self.path)
+
+
+def _utf8(text: str) -> bytes:
+    # Python's strings for names of files that are no UTF-8 have lone surrogates. As escapes, which
+    # this gives, JSON reads them again as they were.
+    return text.encode("utf-8", "backslashreplace")
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -137,13 +158,14 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
             JSON or has a lone surrogate in a text.
     """
     try:
-        # other separators may stand in a JSON string
-        lines = path.read_bytes().decode("utf-8").split("\n")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         message = f"{path} is not UTF-8 text (byte {error.start}); convert it first."
         raise UserError(message) from None
+    # Lines end as in any text; not splitlines: other separators may stand in a JSON string.
+    lines = io.StringIO(text, newline=None)
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     require(bool(numbered), f"{path} holds no {what}.")
     for number, line in numbered:
@@ -170,6 +192,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises:
         UserError: `final` exists and `replace` is False; or the disk refuses (full, read-only).
+            If `final` was made while the block ran, what the block wrote is kept beside it.
     """
     if not replace and final.exists():
         raise UserError(
@@ -179,15 +202,24 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(final)
         working.mkdir()  # with the user's own permissions, as in write_atomically
+        keep = False
         try:
             yield working
             for path in sorted(working.rglob("*")):
                 sync(path)
             sync(working)
-            _swap_in(working, final)
+            if replace:
+                _swap_in(working, final)
+            elif not _move_to_new(working, final):
+                keep = True
+                raise UserError(
+                    f"{final} exists and is not overwritten: it was made while this was at work. "
+                    f"What was written is complete, in {working}: rename it, or delete it."
+                )
             sync(final.parent)
         finally:
-            shutil.rmtree(working, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(working, ignore_errors=True)
 
 
 def _name_beside(path: Path) -> Path:
@@ -203,6 +235,17 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     for path in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def _move_to_new(working: Path, final: Path) -> bool:
+    try:
+        # No look beforehand, which can be overtaken: on anything but an empty folder this fails.
+        working.rename(final)
+    except OSError:
+        if os.path.lexists(final):
+            return False
+        raise
+    return True
 
 
 def _swap_in(working: Path, final: Path) -> None:

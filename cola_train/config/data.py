@@ -18,7 +18,9 @@ class CorpusConfig:
     """The text. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name or path)."""
 
     inputs: list[str] = setting(
-        [], help="Files, folders or globs: .txt, .jsonl, .parquet; .txt, .jsonl also as .gz or .xz."
+        [],
+        help="Files, folders or globs: .txt, .jsonl or .json (an object a line), each also as .gz, "
+        ".xz or .zst; .parquet.",
     )
     dataset: str | None = setting(
         None, help="A name or local path for the `datasets` library; a name may use the network."
@@ -28,12 +30,25 @@ class CorpusConfig:
     )
     dataset_split: str = setting("train", help="The split of `dataset` to read.")
     text_column: str = setting(
-        "text", help="The column or JSON key of the text in a .jsonl, .parquet or `dataset` record."
+        "text",
+        help="The column or JSON key of the text in a .jsonl, .parquet or `dataset` record; a.b is "
+        "key b of the object a.",
     )
     documents: Literal["paragraph", "file"] = setting(
         "paragraph",
         help="What one document of a .txt file is: a run of lines between blank lines, or the "
         "whole file.",
+    )
+    max_document_bytes: int = setting(
+        1 << 23,
+        help="Most bytes of a document, and of a line of .jsonl; memory grows with it, in each of "
+        "`num_processes`. A longer one is a bad record.",
+    )
+    on_bad_record: Literal["stop", "skip", "replace"] = setting(
+        "stop",
+        help="What becomes of a record that is too long, damaged, no Unicode text or without its "
+        "column: stop at it; skip leaves it out and counts it; replace puts U+FFFD for what is no "
+        "Unicode text, and leaves out the others.",
     )
 
     def check(self) -> None:
@@ -43,6 +58,7 @@ class CorpusConfig:
             f"Give exactly one of corpus.inputs (got {self.inputs}) and corpus.dataset (got "
             f"{self.dataset!r}), for example 'corpus.inputs=[my_texts/*.txt]'.",
         )
+        require_each(self, "corpus.", at_least(1, " byte"), "max_document_bytes")
 
 
 @dataclasses.dataclass(frozen=True)

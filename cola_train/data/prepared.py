@@ -46,10 +46,17 @@ class PreparedManifest:
     splits: dict[str, SplitCounts]
     sources: tuple[SourceHash, ...]
     files: dict[str, int]  # name -> bytes
+    # With defaults: folders of earlier versions lack them.
+    on_bad_record: str = "stop"
+    max_document_bytes: int | None = None  # where longer documents did not stop the preparation
+    num_skipped_records: int = 0
+    num_replaced_records: int = 0
+    bad_records: tuple[str, ...] = ()  # the first of both, with what was wrong
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        # In ASCII: names of files are bytes, which need not be UTF-8.
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PreparedManifest":
@@ -57,6 +64,7 @@ class PreparedManifest:
         values: dict[str, Any] = parse_json(text)
         values["splits"] = {key: SplitCounts(**counts) for key, counts in values["splits"].items()}
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
+        values["bad_records"] = tuple(values.get("bad_records", ()))
         return cls(**values)
 
 
