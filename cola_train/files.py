@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import shutil
 import warnings
@@ -26,7 +27,7 @@ def sync(path: Path) -> None:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Put `content` at `path` in one step, replacing what was there."""
     data = content.encode() if isinstance(content, str) else content
-    with _write_errors_explained(path):
+    with write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(path)
         # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one
@@ -149,7 +150,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         raise UserError(
             f"{final} exists and is not overwritten; choose another name or remove it yourself."
         )
-    with _write_errors_explained(final):
+    with write_errors_explained(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(final)
         working.mkdir()  # with the user's own permissions, as in write_atomically
@@ -164,9 +165,37 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(working, ignore_errors=True)
 
 
+# What `_name_beside` gives; a folder that is being replaced is `content` in one of NAME.old.
+_UNFINISHED = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.[0-9a-f]{16}")
+
+
 def _name_beside(path: Path) -> Path:
     # Hidden, and nobody else's: 64 random bits, and whoever makes it fails where it exists.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether this is the temporary name of something that is being written, or was."""
+    return _UNFINISHED.fullmatch(path.name) is not None
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writes that a crash ended left in a folder; only while nothing writes there.
+
+    What was about to be replaced is put back where its successor has not come to its place.
+    """
+    for path in list(folder.glob(".*")):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match is None:
+            continue
+        final = folder / match["name"]
+        if match["old"] and (path / "content").exists() and not final.exists():
+            (path / "content").rename(final)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _swap_in(working: Path, final: Path) -> None:
@@ -190,7 +219,8 @@ def read_errors_explained(path: Path) -> AbstractContextManager[None]:
     return _explained(f"Cannot read {path}", "Check that it exists and may be read.")
 
 
-def _write_errors_explained(path: Path) -> AbstractContextManager[None]:
+def write_errors_explained(path: Path) -> AbstractContextManager[None]:
+    """Turn an OSError of the block (a full or read-only disk) into a UserError naming the file."""
     advice = "Nothing was changed there; free space or choose another place."
     return _explained(f"Cannot write {path}", advice)
 

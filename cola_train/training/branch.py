@@ -54,6 +54,9 @@ def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfi
             "checkpoints for good."
         )
     config = load_config(type(trunk), source / CONFIG, overrides)
+    if config.runs_folder == trunk.runs_folder:
+        # Beside its trunk, which may have been moved since it wrote that.
+        config = dataclasses.replace(config, runs_folder=str(source.resolve().parent))
     config = dataclasses.replace(config, branched_from=f"{source}/step-{step}")
     others = [line for line in trunk.differences(config) if not line.startswith(_MAY_DIFFER)]
     require(

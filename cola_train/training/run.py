@@ -13,7 +13,14 @@ from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.processes import connected
-from cola_train.run_folder import Status, read_run_config, read_status, write_status
+from cola_train.run_folder import (
+    Status,
+    locked,
+    placed,
+    read_run_config,
+    read_status,
+    write_status,
+)
 from cola_train.run_layout import CONFIG, EXPORT, SUMMARY, TOKENIZER, folder_of
 from cola_train.training.callbacks.pace import cost_in_words
 from cola_train.training.checkpoints.export import export_checkpoint, export_marks
@@ -108,17 +115,33 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
 
 
 def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> RunConfig:
-    """The config to resume a run with, given its folder; a UserError if it is of another stage."""
+    """The config to resume a run with, given its folder by any path: it may have been moved.
+
+    Raises:
+        UserError: no run, one of another stage, or overrides that name another folder.
+    """
     config = read_run_config(run_folder)
     if not isinstance(config, stage):
         raise UserError(
             f"{run_folder} is a run of `cola-train {config.stage}`; resume it with that verb."
         )
     given = load_config(type(config), run_folder / CONFIG, overrides)
-    # The folder may have been moved or named from elsewhere: it is where the user says.
-    return dataclasses.replace(
-        given, runs_folder=str(run_folder.parent), name=run_folder.resolve().name
-    )
+    resumed = placed(given, run_folder)
+    for key, same in (
+        ("name", given.name in (config.name, resumed.name)),
+        (
+            "runs_folder",
+            given.runs_folder == config.runs_folder
+            or Path(given.runs_folder).resolve() == run_folder.resolve().parent,
+        ),
+    ):
+        require(
+            same,
+            f"{key}={getattr(given, key)} cannot be given with --resume, which goes on with the "
+            f"run in {run_folder}. Leave it out; to rename or move a run, rename or move its "
+            "folder first.",
+        )
+    return resumed
 
 
 def warm_started(config: RunT, source: Path) -> RunT:
@@ -154,20 +177,23 @@ def export_run(
 
     Without `out` it replaces RUN/hf; another folder must not exist yet. Returns the folder.
     """
-    config = read_run_config(run_folder)
+    config = placed(read_run_config(run_folder), run_folder)
     folder = latest_checkpoint(run_folder) if step is None else step_folder(run_folder, step)
     if folder is None or not folder.is_dir():
         which = "yet" if step is None else f"of step {step}; it has {saved_steps(run_folder)}"
         raise UserError(f"{run_folder} has no checkpoint {which}.")
     intact_manifest(folder)
     target = out or run_folder / EXPORT
-    export_checkpoint(
-        config,
-        folder,
-        Tokenizer.load(run_folder / TOKENIZER),
-        target,
-        use_ema=use_ema,
-        replace=out is None,
-        max_shard_bytes=max_shard_bytes,
-    )
+    # What lies in the run's folder is written by whoever holds it.
+    held = locked(run_folder, "give --out") if out is None else contextlib.nullcontext()
+    with held:
+        export_checkpoint(
+            config,
+            folder,
+            Tokenizer.load(run_folder / TOKENIZER),
+            target,
+            use_ema=use_ema,
+            replace=out is None,
+            max_shard_bytes=max_shard_bytes,
+        )
     return target
