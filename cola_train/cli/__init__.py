@@ -1,6 +1,7 @@
 """The command line: parse, load the config, hand over; heavy imports wait until that succeeds."""
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import NoReturn
 
 from cola_train.cli import bench, evaluation, scaling, training, trust
 from cola_train.config.settings import UserError
+from cola_train.console import open_standard_streams, outliving_console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,6 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 failure, 2 wrong input, 75 stopped by a signal after saving, 130 interrupted at once.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A notebook's kernel names a backend that matplotlib may not find; we draw to files alone.
+    os.environ["MPLBACKEND"] = "agg"
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse gives a `*` positional only what stands together: settings may also follow the
@@ -39,16 +43,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The program: `main`, and an end that fits how the process was started."""
-    try:
-        status = main()
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    if "torch" in sys.modules:
-        from cola_train.processes import end_process, is_one_of_several
+    open_standard_streams()
+    with outliving_console():
+        try:
+            status = main()
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        if "torch" in sys.modules:
+            from cola_train.processes import end_process, is_one_of_several
 
-        if is_one_of_several():
-            end_process(status)
+            if is_one_of_several():
+                end_process(status)
     sys.exit(status)
 
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.console import say
+from cola_train.console import outliving_console, say
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.processes import connected
 from cola_train.run_folder import (
@@ -33,6 +33,7 @@ from cola_train.training.checkpoints.folder import (
 from cola_train.training.checkpoints.resume import intact_checkpoint
 from cola_train.training.data import RunData
 from cola_train.training.loop.budget import Budget
+from cola_train.training.loop.ending import ending
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.parallel.sharding import check_mesh
 from cola_train.training.preflight import open_data, take_over
@@ -53,6 +54,7 @@ def train(config: RunConfig) -> Status:
     """
     stop = StopRequest()
     with contextlib.ExitStack() as held:
+        held.enter_context(outliving_console())
         processes = held.enter_context(
             connected(config.trainer.accelerator, config.parallel.timeout_seconds)
         )
@@ -85,21 +87,25 @@ def train(config: RunConfig) -> Status:
         else:
             status = Status("finished", own[1].step)
         if processes.is_first:
-            _conclude(config, status, tokenizer)
+            try:
+                _conclude(config, status, tokenizer)
+            except BaseException as error:
+                write_status(run_folder, ending(error, status.step, status.step))
+                raise
         processes.barrier()
         return status
 
 
 def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
-    """Export a finished run, once; say how it stands and write that to its status."""
+    """Export a finished run, once; write how it stands to its status, and say it."""
     run_folder = folder_of(config)
     if status.state == "interrupted":
-        say(
+        told = (
             f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes "
             "on from there."
         )
     elif read_status(run_folder) == status:
-        say(
+        told = (
             f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget "
             "goes on with it."
         )
@@ -108,10 +114,13 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
         target, use_ema = run_folder / EXPORT, config.ema.export
         export_checkpoint(config, folder, tokenizer, target, use_ema=use_ema, replace=True)
         export_marks(config, run_folder, tokenizer)
-        if (run_folder / SUMMARY).is_file():
+        told = f"{run_folder}: finished at step {status.step}"
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             summary = json.loads((run_folder / SUMMARY).read_text(encoding="utf-8"))
-            say(f"{run_folder}: {cost_in_words(summary)}")
+            told = f"{run_folder}: {cost_in_words(summary)}"
+    # Before it is told: with a closed terminal comes a signal, and there may be little time.
     write_status(run_folder, status)
+    say(told)
 
 
 def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> RunConfig:
