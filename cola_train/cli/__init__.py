@@ -1,13 +1,14 @@
 """The command line: parse, load the config, hand over; heavy imports wait until that succeeds."""
 
 import argparse
+import importlib.metadata
 import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cola_train.cli import bench, evaluation, scaling, training, trust
+from cola_train.cli import bench, evaluation, runs, scaling, training, trust
 from cola_train.config.settings import UserError
 from cola_train.console import open_standard_streams, outliving_console
 
@@ -67,7 +68,22 @@ def make_parser() -> argparse.ArgumentParser:
         "`cola-train VERB --help` shows the settings that people change, `cola-train VERB "
         "--help all` every one.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="this version, and torch's")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for group in (training, evaluation, scaling, trust, bench):
+    for group in (training, runs, evaluation, scaling, trust, bench):
         group.add(verbs)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the versions; torch's from its package's files, for importing it takes seconds."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        versions = {}
+        for package in ("cola-train", "torch"):
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = "(not installed)"
+        print(f"cola-train {versions['cola-train']}, torch {versions['torch']}")
+        parser.exit()
