@@ -1,19 +1,16 @@
 """Atomic writing: a crash leaves the old file or the new one; nothing is overwritten unasked."""
 
 import contextlib
-import io
-import json
 import os
+import re
 import secrets
 import shutil
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from cola_train.config.settings import UserError, require
-from cola_train.json_text import parse_json
+from cola_train.json_text import utf8
 
 
 def sync(path: Path) -> None:
@@ -27,7 +24,7 @@ def sync(path: Path) -> None:
 
 def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) -> None:
     """Put `content` at `path` in one step, replacing what was there; a UserError if it may not."""
-    data = _utf8(content) if isinstance(content, str) else content
+    data = utf8(content) if isinstance(content, str) else content
     with write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         working = _name_beside(path)
@@ -60,57 +57,6 @@ def _link_to_new(working: Path, path: Path) -> bool:
     return True
 
 
-class JsonlWriter:
-    """An append-only file of JSON lines; lines that a full disk refuses are kept for later."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._waiting = b""
-        self._warned = False
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one line, after those that could not be written before."""
-        self._waiting += _utf8(json_lines([row]))
-        try:
-            self._write(self._waiting)
-        except OSError as error:
-            if not self._warned:
-                message = f"Cannot write {self.path} now ({error.strerror}); its lines are kept"
-                warnings.warn(f"{message} until it can be.", stacklevel=2)
-            self._warned = True
-            return
-        self._waiting, self._warned = b"", False
-
-    def _write(self, data: bytes) -> None:
-        with self.path.open("a+b", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-                # a crash cut the last line short: what follows must not be joined to it
-                data = b"\n" + data
-            try:
-                while data:
-                    data = data[file.write(data) :]
-            except OSError:
-                file.truncate(end)
-                raise
-
-    def sync(self) -> None:
-        """Make what was written durable."""
-        with contextlib.suppress(OSError):
-            sync(self.path)
-
-
-def _utf8(text: str) -> bytes:
-    # Python's strings for names of files that are no UTF-8 have lone surrogates. As escapes, which
-    # this gives, JSON reads them again as they were.
-    return text.encode("utf-8", "backslashreplace")
-
-
-def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The text of a JSON-lines file: an object a line, in UTF-8 rather than escapes."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
 def require_new(path: Path | None) -> None:
     """Refuse an output that exists already; None is no output.
 
@@ -135,55 +81,6 @@ def create(path: Path) -> None:
         except FileExistsError:
             require_new(path)
             raise
-
-
-def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Each row that `JsonlWriter` wrote, but lines that a crash cut short; none without a file."""
-    if not path.is_file():
-        return
-    # Not splitlines: a text may hold the separators of Unicode.
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                yield parse_json(line)
-
-
-def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
-    """Each value of a user's JSON-lines file, after its place for messages; blank lines are passed.
-
-    `what` names its content in messages: "prompts".
-
-    Raises:
-        UserError: no such file, not UTF-8, nothing in it, or a line, by its number, that is not
-            JSON or has a lone surrogate in a text.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
-    except UnicodeDecodeError as error:
-        message = f"{path} is not UTF-8 text (byte {error.start}); convert it first."
-        raise UserError(message) from None
-    # Lines end as in any text; not splitlines: other separators may stand in a JSON string.
-    lines = io.StringIO(text, newline=None)
-    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    require(bool(numbered), f"{path} holds no {what}.")
-    for number, line in numbered:
-        where = f"{path}, line {number}"
-        try:
-            value = parse_json(line)
-        except ValueError as error:
-            raise UserError(f"{where} is not JSON ({error}).{lfs_hint(path)}") from None
-        if "\\ud" in line.lower():  # only so written can one stand in valid UTF-8
-            try:
-                json.dumps(value, ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                half = f"\\u{ord(error.object[error.start]):04x}"
-                raise UserError(
-                    f"{where} has a lone surrogate ({half}), half of a character, which is no "
-                    "Unicode text; repair the line."
-                ) from None
-        yield where, value
 
 
 @contextlib.contextmanager
@@ -222,19 +119,38 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
                 shutil.rmtree(working, ignore_errors=True)
 
 
+# What `_name_beside` gives; a folder that is being replaced is `content` in one of NAME.old.
+_UNFINISHED = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.[0-9a-f]{16}")
+
+
 def _name_beside(path: Path) -> Path:
     # Hidden, and nobody else's: 64 random bits, and whoever makes it fails where it exists.
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
-def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove what crashes left of writing files of this name (a pattern) in a folder.
+def is_unfinished(path: Path) -> bool:
+    """Whether this is the temporary name of something that is being written, or was."""
+    return _UNFINISHED.fullmatch(path.name) is not None
 
-    Only while nobody else writes them.
+
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what writes (of one name, or of any) that a crash ended left in a folder.
+
+    Only while nothing writes there. What was about to be replaced is put back where its successor
+    has not come to its place.
     """
-    for path in folder.glob(f".{name}.{'[0-9a-f]' * 16}"):
-        with contextlib.suppress(OSError):
-            path.unlink()
+    for path in list(folder.glob(".*")):
+        match = _UNFINISHED.fullmatch(path.name)
+        if match is None or name not in (None, match["name"]):
+            continue
+        final = folder / match["name"]
+        if match["old"] and (path / "content").exists() and not final.exists():
+            (path / "content").rename(final)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _move_to_new(working: Path, final: Path) -> bool:

@@ -1,4 +1,4 @@
-"""JSON as it is read everywhere."""
+"""JSON as it is read everywhere, and text as it is written."""
 
 import json
 from typing import Any
@@ -31,3 +31,12 @@ def _is_deep(value: Any) -> bool:
                 inside += one.values() if isinstance(one, dict) else one
         level = inside
     return any(isinstance(one, dict | list) for one in level)
+
+
+def utf8(text: str) -> bytes:
+    """A text's bytes, whatever it holds.
+
+    Python's strings for names of files that are no UTF-8 have lone surrogates. They become escapes,
+    which JSON reads again as they were.
+    """
+    return text.encode("utf-8", "backslashreplace")

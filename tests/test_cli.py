@@ -33,6 +33,7 @@ VERBS = [
     "audit",
     "chaos",
     "doctor",
+    "runs",
 ]
 
 

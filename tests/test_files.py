@@ -18,14 +18,8 @@ from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.score import read_answers
 from cola_train.evaluation.benchmarks.tasks import read_samples
-from cola_train.files import (
-    JsonlWriter,
-    atomic_folder,
-    json_lines,
-    read_jsonl,
-    read_log,
-    write_atomically,
-)
+from cola_train.files import atomic_folder, write_atomically
+from cola_train.json_lines import JsonlWriter, json_lines, read_jsonl, read_log
 
 Rows = st.lists(
     st.dictionaries(

@@ -19,7 +19,7 @@ from cola_train.evaluation.benchmarks.score import read_answers
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.evaluation.writing.sample import read_prompts
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import read_log
+from cola_train.json_lines import read_log
 from cola_train.json_text import parse_json
 from cola_train.run_folder import read_status
 from cola_train.tensor_files import read_json, read_tensors

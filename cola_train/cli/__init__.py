@@ -1,13 +1,16 @@
 """The command line: parse, load the config, hand over; heavy imports wait until that succeeds."""
 
 import argparse
+import importlib.metadata
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from cola_train.cli import bench, evaluation, scaling, training, trust
+from cola_train.cli import bench, evaluation, runs, scaling, training, trust
 from cola_train.config.settings import UserError
+from cola_train.console import open_standard_streams, outliving_console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -16,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done, 1 failure, 2 wrong input, 75 stopped by a signal after saving, 130 interrupted at once.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
+    # A notebook's kernel names a backend that matplotlib may not find; we draw to files alone.
+    os.environ["MPLBACKEND"] = "agg"
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     # argparse gives a `*` positional only what stands together: settings may also follow the
@@ -43,16 +48,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> NoReturn:
     """The program: `main`, and an end that fits how the process was started."""
-    try:
-        status = main()
-    except Exception:
-        traceback.print_exc()
-        status = 1
-    if "torch" in sys.modules:
-        from cola_train.processes import end_process, is_one_of_several
+    open_standard_streams()
+    with outliving_console():
+        try:
+            status = main()
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        if "torch" in sys.modules:
+            from cola_train.processes import end_process, is_one_of_several
 
-        if is_one_of_several():
-            end_process(status)
+            if is_one_of_several():
+                end_process(status)
     sys.exit(status)
 
 
@@ -65,7 +72,22 @@ def make_parser() -> argparse.ArgumentParser:
         "`cola-train VERB --help` shows the settings that people change, `cola-train VERB "
         "--help all` every one.",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="this version, and torch's")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
-    for group in (training, evaluation, scaling, trust, bench):
+    for group in (training, runs, evaluation, scaling, trust, bench):
         group.add(verbs)
     return parser
+
+
+class _Version(argparse.Action):
+    """Prints the versions; torch's from its package's files, for importing it takes seconds."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        versions = {}
+        for package in ("cola-train", "torch"):
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = "(not installed)"
+        print(f"cola-train {versions['cola-train']}, torch {versions['torch']}")
+        parser.exit()

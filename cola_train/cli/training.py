@@ -11,7 +11,13 @@ from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import INTERRUPTED, UserError
 from cola_train.families.registry import families
-from cola_train.run_folder import read_run_config, read_status, saved_config, status_time
+from cola_train.run_folder import (
+    read_run_config,
+    read_status,
+    require_data,
+    saved_config,
+    status_time,
+)
 from cola_train.run_layout import LOGS, folder_of
 
 
@@ -104,6 +110,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> int:
     if options.resume is None:
         config = load_settings(options)
+        require_data(config)
     else:
         from cola_train.training.run import resume
 

@@ -117,13 +117,20 @@ class RunConfig(abc.ABC):
         """Whether training keeps the documents of a packed row apart."""
         return False
 
-    def differences(self, other: "RunConfig") -> list[str]:
-        """What makes `other` another run, as "key: ours, theirs"; empty if it may resume this."""
+    def differing_keys(self, other: "RunConfig") -> list[str]:
+        """The settings that make `other` another run; empty if it may resume this one."""
         listed = []
         for key, _ in leaves(type(self)):
             ours, theirs = value_at(self, key), value_at(other, key)
             # `auto` is what it was decided to be when the run began.
             decided = key == "trainer.precision" and theirs == "auto"
             if ours != theirs and not decided and not key.startswith(_MAY_CHANGE):
-                listed.append(f"{key}: {ours!r}, now {theirs!r}")
+                listed.append(key)
         return listed
+
+    def differences(self, other: "RunConfig") -> list[str]:
+        """What makes `other` another run, as "key: ours, now theirs"."""
+        return [
+            f"{key}: {value_at(self, key)!r}, now {value_at(other, key)!r}"
+            for key in self.differing_keys(other)
+        ]

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from cola_train.console import progress_bar, say
 from cola_train.data.records import BadRecords, surrogate_in
 from cola_train.data.sources import read_documents
 from cola_train.files import lfs_hint, read_errors_explained, write_atomically
+from cola_train.json_text import parse_json
 
 EOS_TOKEN = "<|endoftext|>"
 IM_START_TOKEN = "<|im_start|>"
@@ -133,7 +133,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _unknown_id(self) -> int | None:
-        model = json.loads(self.content.decode("utf-8-sig"))["model"]
+        model = parse_json(self.content.decode("utf-8-sig"))["model"]
         if model.get("unk_token") is not None:
             return self._tokenizer.token_to_id(model["unk_token"])
         return model.get("unk_id")  # of a Unigram

@@ -5,7 +5,6 @@ OUT.settings.json    all that decides the results; a command of others is refuse
 """
 
 import contextlib
-import glob
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,14 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cola_train.config.settings import UserError, require
-from cola_train.files import (
-    JsonlWriter,
-    create,
-    read_errors_explained,
-    remove_leftovers,
-    require_new,
-    write_atomically,
-)
+from cola_train.files import create, read_errors_explained, require_new, sweep, write_atomically
+from cola_train.json_lines import JsonlWriter
 from cola_train.json_text import parse_json
 
 
@@ -88,7 +81,7 @@ class ResultFile:
         """
         self._records = [self._key(record) for record in records]
         for path in (self.path, self._settings):
-            remove_leftovers(path.parent, glob.escape(path.name))
+            sweep(path.parent, path.name)
         here: dict[str, Any] = parse_json(json.dumps(identity))  # as it will be read
         there = self._read_settings() if self._settings.exists() else None
         # An empty file holds nothing that could be of others.

@@ -20,7 +20,7 @@ from cola_train.evaluation.resuming import ResultFile
 from cola_train.evaluation.writing.sample import read_prompts, sample
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.generate import generate
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
 from tests.helpers.tiny import tiny_checkpoint, tiny_dit, tiny_vae
 
 CONFIG = SamplerConfig(num_steps=2, max_new_tokens=4, eos_token_ids=())

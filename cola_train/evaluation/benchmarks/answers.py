@@ -18,7 +18,8 @@ from cola_train.config.settings import UserError, require
 from cola_train.evaluation.benchmarks.scoring import Verdict, letter, verdict
 from cola_train.evaluation.benchmarks.tasks import TASKS
 from cola_train.evaluation.resuming import refuse_others
-from cola_train.files import JsonlWriter, read_log, remove_leftovers, write_atomically
+from cola_train.files import sweep, write_atomically
+from cola_train.json_lines import JsonlWriter, read_log
 from cola_train.json_text import parse_json
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
@@ -112,7 +113,7 @@ class AnswerFolder:
             holds = f"{path} holds the answers of another evaluation"
             refuse_others(before, now, holds, "folder")
             here[_DATA] = {**there[_DATA], **here[_DATA]}
-        remove_leftovers(path)
+        sweep(path)
         if there != here:
             write_atomically(path / IDENTITY, json.dumps(here, indent=1, ensure_ascii=False) + "\n")
         return cls(path)

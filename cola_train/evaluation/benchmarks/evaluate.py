@@ -19,7 +19,8 @@ from cola_train.evaluation.benchmarks.results import write_results
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import family_named, load_checkpoint
-from cola_train.files import json_lines, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_lines import json_lines
 from cola_train.processes import Processes, connected, is_one_of_several
 from cola_train.run_layout import BENCHMARKS, CONFIG, EXPORT
 

