@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cola_train.cli import bench, evaluation, scaling, training, trust
+from cola_train.cli.verb import dashes_hint
 from cola_train.config.settings import UserError
 
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(argument.startswith("-") for argument in rest) or (
         rest and not hasattr(options, "settings")
     ):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{dashes_hint(options, rest)}")
     if rest:
         options.settings += rest
     options.arguments = arguments
