@@ -146,7 +146,7 @@ def test_dotted_settings_are_the_runs() -> None:
 @pytest.mark.parametrize(
     "config_class, setting, message",
     [
-        (BenchTrainConfig, "rows=0", "rows must be at least 1, not 0"),
+        (BenchTrainConfig, "rows=0", "rows must be at least 1 or null, not 0"),
         (BenchTrainConfig, "runs=0", "runs must be at least 1, not 0"),
         (
             BenchTrainConfig,
