@@ -366,7 +366,7 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
         ),
         (
             [str(saved), "--tasks", "obqa", *with_data, "choose_by=likelihod"],
-            r"'likelihod', expected one of \['generation', 'likeli",
+            r"must be one of generation, likelihood, likelihood_per_token, not likelihod",
         ),
         (
             ["--tasks", "obqa", *with_data, "num_samples=1"],
