@@ -63,7 +63,10 @@ def test_a_verbs_help_lists_settings_with_meaning_and_default(
 ) -> None:
     assert run("joint", "--help", "all") == 0
     out = capsys.readouterr().out
-    assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0]" in out
+    assert (
+        "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0; a finite"
+        in out
+    )
     assert "  name\n      The run's name: its folder under runs_folder. [required]" in out
 
 
@@ -113,6 +116,7 @@ def test_flags_that_texts_name_are_those_of_their_verb(capsys: pytest.CaptureFix
             "cola-train: error: There is no config file configs/none.yaml",
         ),
         (["curve", "fit"], "cola-train: error: Give the curve's spec"),
+        (["curve", "run", "none.yaml", "--parallel", "0"], "--parallel must be at least 1, not 0"),
         (["curve", "run", "none.yaml"], "cola-train: error: There is no config file none.yaml"),
         (
             ["compare", "nowhere"],
@@ -124,6 +128,16 @@ def test_flags_that_texts_name_are_those_of_their_verb(capsys: pytest.CaptureFix
             "cola-train: error: budget.eflops must be above 0 or null, not -1.0",
         ),
         (["prepare", "--fast"], "cola-train: error: unrecognized arguments: --fast"),
+        (
+            ["vae", "--trainer.max_steps=5"],
+            "--trainer.max_steps=5; settings are key=value, without --: trainer.max_steps=5",
+        ),
+        (
+            ["plan", "x.yaml", "--seed.x", "5"],
+            "; settings are key=value, without --: seed.x=VALUE",
+        ),
+        (["vae", "--name", "x"], "; settings are key=value, without --: name=VALUE"),
+        (["export", "nowhere", "--max-shard-gb", "nan"], "--max-shard-gb must be above 0, not nan"),
         (["export", "nowhere", "extra=1"], "cola-train: error: unrecognized arguments: extra=1"),
     ],
 )
@@ -138,6 +152,18 @@ def test_a_mistake_gets_a_message_and_status_2(
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_exists_is_a_path_whatever_its_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "lr=3e-4").mkdir(parents=True)
+    assert run("evaluate", "runs/lr=3e-4", "num_samples=0", "--data", "nowhere") == 2
+    assert "num_samples must be at least 1" in capsys.readouterr().err
+    (tmp_path / "lr=3.yaml").write_text("nmae: x")
+    assert run("vae", "lr=3.yaml", f"name={'x' * 300}") == 2
+    assert "Unknown config key 'nmae' in lr=3.yaml" in capsys.readouterr().err
 
 
 def test_a_wrong_config_is_refused_before_torch_is_imported() -> None:

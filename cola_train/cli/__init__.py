@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cola_train.cli import bench, evaluation, runs, scaling, training, trust
+from cola_train.cli.verb import dashes_hint
 from cola_train.config.settings import UserError
 from cola_train.console import open_standard_streams, outliving_console
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if any(argument.startswith("-") for argument in rest) or (
         rest and not hasattr(options, "settings")
     ):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{dashes_hint(options, rest)}")
     if rest:
         options.settings += rest
     options.arguments = arguments

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import add_device, add_path, add_verb, load_settings
+from cola_train.cli.verb import add_device, add_path, add_verb, is_path, load_settings
 from cola_train.config.evaluation import EvaluationConfig, InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
@@ -137,7 +137,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         sys.stdout.write(fetch(options.fetch, options.data, tasks))
         return
-    place = next((place for place, text in enumerate(options.settings) if "=" not in text), None)
+    place = next((place for place, text in enumerate(options.settings) if is_path(text)), None)
     if place is None:
         raise UserError(
             "Give the checkpoint to evaluate: a run folder, or one in the released layout; or "

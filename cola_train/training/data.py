@@ -56,7 +56,6 @@ class RunData:
         self.sha256 = hashlib.sha256(manifest).hexdigest()  # the identity of the data
         self.prepared.check_run(self.data, tokenizer_sha256=None)
         require_each(self, "", at_least(1, " row"), "micro_batch_size")
-        require_each(self.data, "data.", at_least(0), "num_workers")
         require_each(self, "", at_least(0, ", or null for all rows"), "validation_rows")
         available, most = self.prepared.num_rows(VALIDATION), self.validation_rows
         self.num_validation_rows = available if most is None else min(most, available)

@@ -307,7 +307,7 @@ def test_other_bad_settings(prepared: PreparedData, tmp_path: Path) -> None:
         UserError, match="validation_rows must be at least 0, or null for all rows, not -1"
     ):
         data_module(prepared, validation_rows=-1)
-    with pytest.raises(UserError, match=r"data\.num_workers must be at least 0, not -1"):
+    with pytest.raises(UserError, match=r"DataConfig\.num_workers must be at least 0"):
         data_module(prepared, num_workers=-1)
     for path, message in [
         (prepared.folder, r"has rows of 64 tokens, the run asks for 512"),

@@ -362,11 +362,11 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
         ),
         (
             [str(saved), "--tasks", "obqa", *with_data, "num_samples=0"],
-            r"num_samples must be at least 1, or null, not 0",
+            r"num_samples must be at least 1 or null, not 0",
         ),
         (
             [str(saved), "--tasks", "obqa", *with_data, "choose_by=likelihod"],
-            r"'likelihod', expected one of \['generation', 'likeli",
+            r"must be one of generation, likelihood, likelihood_per_token, not likelihod",
         ),
         (
             ["--tasks", "obqa", *with_data, "num_samples=1"],

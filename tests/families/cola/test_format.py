@@ -445,7 +445,11 @@ def test_config_files_missing_or_unreadable(saved: Path, network: str) -> None:
             {"use_variation": False},
             "use_variation = False is not supported: the posterior needs a variance",
         ),
-        (VAE, {"scaling_factor": 0}, "TextVAEConfig.scaling_factor must not be 0"),
+        (
+            VAE,
+            {"scaling_factor": 0},
+            "TextVAEConfig.scaling_factor must be a finite number other than 0, not 0",
+        ),
         (
             VAE,
             {"num_heads": 3},

@@ -266,7 +266,7 @@ def test_two_processes_find_what_one_finds(
         ),
         (
             ["in_loop_eval.every_steps=-1"],
-            "in_loop_eval.every_steps must be 0 (never) or more, not -1.",
+            "in_loop_eval.every_steps must be at least 0, not -1.",
         ),
         (
             [ALL, "in_loop_eval.every_steps=1"],
