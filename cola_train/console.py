@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, TextIO, cast
@@ -77,19 +78,31 @@ class _Outliving:
         try:
             self._stream.flush()
         except OSError:
-            self._give_up()
+            _to_nowhere(self._stream)
 
     def _see(self, error: OSError) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            self._give_up()
+            _to_nowhere(self._stream)
 
-    def _give_up(self) -> None:
-        # The descriptor itself: libraries write there too, and what the stream still holds must go.
-        with contextlib.suppress(OSError):
-            number = self._stream.fileno()
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, number)
-            os.close(nowhere)
+
+def has_no_reader(stream: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more; what it holds is let go then."""
+    with contextlib.suppress(OSError):
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        if any(state & select.POLLERR for _, state in poll.poll(0)):
+            _to_nowhere(stream)
+            return True
+    return False
+
+
+def _to_nowhere(stream: TextIO) -> None:
+    # The descriptor itself: libraries write there too, and what the stream still holds must go.
+    with contextlib.suppress(OSError):
+        number = stream.fileno()
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
 
 
 def say(message: str) -> None:

@@ -1,5 +1,6 @@
 """The command line: help that reads well, errors without tracebacks, imports that wait."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cola_train.cli import main
+from cola_train.cli import _ended, _versions, main
 from tests.helpers.programs import ROOT
 
 VERBS = [
@@ -259,3 +260,51 @@ def test_a_run_of_another_version_is_refused_with_what_to_do(
     message = capsys.readouterr().err
     assert "Unknown config key 'guard.spike_sigmas'" in message
     assert "If another version of cola-train wrote it, go on with that version" in message
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError(5, "Input/output error", "a.bin"), r"Input/output error \(a\.bin\)\. What was"),
+        (OSError(28, "No space left on device"), r"error: No space left on device\. What was"),
+        (MemoryError(), "error: There is not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ended(error, monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert said.count("\n") == 1
+
+
+def test_a_defect_of_ours_says_where_it_is_and_where_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(KeyError("lost"), monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert "in _ended\n" in said
+    assert f"KeyError: 'lost'\ncola-train: error: This is a defect of {_versions()[:5]}" in said
+    assert f"{_versions()}, Python {sys.version.split()[0]}) where you got cola-train" in said
+
+
+def ended(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
+    def fail() -> int:
+        raise error
+
+    monkeypatch.setattr("cola_train.cli.main", fail)
+    return _ended()
+
+
+@pytest.mark.parametrize("arguments", [["vae", "--help", "all"], ["--version"]])
+def test_a_reader_that_has_enough_ends_a_verb_without_a_word(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "cola_train", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

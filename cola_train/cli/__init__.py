@@ -3,6 +3,7 @@
 import argparse
 import importlib.metadata
 import os
+import platform
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from typing import NoReturn
 from cola_train.cli import bench, evaluation, runs, scaling, training, trust
 from cola_train.cli.verb import dashes_hint
 from cola_train.config.settings import UserError
-from cola_train.console import open_standard_streams, outliving_console
+from cola_train.console import has_no_reader, open_standard_streams, outliving_console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return options.run(options) or 0
     except UserError as error:
-        print(f"cola-train: error: {error}", file=sys.stderr)
+        _print_error(str(error))
         return 2
     except KeyboardInterrupt:
         print("cola-train: interrupted", file=sys.stderr)
@@ -51,17 +52,49 @@ def run() -> NoReturn:
     """The program: `main`, and an end that fits how the process was started."""
     open_standard_streams()
     with outliving_console():
-        try:
-            status = main()
-        except Exception:
-            traceback.print_exc()
-            status = 1
+        status = _ended()
         if "torch" in sys.modules:
             from cola_train.processes import end_process, is_one_of_several
 
             if is_one_of_several():
                 end_process(status)
     sys.exit(status)
+
+
+def _ended() -> int:
+    """Run `main`; the exit status, whatever it raised. A traceback is for our own defects alone."""
+    try:
+        status = main()
+        sys.stdout.flush()
+        return status
+    except OSError as error:
+        if has_no_reader(sys.stdout):
+            return 1  # as of `| head`: it has all that it wanted
+        about = "" if error.filename is None else f" ({error.filename})"
+        _print_error(
+            f"{error.strerror or error}{about}. What was written before is kept: mend that, and "
+            "give the same command again."
+        )
+        return 1
+    except MemoryError:
+        _print_error(
+            "There is not enough memory. What was written before is kept: stop other programs or "
+            "ask for less (smaller batches, fewer processes), and give the same command again."
+        )
+        return 1
+    except Exception:
+        traceback.print_exc()
+        versions = _versions()
+        _print_error(
+            f"This is a defect of cola-train, not a mistake of yours. Report the lines above with "
+            f"the command and the versions ({versions}, Python {platform.python_version()}) where "
+            "you got cola-train; leave out what they show of private text."
+        )
+        return 1
+
+
+def _print_error(message: str) -> None:
+    print(f"cola-train: error: {message}", file=sys.stderr)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -81,14 +114,19 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 class _Version(argparse.Action):
-    """Prints the versions; torch's from its package's files, for importing it takes seconds."""
+    """Prints the versions."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
-        versions = {}
-        for package in ("cola-train", "torch"):
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[package] = "(not installed)"
-        print(f"cola-train {versions['cola-train']}, torch {versions['torch']}")
+        print(_versions())
         parser.exit()
+
+
+def _versions() -> str:
+    """Ours, and torch's from its package's files, for importing it takes seconds."""
+    versions = {}
+    for package in ("cola-train", "torch"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "(not installed)"
+    return f"cola-train {versions['cola-train']}, torch {versions['torch']}"
