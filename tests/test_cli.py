@@ -305,6 +305,9 @@ def test_a_reader_that_has_enough_ends_a_verb_without_a_word(arguments: list[str
     reading, writing = os.pipe()
     os.close(reading)
     command = [sys.executable, "-m", "cola_train", *arguments]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
+    )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")

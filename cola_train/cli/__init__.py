@@ -64,7 +64,10 @@ def run() -> NoReturn:
 def _ended() -> int:
     """Run `main`; the exit status, whatever it raised. A traceback is for our own defects alone."""
     try:
-        status = main()
+        try:
+            status = main()
+        except SystemExit as end:  # of argparse, after its help or its message
+            status = int(end.code or 0)
         sys.stdout.flush()
         return status
     except OSError as error:
