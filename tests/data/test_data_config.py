@@ -25,10 +25,6 @@ TEXT = CorpusConfig(inputs=["a.txt"])
             {"corpus": CorpusConfig(inputs=["a"], dataset="b")},
             r"Give exactly one of corpus\.inputs \(got \['a'\]\) and .*\(got 'b'\)",
         ),
-        (
-            {"corpus": CorpusConfig(inputs=["a"], max_document_bytes=0)},
-            "corpus.max_document_bytes must be at least 1 byte, not 0",
-        ),
         ({"seq_len": 0}, "seq_len must be at least 1 token, not 0"),
         ({"held_out_share": 1.0}, r"held_out_share must be in \[0, 1\), not 1\.0"),
         ({"held_out_share": -0.1}, r"held_out_share must be in \[0, 1\), not -0\.1"),
@@ -46,6 +42,11 @@ TEXT = CorpusConfig(inputs=["a.txt"])
 def test_prepare_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PrepareConfig(**{"out": "o", "tokenizer": "t", "corpus": TEXT, **changes})
+
+
+def test_a_document_has_room_for_a_byte() -> None:
+    with pytest.raises(UserError, match="max_document_bytes must be at least 1 byte, not 0"):
+        CorpusConfig(inputs=["a"], max_document_bytes=0)
 
 
 def test_tokenizer_settings() -> None:

@@ -103,7 +103,7 @@ def test_a_crash_between_a_checkpoints_name_and_the_pointer_costs_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "point_to", dies)
-        with pytest.raises(SystemExit):
+        with pytest.raises(KeyboardInterrupt):
             train(config)
     run = folder_of(config)
     assert saved_steps(run)[-1] == step
