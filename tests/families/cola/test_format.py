@@ -574,12 +574,12 @@ def fail_at_the_tokenizer(monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
 
 
 def fail_at_the_swap(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    real = files._swap_in
+    for name in ("_swap_in", "_move_to_new"):  # what replaces, and what may not
 
-    def fail(working: Path, final: Path) -> None:
-        real(working / "nowhere", final)
+        def fail(working: Path, final: Path, real: Any = getattr(files, name)) -> Any:
+            return real(working / "nowhere", final)
 
-    monkeypatch.setattr(files, "_swap_in", fail)
+        monkeypatch.setattr(files, name, fail)
 
 
 @pytest.mark.parametrize("break_at", [fail_at_the_tokenizer, fail_at_the_swap])
