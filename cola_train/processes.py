@@ -121,6 +121,7 @@ def end_process(status: int) -> NoReturn:
         # At the first failure all are ended: process 0, which fails alike, must have said why
         # by then.
         time.sleep(2)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a console that is gone
+            stream.flush()
     os._exit(status)

@@ -3,20 +3,25 @@
 import contextlib
 import dataclasses
 import fcntl
+import filecmp
 import json
+import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from cola_train.config.load import to_yaml
+from cola_train.config.load import to_yaml, value_at
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import UserError
+from cola_train.config.settings import UserError, require
 from cola_train.families.registry import load_run_config
-from cola_train.files import write_atomically
-from cola_train.run_layout import CONFIG, LOCK, LOGS, STATUS, folder_of
+from cola_train.files import is_unfinished, write_atomically, write_errors_explained
+from cola_train.json_text import parse_json
+from cola_train.run_layout import CONFIG, EXPORT, LOCK, LOGS, STATUS, folder_of
 
 _LOCK_WAIT_SECONDS = 10.0
+# Where a run began from: read before its first checkpoint and never again.
+_BEGAN_FROM = ("init_", "warm_start_from", "branched_from")
 RunT = TypeVar("RunT", bound=RunConfig)
 
 
@@ -41,6 +46,29 @@ def read_run_config(run_folder: Path) -> RunConfig:
         ) from error
 
 
+def placed(config: RunT, run_folder: Path) -> RunT:
+    """The config of a run that lies in this folder: it may have been moved, renamed or copied."""
+    place, runs_folder = run_folder.resolve(), config.runs_folder
+    if Path(runs_folder).resolve() != place.parent:
+        runs_folder = str(place.parent)
+    return dataclasses.replace(config, runs_folder=runs_folder, name=place.name)
+
+
+def require_data(config: RunConfig) -> None:
+    """Refuse a config whose prepared data are not there; asked before what is slow is imported.
+
+    Raises:
+        UserError: no such folder.
+    """
+    path = Path(config.data.path)
+    there = "" if path.is_absolute() else f" in {Path.cwd()}, which data.path is relative to"
+    require(
+        path.is_dir(),
+        f"There is no prepared data folder {path}{there}: give data.path=... where it lies, or "
+        "write one with `cola-train prepare`.",
+    )
+
+
 def saved_config(config: RunT) -> RunT | None:
     """The saved config of the run in this config's folder, which `config` may resume; or None.
 
@@ -52,26 +80,80 @@ def saved_config(config: RunT) -> RunT | None:
     if not run_folder.exists():
         return None
     if not (run_folder / CONFIG).is_file():
-        # A launcher may have put its logs there before the run began.
-        if all(path.name in (LOGS, LOCK) for path in run_folder.iterdir()):
-            return None
-        raise UserError(
+        require(
+            run_folder.is_dir() and all(map(_precedes_config, run_folder.iterdir())),
             f"{run_folder} exists, is not a run (it has no {CONFIG}) and is not overwritten; "
-            "choose another name=..."
+            "choose another name=...",
         )
-    saved = read_run_config(run_folder)
+        return None
+    saved = placed(read_run_config(run_folder), run_folder)
     if type(saved) is not type(config):
         raise UserError(
             f"{run_folder} is a run of `cola-train {saved.stage}`; go on with it by that verb, or "
             "choose another name=..."
         )
-    if differences := saved.differences(config):
-        raise UserError(
-            f"{run_folder} holds another run, which is not overwritten: it differs in "
-            f"{'; '.join(differences)}. Choose another name=..., or go on with that run by "
-            f"`cola-train {saved.stage} --resume {run_folder}`."
-        )
+    # Of the same path it has the same name, whatever it was called when it began.
+    named = dataclasses.replace(config, name=saved.name)
+    keys = [key for key in saved.differing_keys(named) if not _has_moved(key, saved, named)]
+    if keys:
+        raise UserError(_another_run(run_folder, saved, named, keys))
     return saved
+
+
+def _precedes_config(path: Path) -> bool:
+    """Whether a start that was killed may have left this: a launcher's logs, the lock, a part."""
+    is_part = path.name.startswith(f".{CONFIG}.") and is_unfinished(path)
+    return is_part or path.name in (LOGS, LOCK)
+
+
+def _another_run(run_folder: Path, saved: RunT, config: RunT, keys: Sequence[str]) -> str:
+    changes = [f"{key}: {value_at(saved, key)!r}, now {value_at(config, key)!r}" for key in keys]
+    given = [
+        f"{key}={_as_setting(value_at(config, key))}"
+        for key in keys
+        if key not in ("warm_start_from", "branched_from")  # not set by hand
+    ]
+    return (
+        f"{run_folder} holds another run, which is not overwritten: it differs in "
+        f"{'; '.join(changes)}. Choose another name=..., or go on with that run without "
+        f"{' and '.join(keys)}, which cannot change in a run: `cola-train {saved.stage} --resume "
+        f"{run_folder}`. A new run that begins with its weights: `cola-train warm-start "
+        f"{run_folder} {run_folder / CONFIG} {shlex.join(['name=NEW', *given])}`."
+    )
+
+
+def _as_setting(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _has_moved(key: str, saved: RunConfig, config: RunConfig) -> bool:
+    """Whether a key names the same folder of a run or checkpoint, at another place."""
+    old, new = value_at(saved, key), value_at(config, key)
+    if not key.startswith(_BEGAN_FROM) or old is None or new is None:
+        return False
+    old, new = Path(old), Path(new)
+    if key == "branched_from":  # RUN/step-N
+        if old.name != new.name:
+            return False
+        old, new = old.parent, new.parent
+    if not new.is_dir():
+        return False
+    return not old.is_dir() or old.samefile(new) or _same_weights(old, new)
+
+
+def _same_weights(old: Path, new: Path) -> bool:
+    ours, theirs = _weights(old), _weights(new)
+    return (
+        bool(ours)
+        and ours.keys() == theirs.keys()
+        and all(filecmp.cmp(path, theirs[name], shallow=False) for name, path in ours.items())
+    )
+
+
+def _weights(folder: Path) -> dict[Path, Path]:
+    """The weight files of an export, or of a run's export, by their places in it."""
+    root = folder / EXPORT if (folder / EXPORT).is_dir() else folder
+    return {path.relative_to(root): path for path in root.rglob("*.safetensors")}
 
 
 def write_config(run_folder: Path, config: RunConfig) -> None:
@@ -90,9 +172,12 @@ def write_config(run_folder: Path, config: RunConfig) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """How a run stands; what a job script looks at."""
+    """How a run stands; what a job script looks at.
 
-    state: Literal["running", "finished", "interrupted", "stopped", "failed"]
+    "died" stands in no file: a reader finds it where "running" does and no process holds the run.
+    """
+
+    state: Literal["running", "finished", "interrupted", "stopped", "failed", "died"]
     step: int
     reason: str = ""
 
@@ -104,9 +189,21 @@ def write_status(run_folder: Path, status: Status) -> None:
 
 
 def read_status(run_folder: Path) -> Status | None:
-    """status.json, if it is there and whole."""
+    """How a run truly stands; None where status.json is absent or damaged."""
+    status = _written_status(run_folder)
+    if status is None or status.state != "running" or is_locked(run_folder):
+        return status
+    # It may have ended between the two looks.
+    status = _written_status(run_folder)
+    if status is None or status.state != "running":
+        return status
+    reason = "Its process is gone without a word (killed, out of memory, power)."
+    return dataclasses.replace(status, state="died", reason=reason)
+
+
+def _written_status(run_folder: Path) -> Status | None:
     try:
-        return Status(**json.loads((run_folder / STATUS).read_text(encoding="utf-8")))
+        return Status(**parse_json((run_folder / STATUS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -120,13 +217,17 @@ def status_time(run_folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def locked(run_folder: Path) -> Iterator[None]:
+def locked(run_folder: Path, otherwise: str = "choose another name=...") -> Iterator[None]:
     """Keep other processes out of a run while the block runs; the lock ends with this process.
 
+    `otherwise` ends the message that says what to do.
+
     Raises:
-        UserError: another process trains this run.
+        UserError: another process holds it, or the folder cannot be written.
     """
-    with (run_folder / LOCK).open("w") as file:
+    with contextlib.ExitStack() as held:
+        with write_errors_explained(run_folder):
+            file = held.enter_context((run_folder / LOCK).open("w"))
         # What was killed a moment ago may still be ending.
         deadline = time.monotonic() + _LOCK_WAIT_SECONDS
         while True:
@@ -137,9 +238,21 @@ def locked(run_folder: Path) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"Another process is training {run_folder}; two would spoil each other's "
-                        "files. Wait for it, stop it, or choose another name=..."
+                        f"files. Wait for it, stop it, or {otherwise}"
                     ) from None
                 time.sleep(0.2)
             except OSError:
                 break  # a file system without locks: nothing to hold
         yield
+
+
+def is_locked(run_folder: Path) -> bool:
+    """Whether some process, this one or another, holds a run; True where locks are not known."""
+    try:
+        with (run_folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

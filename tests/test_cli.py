@@ -1,5 +1,6 @@
 """The command line: help that reads well, errors without tracebacks, imports that wait."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cola_train.cli import main
+from cola_train.cli import _ended, _versions, main
 from tests.helpers.programs import ROOT
 
 VERBS = [
@@ -33,6 +34,7 @@ VERBS = [
     "audit",
     "chaos",
     "doctor",
+    "runs",
 ]
 
 
@@ -62,7 +64,10 @@ def test_a_verbs_help_lists_settings_with_meaning_and_default(
 ) -> None:
     assert run("joint", "--help", "all") == 0
     out = capsys.readouterr().out
-    assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0]" in out
+    assert (
+        "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0; a finite"
+        in out
+    )
     assert "  name\n      The run's name: its folder under runs_folder. [required]" in out
 
 
@@ -112,6 +117,7 @@ def test_flags_that_texts_name_are_those_of_their_verb(capsys: pytest.CaptureFix
             "cola-train: error: There is no config file configs/none.yaml",
         ),
         (["curve", "fit"], "cola-train: error: Give the curve's spec"),
+        (["curve", "run", "none.yaml", "--parallel", "0"], "--parallel must be at least 1, not 0"),
         (["curve", "run", "none.yaml"], "cola-train: error: There is no config file none.yaml"),
         (
             ["compare", "nowhere"],
@@ -123,6 +129,16 @@ def test_flags_that_texts_name_are_those_of_their_verb(capsys: pytest.CaptureFix
             "cola-train: error: budget.eflops must be above 0 or null, not -1.0",
         ),
         (["prepare", "--fast"], "cola-train: error: unrecognized arguments: --fast"),
+        (
+            ["vae", "--trainer.max_steps=5"],
+            "--trainer.max_steps=5; settings are key=value, without --: trainer.max_steps=5",
+        ),
+        (
+            ["plan", "x.yaml", "--seed.x", "5"],
+            "; settings are key=value, without --: seed.x=VALUE",
+        ),
+        (["vae", "--name", "x"], "; settings are key=value, without --: name=VALUE"),
+        (["export", "nowhere", "--max-shard-gb", "nan"], "--max-shard-gb must be above 0, not nan"),
         (["export", "nowhere", "extra=1"], "cola-train: error: unrecognized arguments: extra=1"),
     ],
 )
@@ -137,6 +153,18 @@ def test_a_mistake_gets_a_message_and_status_2(
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_exists_is_a_path_whatever_its_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "lr=3e-4").mkdir(parents=True)
+    assert run("evaluate", "runs/lr=3e-4", "num_samples=0", "--data", "nowhere") == 2
+    assert "num_samples must be at least 1" in capsys.readouterr().err
+    (tmp_path / "lr=3.yaml").write_text("nmae: x")
+    assert run("vae", "lr=3.yaml", f"name={'x' * 300}") == 2
+    assert "Unknown config key 'nmae' in lr=3.yaml" in capsys.readouterr().err
 
 
 def test_a_wrong_config_is_refused_before_torch_is_imported() -> None:
@@ -232,3 +260,54 @@ def test_a_run_of_another_version_is_refused_with_what_to_do(
     message = capsys.readouterr().err
     assert "Unknown config key 'guard.spike_sigmas'" in message
     assert "If another version of cola-train wrote it, go on with that version" in message
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (OSError(5, "Input/output error", "a.bin"), r"Input/output error \(a\.bin\)\. What was"),
+        (OSError(28, "No space left on device"), r"error: No space left on device\. What was"),
+        (MemoryError(), "error: There is not enough memory"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    error: Exception,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert ended(error, monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert said.count("\n") == 1
+
+
+def test_a_defect_of_ours_says_where_it_is_and_where_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ended(KeyError("lost"), monkeypatch) == 1
+    said = capsys.readouterr().err
+    assert "in _ended\n" in said
+    assert f"KeyError: 'lost'\ncola-train: error: This is a defect of {_versions()[:5]}" in said
+    assert f"{_versions()}, Python {sys.version.split()[0]}) where you got cola-train" in said
+
+
+def ended(error: Exception, monkeypatch: pytest.MonkeyPatch) -> int:
+    def fail() -> int:
+        raise error
+
+    monkeypatch.setattr("cola_train.cli.main", fail)
+    return _ended()
+
+
+@pytest.mark.parametrize("arguments", [["vae", "--help", "all"], ["--version"]])
+def test_a_reader_that_has_enough_ends_a_verb_without_a_word(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "cola_train", *arguments]
+    environment = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -3,16 +3,23 @@ short. And permissions.
 """
 
 import json
+import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cola_train.files import JsonlWriter, read_log
+from cola_train.config.settings import UserError
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.evaluation.benchmarks.score import read_answers
+from cola_train.evaluation.benchmarks.tasks import read_samples
+from cola_train.files import atomic_folder, write_atomically
+from cola_train.json_lines import JsonlWriter, json_lines, read_jsonl, read_log
 
 Rows = st.lists(
     st.dictionaries(
@@ -77,6 +84,96 @@ def test_rows_are_read_as_they_were_written(
     for row in rows:
         lines.append(row)
     assert [*read_log(lines.path)] == rows
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: [*read_jsonl(path, "prompts")],
+        lambda path: read_samples(path.parent, path.stem),
+        read_answers,
+        Tokenizer.load,
+    ],
+)
+def test_what_git_lfs_left_out_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "squad.jsonl").write_text(POINTER)
+    with pytest.raises(UserError, match=r"squad\.jsonl.* Git LFS pointer .*`git lfs pull`"):
+        read(tmp_path / "squad.jsonl")
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_users_lines_with_a_byte_order_mark_and_any_line_end(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + end.join(['"one\u2028"', "", "2"]).encode())
+    assert list(read_jsonl(path, "texts")) == [
+        (f"{path}, line 1", "one\u2028"),
+        (f"{path}, line 3", 2),
+    ]
+
+
+def test_half_a_character_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "\\ud83d\\ude00"}\n{"text": ["\\ud83d"]}\n')
+    lines = read_jsonl(path, "texts")
+    assert next(lines)[1] == {"text": "\U0001f600"}
+    with pytest.raises(UserError, match=r"a\.jsonl, line 2 has a lone surrogate"):
+        next(lines)
+
+
+def make_meanwhile(final: Path, kind: str) -> None:
+    with atomic_folder(final) as working:
+        (working / "mine").write_text("hours of work")
+        if kind == "folder":
+            final.mkdir()
+            (final / "notes.txt").write_text("yours")
+        elif kind == "file":
+            final.write_text("yours")
+        else:
+            final.symlink_to("nowhere")
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_came_to_a_name_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_links: bool
+) -> None:
+    def refuses(*arguments: object) -> None:
+        raise PermissionError(1, "Operation not permitted")  # as on a memory card
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuses)
+    path = tmp_path / "a.txt"
+    write_atomically(path, "first", replace=False)
+    with pytest.raises(UserError, match=r"a\.txt exists and is not overwritten"):
+        write_atomically(path, "second", replace=False)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.txt"]
+    assert path.read_text() == "first"
+    write_atomically(path, "third")
+    assert path.read_text() == "third"
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+def test_what_came_to_a_name_meanwhile_is_not_replaced(tmp_path: Path, kind: str) -> None:
+    final = tmp_path / "final"
+    with pytest.raises(UserError, match=r"final exists and is not overwritten: .* is complete"):
+        make_meanwhile(final, kind)
+    if kind == "folder":
+        assert [path.name for path in final.iterdir()] == ["notes.txt"]
+    else:
+        assert final.is_symlink() if kind == "broken link" else final.read_text() == "yours"
+    (kept,) = tmp_path.glob(".final.*")
+    assert (kept / "mine").read_text() == "hours of work"
+
+
+def test_names_that_are_no_utf8_are_written_as_they_are_read(tmp_path: Path) -> None:
+    row = {"path": os.fsdecode(b"caf\xe9"), "text": "café"}
+    JsonlWriter(tmp_path / "log.jsonl").append(row)
+    write_atomically(tmp_path / "rows.jsonl", json_lines([row]))
+    for name in ("log.jsonl", "rows.jsonl"):
+        assert "café" in (tmp_path / name).read_text(encoding="utf-8")
+        assert [*read_log(tmp_path / name)] == [row]
 
 
 _WRITES = """

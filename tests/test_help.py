@@ -106,15 +106,15 @@ def test_a_section_is_listed_with_meanings_and_defaults(capsys: pytest.CaptureFi
     out = shown(capsys, "joint", "--help", "objective.flow")
     assert out.startswith("8 settings of section objective.flow of `cola-train joint`:\n")
     assert listed(out) == [key for key in keys_of("joint") if key.startswith("objective.flow.")]
-    assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0]" in out
+    assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0; a f" in out
     assert len(listed(shown(capsys, "joint", "--help", "optim"))) == 16
 
 
 def test_a_sections_own_defaults_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "  greedy.guidance_scale\n      Classifier-free guidance g; 1 is off. [7.0]" in shown(
+    assert "  greedy.guidance_scale\n      Classifier-free guidance g; 1 is off. [7.0; a" in shown(
         capsys, "compare", "-h", "greedy"
     )
-    assert "  sampler.guidance_scale\n      Classifier-free guidance g; 1 is off. [1.0]" in shown(
+    assert "  sampler.guidance_scale\n      Classifier-free guidance g; 1 is off. [1.0; a" in shown(
         capsys, "compare", "-h", "sampler"
     )
 

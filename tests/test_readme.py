@@ -86,6 +86,7 @@ def test_every_command_is_known_to_this_test() -> None:
         "llada",
         "warm-start",
         "branch",
+        "runs",
         "export",
         "sample",
         "plan",

@@ -23,6 +23,7 @@ from cola_train.bench.config import (
 from cola_train.config.load import leaves, load_config, value_at
 from cola_train.config.settings import UserError
 from cola_train.console import say
+from cola_train.json_text import parse_json
 
 # A doubling of the rows must gain as much, or it is the last.
 _LEAST_GAIN = 1.01
@@ -61,7 +62,7 @@ def measure_in_a_process(
         raise RuntimeError(
             f"The measuring process failed (status {done.returncode}); its own message is above."
         )
-    result: dict[str, Any] = json.loads(results[-1].removeprefix(_RESULT))
+    result: dict[str, Any] = parse_json(results[-1].removeprefix(_RESULT))
     if "refused" in result:
         raise (MemoryTooSmallError if result["memory"] else UserError)(result["refused"])
     return result

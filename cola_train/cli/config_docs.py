@@ -16,8 +16,13 @@ _HEAD = f"""\
 All settings of all verbs, with defaults and meanings. They come from a YAML file, then from
 `key=value` arguments: `optim.learning_rate=1e-3` after `cola-train joint my.yaml` is what
 `optim: {{learning_rate: 1e-3}}` is in that file. A *required* setting must be given; NAME stands
-for a name of your choice. In the terminal `cola-train VERB --help` shows the most used settings,
-`--help WORD` those of a section or with a word.
+for a name of your choice. *Allowed* is the range of a number, or the words to choose from. A text
+is taken as it is written (`name=007`, `name=no`), and a whole number may be written `1e3`. A key
+may stand only once in a file, and nothing such as `${{HOME}}` is replaced. A YAML file may also
+come through a pipe, as in `cola-train joint <(command)`.
+
+In the terminal `cola-train VERB --help` shows the most used settings, `--help WORD` those of a
+section or with a word.
 
 This page is made from the code; after a change to a setting run `{COMMAND}`.
 """
@@ -104,10 +109,10 @@ def _tables(config_class: type, fields: set[str]) -> list[str]:
 
 
 def _table(entries: list[Described]) -> str:
-    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    lines = ["| setting | default | allowed | meaning |", "| --- | --- | --- | --- |"]
     for entry in entries:
         default = "*required*" if entry.default == "required" else f"`{entry.default}`"
-        cells = (f"`{entry.key}`", default, entry.meaning)
+        cells = (f"`{entry.key}`", default, entry.allowed, entry.meaning)
         lines.append(f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |")
     return "\n".join([*lines, ""])
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import add_device, add_path, add_verb, load_settings
+from cola_train.cli.verb import add_device, add_path, add_verb, is_path, load_settings
 from cola_train.config.evaluation import EvaluationConfig, InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
@@ -26,7 +26,12 @@ def add(verbs: Any) -> None:
         "--prompt", action="append", help="a text to continue; may be repeated; '' is from nothing"
     )
     add_path(sample, "--prompts", "FILE.jsonl", '{"prompt": "..."} or {"input_ids": [...]} a line')
-    add_path(sample, "--out", "FILE.jsonl", "write results there as JSON lines; print no text")
+    add_path(
+        sample,
+        "--out",
+        "FILE.jsonl",
+        "append results there as JSON lines, print no text",
+    )
     add_device(sample)
 
     evaluate = add_verb(
@@ -83,7 +88,12 @@ def add(verbs: Any) -> None:
         "FILE.jsonl",
         'texts instead: one {"text": "..."} or {"prompt": "...", "continuation": "..."} per line',
     )
-    add_path(likelihood, "--out", "FILE.jsonl", "also write each row's metrics there, as JSON")
+    add_path(
+        likelihood,
+        "--out",
+        "FILE.jsonl",
+        "also append each row's metrics there, as JSON",
+    )
     add_device(likelihood)
 
     inspect = add_verb(
@@ -127,7 +137,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
         sys.stdout.write(fetch(options.fetch, options.data, tasks))
         return
-    place = next((place for place, text in enumerate(options.settings) if "=" not in text), None)
+    place = next((place for place, text in enumerate(options.settings) if is_path(text)), None)
     if place is None:
         raise UserError(
             "Give the checkpoint to evaluate: a run folder, or one in the released layout; or "

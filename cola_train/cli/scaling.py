@@ -106,6 +106,8 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _curve(options: argparse.Namespace) -> int:
     require(bool(options.settings), f"Give the curve's spec, for example {_CURVE}.")
+    if options.kind == "run":
+        require(options.parallel >= 1, f"--parallel must be at least 1, not {options.parallel}.")
     path = Path(options.settings[0])
     spec, folder = load_config(CurveConfig, path, options.settings[1:]), path.parent
     if options.kind == "run":

@@ -2,16 +2,23 @@
 
 import argparse
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import add_path, add_settings, add_verb, load_settings
+from cola_train.cli.verb import add_path, add_settings, add_verb, is_path, load_settings
 from cola_train.config.data import PrepareConfig, TokenizerTrainConfig
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import INTERRUPTED, UserError
+from cola_train.config.settings import INTERRUPTED, UserError, require
 from cola_train.families.registry import families
-from cola_train.run_folder import read_run_config, read_status, saved_config, status_time
+from cola_train.run_folder import (
+    read_run_config,
+    read_status,
+    require_data,
+    saved_config,
+    status_time,
+)
 from cola_train.run_layout import LOGS, folder_of
 
 
@@ -104,6 +111,7 @@ def _prepare(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> int:
     if options.resume is None:
         config = load_settings(options)
+        require_data(config)
     else:
         from cola_train.training.run import resume
 
@@ -156,6 +164,11 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
     from cola_train.training.preflight import refuse
 
     refuse(config)
+    for text in arguments:
+        require(
+            not (is_path(text) and Path(text).is_fifo()),
+            f"{text} is a pipe, which only one process can read: write the config to a file.",
+        )
     folder, on_gpu = folder_of(config), uses_gpu(config.trainer.accelerator)
     before = status_time(folder)
     status = launch(arguments, config.parallel.num_processes, folder / LOGS, uses_gpu=on_gpu)
@@ -169,5 +182,9 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
 def _export(options: argparse.Namespace) -> None:
     from cola_train.training.run import export_run
 
+    require(
+        0 < options.max_shard_gb < math.inf,
+        f"--max-shard-gb must be above 0, not {options.max_shard_gb}.",
+    )
     max_shard_bytes = int(options.max_shard_gb * 1e9)
     print(export_run(options.run_folder, options.step, options.out, max_shard_bytes, options.ema))

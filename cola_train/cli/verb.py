@@ -5,6 +5,7 @@ The help is one screen; `--help WORD` lists a section, settings with the word, o
 
 import argparse
 import difflib
+import os
 import shutil
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cola_train.config.describe import Described, describe, sections
-from cola_train.config.load import load_config
+from cola_train.config.load import leaves, load_config
 from cola_train.config.run import RunConfig
 from cola_train.families.registry import load_run_config
 
@@ -80,8 +81,25 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def load_settings(options: argparse.Namespace) -> Any:
     """The config that a verb's arguments describe."""
     given: list[str] = options.settings
-    path = Path(given[0]) if given and "=" not in given[0] else None
+    path = Path(given[0]) if given and is_path(given[0]) else None
     return load_config(options.config_class, path, given[1:] if path else given)
+
+
+def is_path(text: str) -> bool:
+    """Whether an argument is a path and no setting: `runs/lr=3e-4` is one where it exists."""
+    # Path.exists raises for what is too long for a name.
+    return "=" not in text or os.path.exists(text)  # noqa: PTH110
+
+
+def dashes_hint(options: argparse.Namespace, rest: Sequence[str]) -> str:
+    """The end of a message about unknown options, where one of them is a setting with dashes."""
+    config_class = getattr(options, "config_class", None)
+    known = [] if config_class is None else [key for key, _ in leaves(config_class)]
+    for text in rest:
+        key, _, value = text.removeprefix("--").partition("=")
+        if text.startswith("--") and hasattr(options, "settings") and ("." in key or key in known):
+            return f"; settings are key=value, without --: {key}={value or 'VALUE'}"
+    return ""
 
 
 def load_run(options: argparse.Namespace) -> RunConfig:
@@ -183,10 +201,10 @@ def look_up(config_class: type, word: str) -> tuple[str, list[Described]] | None
 
 
 def table(entries: Sequence[Described]) -> str:
-    """Each setting in full: its key, then its meaning and its default."""
+    """Each setting in full: its key, then its meaning, its default and what it may be."""
     wrap = textwrap.TextWrapper(columns(), initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join(
-        f"  {entry.key}\n{wrap.fill(f'{entry.meaning} [{entry.default}]')}" for entry in entries
+        f"  {entry.key}\n{wrap.fill(f'{entry.meaning} [{_range(entry)}]')}" for entry in entries
     )
 
 
@@ -203,6 +221,10 @@ def brief(meaning: str, room: int) -> str:
                 return meaning[:cut] + end
             cut = meaning.rfind(mark, 0, cut)
     return textwrap.shorten(meaning, max(room, 4), placeholder="...")
+
+
+def _range(entry: Described) -> str:
+    return f"{entry.default}; {entry.allowed}" if entry.allowed else entry.default
 
 
 def _count(entries: Sequence[Described]) -> str:

@@ -9,7 +9,9 @@ from cola_train.config.settings import UserError
 
 FLOPS_PER_EFLOP = 10**18
 Unit = Literal["steps", "tokens", "EFLOPs"]
-_AMOUNT = re.compile(r"\s*(\d+\.?\d*(?:e[+-]?\d+)?)\s*(steps?|tokens?|eflops?|)\s*", re.IGNORECASE)
+_AMOUNT = re.compile(
+    r"\s*(\d{1,30}\.?\d{0,30}(?:e[+-]?\d{1,2})?)\s*(steps?|tokens?|eflops?|)\s*", re.IGNORECASE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,14 @@ class Amount:
             whole = "FLOPs" if unit == "EFLOPs" else unit
             raise UserError(f"{key} must be a whole number of {whole}, not {text!r}.")
         return cls(int(exact), unit)
+
+    @classmethod
+    def of_eflops(cls, eflops: float) -> "Amount":
+        """The whole number of FLOPs, at least 1, nearest to so many EFLOPs as they are written.
+
+        In binary 38.9 EFLOPs are no whole number, and a third of one is none in decimals.
+        """
+        return cls(max(1, round(Fraction(repr(eflops)) * FLOPS_PER_EFLOP)), "EFLOPs")
 
     def __str__(self) -> str:
         if self.unit == "EFLOPs":

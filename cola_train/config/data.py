@@ -5,20 +5,22 @@ from typing import Literal
 
 from cola_train.config.settings import (
     SHARE_BELOW_1,
+    Settings,
     at_least,
     require,
-    require_each,
     section,
     setting,
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class CorpusConfig:
+class CorpusConfig(Settings):
     """The text. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name or path)."""
 
     inputs: list[str] = setting(
-        [], help="Files, folders or globs: .txt, .jsonl, .parquet; .txt, .jsonl also as .gz or .xz."
+        [],
+        help="Files, folders or globs: .txt, .jsonl or .json (an object a line), each also as .gz, "
+        ".xz or .zst; .parquet.",
     )
     dataset: str | None = setting(
         None, help="A name or local path for the `datasets` library; a name may use the network."
@@ -28,12 +30,26 @@ class CorpusConfig:
     )
     dataset_split: str = setting("train", help="The split of `dataset` to read.")
     text_column: str = setting(
-        "text", help="The column or JSON key of the text in a .jsonl, .parquet or `dataset` record."
+        "text",
+        help="The column or JSON key of the text in a .jsonl, .parquet or `dataset` record; a.b is "
+        "key b of the object a.",
     )
     documents: Literal["paragraph", "file"] = setting(
         "paragraph",
         help="What one document of a .txt file is: a run of lines between blank lines, or the "
         "whole file.",
+    )
+    max_document_bytes: int = setting(
+        1 << 23,
+        rule=at_least(1, " byte"),
+        help="Most bytes of a document, and of a line of .jsonl; memory grows with it, in each of "
+        "`num_processes`. A longer one is a bad record.",
+    )
+    on_bad_record: Literal["stop", "skip", "replace"] = setting(
+        "stop",
+        help="What becomes of a record that is too long, damaged, no Unicode text or without its "
+        "column: stop at it; skip leaves it out and counts it; replace puts U+FFFD for what is no "
+        "Unicode text, and leaves out the others.",
     )
 
     def check(self) -> None:
@@ -46,55 +62,65 @@ class CorpusConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerTrainConfig:
+class TokenizerTrainConfig(Settings):
     """`cola-train tokenizer train`: a byte-level BPE of one's own."""
 
     out: str = setting(help="The tokenizer.json to write; an existing file is not overwritten.")
     corpus: CorpusConfig = section(CorpusConfig, help="The text to learn merges from.")
-    vocab_size: int = setting(2048, help="Number of ids, with the 4 special tokens and 256 bytes.")
+    vocab_size: int = setting(
+        2048,
+        help="Number of ids, with the 4 special tokens and 256 bytes.",
+        rule=at_least(260, " (256 bytes and 4 special tokens)"),
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.corpus.check()
-        rule = at_least(260, " (256 bytes and 4 special tokens)")
-        require_each(self, "", rule, "vocab_size")
 
 
 @dataclasses.dataclass(frozen=True)
-class PrepareConfig:
+class PrepareConfig(Settings):
     """`cola-train prepare`: text to memory-mapped rows of token ids."""
 
     out: str = setting(help="The folder to write; it appears only when complete.")
     tokenizer: str = setting(help="The tokenizer.json to encode with, copied to the prepared data.")
-    seq_len: int = setting(512, help="Tokens in a row.")
+    seq_len: int = setting(512, help="Tokens in a row.", rule=at_least(1, " token"))
     corpus: CorpusConfig = section(CorpusConfig, help="The text.")
     held_out_share: float = setting(
-        0.01, help="Share of documents, chosen by a hash of their text, kept for validation."
+        0.01,
+        help="Share of documents, chosen by a hash of their text, kept for validation.",
+        rule=SHARE_BELOW_1,
     )
     document_alignment: int = setting(
         1,
         help="Documents start at a multiple of this many tokens (padded before); mask_documents: "
         "patch_size x block_size.",
+        rule=at_least(1),
     )
-    num_processes: int = setting(1, help="Processes that tokenize; the result is the same for all.")
+    num_processes: int = setting(
+        1, help="Processes that tokenize; the result is the same for all.", rule=at_least(1)
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.corpus.check()
-        require_each(self, "", at_least(1, " token"), "seq_len")
-        require_each(self, "", SHARE_BELOW_1, "held_out_share")
-        require_each(self, "", at_least(1), "num_processes")
         require(
-            self.document_alignment >= 1 and self.seq_len % self.document_alignment == 0,
-            f"document_alignment must be at least 1 and divide seq_len ({self.seq_len}), not "
+            self.seq_len % self.document_alignment == 0,
+            f"document_alignment must divide seq_len ({self.seq_len}), not "
             f"{self.document_alignment}.",
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Settings):
     """The prepared data of a run."""
 
     path: str = setting("???", help="A folder written by `cola-train prepare`.", common=True)
-    seq_len: int = setting(512, help="Tokens in a row, as in the prepared data (paper: 512).")
+    seq_len: int = setting(
+        512, help="Tokens in a row, as in the prepared data (paper: 512).", rule=at_least(1)
+    )
     num_workers: int = setting(
-        0, help="Processes that read rows ahead; rows are memory-mapped, 0 mostly suffices."
+        0,
+        help="Processes that read rows ahead; rows are memory-mapped, 0 mostly suffices.",
+        rule=at_least(0),
     )

@@ -1,10 +1,10 @@
 """The settings of a config with meanings and defaults, for `--help` and docs/config.md."""
 
 import dataclasses
-import typing
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
-from cola_train.config.load import section_class
+from cola_train.config.settings import allowed_words
+from cola_train.config.typed import section_class, table_class
 
 
 class Described(NamedTuple):
@@ -13,6 +13,7 @@ class Described(NamedTuple):
     key: str  # dotted; NAME stands for names that the user chooses
     meaning: str
     default: str  # as it is written in YAML, nearly; "required" where there is none
+    allowed: str  # what its rule says, or the words to choose from; "" where the type says all
     common: bool  # one of those that people change
 
 
@@ -43,7 +44,9 @@ def describe(
         if (section := section_class(field.type)) is not None:
             found += describe(section, default, f"{key}.", common=marked)
             continue
-        found.append(Described(key, field.metadata["help"], _shown(default), marked))
+        found.append(
+            Described(key, field.metadata["help"], _shown(default), _allowed(field), marked)
+        )
         if inside is not None:
             found += describe(inside, prefix=f"{key}.NAME.", common=marked)
     return found
@@ -60,10 +63,14 @@ def sections(config_class: type) -> list[DescribedSection]:
     return found
 
 
+def _allowed(field: dataclasses.Field[Any]) -> str:
+    is_choice = get_origin(field.type) is Literal
+    return ", ".join(get_args(field.type)) if is_choice else allowed_words(field)
+
+
 def _inside(field: dataclasses.Field[Any]) -> type | None:
     """The config class of a section, or of a dictionary's values; None for a plain setting."""
-    is_table = typing.get_origin(field.type) is dict
-    return section_class(typing.get_args(field.type)[1] if is_table else field.type)
+    return section_class(field.type) or table_class(field.type)
 
 
 def _shown(value: Any) -> str:

@@ -1,19 +1,23 @@
 """Read a config: defaults < YAML (with `base:`) < key=value; unknown keys, wrong types refused."""
 
 import dataclasses
-import io
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf import OmegaConf
 
-from cola_train.config.settings import UserError, nearest
+from cola_train.config.reading import Plain, parse, read_text
+from cola_train.config.settings import UserError, check_value
+from cola_train.config.typed import NULLS, Argument, section_class, table_class, typed_section
 
 T = TypeVar("T")
+# The default of a setting that must be given, in a section that has to be made without it.
+_REQUIRED = "???"
 
 
 def load_config(
@@ -35,68 +39,52 @@ def build_config(
     """As `load_config`, from values that were read already; messages about them name `origin`."""
     layers = [(origin, values)]
     layers += [(f"the override '{text}'", _parse_override(text)) for text in overrides]
-    config = OmegaConf.structured(config_class)
-    OmegaConf.set_readonly(config, False)
-    for origin, values in layers:
-        _refuse_unknown_keys(values, config_class, origin, prefix="")
-        config = _merge(config, values, origin)
-    if missing := sorted(OmegaConf.missing_keys(config)):
+    given = _merge(*(typed_section(layer, config_class, origin) for origin, layer in layers))
+    if missing := sorted(_missing(config_class, given)):
         raise UserError(
             f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the "
             "YAML file."
         )
-    try:
-        return cast(T, OmegaConf.to_object(config))
-    # omegaconf re-raises what a __post_init__ raised, with lines of its own added
-    except Exception as error:
-        raise UserError(_first_line(error)) from error
+    return cast(T, _construct(config_class, given))
 
 
-def read_values(path: Path, heirs: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The keys and values of a YAML file, over those of the files that it names as `base`.
+def read_values(path: Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a YAML file with their texts, over those of the files that it names as `base`.
 
     `heirs` are the files that this one is a base of.
 
     Raises:
         UserError: a missing or malformed file, or bases in a circle.
     """
-    chain = (*heirs, path.resolve())
+    text = read_text(path)
+    chain = (*heirs, os.path.realpath(path))
     if chain[-1] in heirs:
-        raise UserError(f"Config inheritance goes in a circle: {' -> '.join(map(str, chain))}.")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        hint = f"the folder {path.parent} has no .yaml file"
-        # A folder that does not exist has no files either.
-        found = [*path.parent.glob("*.yaml"), *path.parent.glob(f"*/{path.name}")]
-        if found:
-            hint = nearest(path.name, [p.relative_to(path.parent).as_posix() for p in found])
-        raise UserError(f"There is no config file {path}; {hint}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; give a .yaml config file.") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file."
-        ) from None
-    values = _parse(text, path)
-    base = values.pop("base", None)
-    if base is None:
+        raise UserError(f"Config inheritance goes in a circle: {' -> '.join(chain)}.")
+    values = parse(text, str(path))
+    if isinstance(values, Plain) and values in NULLS:
+        return {}
+    if not isinstance(values, dict):
+        found = "a list" if isinstance(values, list) else "one value"
+        raise UserError(f"{path} must hold keys and values at the top level, not {found}.")
+    base = values.pop("base", Plain())
+    if isinstance(base, Plain) and base in NULLS:
         return values
     if not isinstance(base, str):
-        raise UserError(f"{path}: `base` must be the name of another YAML file, not {base!r}.")
-    return _deep_update(read_values(path.parent / base, chain), values)
+        raise UserError(f"{path}: `base` must be the name of another YAML file, and is several.")
+    return _merge(read_values(path.parent / base, chain), values)
 
 
 def to_yaml(config: Any) -> str:
-    """The resolved config as YAML, as saved in a run's folder; `load_config` reads it back."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    """The config as YAML, as saved in a run's folder; `load_config` reads it back."""
+    values = dataclasses.asdict(config)
 
+    def write(*, allow_unicode: bool) -> str:
+        options: Any = {"sort_keys": False, "width": sys.maxsize, "allow_unicode": allow_unicode}
+        return str(yaml.safe_dump(values, **options))
 
-def section_class(annotation: object) -> type | None:
-    """The config class that a field of this type is a section of; None for a setting."""
-    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
-        return annotation
-    return None
+    text = write(allow_unicode=True)
+    # PyYAML loses this end of a line where it does not write it as an escape.
+    return write(allow_unicode=False) if "\x85" in text else text
 
 
 def leaves(config_class: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
@@ -123,70 +111,79 @@ def changed_values(config: Any) -> dict[str, Any]:
     }
 
 
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    try:
-        # OmegaConf takes a lone word for a key: what stands at the top is seen before its loader.
-        if not isinstance(yaml.compose(text, Loader=yaml.SafeLoader), yaml.MappingNode):
-            value = yaml.safe_load(text)
-            if value is None:
-                return {}
-            raise UserError(
-                f"{path} must hold keys and values at the top level, not a {type(value).__name__}."
-            )
-        # OmegaConf's loader reads 1e-4 as a number, which plain YAML 1.1 does not.
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(io.StringIO(text))))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from None
+class _Value:
+    """What OmegaConf keeps as it is: in a text it would replace `${NAME}`, and miss a "???"."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
-def _deep_update(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), dict)
-        merged[key] = _deep_update(merged[key], value) if both else value
-    return merged
+def _merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys and sections of all layers; the values of the last that has one."""
+    flags = {"allow_objects": True}
+    configs = [OmegaConf.create(_map_values(layer, _Value), flags=flags) for layer in layers]
+    merged = OmegaConf.to_container(OmegaConf.unsafe_merge(*configs))
+    return cast(dict[str, Any], _map_values(merged, operator.attrgetter("value")))
+
+
+def _map_values(values: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(values, Mapping):
+        return {key: _map_values(value, change) for key, value in values.items()}
+    return change(values)
 
 
 def _parse_override(text: str) -> dict[str, Any]:
-    key, equals, _ = text.partition("=")
+    key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(
             f"'{text}' is not an override; write key=value, for example trainer.max_steps=100."
         )
+    values: Any = Argument(value)
+    for name in reversed(key.split(".")):
+        values = {name: values}
+    return values
+
+
+def _missing(config_class: type, given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for field in dataclasses.fields(config_class):
+        key, value = prefix + field.name, given.get(field.name)
+        if (section := section_class(field.type)) is not None:
+            yield from _missing(section, value or {}, f"{key}.")
+        elif (table := table_class(field.type)) is not None:
+            for name, inside in (value or {}).items():
+                yield from _missing(table, inside, f"{key}.{name}.")
+        elif value == _REQUIRED or (field.name not in given and _is_required(field)):
+            yield key
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    if field.default is dataclasses.MISSING:
+        return field.default_factory is dataclasses.MISSING
+    return bool(field.default == _REQUIRED)
+
+
+def _construct(
+    config_class: Any, given: Mapping[str, Any], default: Any = None, prefix: str = ""
+) -> Any:
+    """An instance with the values of `given`, over those of `default`, or else of the class."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config_class):
+        name, key = field.name, prefix + field.name
+        if (section := section_class(field.type)) is not None:
+            factory: Any = field.default_factory
+            inner = factory() if default is None else getattr(default, name)
+            values[name] = _construct(section, given.get(name, {}), inner, f"{key}.")
+        elif name in given:
+            values[name] = given[name]
+            if (table := table_class(field.type)) is not None:
+                values[name] = {
+                    of: _construct(table, inside, prefix=f"{key}.{of}.")
+                    for of, inside in given[name].items()
+                }
+            check_value(field, values[name], key)
     try:
-        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([text])))
-    except Exception as error:  # omegaconf lets several parsers' errors through here
-        raise UserError(f"The override '{text}' cannot be read: {_first_line(error)}") from error
-
-
-def _refuse_unknown_keys(
-    values: Mapping[str, Any], config_class: type, origin: str, prefix: str
-) -> None:
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
-    for key, value in values.items():
-        full = f"{prefix}{key}"
-        if key not in fields:
-            hint = nearest(full, [prefix + name for name in fields])
-            raise UserError(f"Unknown config key '{full}' in {origin}; {hint}")
-        if (section := section_class(fields[key].type)) is not None:
-            if not isinstance(value, Mapping):
-                what = f"a section of keys, not the value {value!r}"
-                raise UserError(f"Config key '{full}' in {origin} is {what}.")
-            _refuse_unknown_keys(value, section, origin, f"{full}.")
-
-
-def _merge(config: Any, values: Mapping[str, Any], origin: str) -> DictConfig:
-    try:
-        # In place: OmegaConf.merge would copy all settings for each override.
-        return cast(DictConfig, OmegaConf.unsafe_merge(config, values))
-    except ConfigKeyError as error:
-        raise UserError(f"{origin}: {_first_line(error)}") from error
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise UserError(
-            f"Config key '{key}' in {origin} has a value it cannot take: {_first_line(error)}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]
+        if default is not None:
+            return dataclasses.replace(default, **values)
+        return config_class(**values)
+    except ValueError as error:  # UserError too
+        raise UserError(str(error)) from error

@@ -5,12 +5,14 @@ from typing import Literal
 
 from cola_train.config.amounts import Mark
 from cola_train.config.settings import (
+    ANY_NUMBER,
+    NOT_EMPTY,
+    SHARE_ABOVE_0,
     SHARE_BELOW_1,
-    Rule,
+    Settings,
     above_0,
     at_least,
     require,
-    require_each,
     setting,
 )
 
@@ -18,11 +20,13 @@ Convention = Literal["paper", "model", "executed"]
 
 
 @dataclasses.dataclass(frozen=True)
-class BudgetConfig:
+class BudgetConfig(Settings):
     """How much compute a run may spend, and how it is counted (cola_train/flops/)."""
 
     eflops: float | None = setting(
-        None, help="EFLOPs (10^18) at which the run ends, after the first step that reaches them."
+        None,
+        help="EFLOPs (10^18) at which the run ends, after the first step that reaches them.",
+        rule=above_0(),
     )
     convention: Convention = setting(
         "model",
@@ -33,6 +37,7 @@ class BudgetConfig:
         None,
         help="N of the paper's convention; null counts the DiT, or a baseline without embeddings, "
         "or the VAE without them.",
+        rule=at_least(1),
     )
     marks: list[str] = setting(
         [],
@@ -41,17 +46,19 @@ class BudgetConfig:
     )
 
     def __post_init__(self) -> None:
-        require_each(self, "budget.", above_0(" or null"), "eflops", "nominal_parameters")
+        super().__post_init__()
         for mark in self.marks:
             Mark.parse(mark, "budget.marks")
 
 
 @dataclasses.dataclass(frozen=True)
-class EMAConfig:
+class EMAConfig(Settings):
     """An exponential moving average of the weights, kept beside them; off in the headline run."""
 
     decay: float = setting(
-        0.0, help="Share of the average kept at each step, such as 0.999; 0 keeps no average."
+        0.0,
+        help="Share of the average kept at each step, such as 0.999; 0 keeps no average.",
+        rule=SHARE_BELOW_1,
     )
     evaluate: bool = setting(
         False, help="Validate and write sample texts with the average instead of the weights."
@@ -59,7 +66,7 @@ class EMAConfig:
     export: bool = setting(False, help="Export the average, not the weights, when the run ends.")
 
     def __post_init__(self) -> None:
-        require_each(self, "ema.", SHARE_BELOW_1, "decay")
+        super().__post_init__()
         require(
             self.decay > 0 or not (self.evaluate or self.export),
             "ema.evaluate and ema.export need an average: set ema.decay, for example 0.999.",
@@ -67,17 +74,23 @@ class EMAConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainerConfig:
+class TrainerConfig(Settings):
     """The loop."""
 
     max_steps: int = setting(
-        1_000_000, help="Optimizer steps in all; budget.eflops may end the run before.", common=True
+        1_000_000,
+        help="Optimizer steps in all; budget.eflops may end the run before.",
+        common=True,
+        rule=at_least(1),
     )
     global_batch_size: int = setting(
-        1408, help="Rows per optimizer step, over all processes (paper: 1,408).", common=True
+        1408,
+        help="Rows per optimizer step, over all processes (paper: 1,408).",
+        common=True,
+        rule=at_least(1),
     )
     micro_batch_size: int = setting(
-        8, help="Rows per forward and backward on one process.", common=True
+        8, help="Rows per forward and backward on one process.", common=True, rule=at_least(1)
     )
     precision: Literal["fp32", "bf16", "fp8", "auto"] = setting(
         "bf16",
@@ -93,22 +106,24 @@ class TrainerConfig:
         "faster; rounding differs a little.",
     )
     validate_every_steps: int = setting(
-        1000, help="Steps between validations, always on the same noise; 0 never validates."
+        1000,
+        help="Steps between validations, always on the same noise; 0 never validates.",
+        rule=at_least(0),
     )
-    validation_rows: int = setting(1024, help="Held-out rows in a validation, at most.")
-    log_every_steps: int = setting(10, help="Steps between lines of metrics.jsonl.")
+    validation_rows: int = setting(
+        1024, help="Held-out rows in a validation, at most.", rule=at_least(0)
+    )
+    log_every_steps: int = setting(
+        10, help="Steps between lines of metrics.jsonl.", rule=at_least(1)
+    )
     sample_every_steps: int = setting(
-        0, help="Steps between sample texts (not in stage 1) in the run folder; 0 is never."
+        0,
+        help="Steps between sample texts (not in stage 1) in the run folder; 0 is never.",
+        rule=at_least(0),
     )
     sample_prompts: list[str] = setting(
-        [""], help="Prompts of the sample texts; empty generates from nothing."
+        [""], help="Prompts of the sample texts; empty generates from nothing.", rule=NOT_EMPTY
     )
-
-    def __post_init__(self) -> None:
-        counts = ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps")
-        require_each(self, "trainer.", at_least(1), *counts)
-        or_none = ("validate_every_steps", "validation_rows", "sample_every_steps")
-        require_each(self, "trainer.", Rule("0 or more", lambda number: number >= 0), *or_none)
 
     @property
     def in_bf16(self) -> bool:
@@ -117,13 +132,14 @@ class TrainerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(Settings):
     """How a run is spread over processes. It changes no numbers, and may change on resume."""
 
     num_processes: int = setting(
         1,
         help="Processes to start on this machine, one a device; torchrun overrules it.",
         common=True,
+        rule=at_least(1),
     )
     strategy: Literal["single", "ddp", "fsdp2", "hsdp"] = setting(
         "fsdp2",
@@ -132,7 +148,9 @@ class ParallelConfig:
         "process.",
     )
     shard_size: int | None = setting(
-        None, help="hsdp: processes that share one copy of the weights; null is those of one node."
+        None,
+        help="hsdp: processes that share one copy of the weights; null is those of one node.",
+        rule=at_least(1),
     )
     activation_checkpointing: Literal["none", "selective", "full"] = setting(
         "none",
@@ -143,12 +161,13 @@ class ParallelConfig:
         False, help="Keep sharded weights, gradients and optimizer state in the host's memory."
     )
     timeout_seconds: int = setting(
-        1800, help="A step or collective that takes longer than this ends the run with an error."
+        1800,
+        help="A step or collective that takes longer than this ends the run with an error.",
+        rule=at_least(1),
     )
 
     def __post_init__(self) -> None:
-        require_each(self, "parallel.", at_least(1), "num_processes", "timeout_seconds")
-        require_each(self, "parallel.", at_least(1, " or null"), "shard_size")
+        super().__post_init__()
         require(
             self.shard_size is None or self.strategy == "hsdp",
             f"parallel.shard_size is for parallel.strategy=hsdp, not {self.strategy}; leave one of "
@@ -157,14 +176,17 @@ class ParallelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Settings):
     """What a run saves to resume from."""
 
-    every_steps: int = setting(1000, help="Steps between checkpoints; the last step makes one too.")
+    every_steps: int = setting(
+        1000, help="Steps between checkpoints; the last step makes one too.", rule=at_least(1)
+    )
     keep: int = setting(
         3,
         help="Checkpoints kept: the newest, and always the last known good (weights finite, "
         "validation run).",
+        rule=at_least(1),
     )
     asynchronous: bool = setting(
         False, help="Write in the background while training continues, from a copy in host memory."
@@ -175,79 +197,75 @@ class CheckpointConfig:
         "newest intact one.",
     )
 
-    def __post_init__(self) -> None:
-        require_each(self, "checkpoint.", at_least(1), "every_steps", "keep")
-
 
 @dataclasses.dataclass(frozen=True)
-class GuardConfig:
+class GuardConfig(Settings):
     """When a step is skipped: it uses up its rows and number; weights and optimizer stay."""
 
     max_skipped_in_a_row: int = setting(
-        5, help="After this many skipped steps in a row the run stops; the last checkpoint stays."
+        5,
+        help="After this many skipped steps in a row the run stops; the last checkpoint stays.",
+        rule=at_least(1),
     )
     spike_deviations: float | None = setting(
         None,
         help="Also skip a step whose loss exceeds the median of recent ones by this many robust "
         "deviations (1.4826 MAD); null skips none.",
+        rule=above_0(),
     )
     spike_window: int = setting(
         100,
         help="Taken steps whose losses say what is usual, here and for alarms.spike_deviations; "
         "no loss is a spike before there are so many.",
+        rule=at_least(10),
     )
-
-    def __post_init__(self) -> None:
-        require_each(self, "guard.", at_least(1), "max_skipped_in_a_row")
-        require_each(self, "guard.", above_0(" or null (off)"), "spike_deviations")
-        require_each(self, "guard.", at_least(10), "spike_window")
 
 
 @dataclasses.dataclass(frozen=True)
-class AlarmsConfig:
+class AlarmsConfig(Settings):
     """When a run warns of latents that collapse or drift, or a loss that jumps; null is off."""
 
     min_log_snr: float | None = setting(
         0.5,
         help="Collapse: the VAE's logSNR stays below this (the paper's lowest is 1.0; a fresh VAE "
         "starts at 0).",
+        rule=ANY_NUMBER,
     )
     min_active_units: float | None = setting(
         0.5,
         help="Collapse: a smaller share of channels is active, where the run is inspected "
         "(in_loop_eval.evaluators).",
+        rule=SHARE_ABOVE_0,
     )
     max_reference_kl: float | None = setting(
         100.0,
         help="Drift: KL(q || q_ref) stays above this, nats per token (with 16 channels about 3.5 "
         "sigma in each).",
+        rule=above_0(),
     )
     spike_deviations: float | None = setting(
         10.0,
         help="Spike: the loss exceeds the median of recent ones (guard.spike_window) by this many "
         "robust deviations (1.4826 MAD).",
+        rule=above_0(),
     )
     raise_after: int = setting(
         100,
         help="Steps in a row beyond min_log_snr or max_reference_kl that raise the alarm. Those "
         "below min_log_snr count once it was above, or warm-up is over, or the weighted KL "
         "outweighs reconstruction.",
+        rule=at_least(1),
     )
-    clear_after: int = setting(20, help="Steps in a row back in bounds that end it.")
+    clear_after: int = setting(
+        20, help="Steps in a row back in bounds that end it.", rule=at_least(1)
+    )
     stop: bool = setting(
         False, help="Stop the run at an alarm, with a checkpoint; the same command resumes it."
     )
 
-    def __post_init__(self) -> None:
-        share = Rule("in (0, 1] or null", lambda value: 0 < value <= 1)
-        require_each(self, "alarms.", share, "min_active_units")
-        deviations = above_0(" or null (off)")
-        require_each(self, "alarms.", deviations, "max_reference_kl", "spike_deviations")
-        require_each(self, "alarms.", at_least(1), "raise_after", "clear_after")
-
 
 @dataclasses.dataclass(frozen=True)
-class WandbConfig:
+class WandbConfig(Settings):
     """Weights & Biases, off unless asked for."""
 
     enabled: bool = setting(False, help="Also log to wandb (pip install 'cola-train[wandb]').")

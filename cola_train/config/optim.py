@@ -4,11 +4,19 @@ import dataclasses
 from typing import Literal
 
 from cola_train.config.amounts import Amount
-from cola_train.config.settings import SHARE_BELOW_1, Rule, above_0, require, require_each, setting
+from cola_train.config.settings import (
+    SHARE_BELOW_1,
+    Rule,
+    Settings,
+    above_0,
+    at_least,
+    require,
+    setting,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Settings):
     """AdamW, and the paper's schedule: linear warm-up, then cosine (Tables 8 and 10)."""
 
     optimizer: Literal["adamw", "muon"] = setting(
@@ -17,10 +25,12 @@ class OptimConfig:
         "and AdamW for all else. One learning rate and weight decay serve both.",
     )
     learning_rate: float = setting(
-        1.5e-4, help="Peak learning rate, reached when warm-up ends.", common=True
+        1.5e-4, help="Peak learning rate, reached when warm-up ends.", common=True, rule=above_0()
     )
-    start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.")
-    final_learning_rate: float = setting(1e-5, help="Learning rate from the end of decay on.")
+    start_learning_rate: float = setting(1e-6, help="Learning rate of step 0.", rule=at_least(0))
+    final_learning_rate: float = setting(
+        1e-5, help="Learning rate from the end of decay on.", rule=at_least(0)
+    )
     schedule: Literal["cosine", "wsd"] = setting(
         "cosine",
         help="After warm-up a cosine to the end of decay; or wsd, warmup-stable-decay: the peak "
@@ -40,24 +50,31 @@ class OptimConfig:
     anneal: str = setting(
         "0", help="wsd: how long the anneal before the end of decay takes; an amount like warmup."
     )
-    beta1: float = setting(0.9, help="AdamW's first moment decay.")
-    beta2: float = setting(0.95, help="AdamW's second moment decay.")
-    eps: float = setting(1e-8, help="AdamW's epsilon; not stated in the paper.")
+    beta1: float = setting(0.9, help="AdamW's first moment decay.", rule=SHARE_BELOW_1)
+    beta2: float = setting(0.95, help="AdamW's second moment decay.", rule=SHARE_BELOW_1)
+    eps: float = setting(1e-8, help="AdamW's epsilon; not stated in the paper.", rule=above_0())
     weight_decay: float = setting(
-        0.01, help="Decoupled weight decay of every parameter, times the learning rate."
+        0.01,
+        help="Decoupled weight decay of every parameter, times the learning rate.",
+        rule=at_least(0),
     )
     muon_momentum: float = setting(
-        0.95, help="Muon's moving average of the gradient: the share kept at each step."
+        0.95,
+        help="Muon's moving average of the gradient: the share kept at each step.",
+        rule=SHARE_BELOW_1,
     )
     muon_nesterov: bool = setting(
         True, help="Muon moves by the average with the newest gradient counted once more."
     )
     muon_iterations: int = setting(
-        5, help="Newton-Schulz iterations by which Muon makes a matrix's update orthogonal."
+        5,
+        help="Newton-Schulz iterations by which Muon makes a matrix's update orthogonal.",
+        rule=Rule("in [1, 99]", lambda number: 1 <= number < 100),
     )
-    gradient_clip: float = setting(1.0, help="Largest global norm of the gradient.")
+    gradient_clip: float = setting(1.0, help="Largest global norm of the gradient.", rule=above_0())
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("warmup", "decay", "anneal"):
             Amount.parse(getattr(self, name), f"optim.{name}")
         anneals = Amount.parse(self.anneal, "optim.anneal").count > 0
@@ -66,11 +83,3 @@ class OptimConfig:
             "optim.anneal is the last part of optim.schedule=wsd and needs it, as it needs an "
             f"anneal above 0; got schedule={self.schedule}, anneal={self.anneal!r}.",
         )
-        require_each(self, "optim.", above_0(), "learning_rate", "gradient_clip")
-        require(
-            0 <= self.beta1 < 1 and 0 <= self.beta2 < 1,
-            f"optim.beta1 and beta2 must be in [0, 1), not {self.beta1} and {self.beta2}.",
-        )
-        require_each(self, "optim.", SHARE_BELOW_1, "muon_momentum")
-        iterations = Rule("in [1, 99]", lambda number: 1 <= number < 100)
-        require_each(self, "optim.", iterations, "muon_iterations")

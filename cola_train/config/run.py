@@ -18,7 +18,7 @@ from cola_train.config.loop import (
     WandbConfig,
 )
 from cola_train.config.optim import OptimConfig
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import SEED, Settings, require, section, setting
 
 # What may change when a run resumes: who computes, what is kept and shown, and how long. All else
 # makes it another run.
@@ -49,7 +49,7 @@ _MAY_CHANGE = (
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig(abc.ABC):
+class RunConfig(Settings, abc.ABC):
     """What all runs share: a family's config adds its networks, `objective` and `stage`."""
 
     name: str = setting(help="The run's name: its folder under runs_folder.", common=True)
@@ -67,8 +67,8 @@ class RunConfig(abc.ABC):
     alarms: AlarmsConfig = section(AlarmsConfig, help="When the run says that something is wrong.")
     wandb: WandbConfig = section(WandbConfig, help="Weights & Biases.")
     runs_folder: str = setting("checkpoints", help="Folder that holds the runs.")
-    seed: int = setting(66, help="Seed of weights, noise, times and masks (paper: 66).")
-    data_seed: int = setting(6198, help="Seed of the order of rows (paper: 6198).")
+    seed: int = setting(66, help="Seed of weights, noise, times and masks (paper: 66).", rule=SEED)
+    data_seed: int = setting(6198, help="Seed of the order of rows (paper: 6198).", rule=SEED)
     warm_start_from: str | None = setting(
         None, help="The run whose weights this one started from; `cola-train warm-start` sets it."
     )
@@ -78,13 +78,10 @@ class RunConfig(abc.ABC):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             self.name not in ("", ".", "..") and "/" not in self.name,
             f"name must be a plain folder name, not {self.name!r}.",
-        )
-        require(
-            0 <= self.seed < 2**63 and 0 <= self.data_seed < 2**63,
-            "seed and data_seed must be in [0, 2^63).",
         )
         rows, micro = self.trainer.global_batch_size, self.trainer.micro_batch_size
         processes = self.parallel.num_processes
@@ -117,13 +114,20 @@ class RunConfig(abc.ABC):
         """Whether training keeps the documents of a packed row apart."""
         return False
 
-    def differences(self, other: "RunConfig") -> list[str]:
-        """What makes `other` another run, as "key: ours, theirs"; empty if it may resume this."""
+    def differing_keys(self, other: "RunConfig") -> list[str]:
+        """The settings that make `other` another run; empty if it may resume this one."""
         listed = []
         for key, _ in leaves(type(self)):
             ours, theirs = value_at(self, key), value_at(other, key)
             # `auto` is what it was decided to be when the run began.
             decided = key == "trainer.precision" and theirs == "auto"
             if ours != theirs and not decided and not key.startswith(_MAY_CHANGE):
-                listed.append(f"{key}: {ours!r}, now {theirs!r}")
+                listed.append(key)
         return listed
+
+    def differences(self, other: "RunConfig") -> list[str]:
+        """What makes `other` another run, as "key: ours, now theirs"."""
+        return [
+            f"{key}: {value_at(self, key)!r}, now {value_at(other, key)!r}"
+            for key in self.differing_keys(other)
+        ]

@@ -3,41 +3,75 @@
 import dataclasses
 from typing import Literal
 
-from cola_train.config.settings import Rule, above_0, at_least, require, require_each, setting
+from cola_train.config.settings import (
+    ANY_NUMBER,
+    SEED,
+    SHARE,
+    SHARE_ABOVE_0,
+    Rule,
+    Settings,
+    above_0,
+    at_least,
+    setting,
+)
 
 Solver = Literal["euler", "heun", "adams2", "adams3"]
+_TIMES = Rule(
+    "two times in [0, 1], the lower first",
+    lambda times: len(times) == 2 and 0 <= times[0] <= times[1] <= 1,
+)
+_IDS = Rule("ids of at least 0", lambda ids: all(token >= 0 for token in ids))
 
 
 @dataclasses.dataclass(frozen=True)
-class SamplerConfig:
+class SamplerConfig(Settings):
     """How text is generated. Temperature 0 is greedy: top_k, top_p and seed then play no part."""
 
-    num_steps: int = setting(16, help="Solver steps from noise to data, per block.", common=True)
-    guidance_scale: float = setting(7.0, help="Classifier-free guidance g; 1 is off.", common=True)
-    max_new_tokens: int = setting(32, help="Tokens to generate, at most.", common=True)
-    temperature: float = setting(
-        0.0, help="Softmax temperature of token choice; 0 takes the likeliest.", common=True
+    num_steps: int = setting(
+        16, help="Solver steps from noise to data, per block.", common=True, rule=at_least(1)
     )
-    top_k: int = setting(50, help="Choose among this many likeliest tokens; 0 is off.")
+    guidance_scale: float = setting(
+        7.0, help="Classifier-free guidance g; 1 is off.", common=True, rule=ANY_NUMBER
+    )
+    max_new_tokens: int = setting(
+        32, help="Tokens to generate, at most.", common=True, rule=at_least(1)
+    )
+    temperature: float = setting(
+        0.0,
+        help="Softmax temperature of token choice; 0 takes the likeliest.",
+        common=True,
+        rule=at_least(0),
+    )
+    top_k: int = setting(
+        50, help="Choose among this many likeliest tokens; 0 is off.", rule=at_least(0)
+    )
     top_p: float = setting(
         0.9,
         help="Choose among the likeliest tokens whose probabilities reach this; 1 is off.",
         common=True,
+        rule=SHARE_ABOVE_0,
     )
     repetition_penalty: float = setting(
         1.1,
         help="Divides positive and multiplies negative logits of earlier blocks' ids; 1 is off.",
         common=True,
+        rule=above_0(),
     )
     eos_token_ids: tuple[int, ...] | None = setting(
-        None, help="Ids that end the text; null takes the tokenizer's eos and im_end."
+        None, help="Ids that end the text; null takes the tokenizer's eos and im_end.", rule=_IDS
     )
     pad_token_id: int | None = setting(
-        None, help="Id that fills the prompt's last block; null takes the tokenizer's."
+        None,
+        help="Id that fills the prompt's last block; null takes the tokenizer's.",
+        rule=at_least(0),
     )
-    seed: int = setting(0, help="Seed of the initial noise and of token draws.", common=True)
+    seed: int = setting(
+        0, help="Seed of the initial noise and of token draws.", common=True, rule=SEED
+    )
     batch_size: int = setting(
-        32, help="Prompts that are generated together; one that ends makes room for the next."
+        32,
+        help="Prompts that are generated together; one that ends makes room for the next.",
+        rule=at_least(1),
     )
     released_rounding: bool = setting(
         False,
@@ -55,11 +89,13 @@ class SamplerConfig:
         (0.0, 1.0),
         help="Least and greatest time t at which guidance applies; outside, the conditional branch "
         "runs alone.",
+        rule=_TIMES,
     )
     guidance_rescale: float = setting(
         0.0,
         help="Share by which a guided velocity is scaled back to the conditional one's standard "
         "deviation; 0 is off.",
+        rule=SHARE,
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto",
@@ -71,21 +107,6 @@ class SamplerConfig:
         help="Compile the DiT's denoising pass, with shapes that stay the same from block to block "
         "(Cola DLM alone).",
     )
-
-    def __post_init__(self) -> None:
-        require_each(self, "", at_least(1), "num_steps", "max_new_tokens", "batch_size")
-        require_each(self, "", Rule("0 (greedy) or more", lambda value: value >= 0), "temperature")
-        require_each(self, "", Rule("0 (off) or more", lambda number: number >= 0), "top_k")
-        require_each(self, "", Rule("in (0, 1]", lambda share: 0 < share <= 1), "top_p")
-        require_each(self, "", above_0(), "repetition_penalty")
-        times = self.guidance_interval
-        require(
-            len(times) == 2 and 0 <= times[0] <= times[1] <= 1,
-            f"guidance_interval must be two times in [0, 1], the lower first, not {list(times)}; "
-            "[0, 1] is on.",
-        )
-        share = Rule("in [0, 1] (0 is off)", lambda value: 0 <= value <= 1)
-        require_each(self, "", share, "guidance_rescale")
 
     def guides_at(self, t: float) -> bool:
         """Whether guidance changes the velocity at time t of a block that has history."""

@@ -34,12 +34,14 @@ from cola_train.data.prepared import (
     PreparedData,
     PreparedManifest,
 )
+from cola_train.data.records import BadRecords
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import atomic_folder
 
 _BATCH_CHARACTERS = 1 << 18
 _BATCH_DOCUMENTS = 4096
+_SAMPLE_CHARACTERS = 4000
 
 
 def prepare(config: PrepareConfig) -> PreparedData:
@@ -59,7 +61,8 @@ def prepare(config: PrepareConfig) -> PreparedData:
     sources = source_hashes(config.corpus)
     started = time.monotonic()
     with atomic_folder(out) as folder:
-        splits, num_empty = _write_splits(folder, config, tokenizer)
+        bad = BadRecords(config.corpus.on_bad_record)
+        splits, num_empty = _write_splits(folder, config, tokenizer, bad)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
         names = [name(split) for split in splits for name in (tokens_file, documents_file)]
         manifest = PreparedManifest(
@@ -72,11 +75,15 @@ def prepare(config: PrepareConfig) -> PreparedData:
             splits=splits,
             sources=tuple(sources),
             files={name: (folder / name).stat().st_size for name in [*names, TOKENIZER_FILE]},
+            num_skipped_records=bad.num_skipped,
+            num_replaced_records=bad.num_replaced,
+            bad_records=tuple(bad.places),
             **recipe,
         )
         (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     prepared = PreparedData.open(out)
     seconds = time.monotonic() - started
+    bad.tell()
     num_tokens = sum(counts.num_tokens + counts.num_dropped_tokens for counts in splits.values())
     say(
         f"Prepared {prepared.summary}; {num_empty} empty documents skipped; "
@@ -87,6 +94,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
 
 def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     # With the content of the sources, all that the bytes depend on; names as in PreparedManifest.
+    stops = config.corpus.on_bad_record == "stop"
     return {
         "seq_len": config.seq_len,
         "document_alignment": config.document_alignment,
@@ -96,6 +104,8 @@ def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "dataset_config": config.corpus.dataset_config,
         "dataset_split": config.corpus.dataset_split,
         "tokenizer_sha256": tokenizer.sha256,
+        "on_bad_record": config.corpus.on_bad_record,
+        "max_document_bytes": None if stops else config.corpus.max_document_bytes,
     }
 
 
@@ -133,7 +143,7 @@ def _contents(sources: Iterable[SourceHash]) -> list[tuple[str, str]]:
 
 
 def _write_splits(
-    folder: Path, config: PrepareConfig, tokenizer: Tokenizer
+    folder: Path, config: PrepareConfig, tokenizer: Tokenizer, bad: BadRecords
 ) -> tuple[dict[str, SplitCounts], int]:
     splits = [TRAIN, VALIDATION] if config.held_out_share > 0 else [TRAIN]
     encoder = Encoder(tokenizer, config.held_out_share, config.document_alignment)
@@ -141,7 +151,7 @@ def _write_splits(
 
     def documents() -> Iterator[str]:
         nonlocal num_empty
-        for text in read_documents(config.corpus):
+        for text in read_documents(config.corpus, bad):
             if text:
                 yield text
             else:
@@ -153,7 +163,8 @@ def _write_splits(
             writer = SplitWriter(folder, split, config.seq_len, tokenizer.vocab_size)
             writers[split] = stack.enter_context(contextlib.closing(writer))
         bar = stack.enter_context(progress_bar("preparing", "tok"))
-        batches = _encode(_batches(documents()), encoder, config.num_processes)
+        texts = _checked(_batches(documents()), tokenizer)
+        batches = _encode(texts, encoder, config.num_processes)
         encoded = stack.enter_context(contextlib.closing(batches))
         started = time.monotonic()
         for batch in encoded:
@@ -166,7 +177,7 @@ def _write_splits(
             bar.set_postfix_str(pace, refresh=False)
         require(
             num_documents > 0,
-            f"The corpus has no text: {num_empty} documents, all empty. "
+            f"The corpus has no text: {num_empty} documents, all empty.{bad.summary} "
             "Check corpus.inputs (or corpus.dataset) and corpus.text_column.",
         )
         counts = {split: writer.finish() for split, writer in writers.items()}
@@ -203,6 +214,28 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
             batch, num_characters = [], 0
     if batch:
         yield batch
+
+
+def _checked(batches: Iterator[list[str]], tokenizer: Tokenizer) -> Iterator[list[str]]:
+    """The batches, while the tokenizer gives back what stands at the beginning of each."""
+    num_lost = num_characters = 0
+    for batch in batches:
+        room = _SAMPLE_CHARACTERS
+        for text in batch:
+            lost, characters = tokenizer.lost_characters(text[:room])
+            num_lost, num_characters = num_lost + lost, num_characters + characters
+            room -= len(text)
+            if room <= 0:
+                break
+        found = f"{num_lost:,} of {num_characters:,} characters looked at"
+        require(
+            2 * num_lost <= num_characters,
+            f"The tokenizer loses the text: {found} become unknown tokens, or nothing. Use one of "
+            "this language and script, for example of `cola-train tokenizer train`.",
+        )
+        yield batch
+    if num_lost:
+        say(f"The tokenizer loses {found}: they become unknown tokens, or nothing.")
 
 
 def _encode(

@@ -16,6 +16,7 @@ from cola_train.data.packing import SplitCounts, documents_file, tokens_file
 from cola_train.data.sources import SourceHash
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import read_errors_explained
+from cola_train.json_text import parse_json
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -45,17 +46,25 @@ class PreparedManifest:
     splits: dict[str, SplitCounts]
     sources: tuple[SourceHash, ...]
     files: dict[str, int]  # name -> bytes
+    # With defaults: folders of earlier versions lack them.
+    on_bad_record: str = "stop"
+    max_document_bytes: int | None = None  # where longer documents did not stop the preparation
+    num_skipped_records: int = 0
+    num_replaced_records: int = 0
+    bad_records: tuple[str, ...] = ()  # the first of both, with what was wrong
 
     def to_json(self) -> str:
         """The text of manifest.json."""
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
+        # In ASCII: names of files are bytes, which need not be UTF-8.
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PreparedManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
-        values: dict[str, Any] = json.loads(text)
+        values: dict[str, Any] = parse_json(text)
         values["splits"] = {key: SplitCounts(**counts) for key, counts in values["splits"].items()}
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
+        values["bad_records"] = tuple(values.get("bad_records", ()))
         return cls(**values)
 
 
@@ -94,7 +103,7 @@ class PreparedData:
         with read_errors_explained(folder):
             try:
                 text = path.read_text(encoding="utf-8")
-                version = json.loads(text)["format_version"]
+                version = parse_json(text)["format_version"]
                 require(
                     version == FORMAT_VERSION,
                     f"{path} has format_version {version!r}; this version of cola-train reads "

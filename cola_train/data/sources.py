@@ -4,15 +4,20 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cola_train.config.data import CorpusConfig
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.console import progress_bar
-from cola_train.data.readers import SUFFIXES, read_file, require_column, suffix_of, text_of
+from cola_train.console import progress_bar, say
+from cola_train.data.readers import SUFFIXES, read_file, suffix_of
+from cola_train.data.records import BadRecords, outer_column, require_column, text_of
 from cola_train.files import read_errors_explained
+
+_OTHER = "of other endings"
+_MOST_ENDINGS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +29,18 @@ class SourceHash:
     sha256: str
 
 
-def expand_inputs(inputs: Sequence[str]) -> list[Path]:
-    """Files named by files, folders (recursively) and globs: each once, sorted by absolute path.
+def expand_inputs(inputs: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
+    """What files, folders (all that is below, linked folders too) and globs name.
+
+    Returns:
+        The files to read, each once, sorted by absolute path; and what else was met, why it is
+        not read.
 
     Raises:
-        UserError: an input that matches nothing, or a file of an unknown kind.
+        UserError: an input that matches nothing, or nothing of a known kind.
     """
     found: dict[Path, Path] = {}
+    left_out: dict[Path, str] = {}
     for text in inputs:
         path = Path(text).expanduser()
         # A path that exists is meant literally, be there a "[" in its name. Path.glob takes no
@@ -38,30 +48,37 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
         named = [path] if path.exists() else glob.glob(str(path), recursive=True)  # noqa: PTH207
         if not named:
             raise UserError(_no_such_input(path))
-        files: list[Path] = []
+        met: dict[Path, str | None] = {}
         for match in map(Path, named):
-            files += _files_below(match) if match.is_dir() else [match]
-        known = [file for file in files if suffix_of(file) is not None]
+            met |= dict(sorted(_below(match))) if match.is_dir() else {match: None}
+        others = {file: why or _OTHER for file, why in met.items() if why or not suffix_of(file)}
         require(
-            bool(known),
+            len(others) < len(met),
             f"The corpus input {text} has no file of a known kind "
-            f"({len(files)} of other kinds); allowed: {', '.join(SUFFIXES)}",
+            f"({len(others)} of other kinds); allowed: {', '.join(SUFFIXES)}",
         )
-        for file in known:
-            found.setdefault(file.resolve(), file)
-    return [found[key] for key in sorted(found)]
+        for file in met:
+            if file not in others:
+                found.setdefault(file.resolve(), file)
+        left_out |= others
+    return [found[key] for key in sorted(found)], left_out
 
 
-def read_documents(corpus: CorpusConfig) -> Iterator[str]:
+def read_documents(corpus: CorpusConfig, bad: BadRecords | None = None) -> Iterator[str]:
     """The documents in order; those without text are empty strings, so that they can be counted.
 
-    A UserError names the file and the place in it where a source is missing or malformed.
+    What a folder or glob holds that is not read is said in one line. A UserError names the file and
+    the place in it where a source is missing or malformed; `bad` counts what
+    corpus.on_bad_record lets pass.
     """
+    bad = bad or BadRecords(corpus.on_bad_record)
     if corpus.dataset is not None:
-        yield from _read_dataset(corpus)
-    else:
-        for path in expand_inputs(corpus.inputs):
-            yield from read_file(path, corpus.text_column, corpus.documents)
+        yield from _read_dataset(corpus, bad)
+        return
+    files, left_out = expand_inputs(corpus.inputs)
+    _tell(left_out)
+    for path in files:
+        yield from read_file(path, corpus, bad)
 
 
 def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
@@ -70,9 +87,10 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
     A missing or unreadable source is a UserError.
     """
     if corpus.dataset is None:
-        files = {path: (str(path), suffix_of(path) or "") for path in expand_inputs(corpus.inputs)}
+        found, _ = expand_inputs(corpus.inputs)
+        files = {path: (str(path), suffix_of(path) or "") for path in found}
     elif (folder := Path(corpus.dataset).expanduser()).is_dir():
-        found = _files_below(folder)
+        found = sorted(path for path, why_not in _below(folder) if why_not is None)
         files = {path: (path.relative_to(folder).as_posix(), "dataset") for path in found}
     else:
         with _dataset_errors_explained(corpus):
@@ -82,7 +100,10 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
         sha256 = hashlib.sha256("\n".join(map(str, identity)).encode("utf-8")).hexdigest()
         return [SourceHash(corpus.dataset, "dataset", sha256)]
     hashes = []
-    total = sum(path.stat().st_size for path in files)
+    total = 0
+    for path in files:
+        with read_errors_explained(path):
+            total += path.stat().st_size
     with progress_bar("hashing sources", "B", total=total, divisor=1024) as bar:
         for path, (name, kind) in files.items():
             with read_errors_explained(path), path.open("rb") as file:
@@ -92,11 +113,44 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
     return hashes
 
 
-def _files_below(folder: Path) -> list[Path]:
-    def is_hidden(path: Path) -> bool:
-        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    """The files below a folder and why each is not to be read; None for one that is.
 
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not is_hidden(path))
+    Linked folders are entered, but no folder twice: a link may lead in a circle.
+    """
+    entered = set()
+    with read_errors_explained(folder):
+        for name, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+            here, status = Path(name), os.stat(name)  # noqa: PTH116  # of what a link names
+            if (status.st_dev, status.st_ino) in entered:
+                folders.clear()
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            hidden = [name for name in (*folders, *files) if name.startswith(".")]
+            yield from ((here / name, "hidden") for name in sorted(hidden))
+            folders[:] = sorted(set(folders) - set(hidden))
+            for path in (here / name for name in sorted(set(files) - set(hidden))):
+                if path.is_file():
+                    yield path, None
+                else:
+                    yield path, "broken links" if path.is_symlink() else "no regular files"
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _tell(left_out: Mapping[Path, str]) -> None:
+    reasons: dict[str, list[Path]] = {}
+    for path, why in left_out.items():
+        reasons.setdefault(why, []).append(path)
+    parts = []
+    for why, paths in reasons.items():
+        endings = sorted({"".join(path.suffixes[-2:]) or "none" for path in paths})
+        named = f" ({', '.join(endings[:_MOST_ENDINGS])})" if why == _OTHER else ""
+        parts.append(f"{len(paths):,} {why}{named}, the first {paths[0]}")
+    if parts:
+        say(f"Not read from corpus.inputs: {'; '.join(parts)}.")
 
 
 def _no_such_input(path: Path) -> str:
@@ -106,14 +160,17 @@ def _no_such_input(path: Path) -> str:
     return f"The corpus input {path} does not exist and matches no file; {hint}"
 
 
-def _read_dataset(corpus: CorpusConfig) -> Iterator[str]:
+def _read_dataset(corpus: CorpusConfig, bad: BadRecords) -> Iterator[str]:
     with _dataset_errors_explained(corpus):
         rows, column = _open_dataset(corpus), corpus.text_column
         place = f"The dataset {corpus.dataset}"
         if rows.column_names is not None:
-            require_column(column, rows.column_names, place)
+            require_column(outer_column(column, rows.column_names), rows.column_names, place)
         for number, row in enumerate(rows):
-            yield text_of(row, column, f"{place}, row {number}")
+            most_bytes = corpus.max_document_bytes
+            text = text_of(row, column, f"{place}, row {number}", bad, most_bytes)
+            if text is not None:
+                yield text
 
 
 def _open_dataset(corpus: CorpusConfig) -> Any:

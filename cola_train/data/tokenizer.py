@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,9 +13,11 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from cola_train.config.data import TokenizerTrainConfig
 from cola_train.config.settings import UserError, require
-from cola_train.console import say
+from cola_train.console import progress_bar, say
+from cola_train.data.records import BadRecords, surrogate_in
 from cola_train.data.sources import read_documents
-from cola_train.files import read_errors_explained, write_atomically
+from cola_train.files import lfs_hint, read_errors_explained, write_atomically
+from cola_train.json_text import parse_json
 
 EOS_TOKEN = "<|endoftext|>"
 IM_START_TOKEN = "<|im_start|>"
@@ -25,6 +29,10 @@ DOLMA2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+
+
+_PART_OF_WORD = r"[\s\S]{1,1000}"
+_PIECE_CHARACTERS = 1 << 20
 
 
 class Tokenizer:
@@ -48,6 +56,12 @@ class Tokenizer:
                 f"{origin} is not a tokenizer.json of the `tokenizers` library ({error}); "
                 "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
             ) from error
+        dropout = getattr(self._tokenizer.model, "dropout", None)
+        require(
+            not dropout,
+            f"{origin} has BPE dropout ({dropout}), so that a text would have other ids each time; "
+            'in a copy of the file, set "dropout" of "model" to null.',
+        )
         self._unclaimed = {"tokenizer": self._tokenizer}
         ids = {token: self._tokenizer.token_to_id(token) for token in TRAINED_SPECIAL_TOKENS}
         missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if ids[token] is None]
@@ -79,6 +93,8 @@ class Tokenizer:
         )
         with read_errors_explained(file):
             content = file.read_bytes()
+        hint = lfs_hint(file)
+        require(not hint, f"{file} is no tokenizer.json.{hint}")
         return cls(content, str(file))
 
     @functools.cached_property
@@ -87,7 +103,13 @@ class Tokenizer:
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a prompt: special tokens written in the text are recognized; none are added."""
+        """Ids of a prompt: special tokens written in the text are recognized; none are added.
+
+        Raises:
+            UserError: the text has a lone surrogate.
+        """
+        problem = surrogate_in(text)
+        require(problem is None, f"A text {problem}: {text[:40]!r}; repair or remove it.")
         return list(self._prompt_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode_document(self, text: str) -> list[int]:
@@ -101,6 +123,20 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
         """The text of ids; special tokens are left out, or written with `special_tokens`."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
+
+    def lost_characters(self, text: str) -> tuple[int, int]:
+        """How many characters of a text its ids do not give back, and of how many; blanks apart."""
+        ids = self.encode_document(text)
+        given_back = self.decode([token_id for token_id in ids if token_id != self._unknown_id])
+        characters, back = (len("".join(one.split())) for one in (text, given_back))
+        return max(0, characters - back), characters
+
+    @functools.cached_property
+    def _unknown_id(self) -> int | None:
+        model = parse_json(self.content.decode("utf-8-sig"))["model"]
+        if model.get("unk_token") is not None:
+            return self._tokenizer.token_to_id(model["unk_token"])
+        return model.get("unk_id")  # of a Unigram
 
     def save(self, path: str | Path) -> bool:
         """Write a byte-identical copy atomically; False if the same content is there already.
@@ -121,7 +157,7 @@ class Tokenizer:
                 "path or delete it.",
             )
             return False
-        write_atomically(path, self.content)
+        write_atomically(path, self.content, replace=False)
         return True
 
     def save_and_say(self, path: str | Path, what: str) -> None:
@@ -147,7 +183,7 @@ class Tokenizer:
 
 
 def _parse(content: bytes) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8"))
+    tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8-sig"))
     # A file may carry these from its own use, and would then cut or fill documents silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -157,19 +193,19 @@ def _parse(content: bytes) -> tokenizers.Tokenizer:
 def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
     """Learn a byte-level BPE and write it to `config.out`. The same corpus gives the same bytes.
 
-    A corpus with no more pairs to merge gives fewer than `config.vocab_size` ids.
+    A corpus with no more pairs to merge gives fewer than `config.vocab_size` ids. It is learnt in a
+    thread, which Ctrl-C does not wait for.
 
     Raises:
         UserError: an empty corpus, a source that cannot be read, or an output that exists with
             other content.
     """
     tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(DOLMA2_PATTERN), behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(tokenizers.Regex(DOLMA2_PATTERN), behavior="removed", invert=True)
+    spelled = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    # The time to learn from a word grows with the square of its length.
+    parts = pre_tokenizers.Split(tokenizers.Regex(_PART_OF_WORD), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, parts, spelled])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
@@ -177,23 +213,69 @@ def train_tokenizer(config: TokenizerTrainConfig) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    num_documents = 0
+    num_documents, bad = 0, BadRecords(config.corpus.on_bad_record)
 
-    def documents() -> Iterator[str]:
+    def documents(given_up: threading.Event) -> Iterator[str]:
         nonlocal num_documents
-        for text in filter(None, read_documents(config.corpus)):
-            num_documents += 1
-            yield text
+        with progress_bar("reading", "documents") as bar:
+            for text in filter(None, read_documents(config.corpus, bad)):
+                num_documents += 1
+                bar.update()
+                yield from _pieces(text)
+                if given_up.is_set():
+                    return
+        say(f"Learning {config.vocab_size:,} ids from {num_documents:,} documents ...")
 
-    tokenizer.train_from_iterator(documents(), trainer)
+    _interruptibly(lambda event: tokenizer.train_from_iterator(documents(event), trainer))
+    bad.tell()
     require(
         num_documents > 0,
-        "The corpus has no text to learn merges from: every document is empty; check "
-        "corpus.inputs.",
+        "The corpus has no text to learn merges from: every document is "
+        f"empty.{bad.summary} Check corpus.inputs.",
     )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, spelled])
     result = Tokenizer(tokenizer.to_str().encode("utf-8"), config.out)
     ids = f"{result.vocab_size} ids"
     if result.vocab_size != config.vocab_size:
         ids += f" ({config.vocab_size} asked; the corpus has no more pairs to merge)"
     result.save_and_say(config.out, f"{ids}, learnt from {num_documents} documents")
     return result
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """A document in pieces that have its words, since the library holds hundreds at once."""
+    start = 0
+    while len(text) - start > _PIECE_CHARACTERS:
+        piece = text[start : start + _PIECE_CHARACTERS]
+        # No word of DOLMA2_PATTERN goes on at a blank after another character.
+        cuts = [match.start() for match in re.finditer(r"(?<=\S) ", piece)]
+        piece = piece[: cuts[-1]] if cuts else piece
+        yield piece
+        start += len(piece)
+    yield text[start:]
+
+
+def _interruptibly(work: Callable[[threading.Event], object]) -> None:
+    """Do it in a thread: the library heeds no signal while it learns.
+
+    The event is set when an exception, Ctrl-C, ends the wait for it.
+    """
+    given_up, raised = threading.Event(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            work(given_up)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        given_up.set()
+        # A thread that wants Python while Python ends would abort the process.
+        thread.join(1)
+        raise
+    if raised:
+        raise raised[0]

@@ -50,7 +50,8 @@ def inspect_checkpoint(
             "data": str(data_folder),
             "settings": dataclasses.asdict(config),
         }
-        content = json.dumps({**facts, **inspection.to_json()}, indent=1, ensure_ascii=False)
+        # In ASCII: names of files need not be UTF-8.
+        content = json.dumps({**facts, **inspection.to_json()}, indent=1)
         (working / "inspection.json").write_text(content + "\n", encoding="utf-8")
         png, svg = working / "inspection.png", working / "inspection.svg"
         inspection.draw(checkpoint_folder.name, png, svg)

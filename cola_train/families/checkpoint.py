@@ -3,11 +3,12 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
+import xxhash
 from torch import Tensor, nn
 
 from cola_train.config.evaluation import InspectionConfig, LikelihoodConfig
@@ -131,6 +132,19 @@ class Checkpoint(abc.ABC):
         """Whether training kept the documents of a row apart; False if unknown."""
         return self.training.get("mask_documents") is True
 
+    def identity(self) -> dict[str, Any]:
+        """All of it that decides what it answers, as JSON: what results of it can be told by."""
+        return {
+            "checkpoint": {
+                "family": self.family,
+                "weights_xxh3": _weights_digest(self.networks.values()),
+                **self.training,
+            },
+            "tokenizer_sha256": self.tokenizer.sha256,
+            # On a GPU the networks run in bf16.
+            "device": self.device.type,
+        }
+
     @functools.cached_property
     def _casts(self) -> dict[tuple[nn.Module, torch.device], nn.Module]:
         return {}
@@ -235,6 +249,16 @@ class Checkpoint(abc.ABC):
             f"A checkpoint of `cola-train {self.family}` has no latents to inspect; give one that "
             "has, such as Cola DLM's."
         )
+
+
+def _weights_digest(networks: Iterable[nn.Module]) -> str:
+    """A digest of names, shapes and values, however they are cut into files."""
+    digest = xxhash.xxh3_128()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def read_tokenizer(root: Path, vocab_size: int, network: str) -> tuple[Tokenizer, dict[str, Any]]:

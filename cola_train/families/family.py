@@ -107,10 +107,17 @@ class Family(abc.ABC, Generic[RunT]):
         """Each tensor of a new run's objective, by name, from the seed or read from a file."""
 
     def check_data(self, config: RunT, data: "PreparedData") -> None:
-        """Refuse data, or other runs that this one starts from, before the run exists.
+        """Refuse data that a run cannot use, before it exists or goes on.
 
         Raises:
             UserError: what does not fit.
+        """
+
+    def check_start(self, config: RunT, data: "PreparedData") -> None:
+        """Refuse other runs that this one starts from; not asked once it has a checkpoint.
+
+        Raises:
+            UserError: what is not there, or does not fit.
         """
 
     def alarms(self, config: RunT) -> AlarmsConfig:

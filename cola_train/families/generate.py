@@ -1,6 +1,8 @@
 """Text from a checkpoint: the public `generate`."""
 
+import contextlib
 import dataclasses
+import operator
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -10,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError, require
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.sampling.precision import computes_in_bf16
 from cola_train.sampling.stream import Noise, check_ids
@@ -62,7 +66,8 @@ def generate(
         One result per prompt, in order. The same seed gives the same result in any batch.
 
     Raises:
-        UserError: a checkpoint without a DiT, or a prompt id outside the vocabulary.
+        UserError: a checkpoint without a DiT; one text in place of a list; a prompt that is neither
+            a text nor ids; an id outside the vocabulary; logits that are not finite.
     """
     return list(generate_stream(checkpoint, prompts, config, noise, prompt_indices, warn_if_long))
 
@@ -83,9 +88,13 @@ def generate_stream(
     if stops is None:
         ends = (tokenizer.eos_token_id, tokenizer.im_end_token_id)
         stops = tuple(token for token in ends if token is not None)
+    require(
+        not isinstance(prompts, str | bytes),
+        'prompts must be a list of prompts, for example ["It was"], not one text.',
+    )
     ids = [
-        tokenizer.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        for prompt in prompts
+        _ids(prompt, f"prompt {index}", checkpoint.tokenizer)
+        for index, prompt in enumerate(prompts)
     ]
     for index, prompt in enumerate(ids):
         check_ids(prompt, checkpoint.vocab_size, f"prompt {index}")
@@ -115,3 +124,12 @@ def generate_stream(
             finish_reason="length" if end is None else "stop",
             decoded_ids=tokens,
         )
+
+
+def _ids(prompt: str | Sequence[int], name: str, tokenizer: Tokenizer) -> list[int]:
+    if isinstance(prompt, str):
+        return tokenizer.encode(prompt)
+    if not isinstance(prompt, bytes):
+        with contextlib.suppress(TypeError):
+            return [operator.index(token) for token in prompt]
+    raise UserError(f"{name} must be a text or a list of token ids, not {repr(prompt)[:60]}.")

@@ -133,15 +133,15 @@ def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") ->
         for family in families().values():
             if family.recognizes(root):
                 return family.load(root, device)
-    from cola_train.tensor_files import model_type
+    from cola_train.tensor_files import absence, model_type, pickle_hint
 
     found = model_type(folder)
     hint = ""
     if found is not None:
         hint = f" Its config.json says model_type = {found!r}, which is that of no family here."
-    what = "holds no checkpoint" if folder.is_dir() else "does not exist, so it holds no checkpoint"
     raise UserError(
-        f"{folder} {what} of any family ({', '.join(families())}): give an exported folder "
-        "(cola_dlm/cola_vae for Cola DLM, a config.json for a baseline), or a run folder that "
-        f"has been exported (cola-train export RUN).{hint}"
+        f"{folder} {absence(folder)}holds no checkpoint of any family ({', '.join(families())}): "
+        "give an exported folder (cola_dlm/cola_vae for Cola DLM, a config.json for a baseline), "
+        "or a run folder that has been exported (cola-train export RUN)."
+        f"{hint}{pickle_hint(folder)}"
     )

@@ -4,10 +4,21 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from cola_train.config.settings import UserError, nearest, require, setting
+from cola_train.config.settings import (
+    ANY_NUMBER,
+    Rule,
+    Settings,
+    UserError,
+    above_0,
+    at_least,
+    nearest,
+    require,
+    setting,
+)
 
 Network = TypeVar("Network", bound="NetworkConfig")
 
+_NOT_0 = Rule("a finite number other than 0", lambda value: value != 0 and ANY_NUMBER.holds(value))
 # Written by the libraries that saved a checkpoint, of no consequence to the arithmetic.
 _IGNORED_JSON_FIELDS = frozenset(
     {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"}
@@ -22,7 +33,7 @@ def _fits(value: Any, allowed: Any) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkConfig:
+class NetworkConfig(Settings):
     """What the configs share: reading, checking and writing config.json."""
 
     @classmethod
@@ -42,11 +53,6 @@ class NetworkConfig:
         """The fields as config.json carries them."""
         return dataclasses.asdict(self)
 
-    def _at_least_one(self, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            require(value >= 1, f"{type(self).__name__}.{name} must be at least 1, not {value}.")
-
     def _supports(self, name: str, value: Any, why: str) -> None:
         given = getattr(self, name)
         require(
@@ -60,47 +66,67 @@ class TextVAEConfig(NetworkConfig):
     """The Text VAE, fields and defaults of the released `cola_vae/config.json`."""
 
     vocab_size: int = setting(
-        100278, help="Number of token ids; the encoder adds one row for [mask].", common=True
+        100278,
+        help="Number of token ids; the encoder adds one row for [mask].",
+        common=True,
+        rule=at_least(1),
     )
-    encoder_num_blocks: int = setting(4, help="Transformer blocks of the encoder.")
-    decoder_num_blocks: int = setting(4, help="Transformer blocks of the decoder.")
-    dim: int = setting(1536, help="Width.")
-    ffn_dim: int = setting(6144, help="Rows of ffn_proj: twice the hidden width, gate and value.")
-    latent_dim: int = setting(16, help="Channels d of a latent.")
-    patch_size: int = setting(1, help="Tokens per latent.")
-    num_heads: int = setting(12, help="Attention heads.")
-    shared_heads_kv: int = setting(1, help="Query heads per key head; only 1 runs as released.")
+    encoder_num_blocks: int = setting(
+        4, help="Transformer blocks of the encoder.", rule=at_least(1)
+    )
+    decoder_num_blocks: int = setting(
+        4, help="Transformer blocks of the decoder.", rule=at_least(1)
+    )
+    dim: int = setting(1536, help="Width.", rule=at_least(1))
+    ffn_dim: int = setting(
+        6144, help="Rows of ffn_proj: twice the hidden width, gate and value.", rule=at_least(1)
+    )
+    latent_dim: int = setting(16, help="Channels d of a latent.", rule=at_least(1))
+    patch_size: int = setting(1, help="Tokens per latent.", rule=at_least(1))
+    num_heads: int = setting(12, help="Attention heads.", rule=at_least(1))
+    shared_heads_kv: int = setting(
+        1, help="Query heads per key head; only 1 runs as released.", rule=at_least(1)
+    )
     encoder_last_ln: bool = setting(True, help="LayerNorm without affine on the posterior mean.")
     layer_norm_type: str = setting("layer_norm", help="Only 'layer_norm'.")
-    layer_norm_eps: float = setting(1e-6, help="Epsilon of all norms, the posterior mean's too.")
+    layer_norm_eps: float = setting(
+        1e-6, help="Epsilon of all norms, the posterior mean's too.", rule=above_0()
+    )
     layer_norm_affine: bool = setting(True, help="Weight and bias in norm_attn; norm_ffn has them.")
     post_norm: bool = setting(True, help="The released residual arrangement; false is pre-norm.")
     qk_bias: bool = setting(False, help="Bias in the q, k, v projection.")
     qk_norm: bool = setting(True, help="LayerNorm on q and k over the whole width.")
     qk_norm_affine: bool = setting(True, help="Weight and bias in that norm.")
-    clip_qkv: float | None = setting(None, help="Clamp q, k, v to [-this, this]; null is off.")
-    rope_theta: int = setting(500000, help="Base of the rotary frequencies.")
+    clip_qkv: float | None = setting(
+        None, help="Clamp q, k, v to [-this, this]; null is off.", rule=above_0()
+    )
+    rope_theta: int = setting(500000, help="Base of the rotary frequencies.", rule=at_least(1))
     rope_full_precision: bool = setting(True, help="Rotary embedding in fp32; only true.")
     bias: bool = setting(True, help="Bias in output, feed-forward, final and in layers.")
-    dropout: float = setting(0.0, help="Kept for the format; only 0.")
-    attn_dropout: float = setting(0.0, help="Kept for the format; only 0.")
+    dropout: float = setting(0.0, help="Kept for the format; only 0.", rule=at_least(0))
+    attn_dropout: float = setting(0.0, help="Kept for the format; only 0.", rule=at_least(0))
     act: str = setting("swiglu", help="Only 'swiglu'.")
     causal: bool = setting(False, help="Ignored by the released code; block_causal decides.")
     block_causal: bool = setting(True, help="Attention by blocks of block_size; only true.")
     block_size: int = setting(
-        4, help="Latents per attention block of the VAE; 1 is strictly causal, as in the paper."
+        4,
+        help="Latents per attention block of the VAE; 1 is strictly causal, as in the paper.",
+        rule=at_least(1),
     )
     init_fn: str = setting("normal", help="Only 'normal' (truncated).")
-    init_std: float = setting(0.02, help="Standard deviation of initial weights.")
-    init_cutoff_factor: int = setting(3, help="Initial weights are cut at this many deviations.")
+    init_std: float = setting(0.02, help="Standard deviation of initial weights.", rule=above_0())
+    init_cutoff_factor: int = setting(
+        3, help="Initial weights are cut at this many deviations.", rule=at_least(1)
+    )
     use_variation: bool = setting(True, help="Predict a variance beside the mean; only true.")
     use_emb: bool = setting(True, help="Read and ignored by the released code.")
-    scaling_factor: float = setting(1.0, help="The DiT reads (z - shifting_factor) * this.")
-    shifting_factor: float = setting(0.0, help="See scaling_factor.")
+    scaling_factor: float = setting(
+        1.0, help="The DiT reads (z - shifting_factor) * this.", rule=_NOT_0
+    )
+    shifting_factor: float = setting(0.0, help="See scaling_factor.", rule=ANY_NUMBER)
 
     def __post_init__(self) -> None:
-        self._at_least_one("vocab_size", "encoder_num_blocks", "decoder_num_blocks", "dim")
-        self._at_least_one("ffn_dim", "latent_dim", "patch_size", "num_heads", "block_size")
+        super().__post_init__()
         require(
             self.dim % (2 * self.num_heads) == 0,
             f"TextVAEConfig.dim ({self.dim}) must be a multiple of 2 x num_heads "
@@ -108,7 +134,6 @@ class TextVAEConfig(NetworkConfig):
         )
         odd = f"TextVAEConfig.ffn_dim must be even (gate and value), not {self.ffn_dim}."
         require(self.ffn_dim % 2 == 0, odd)
-        require(self.scaling_factor != 0, "TextVAEConfig.scaling_factor must not be 0.")
         self._supports("shared_heads_kv", 1, "the released code cannot run grouped keys")
         self._supports("encoder_last_ln", True, "the method needs E[mu^2] = 1 per position")
         self._supports("layer_norm_type", "layer_norm", "no other norm was released")
@@ -126,25 +151,34 @@ class TextVAEConfig(NetworkConfig):
 class DiTConfig(NetworkConfig):
     """The block-causal DiT, fields and defaults of the released `cola_dit/config.json`."""
 
-    txt_in_channels: int = setting(16, help="Latent channels read; the VAE's latent_dim.")
-    txt_out_channels: int = setting(16, help="Latent channels predicted; the VAE's latent_dim.")
-    txt_dim: int = setting(2048, help="Width.")
-    emb_dim: int = setting(2048, help="Width of the time embedding; must equal txt_dim.")
-    heads: int = setting(16, help="Attention heads.")
-    head_dim: int = setting(128, help="Channels per head.")
-    expand_ratio: int = setting(4, help="Hidden width of the MLP over txt_dim.")
-    num_layers: int = setting(24, help="Transformer blocks.")
-    norm_eps: float = setting(1e-5, help="Epsilon of every norm.")
+    txt_in_channels: int = setting(
+        16, help="Latent channels read; the VAE's latent_dim.", rule=at_least(1)
+    )
+    txt_out_channels: int = setting(
+        16, help="Latent channels predicted; the VAE's latent_dim.", rule=at_least(1)
+    )
+    txt_dim: int = setting(2048, help="Width.", rule=at_least(1))
+    emb_dim: int = setting(
+        2048, help="Width of the time embedding; must equal txt_dim.", rule=at_least(1)
+    )
+    heads: int = setting(16, help="Attention heads.", rule=at_least(1))
+    head_dim: int = setting(128, help="Channels per head.", rule=at_least(1))
+    expand_ratio: int = setting(4, help="Hidden width of the MLP over txt_dim.", rule=at_least(1))
+    num_layers: int = setting(24, help="Transformer blocks.", rule=at_least(1))
+    norm_eps: float = setting(1e-5, help="Epsilon of every norm.", rule=above_0())
     qk_bias: bool = setting(False, help="Bias in the attention's two projections.")
-    patch_size: int = setting(1, help="Only 1: the released code crashes on others.")
-    rope_dim: int = setting(96, help="Channels of each head that rotate.")
-    block_size: int = setting(4, help="Latents per block (16 in the headline run).")
+    patch_size: int = setting(
+        1, help="Only 1: the released code crashes on others.", rule=at_least(1)
+    )
+    rope_dim: int = setting(96, help="Channels of each head that rotate.", rule=at_least(2))
+    block_size: int = setting(
+        4, help="Latents per block (16 in the headline run).", rule=at_least(1)
+    )
 
     def __post_init__(self) -> None:
-        self._at_least_one("txt_in_channels", "txt_dim", "heads", "head_dim")
-        self._at_least_one("expand_ratio", "num_layers", "block_size")
+        super().__post_init__()
         require(
-            self.rope_dim % 2 == 0 and 0 < self.rope_dim <= self.head_dim,
+            self.rope_dim % 2 == 0 and self.rope_dim <= self.head_dim,
             f"DiTConfig.rope_dim must be even and in 2..head_dim ({self.head_dim}), not "
             f"{self.rope_dim}.",
         )
@@ -162,19 +196,29 @@ class TransformerConfig(NetworkConfig):
         100278,
         help="Number of token ids; LLaDA's input embedding adds one row for [mask].",
         common=True,
+        rule=at_least(1),
     )
-    hidden_size: int = setting(2048, help="Width.")
-    intermediate_size: int = setting(8192, help="Hidden width of the SwiGLU feed-forward.")
-    num_hidden_layers: int = setting(27, help="Transformer blocks.")
-    num_attention_heads: int = setting(16, help="Attention heads; each has keys of its own.")
-    head_dim: int = setting(128, help="Channels per head.")
-    rms_norm_eps: float = setting(1e-5, help="Epsilon of every norm; not in the paper.")
-    rope_theta: float = setting(10000.0, help="Base of the rotary frequencies; not in the paper.")
-    initializer_range: float = setting(0.02, help="Deviation of initial weights; not in the paper.")
+    hidden_size: int = setting(2048, help="Width.", rule=at_least(1))
+    intermediate_size: int = setting(
+        8192, help="Hidden width of the SwiGLU feed-forward.", rule=at_least(1)
+    )
+    num_hidden_layers: int = setting(27, help="Transformer blocks.", rule=at_least(1))
+    num_attention_heads: int = setting(
+        16, help="Attention heads; each has keys of its own.", rule=at_least(1)
+    )
+    head_dim: int = setting(128, help="Channels per head.", rule=at_least(1))
+    rms_norm_eps: float = setting(
+        1e-5, help="Epsilon of every norm; not in the paper.", rule=above_0()
+    )
+    rope_theta: float = setting(
+        10000.0, help="Base of the rotary frequencies; not in the paper.", rule=above_0()
+    )
+    initializer_range: float = setting(
+        0.02, help="Deviation of initial weights; not in the paper.", rule=above_0()
+    )
 
     def __post_init__(self) -> None:
-        self._at_least_one("vocab_size", "hidden_size", "intermediate_size")
-        self._at_least_one("num_hidden_layers", "num_attention_heads", "head_dim")
+        super().__post_init__()
         odd = f"TransformerConfig.head_dim must be even for RoPE, not {self.head_dim}."
         require(self.head_dim % 2 == 0, odd)
         require(
@@ -182,9 +226,6 @@ class TransformerConfig(NetworkConfig):
             f"TransformerConfig.hidden_size ({self.hidden_size}) must be a multiple of "
             f"num_attention_heads ({self.num_attention_heads}): Hugging Face's Llama needs it.",
         )
-        for name in ("rms_norm_eps", "rope_theta", "initializer_range"):
-            value = getattr(self, name)
-            require(value > 0, f"TransformerConfig.{name} must be above 0, not {value}.")
 
 
 def check_pair(vae: TextVAEConfig, dit: DiTConfig) -> None:

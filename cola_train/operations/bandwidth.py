@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from cola_train.json_text import parse_json
 from cola_train.operations.job import TorchrunJob
 
 _COLLECTIVES, _MEGABYTES = ("all-reduce", "all-gather"), (1, 64)
@@ -95,7 +96,7 @@ def measure_bandwidth(
         return replace(nothing, failure=str(error))
     for line in output.splitlines():
         if line.startswith(_RESULT):
-            result = json.loads(line.removeprefix(_RESULT))
+            result = parse_json(line.removeprefix(_RESULT))
             result["rates"] = tuple(Rate(*rate) for rate in result["rates"])
             return Bandwidth(**result, failure=None)
     return nothing

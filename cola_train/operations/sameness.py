@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cola_train.files import read_log
+from cola_train.json_lines import read_log
 from cola_train.run_layout import CLOCKS, METRICS
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint
 from cola_train.training.checkpoints.tensors import CheckpointReader

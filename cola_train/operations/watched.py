@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import json
 import os
 import random
 import signal
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import psutil
 
 from cola_train.devices import uses_gpu
+from cola_train.json_text import parse_json
 from cola_train.operations.report import last_lines
 from cola_train.processes import STORE
 from cola_train.programs import start
@@ -110,7 +110,7 @@ class TrainingProcesses(contextlib.AbstractContextManager["TrainingProcesses"]):
         """The processes that it started, if it started any; those that are gone may be missing."""
         found = []
         for path in self._run_folder.glob(f"{LOGS}/*-{self._process.pid}/{RANKS}"):
-            for number in json.loads(path.read_text()):
+            for number in parse_json(path.read_text()):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     found.append(psutil.Process(number))
         return found
@@ -181,9 +181,9 @@ class RunMonitor:
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)
-        for line in whole.splitlines():
+        for line in whole.decode(errors="replace").split("\n"):
             try:
-                values = json.loads(line)
+                values = parse_json(line)
             except ValueError:
                 continue  # the end of a line that an earlier process could not finish
             if "attempt" in values:

@@ -5,6 +5,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import require
 
 
 def penalize_repetition(
@@ -26,7 +27,16 @@ def choose_tokens(
 
     Draws are uniform in [0, 1). top_k keeps the k likeliest; top_p then keeps the smallest set of
     likeliest ids whose probabilities, renormalized after top_k, reach it.
+
+    Raises:
+        UserError: logits that are NaN or infinite, of which the choice would be an arbitrary id.
     """
+    require(
+        bool(logits.amax(-1).isfinite().all()),
+        "The model's logits are not finite (NaN or infinite), so no token can be chosen: its "
+        "training may have diverged, or guidance_scale is too large for it. Take an earlier "
+        "checkpoint, or a smaller guidance_scale.",
+    )
     if config.temperature == 0:
         return logits.argmax(-1)
     assert draws is not None

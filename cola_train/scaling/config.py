@@ -1,15 +1,25 @@
 """Settings of scaling curves: a ladder of families, sizes and budgets."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from cola_train.config.loop import Convention
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import BETWEEN_0_AND_1, Rule, Settings, require, section, setting
 from cola_train.evaluation.writing.config import ComparisonConfig
+
+_BUDGETS = Rule(
+    "different numbers of EFLOPs above 0",
+    lambda budgets: (
+        len(budgets) > 0
+        and len(set(budgets)) == len(budgets)
+        and all(0 < budget < math.inf for budget in budgets)
+    ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class FamilyConfig:
+class FamilyConfig(Settings):
     """One family of models."""
 
     config: str = setting(
@@ -28,6 +38,7 @@ class FamilyConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(
             len(self.sizes) > 0,
             "A family needs at least one size, such as sizes: {small: [dit.num_layers=2]}.",
@@ -35,7 +46,7 @@ class FamilyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CurveConfig:
+class CurveConfig(Settings):
     """`cola-train curve`: every family in every size at every budget."""
 
     folder: str = setting(
@@ -48,6 +59,7 @@ class CurveConfig:
         [],
         help="EFLOPs at which each size is measured, counted by `convention`, stage 1 included.",
         common=True,
+        rule=_BUDGETS,
     )
     convention: Convention = setting(
         "model", help="How budgets are counted, see budget.convention.", common=True
@@ -64,6 +76,7 @@ class CurveConfig:
         0.2,
         help="wsd: the share of a budget's steps in which the learning rate falls.",
         common=True,
+        rule=BETWEEN_0_AND_1,
     )
     settings: list[str] = setting(
         [], help="key=value overrides of every run, stage 1 included.", common=True
@@ -73,15 +86,8 @@ class CurveConfig:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.families) > 0, "A curve needs families, each with its config and sizes.")
-        different = len(set(self.budgets)) == len(self.budgets)
-        require(
-            len(self.budgets) > 0 and different and all(budget > 0 for budget in self.budgets),
-            f"budgets must be different numbers of EFLOPs above 0, not {self.budgets}.",
-        )
-        require(
-            0 < self.anneal_share < 1, f"anneal_share must be in (0, 1), not {self.anneal_share}."
-        )
         sizes = [size for family in self.families.values() for size in family.sizes]
         for name in [*self.families, *sizes]:
             require(

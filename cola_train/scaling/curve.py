@@ -13,7 +13,8 @@ from cola_train.console import say
 from cola_train.data.prepared import PreparedData
 from cola_train.devices import uses_gpu
 from cola_train.families.registry import family_of
-from cola_train.files import read_log, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_lines import read_log
 from cola_train.programs import start
 from cola_train.run_folder import read_run_config, read_status
 from cola_train.run_layout import EXPORT, METRICS

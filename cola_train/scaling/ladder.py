@@ -99,7 +99,7 @@ class _Model:
         before = 0 if self.stage1 is None else stage1_flops(self.stage1)[self.spec.convention]
         ends = {}
         for budget in sorted(self.spec.budgets):
-            whole = Amount.parse(f"{budget!r} EFLOPs", "budgets").count
+            whole = Amount.of_eflops(budget).count
             require(
                 whole > before,
                 f"The budget of {budget:g} EFLOPs is used up by stage 1 ({self.family}-stage1), "

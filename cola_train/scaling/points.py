@@ -71,7 +71,7 @@ def read_points(path: Path) -> list[Point]:
     problem = f"There are no measured points at {path}. `cola-train curve run` writes them."
     require(path.is_file(), problem)
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True)
+        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
     except (ValueError, csv.Error) as error:
         raise UserError(
             f"{path} is not a table of points: it must be CSV in UTF-8 with a header. {_NEXT}"

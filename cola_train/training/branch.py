@@ -12,7 +12,8 @@ from pathlib import Path
 from cola_train.config.load import load_config, to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.files import atomic_folder, json_lines, read_log
+from cola_train.files import atomic_folder
+from cola_train.json_lines import json_lines, read_log
 from cola_train.run_folder import read_run_config, saved_config
 from cola_train.run_layout import CONFIG, METRICS, STEP_LOG, TOKENIZER, folder_of
 from cola_train.training.checkpoints.folder import (
@@ -54,6 +55,9 @@ def branch(source: Path, step: int | None, overrides: Sequence[str]) -> RunConfi
             "checkpoints for good."
         )
     config = load_config(type(trunk), source / CONFIG, overrides)
+    if config.runs_folder == trunk.runs_folder:
+        # Beside its trunk, which may have been moved since it wrote that.
+        config = dataclasses.replace(config, runs_folder=str(source.resolve().parent))
     config = dataclasses.replace(config, branched_from=f"{source}/step-{step}")
     others = [line for line in trunk.differences(config) if not line.startswith(_MAY_DIFFER)]
     require(

@@ -11,8 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import at_least, require, require_each
+from cola_train.console import say
 from cola_train.data.batch import Batch, PackedRows, ValidationRows
-from cola_train.data.packing import VALIDATION
+from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import MANIFEST_FILE, PreparedData
 
 _SECONDS_TO_OUTLAST = 20
@@ -55,7 +56,6 @@ class RunData:
         self.sha256 = hashlib.sha256(manifest).hexdigest()  # the identity of the data
         self.prepared.check_run(self.data, tokenizer_sha256=None)
         require_each(self, "", at_least(1, " row"), "micro_batch_size")
-        require_each(self.data, "data.", at_least(0), "num_workers")
         require_each(self, "", at_least(0, ", or null for all rows"), "validation_rows")
         available, most = self.prepared.num_rows(VALIDATION), self.validation_rows
         self.num_validation_rows = available if most is None else min(most, available)
@@ -70,6 +70,13 @@ class RunData:
             f"global_batch_size must be a multiple of {unit} = {world_size} processes x "
             f"micro_batch_size {self.micro_batch_size}, not {rows}; nearest allowed: {allowed}.",
         )
+        num_rows = self.prepared.num_rows(TRAIN)
+        if rank == 0 and num_rows < rows:
+            say(
+                f"The training split of {self.prepared.folder} has {num_rows:,} rows, fewer than a "
+                f"batch of {rows:,} (trainer.global_batch_size): each batch repeats rows. Give "
+                "more text, or a smaller batch."
+            )
         steps = dealt(itertools.count(self.start_step), rows // world_size, rank, world_size)
         packed = PackedRows(self.prepared, self.data_seed)
         return batch_loader(packed, steps, self.data.num_workers)

@@ -5,13 +5,11 @@ module and those that it brings together import it; `run.py` asks for this one w
 something to train.
 """
 
-import re
 from pathlib import Path
 
 import lightning.pytorch as pl
 
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import UserError
 from cola_train.data.packing import TRAIN
 from cola_train.families.registry import family_of
 from cola_train.processes import Processes
@@ -22,9 +20,11 @@ from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation, S
 from cola_train.training.callbacks.metrics import Metrics, Progress
 from cola_train.training.callbacks.saver import Saver
 from cola_train.training.callbacks.validation import Validation
+from cola_train.training.checkpoints.folder import saved_steps
 from cola_train.training.checkpoints.resume import Saved, intact_checkpoint
 from cola_train.training.checkpoints.tensors import CheckpointReader
 from cola_train.training.data import RunData
+from cola_train.training.loop.ending import ending, explained
 from cola_train.training.loop.guard import RunStoppedError
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.loop.lightning import build_trainer
@@ -53,7 +53,8 @@ def fit(
     metrics = Metrics(config, run_folder, first)
     alarms = Alarms(config, run_folder, first, metrics.log_evaluation)
     logs = [metrics.lines, alarms.lines]
-    callbacks: list[pl.Callback] = [_Start(own, warm), metrics, Progress()]
+    start = _Start(own, warm)
+    callbacks: list[pl.Callback] = [start, metrics, Progress()]
     if family_of(config).writes_text:
         samples = Samples(run_folder, data.prepared.tokenizer)
         logs.append(samples.lines)
@@ -81,8 +82,11 @@ def fit(
         )
         stage.step_log = StepLog(run_folder, attempt)
         stage.logs = [*logs, stage.step_log.lines]
-    trainer = build_trainer(config, processes, callbacks)
+        stage.watchdog.tell = lambda reason: write_status(
+            run_folder, Status("failed", stage.state.step, reason)
+        )
     try:
+        trainer = build_trainer(config, processes, callbacks)
         with stage.watchdog:
             loader = data.train_loader(processes.rank, processes.world_size)
             trainer.fit(stage, train_dataloaders=loader)
@@ -91,15 +95,16 @@ def fit(
                 f"stopped by alarm (alarms.stop) and saved: {alarms.stopped_by} The same command "
                 "again goes on from there; the alarm is not raised again before it was over."
             )
-    except Exception as error:
-        problem = _explained(error, stage)
+    except BaseException as error:
+        # Lightning's cleaning up may fail in its turn, and hide what ended the loop.
+        cause = start.error or error
+        problem = explained(cause, stage) if isinstance(cause, Exception) else cause
         if first:
-            step, reason = stage.state.step, str(problem)
-            stopped = isinstance(error, RunStoppedError)
-            write_status(run_folder, Status("stopped" if stopped else "failed", step, reason))
+            saved = max(saved_steps(run_folder), default=0)
+            write_status(run_folder, ending(problem, stage.state.step, saved))
         if problem is error:
             raise
-        raise problem from error
+        raise problem from (None if problem is cause else cause)
     if stage.budget.is_spent(stage.state):
         return Status("finished", stage.state.step)
     reason = stop.signal_name or "a signal to another process"
@@ -115,6 +120,12 @@ class _Start(pl.Callback):
 
     def __init__(self, own: Saved | None, warm: Saved | None) -> None:
         self.own, self.warm = own, warm
+        self.error: BaseException | None = None  # what ended the loop, if something did
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.error = exception
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, StageModule)
@@ -140,40 +151,3 @@ class _End(StageCallback):
     def after_step(self, stage: StageModule) -> None:
         stage.trainer.should_stop = stage.is_done
         stage.watchdog.beat(f"reading the rows of step {stage.state.step + 1}")
-
-
-def _explained(error: Exception, stage: StageModule) -> Exception:
-    """What ended a run, as one message where it is a lost process or reader; else the error."""
-    if isinstance(error, UserError):
-        return error
-    rank, world_size = stage.processes.rank, stage.processes.world_size
-    step, doing = stage.state.step + 1, stage.watchdog.doing
-    # A reader's death interrupts the main thread wherever it is: other errors may be wrapped around
-    # that one.
-    reader_died = "DataLoader worker"
-    whole: BaseException = error
-    while reader_died not in str(whole):
-        inner = whole.__cause__ or whole.__context__
-        if inner is None:
-            break
-        whole = inner
-    going_on = "The last checkpoint is intact; run the same command again to go on from it."
-    if reader_died in str(whole):
-        rows = stage.config.trainer.global_batch_size
-        first = (step - 1) * rows + rank * rows // world_size
-        # A failure in the reader comes with its traceback: the error and its note are at the end.
-        cause = "; ".join(str(whole).strip().splitlines()[-2:])
-        return UserError(
-            f"Rank {rank}: a process that reads data died or failed while step {step} waited for "
-            f"its rows, samples {first} to {first + rows // world_size - 1} (and those read "
-            f"ahead): {cause}. Lack of memory and a file that vanished are usual causes. {going_on}"
-        )
-    text = str(error)
-    if re.search(r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|Broken pipe", text):
-        return UserError(
-            f"Rank {rank} lost another process of the run while {doing} (step {step}): "
-            f"{text.strip().splitlines()[0]}. The other ranks' messages say which ended first and "
-            f"why. {going_on}"
-        )
-    error.add_note(f"on rank {rank}, while {doing} (step {step})")
-    return error

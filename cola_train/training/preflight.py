@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
 import torch
 
 from cola_train.config.evaluation import InLoopEvalConfig
@@ -14,9 +15,15 @@ from cola_train.data.packing import VALIDATION
 from cola_train.devices import cpu_bf16_is_fast, uses_gpu
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, read_samples
 from cola_train.families.registry import family_of
-from cola_train.run_folder import locked, saved_config, write_config
-from cola_train.run_layout import TOKENIZER, folder_of
-from cola_train.training.checkpoints.folder import clean, repair_latest
+from cola_train.files import sweep, write_errors_explained
+from cola_train.run_folder import locked, require_data, saved_config, write_config
+from cola_train.run_layout import CHECKPOINTS, LOGS, MARKS, TOKENIZER, folder_of
+from cola_train.training.checkpoints.folder import (
+    clean,
+    latest_checkpoint,
+    repair_latest,
+    saved_steps,
+)
 from cola_train.training.data import RunData
 from cola_train.training.optim.schedule import Schedule
 from cola_train.training.parallel.blocks import check_compiler, check_precision
@@ -39,19 +46,35 @@ def take_over(config: RunT, data: RunData, held: contextlib.ExitStack) -> RunT:
     the machine.
 
     Raises:
-        UserError: the folder is another run's or in use.
+        UserError: the folder is another run's, in use or not to be written.
     """
-    config = with_precision(config, saved_config(config))
+    # Before the lock, whose file may not be put into a folder that is no run's.
+    with_precision(config, saved_config(config))
     check_compiler(config.trainer.compile, uses_gpu(config.trainer.accelerator))
     run_folder = folder_of(config)
-    run_folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(locked(run_folder))
-    clean(run_folder)
-    repair_latest(run_folder)
-    write_config(run_folder, config)
-    if not (run_folder / TOKENIZER).exists():
-        data.prepared.tokenizer.save(run_folder / TOKENIZER)
+    with write_errors_explained(run_folder):
+        run_folder.mkdir(parents=True, exist_ok=True)
+        held.enter_context(locked(run_folder))
+        # And again: whoever held the lock meanwhile may have begun another run here.
+        config = with_precision(config, saved_config(config))
+        _remove_leftovers(run_folder)
+        repair_latest(run_folder)
+        write_config(run_folder, config)
+        if not (run_folder / TOKENIZER).exists():
+            data.prepared.tokenizer.save(run_folder / TOKENIZER)
     return config
+
+
+def _remove_leftovers(run_folder: Path) -> None:
+    """Remove what earlier processes of the run were writing when they were killed."""
+    clean(run_folder)
+    for folder in (run_folder, run_folder / CHECKPOINTS, run_folder / MARKS):
+        sweep(folder)
+    for logs in (run_folder / LOGS).glob("*-*"):
+        # A launcher holds no lock; its folder's name ends with its number.
+        launcher = logs.name.rpartition("-")[2]
+        if not (launcher.isdecimal() and psutil.pid_exists(int(launcher))):
+            sweep(logs)
 
 
 def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
@@ -71,6 +94,7 @@ def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
 
 def open_data(config: RunConfig) -> RunData:
     """The data of a run; everything that can be refused before the run exists is refused here."""
+    require_data(config)
     trainer, evaluation = config.trainer, config.in_loop_eval
     data = RunData(
         config.data,
@@ -95,6 +119,15 @@ def open_data(config: RunConfig) -> RunData:
         f"{config.data.path} has none; prepare it with held_out_share above 0.",
     )
     family_of(config).check_data(config, data.prepared)
+    # What a run began from may be gone once it has a checkpoint of its own.
+    if not saved_steps(folder_of(config)):
+        family_of(config).check_start(config, data.prepared)
+        source = config.warm_start_from
+        require(
+            source is None or latest_checkpoint(Path(source)) is not None,
+            f"warm_start_from={source} is no run with a checkpoint, and this run has none of its "
+            "own yet: if that one has moved, give warm_start_from=... where it lies now.",
+        )
     return data
 
 

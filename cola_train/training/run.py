@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -10,10 +9,18 @@ from typing import TypeVar
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.console import say
+from cola_train.console import outliving_console, say
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.json_text import parse_json
 from cola_train.processes import connected
-from cola_train.run_folder import Status, read_run_config, read_status, write_status
+from cola_train.run_folder import (
+    Status,
+    locked,
+    placed,
+    read_run_config,
+    read_status,
+    write_status,
+)
 from cola_train.run_layout import CONFIG, EXPORT, SUMMARY, TOKENIZER, folder_of
 from cola_train.training.callbacks.pace import cost_in_words
 from cola_train.training.checkpoints.export import export_checkpoint, export_marks
@@ -26,6 +33,7 @@ from cola_train.training.checkpoints.folder import (
 from cola_train.training.checkpoints.resume import intact_checkpoint
 from cola_train.training.data import RunData
 from cola_train.training.loop.budget import Budget
+from cola_train.training.loop.ending import ending
 from cola_train.training.loop.interrupts import StopRequest
 from cola_train.training.parallel.sharding import check_mesh
 from cola_train.training.preflight import open_data, take_over
@@ -46,6 +54,7 @@ def train(config: RunConfig) -> Status:
     """
     stop = StopRequest()
     with contextlib.ExitStack() as held:
+        held.enter_context(outliving_console())
         processes = held.enter_context(
             connected(config.trainer.accelerator, config.parallel.timeout_seconds)
         )
@@ -78,21 +87,25 @@ def train(config: RunConfig) -> Status:
         else:
             status = Status("finished", own[1].step)
         if processes.is_first:
-            _conclude(config, status, tokenizer)
+            try:
+                _conclude(config, status, tokenizer)
+            except BaseException as error:
+                write_status(run_folder, ending(error, status.step, status.step))
+                raise
         processes.barrier()
         return status
 
 
 def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
-    """Export a finished run, once; say how it stands and write that to its status."""
+    """Export a finished run, once; write how it stands to its status, and say it."""
     run_folder = folder_of(config)
     if status.state == "interrupted":
-        said = (
+        told = (
             f"Stopped by {status.reason}; saved at step {status.step}. The same command again goes "
             "on from there."
         )
     else:
-        said = (
+        told = (
             f"{run_folder} is finished at step {status.step}; a larger trainer.max_steps or budget "
             "goes on with it."
         )
@@ -101,26 +114,43 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
             target, use_ema = run_folder / EXPORT, config.ema.export
             export_checkpoint(config, folder, tokenizer, target, use_ema=use_ema, replace=True)
             export_marks(config, run_folder, tokenizer)
-            # A branch that had nothing left to do has cost nothing.
-            if (run_folder / SUMMARY).is_file():
-                summary = json.loads((run_folder / SUMMARY).read_text(encoding="utf-8"))
-                said = f"{run_folder}: {cost_in_words(summary)}"
-    say(said)
+            # A branch that had nothing left to do has no summary: it has cost nothing.
+            with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+                summary = parse_json((run_folder / SUMMARY).read_text(encoding="utf-8"))
+                told = f"{run_folder}: {cost_in_words(summary)}"
+    # Before it is told: with a closed terminal comes a signal, and there may be little time.
     write_status(run_folder, status)
+    say(told)
 
 
 def resume(run_folder: Path, stage: type[RunConfig], overrides: Sequence[str] = ()) -> RunConfig:
-    """The config to resume a run with, given its folder; a UserError if it is of another stage."""
+    """The config to resume a run with, given its folder by any path: it may have been moved.
+
+    Raises:
+        UserError: no run, one of another stage, or overrides that name another folder.
+    """
     config = read_run_config(run_folder)
     if not isinstance(config, stage):
         raise UserError(
             f"{run_folder} is a run of `cola-train {config.stage}`; resume it with that verb."
         )
     given = load_config(type(config), run_folder / CONFIG, overrides)
-    # The folder may have been moved or named from elsewhere: it is where the user says.
-    return dataclasses.replace(
-        given, runs_folder=str(run_folder.parent), name=run_folder.resolve().name
-    )
+    resumed = placed(given, run_folder)
+    for key, same in (
+        ("name", given.name in (config.name, resumed.name)),
+        (
+            "runs_folder",
+            given.runs_folder == config.runs_folder
+            or Path(given.runs_folder).resolve() == run_folder.resolve().parent,
+        ),
+    ):
+        require(
+            same,
+            f"{key}={getattr(given, key)} cannot be given with --resume, which goes on with the "
+            f"run in {run_folder}. Leave it out; to rename or move a run, rename or move its "
+            "folder first.",
+        )
+    return resumed
 
 
 def warm_started(config: RunT, source: Path) -> RunT:
@@ -156,20 +186,23 @@ def export_run(
 
     Without `out` it replaces RUN/hf; another folder must not exist yet. Returns the folder.
     """
-    config = read_run_config(run_folder)
+    config = placed(read_run_config(run_folder), run_folder)
     folder = latest_checkpoint(run_folder) if step is None else step_folder(run_folder, step)
     if folder is None or not folder.is_dir():
         which = "yet" if step is None else f"of step {step}; it has {saved_steps(run_folder)}"
         raise UserError(f"{run_folder} has no checkpoint {which}.")
     intact_manifest(folder)
     target = out or run_folder / EXPORT
-    export_checkpoint(
-        config,
-        folder,
-        Tokenizer.load(run_folder / TOKENIZER),
-        target,
-        use_ema=use_ema,
-        replace=out is None,
-        max_shard_bytes=max_shard_bytes,
-    )
+    # What lies in the run's folder is written by whoever holds it.
+    held = locked(run_folder, "give --out") if out is None else contextlib.nullcontext()
+    with held:
+        export_checkpoint(
+            config,
+            folder,
+            Tokenizer.load(run_folder / TOKENIZER),
+            target,
+            use_ema=use_ema,
+            replace=out is None,
+            max_shard_bytes=max_shard_bytes,
+        )
     return target

@@ -112,7 +112,7 @@ def test_without_a_tokenizer_one_is_learnt_from_the_text(
     [
         ({"runs": 0}, "runs must be at least 1, not 0"),
         ({"rows": 0}, "rows must be at least 1, not 0"),
-        ({"step_seconds": 0.0}, "step_seconds must be above 0, or null to measure a step, not 0.0"),
+        ({"step_seconds": 0.0}, "step_seconds must be above 0 or null, not 0.0"),
         (
             {"text": "nowhere.txt"},
             r"There is no text file nowhere\.txt; give a \.txt file, or null",

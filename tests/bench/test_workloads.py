@@ -146,12 +146,12 @@ def test_dotted_settings_are_the_runs() -> None:
 @pytest.mark.parametrize(
     "config_class, setting, message",
     [
-        (BenchTrainConfig, "rows=0", "rows must be at least 1, not 0"),
+        (BenchTrainConfig, "rows=0", "rows must be at least 1 or null, not 0"),
         (BenchTrainConfig, "runs=0", "runs must be at least 1, not 0"),
         (
             BenchTrainConfig,
             "warmups=0",
-            "warmups must be at least 1, not 0: a first run does work that later ones do not",
+            "warmups must be at least 1 (a first run does work that later ones do not), not 0",
         ),
         (BenchSampleConfig, "batch=0", "batch must be at least 1, not 0"),
         (BenchSampleConfig, "prompt_tokens=0", "prompt_tokens must be at least 1, not 0"),
@@ -172,7 +172,7 @@ def test_dotted_settings_are_the_runs() -> None:
             "reference_steps (32) must be more than any of steps",
         ),
         (BenchQualityConfig, "steps=[0]", "steps must be numbers from 1 on, not [0]"),
-        (BenchQualityConfig, "solvers=[]", "solvers must name at least one"),
+        (BenchQualityConfig, "solvers=[]", "solvers must be at least one, not []"),
         (BenchQualityConfig, "num_prompts=0", "num_prompts must be at least 1, not 0"),
     ],
 )

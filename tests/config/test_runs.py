@@ -76,7 +76,7 @@ def test_what_makes_another_run(override: str, named: str) -> None:
         ("parallel.num_processes=3", r"\(8 x 3 = 24\)"),
         ("checkpoint.keep=0", "checkpoint.keep must be at least 1, not 0"),
         ("budget.marks=[0]", "budget.marks must be above 0, not '0'"),
-        ("guard.spike_deviations=0", "guard.spike_deviations must be above 0 or null .off., not 0"),
+        ("guard.spike_deviations=0", "guard.spike_deviations must be above 0 or null, not 0"),
         ("guard.spike_window=9", "guard.spike_window must be at least 10, not 9"),
         ("guard.max_skipped_in_a_row=0", "guard.max_skipped_in_a_row must be at least 1, not 0"),
     ],

@@ -31,17 +31,22 @@ TEXT = CorpusConfig(inputs=["a.txt"])
         ({"num_processes": 0}, "num_processes must be at least 1, not 0"),
         (
             {"document_alignment": 3},
-            r"document_alignment must be at least 1 and divide seq_len \(512\), not 3",
+            r"document_alignment must divide seq_len \(512\), not 3",
         ),
         (
             {"document_alignment": 0},
-            r"document_alignment must be at least 1 and divide seq_len \(512\), not 0",
+            r"document_alignment must be at least 1, not 0",
         ),
     ],
 )
 def test_prepare_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         PrepareConfig(**{"out": "o", "tokenizer": "t", "corpus": TEXT, **changes})
+
+
+def test_a_document_has_room_for_a_byte() -> None:
+    with pytest.raises(UserError, match="max_document_bytes must be at least 1 byte, not 0"):
+        CorpusConfig(inputs=["a"], max_document_bytes=0)
 
 
 def test_tokenizer_settings() -> None:

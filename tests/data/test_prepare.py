@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 from hypothesis import given
@@ -203,6 +205,106 @@ def test_empty_documents_are_counted(prepare_config: Build, tmp_path: Path) -> N
     (tmp_path / "a.jsonl").write_text('{"text": "some words"}\n{"text": " "}\n{"text": null}\n')
     prepared = prepare(prepare_config(inputs=[tmp_path / "a.jsonl"], held_out_share=0.0, seq_len=2))
     assert prepared.manifest.num_empty_documents == 2
+
+
+def test_what_is_left_out_is_counted_and_said(
+    prepare_config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "some words"}\n{"text": 5}\n{"text": "s\xff"}')
+    config = prepare_config(inputs=[tmp_path / "a.jsonl"], held_out_share=0.0, seq_len=2)
+    corpus = dataclasses.replace(config.corpus, on_bad_record="replace")
+    manifest = prepare(dataclasses.replace(config, corpus=corpus)).manifest
+    assert (manifest.num_skipped_records, manifest.num_replaced_records) == (1, 1)
+    assert [problem.split(":")[0] for problem in manifest.bad_records] == [
+        f"{tmp_path}/a.jsonl, line 2",
+        f"{tmp_path}/a.jsonl is not valid UTF-8 at byte 46 (invalid start byte); convert the file "
+        "to UTF-8, for example with iconv.",
+    ]
+    assert (
+        "Records left out: 1; repaired: 1 (corpus.on_bad_record=replace)."
+        in capsys.readouterr().err
+    )
+    corpus = dataclasses.replace(config.corpus, on_bad_record="skip")
+    with pytest.raises(UserError, match="on_bad_record is replace there, skip here"):
+        prepare(dataclasses.replace(config, corpus=corpus))
+    assert PreparedData.open(config.out).manifest == manifest
+
+
+def test_a_corpus_that_is_all_left_out_says_why(prepare_config: Build, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"txt": "some words"}')
+    config = prepare_config(inputs=[tmp_path / "a.jsonl"])
+    config = dataclasses.replace(
+        config, corpus=dataclasses.replace(config.corpus, on_bad_record="skip")
+    )
+    message = r"no text: 0 documents, all empty\. Records left out: 1; .*line 1: there is no column"
+    with pytest.raises(UserError, match=message):
+        prepare(config)
+
+
+def test_a_name_that_is_no_utf8(prepare_config: Build, prose: str, tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xe9.txt")).write_text(prose, encoding="utf-8")
+    texts = pa.table({"text": [prose]})
+    with (folder / os.fsdecode(b"\xe9.parquet")).open("wb") as file:
+        pq.write_table(texts, file)
+    with (folder / os.fsdecode(b"\xe9.txt.zst")).open("wb") as file:
+        file.write(pa.compress(prose.encode(), "zstd", asbytes=True))
+    prepared = prepare(prepare_config(inputs=[folder]))
+    again = PreparedData.open(prepared.folder)
+    assert [os.fsencode(source.name).rpartition(b"/")[2] for source in again.manifest.sources] == [
+        b"\xe9.parquet",
+        b"\xe9.txt",
+        b"\xe9.txt.zst",
+    ]
+
+
+# A tokenizer that loses the text.
+
+
+def word_tokenizer(path: Path, words: list[str], unknown: str | None) -> str:
+    names = ["<|endoftext|>", "<|pad|>", *([unknown] if unknown else []), *words]
+    vocabulary = {name: number for number, name in enumerate(names)}
+    model = (
+        tokenizers.models.WordLevel(vocabulary, unk_token=unknown)
+        if unknown
+        else tokenizers.models.BPE(vocabulary, [])
+    )
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.save(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "words, unknown",
+    [(["pride"], "<unk>"), (["x", "y"], None)],
+    ids=["unknown tokens", "nothing"],
+)
+def test_a_tokenizer_that_loses_the_text_is_refused(
+    prepare_config: Build, tmp_path: Path, words: list[str], unknown: str | None
+) -> None:
+    tokenizer = word_tokenizer(tmp_path / "words.json", words, unknown)
+    with pytest.raises(
+        UserError,
+        match=r"loses the text: [\d,]+ of [\d,]+ characters looked at become unknown tokens, or ",
+    ):
+        prepare(prepare_config(tokenizer=tokenizer))
+    assert not Path(prepare_config().out).exists()
+
+
+def test_a_tokenizer_that_loses_a_few_words_is_said(
+    prepare_config: Build, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = word_tokenizer(tmp_path / "words.json", ["one", "two"], "<unk>")
+    (tmp_path / "a.txt").write_text("one two\n\ntwo one six")
+    prepare(
+        prepare_config(
+            tokenizer=tokenizer, inputs=[tmp_path / "a.txt"], seq_len=2, held_out_share=0.0
+        )
+    )
+    err = capsys.readouterr().err
+    assert "The tokenizer loses 3 of 15 characters looked at: they become unknown tokens" in err
 
 
 # The same again, and something else in the way.

@@ -267,6 +267,22 @@ def test_what_cannot_be_read_is_reported_with_its_sample(
 # Bad settings.
 
 
+def test_fewer_rows_than_a_batch_are_said_once(
+    prepared: PreparedData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    num_rows = prepared.num_rows("train")
+    enough, more = num_rows // 2 * 2, num_rows // 2 * 2 + 2
+    for rank in (0, 1):
+        data_module(prepared, global_batch_size=enough, micro_batch_size=1).train_loader(rank, 2)
+    assert capsys.readouterr().err == ""
+    for rank in (0, 1):
+        data_module(prepared, global_batch_size=more, micro_batch_size=1).train_loader(rank, 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        f"has {num_rows:,} rows, fewer than a batch of {more:,} (trainer.global_batch_size)" in line
+    )
+
+
 @pytest.mark.parametrize(
     "global_batch_size, nearest", [(20, "18 or 24"), (5, "6"), (0, "6"), (-6, "6")]
 )
@@ -291,7 +307,7 @@ def test_other_bad_settings(prepared: PreparedData, tmp_path: Path) -> None:
         UserError, match="validation_rows must be at least 0, or null for all rows, not -1"
     ):
         data_module(prepared, validation_rows=-1)
-    with pytest.raises(UserError, match=r"data\.num_workers must be at least 0, not -1"):
+    with pytest.raises(UserError, match=r"DataConfig\.num_workers must be at least 0"):
         data_module(prepared, num_workers=-1)
     for path, message in [
         (prepared.folder, r"has rows of 64 tokens, the run asks for 512"),

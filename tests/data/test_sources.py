@@ -31,6 +31,12 @@ def write_parquet(path: Path, texts: Any, column: str = "text") -> None:
     pq.write_table(pa.table({"id": list(range(len(texts))), column: texts}), path, row_group_size=2)
 
 
+def zstandard_frames(text: str) -> bytes:
+    """Compressed in pieces, as by several processes."""
+    pieces = (text[at : at + 7000].encode() for at in range(0, len(text), 7000))
+    return b"".join(pa.compress(piece, "zstd", asbytes=True) for piece in pieces)
+
+
 # Which files, in which order.
 
 
@@ -47,13 +53,44 @@ def test_folders_globs_and_files_are_read_once_each_in_path_order(tmp_path: Path
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     everything = [tmp_path / name for name in ["UPPER.TXT", "a/deep/y.jsonl", "a/z.txt", "b.txt"]]
-    assert expand_inputs([str(tmp_path)]) == everything
-    assert (
-        expand_inputs([str(tmp_path / "b.txt"), str(tmp_path), str(tmp_path / "**/*.txt")])
-        == everything
+    inputs = [str(tmp_path / "b.txt"), str(tmp_path), str(tmp_path / "**/*.txt")]
+    for named in ([str(tmp_path)], inputs):
+        files, left_out = expand_inputs(named)
+        assert files == everything
+        assert {path.relative_to(tmp_path).as_posix(): why for path, why in left_out.items()} == {
+            ".git": "hidden",
+            "a/.hidden.txt": "hidden",
+            "a/readme.md": "of other endings",
+        }
+    assert expand_inputs([str(tmp_path / "*.txt")]) == ([tmp_path / "b.txt"], {})
+    assert expand_inputs([str(tmp_path / "a*")])[0] == everything[1:3]
+
+
+def test_linked_folders_are_read_and_what_is_left_out_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = tmp_path / "corpus"
+    for name in ["elsewhere/b.txt", "elsewhere/c.tar.zst", "corpus/a.txt", "corpus/deep/d.csv"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (corpus / "linked").symlink_to("../elsewhere")
+    (corpus / "circle").symlink_to(".")
+    (corpus / "broken.txt").symlink_to("gone.txt")
+    os.mkfifo(corpus / "pipe.txt")
+    assert documents(corpus) == ["corpus/a.txt", "elsewhere/b.txt"]
+    assert capsys.readouterr().err == (
+        f"Not read from corpus.inputs: 1 broken links, the first {corpus}/broken.txt; "
+        f"2 of other endings (.csv, .tar.zst), the first {corpus}/deep/d.csv; "
+        f"1 no regular files, the first {corpus}/pipe.txt.\n"
     )
-    assert expand_inputs([str(tmp_path / "*.txt")]) == [tmp_path / "b.txt"]
-    assert expand_inputs([str(tmp_path / "a*")]) == everything[1:3]
+    assert documents(corpus / "a.txt") == ["corpus/a.txt"]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_link_that_is_named_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to("gone.txt")
+    with pytest.raises(UserError, match=r"Cannot read .*a\.txt: No such file"):
+        source_hashes(CorpusConfig(inputs=[str(tmp_path / "a.txt")]))
 
 
 def test_a_path_and_another_path_to_it_are_one_file(
@@ -103,6 +140,9 @@ def test_compressed_files_and_a_byte_order_mark_give_the_same(tmp_path: Path, pr
     for name, content in [
         ("a.txt.gz", gzip.compress(prose.encode(), mtime=0)),
         ("a.txt.xz", lzma.compress(prose.encode())),
+        ("a.txt.zst", pa.compress(prose.encode(), "zstd", asbytes=True)),
+        ("frames.txt.zst", zstandard_frames(prose)),
+        ("return.txt", prose.replace("\n", "\r").encode()),
         ("bom.txt", b"\xef\xbb\xbf" + prose.encode()),
         ("crlf.txt", prose.replace("\n", "\r\n").encode()),
     ]:
@@ -110,13 +150,19 @@ def test_compressed_files_and_a_byte_order_mark_give_the_same(tmp_path: Path, pr
         assert documents(tmp_path / name) == expected, name
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.xz", "a.parquet"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json.gz", "a.jsonl.xz", "a.jsonl.zst", "a.json", "a.parquet"]
+)
 def test_records_are_read_as_they_are_and_empty_ones_are_left_to_count(
     tmp_path: Path, name: str
 ) -> None:
     texts = ["  one\r\n\r\ntwo ", "", None, " \n", "trois é <|endoftext|>"]
     lines = "\ufeff" + "\n\n".join(json.dumps({"body": text, "id": 1}) for text in texts)
-    opened: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress}
+    opened: dict[str, Callable[[bytes], bytes]] = {
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+    }
     if name.endswith(".parquet"):
         write_parquet(tmp_path / name, texts, "body")
     else:
@@ -260,7 +306,7 @@ def test_inputs_of_unknown_kinds(tmp_path: Path) -> None:
     (tmp_path / "a.md").touch()
     message = (
         r"has no file of a known kind \(1 of other kinds\); allowed: \.txt, \.txt\.gz, \.txt\.xz, "
-        r"\.jsonl, .*\.parquet"
+        r"\.txt\.zst, \.jsonl, .*\.parquet"
     )
     refused(message, tmp_path / "a.md")
     refused(message, tmp_path)
@@ -333,6 +379,17 @@ def test_inputs_of_unknown_kinds(tmp_path: Path) -> None:
         ),
         ("a.txt.xz", lzma.compress(b"x" * 1000)[:-12], r"a\.txt\.xz cannot be decompressed"),
         ("a.txt.xz", b"no xz", r"a\.txt\.xz cannot be decompressed"),
+        ("a.txt.zst", b"no zst", r"a\.txt\.zst cannot be decompressed"),
+        (
+            "a.txt.zst",
+            pa.compress(b"x" * 1000, "zstd", asbytes=True)[:-2],
+            r"a\.txt\.zst cannot be decompressed",
+        ),
+        (
+            "a.jsonl",
+            b"[" * 100_000,
+            r"a\.jsonl, line 1 is not valid JSON: .*; every line must be one JSON object",
+        ),
         (
             "a.parquet",
             b"no parquet",

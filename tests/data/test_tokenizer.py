@@ -1,9 +1,16 @@
 """The tokenizer file: round trips, special tokens, training, and every message about a bad one."""
 
+import dataclasses
 import hashlib
 import json
+import random
+import signal
+import string
 import subprocess
 import sys
+import threading
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,7 +20,13 @@ from hypothesis import strategies as st
 
 from cola_train.config.data import CorpusConfig, TokenizerTrainConfig
 from cola_train.config.settings import UserError
-from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS, Tokenizer, train_tokenizer
+from cola_train.data.tokenizer import (
+    DOLMA2_PATTERN,
+    TRAINED_SPECIAL_TOKENS,
+    Tokenizer,
+    _pieces,
+    train_tokenizer,
+)
 
 
 def test_special_tokens_come_first_and_the_size_is_as_asked(tokenizer: Tokenizer) -> None:
@@ -109,6 +122,99 @@ def test_a_corpus_with_few_pairs_gives_fewer_ids_and_says_so(
     assert "263 ids (300 asked; the corpus has no more pairs to merge)" in capsys.readouterr().err
 
 
+def test_long_words_are_learnt_from_in_parts_and_short_ones_as_before(tmp_path: Path) -> None:
+    text = "".join(random.Random(3).choices(string.ascii_letters, k=100_000))
+    (tmp_path / "a.txt").write_text(text)
+    config = TokenizerTrainConfig(
+        out=str(tmp_path / "t.json"),
+        corpus=CorpusConfig(inputs=[str(tmp_path / "a.txt")]),
+        vocab_size=300,
+    )
+    started = time.process_time()
+    long = train_tokenizer(config)
+    assert time.process_time() - started < 3  # 4 s for one word on a fast machine
+    (tmp_path / "a.txt").write_text(
+        " ".join(text[at : at + 1000] for at in range(0, 100_000, 1000))
+    )
+    parts = train_tokenizer(dataclasses.replace(config, out=str(tmp_path / "parts.json")))
+    assert (
+        json.loads(long.content)["model"]["merges"] == json.loads(parts.content)["model"]["merges"]
+    )
+    assert b"1,1000" not in long.content
+
+
+def test_long_documents_are_learnt_from_as_short_ones(
+    tokenizer: Tokenizer, prose_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cola_train.data.tokenizer._PIECE_CHARACTERS", 50)
+    config = TokenizerTrainConfig(
+        out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600
+    )
+    assert train_tokenizer(config).content == tokenizer.content
+
+
+@given(
+    text=st.text(st.sampled_from("aB1.,'  \n\r\té中") | st.characters(), max_size=40),
+    most=st.integers(1, 8),
+)
+def test_pieces_have_the_words_of_the_whole(text: str, most: int) -> None:
+    split = tokenizers.pre_tokenizers.Split(
+        tokenizers.Regex(DOLMA2_PATTERN), behavior="removed", invert=True
+    )
+
+    def words(text: str) -> list[str]:
+        return [word for word, _ in split.pre_tokenize_str(text)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cola_train.data.tokenizer._PIECE_CHARACTERS", most)
+        pieces = list(_pieces(text))
+    assert "".join(pieces) == text
+    if all(len(piece) < most or following[0] == " " for piece, following in pairwise(pieces)):
+        assert [word for piece in pieces for word in words(piece)] == words(text)
+
+
+def test_an_interrupt_ends_the_learning(
+    prose_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def learns(self: object, texts: object, trainer: object) -> None:
+        begun.set()
+        released.wait(30)  # as the library, which returns when it is done
+
+    class Library:
+        train_from_iterator = learns
+
+    def interrupt() -> None:
+        begun.wait(30)
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)  # to which Ctrl-C goes
+
+    monkeypatch.setattr("cola_train.data.tokenizer.tokenizers.Tokenizer", lambda model: Library())
+    config = TokenizerTrainConfig(
+        out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(prose_file)])
+    )
+    sender = threading.Thread(target=interrupt)
+    sender.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer(config)
+    finally:
+        released.set()
+        sender.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bad_corpus_is_the_message_of_the_training(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"fine\n\n\xff")
+    config = TokenizerTrainConfig(
+        out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(tmp_path)])
+    )
+    with pytest.raises(UserError, match=r"a\.txt is not valid UTF-8 at byte 6"):
+        train_tokenizer(config)
+
+
 def test_training_needs_text(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" \n\n \n")
     config = TokenizerTrainConfig(
@@ -149,6 +255,31 @@ def test_truncation_and_padding_kept_in_a_file_are_ignored(
     assert 4 < len(expected) < 50
     tokenizer = Tokenizer.load(tmp_path / "t.json")
     assert tokenizer.encode(text) == tokenizer.encode_document(text) == expected
+
+
+def test_a_file_with_dropout_is_refused(tokenizer_file: Path, tmp_path: Path) -> None:
+    values = json.loads(tokenizer_file.read_text(encoding="utf-8"))
+    for dropout in (0.3, 0.0):
+        values["model"]["dropout"] = dropout
+        (tmp_path / f"{dropout}.json").write_text(json.dumps(values), encoding="utf-8")
+    message = r"0\.3\.json has BPE dropout \(0\.3.*\), .* set \"dropout\" of \"model\" to null"
+    with pytest.raises(UserError, match=message):
+        Tokenizer.load(tmp_path / "0.3.json")
+    Tokenizer.load(tmp_path / "0.0.json")
+
+
+def test_a_byte_order_mark_is_passed_over(
+    tokenizer: Tokenizer, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "t.json").write_bytes(b"\xef\xbb\xbf" + tokenizer_file.read_bytes())
+    marked = Tokenizer.load(tmp_path / "t.json")
+    assert marked.encode("It was") == tokenizer.encode("It was")
+    assert marked.lost_characters("It was") == (0, 5)
+
+
+def test_half_a_character_is_no_prompt(tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=r"A text has a lone surrogate at character 3"):
+        tokenizer.encode("It \ud83d")
 
 
 def test_the_size_covers_the_largest_id(tokenizer_file: Path, tmp_path: Path) -> None:

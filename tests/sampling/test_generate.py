@@ -42,6 +42,18 @@ def tiny(patch_size: int) -> Checkpoint:
     )
 
 
+@pytest.mark.parametrize("prompts", ["It was", b"It was", ""])
+def test_one_text_is_no_list_of_prompts(prompts: Any) -> None:
+    with pytest.raises(UserError, match=r'prompts must be a list of prompts, .* \["It was"\]'):
+        generate(tiny(1), prompts, CONFIG)
+
+
+@pytest.mark.parametrize("prompt", [5, None, ["It", "was"], [5.5], {"a": 1}, b"It"])
+def test_a_prompt_is_a_text_or_ids(prompt: Any) -> None:
+    with pytest.raises(UserError, match=r"prompt 1 must be a text or a list of token ids, not "):
+        generate(tiny(1), [[5], prompt], CONFIG)
+
+
 def noise(prompt: int, block: int) -> Tensor:
     return random_latents(BLOCK_SIZE, CHANNELS, seed=1000 * prompt + block)
 
@@ -626,20 +638,20 @@ def test_more_tokens_than_training_saw_warns(checkpoint: Checkpoint, seq_len: in
         ({"num_steps": 0}, "num_steps must be at least 1, not 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
-        ({"temperature": -0.1}, r"temperature must be 0 \(greedy\) or more, not -0.1"),
-        ({"top_k": -1}, r"top_k must be 0 \(off\) or more, not -1"),
+        ({"temperature": -0.1}, r"temperature must be at least 0, not -0.1"),
+        ({"top_k": -1}, r"top_k must be at least 0, not -1"),
         ({"top_p": 0.0}, r"top_p must be in \(0, 1\], not 0.0"),
         ({"top_p": 1.1}, r"top_p must be in \(0, 1\], not 1.1"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0, not 0.0"),
         (
             {"guidance_interval": (0.6, 0.4)},
-            r"guidance_interval must be two times in \[0, 1\], the lower first, not \[0.6, 0.4\]",
+            r"guidance_interval must be two times in \[0, 1\], the lower first, not \(0.6, 0.4\)",
         ),
         (
             {"guidance_interval": (0.0, 1.5)},
-            r"guidance_interval must be two times in \[0, 1\].*; \[0, 1\] is on",
+            r"guidance_interval must be two times in \[0, 1\], the lower first, not \(0.0, 1.5\)",
         ),
-        ({"guidance_rescale": 1.2}, r"guidance_rescale must be in \[0, 1\] \(0 is off\), not 1.2"),
+        ({"guidance_rescale": 1.2}, r"guidance_rescale must be in \[0, 1\], not 1.2"),
     ],
 )
 def test_settings_out_of_range(field: dict[str, Any], message: str) -> None:

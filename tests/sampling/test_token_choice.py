@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
+from cola_train.config.settings import UserError
 from cola_train.randomness import Purpose, uniform
 from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
 from tests.helpers.statistics import assert_shares
@@ -137,3 +138,16 @@ def test_each_position_uses_its_own_draw_and_logits() -> None:
     for row in range(2):
         for place in range(2):
             assert {int(chosen[row, place]), int(other[row, place])} == low_high[row][place]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_logits_that_are_not_finite_choose_nothing(temperature: float, value: float) -> None:
+    logits = torch.zeros(2, 3, 5)
+    config = SamplerConfig(temperature=temperature)
+    choose_tokens(logits, config, torch.zeros(2, 3))
+    logits[1, 2, 3] = value
+    with pytest.raises(UserError, match="logits are not finite"):
+        choose_tokens(logits, config, torch.zeros(2, 3))
+    logits[1, 2, 3] = -math.inf
+    choose_tokens(logits, config, torch.zeros(2, 3))

@@ -17,7 +17,10 @@ from typing import Any
 from cola_train.config.settings import UserError, require
 from cola_train.evaluation.benchmarks.scoring import Verdict, letter, verdict
 from cola_train.evaluation.benchmarks.tasks import TASKS
-from cola_train.files import JsonlWriter, read_log, write_atomically
+from cola_train.evaluation.resuming import refuse_others
+from cola_train.files import sweep, write_atomically
+from cola_train.json_lines import JsonlWriter, read_log
+from cola_train.json_text import parse_json
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
 _PARTS, _DATA = "parts", "data"
@@ -58,7 +61,10 @@ class Answer:
         """
         truth, choices = self.ground_truth, self.choices
         if not self.scores:
-            return verdict(self.task, self.generation, truth, choices)
+            found = verdict(self.task, self.generation, truth, choices)
+            # To the rules no word is like no word; but nothing is no answer.
+            nothing = dataclasses.replace(found, correct=False, score=0.0)
+            return found if self.generation else nothing
         chosen = self.scores.index(max(self.scores))
         gold = letter(choices.index(truth)) if truth in choices else None
         correct = choices[chosen] == truth
@@ -96,25 +102,18 @@ class AnswerFolder:
                 differ are named.
         """
         # As it will be read: without tuples.
-        here: dict[str, Any] = json.loads(json.dumps(identity))
+        here: dict[str, Any] = parse_json(json.dumps(identity))
         there = cls(path)._read_identity()
         if there:
             common = there[_DATA].keys() & here[_DATA].keys()
             before, now = (
-                dict(_flat({**each, _DATA: {task: each[_DATA][task] for task in common}}))
+                {**each, _DATA: {task: each[_DATA][task] for task in common}}
                 for each in (there, here)
             )
-            different = [
-                f"{key} ({before.get(key)} there, {now.get(key)} here)"
-                for key in {**before, **now}
-                if before.get(key) != now.get(key)
-            ]
-            require(
-                not different,
-                f"{path} holds the answers of another evaluation, which are kept. It differs in: "
-                f"{'; '.join(different)}. Give another folder by --out.",
-            )
+            holds = f"{path} holds the answers of another evaluation"
+            refuse_others(before, now, holds, "folder")
             here[_DATA] = {**there[_DATA], **here[_DATA]}
+        sweep(path)
         if there != here:
             write_atomically(path / IDENTITY, json.dumps(here, indent=1, ensure_ascii=False) + "\n")
         return cls(path)
@@ -133,8 +132,10 @@ class AnswerFolder:
             )
             return {}
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+            if not all(isinstance(one, dict) for one in (found, found[_DATA])):
+                raise ValueError("it does not say of which data")
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise UserError(
                 f"Cannot read {path} ({error}); put it back, or give another folder by --out."
             ) from error
@@ -148,16 +149,15 @@ class AnswerFolder:
 
     def keys(self) -> set[Key]:
         """The samples that have an answer."""
-        return {Answer.from_json(row).key for row in self._rows()}
+        return {answer.key for _, answer in self._placed()}
 
     def answers(self) -> tuple[list[Answer], dict[str, str]]:
         """Complete tasks' answers by task and place; "3 of 7", or so, of each other task."""
         asked = self._read_identity()[_DATA]
         found: dict[str, dict[Key, tuple[int, Answer]]] = {task: {} for task in asked}
-        for row in self._rows():
-            answer = Answer.from_json(row)
+        for place, answer in self._placed():
             # Two evaluations that ran at once may both have answered.
-            found[answer.task].setdefault(answer.key, (row["place"], answer))
+            found.get(answer.task, {}).setdefault(answer.key, (place, answer))
         complete, incomplete = [], {}
         for task in sorted(found, key=TASKS.index):
             placed, num_samples = found[task].values(), asked[task]["num_samples"]
@@ -167,14 +167,14 @@ class AnswerFolder:
                 incomplete[task] = f"{len(placed)} of {num_samples}"
         return complete, incomplete
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _placed(self) -> Iterator[tuple[int, Answer]]:
+        """Each answer with its sample's place in the task."""
         for path in sorted((self.path / _PARTS).glob("*.jsonl")):
-            yield from read_log(path)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+            for row in read_log(path):
+                try:
+                    yield int(row["place"]), Answer.from_json(row)
+                except (LookupError, TypeError, ValueError):
+                    raise UserError(
+                        f"{path} has a line that is no answer: {json.dumps(row)[:80]}. Take it out "
+                        "and give the same command again: its sample is then answered anew."
+                    ) from None

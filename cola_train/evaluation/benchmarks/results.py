@@ -16,7 +16,8 @@ from cola_train.bootstrap import bootstrap_generator, percentile_interval
 from cola_train.drawing import BLUE, drawing
 from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.tasks import RELEASED_ACCURACY, TASKS
-from cola_train.files import json_lines, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_lines import json_lines
 
 _COLUMNS = ("task", "num_samples", "correct", "accuracy", "low", "high", "released_accuracy")
 _LEVEL = 0.95

@@ -1,8 +1,7 @@
 """The `score` verb: judge existing answers, ours or published, by the benchmarks' rules."""
 
-import contextlib
 import dataclasses
-import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
 from cola_train.evaluation.benchmarks.results import summarize, to_table, write_results
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
-from cola_train.files import atomic_folder, read_errors_explained, require_new
+from cola_train.files import atomic_folder, lfs_hint, read_errors_explained, require_new
+from cola_train.json_text import parse_json
 
 
 def score(path: Path, data: Path | None, out: Path | None) -> str:
@@ -36,23 +36,23 @@ def read_answers(path: Path, data: Path | None = None) -> list[Answer]:
     """The records of a .jsonl file or of a folder's answers.jsonl, or else of its TASK.jsonl files.
 
     A record is an object with `generation`, or as published `generate` and `others`, which was cut
-    off it with a line feed (with none of them nothing was generated); `ground_truth`, or else
-    `answer`; `choices` where there are some; and `task`, or else the file's name is the task. With
-    `scores` the option of the largest was chosen.
+    off it with a line feed (null is an empty text, which is never correct); `ground_truth`, or else
+    `answer`, unless `data` has it; `choices` where there are some; and `task`, or else the file's
+    name is the task. With `scores` the option of the largest was chosen.
 
     Blank lines and lines that are not JSON are skipped, and their number is said. No record is left
     out because of its id.
 
     Raises:
-        UserError: no such file, not UTF-8, nothing to score, an unknown task, a field of a wrong
-            type, or an id not in `data`.
+        UserError: no such file, not UTF-8, nothing to score, a line that is no object, an unknown
+            task, a field that is missing or of a wrong type, or an id not in `data`.
     """
     known: dict[str, dict[int | str, Sample]] = {}
     answers = []
     for file in _files(path):
         for number, record in _records(file):
             where = f"{file}, line {number}"
-            answer = _answer(record, file.stem, number, where)
+            answer = _answer(record, file.stem, number, where, needs_truth=data is None)
             if data is not None:
                 if answer.task not in known:
                     samples = read_samples(data, answer.task)
@@ -90,13 +90,14 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         raise UserError(
             f"{file} is not UTF-8 text (byte {error.start}); convert it first."
         ) from None
+    hint = lfs_hint(file)
+    require(not hint, f"{file} holds no answers.{hint}")
     skipped = 0
     # Not splitlines: a JSON string may hold Unicode's line separators.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        record = None
-        with contextlib.suppress(ValueError, RecursionError):
-            record = json.loads(line)
-        if record is None:
+        try:
+            record = parse_json(line)
+        except ValueError:
             skipped += 1
             continue
         require(
@@ -109,7 +110,9 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         say(f"{file}: {skipped} lines are blank or not JSON and were skipped.")
 
 
-def _answer(record: Mapping[str, Any], file_task: str, number: int, where: str) -> Answer:
+def _answer(
+    record: Mapping[str, Any], file_task: str, number: int, where: str, *, needs_truth: bool
+) -> Answer:
     def check(is_valid: bool, name: str, rule: str) -> None:
         require(is_valid, f"{where}: `{name}` must be {rule}, not {record.get(name)!r}.")
 
@@ -133,10 +136,27 @@ def _answer(record: Mapping[str, Any], file_task: str, number: int, where: str) 
     choices, scores = record.get("choices") or [], record.get("scores") or []
     are_texts = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
     check(are_texts, "choices", "a list of texts")
-    are_numbers = isinstance(scores, list) and all(type(one) in (int, float) for one in scores)
+    are_numbers = isinstance(scores, list) and all(
+        type(one) in (int, float) and math.isfinite(one) for one in scores
+    )
     check(are_numbers and len(scores) in (0, len(choices)), "scores", "a number for each choice")
     if truth is None:
         truth = text("answer") or ""
+    lacking = []
+    if not record.keys() & {"generation", "generate"}:
+        lacking.append("`generation` (or `generate`)")
+    if needs_truth and not record.keys() & {"ground_truth", "answer"}:
+        lacking.append("`ground_truth` (or `answer`)")
+    if not needs_truth and "id" not in record:
+        lacking.append("`id`, which tells its sample in --data")
+    fields = ", ".join(record) or "none"
+    kind = "neither" if lacking[1:] else "no"
+    require(not lacking, f"{where} has {kind} {' nor '.join(lacking)}; its fields are: {fields}.")
+    # Nothing generated would be like it.
+    require(
+        not needs_truth or bool(truth.strip()),
+        f"{where}: `ground_truth` (or `answer`) must be a text that is not empty, not {truth!r}.",
+    )
     return Answer(task, sample_id, generation, truth, tuple(choices), tuple(scores))
 
 

@@ -11,6 +11,7 @@ import difflib
 import re
 from collections.abc import Sequence
 
+from cola_train.config.settings import require
 from cola_train.evaluation.benchmarks.tasks import MOST_CHOICES, check_task
 
 LETTER_TASKS = ("mmlu", "obqa", "race", "siqa")
@@ -80,9 +81,13 @@ def verdict(
         choices: the options in order, of which the first 26 count; used in mmlu, obqa, race, siqa.
 
     Raises:
-        UserError: an unknown task.
+        UserError: an unknown task, or one text in place of a list of choices.
     """
     check_task(task)
+    require(
+        not isinstance(choices, str),
+        f'choices must be a list of texts, for example ["yes", "no"], not one text: {choices!r}.',
+    )
     text, truth = truncate(generation or ""), ground_truth or ""
     if task == "lambada":
         word, gold_word = (norm(whole).partition(" ")[0] for whole in (text, truth))

@@ -17,13 +17,13 @@ ignored.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.files import read_errors_explained
+from cola_train.files import lfs_hint, read_errors_explained
+from cola_train.json_text import parse_json
 
 # The released model's (correct answers, samples), by the released scorer.
 RELEASED = {
@@ -108,21 +108,26 @@ def _text(path: Path) -> str:
         if path.parent.is_dir():
             names = sorted(found.name for found in path.parent.glob("*.jsonl"))
             holds = f"{path.parent} holds {', '.join(names) or 'no .jsonl file'}"
+            if names:
+                holds += "; name only tasks that are there (--tasks, in_loop_eval.tasks)"
         raise UserError(f"There is no file {path}: {holds}. {_HOW_TO_GET}")
     try:
         with read_errors_explained(path):
-            return path.read_bytes().decode("utf-8-sig")
+            text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path}:{line} is not valid UTF-8 ({error.reason}); convert the file to UTF-8."
         ) from None
+    hint = lfs_hint(path)
+    require(not hint, f"{path} holds no samples.{hint}")
+    return text
 
 
 def _row(line: str, place: str) -> dict[str, Any]:
     try:
-        row: dict[str, Any] = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row: dict[str, Any] = parse_json(line)
+    except ValueError as error:
         raise UserError(
             f"{place} is not valid JSON ({error}); every line must be one JSON object."
         ) from None

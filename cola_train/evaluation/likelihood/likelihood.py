@@ -7,7 +7,7 @@ LLaDA    a lower bound of it by K draws of which tokens are masked
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 import torch
 from jaxtyping import Float64
@@ -52,11 +52,15 @@ def log_likelihoods(
 
 
 def log_likelihoods_stream(
-    checkpoint: Checkpoint, rows: Sequence[ScoredRow], config: LikelihoodConfig
+    checkpoint: Checkpoint,
+    rows: Sequence[ScoredRow],
+    config: LikelihoodConfig,
+    done: Set[int] = frozenset(),
 ) -> Iterator[tuple[int, RowLikelihood]]:
     """(place in `rows`, its likelihood) as soon as it is known, the longest rows first.
 
-    A row's result depends on the checkpoint, the row with its key and the settings; on its batch
+    Places that are `done` are left out; the others have the batches that they have without it. A
+    row's result depends on the checkpoint, the row with its key and the settings; on its batch
     only by rounding and, with dopri5, within that solver's tolerance.
 
     Raises:
@@ -86,9 +90,12 @@ def log_likelihoods_stream(
         needed.append([place_of(part) for part in parts])
     estimator = checkpoint.likelihood(wanted, config)
     draws_of: dict[int, list[Tensor]] = {}
-    waiting = set(range(len(rows)))
+    waiting = set(range(len(rows))) - done
+    lacking = {place for number in waiting for place in needed[number]}
     widths = [estimator.width(place) for place in range(len(wanted))]
     for batch in batches(widths, estimator.num_draws, config.batch_size):
+        if lacking.isdisjoint(draw.row for draw in batch):
+            continue
         for draw, terms in zip(batch, _terms(estimator, batch), strict=True):
             draws_of.setdefault(draw.row, []).append(terms)
         complete = {place for place, found in draws_of.items() if len(found) == estimator.num_draws}

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.devices import named_device
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods_stream
+from cola_train.evaluation.resuming import ResultFile, digest
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import json_lines, read_jsonl, require_new, write_atomically
+from cola_train.json_lines import read_jsonl
 from cola_train.likelihood.rows import ScoredRow
+
+_FOUND = tuple(field.name for field in dataclasses.fields(RowLikelihood))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,14 +179,16 @@ def measure(
 ) -> str:
     """Compute the likelihood of `data_folder`'s held-out rows or of `texts`; returns the table.
 
-    The checkpoint may be of any family. `out`, which must not exist, gets a JSON line a row.
-    Documents of a row are kept apart where training kept them apart.
+    The checkpoint may be of any family. `out` gets a JSON line a row, as soon as it is known; the
+    same call goes on with one that it did not finish. Documents of a row are kept apart where
+    training kept them apart.
 
     Raises:
-        UserError: no such checkpoint, data of another tokenizer, no held-out rows, bad texts, a
-            likelihood that is not finite, or as of `log_likelihoods_stream`.
+        UserError: no such checkpoint, data of another tokenizer, no held-out rows, bad texts, `out`
+            holds something else, or as of `log_likelihoods_stream`; and, after all rows, those
+            whose likelihood is not finite.
     """
-    require_new(out)
+    results = None if out is None else ResultFile(out, _FOUND)
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
     tokenizer = checkpoint.tokenizer
     if texts is not None:
@@ -199,23 +204,57 @@ def measure(
         rows = held_out_rows(data, config.num_rows, checkpoint.masks_documents)
         records = [{"row": number} for number in range(len(rows))]
     _warn_if_long(rows, checkpoint.trained_seq_len)
+    done = set() if results is None else results.begin(_identity(checkpoint, config, rows), records)
     found: dict[int, RowLikelihood] = {}
-    stream = log_likelihoods_stream(checkpoint, rows, config)
-    for number, likelihood in tqdm(stream, "likelihood", len(rows), unit="row", disable=None):
-        require(
-            math.isfinite(likelihood.log_p),
-            f"log p of row {number} is not finite ({likelihood.log_p}): the checkpoint may have "
-            "diverged; look at it with `cola-train inspect`, or take more steps or another solver.",
-        )
+    bad: dict[int, float] = {}
+    stream = log_likelihoods_stream(checkpoint, rows, config, done)
+    left = len(rows) - len(done)
+    for number, likelihood in tqdm(stream, "likelihood", left, unit="row", disable=None):
+        if not math.isfinite(likelihood.log_p):
+            bad[number] = likelihood.log_p
+            continue
         found[number] = likelihood
-    ordered = [found[number] for number in range(len(rows))]
-    if out is not None:
-        pairs = zip(records, map(dataclasses.asdict, ordered), strict=True)
-        write_atomically(out, json_lines({**record, **row} for record, row in pairs))
+        if results is not None:
+            results.append(records[number], dataclasses.asdict(likelihood))
+    if bad:
+        number, log_p = next(iter(bad.items()))
+        others = f", like that of {len(bad) - 1} other rows" if len(bad) > 1 else ""
+        raise UserError(
+            f"log p of row {number} is not finite ({log_p}){others}: the checkpoint may have "
+            "diverged; look at it with `cola-train inspect`, or take more steps or another solver."
+        )
+    if results is None:
+        ordered = [found[number] for number in range(len(rows))]
+    else:
+        ordered = [_likelihood(row, results.path) for row in results.finish()]
     num_bytes = sum(len(tokenizer.decode(row.tokens[row.given :]).encode()) for row in rows)
     table = _table(perplexity_of(checkpoint, ordered, config, num_bytes))
     title = f"{checkpoint_folder}, {texts or data_folder}"
     return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{table}"
+
+
+def _identity(
+    checkpoint: Checkpoint, config: LikelihoodConfig, rows: Sequence[ScoredRow]
+) -> dict[str, Any]:
+    """All that decides the results. The batch size does not, so that it may be lowered."""
+    settings = dataclasses.asdict(config)
+    del settings["batch_size"], settings["num_rows"]
+    each = ([list(row.tokens), row.key, row.documents, row.given] for row in rows)
+    own = {"count": len(rows), "sha256": digest(each)}
+    return {**checkpoint.identity(), "likelihood": settings, "rows": own}
+
+
+def _likelihood(row: Mapping[str, Any], path: Path) -> RowLikelihood:
+    """The result in a line of `path`."""
+    values = {name: row[name] for name in _FOUND}
+    numbers = [value for value in values.values() if value is not None]
+    require(
+        all(type(value) in (int, float) for value in numbers)
+        and None not in (values["num_tokens"], values["log_p"]),
+        f"{path} was changed: {values} is no result. Take that line out and give the same command "
+        "again: its row is then measured anew.",
+    )
+    return RowLikelihood(**values)
 
 
 def _warn_if_long(rows: Sequence[ScoredRow], limit: int | None) -> None:

@@ -12,8 +12,8 @@ from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import JsonlWriter
-from cola_train.run_folder import read_run_config
+from cola_train.json_lines import JsonlWriter
+from cola_train.run_folder import read_run_config, require_data
 from cola_train.run_layout import METRICS
 
 
@@ -26,6 +26,7 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
         UserError: no run, no export, or data that is not the one it was trained on.
     """
     run = read_run_config(run_folder)
+    require_data(run)
     checkpoint = load_checkpoint(run_folder)
     data = PreparedData.open(run.data.path)
     if data.tokenizer.sha256 != checkpoint.tokenizer.sha256:

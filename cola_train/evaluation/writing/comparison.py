@@ -19,7 +19,7 @@ from cola_train.bootstrap import bootstrap_generator
 from cola_train.config.settings import require
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.writing.config import ComparisonConfig
+from cola_train.evaluation.writing.config import FEWEST_OPENINGS, ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.words import decode_ending, decode_row, first_word, words
 
@@ -33,7 +33,6 @@ _Statistic = tuple[Callable[[_Weights], float], int]  # and its count, as in `Es
 
 _SEED = 0
 _NUM_RESAMPLES = 200
-_FEWEST_OPENINGS = 4  # two in each half
 # Of the judge and the list of known words, which then take seconds and about 1 GB.
 _MOST_TRAINING_TOKENS = 2**23
 
@@ -149,10 +148,6 @@ def held_out_openings(
         f"num_new_tokens must be at most half of a row of the data, {half} tokens in "
         f"{data.folder}, not {num_new}; lower it, or prepare data with a larger seq_len.",
     )
-    require(
-        count >= _FEWEST_OPENINGS,
-        f"num_openings must be at least {_FEWEST_OPENINGS} for a standard error, not {count}.",
-    )
     prompts, endings, pad = [], [], data.tokenizer.pad_token_id
     for index in random.Random(_SEED).sample(range(num_rows), num_rows):
         row = data.row(VALIDATION, index)[0].tolist()
@@ -165,8 +160,8 @@ def held_out_openings(
         if len(prompts) == count:
             break
     require(
-        len(prompts) >= _FEWEST_OPENINGS,
-        f"A comparison needs at least {_FEWEST_OPENINGS} held-out rows that can be cut before a "
+        len(prompts) >= FEWEST_OPENINGS,
+        f"A comparison needs at least {FEWEST_OPENINGS} held-out rows that can be cut before a "
         f"word; {data.folder} has {len(prompts)} of {num_rows} held-out rows. Prepare data "
         "with a larger held_out_share.",
     )

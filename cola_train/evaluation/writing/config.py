@@ -3,21 +3,31 @@
 import dataclasses
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.config.settings import at_least, require, require_each, section, setting
+from cola_train.config.settings import Settings, at_least, require, section, setting
 
+FEWEST_OPENINGS = 4  # two in each half
 _OWN_DISTRIBUTION = SamplerConfig(
     temperature=1.0, top_k=0, top_p=1.0, repetition_penalty=1.0, guidance_scale=1.0
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class ComparisonConfig:
+class ComparisonConfig(Settings):
     """`cola-train compare`: continuations of held-out openings."""
 
-    num_openings: int = setting(256, help="Held-out openings to continue, at most.", common=True)
-    num_new_tokens: int = setting(32, help="Tokens to generate after each.", common=True)
+    num_openings: int = setting(
+        256,
+        help="Held-out openings to continue, at most.",
+        common=True,
+        rule=at_least(FEWEST_OPENINGS, " for a standard error"),
+    )
+    num_new_tokens: int = setting(
+        32, help="Tokens to generate after each.", common=True, rule=at_least(1)
+    )
     judge_order: int = setting(
-        4, help="Longest n-gram of the judge, which is trained on the training rows."
+        4,
+        help="Longest n-gram of the judge, which is trained on the training rows.",
+        rule=at_least(1),
     )
     greedy: SamplerConfig = section(
         SamplerConfig,
@@ -32,8 +42,7 @@ class ComparisonConfig:
     )
 
     def __post_init__(self) -> None:
-        names = ("num_openings", "num_new_tokens", "judge_order")
-        require_each(self, "comparison.", at_least(1), *names)
+        super().__post_init__()
         require(
             self.greedy.temperature == 0,
             f"comparison.greedy.temperature must be 0, not {self.greedy.temperature}.",

@@ -1,8 +1,9 @@
 """The `sample` verb: prompts from the command line or a file, results to the screen or a file."""
 
+import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ from tqdm import tqdm
 
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import require
+from cola_train.console import say
 from cola_train.devices import named_device
-from cola_train.families.generate import generate_stream
+from cola_train.evaluation.resuming import ResultFile, digest
+from cola_train.families.checkpoint import Checkpoint
+from cola_train.families.generate import GenerationResult, generate_stream
 from cola_train.families.registry import load_checkpoint
-from cola_train.files import json_lines, read_jsonl, require_new, write_atomically
+from cola_train.json_lines import read_jsonl
+from cola_train.sampling.stream import check_ids
 
 Prompt = str | list[int]
+_FOUND = ("text", "token_ids", "prompt_ids", "finish_reason")
 
 
 def read_prompts(path: Path) -> tuple[list[Prompt], list[dict[str, Any]]]:
@@ -51,29 +57,57 @@ def sample(
     device: str,
     config: SamplerConfig,
 ) -> None:
-    """Generate from either `texts` or `file`; print, or write JSON lines to `out`, a new file."""
+    """Generate from either `texts` or `file`: each result is shown, or appended to `out`, at once.
+
+    The same call goes on with an `out` that it did not finish.
+
+    Raises:
+        UserError: a bad prompt, before anything is generated; `out` holds something else, or the
+            disk was too full for it; as of `Checkpoint.load` and `generate`.
+    """
     if file is not None:
         prompts, records = read_prompts(file)
     else:
         prompts = list(texts or [])
         records = [{"prompt": text} for text in prompts]
-    require_new(out)
+    results = None if out is None else ResultFile(out, _FOUND)
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
-    results = []
-    with tqdm(total=len(prompts), desc="sampling", unit="prompt", disable=None) as bar:
-        for result in generate_stream(checkpoint, prompts, config):
-            results.append(result)
+    for place, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            check_ids(prompt, checkpoint.vocab_size, f"{file}, prompt {place + 1}")
+    done = (
+        set() if results is None else results.begin(_identity(checkpoint, config, records), records)
+    )
+    places = [place for place in range(len(prompts)) if place not in done]
+    if not places:
+        say(f"All {len(done):,} results are in {out} already.")
+    stream = generate_stream(
+        checkpoint, [prompts[place] for place in places], config, prompt_indices=places
+    )
+    with tqdm(total=len(places), desc="sampling", unit="prompt", disable=None) as bar:
+        for place, result in zip(places, stream, strict=True):
+            if results is None:
+                _show(prompts[place], result, checkpoint)
+            else:
+                found = {name: getattr(result, name) for name in _FOUND}
+                results.append(records[place], found)
             bar.update()
-    if out is not None:
-        names = ("text", "token_ids", "prompt_ids", "finish_reason")
-        rows = [
-            record | {name: getattr(result, name) for name in names}
-            for record, result in zip(records, results, strict=True)
-        ]
-        write_atomically(out, json_lines(rows))
-        return
-    for prompt, result in zip(prompts, results, strict=True):
-        shown = prompt if isinstance(prompt, str) else checkpoint.tokenizer.decode(prompt)
-        sys.stdout.write(
-            f"{shown}|{result.text}\n[{result.finish_reason}, {len(result.token_ids)} tokens]\n\n"
-        )
+    if results is not None:
+        results.finish()
+
+
+def _identity(
+    checkpoint: Checkpoint, config: SamplerConfig, records: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """All that decides the results. The batch size does not, so that it may be lowered."""
+    sampler = dataclasses.asdict(config)
+    del sampler["batch_size"]
+    prompts = {"count": len(records), "sha256": digest(records)}
+    return {**checkpoint.identity(), "sampler": sampler, "prompts": prompts}
+
+
+def _show(prompt: Prompt, result: GenerationResult, checkpoint: Checkpoint) -> None:
+    before = prompt if isinstance(prompt, str) else checkpoint.tokenizer.decode(prompt)
+    ending = f"[{result.finish_reason}, {len(result.token_ids)} tokens]"
+    # Not past the bar: it stands in the terminal's last line.
+    tqdm.write(f"{before}|{result.text}\n{ending}\n", file=sys.stdout)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-from cola_train.config.settings import section, setting
+from cola_train.config.settings import Settings, section, setting
 from cola_train.families.transformer.family import BaselineRunConfig, TransformerFamily
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class AutoregressiveConfig:
+class AutoregressiveConfig(Settings):
     """Next-token prediction."""
 
     mask_documents: bool = setting(

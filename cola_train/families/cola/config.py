@@ -6,55 +6,55 @@ from typing import Literal
 from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import (
+    ANY_NUMBER,
+    SHARE,
+    SHARE_ABOVE_0,
     Rule,
+    Settings,
     above_0,
     at_least,
     require,
-    require_each,
     section,
     setting,
 )
 from cola_train.models.config import DiTConfig, TextVAEConfig, check_pair, check_seq_len
 
-_POSITIVE_OR_ZERO = Rule("0 or more", lambda value: value >= 0)
-_SHARE = Rule("in [0, 1]", lambda share: 0 <= share <= 1)
-
-
-def _mask_ratio(ratio: float) -> None:
-    require(
-        0 < ratio <= 1,
-        f"mask_ratio must be in (0, 1], not {ratio}; to leave the mask loss out, set "
-        "mask_weight=0.",
-    )
+_MASK_RATIO = Rule(
+    f"{SHARE_ABOVE_0.words} (mask_weight=0 leaves the mask loss out)", SHARE_ABOVE_0.holds
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage1Config:
+class Stage1Config(Settings):
     """Text VAE pretraining: reconstruction + kl_weight KL + mask_weight mask loss."""
 
     kl_weight: float = setting(
-        1e-4, help="beta: weight of KL(q || N(0, I)), in nats per token; not stated in the paper."
+        1e-4,
+        help="beta: weight of KL(q || N(0, I)), in nats per token; not stated in the paper.",
+        rule=at_least(0),
     )
     mask_weight: float = setting(
-        1.0, help="lambda_mask: weight of the BERT-style mask loss; not stated in the paper."
+        1.0,
+        help="lambda_mask: weight of the BERT-style mask loss; not stated in the paper.",
+        rule=at_least(0),
     )
     mask_ratio: float = setting(
-        0.15, help="Share of tokens replaced by [mask], always [mask]; not stated in the paper."
+        0.15,
+        help="Share of tokens replaced by [mask], always [mask]; not stated in the paper.",
+        rule=_MASK_RATIO,
     )
     fixed_log_snr: float | None = setting(
-        None, help="Hold log(E mu^2 / sigma^2) at this (paper: 1.0, 1.5, 2.0); null learns it."
+        None,
+        help="Hold log(E mu^2 / sigma^2) at this (paper: 1.0, 1.5, 2.0); null learns it.",
+        rule=ANY_NUMBER,
     )
     mask_documents: bool = setting(
         False, help="Keep documents of a packed row apart; needs document_alignment; not stated."
     )
 
-    def __post_init__(self) -> None:
-        require_each(self, "Stage1Config.", _POSITIVE_OR_ZERO, "kl_weight", "mask_weight")
-        _mask_ratio(self.mask_ratio)
-
 
 @dataclasses.dataclass(frozen=True)
-class VAEStrategyConfig:
+class VAEStrategyConfig(Settings):
     """How the VAE takes part in stage 2: Fix, Joint x1, Joint x0.01, Interval.
 
     All Scratch is Joint without init_vae_from.
@@ -64,22 +64,18 @@ class VAEStrategyConfig:
         "joint", help="Train the VAE always, never, or in intervals."
     )
     learning_rate_factor: float = setting(
-        1.0, help="VAE learning rate over the DiT's (paper: 1 and 0.01)."
+        1.0, help="VAE learning rate over the DiT's (paper: 1 and 0.01).", rule=at_least(0)
     )
     joint_steps: int = setting(
-        2000, help="interval: steps of a cycle in which the VAE trains, first (paper: 2k of 5k)."
+        2000,
+        help="interval: steps of a cycle in which the VAE trains, first (paper: 2k of 5k).",
+        rule=at_least(1),
     )
     frozen_steps: int = setting(
-        3000, help="interval: steps of a cycle in which it rests (paper: 3k of 5k)."
+        3000,
+        help="interval: steps of a cycle in which it rests (paper: 3k of 5k).",
+        rule=at_least(1),
     )
-
-    def __post_init__(self) -> None:
-        require_each(self, "VAEStrategyConfig.", _POSITIVE_OR_ZERO, "learning_rate_factor")
-        require(
-            self.joint_steps >= 1 and self.frozen_steps >= 1,
-            f"joint_steps and frozen_steps must be at least 1, not {self.joint_steps} and "
-            f"{self.frozen_steps}.",
-        )
 
     def trains_vae(self, step: int) -> bool:
         """Whether the VAE takes part in optimizer step `step`, counted from 0."""
@@ -97,72 +93,77 @@ class VAEStrategyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(Settings):
     """Conditional flow matching: times, pinned prompts, history."""
 
     time_distribution: Literal["logit_normal", "uniform"] = setting(
         "logit_normal",
         help="t = sigmoid(normal), as in the headline run, or uniform, the ablation.",
     )
-    time_loc: float = setting(1.0, help="Mean of the normal under the sigmoid.")
-    time_scale: float = setting(1.0, help="Standard deviation of the normal under the sigmoid.")
+    time_loc: float = setting(1.0, help="Mean of the normal under the sigmoid.", rule=ANY_NUMBER)
+    time_scale: float = setting(
+        1.0, help="Standard deviation of the normal under the sigmoid.", rule=above_0()
+    )
     timestep_per: Literal["sample", "block"] = setting(
         "sample", help="One t for a row, or one for each of its blocks."
     )
     prompt_block_prob: float = setting(
-        0.05, help="Probability that a block's first 1..block_size-1 positions stay clean."
+        0.05,
+        help="Probability that a block's first 1..block_size-1 positions stay clean.",
+        rule=SHARE,
     )
     history_dropout: float = setting(
-        0.0, help="Probability that a block's history is hidden, for guidance; not stated."
+        0.0,
+        help="Probability that a block's history is hidden, for guidance; not stated.",
+        rule=SHARE,
     )
     noise_copies: int = setting(
         1,
         help="Noised copies of a row, each with its own noise, times and prompts, over one clean "
         "copy: (1 + K) L positions.",
+        rule=at_least(1),
     )
     grad_to_encoder: bool = setting(
         True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target."
     )
 
-    def __post_init__(self) -> None:
-        require_each(self, "FlowConfig.", _SHARE, "prompt_block_prob", "history_dropout")
-        require_each(self, "FlowConfig.", at_least(1), "noise_copies")
-        require_each(self, "FlowConfig.", above_0(), "time_scale")
-
 
 @dataclasses.dataclass(frozen=True)
-class Stage2Config:
+class Stage2Config(Settings):
     """Joint training of VAE and DiT.
 
     vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) + flow_weight flow
     + reference_weight KL(q || q_ref)
     """
 
-    vae_weight: float = setting(1.0, help="lambda_VAE; not stated in the paper.")
+    vae_weight: float = setting(1.0, help="lambda_VAE; not stated in the paper.", rule=at_least(0))
     entropy_weight: float = setting(
-        1e-4, help="beta of stage 2: weight of E[log q], nats per token; not stated."
+        1e-4,
+        help="beta of stage 2: weight of E[log q], nats per token; not stated.",
+        rule=at_least(0),
     )
-    mask_weight: float = setting(1.0, help="lambda_mask of stage 2; not stated in the paper.")
+    mask_weight: float = setting(
+        1.0, help="lambda_mask of stage 2; not stated in the paper.", rule=at_least(0)
+    )
     mask_ratio: float = setting(
-        0.15, help="Share of tokens replaced by [mask] in stage 2; not stated in the paper."
+        0.15,
+        help="Share of tokens replaced by [mask] in stage 2; not stated in the paper.",
+        rule=_MASK_RATIO,
     )
-    flow_weight: float = setting(1.0, help="lambda_fm; not stated in the paper.")
+    flow_weight: float = setting(1.0, help="lambda_fm; not stated in the paper.", rule=at_least(0))
     reference_weight: float = setting(
-        1e-2, help="lambda_ref: weight of KL(q || q_ref), nats per token; not stated."
+        1e-2,
+        help="lambda_ref: weight of KL(q || q_ref), nats per token; not stated.",
+        rule=at_least(0),
     )
     fixed_log_snr: float | None = setting(
-        None, help="Hold the VAE's logSNR at this; null learns it."
+        None, help="Hold the VAE's logSNR at this; null learns it.", rule=ANY_NUMBER
     )
     mask_documents: bool = setting(
         False, help="Keep documents of a packed row apart; needs document_alignment; not stated."
     )
     flow: FlowConfig = section(FlowConfig, help="Flow matching.")
     vae_strategy: VAEStrategyConfig = section(VAEStrategyConfig, help="How the VAE takes part.")
-
-    def __post_init__(self) -> None:
-        weights = [name for name in vars(self) if name.endswith("_weight")]
-        require_each(self, "Stage2Config.", _POSITIVE_OR_ZERO, *weights)
-        _mask_ratio(self.mask_ratio)
 
 
 @dataclasses.dataclass(frozen=True)

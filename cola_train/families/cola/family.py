@@ -165,11 +165,10 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         yield from vae_values(config, config.init_vae_from, shapes)
         yield from dit_values(config, shapes)
 
-    def check_data(self, config: JointRunConfig, data: "PreparedData") -> None:
-        """Also refuses checkpoints to start from whose networks or tokenizer are others."""
+    def check_start(self, config: JointRunConfig, data: "PreparedData") -> None:
+        """Checkpoints to start from must have the run's networks and tokenizer."""
         from cola_train.families.cola.format import check_start
 
-        super().check_data(config, data)
         check_start(config, data)
 
     def phases(self, config: JointRunConfig) -> Sequence[Phase]:

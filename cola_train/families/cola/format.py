@@ -26,7 +26,9 @@ from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
     TRAINING,
     Below,
+    absence,
     load_tensors,
+    pickle_hint,
     read_json,
     read_tensors,
     write_json,
@@ -137,10 +139,10 @@ def find_root(folder: str | Path) -> Path:
     for root in (folder, folder / EXPORT):
         if VAE_FORMAT.is_in(root):
             return root
-    what = "has no" if folder.is_dir() else "does not exist, so it has no"
     raise UserError(
-        f"{folder} {what} cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae): give a checkpoint "
-        "in the released layout, or a run folder that has been exported (cola-train export RUN)."
+        f"{folder} {absence(folder)}has no cola_dlm/cola_vae (nor hf/cola_dlm/cola_vae): give a "
+        "checkpoint in the released layout, or a run folder that has been exported (cola-train "
+        f"export RUN).{pickle_hint(folder)}"
     )
 
 
@@ -230,13 +232,20 @@ def check_start(config: JointRunConfig, data: PreparedData) -> None:
     """Refuse checkpoints to start from whose networks or tokenizer are others than the run's.
 
     Raises:
-        UserError: these, or no checkpoint.
+        UserError: these, or no checkpoint, with the setting that names it.
     """
-    for folder in (config.init_vae_from, config.init_dit_from):
-        if folder is not None:
+    for key, folder in (
+        ("init_vae_from", config.init_vae_from),
+        ("init_dit_from", config.init_dit_from),
+    ):
+        if folder is None:
+            continue
+        try:
             theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
             data.check_run(config.data, theirs.sha256)
-    if config.init_vae_from is not None:
-        VAE_FORMAT.check_fits(config.init_vae_from, config.vae)
-    if config.init_dit_from is not None:
-        DIT_FORMAT.check_fits(config.init_dit_from, config.dit)
+            if key == "init_vae_from":
+                VAE_FORMAT.check_fits(folder, config.vae)
+            else:
+                DIT_FORMAT.check_fits(folder, config.dit)
+        except UserError as error:
+            raise UserError(f"{key}={folder}: {error}") from None

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import BETWEEN_0_AND_1, Settings, section, setting
 from cola_train.families.transformer.family import BaselineRunConfig, TransformerFamily
 
 if TYPE_CHECKING:
@@ -12,23 +12,18 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedDiffusionConfig:
+class MaskedDiffusionConfig(Settings):
     """LLaDA: tokens are masked with probability t; cross-entropy at masked tokens weighs 1/t."""
 
     min_mask_prob: float = setting(
         1e-3,
         help="t is uniform in (min_mask_prob, 1], which bounds the weight 1/t; not stated in the "
         "paper.",
+        rule=BETWEEN_0_AND_1,
     )
     mask_documents: bool = setting(
         False, help="Keep documents of a packed row apart; not stated in the paper."
     )
-
-    def __post_init__(self) -> None:
-        require(
-            0 < self.min_mask_prob < 1,
-            f"objective.min_mask_prob must be in (0, 1), not {self.min_mask_prob}.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)

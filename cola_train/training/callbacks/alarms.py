@@ -16,7 +16,7 @@ from cola_train.config.loop import AlarmsConfig
 from cola_train.config.run import RunConfig
 from cola_train.console import say
 from cola_train.families.registry import family_of
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
 from cola_train.run_layout import ALARM_LOG
 from cola_train.training.callbacks.validation import Report
 from cola_train.training.loop.guard import UsualLoss

@@ -15,8 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cola_train.config.evaluation import InLoopEvalConfig
 from cola_train.config.sampling import SamplerConfig
-from cola_train.config.settings import UserError
-from cola_train.console import say
+from cola_train.console import only_warned
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.answering import answer
@@ -28,7 +27,7 @@ from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexit
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
 from cola_train.families.registry import family_of
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
 from cola_train.run_layout import SAMPLES
 from cola_train.training.callbacks.validation import Report
 from cola_train.training.checkpoints.export import trained_run
@@ -63,11 +62,12 @@ class Samples(StageCallback):
         weights = gathered_weights(stage)
         if not stage.processes.is_first:
             return
-        checkpoint = plain_copy(stage, weights, self.tokenizer)
         prompts = stage.config.trainer.sample_prompts
         sampler = SamplerConfig(max_new_tokens=max(1, stage.config.data.seq_len // 2))
-        for prompt, result in zip(prompts, generate(checkpoint, prompts, sampler), strict=True):
-            self.lines.append({"step": step, "prompt": prompt, "text": result.text})
+        with only_warned(f"no sample texts after step {step}"):
+            checkpoint = plain_copy(stage, weights, self.tokenizer)
+            for prompt, result in zip(prompts, generate(checkpoint, prompts, sampler), strict=True):
+                self.lines.append({"step": step, "prompt": prompt, "text": result.text})
 
 
 class InLoopEvaluation(StageCallback):
@@ -130,23 +130,26 @@ class InLoopEvaluation(StageCallback):
         self, stage: StageModule, weights: dict[str, Tensor]
     ) -> Iterator[dict[str, float]]:
         """What each evaluator finds, as EVALUATOR/NAME; an empty dictionary after each batch."""
-        checkpoint = plain_copy(stage, weights, self.data.tokenizer)
-        for evaluator in self.config.evaluators:
-            if evaluator == "inspection":
-                # What the run's drift is measured from, as it began.
-                began = trained_run(stage.config, weights, self.data.tokenizer, step=0)
-                reference = family_of(stage.config).reference(began, stage.processes.device)
-                found = self._inspection(checkpoint, reference)
-            elif evaluator == "likelihood":
-                found = self._likelihood(checkpoint)
-            else:
-                found = self._benchmarks(checkpoint)
-            try:
-                for part in found:
-                    yield {f"{evaluator}/{name}": value for name, value in part.items()}
-            # of weights that diverged, say; those are for the guard and the alarms
-            except UserError as error:
-                say(f"cola-train: warning: no {evaluator} after step {stage.state.step}: {error}")
+        step = stage.state.step
+        # Of weights that diverged, say, or for lack of memory: that is no reason to end a run.
+        with only_warned(f"no evaluation after step {step}"):
+            checkpoint = plain_copy(stage, weights, self.data.tokenizer)
+            for evaluator in self.config.evaluators:
+                with only_warned(f"no {evaluator} after step {step}"):
+                    for part in self._found(evaluator, stage, weights, checkpoint):
+                        yield {f"{evaluator}/{name}": value for name, value in part.items()}
+
+    def _found(
+        self, evaluator: str, stage: StageModule, weights: dict[str, Tensor], checkpoint: Checkpoint
+    ) -> Iterator[dict[str, float]]:
+        if evaluator == "likelihood":
+            return self._likelihood(checkpoint)
+        if evaluator == "benchmarks":
+            return self._benchmarks(checkpoint)
+        # What the run's drift is measured from, as it began.
+        began = trained_run(stage.config, weights, self.data.tokenizer, step=0)
+        reference = family_of(stage.config).reference(began, stage.processes.device)
+        return self._inspection(checkpoint, reference)
 
     def _inspection(
         self, checkpoint: Checkpoint, reference: Checkpoint | None

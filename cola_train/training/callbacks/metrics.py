@@ -8,7 +8,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
-from cola_train.console import say
+from cola_train.console import only_warned
 from cola_train.devices import device_peak
-from cola_train.files import JsonlWriter, write_atomically
+from cola_train.files import write_atomically
+from cola_train.json_lines import JsonlWriter
 from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS, SUMMARY
 from cola_train.training.callbacks.pace import Pace, summarize_cost
 from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
@@ -82,21 +83,19 @@ class Metrics(StageCallback):
             summary = summarize_cost(stage.state, self.pace.peak)
             with contextlib.suppress(UserError):  # a disk that refuses it is not worth a run
                 write_atomically(self.run_folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
-        for logger in self.loggers:
-            logger.experiment.finish()  # wandb's: what it has not written yet
+        # wandb's: what it has not written yet
+        self._to_loggers(lambda logger: logger.experiment.finish())
 
     def _draw(self) -> None:
         if not self.is_first:
             return
         self.last_drawn = time.monotonic()
         evaluation = self.config.in_loop_eval
-        try:
+        with only_warned(f"the pictures in {self.run_folder} were not drawn"):
             draw_losses(self.lines.path, self.run_folder / LOSSES_PLOT)
             if evaluation.is_on:
                 plot = self.run_folder / EVALUATION_PLOT
                 draw_evaluations(self.lines.path, plot, evaluation.evaluators)
-        except (UserError, OSError) as error:  # no plot is worth a run
-            say(f"cola-train: warning: the pictures in {self.run_folder} were not drawn: {error}")
 
     def _write(self, row: Mapping[str, float]) -> None:
         if not self.is_first:
@@ -107,8 +106,16 @@ class Metrics(StageCallback):
             {name: value if math.isfinite(value) else None for name, value in row.items()}
         )
         values = {name: value for name, value in row.items() if name != "step"}
+        self._to_loggers(lambda logger: logger.log_metrics(values, step=int(row["step"])))
+
+    def _to_loggers(self, act: Callable[[Any], object]) -> None:
+        """Hand something on; a logger that fails (no network, no account) is given up."""
+        kept = []
         for logger in self.loggers:
-            logger.log_metrics(values, step=int(row["step"]))
+            with only_warned("wandb gets nothing more of this run"):
+                act(logger)
+                kept.append(logger)
+        self.loggers = kept
 
 
 class Progress(StageCallback):

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cola_train.drawing import BLUE, ORANGE, drawing
-from cola_train.files import read_log
+from cola_train.json_lines import read_log
 
 _PANEL = (4.2, 2.8)  # inches
 # The legend has a frame because a noisy loss runs behind it.

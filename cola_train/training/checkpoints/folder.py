@@ -14,22 +14,15 @@ from pathlib import Path
 
 import xxhash
 
+from cola_train.checksums import FileChecksum, damage
 from cola_train.config.settings import UserError
 from cola_train.files import sync, write_atomically
+from cola_train.json_text import parse_json
 from cola_train.run_layout import CHECKPOINTS, LATEST
 from cola_train.training.loop.state import RunState
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 4
-_READ_BYTES = 1 << 24
-
-
-@dataclasses.dataclass(frozen=True)
-class FileChecksum:
-    """A file as it was written."""
-
-    bytes: int
-    xxh3: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +46,7 @@ class CheckpointManifest:
     @classmethod
     def from_json(cls, text: str) -> "CheckpointManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
-        values = json.loads(text)
+        values = parse_json(text)
         if values.pop("xxh3") != _checksum(values):
             raise ValueError("its own checksum does not fit")
         version = values.pop("format_version")
@@ -143,41 +136,10 @@ def recovery_hint(folder: Path) -> str:
     )
 
 
-def file_checksum(path: Path) -> FileChecksum:
-    """Size and checksum of a file, read from disk."""
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while piece := file.read(_READ_BYTES):
-            digest.update(piece)
-            size += len(piece)
-    return FileChecksum(size, digest.hexdigest())
-
-
-def damage(folder: Path, files: Mapping[str, FileChecksum]) -> list[str]:
-    """What is wrong with these files of a checkpoint, one line each."""
-    found = []
-    for name, expected in files.items():
-        path = folder / name
-        try:
-            size = path.stat().st_size
-            if size != expected.bytes:
-                found.append(
-                    f"{name} has {size} bytes, the manifest says {expected.bytes}: truncated or "
-                    "half-copied"
-                )
-            elif file_checksum(path) != expected:
-                found.append(f"{name} has been altered: its checksum is not the manifest's")
-        except FileNotFoundError:
-            found.append(f"{name} is missing")
-        except OSError as error:
-            found.append(f"{name} cannot be read ({error.strerror})")
-    return found
-
-
 def intact_manifest(folder: Path) -> CheckpointManifest:
     """A checkpoint's manifest; a UserError names each file that is not as it was written."""
     manifest = read_manifest(folder)
-    refuse_damage(folder, damage(folder, manifest.files))
+    refuse_damage(folder, damage(folder, manifest.files, "the manifest"))
     return manifest
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from cola_train.checksums import damage
 from cola_train.config.settings import UserError
 from cola_train.console import say
 from cola_train.processes import Processes
 from cola_train.training.checkpoints.folder import (
     CheckpointManifest,
-    damage,
     latest_checkpoint,
     point_to,
     quarantine,
@@ -68,6 +68,6 @@ def _checked(folder: Path, processes: Processes) -> CheckpointManifest:
     manifest = processes.agree(lambda: read_manifest(folder))
     mine = dict(list(manifest.files.items())[processes.rank :: processes.world_size])
     found: list[list[str]] = [[] for _ in range(processes.world_size)]
-    dist.all_gather_object(found, damage(folder, mine))
+    dist.all_gather_object(found, damage(folder, mine, "the manifest"))
     refuse_damage(folder, [line for part in found for line in part])
     return manifest

@@ -26,13 +26,9 @@ from torch.distributed.checkpoint.hf_storage import (
 )
 from torch.distributed.checkpoint.metadata import Metadata
 
+from cola_train.checksums import FileChecksum, file_checksum
 from cola_train.config.settings import UserError
-from cola_train.training.checkpoints.folder import (
-    CheckpointManifest,
-    FileChecksum,
-    file_checksum,
-    recovery_hint,
-)
+from cola_train.training.checkpoints.folder import CheckpointManifest, recovery_hint
 
 # The library wraps errors of any process in CheckpointException, which is no Exception.
 _ERRORS = (Exception, CheckpointException)

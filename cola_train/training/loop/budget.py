@@ -18,7 +18,7 @@ class Budget:
         self._costs: dict[str, dict[Convention, int]] = {}
         self.flops: int | None = None
         if budget.eflops is not None:
-            self.flops = Amount.parse(f"{budget.eflops!r} EFLOPs", "budget.eflops").count
+            self.flops = Amount.of_eflops(budget.eflops).count
         self.marks = [Mark.parse(text, "budget.marks") for text in budget.marks]
 
     def spend(self, state: RunState) -> None:

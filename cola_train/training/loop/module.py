@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from cola_train.config.run import RunConfig
 from cola_train.console import say
 from cola_train.data.batch import Batch
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
 from cola_train.objectives.objective import Objective, Term, total_loss, weights_of
 from cola_train.processes import Processes
 from cola_train.training.loop import guard

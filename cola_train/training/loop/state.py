@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from cola_train.json_text import parse_json
 from cola_train.processes import local_part
 from cola_train.training.optim.optimizers import ensure_state
 
@@ -41,7 +42,7 @@ class RunState:
     @classmethod
     def from_json(cls, text: str) -> "RunState":
         """The inverse of `to_json`."""
-        return cls(**json.loads(text))
+        return cls(**parse_json(text))
 
 
 def fill(objective: nn.Module, values: Iterator[tuple[str, Tensor]]) -> None:

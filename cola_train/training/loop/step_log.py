@@ -5,7 +5,6 @@ it against what was promised.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor
 
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
+from cola_train.json_text import parse_json
 from cola_train.randomness import philox4x32
 from cola_train.run_layout import STEP_LOG
 
@@ -92,7 +92,7 @@ def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
     with (run_folder / STEP_LOG).open(encoding="utf-8") as file:
         for line in file:
             try:
-                values: dict[str, Any] = json.loads(line)
+                values: dict[str, Any] = parse_json(line)
             except ValueError:
                 continue
             try:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 # The first process to end takes the others with it; they time out moments later, and must have
 # said where they were by then.
@@ -21,6 +22,8 @@ class Watchdog:
 
     def __init__(self, rank: int, timeout_seconds: float) -> None:
         self._rank, self._timeout = rank, timeout_seconds
+        # Tells the run's status why it ended; on the process that writes it.
+        self.tell: Callable[[str], None] = lambda reason: None
         self.doing, self._since = "starting", time.monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
@@ -44,11 +47,16 @@ class Watchdog:
                 self._end(waited)
 
     def _end(self, waited: float) -> None:
+        reason = (
+            f"rank {self._rank} has been {self.doing} for {waited:.0f} s, longer than "
+            f"parallel.timeout_seconds ({self._timeout:g})"
+        )
+        # In a thread: it may be the disk that hangs.
+        threading.Thread(target=self.tell, args=(reason,), daemon=True).start()
         sys.stderr.write(
-            f"\ncola-train: error: rank {self._rank} has been {self.doing} for {waited:.0f} s, "
-            f"longer than parallel.timeout_seconds ({self._timeout:g}). Some process hangs: "
-            "compare what each rank says, the one that is not in the forward, backward or a "
-            "checkpoint of the others is the one they wait for. The last checkpoint is intact; "
+            f"\ncola-train: error: {reason}. Some process hangs: compare what each rank "
+            "says, the one that is not in the forward, backward or a checkpoint of "
+            "the others is the one they wait for. The last checkpoint is intact; "
             "run the same command again to go on from it. Where each thread was:\n"
         )
         faulthandler.dump_traceback(file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,26 @@ def test_a_line_that_a_crash_cut_short_is_no_answer(tmp_path: Path) -> None:
     assert folder.answers() == ([], {"lambada": "2 of 3", "squad": "0 of 2"})
 
 
+@pytest.mark.parametrize("line", ["{}", "3", '{"place": 0, "task": "squad"}', "[[]]"])
+def test_a_line_that_is_no_answer_is_named(tmp_path: Path, line: str) -> None:
+    folder = AnswerFolder.open(tmp_path, identity())
+    folder.append_to(0).append(part_row(made_up("lambada", 1), 0))
+    with (tmp_path / "parts" / "0.jsonl").open("a") as file:
+        file.write(line + "\n")
+    for read in (folder.keys, folder.answers):
+        with pytest.raises(
+            UserError, match=rf"0\.jsonl has a line that is no answer: {re.escape(line)}"
+        ):
+            read()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"data": 3}', "3"])
+def test_an_identity_of_another_form_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "evaluation.json").write_text(text)
+    with pytest.raises(UserError, match=r"Cannot read .*evaluation\.json \(.*\); put it back"):
+        AnswerFolder.open(tmp_path, identity())
+
+
 def test_a_folder_grows_by_tasks(tmp_path: Path) -> None:
     both = identity()["data"]
     one, other = ({task: both[task]} for task in ("squad", "lambada"))
@@ -103,6 +124,9 @@ def test_a_folder_grows_by_tasks(tmp_path: Path) -> None:
 
 def test_another_evaluation_is_refused_by_what_differs(tmp_path: Path) -> None:
     AnswerFolder.open(tmp_path, identity())
+    (tmp_path / ".answers.jsonl.0123456789abcdef").write_text("cut")
+    AnswerFolder.open(tmp_path, identity())
+    assert [path.name for path in tmp_path.iterdir()] == ["evaluation.json"]
     before = (tmp_path / "evaluation.json").read_bytes()
     data = {
         "lambada": {"num_samples": 2, "sha256": "aa"},

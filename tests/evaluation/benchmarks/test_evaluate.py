@@ -26,7 +26,7 @@ from cola_train.evaluation.benchmarks.evaluate import evaluate
 from cola_train.evaluation.benchmarks.results import accuracies
 from cola_train.evaluation.benchmarks.scoring import is_correct
 from cola_train.evaluation.benchmarks.tasks import read_samples
-from cola_train.files import JsonlWriter
+from cola_train.json_lines import JsonlWriter
 from cola_train.processes import Processes
 from tests.helpers.benchmarks import FAMILIES, make_samples, reader, write_samples
 from tests.helpers.programs import ROOT, as_torchrun, clean_environment
@@ -362,11 +362,11 @@ def test_what_cannot_be_evaluated_is_refused_in_one_line(
         ),
         (
             [str(saved), "--tasks", "obqa", *with_data, "num_samples=0"],
-            r"num_samples must be at least 1, or null, not 0",
+            r"num_samples must be at least 1 or null, not 0",
         ),
         (
             [str(saved), "--tasks", "obqa", *with_data, "choose_by=likelihod"],
-            r"'likelihod', expected one of \['generation', 'likeli",
+            r"must be one of generation, likelihood, likelihood_per_token, not likelihod",
         ),
         (
             ["--tasks", "obqa", *with_data, "num_samples=1"],

@@ -77,8 +77,8 @@ def test_a_field_or_the_files_name_is_the_task(tmp_path: Path) -> None:
     ]
     mixed = write(
         tmp_path / "mixed.jsonl",
-        {"task": "squad", "generation": "x"},
-        {"task": "siqa", "generation": "y"},
+        {"task": "squad", "generation": "x", "ground_truth": "x"},
+        {"task": "siqa", "generation": "y", "answer": "x"},
     )
     assert [one.task for one in read_answers(mixed)] == ["squad", "siqa"]
 
@@ -122,6 +122,9 @@ def test_truths_from_the_data(tmp_path: Path) -> None:
         match=r"siqa\.jsonl, line 1: .*siqa\.jsonl has no sample with the id 7; give the data",
     ):
         score(path, tmp_path / "data", None)
+    write(path, {"generation": "cat"})
+    with pytest.raises(UserError, match=r"line 1 has no `id`, which tells its sample in --data; "):
+        score(path, tmp_path / "data", None)
     write(path, {"id": 1, "generation": "cat", "choices": ["a", "b"], "scores": [-1.0, -2.0]})
     with pytest.raises(UserError, match="line 1: the scores are of other choices than those in"):
         score(path, tmp_path / "data", None)
@@ -150,11 +153,40 @@ def test_truths_from_the_data(tmp_path: Path) -> None:
         ),
         ('{"id": [1]}', r"line 1: `id` must be a whole number or a text, not \[1\]"),
         ("", r"siqa\.jsonl holds no answers; give an answers\.jsonl, or files TASK\.jsonl"),
+        ("null", r"line 1 must be an object such as .*, not 'null'"),
+        (
+            '{"prediction": "worst", "target": "best"}',
+            r"line 1 has neither `generation` \(or `generate`\) nor `ground_truth` \(or "
+            r"`answer`\); its fields are: prediction, target\.",
+        ),
+        ("{}", r"line 1 has neither .*; its fields are: none\."),
+        (
+            '{"id": 1, "generations": "a", "ground_truth": "a"}',
+            r"line 1 has no `generation` \(or `generate`\); its fields are: id, generations, ",
+        ),
+        (
+            '{"generation": "a", "truth": "a"}',
+            r"line 1 has no `ground_truth` \(or `answer`\); its fields are: generation, truth\.",
+        ),
+        ('{"generation": "", "ground_truth": ""}', r"must be a text that is not empty, not ''\."),
+        ('{"generation": "", "answer": null}', r"must be a text that is not empty, not ''\."),
+        (
+            '{"generation": "a", "answer": "a", "choices": ["a", "b"], "scores": [NaN, 1]}',
+            r"line 1: `scores` must be a number for each choice, not \[nan, 1\]",
+        ),
     ],
 )
 def test_what_cannot_be_scored_is_named(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_answers(write(tmp_path / "siqa.jsonl", line))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("generation", [None, ""])
+def test_nothing_is_never_correct(tmp_path: Path, task: str, generation: str | None) -> None:
+    record = {"generation": generation, "ground_truth": "!", "choices": ["!", "?"]}
+    (found,) = read_answers(write(tmp_path / f"{task}.jsonl", record))
+    assert (found.verdict.correct, found.verdict.score) == (False, 0.0)
 
 
 def test_files_that_cannot_be_scored(tmp_path: Path) -> None:

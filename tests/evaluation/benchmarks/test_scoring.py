@@ -461,3 +461,8 @@ def test_released_accuracies_are_the_table() -> None:
     assert {task: f"{value:.2f}" for task, value in RELEASED_ACCURACY.items()} == printed
     assert f"{sum(RELEASED_ACCURACY.values()) / len(TASKS):.3f}" == "26.746"
     assert sum(num_samples for _, num_samples in RELEASED.values()) == 6968
+
+
+def test_one_text_is_no_list_of_choices() -> None:
+    with pytest.raises(UserError, match=r"choices must be a list of texts, .* not one text: 'ABC'"):
+        is_correct("mmlu", "A", "A", "ABC")

@@ -390,7 +390,7 @@ def test_rows_that_cannot_be_scored_are_refused(family: str, row: ScoredRow, mes
         ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
         ({"rtol": 0.0}, r"rtol must be in \(0, 1\), not 0"),
         ({"atol": 1.0}, r"atol must be in \(0, 1\), not 1"),
-        ({"num_rows": 0}, "num_rows must be at least 1, or null, not 0"),
+        ({"num_rows": 0}, "num_rows must be at least 1 or null, not 0"),
         ({"seed": -1}, r"seed must be in \[0, 2\^63\), not -1"),
     ],
 )

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from cola_train.config.settings import UserError
 from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, validation_batches
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
+from cola_train.evaluation.likelihood import perplexity
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods
 from cola_train.evaluation.likelihood.perplexity import (
     held_out_rows,
@@ -225,8 +229,39 @@ def test_held_out_rows_from_the_command_line(
     assert f"{nats:.4f} ± " in page
     assert f"{math.exp(nats):,.4g} ± " in page
     assert ("IWAE is no bound with Hutchinson's divergence" in page) == (family == "cola")
+    text = out.read_text()
+    assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
+    assert capsys.readouterr().out == page
+    assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=3"]) == 2
+    assert "It differs in: likelihood.num_steps (2 there, 3 here)" in capsys.readouterr().err
+    assert out.read_text() == text
+    (tmp_path / "rows.jsonl.settings.json").unlink()
     assert main(arguments) == 2
     assert f"{out} exists and is not overwritten; choose another --out" in capsys.readouterr().err
+
+
+def test_the_same_command_goes_on_to_the_same_bits(
+    on_disk: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, path = on_disk("cola"), tmp_path / "texts.jsonl"
+    texts = ["It was a truth.", "It", "It was", "It", "a truth of it", " was a"]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    config = LikelihoodConfig(num_samples=3, num_steps=2, batch_size=4)
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    page = measure(folder, None, path, whole, "cpu", config)
+    assert page.split("\n")[1:] == measure(folder, None, path, None, "cpu", config).split("\n")[1:]
+    lines = whole.read_bytes().splitlines(keepends=True)
+    for kept in ([], [5, 1], [0], [0, 1, 2, 4, 5], [4, 2, 1, 0, 3]):
+        shutil.copy(f"{whole}.settings.json", f"{out}.settings.json")
+        out.write_bytes(b"".join(lines[place] for place in kept))
+        assert measure(folder, None, path, out, "cpu", config) == page
+        assert out.read_bytes() == whole.read_bytes()
+    out.write_bytes(whole.read_bytes().replace(b'"num_tokens": ', b'"num_tokens": null, "was": '))
+    with pytest.raises(UserError, match="line 1 is no result of this command"):
+        measure(folder, None, path, out, "cpu", config)
+    out.write_bytes(re.sub(rb'"log_p": [^,]*', b'"log_p": "x"', whole.read_bytes(), count=1))
+    with pytest.raises(UserError, match=r"out\.jsonl was changed: .* is no result"):
+        measure(folder, None, path, out, "cpu", config)
 
 
 def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: Path) -> None:
@@ -290,13 +325,38 @@ def test_a_likelihood_that_is_not_finite_is_refused(
     checkpoint, out = ColaCheckpoint.load(on_disk("cola")), tmp_path / "rows.jsonl"
     assert checkpoint.dit is not None
     with torch.no_grad():
-        checkpoint.dit.txt_out.proj.bias.fill_(math.nan)
+        checkpoint.dit.txt_out.proj.bias.fill_(1e38)
     checkpoint.save(tmp_path / "diverged")
     with pytest.raises(
-        UserError, match=r"log p of row 0 is not finite \(nan\): the checkpoint may have diverged"
+        UserError,
+        match=r"log p of row \d is not finite \(.*\), like that of 2 other rows: the checkpoint",
     ):
         measure(tmp_path / "diverged", data.folder, None, out, "cpu", FAST)
-    assert not out.exists()
+    assert out.read_text() == ""
+
+
+def test_one_row_that_is_not_finite_is_named_after_all_others(
+    on_disk: Callable[[str], Path],
+    data: PreparedData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder, out = on_disk("ar"), tmp_path / "rows.jsonl"
+    real = perplexity.log_likelihoods_stream
+
+    def one_bad(*given: Any) -> Iterator[tuple[int, RowLikelihood]]:
+        for number, found in real(*given):
+            yield number, dataclasses.replace(found, log_p=math.nan) if number == 1 else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(perplexity, "log_likelihoods_stream", one_bad)
+        with pytest.raises(
+            UserError, match=r"log p of row 1 is not finite \(nan\): the checkpoint"
+        ):
+            measure(folder, data.folder, None, out, "cpu", FAST)
+    assert [json.loads(line)["row"] for line in out.read_text().splitlines()] == [0, 2]
+    measure(folder, data.folder, None, out, "cpu", FAST)
+    assert [json.loads(line)["row"] for line in out.read_text().splitlines()] == [0, 1, 2]
 
 
 def test_data_that_does_not_fit_is_refused(

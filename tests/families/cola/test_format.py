@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from cola_train import files, tensor_files
@@ -32,6 +32,7 @@ from tests.helpers.tiny import (
 
 VAE, DIT = "cola_dlm/cola_vae", "cola_dlm/cola_dit"
 WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+CHECKSUMS = "checksums.json"
 
 
 def stored_tensors(folder: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
@@ -173,6 +174,7 @@ def test_weights_of_another_precision_load_as_fp32(saved: Path) -> None:
     path = saved / VAE / WEIGHTS
     tensors = load_file(path)
     save_file({name: tensor.bfloat16() for name, tensor in tensors.items()}, path)
+    (saved / VAE / CHECKSUMS).unlink()
     loaded = ColaCheckpoint.load(saved).vae.state_dict()
     assert all(
         torch.equal(loaded[name], tensor.bfloat16().float()) for name, tensor in tensors.items()
@@ -253,6 +255,113 @@ def test_every_tensor_that_does_not_fit_is_named_at_once(saved: Path) -> None:
         "decoder.in_layer.weight: shape (16, 3), the config needs (16, 4)",
         "decoder.extra: unexpected",
     }
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_weights_that_are_no_numbers_of_use_are_named(saved: Path, kind: torch.dtype) -> None:
+    path = saved / VAE / WEIGHTS
+    tensors = load_file(path)
+    save_file({**tensors, "decoder.final_norm.bias": torch.zeros(16).to(kind)}, path)
+    assert_refused(saved, "decoder.final_norm.bias: type ", "weights are F32, F16, BF16, F64")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named(saved: Path, value: float) -> None:
+    path = saved / DIT / WEIGHTS
+    tensors = load_file(path)
+    tensors["txt_out.proj.bias"][1:3] = value
+    save_file(tensors, path)
+    (saved / DIT / CHECKSUMS).unlink()
+    assert_refused(saved, f"{path}: txt_out.proj.bias has 2 of ", "that are not finite")
+    with pytest.raises(UserError, match=r"txt_out\.proj\.bias has 2 of "):
+        dict(DIT_FORMAT.tensors(saved, DIT_CONFIG))
+
+
+@pytest.mark.parametrize("max_shard_bytes", [3000, 10**9])
+def test_every_bit_of_the_weights_is_checked(
+    checkpoint: ColaCheckpoint, tmp_path: Path, max_shard_bytes: int
+) -> None:
+    checkpoint.save(tmp_path / "out", max_shard_bytes=max_shard_bytes)
+    ColaCheckpoint.load(tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*.safetensors"):
+        whole = path.read_bytes()
+        start = 8 + int.from_bytes(whole[:8], "little")
+        for place in (start, (start + len(whole)) // 2, len(whole) - 1):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            assert_refused(tmp_path / "out", f"{path.name} has been altered", "export")
+        path.write_bytes(whole)
+    ColaCheckpoint.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model.safetensors": 3}', "{", "[]", '{"a": {}}'])
+def test_checksums_that_are_damaged_are_named(saved: Path, text: str) -> None:
+    (saved / VAE / CHECKSUMS).write_text(text)
+    assert_refused(saved, f"{saved / VAE / CHECKSUMS} ", "export the checkpoint again")
+
+
+def test_that_weights_cannot_be_checked_is_said_once(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ColaCheckpoint.load(saved)
+    assert capsys.readouterr().err == ""
+    (saved / DIT / CHECKSUMS).unlink()
+    ColaCheckpoint.load(saved)
+    ColaCheckpoint.load(saved)
+    assert capsys.readouterr().err == (
+        f"{saved / DIT / WEIGHTS} has no checksums.json beside it, which exports of this program "
+        "have: whether its weights are as they were written cannot be checked.\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt"])
+def test_pickled_weights_are_named_and_never_read(saved: Path, tmp_path: Path, name: str) -> None:
+    (saved / VAE / WEIGHTS).rename(saved / VAE / name)
+    assert_refused(saved, f"has neither {WEIGHTS}", f"{name} is of Python's pickle")
+    for place in (saved / VAE / name, saved / VAE):
+        with pytest.raises(UserError, match=rf"{name} is of Python's pickle, which can run any"):
+            find_root(place)
+    with pytest.raises(UserError, match="is a file, so it has no cola_dlm"):
+        find_root(saved / VAE / name)
+
+
+def test_files_that_git_lfs_left_out_are_named_for_what_they_are(saved: Path) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    for name in (f"{VAE}/{WEIGHTS}", f"{DIT}/{CONFIG}", "tokenizer.json"):
+        whole = (saved / name).read_bytes()
+        (saved / name).write_text(pointer)
+        assert_refused(saved, f"{saved / name} ", "Git LFS pointer", "git lfs pull")
+        (saved / name).write_bytes(whole)
+    ColaCheckpoint.load(saved)
+
+
+def test_a_tensor_in_two_files_is_named(checkpoint: ColaCheckpoint, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "many", max_shard_bytes=3000)
+    first, second = sorted((tmp_path / "many" / VAE).glob("*.safetensors"))[:2]
+    name, tensor = next(iter(load_file(first).items()))
+    save_file({**load_file(second), name: tensor}, second)
+    assert_refused(tmp_path / "many", f"{name}: in two files")
+
+
+def test_a_header_that_is_garbage(saved: Path) -> None:
+    path = saved / VAE / WEIGHTS
+    whole = path.read_bytes()
+    for header in (b"\xff" * 8, b"{" * 8, whole[:8][::-1]):
+        path.write_bytes(header + whole[8:])
+        assert_refused(saved, f"{path} is corrupt or truncated")
+    path.write_bytes(whole[:8] + b"\0" * 40 + whole[48:])
+    assert_refused(saved, f"{path} is corrupt or truncated")
+
+
+def test_what_the_safetensors_library_cannot_write_is_told(
+    checkpoint: ColaCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(tensor_files, "save_file", full)
+    with pytest.raises(UserError, match=r"Cannot write .*out: I/O error: No space left"):
+        checkpoint.save(tmp_path / "out")
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])
@@ -336,7 +445,11 @@ def test_config_files_missing_or_unreadable(saved: Path, network: str) -> None:
             {"use_variation": False},
             "use_variation = False is not supported: the posterior needs a variance",
         ),
-        (VAE, {"scaling_factor": 0}, "TextVAEConfig.scaling_factor must not be 0"),
+        (
+            VAE,
+            {"scaling_factor": 0},
+            "TextVAEConfig.scaling_factor must be a finite number other than 0, not 0",
+        ),
         (
             VAE,
             {"num_heads": 3},
@@ -461,12 +574,12 @@ def fail_at_the_tokenizer(monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
 
 
 def fail_at_the_swap(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    real = files._swap_in
+    for name in ("_swap_in", "_move_to_new"):  # what replaces, and what may not
 
-    def fail(working: Path, final: Path) -> None:
-        real(working / "nowhere", final)
+        def fail(working: Path, final: Path, real: Any = getattr(files, name)) -> Any:
+            return real(working / "nowhere", final)
 
-    monkeypatch.setattr(files, "_swap_in", fail)
+        monkeypatch.setattr(files, name, fail)
 
 
 @pytest.mark.parametrize("break_at", [fail_at_the_tokenizer, fail_at_the_swap])

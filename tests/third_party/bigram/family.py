@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import Settings, at_least, section, setting
 from cola_train.families.family import Family, TrainedRun
 
 if TYPE_CHECKING:
@@ -19,14 +19,11 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class TableConfig:
+class TableConfig(Settings):
     """The table."""
 
     vocab_size: int = setting(320, help="Number of token ids.")
-    rank: int = setting(8, help="Of the table.")
-
-    def __post_init__(self) -> None:
-        require(self.rank >= 1, f"table.rank must be at least 1, not {self.rank}.")
+    rank: int = setting(8, help="Of the table.", rule=at_least(1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -335,19 +335,23 @@ def test_a_fixed_log_snr_is_no_collapse(vae_config: VAEConfigs, tmp_path: Path) 
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("min_active_units", 1.5, r"alarms.min_active_units must be in \(0, 1\] or null, not 1.5"),
+        (
+            "min_active_units",
+            1.5,
+            r"AlarmsConfig.min_active_units must be in \(0, 1\] or null, not 1.5",
+        ),
         (
             "max_reference_kl",
             0.0,
-            r"alarms.max_reference_kl must be above 0 or null \(off\), not 0.0",
+            r"AlarmsConfig.max_reference_kl must be above 0 or null, not 0.0",
         ),
         (
             "spike_deviations",
             -1.0,
-            r"alarms.spike_deviations must be above 0 or null \(off\), not -1.0",
+            r"AlarmsConfig.spike_deviations must be above 0 or null, not -1.0",
         ),
-        ("raise_after", 0, "alarms.raise_after must be at least 1, not 0"),
-        ("clear_after", 0, "alarms.clear_after must be at least 1, not 0"),
+        ("raise_after", 0, "AlarmsConfig.raise_after must be at least 1, not 0"),
+        ("clear_after", 0, "AlarmsConfig.clear_after must be at least 1, not 0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name: str, value: float, message: str) -> None:

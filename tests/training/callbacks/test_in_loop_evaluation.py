@@ -23,7 +23,7 @@ from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.registry import load_checkpoint
 from cola_train.families.transformer.family import BaselineRunConfig
-from cola_train.files import read_log
+from cola_train.json_lines import read_log
 from cola_train.run_layout import folder_of
 from cola_train.training.callbacks.in_loop_evaluation import InLoopEvaluation
 from cola_train.training.run import train
@@ -266,7 +266,7 @@ def test_two_processes_find_what_one_finds(
         ),
         (
             ["in_loop_eval.every_steps=-1"],
-            "in_loop_eval.every_steps must be 0 (never) or more, not -1.",
+            "in_loop_eval.every_steps must be at least 0, not -1.",
         ),
         (
             [ALL, "in_loop_eval.every_steps=1"],

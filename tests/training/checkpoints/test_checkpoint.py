@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from cola_train import tensor_files
+from cola_train.checksums import FileChecksum
 from cola_train.cli import main
 from cola_train.config.load import to_yaml
 from cola_train.config.sampling import SamplerConfig
@@ -33,7 +34,6 @@ from cola_train.training.callbacks.saver import Saver
 from cola_train.training.checkpoints import folder as checkpoint
 from cola_train.training.checkpoints.folder import (
     CheckpointManifest,
-    FileChecksum,
     begin,
     clean,
     finish,
@@ -103,7 +103,7 @@ def test_a_crash_between_a_checkpoints_name_and_the_pointer_costs_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "point_to", dies)
-        with pytest.raises(SystemExit):
+        with pytest.raises(KeyboardInterrupt):
             train(config)
     run = folder_of(config)
     assert saved_steps(run)[-1] == step

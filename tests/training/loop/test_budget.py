@@ -162,7 +162,7 @@ def test_counters_add_up_whole_flops(joint_config: Configs) -> None:
     [
         ("budget.eflops=0", "budget.eflops must be above 0 or null, not 0.0"),
         ("budget.marks=[often]", "budget.marks must be an amount such as"),
-        ("budget.nominal_parameters=-1", "budget.nominal_parameters must be above 0"),
+        ("budget.nominal_parameters=-1", "budget.nominal_parameters must be at least 1 or null"),
         ("budget.convention=papers", "budget.convention"),
     ],
 )

@@ -328,13 +328,13 @@ def test_a_baseline_is_no_reference(
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("num_rows", 1, "inspection's num_rows must be at least 2, not 1"),
-        ("batch_size", 1, "inspection's batch_size must be at least 2, not 1"),
-        ("num_times", 1, "inspection's num_times must be at least 2, not 1"),
-        ("num_time_bins", 0, "inspection's num_time_bins must be at least 1, not 0"),
-        ("num_steps", 0, "inspection's num_steps must be at least 1, not 0"),
-        ("map_latents", 2, "inspection's map_latents must be at least 3, not 2"),
-        ("seed", -1, r"inspection's seed must be in \[0, 2\^63\), not -1"),
+        ("num_rows", 1, "InspectionConfig.num_rows must be at least 2, not 1"),
+        ("batch_size", 1, "InspectionConfig.batch_size must be at least 2, not 1"),
+        ("num_times", 1, "InspectionConfig.num_times must be at least 2, not 1"),
+        ("num_time_bins", 0, "InspectionConfig.num_time_bins must be at least 1, not 0"),
+        ("num_steps", 0, "InspectionConfig.num_steps must be at least 1, not 0"),
+        ("map_latents", 2, "InspectionConfig.map_latents must be at least 3, not 2"),
+        ("seed", -1, r"InspectionConfig.seed must be in \[0, 2\^63\), not -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(name: str, value: int, message: str) -> None:

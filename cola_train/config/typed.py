@@ -1,0 +1,150 @@
+"""What a text of a config means, by the type of its setting."""
+
+import dataclasses
+import math
+import re
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, NoReturn
+
+from cola_train.config.reading import Plain, parse
+from cola_train.config.settings import UserError, nearest
+
+_NUMBER = re.compile(
+    r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d{1,6})?", re.ASCII | re.IGNORECASE
+)
+NULLS = ("", "~", "null", "Null", "NULL")
+_BOOLS = {
+    word: value
+    for words, value in (("true yes on y 1", True), ("false no off n 0", False))
+    for word in words.split()
+}
+_FIRST_TOO_LARGE = 2**63
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
+
+
+class Argument(str):
+    """What follows `key=` on the command line: the text itself, or YAML, by the setting's type."""
+
+
+def section_class(annotation: object) -> type | None:
+    """The config class that a field of this type is a section of; None for a setting."""
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return annotation
+    return None
+
+
+def table_class(annotation: object) -> type | None:
+    """The config class of the sections in a table by name; None if a field of this type is none."""
+    if typing.get_origin(annotation) is dict:
+        return section_class(typing.get_args(annotation)[1])
+    return None
+
+
+def typed_section(
+    values: Mapping[str, Any], config_class: type, origin: str, prefix: str = ""
+) -> dict[str, Any]:
+    """The texts in `values` as what the settings of the class are; sections as dictionaries.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type; it names key and `origin`.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    found = {}
+    for name, value in values.items():
+        if name not in fields:
+            hint = nearest(prefix + name, [prefix + field for field in fields])
+            raise UserError(f"Unknown config key '{prefix}{name}' in {origin}; {hint}")
+        found[name] = typed(value, fields[name].type, f"{prefix}{name}", origin)
+    return found
+
+
+def typed(value: Any, kind: Any, key: str, origin: str) -> Any:
+    """A text, list or dictionary of texts as a value of the type `kind`.
+
+    Raises:
+        UserError: it is none; the message names `key` and `origin`.
+    """
+
+    def refuse(allowed: str) -> NoReturn:
+        raise UserError(
+            f"Config key '{key}' in {origin} must be {allowed}, not {_short.repr(value)}."
+        )
+
+    if isinstance(value, Argument):
+        value = _text(value, origin) if kind in (str, str | None) else parse(value, origin)
+    if (section := section_class(kind)) is not None:
+        if not isinstance(value, dict):
+            raise UserError(
+                f"Config key '{key}' in {origin} is a section of keys, not the value "
+                f"{_short.repr(value)}."
+            )
+        return typed_section(value, section, origin, f"{key}.")
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    is_null = isinstance(value, Plain) and value in NULLS
+    if outer in (typing.Union, types.UnionType):
+        if is_null:
+            return None
+        (kind,) = [option for option in inner if option is not type(None)]
+        return typed(value, kind, key, origin)
+    if outer is dict:
+        if not isinstance(value, dict):
+            refuse("names with values, such as {a: 1}")
+        return {
+            name: typed(item, inner[1], f"{key}.{name}", origin) for name, item in value.items()
+        }
+    if outer in (list, tuple):
+        if not isinstance(value, list):
+            refuse("a list, such as [a, b]")
+        is_fixed = outer is tuple and inner[-1] is not Ellipsis
+        if is_fixed and len(value) != len(inner):
+            refuse(f"a list of {len(inner)}")
+        kinds = inner if is_fixed else [inner[0]] * len(value)
+        return outer(
+            typed(item, of, f"{key}[{place}]", origin)
+            for place, (item, of) in enumerate(zip(value, kinds, strict=True))
+        )
+    if not isinstance(value, str):
+        refuse("a single value")
+    if outer is typing.Literal:
+        return str(value) if value in inner else refuse(f"one of {', '.join(inner)}")
+    if kind is str:
+        return refuse("a text, in quotes if it looks like nothing") if is_null else str(value)
+    if kind is bool:
+        word = value.lower()
+        return _BOOLS[word] if word in _BOOLS else refuse("true or false")
+    number = _number(value)
+    if kind is int:
+        return int(number) if _is_whole(number) else refuse("a whole number")
+    if kind is float:
+        return float(number) if math.isfinite(float(number)) else refuse("a finite number")
+    raise TypeError(f"{key} is declared as {kind}, which no config can hold.")
+
+
+def _text(value: Argument, origin: str) -> str:
+    """What was typed, but for quotes around all of it."""
+    if value[:1] in ("'", '"'):
+        try:
+            inside = parse(value, origin)
+        except UserError:
+            return Plain(value)
+        if isinstance(inside, str):
+            return inside
+    return Plain(value)
+
+
+def _number(text: str) -> Decimal:
+    return Decimal(text.replace("_", "") if _NUMBER.fullmatch(text) else "nan")
+
+
+def _is_whole(number: Decimal) -> bool:
+    # By size first: 1e999999 is whole, and has a million digits.
+    return (
+        number.is_finite()
+        and abs(number) < _FIRST_TOO_LARGE
+        and number == number.to_integral_value()
+    )

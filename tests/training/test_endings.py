@@ -1,0 +1,234 @@
+"""Whatever ends a run is in its status; what is only told or looked at ends none."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cola_train.config.settings import UserError
+from cola_train.data.batch import Batch
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.run_folder import Status, read_status
+from cola_train.run_layout import folder_of
+from cola_train.training import run as run_module
+from cola_train.training.callbacks import in_loop_evaluation, metrics
+from cola_train.training.data import RunData
+from cola_train.training.loop.ending import explained
+from cola_train.training.loop.module import StageModule
+from cola_train.training.loop.watchdog import Watchdog
+from cola_train.training.run import train
+
+VAEConfigs = Callable[..., VAERunConfig]
+JointConfigs = Callable[..., JointRunConfig]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
+    """Do something as the run's n-th step begins."""
+    real = StageModule.training_step
+
+    def training_step(stage: StageModule, batch: Batch, batch_idx: int) -> None:
+        if stage.state.step == step - 1:
+            act()
+        real(stage, batch, batch_idx)
+
+    monkeypatch.setattr(StageModule, "training_step", training_step)
+
+
+def written(config: VAERunConfig | JointRunConfig) -> Status:
+    """What status.json says, whoever holds the run."""
+    return Status(**json.loads((folder_of(config) / "status.json").read_text()))
+
+
+@contextlib.contextmanager
+def stderr(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[Callable[[], None]]:
+    """A console that fails once the function that is given is called: a full disk fails always."""
+    read, write = os.pipe() if kind == "pipe" else pty.openpty()
+    if kind == "full disk":
+        os.close(write)
+        write = os.open("/dev/full", os.O_WRONLY)
+    with os.fdopen(write, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        yield lambda: os.close(read)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "terminal", "full disk"])
+def test_a_console_that_fails_ends_no_run(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    config = vae_config("vae", "trainer.max_steps=3")
+    with stderr(monkeypatch, kind) as close:
+        at_step(monkeypatch, 2, close)
+        assert train(config) == Status("finished", 3)
+    assert read_status(folder_of(config)) == Status("finished", 3)
+
+
+def test_a_terminal_that_closes_saves_and_says_so(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = vae_config("vae")
+
+    with stderr(monkeypatch, "terminal") as close:
+
+        def hang_up() -> None:
+            close()
+            os.kill(os.getpid(), signal.SIGHUP)
+
+        at_step(monkeypatch, 2, hang_up)
+        assert train(config) == Status("interrupted", 2, "SIGHUP")
+    assert read_status(folder_of(config)) == Status("interrupted", 2, "SIGHUP")
+
+
+def test_the_status_is_written_before_it_is_told(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, told = vae_config("vae", "trainer.max_steps=1"), []
+    monkeypatch.setattr(run_module, "say", lambda text: told.append(written(config)))
+    train(config)
+    assert told == [Status("finished", 1)]
+
+
+def test_a_second_ctrl_c_leaves_a_true_status(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = vae_config("vae")
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    at_step(monkeypatch, 5, twice)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    # The last checkpoint is that of step 3.
+    assert written(config).state == "interrupted"
+    assert written(config).step == 3
+    monkeypatch.undo()
+    assert train(config) == Status("finished", 6)
+
+
+def test_an_export_that_fails_at_the_end_leaves_a_true_status(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = vae_config("vae", "trainer.max_steps=1")
+
+    def full(*args: object, **rest: object) -> None:
+        raise UserError("Cannot write hf: No space left on device.")
+
+    monkeypatch.setattr(run_module, "export_checkpoint", full)
+    with pytest.raises(UserError, match="No space left"):
+        train(config)
+    assert written(config) == Status("failed", 1, "Cannot write hf: No space left on device.")
+    monkeypatch.undo()
+    assert train(config) == Status("finished", 1)
+    assert (folder_of(config) / "hf" / "training.json").is_file()
+
+
+def test_the_first_error_is_the_reason_not_what_fails_in_cleaning_up(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = vae_config("vae")
+
+    class NoReader:
+        def __iter__(self) -> Iterator[None]:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunData, "train_loader", lambda *args: NoReader())
+    with pytest.raises(OSError, match="No space left on device"):
+        train(config)
+    assert written(config) == Status("failed", 0, "[Errno 28] No space left on device")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to write to file </torch_12_34>: No space left on device (28)",
+        "DataLoader worker (pid 5) is killed by signal: Bus error. It is possible that "
+        "dataloader's workers are out of shared memory.",
+    ],
+)
+def test_shared_memory_that_is_full_is_named(text: str) -> None:
+    stage: Any = SimpleNamespace(
+        processes=SimpleNamespace(rank=0, world_size=1),
+        state=SimpleNamespace(step=0),
+        watchdog=SimpleNamespace(doing="starting"),
+        config=SimpleNamespace(
+            data=SimpleNamespace(num_workers=2), trainer=SimpleNamespace(global_batch_size=4)
+        ),
+    )
+    error = RuntimeError("caught in a worker")
+    error.__context__ = RuntimeError(text)
+    assert str(explained(error, stage)).startswith(
+        "/dev/shm has no room for data.num_workers=2: give the container more (docker run "
+        "--shm-size), or set data.num_workers=0."
+    )
+
+
+def test_a_process_that_hangs_tells_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr("cola_train.training.loop.watchdog._SECONDS_FOR_OTHERS", 0.2)
+    monkeypatch.setattr("faulthandler.dump_traceback", lambda file: None)
+    told: list[str] = []
+    watchdog = Watchdog(rank=1, timeout_seconds=7)
+    watchdog.tell = told.append
+    watchdog._end(waited=8.0)
+    assert ended == [1]
+    assert told == ["rank 1 has been starting for 8 s, longer than parallel.timeout_seconds (7)"]
+
+
+def test_a_plot_that_fails_ends_no_run(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*paths: Path) -> None:
+        raise ValueError("no such backend")
+
+    monkeypatch.setattr(metrics, "draw_losses", broken)
+    assert train(vae_config("vae", "trainer.max_steps=1")) == Status("finished", 1)
+    assert "were not drawn: ValueError: no such backend" in capsys.readouterr().err
+
+
+def test_a_logger_that_fails_is_given_up(
+    vae_config: VAEConfigs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logger = SimpleNamespace(calls=0)
+
+    def log_metrics(values: object, step: int) -> None:
+        logger.calls += 1
+        raise ConnectionError("no network")
+
+    logger.log_metrics = log_metrics
+    monkeypatch.setattr(metrics, "_wandb_loggers", lambda *args: [logger])
+    assert train(vae_config("vae", "trainer.max_steps=2")) == Status("finished", 2)
+    assert logger.calls == 1
+    assert "wandb gets nothing more of this run: no network" in capsys.readouterr().err
+
+
+def test_an_evaluation_for_which_there_is_no_memory_ends_no_run(
+    joint_config: JointConfigs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_large(*args: object, **rest: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(in_loop_evaluation, "plain_copy", too_large)
+    config = joint_config(
+        "joint",
+        "trainer.max_steps=2",
+        "trainer.sample_every_steps=1",
+        "in_loop_eval.every_steps=1",
+        "in_loop_eval.evaluators=[likelihood]",
+    )
+    assert train(config) == Status("finished", 2)
+    said = capsys.readouterr().err
+    for step in (1, 2):
+        assert f"no evaluation after step {step}: OutOfMemoryError: CUDA out of memory" in said
+        assert f"no sample texts after step {step}: OutOfMemoryError" in said
