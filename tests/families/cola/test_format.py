@@ -574,12 +574,11 @@ def fail_at_the_tokenizer(monkeypatch: pytest.MonkeyPatch, error: Exception) -> 
 
 
 def fail_at_the_swap(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def failing(real: Callable[[Path, Path], Any]) -> Callable[[Path, Path], Any]:
+        return lambda working, final: real(working / "nowhere", final)
+
     for name in ("_swap_in", "_move_to_new"):  # what replaces, and what may not
-
-        def fail(working: Path, final: Path, real: Any = getattr(files, name)) -> Any:
-            return real(working / "nowhere", final)
-
-        monkeypatch.setattr(files, name, fail)
+        monkeypatch.setattr(files, name, failing(getattr(files, name)))
 
 
 @pytest.mark.parametrize("break_at", [fail_at_the_tokenizer, fail_at_the_swap])
