@@ -53,6 +53,11 @@ class EMAConfig:
     decay: float = setting(
         0.0, help="Share of the average kept at each step, such as 0.999; 0 keeps no average."
     )
+    warm_up: bool = setting(
+        True,
+        help="Keep less in early steps, min(decay, (1 + n) / (10 + n)) after n steps, so that the "
+        "initial weights are forgotten.",
+    )
     evaluate: bool = setting(
         False, help="Validate and write sample texts with the average instead of the weights."
     )
