@@ -39,7 +39,7 @@ class Stage1Config:
         1.0, help="lambda_mask: weight of the BERT-style mask loss; not stated in the paper."
     )
     mask_ratio: float = setting(
-        0.15, help="Share of tokens replaced by [mask], always [mask]; not stated in the paper."
+        0.15, help="Share of a row's real tokens replaced by [mask], always [mask]; not stated."
     )
     fixed_log_snr: float | None = setting(
         None, help="Hold log(E mu^2 / sigma^2) at this (paper: 1.0, 1.5, 2.0); null learns it."
@@ -144,7 +144,7 @@ class Stage2Config:
     )
     mask_weight: float = setting(1.0, help="lambda_mask of stage 2; not stated in the paper.")
     mask_ratio: float = setting(
-        0.15, help="Share of tokens replaced by [mask] in stage 2; not stated in the paper."
+        0.15, help="Share of a row's real tokens replaced by [mask] in stage 2; not stated."
     )
     flow_weight: float = setting(1.0, help="lambda_fm; not stated in the paper.")
     reference_weight: float = setting(
