@@ -149,7 +149,7 @@ def test_a_full_row_masks_the_share_exactly(seq: int, ratio: float, index: int) 
 @settings(max_examples=50)
 @given(st.integers(1, 40), st.floats(0, 1), st.data())
 def test_the_share_is_of_the_real_tokens(seq: int, ratio: float, data: st.DataObject) -> None:
-    """Not of the row: at 0.25 a row of 32 with 20 real tokens had 8 of them masked, one with 4 all."""
+    """Not of the row: at 0.25 a row of 32 with 20 real tokens had 8 of them masked."""
     real = data.draw(st.integers(0, seq))
     batch = make_batch(random_tokens(1, seq, seed=93), [seq - real])
     positions = mask_positions(batch, ratio, SEED)
