@@ -5,8 +5,9 @@
 - An accuracy resamples a benchmark's samples, which makes the number of correct ones binomial
   (evaluation/benchmarks/results.py).
 - A metric of generated text resamples the openings that the text continues, since tokens of one
-  continuation depend on each other (evaluation/writing/comparison.py). It is given with a standard
-  error, the standard deviation of the resamples, in place of an interval.
+  continuation depend on each other: to first order, by how much of the metric is due to each
+  (evaluation/writing/statistics.py). It is given with a standard error, the standard deviation of
+  the resamples. A difference of two models is resampled in pairs, and has an interval.
 
 The draws are the same each time, so an interval that is computed again is the same to the bit.
 """

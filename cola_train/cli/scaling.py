@@ -53,7 +53,7 @@ def add(verbs: Any) -> None:
     match.add_argument("--json", action="store_true", help="one JSON object instead of text")
     match.set_defaults(run=_match)
 
-    add_verb(
+    compare = add_verb(
         verbs,
         "compare",
         _compare,
@@ -61,6 +61,12 @@ def add(verbs: Any) -> None:
         ComparisonConfig,
         example="checkpoints/NAME num_openings=128",
         positionals={"run_folder": "a run of any family; metrics go into its metrics.jsonl"},
+    )
+    add_path(
+        compare,
+        "--against",
+        "CHECKPOINT",
+        "continue the same openings with this one too; differences in pairs, with intervals",
     )
 
     curve = verbs.add_parser("curve", help="scaling curves: families x sizes x budgets")
@@ -101,7 +107,7 @@ def _compare(options: argparse.Namespace) -> None:
     config = load_settings(options)
     from cola_train.evaluation.writing.compare import compare_run
 
-    sys.stdout.write(compare_run(options.run_folder, config))
+    sys.stdout.write(compare_run(options.run_folder, config, options.against))
 
 
 def _curve(options: argparse.Namespace) -> int:

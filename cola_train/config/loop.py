@@ -60,6 +60,11 @@ class EMAConfig(Settings):
         help="Share of the average kept at each step, such as 0.999; 0 keeps no average.",
         rule=SHARE_BELOW_1,
     )
+    warm_up: bool = setting(
+        True,
+        help="Keep less in early steps, min(decay, (1 + n) / (10 + n)) after n steps, so that the "
+        "initial weights are forgotten.",
+    )
     evaluate: bool = setting(
         False, help="Validate and write sample texts with the average instead of the weights."
     )

@@ -75,8 +75,8 @@ class SamplerConfig(Settings):
     )
     released_rounding: bool = setting(
         False,
-        help="Round times and latents to bf16 on their way into the DiT, as the released code "
-        "does.",
+        help="Round times and latents to bf16 on their way into the DiT, and in bf16 adaLN's "
+        "1 + scale, as the released code does.",
     )
     solver: Solver = setting(
         "euler",

@@ -42,6 +42,14 @@ class Modulations(NamedTuple):
     blocks: tuple[BlockModulation, ...]
     out: Float[Tensor, "times two_dim"]  # shift and scale of the last norm
 
+    def rounded(self) -> "Modulations":
+        """These with 1 + scale rounded to the type that the layers gave, as released."""
+        blocks = (
+            block._replace(msa_in=_rounded(block.msa_in), mlp_in=_rounded(block.mlp_in))
+            for block in self.blocks
+        )
+        return Modulations(tuple(blocks), _rounded(self.out))
+
 
 @dataclasses.dataclass(frozen=True)
 class Times:
@@ -173,8 +181,16 @@ class DiTBlock(Block):
 
 def _modulate(x: Tensor, shift_and_scale: Tensor, index: Tensor) -> Tensor:
     shift, scale = shift_and_scale.chunk(2, dim=-1)
+    # In bf16, 1 + scale would lose a small scale: next to 1 its steps are 1/128.
+    factor = 1 + scale.float()
     # The backward of an embedding look-up is far cheaper than that of indexing.
-    return torch.addcmul(F.embedding(index, shift), x, F.embedding(index, 1 + scale))
+    return torch.addcmul(F.embedding(index, shift), x, F.embedding(index, factor))
+
+
+def _rounded(shift_and_scale: Tensor) -> Tensor:
+    shift, scale = shift_and_scale.chunk(2, dim=-1)
+    # Exact: fp32 holds the difference of 1 and a number near it that has fewer digits.
+    return torch.cat([shift.float(), (1 + scale).float() - 1], dim=-1)
 
 
 class _Projection(nn.Module):

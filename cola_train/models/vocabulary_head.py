@@ -3,7 +3,8 @@
 At 100,278 classes the logits of 8 x 512 tokens are 1.6 GB in fp32, and autograd would keep them and
 their gradient. Here a part of the positions goes through logits, loss and gradients before the next
 one does; what the forward pass keeps is the gradients themselves, which the backward pass only
-scales. The work is that of the plain way: three products of the head's size.
+scales. The work is that of the plain way: three products of the head's size. In bf16 the weight's
+gradient is summed over parts, and all gradients are scaled, in fp32.
 """
 
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class _HeadLoss(torch.autograd.Function):
         nats, right = (hidden.new_zeros((), dtype=torch.float32) for _ in range(2))
         needs = [with_gradients and needed for needed in ctx.needs_input_grad[:3]]
         grad_hidden = torch.empty_like(read) if needs[0] else None
-        grad_matrix = torch.zeros_like(matrix) if needs[1] else None
+        grad_matrix = torch.zeros_like(matrix, dtype=torch.float32) if needs[1] else None
         grad_bias = None
         if bias is not None and needs[2]:
             grad_bias = bias.new_zeros(bias.shape, dtype=torch.float32)
@@ -85,7 +86,7 @@ class _HeadLoss(torch.autograd.Function):
                 if grad_hidden is not None:
                     torch.mm(error, matrix, out=grad_hidden[done : done + len(part)])
                 if grad_matrix is not None:
-                    torch.addmm(grad_matrix, error.T, part, out=grad_matrix)
+                    _add_product(grad_matrix, error, part, parts)
                 if grad_bias is not None:
                     grad_bias += error.sum(0, dtype=torch.float32)
                 del error
@@ -94,7 +95,10 @@ class _HeadLoss(torch.autograd.Function):
             del logits
         # Not by save_for_backward: what autograd also holds it copies into .grad.
         dtypes = (hidden.dtype, weight.dtype, weight.dtype)
-        ctx.gradients = list(zip((grad_hidden, grad_matrix, grad_bias), dtypes, strict=True))
+        ctx.gradients = [
+            None if found is None else found.to(dtype)
+            for found, dtype in zip((grad_hidden, grad_matrix, grad_bias), dtypes, strict=True)
+        ]
         ctx.mark_non_differentiable(right)
         return nats, right
 
@@ -113,13 +117,29 @@ class _HeadLoss(torch.autograd.Function):
         retained = torch._C._autograd._get_current_graph_task_keep_graph()
         if not retained:
             ctx.gradients = None
-        scaled: list[Tensor | None] = []
-        for kept, dtype in gradients:
-            if kept is not None:
-                factor = grad.to(kept.dtype)
-                kept = (kept * factor if retained else kept.mul_(factor)).to(dtype)
-            scaled.append(kept)
+        scaled = [
+            None if x is None else _scaled(x.clone() if retained else x, grad) for x in gradients
+        ]
         return *scaled, None, None, None, None
+
+
+def _add_product(total: Tensor, error: Tensor, part: Tensor, parts: int) -> None:
+    """total += error^T part, each product of bf16 numbers rounded once; `total` is in fp32."""
+    if error.dtype == total.dtype:
+        torch.addmm(total, error.T, part, out=total)
+        return
+    # By ids, so that the product in bf16 is a small part of the total.
+    for rows, errors in zip(total.tensor_split(parts), error.tensor_split(parts, 1), strict=True):
+        rows += errors.T @ part
+
+
+def _scaled(gradient: Tensor, scale: Tensor) -> Tensor:
+    """The gradient times the scale, in place; in bf16 too by the scale itself, in fp32."""
+    if gradient.dtype == scale.dtype:
+        return gradient.mul_(scale)
+    for part in gradient.tensor_split(PARTS):
+        part.copy_(part.float().mul_(scale))
+    return gradient
 
 
 def _add_losses(

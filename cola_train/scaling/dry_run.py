@@ -161,7 +161,7 @@ def _configure(config: RunConfig, processes: Processes, shortens: bool) -> _DryR
     note_layers(objective, left_out, mode.enter)
     with mode:
         materialize(objective, config, processes)
-        ema = EMA(objective, config.ema.decay)
+        ema = EMA(objective, config.ema)
         moments = ensure_state(build_optimizer(objective, config.optim))
         # As when a run starts: then each unit has the storage that it is gathered into, empty.
         gather_each_once(objective)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cola_train.models import dit
 from cola_train.models.attention.masks import clean_layout
 from cola_train.models.config import DiTConfig
 from cola_train.models.dit import BlockCausalDiT, Times
@@ -103,6 +104,40 @@ def test_known_modulations_give_the_same_and_run_no_time_layer() -> None:
         if "ada." in name or "emb_in." in name:
             module.register_forward_hook(lambda *_: pytest.fail("a time layer ran"))
     assert_near(dit.velocity(z_t, history, known), expected, 1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.003, 0.1, -0.02])
+def test_small_scales_keep_their_digits_in_bf16(scale: float) -> None:
+    """1 + scale in bf16 lost up to 58 % of them; what is left is the rounding of the scale."""
+    x = 1 + torch.rand(1, 64, 16)
+    scales = scale * (1 + torch.rand(1, 16))
+    shift_and_scale = torch.cat([torch.zeros(1, 16), scales], dim=-1).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dit._modulate(x, shift_and_scale, torch.zeros(1, 64, dtype=torch.long))
+    assert largest_difference(found / x - 1, scales.expand_as(x)) < abs(scale) * 2**-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sampler_that_rounds_as_released_adds_1_in_the_layers_type(dtype: torch.dtype) -> None:
+    network, times = tiny_dit(), times_of(PER_POSITION)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+        known = network.modulations(times.distinct)
+    rounded = known.rounded()
+    for ours, theirs in zip(
+        [
+            *(getattr(block, name) for block in rounded.blocks for name in ("msa_in", "mlp_in")),
+            rounded.out,
+        ],
+        [
+            *(getattr(block, name) for block in known.blocks for name in ("msa_in", "mlp_in")),
+            known.out,
+        ],
+        strict=True,
+    ):
+        assert theirs.dtype == dtype
+        shift, scale = theirs.chunk(2, dim=-1)
+        assert torch.equal(ours.chunk(2, dim=-1)[0], shift.float())
+        assert torch.equal(1 + ours.chunk(2, dim=-1)[1].float(), (1 + scale).float())
 
 
 def test_first_outputs_alone_equal_those_of_the_whole() -> None:

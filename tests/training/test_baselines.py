@@ -121,6 +121,10 @@ def test_a_comparison_goes_into_the_metrics(baseline_config: Configs) -> None:
     assert 0 < found[6, "comparison/judge_nats_per_token"] < 10  # type: ignore[operator]
     assert found[6, "comparison/judge_nats_per_token_standard_error"] > 0  # type: ignore[operator]
     assert "6 held-out openings, 8 new tokens after each" in text
+    itself = compare_run(run, ComparisonConfig(num_openings=6, num_new_tokens=8), against=run)
+    assert text in itself
+    lines = itself.split("in pairs (95 % interval):")[1].split("\n")
+    assert {line.split()[1] for line in lines if line} == {"+0.0000"}
     with pytest.raises(UserError, match="is not a run folder"):
         compare_run(run / "hf", ComparisonConfig())
 

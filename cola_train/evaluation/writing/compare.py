@@ -7,7 +7,7 @@ from pathlib import Path
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.writing.comparison import Generator, compare
+from cola_train.evaluation.writing.comparison import Generator, Writer, compare_in_pairs
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
@@ -17,13 +17,15 @@ from cola_train.run_folder import read_run_config, require_data
 from cola_train.run_layout import METRICS
 
 
-def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
+def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None = None) -> str:
     """Judge what a run's export writes after openings of its held-out rows; returns the table.
 
     The metrics are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
+    `against` is another checkpoint or run of the same tokenizer: it continues the same openings,
+    and the table has the differences in pairs.
 
     Raises:
-        UserError: no run, no export, or data that is not the one it was trained on.
+        UserError: no run, no export, or data or another checkpoint of another tokenizer.
     """
     run = read_run_config(run_folder)
     require_data(run)
@@ -34,9 +36,18 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
             f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what "
             "it was trained on."
         )
-    found = compare(
-        _generator(checkpoint, config.greedy), _generator(checkpoint, config.sampler), data, config
+    checkpoints = [checkpoint]
+    if against is not None:
+        checkpoints.append(load_checkpoint(against))
+        if checkpoints[1].tokenizer.sha256 != checkpoint.tokenizer.sha256:
+            raise UserError(
+                f"{against} has another tokenizer than {run_folder}, and cannot continue the same "
+                "openings; give a checkpoint that was trained on the same data."
+            )
+    comparisons, differences = compare_in_pairs(
+        [_writer(each, config) for each in checkpoints], data, config
     )
+    found = comparisons[0]
     lines = [
         f"{run_folder}: {found.num_openings} held-out openings, {found.num_new_tokens} new tokens "
         "after each",
@@ -48,14 +59,21 @@ def compare_run(run_folder: Path, config: ComparisonConfig) -> str:
         values[f"comparison/{name}"] = value
         errors[f"comparison/{name}_standard_error"] = error
         lines.append(f"  {name:34}{value:10.4f} ± {error:.4f}   of {count:,}")
+    if against is not None:
+        lines += ["", f"less {against}, in pairs (95 % interval):", ""]
+        for name, less in differences[0].items():
+            lines.append(f"  {name:34}{less.value:+10.4f}   {less.low:+.4f} to {less.high:+.4f}")
     row = {"step": checkpoint.training["step"], **values, **errors}
     JsonlWriter(run_folder / METRICS).append(row)
     return "\n".join(lines) + "\n"
 
 
-def _generator(checkpoint: Checkpoint, sampler: SamplerConfig) -> Generator:
-    def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
-        config = dataclasses.replace(sampler, max_new_tokens=num_new)
-        return [result.token_ids for result in generate(checkpoint, prompts, config)]
+def _writer(checkpoint: Checkpoint, config: ComparisonConfig) -> Writer:
+    def by(sampler: SamplerConfig) -> Generator:
+        def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
+            settings = dataclasses.replace(sampler, max_new_tokens=num_new)
+            return [result.token_ids for result in generate(checkpoint, prompts, settings)]
 
-    return continue_all
+        return continue_all
+
+    return by(config.greedy), by(config.sampler)

@@ -9,44 +9,40 @@ than real text. A good model comes near real text in all of them.
 import dataclasses
 import itertools
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Int64
 
-from cola_train.bootstrap import bootstrap_generator
 from cola_train.config.settings import require
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing.config import FEWEST_OPENINGS, ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
+from cola_train.evaluation.writing.statistics import (
+    Difference,
+    Estimate,
+    Statistic,
+    Texts,
+    difference,
+    distinct,
+    divergence,
+    pairs_of,
+    ratio,
+    repetition,
+    resamples,
+)
 from cola_train.evaluation.writing.words import decode_ending, decode_row, first_word, words
 
-_Texts = Sequence[Sequence[int]]
 # (prompts as ids, new tokens) -> each prompt's new ids, at most so many. A text that is shorter or
 # holds the separator ends there.
-Generator = Callable[[_Texts, int], list[list[int]]]
-_Weights = Float64[np.ndarray, " openings"]  # how often each opening is drawn
-_Shares = Float64[np.ndarray, " kinds"]
-_Statistic = tuple[Callable[[_Weights], float], int]  # and its count, as in `Estimate`
+Generator = Callable[[Texts, int], list[list[int]]]
+Writer = tuple[Generator, Generator]  # takes likeliest tokens; writes the text that is judged
 
 _SEED = 0
-_NUM_RESAMPLES = 200
+_HELD_OUT = "held_out_"
 # Of the judge and the list of known words, which then take seconds and about 1 GB.
 _MOST_TRAINING_TOKENS = 2**23
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A metric with its bootstrap standard error over openings.
-
-    `count` is the number of tokens, n-grams, words or openings that it is of.
-    """
-
-    value: float
-    standard_error: float
-    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +57,7 @@ class Comparison:
             separator that ends a text is one.
         repeated_4gram_share: of 4-grams, those that stand earlier in the same opening or
             continuation.
-        distinct_4gram_share: different 4-grams of all continuations over all their 4-grams. Its
-            standard error takes the other continuations as given.
+        distinct_4gram_share: different 4-grams of all continuations over all their 4-grams.
         known_word_share: of words, those that are in the training rows.
         tokens_per_continuation: below `num_new_tokens` as far as texts end.
         unigram_divergence, bigram_divergence: Jensen-Shannon divergence from the real text's tokens
@@ -91,42 +86,65 @@ def compare(
     Raises:
         UserError: more new tokens than half a row has, or too few rows for the openings.
     """
+    return compare_in_pairs([(greedy, sampled)], data, config)[0][0]
+
+
+def compare_in_pairs(
+    writers: Sequence[Writer], data: PreparedData, config: ComparisonConfig
+) -> tuple[list[Comparison], list[dict[str, Difference]]]:
+    """`compare` for each writer, and the first's metrics less each other's, by name.
+
+    Differences are of what a model writes, not of the real text, which is the same for all.
+    """
     num_new, tokenizer = config.num_new_tokens, data.tokenizer
     prompts, endings = held_out_openings(data, config.num_openings, num_new)
-    next_words = _continuations(greedy, prompts, data, num_new)
-    written = _continuations(sampled, prompts, data, num_new)
     rows = _training_rows(data)
     judge = NgramJudge.train(
         rows, data.manifest.vocab_size, tokenizer.pad_token_id, config.judge_order
     )
     known = {word for row in rows.tolist() for word in words(decode_row(row, tokenizer))}
-    right = [
-        first_word(found, tokenizer) == first_word(real, tokenizer)
-        for found, real in zip(next_words, endings, strict=True)
-    ]
-    each = [1] * len(prompts)
-    statistics = {"next_word_accuracy": _ratio(right, each)}
-    for prefix, texts in (("", written), ("held_out_", endings)):
-        lengths = [len(text) for text in texts]
-        nats = [judge.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
-        spelled = [words(decode_ending(text, tokenizer)) for text in texts]
-        num_known = [sum(word in known for word in some) for some in spelled]
-        pairs, real_pairs = _pairs(prompts, texts), _pairs(prompts, endings)
-        statistics |= {
-            f"{prefix}judge_nats_per_token": _ratio(nats, lengths),
-            f"{prefix}repeated_4gram_share": _repetition(prompts, texts),
-            f"{prefix}distinct_4gram_share": _distinct(texts),
-            f"{prefix}known_word_share": _ratio(num_known, [len(some) for some in spelled]),
-            f"{prefix}tokens_per_continuation": _ratio(lengths, each),
-            f"{prefix}unigram_divergence": _divergence(texts, endings),
-            f"{prefix}bigram_divergence": _divergence(pairs, real_pairs),
+
+    def measure(greedy: Generator, sampled: Generator) -> dict[str, Statistic]:
+        next_words = _continuations(greedy, prompts, data, num_new)
+        written = _continuations(sampled, prompts, data, num_new)
+        right = [
+            first_word(found, tokenizer) == first_word(real, tokenizer)
+            for found, real in zip(next_words, endings, strict=True)
+        ]
+        each = [1] * len(prompts)
+        statistics = {"next_word_accuracy": ratio(right, each)}
+        for prefix, texts in (("", written), (_HELD_OUT, endings)):
+            lengths = [len(text) for text in texts]
+            nats = [judge.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
+            spelled = [words(decode_ending(text, tokenizer)) for text in texts]
+            num_known = [sum(word in known for word in some) for some in spelled]
+            pairs, real_pairs = pairs_of(prompts, texts), pairs_of(prompts, endings)
+            statistics |= {
+                f"{prefix}judge_nats_per_token": ratio(nats, lengths),
+                f"{prefix}repeated_4gram_share": repetition(prompts, texts),
+                f"{prefix}distinct_4gram_share": distinct(texts),
+                f"{prefix}known_word_share": ratio(num_known, [len(some) for some in spelled]),
+                f"{prefix}tokens_per_continuation": ratio(lengths, each),
+                f"{prefix}unigram_divergence": divergence(texts, endings),
+                f"{prefix}bigram_divergence": divergence(pairs, real_pairs),
+            }
+        return statistics
+
+    measured = [measure(*writer) for writer in writers]
+    # Every opening is drawn once in the mean.
+    changes = resamples(len(prompts)) - 1
+    comparisons = []
+    for statistics in measured:
+        estimates = {
+            name: Estimate(value, float(np.std(changes @ influences, ddof=1)), count)
+            for name, (value, count, influences) in statistics.items()
         }
-    resamples = _resamples(len(prompts))
-    estimates = {}
-    for name, (value, count) in statistics.items():
-        spread = float(np.std([value(weights) for weights in resamples], ddof=1))
-        estimates[name] = Estimate(value(np.ones(len(prompts))), spread, count)
-    return Comparison(len(prompts), num_new, estimates)
+        comparisons.append(Comparison(len(prompts), num_new, estimates))
+    first, *others = measured
+    names = [name for name in first if not name.startswith(_HELD_OUT)]
+    return comparisons, [
+        {name: difference(first[name], other[name], changes) for name in names} for other in others
+    ]
 
 
 def held_out_openings(
@@ -169,7 +187,7 @@ def held_out_openings(
 
 
 def _continuations(
-    generator: Generator, prompts: _Texts, data: PreparedData, num_new: int
+    generator: Generator, prompts: Texts, data: PreparedData, num_new: int
 ) -> list[list[int]]:
     texts = generator(prompts, num_new)
     assert len(texts) == len(prompts)
@@ -194,80 +212,3 @@ def _training_rows(data: PreparedData) -> Int64[np.ndarray, "rows seq"]:
     num_taken = min(num_rows, max(1, _MOST_TRAINING_TOKENS // data.manifest.seq_len))
     places = [number * num_rows // num_taken for number in range(num_taken)]
     return np.stack([data.row(TRAIN, place)[0] for place in places])
-
-
-def _grams(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    return zip(ids, ids[1:], ids[2:], ids[3:])
-
-
-def _pairs(prompts: _Texts, texts: _Texts) -> list[list[tuple[int, int]]]:
-    """Neighboring tokens of each continuation, also its prompt's last token and its first."""
-    return [[*itertools.pairwise([prompt[-1], *text])] for prompt, text in zip(prompts, texts)]
-
-
-def _ratio(parts: Sequence[float], wholes: Sequence[int]) -> _Statistic:
-    """The openings' parts together over their wholes together; 0 of 0 is 0."""
-    part, whole = np.array(parts, dtype=np.float64), np.array(wholes, dtype=np.float64)
-    return lambda weights: float(weights @ part) / max(float(weights @ whole), 1.0), sum(wholes)
-
-
-def _repetition(prompts: _Texts, texts: _Texts) -> _Statistic:
-    repeated, total = [], []
-    for prompt, text in zip(prompts, texts, strict=True):
-        grams, num_written = [*_grams([*prompt, *text])], max(len(text) - 3, 0)
-        first = {gram: place for place, gram in reversed([*enumerate(grams)])}
-        written = range(len(grams) - num_written, len(grams))
-        repeated.append(sum(first[grams[place]] < place for place in written))
-        total.append(num_written)
-    return _ratio(repeated, total)
-
-
-def _distinct(texts: _Texts) -> _Statistic:
-    grams = [[*_grams(text)] for text in texts]
-    uses = Counter(gram for some in grams for gram in some)
-    # A 4-gram's uses share it: the parts of all openings add up to the number of different ones.
-    return _ratio([sum(1 / uses[gram] for gram in some) for some in grams], [*map(len, grams)])
-
-
-def _divergence(texts: Sequence[Sequence[object]], real: Sequence[Sequence[object]]) -> _Statistic:
-    """Between one half's texts and the other half's real ones, the mean of both ways."""
-    kinds = dict.fromkeys(kind for text in (*texts, *real) for kind in text)
-    numbers = {kind: number for number, kind in enumerate(kinds)}
-
-    def shares_of(some: Sequence[Sequence[object]], chosen: range) -> Callable[[_Weights], _Shares]:
-        index = np.array([numbers[kind] for opening in chosen for kind in some[opening]])
-        owner = np.repeat(np.array(chosen), [len(some[opening]) for opening in chosen])
-
-        def shares(weights: _Weights) -> _Shares:
-            counts = np.bincount(index, weights[owner], minlength=len(numbers))
-            return counts / counts.sum()
-
-        return shares
-
-    halves = (range(len(texts) // 2), range(len(texts) // 2, len(texts)))
-    ways = [
-        (shares_of(texts, mine), shares_of(real, other)) for mine, other in (halves, halves[::-1])
-    ]
-
-    def value(weights: _Weights) -> float:
-        return sum(_jensen_shannon(p(weights), q(weights)) for p, q in ways) / 2
-
-    return value, sum(map(len, texts))
-
-
-def _jensen_shannon(p: _Shares, q: _Shares) -> float:
-    middle, total = (p + q) / 2, 0.0
-    for side in (p, q):
-        seen = side > 0
-        total += float((side[seen] * np.log(side[seen] / middle[seen])).sum())
-    return total / 2
-
-
-def _resamples(num_openings: int) -> Float64[np.ndarray, "resamples openings"]:
-    """How often each opening is drawn: each half is resampled by itself, so that none is empty."""
-    half, generator = num_openings // 2, bootstrap_generator()
-    draws = [
-        generator.multinomial(size, np.full(size, 1 / size), size=_NUM_RESAMPLES)
-        for size in (half, num_openings - half)
-    ]
-    return np.concatenate(draws, axis=1).astype(np.float64)

@@ -40,7 +40,7 @@ class Stage1Config(Settings):
     )
     mask_ratio: float = setting(
         0.15,
-        help="Share of tokens replaced by [mask], always [mask]; not stated in the paper.",
+        help="Share of a row's real tokens replaced by [mask], always [mask]; not stated.",
         rule=_MASK_RATIO,
     )
     fixed_log_snr: float | None = setting(
@@ -147,7 +147,7 @@ class Stage2Config(Settings):
     )
     mask_ratio: float = setting(
         0.15,
-        help="Share of tokens replaced by [mask] in stage 2; not stated in the paper.",
+        help="Share of a row's real tokens replaced by [mask] in stage 2; not stated.",
         rule=_MASK_RATIO,
     )
     flow_weight: float = setting(1.0, help="lambda_fm; not stated in the paper.", rule=at_least(0))

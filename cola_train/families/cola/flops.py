@@ -52,7 +52,7 @@ def vae_work(config: VAERunConfig | JointRunConfig) -> Parts:
     """
     rows, seq, objective = config.trainer.global_batch_size, config.data.seq_len, config.objective
     masks = objective.mask_weight > 0
-    # As many as `mask_positions` replaces.
+    # As many as `mask_positions` gives, whatever a row has of padding.
     masked = max(1, round(objective.mask_ratio * seq)) if masks else 0
     span = _clean_rows(config, 2 * rows if masks else rows)
     backward = _backward(config)

@@ -31,14 +31,17 @@ def latent_mask(
 def mask_positions(batch: Batch, ratio: float, seed: int) -> Int[Tensor, "batch masked"]:
     """The tokens that [mask] replaces: in each row the real ones with the smallest draws.
 
-    round(ratio x seq) of them, at least one.
+    Of n real tokens it is round(ratio x n), at least one. All rows have as many positions as a full
+    one has; the rest are padding, which is neither replaced nor counted.
     """
     seq = batch.tokens.shape[1]
     draws = uniform(seed, Purpose.TOKEN_MASK, batch.sample_index, seq)
-    # Padding sorts last; where a row has too few real tokens, its loss_mask still keeps padding out
-    # of the loss.
-    draws = draws + (~batch.loss_mask).float()
-    return draws.argsort(dim=1, stable=True)[:, : max(1, round(ratio * seq))]
+    # Padding sorts last.
+    order = (draws + (~batch.loss_mask).float()).argsort(dim=1, stable=True)
+    real = batch.loss_mask.sum(1, keepdim=True)
+    masked = (ratio * real.double()).round().clamp(min=1).long().minimum(real)
+    column = torch.arange(max(1, round(ratio * seq)), device=order.device)
+    return order.gather(1, torch.where(column < masked, column, column + real - masked))
 
 
 def draw_copies(
@@ -135,7 +138,9 @@ def vae_pass(
     eps = noise(Purpose.POSTERIOR_EPS)
     if config.mask_weight > 0:
         masked_at = mask_positions(batch, config.mask_ratio, seed)
-        tokens = torch.cat([tokens, tokens.scatter(1, masked_at, vae.mask_token_id)])
+        targets, counted = tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
+        replaced = torch.where(counted, vae.mask_token_id, targets)
+        tokens = torch.cat([tokens, tokens.scatter(1, masked_at, replaced)])
         documents = None if documents is None else torch.cat([documents, documents])
         eps = torch.cat([eps, noise(Purpose.MASKED_POSTERIOR_EPS)])
     posterior = hold_log_snr(vae.encode(tokens, documents), config)
@@ -149,7 +154,6 @@ def vae_pass(
     if config.mask_weight > 0:
         # The vocabulary head is the costliest layer: it runs at the masked positions alone.
         at = masked_at[..., None].expand(-1, -1, hidden.shape[-1])
-        targets, counted = batch.tokens.gather(1, masked_at), batch.loss_mask.gather(1, masked_at)
         mask_nats, _ = head.losses(hidden[rows:].gather(1, at), targets, counted.float())
         mask_weight = weight * config.mask_weight
         mask = [Term("mask", "nats_per_masked_token", mask_nats, "masked_tokens", mask_weight)]

@@ -36,7 +36,10 @@ class BlockTransport:
         if config.released_rounding:
             distinct = (DIT_TIME_SCALE * distinct).bfloat16().float() / DIT_TIME_SCALE
         index = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-        self._times = Times(distinct, index, dit.modulations(distinct))
+        modulations = dit.modulations(distinct)
+        if config.released_rounding:
+            modulations = modulations.rounded()
+        self._times = Times(distinct, index, modulations)
         self._steps = torch.arange(len(distinct), device=self.device)[:, None, None]
         self._clean = config.num_steps  # the place of t = 0 in the time grid
         self.denoise: Callable[..., Tensor] = dit

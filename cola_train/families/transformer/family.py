@@ -72,8 +72,8 @@ class TransformerFamily(Family[BaselineT]):
         rows, seq = config.trainer.global_batch_size, config.data.seq_len
         pairs = row_pairs(seq, 1 if causal else seq, config.masks_documents)
         span = Span.all_read(rows * seq, pairs * rows)
-        # The last token of a row predicts nothing.
-        logits = Extent.of(rows * (seq - causal))
+        # A row's first token is predicted where each document begins after a separator of its own.
+        logits = Extent.of(rows * (seq - (causal and not config.masks_documents)))
         backward = Backward(runs=True, recomputes_blocks=recomputes)
         return named("transformer", transformer_pass(config.transformer, span, logits, backward))
 

@@ -69,7 +69,7 @@ class StageModule(pl.LightningModule):
         if not hasattr(self, "objective"):
             self.objective = build_sharded(self.config, self.processes)
             materialize(self.objective, self.config, self.processes)
-            self.ema = EMA(self.objective, self.config.ema.decay)
+            self.ema = EMA(self.objective, self.config.ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.objective, self.config.optim)
@@ -118,7 +118,7 @@ class StageModule(pl.LightningModule):
         set_learning_rate(optimizer, metrics["learning_rate"])
         if skipped is None:
             self.optimizers().step()  # type: ignore[union-attr]  # one optimizer: Lightning's wrapper of it
-            self.ema.update()
+            self.ema.update(step - self.state.skipped_steps)
             guard.count_taken(self.state, kind, window, metrics["loss"])
         else:
             if self.processes.is_first:

@@ -52,15 +52,13 @@ def means_of(out: VAEPass, batch: Batch, patch_size: int = 1) -> dict[str, Tenso
 
 
 def masked_by_hand(batch: Batch) -> list[list[int]]:
-    """The round(ratio x seq) real tokens with the smallest draws in each row; fewer if the row has
-    fewer.
-    """
+    """Of each row's n real tokens the round(ratio x n) with the smallest draws, at least one."""
     seq = batch.tokens.shape[1]
     draws = uniform(SEED, Purpose.TOKEN_MASK, batch.sample_index, seq).tolist()
     out = []
     for row, real in zip(draws, batch.loss_mask.tolist(), strict=True):
         places = sorted((place for place in range(seq) if real[place]), key=row.__getitem__)
-        out.append(sorted(places[: round(RATIO * seq)]))
+        out.append(sorted(places[: max(1, round(RATIO * len(places)))]))
     return out
 
 
@@ -104,8 +102,6 @@ def test_terms_and_metrics_by_hand(six_rows: Batch, patch_size: int, mask_docume
     copy = batch.tokens.clone()
     for row, places in enumerate(masked):
         copy[row, places] = vae.mask_token_id
-    # Of a row with too few real tokens, padding is masked as well; that is behind them, and carries
-    # no loss.
     masked_logits = vae.decode(
         vae.encode(copy, documents).sample(draw(Purpose.MASKED_POSTERIOR_EPS)), documents
     )
@@ -136,6 +132,8 @@ def test_masking_uses_real_tokens_alone_and_exactly_as_many_as_asked(six_rows: B
         assert sorted(place for place in places if six_rows.loss_mask[row, place]) == by_hand[row]
     counts = vae_counts(six_rows, 1, Stage1Config(mask_ratio=RATIO), SEED)
     assert int(counts["masked_tokens"]) == sum(map(len, by_hand)) < 6 * round(RATIO * seq)
+    real = int(six_rows.loss_mask.sum())
+    assert int(counts["masked_tokens"]) == pytest.approx(RATIO * real, abs=0.5 * 6)
     assert int(counts["tokens"]) == int(six_rows.loss_mask.sum())
 
 
@@ -146,6 +144,25 @@ def test_a_full_row_masks_the_share_exactly(seq: int, ratio: float, index: int) 
     positions = mask_positions(batch, ratio, SEED)[0].tolist()
     assert len(set(positions)) == max(1, round(ratio * seq))
     assert all(0 <= position < seq for position in positions)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 40), st.floats(0, 1), st.data())
+def test_the_share_is_of_the_real_tokens(seq: int, ratio: float, data: st.DataObject) -> None:
+    """Not of the row: at 0.25 a row of 32 with 20 real tokens had 8 of them masked."""
+    real = data.draw(st.integers(0, seq))
+    batch = make_batch(random_tokens(1, seq, seed=93), [seq - real])
+    positions = mask_positions(batch, ratio, SEED)
+    assert len(set(positions[0].tolist())) == positions.shape[1] == max(1, round(ratio * seq))
+    masked = int(batch.loss_mask.gather(1, positions).sum())
+    assert masked == min(real, max(1, round(ratio * real)))
+
+
+@pytest.mark.parametrize(("real", "masked"), [(20, 5), (4, 1), (32, 8), (0, 0)])
+def test_a_quarter_of_a_rows_tokens(real: int, masked: int) -> None:
+    batch = make_batch(random_tokens(1, 32, seed=94), [32 - real])
+    counts = vae_counts(batch, 1, Stage1Config(mask_ratio=0.25), SEED)
+    assert int(counts["masked_tokens"]) == masked
 
 
 def test_every_position_is_masked_as_often() -> None:
@@ -163,15 +180,18 @@ def test_masked_tokens_are_not_read_by_the_masked_copy(six_rows: Batch) -> None:
     """
     vae = tiny_vae()
     at = mask_positions(six_rows, RATIO, SEED)
+    # Padding stays as it is.
+    real = six_rows.loss_mask.gather(1, at)
+    changed = torch.where(real, 7, six_rows.tokens.gather(1, at))
     seen: list[Tensor] = []
     vae.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     run_pass(vae, six_rows)
-    run_pass(vae, six_rows._replace(tokens=six_rows.tokens.scatter(1, at, 7)))
+    run_pass(vae, six_rows._replace(tokens=six_rows.tokens.scatter(1, at, changed)))
     (clean, masked), (other_clean, other_masked) = (tokens.chunk(2) for tokens in seen)
     assert torch.equal(masked, other_masked)
     assert not torch.equal(clean, other_clean)
     assert torch.equal(clean, six_rows.tokens)
-    assert torch.equal((masked != clean).sum(1), torch.full((6,), at.shape[1]))
+    assert torch.equal((masked != clean).sum(1), real.sum(1))
     assert (masked[masked != clean] == vae.mask_token_id).all()
 
 
