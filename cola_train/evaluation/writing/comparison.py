@@ -136,8 +136,8 @@ def compare_in_pairs(
     comparisons = []
     for statistics in measured:
         estimates = {
-            name: Estimate(value, float(np.std(changes @ influences, ddof=1)), count)
-            for name, (value, count, influences) in statistics.items()
+            name: Estimate(one.value, float(np.std(changes @ one.influences, ddof=1)), one.count)
+            for name, one in statistics.items()
         }
         comparisons.append(Comparison(len(prompts), num_new, estimates))
     first, *others = measured

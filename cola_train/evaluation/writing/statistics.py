@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -42,7 +41,8 @@ class Difference:
     high: float
 
 
-class Statistic(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Statistic:
     """A metric, and how much of it is due to each opening.
 
     The bootstrap resamples `influences`, to first order what one more of the opening would add. It
