@@ -86,13 +86,18 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
     """The checkpoint that `latest` names; None in a run that has saved nothing yet.
 
     Raises:
-        UserError: there are checkpoints but no pointer, or the pointer names one that is not there.
+        UserError: no pointer, and the newest checkpoint has no manifest that can be read; or the
+            pointer names one that is not there.
     """
     pointer = run_folder / CHECKPOINTS / LATEST
     steps = saved_steps(run_folder)
     if not pointer.is_file():
         if not steps:
             return None
+        newest = step_folder(run_folder, steps[-1])
+        with contextlib.suppress(UserError):  # the first save was killed before it was named
+            read_manifest(newest)
+            return newest
         raise UserError(
             f"Cannot go on with {run_folder}: it has checkpoints of steps {steps} but no "
             f"`{LATEST}` naming one, and the newest has no manifest that can be read. Go on from "
