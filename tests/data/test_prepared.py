@@ -18,7 +18,8 @@ import pytest
 
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError
-from cola_train.data.packing import SplitCounts
+from cola_train.data.batch import row_index
+from cola_train.data.packing import SplitCounts, row_check
 from cola_train.data.prepared import PreparedData, PreparedManifest
 from cola_train.training.data import RunData
 
@@ -80,7 +81,11 @@ def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(
     prepared: PreparedData, tmp_path: Path
 ) -> None:
     num_rows, seq_len = 10**9, 512
-    sizes = {"train.tokens.bin": num_rows * seq_len * 4, "train.documents.bin": 8 * 10**8}
+    sizes = {
+        "train.tokens.bin": num_rows * seq_len * 4,
+        "train.documents.bin": 8 * 10**8,
+        "train.checks.bin": num_rows * 8,
+    }
     for name, size in sizes.items():
         (tmp_path / name).touch()
         os.truncate(tmp_path / name, size)  # holes: no space on the disk
@@ -89,13 +94,20 @@ def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(
         file.write((num_rows * seq_len - 100).to_bytes(8, "little"))
     manifest = dataclasses.replace(
         prepared.manifest,
-        format_version=1,  # without checksums of rows, which a store of holes cannot have
         seq_len=seq_len,
         token_dtype="<u4",
         splits={"train": SplitCounts(num_rows, 10**8, num_rows * seq_len, 0)},
         files=sizes,
     )
     (tmp_path / "manifest.json").write_text(manifest.to_json())
+    first, last = 8 * 10**8, num_rows - 1
+    read = row_index(np.arange(first, first + 8), num_rows, 5).tolist()
+    with (tmp_path / "train.checks.bin").open("r+b") as file:
+        for row in (*read, last):
+            starts = [num_rows * seq_len - 100] if row == last else []
+            check = row_check(np.zeros(seq_len, "<u4"), np.array(starts, "<u8"))
+            file.seek(8 * row)
+            file.write(check.to_bytes(8, "little"))
     tracemalloc.start()
     start = time.process_time()
     huge = PreparedData.open(tmp_path)

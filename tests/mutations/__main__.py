@@ -56,7 +56,7 @@ def main() -> int:
                 return 1
         plain = {}
         for number, trial in enumerate(trials(chosen, options.count, options.seed)):
-            if number % 50 == 0:
+            if number % 20 == 0:
                 print(f"{number} of {options.count}", file=sys.stderr, flush=True)
             if options.change not in trial.change:
                 continue
@@ -76,7 +76,7 @@ def main() -> int:
             elif options.verbose:
                 print(f"{trial.name}: {outcome}\n{_end(ended.err)}", flush=True)
     print(_table(counts))
-    most = f"{worst['seconds']:.1f} s of the CPU, {worst['bytes'] / 2**20:.0f} MiB more memory"
+    most = f"{worst['seconds']:.1f} s, {worst['bytes'] / 2**20:.0f} MiB more memory"
     print(f"At most {most}.")
     if options.json is not None:
         rows = [[*key, number] for key, number in sorted(counts.items())]
