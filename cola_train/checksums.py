@@ -1,6 +1,7 @@
 """Sizes and checksums of files, by which a change after they were written is found."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -25,6 +26,22 @@ def file_checksum(path: Path) -> FileChecksum:
             digest.update(piece)
             size += len(piece)
     return FileChecksum(size, digest.hexdigest())
+
+
+_SEAL = re.compile(rb"# xxh3 [0-9a-f]{32}\n")
+
+
+def sealed(text: str) -> str:
+    """A text with its checksum above and below, as comments: whichever end is cut off is missed."""
+    seal = f"# xxh3 {xxhash.xxh3_128_hexdigest(text.encode())}\n"
+    return f"{seal}{text}{seal}"
+
+
+def is_altered(data: bytes) -> bool:
+    """Whether this is no longer what `sealed` gave; False without any seal."""
+    whole = b"".join(_SEAL.split(data))
+    seal = f"# xxh3 {xxhash.xxh3_128_hexdigest(whole)}\n".encode()
+    return _SEAL.search(data) is not None and data != seal + whole + seal
 
 
 def damage(folder: Path, files: Mapping[str, FileChecksum], record: str) -> list[str]:

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, require
 from cola_train.files import lfs_hint, sync
 from cola_train.json_text import parse_json, utf8
+
+_MOST_LINE_BYTES = 2**24
 
 
 class JsonlWriter:
@@ -60,14 +63,29 @@ def json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """Each row that `JsonlWriter` wrote, but lines that a crash cut short; none without a file."""
+    """Each row that `JsonlWriter` wrote; none without a file.
+
+    What is no row, as a crash cuts lines short, is passed over.
+    """
+    for line in read_lines(path):
+        with contextlib.suppress(ValueError):
+            row = parse_json(line)
+            if isinstance(row, dict):
+                yield row
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a log but those longer than any of ours; none without a file."""
     if not path.is_file():
         return
-    # Not splitlines: a text may hold the separators of Unicode.
-    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                yield parse_json(line)
+    # Bytes: a text may hold the separators of Unicode.
+    with path.open("rb") as file:
+        is_rest = False
+        while line := file.readline(_MOST_LINE_BYTES):
+            is_whole = line.endswith(b"\n") or len(line) < _MOST_LINE_BYTES
+            if is_whole and not is_rest:
+                yield line.decode("utf-8", errors="replace")
+            is_rest = not is_whole
 
 
 def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
@@ -80,7 +98,7 @@ def read_jsonl(path: Path, what: str) -> Iterator[tuple[str, Any]]:
             JSON or has a lone surrogate in a text.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"Cannot read the {what} {path}: {error.strerror}.") from None
     except UnicodeDecodeError as error:

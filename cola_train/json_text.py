@@ -4,17 +4,21 @@ import json
 from typing import Any
 
 _MOST_NESTED = 200  # so that whatever walks or writes a value again by recursion can
+_MOST_VALUES = 2**23  # each takes up to 150 bytes of memory, however short it is in the text
 
 
 def parse_json(text: str) -> Any:
     """The value of a JSON text. All JSON that the program reads is read by this.
 
     Raises:
-        ValueError: it is not JSON, or is nested more than 200 deep.
+        ValueError: it is not JSON, is nested more than 200 deep or has more than 8 million values.
     """
+    opened = text.count("[") + text.count("{")
+    if opened + text.count(",") > _MOST_VALUES:
+        raise ValueError(f"it has more than {_MOST_VALUES:,} values, which no such file needs")
     try:
         value = json.loads(text)
-        is_deep = text.count("[") + text.count("{") > _MOST_NESTED and _is_deep(value)
+        is_deep = opened > _MOST_NESTED and _is_deep(value)
     except RecursionError:
         is_deep = True
     if is_deep:

@@ -7,15 +7,23 @@ import filecmp
 import json
 import shlex
 import time
+import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from cola_train.checksums import is_altered, sealed
+from cola_train.config.content import read_bytes, without_waiting
 from cola_train.config.load import to_yaml, value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.families.registry import load_run_config
-from cola_train.files import is_unfinished, write_atomically, write_errors_explained
+from cola_train.files import (
+    is_unfinished,
+    read_errors_explained,
+    write_atomically,
+    write_errors_explained,
+)
 from cola_train.json_text import parse_json
 from cola_train.run_layout import CONFIG, EXPORT, LOCK, LOGS, STATUS, folder_of
 
@@ -36,6 +44,14 @@ def read_run_config(run_folder: Path) -> RunConfig:
         raise UserError(
             f"{run_folder} is not a run folder: it has no {CONFIG}. Runs lie in checkpoints/NAME."
         )
+    with read_errors_explained(path):
+        altered = is_altered(read_bytes(path))
+    require(
+        not altered,
+        f"{path} is not as the run wrote it: its checksum does not fit. Put it back (settings that "
+        "may change are changed by key=value, with --resume). If you changed it yourself, and mean "
+        "that, take out its lines that begin with `# xxh3`.",
+    )
     try:
         return load_run_config(path)
     except UserError as error:
@@ -158,16 +174,20 @@ def _weights(folder: Path) -> dict[Path, Path]:
 
 def write_config(run_folder: Path, config: RunConfig) -> None:
     """Save the config; one that it replaces is kept as config.before-N.yaml."""
-    path, text = run_folder / CONFIG, to_yaml(config)
+    path, text = run_folder / CONFIG, sealed(to_yaml(config))
     if path.is_file():
-        before = path.read_text(encoding="utf-8")
-        if before == text:
+        with read_errors_explained(path):
+            before = read_bytes(path)
+        if before == text.encode():
             return
         number = 1
         while (kept := run_folder / f"config.before-{number}.yaml").exists():
             number += 1
         write_atomically(kept, before)
     write_atomically(path, text)
+
+
+_State = Literal["running", "finished", "interrupted", "stopped", "failed", "died"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +197,7 @@ class Status:
     "died" stands in no file: a reader finds it where "running" does and no process holds the run.
     """
 
-    state: Literal["running", "finished", "interrupted", "stopped", "failed", "died"]
+    state: _State
     step: int
     reason: str = ""
 
@@ -203,9 +223,11 @@ def read_status(run_folder: Path) -> Status | None:
 
 def _written_status(run_folder: Path) -> Status | None:
     try:
-        return Status(**parse_json((run_folder / STATUS).read_text(encoding="utf-8")))
+        status = Status(**parse_json(read_bytes(run_folder / STATUS).decode()))
     except (OSError, ValueError, TypeError):
         return None
+    is_one = status.state in typing.get_args(_State) and type(status.step) is int
+    return status if is_one and isinstance(status.reason, str) else None
 
 
 def status_time(run_folder: Path) -> int:
@@ -227,7 +249,7 @@ def locked(run_folder: Path, otherwise: str = "choose another name=...") -> Iter
     """
     with contextlib.ExitStack() as held:
         with write_errors_explained(run_folder):
-            file = held.enter_context((run_folder / LOCK).open("w"))
+            file = held.enter_context(open(run_folder / LOCK, "w", opener=without_waiting))
         # What was killed a moment ago may still be ending.
         deadline = time.monotonic() + _LOCK_WAIT_SECONDS
         while True:
@@ -249,7 +271,7 @@ def locked(run_folder: Path, otherwise: str = "choose another name=...") -> Iter
 def is_locked(run_folder: Path) -> bool:
     """Whether some process, this one or another, holds a run; True where locks are not known."""
     try:
-        with (run_folder / LOCK).open() as file:
+        with open(run_folder / LOCK, opener=without_waiting) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

@@ -1,85 +1,81 @@
-"""Networks' tensors in safetensors files, in Hugging Face's layout, and the JSON beside them.
-
-checksums.json beside the tensors' files, which no other program reads, has their sizes and
-checksums.
-"""
+"""Networks' tensors in safetensors files, in Hugging Face's layout."""
 
 import contextlib
 import dataclasses
-import functools
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cola_train.checksums import FileChecksum, damage, file_checksum
 from cola_train.config.settings import UserError, require
-from cola_train.console import say
-from cola_train.files import lfs_hint, read_errors_explained
-from cola_train.json_text import parse_json
+from cola_train.export_files import (
+    CONFIG_JSON,
+    add_checksums,
+    read_json,
+    refuse_altered,
+    write_json,
+)
+from cola_train.files import lfs_hint
 
 DEFAULT_MAX_SHARD_BYTES = 5 * 10**9
-TRAINING = "training.json"  # what a checkpoint says of the run that it comes from
-CHECKSUMS = "checksums.json"
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _TYPES = ("F32", "F16", "BF16", "F64")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
-def model_type(folder: Path) -> object:
-    """The model_type in a Hugging Face folder's config.json; None where there is none.
-
-    Raises:
-        UserError: as of `read_json`.
-    """
-    path = folder / "config.json"
-    return read_json(path)[0].get("model_type") if path.is_file() else None
-
-
-def read_json(path: Path) -> tuple[dict[str, Any], str]:
-    """The fields of a JSON file, and its name for messages.
-
-    Raises:
-        UserError: it is missing, or holds no object.
-    """
+def load_network(build: Callable[[], NetworkT], num_blocks: int, folder: Path) -> NetworkT:
+    """A network of so many blocks with its folder's values; as `read_tensors`."""
+    # Each before the next, which would take memory and time without bound: a config may say
+    # anything.
+    names = [name for path in _weight_files(folder) for name in _names_in(path)]
     require(
-        path.is_file(), f"{path} is missing; the checkpoint is incomplete, copy or export it again."
+        num_blocks <= len(names),
+        f"{folder / CONFIG_JSON} says {num_blocks:,} blocks, and the weights beside it are "
+        f"{len(names):,} tensors; copy or export the checkpoint again.",
     )
-    with read_errors_explained(path):
-        content = path.read_bytes()
-    try:
-        fields = parse_json(content.decode("utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}); copy or export the checkpoint again."
-            f"{lfs_hint(path)}"
-        ) from None
-    if not isinstance(fields, dict):
-        raise UserError(
-            f"{path} must hold an object of fields, not a {type(fields).__name__}; copy or export "
-            "the checkpoint again."
-        )
-    return fields, str(path)
-
-
-def write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    """Sorted and indented, to be read by people too."""
-    path.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    tensors = read_tensors(shapes_of(build, folder), folder)
+    network = build()
+    _fill(network, tensors)
+    return network
 
 
 def load_tensors(network: nn.Module, folder: Path) -> None:
     """Give a network its folder's values; as `read_tensors`."""
-    wanted = network.state_dict()
-    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
-    for name, tensor in read_tensors(shapes, folder):
-        wanted[name].copy_(tensor)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    _fill(network, read_tensors(shapes, folder))
+
+
+def _fill(network: nn.Module, tensors: Iterator[tuple[str, Tensor]]) -> None:
+    state = network.state_dict()
+    for name, tensor in tensors:
+        state[name].copy_(tensor)
+
+
+def shapes_of(build: Callable[[], nn.Module], origin: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a network, which takes no memory for them.
+
+    Raises:
+        UserError: they are more than any memory; `origin` says so.
+    """
+    try:
+        with torch.device("meta"):
+            state = build().state_dict()
+    except RuntimeError as error:  # a number of bytes that does not fit into 64 bits
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{origin} describes no network that can be built: {problem}") from None
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _names_in(path: Path) -> list[str]:
+    with _open_safetensors(path) as file:
+        return list(file.keys())
 
 
 def read_tensors(
@@ -112,7 +108,8 @@ def read_tensors(
         raise UserError(
             f"The tensors in {folder} do not fit its config.json:\n  " + "\n  ".join(problems)
         )
-    _refuse_altered(folder, files)
+    names = [path.name for path in files]
+    refuse_altered(folder, [CONFIG_JSON, _INDEX], needed=names)
     return _read_in_turn(files)
 
 
@@ -141,32 +138,6 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
             f"{path} is corrupt or truncated ({error}); copy or export the checkpoint again."
             f"{lfs_hint(path)}"
         ) from None
-
-
-def _refuse_altered(folder: Path, files: Sequence[Path]) -> None:
-    if not (folder / CHECKSUMS).is_file():
-        _say_unchecked(files[0])
-        return
-    facts, origin = read_json(folder / CHECKSUMS)
-    again = (
-        "Copy or export the checkpoint again; if you changed its weights yourself, remove "
-        f"{CHECKSUMS}."
-    )
-    try:
-        expected = {path.name: FileChecksum(**facts[path.name]) for path in files}
-    except (KeyError, TypeError):
-        names = ", ".join(path.name for path in files)
-        raise UserError(f"{origin} does not have size and checksum of {names}. {again}") from None
-    problems = damage(folder, expected, CHECKSUMS)
-    require(not problems, f"{folder}: {'; '.join(problems)}. {again}")
-
-
-@functools.cache
-def _say_unchecked(path: Path) -> None:
-    say(
-        f"{path} has no {CHECKSUMS} beside it, which exports of this program have: whether its "
-        "weights are as they were written cannot be checked."
-    )
 
 
 def absence(folder: Path) -> str:
@@ -219,6 +190,8 @@ def write_tensors(
 ) -> None:
     """Write `state`, of `shapes`, in fp32 files of at most max_shard_bytes or one larger tensor.
 
+    They are put on record in checksums.json.
+
     Raises:
         OSError: the disk refuses.
     """
@@ -239,9 +212,7 @@ def write_tensors(
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         write_json(folder / _INDEX, index)
-    files = dict.fromkeys(weight_map.values())
-    facts = {name: dataclasses.asdict(file_checksum(folder / name)) for name in files}
-    write_json(folder / CHECKSUMS, facts)
+    add_checksums(folder, [*dict.fromkeys(weight_map.values()), _INDEX])
 
 
 def _split(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:

@@ -18,11 +18,12 @@ from cola_train.evaluation.benchmarks.answers import AnswerFolder
 from cola_train.evaluation.benchmarks.score import read_answers
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.evaluation.writing.sample import read_prompts
+from cola_train.export_files import read_json
 from cola_train.families.registry import load_checkpoint
 from cola_train.json_lines import read_log
 from cola_train.json_text import parse_json
 from cola_train.run_folder import read_status
-from cola_train.tensor_files import read_json, read_tensors
+from cola_train.tensor_files import read_tensors
 from cola_train.training.checkpoints.folder import read_manifest
 from cola_train.training.loop.step_log import read_step_log
 

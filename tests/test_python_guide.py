@@ -79,7 +79,7 @@ def first_logged_loss(config: RunConfig, place: Path) -> float:
 
 def test_the_first_block_prepares_what_the_others_read(place: Path, prepared_folder: Path) -> None:
     names = {path.name for path in prepared_folder.iterdir()} - {"manifest.json"}
-    assert len(names) == 5  # tokens and documents of two splits, and the tokenizer
+    assert len(names) == 7  # tokens, documents and checks of two splits, and the tokenizer
     for name in names:
         made = (place / "data" / "rows" / name).read_bytes()
         assert made == (prepared_folder / name).read_bytes(), name

@@ -1,21 +1,17 @@
 """Read YAML as text: what a value means is decided by its setting's type, not by its looks."""
 
+import errno
 import glob
-import os
-import stat
-import time
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, nearest, require
 
 # A hundred times what configs have; PyYAML needs seconds for it.
 MOST_BYTES = 2**18
-# How long a pipe may have no writer, and how long its text may take to come.
-_WRITER_SECONDS, _TEXT_SECONDS = 3, 30
 _TAGS = {
     f"tag:yaml.org,2002:{name}"
     for name in ["null", "bool", "int", "float", "str", "timestamp", "value", "merge", "seq", "map"]
@@ -63,58 +59,24 @@ def read_text(path: Path) -> str:
             that nobody writes, or that does not end.
     """
     try:
-        # Unbuffered, so that a pipe without anything in it can be told from one that has ended.
-        with open(path, "rb", buffering=0, opener=_without_waiting) as file:
-            data = _read(file, path)
+        data = read_bytes(path, MOST_BYTES)
     except FileNotFoundError:
         raise UserError(f"There is no config file {path}; {_hint(path)}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder; give a .yaml config file.") from None
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # of a name that holds what none can
-        problem = error.strerror if isinstance(error, OSError) else error
+    except OSError as error:
+        too_long = f"{path} is longer than a config can be ({MOST_BYTES:,} bytes)"
+        require(error.errno != errno.EFBIG, f"{too_long}; give a .yaml config file.")
         raise UserError(
-            f"Cannot read the config file {str(path)!r}: {problem}. Give a .yaml file that exists "
-            "and may be read."
+            f"Cannot read the config file {str(path)!r}: {error.strerror}. Give a .yaml file that "
+            "exists and may be read, or what writes one, as in <(command)."
         ) from None
-    require(
-        len(data) <= MOST_BYTES,
-        f"{path} is longer than a config can be ({MOST_BYTES:,} bytes); give a .yaml config file.",
-    )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 text (byte {error.start}); give a .yaml config file."
         ) from None
-
-
-def _without_waiting(path: str, flags: int) -> int:
-    # Else a pipe that nobody writes would never be open.
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
-def _read(file: FileIO, path: Path) -> bytes:
-    mode = os.fstat(file.fileno()).st_mode
-    is_pipe = stat.S_ISFIFO(mode)
-    require(is_pipe or stat.S_ISREG(mode), f"{path} is no file; give a .yaml config file.")
-    data, begin = b"", time.monotonic()
-    while len(data) <= MOST_BYTES:
-        # b"" at the end, or without a writer; None where a writer has written nothing yet.
-        piece = file.read(MOST_BYTES)
-        if piece:
-            data += piece
-            continue
-        if piece is not None and (data or not is_pipe):
-            break
-        require(
-            time.monotonic() - begin < (_WRITER_SECONDS if piece is not None else _TEXT_SECONDS),
-            f"{path} is a pipe through which no whole config comes; give a .yaml config file, or "
-            "what writes one, as in <(command).",
-        )
-        time.sleep(0.02)
-    return data
 
 
 def _hint(path: Path) -> str:

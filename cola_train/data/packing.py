@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import xxhash
 from jaxtyping import UInt, UInt64
 
 from cola_train.config.settings import require
@@ -29,6 +30,19 @@ def tokens_file(split: str) -> str:
 def documents_file(split: str) -> str:
     """The file of the positions in a split's tokens where documents start: ascending "<u8"."""
     return f"{split}.documents.bin"
+
+
+def checks_file(split: str) -> str:
+    """The file of a checksum of each of a split's rows, "<u8"."""
+    return f"{split}.checks.bin"
+
+
+def row_check(tokens: UInt[np.ndarray, " seq"], starts: UInt64[np.ndarray, " documents"]) -> int:
+    """The checksum of a row: of its ids and of the positions where documents start inside it.
+
+    Both as they are stored; a start at the row's first position counts for nothing.
+    """
+    return xxhash.xxh3_64_intdigest(tokens.tobytes() + starts.tobytes())
 
 
 def is_held_out(text: str, share: float) -> bool:
@@ -100,24 +114,50 @@ class SplitCounts:
 
 
 class SplitWriter:
-    """Appends one split's documents to its two files, in bounded memory."""
+    """Appends one split's documents to its files, in bounded memory."""
 
     def __init__(self, folder: Path, split: str, seq_len: int, vocab_size: int) -> None:
         self._seq_len, self._dtype = seq_len, np.dtype(token_dtype(vocab_size))
         self._tokens = (folder / tokens_file(split)).open("wb")
         self._documents = (folder / documents_file(split)).open("wb")
+        self._checks = (folder / checks_file(split)).open("wb")
         self.num_tokens = self.num_documents = 0
+        # Of the row that is not complete yet.
+        self._open_tokens = np.zeros(0, dtype=self._dtype)
+        self._open_starts = np.zeros(0, dtype="<u8")
 
     def append(self, encoded: EncodedDocuments) -> None:
         """Add documents at the end of the stream."""
         ends = np.cumsum(encoded.lengths, dtype=np.uint64) + np.uint64(self.num_tokens)
-        self._tokens.write(encoded.tokens.astype(self._dtype, copy=False).tobytes())
-        self._documents.write((ends - encoded.lengths).astype("<u8", copy=False).tobytes())
+        tokens = encoded.tokens.astype(self._dtype, copy=False)
+        starts = (ends - encoded.lengths).astype("<u8", copy=False)
+        self._tokens.write(tokens.tobytes())
+        self._documents.write(starts.tobytes())
+        self._check(tokens, starts)
         self.num_tokens += len(encoded.tokens)
         self.num_documents += len(encoded.lengths)
 
+    def _check(
+        self, tokens: UInt[np.ndarray, " tokens"], starts: UInt64[np.ndarray, " documents"]
+    ) -> None:
+        """Write the checksums of the rows that these tokens complete."""
+        size, first = self._seq_len, self.num_tokens - len(self._open_tokens)
+        tokens = np.concatenate([self._open_tokens, tokens])
+        starts = np.concatenate([self._open_starts, starts])
+        num_rows = len(tokens) // size
+        begins = first + np.arange(num_rows + 1, dtype=np.uint64) * np.uint64(size)
+        after, before = np.searchsorted(starts, np.stack([begins + np.uint64(1), begins]))
+        checks = [
+            row_check(tokens[row * size : (row + 1) * size], starts[after[row] : before[row + 1]])
+            for row in range(num_rows)
+        ]
+        self._checks.write(np.array(checks, dtype="<u8").tobytes())
+        self._open_tokens = tokens[num_rows * size :]
+        self._open_starts = starts[before[num_rows] :]
+
     def finish(self) -> SplitCounts:
         """Cut what fills no row, and close."""
+        self._checks.close()
         num_rows, dropped = divmod(self.num_tokens, self._seq_len)
         kept = self.num_tokens - dropped
         with self._tokens as file:
@@ -135,5 +175,5 @@ class SplitWriter:
 
     def close(self) -> None:
         """Close the files as they are; harmless after `finish`."""
-        self._tokens.close()
-        self._documents.close()
+        for file in (self._tokens, self._documents, self._checks):
+            file.close()

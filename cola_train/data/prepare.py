@@ -23,6 +23,7 @@ from cola_train.data.packing import (
     Encoder,
     SplitCounts,
     SplitWriter,
+    checks_file,
     documents_file,
     token_dtype,
     tokens_file,
@@ -64,7 +65,8 @@ def prepare(config: PrepareConfig) -> PreparedData:
         bad = BadRecords(config.corpus.on_bad_record)
         splits, num_empty = _write_splits(folder, config, tokenizer, bad)
         (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
-        names = [name(split) for split in splits for name in (tokens_file, documents_file)]
+        kinds = (tokens_file, documents_file, checks_file)
+        names = [name(split) for split in splits for name in kinds]
         manifest = PreparedManifest(
             format_version=FORMAT_VERSION,
             vocab_size=tokenizer.vocab_size,

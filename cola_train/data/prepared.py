@@ -4,15 +4,25 @@ import dataclasses
 import functools
 import json
 import mmap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from jaxtyping import Int64
 
+from cola_train.config.content import read_bytes
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError, require
-from cola_train.data.packing import SplitCounts, documents_file, tokens_file
+from cola_train.console import say
+from cola_train.data.packing import (
+    SplitCounts,
+    checks_file,
+    documents_file,
+    row_check,
+    tokens_file,
+)
 from cola_train.data.sources import SourceHash
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import read_errors_explained
@@ -20,7 +30,9 @@ from cola_train.json_text import parse_json
 
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.json"
-FORMAT_VERSION = 1
+# The first had no checksums.
+FORMAT_VERSION = 2
+_READ_VERSIONS = (1, FORMAT_VERSION)
 
 _Row = Int64[np.ndarray, " seq"]
 
@@ -54,18 +66,47 @@ class PreparedManifest:
     bad_records: tuple[str, ...] = ()  # the first of both, with what was wrong
 
     def to_json(self) -> str:
-        """The text of manifest.json."""
+        """The text of manifest.json, with a checksum of its own."""
+        values = dataclasses.asdict(self)
+        if self.format_version > 1:
+            values["xxh3"] = _checksum(values)
         # In ASCII: names of files are bytes, which need not be UTF-8.
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps(values, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "PreparedManifest":
         """The inverse of `to_json`; ValueError, KeyError or TypeError on anything else."""
         values: dict[str, Any] = parse_json(text)
+        if values["format_version"] > 1 and values.pop("xxh3") != _checksum(values):
+            raise ValueError("its own checksum does not fit")
         values["splits"] = {key: SplitCounts(**counts) for key, counts in values["splits"].items()}
         values["sources"] = tuple(SourceHash(**source) for source in values["sources"])
         values["bad_records"] = tuple(values.get("bad_records", ()))
-        return cls(**values)
+        manifest = cls(**values)
+        manifest._check()
+        return manifest
+
+    def _check(self) -> None:
+        """Refuse, by a ValueError, what no preparation can have written."""
+        if self.token_dtype not in ("<u2", "<u4"):
+            raise ValueError(f"token_dtype {self.token_dtype!r}")
+        sizes = {tokens_file: int(self.token_dtype[-1]), documents_file: 8, checks_file: 8}
+        if self.format_version == 1:
+            del sizes[checks_file]
+        for split, counts in self.splits.items():
+            if type(counts.num_rows) is not int or counts.num_rows < 1:
+                raise ValueError(f"{counts.num_rows!r} rows of {split}")
+            of_kind = (counts.num_rows * self.seq_len, counts.num_documents, counts.num_rows)
+            for (name, size), number in zip(sizes.items(), of_kind):
+                if self.files[name(split)] != size * number:
+                    raise ValueError(f"{name(split)} and the counts of {split}")
+
+
+def _checksum(values: Mapping[str, object]) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
+
+
+_AGAIN = "Delete the folder and prepare it again, or copy it again from its origin."
 
 
 class PreparedData:
@@ -76,10 +117,12 @@ class PreparedData:
 
     def __init__(self, folder: Path, manifest: PreparedManifest) -> None:
         self.folder, self.manifest = folder, manifest
-        self._tokens, self._document_starts = {}, {}
+        self._tokens, self._document_starts, self._checks = {}, {}, {}
         for split in manifest.splits:
             self._tokens[split] = _mapped(folder / tokens_file(split), manifest.token_dtype)
             self._document_starts[split] = _mapped(folder / documents_file(split), "<u8")
+            if manifest.format_version > 1:
+                self._checks[split] = _mapped(folder / checks_file(split), "<u8")
 
     @classmethod
     def open(cls, folder: str | Path) -> "PreparedData":
@@ -99,27 +142,28 @@ class PreparedData:
             f"{folder} is not prepared data: it has no {MANIFEST_FILE}; "
             "give a folder written by `cola-train prepare`.",
         )
-        again = "Delete the folder and prepare it again, or copy it again from its origin."
         with read_errors_explained(folder):
             try:
-                text = path.read_text(encoding="utf-8")
+                text = read_bytes(path).decode()
                 version = parse_json(text)["format_version"]
                 require(
-                    version == FORMAT_VERSION,
+                    version in _READ_VERSIONS,
                     f"{path} has format_version {version!r}; this version of cola-train reads "
-                    f"{FORMAT_VERSION}. Prepare the data again.",
+                    f"{' and '.join(map(str, _READ_VERSIONS))}. Prepare the data again.",
                 )
                 manifest = PreparedManifest.from_json(text)
             except UserError:
                 raise
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 what = f"{type(error).__name__}: {error}"
-                raise UserError(f"{path} is damaged ({what}). {again}") from error
+                raise UserError(f"{path} is damaged ({what}). {_AGAIN}") from error
             for name, size in manifest.files.items():
                 file = folder / name
-                require(file.is_file(), f"{folder} is damaged: {name} is missing. {again}")
+                require(file.is_file(), f"{folder} is damaged: {name} is missing. {_AGAIN}")
                 sizes = f"{name} has {file.stat().st_size} bytes, its manifest says {size}"
-                require(file.stat().st_size == size, f"{folder} is damaged: {sizes}. {again}")
+                require(file.stat().st_size == size, f"{folder} is damaged: {sizes}. {_AGAIN}")
+            if manifest.format_version == 1:
+                _say_unchecked(folder)
             return cls(folder, manifest)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -136,6 +180,13 @@ class PreparedData:
             f"{self.folder} is damaged: its {TOKENIZER_FILE} has sha256 {tokenizer.sha256}, its "
             f"manifest says {sha256}. Put back the tokenizer it was prepared with.",
         )
+        for name in ("vocab_size", "eos_token_id", "pad_token_id"):
+            says, has = getattr(self.manifest, name), getattr(tokenizer, name)
+            require(
+                says == has,
+                f"{self.folder} is damaged: its manifest says {name} {says}, its tokenizer has "
+                f"{has}. {_AGAIN}",
+            )
         return tokenizer
 
     @property
@@ -153,19 +204,32 @@ class PreparedData:
         return self.manifest.splits[split].num_rows if split in self.manifest.splits else 0
 
     def row(self, split: str, index: int) -> tuple[_Row, _Row]:
-        """A row's token ids and their documents, numbered from 0 in each row; or an IndexError."""
+        """A row's token ids and their documents, numbered from 0 in each row.
+
+        Raises:
+            IndexError: there is no such row.
+            UserError: it is not as it was prepared.
+        """
         num_rows, seq_len = self.num_rows(split), self.manifest.seq_len
         if not 0 <= index < num_rows:
             raise IndexError(f"the split '{split}' has {num_rows} rows, there is no row {index}")
         start = index * seq_len
-        tokens = np.array(self._tokens[split][start : start + seq_len], dtype=np.int64)
+        stored = self._tokens[split][start : start + seq_len]
+        tokens = stored.astype(np.int64)
         starts = self._document_starts[split]
         # The keys must have the array's own type, or numpy converts the whole array to floating
         # point first.
         keys = np.array([start + 1, start + seq_len], dtype=np.uint64)
         first, last = np.searchsorted(starts, keys)
+        inside = starts[first:last]
+        checks = self._checks.get(split)
+        is_damaged = checks is not None and checks[index] != row_check(stored, inside)
+        require(
+            not is_damaged and tokens.max() < self.manifest.vocab_size,
+            f"{self.folder} is damaged: row {index} of {split} is not as it was prepared. {_AGAIN}",
+        )
         begins = np.zeros(seq_len, dtype=np.int64)
-        begins[starts[first:last].astype(np.int64) - start] = 1
+        begins[inside.astype(np.int64) - start] = 1
         return tokens, np.cumsum(begins)
 
     def check_run(self, data: DataConfig, tokenizer_sha256: str | None) -> None:
@@ -186,6 +250,14 @@ class PreparedData:
             f"prepared with sha256 {sha256}, the run has {tokenizer_sha256}. Prepare the data "
             "again with the run's tokenizer.",
         )
+
+
+@functools.cache
+def _say_unchecked(folder: Path) -> None:
+    say(
+        f"{folder} was prepared by an earlier version, without checksums: whether its rows are as "
+        "they were written cannot be checked."
+    )
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:

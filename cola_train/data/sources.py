@@ -50,7 +50,7 @@ def expand_inputs(inputs: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
             raise UserError(_no_such_input(path))
         met: dict[Path, str | None] = {}
         for match in map(Path, named):
-            met |= dict(sorted(_below(match))) if match.is_dir() else {match: None}
+            met |= dict(sorted(_below(match))) if match.is_dir() else {match: _why_not(match)}
         others = {file: why or _OTHER for file, why in met.items() if why or not suffix_of(file)}
         require(
             len(others) < len(met),
@@ -130,10 +130,14 @@ def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield from ((here / name, "hidden") for name in sorted(hidden))
             folders[:] = sorted(set(folders) - set(hidden))
             for path in (here / name for name in sorted(set(files) - set(hidden))):
-                if path.is_file():
-                    yield path, None
-                else:
-                    yield path, "broken links" if path.is_symlink() else "no regular files"
+                yield path, _why_not(path)
+
+
+def _why_not(path: Path) -> str | None:
+    """Why what is no folder cannot be read: a pipe may never end, a device has no end."""
+    if path.is_file():
+        return None
+    return "broken links" if path.is_symlink() else "no regular files"
 
 
 def _raise(error: OSError) -> None:

@@ -11,6 +11,7 @@ from typing import cast
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from cola_train.config.content import read_bytes
 from cola_train.config.data import TokenizerTrainConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import progress_bar, say
@@ -92,7 +93,7 @@ class Tokenizer:
             "or make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`.",
         )
         with read_errors_explained(file):
-            content = file.read_bytes()
+            content = read_bytes(file)
         hint = lfs_hint(file)
         require(not hint, f"{file} is no tokenizer.json.{hint}")
         return cls(content, str(file))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, require
 from cola_train.files import create, read_errors_explained, require_new, sweep, write_atomically
 from cola_train.json_lines import JsonlWriter
@@ -129,7 +130,7 @@ class ResultFile:
     def _read_settings(self) -> dict[str, Any]:
         try:
             with read_errors_explained(self._settings):
-                found = parse_json(self._settings.read_text(encoding="utf-8"))
+                found = parse_json(read_bytes(self._settings).decode())
             if not (isinstance(found, dict) and "checkpoint" in found):
                 raise ValueError("it names no checkpoint")
         except UserError:

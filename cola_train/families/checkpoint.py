@@ -16,12 +16,13 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.export_files import TRAINING, read_json, refuse_altered
 from cola_train.families.registry import load_checkpoint
 from cola_train.flops.work import Parts
 from cola_train.likelihood.rows import Estimator, LikelihoodKind, ScoredRow
 from cola_train.sampling.precision import computes_in_bf16, ready_for_passes
 from cola_train.sampling.stream import Noise, Text
-from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES, TRAINING, read_json
+from cola_train.tensor_files import DEFAULT_MAX_SHARD_BYTES
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -263,6 +264,7 @@ def _weights_digest(networks: Iterable[nn.Module]) -> str:
 
 def read_tokenizer(root: Path, vocab_size: int, network: str) -> tuple[Tokenizer, dict[str, Any]]:
     """A checkpoint's tokenizer, beside a network of `vocab_size` ids, and its `training`."""
+    refuse_altered(root, [TRAINING, "tokenizer.json"])
     tokenizer = Tokenizer.load(root / "tokenizer.json")
     require(
         tokenizer.vocab_size <= vocab_size,

@@ -133,7 +133,8 @@ def load_checkpoint(folder: str | Path, device: "str | torch.device" = "cpu") ->
         for family in families().values():
             if family.recognizes(root):
                 return family.load(root, device)
-    from cola_train.tensor_files import absence, model_type, pickle_hint
+    from cola_train.export_files import model_type
+    from cola_train.tensor_files import absence, pickle_hint
 
     found = model_type(folder)
     hint = ""

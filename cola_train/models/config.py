@@ -53,6 +53,11 @@ class NetworkConfig(Settings):
         """The fields as config.json carries them."""
         return dataclasses.asdict(self)
 
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of all its stacks."""
+        raise NotImplementedError
+
     def _supports(self, name: str, value: Any, why: str) -> None:
         given = getattr(self, name)
         require(
@@ -125,6 +130,10 @@ class TextVAEConfig(NetworkConfig):
     )
     shifting_factor: float = setting(0.0, help="See scaling_factor.", rule=ANY_NUMBER)
 
+    @property
+    def num_blocks(self) -> int:
+        return self.encoder_num_blocks + self.decoder_num_blocks
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
@@ -175,6 +184,10 @@ class DiTConfig(NetworkConfig):
         4, help="Latents per block (16 in the headline run).", rule=at_least(1)
     )
 
+    @property
+    def num_blocks(self) -> int:
+        return self.num_layers
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
@@ -216,6 +229,10 @@ class TransformerConfig(NetworkConfig):
     initializer_range: float = setting(
         0.02, help="Deviation of initial weights; not in the paper.", rule=above_0()
     )
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_hidden_layers
 
     def __post_init__(self) -> None:
         super().__post_init__()

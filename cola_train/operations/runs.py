@@ -93,29 +93,34 @@ def _row(folder: Path) -> RunRow:
         state, step, reason = status.state, status.step, status.reason
     if state in ("running", "died"):
         # Its status has the step that it began with.
-        step = max(step, last.get("step", 0))
+        step = max(step, int(_number(last.get("step")) or 0))
     budget = config.get("budget")
     convention = budget.get("convention") if isinstance(budget, Mapping) else None
+    verb = config.get("stage")
     return RunRow(
         name=folder.resolve().name,
-        verb=config.get("stage"),
+        verb=str(verb) if isinstance(verb, str) else None,
         state=state,
         step=step,
-        loss=last.get("train/loss"),
-        eflops=last.get(f"eflops_{convention}"),
+        loss=_number(last.get("train/loss")),
+        eflops=_number(last.get(f"eflops_{convention}")),
         changed=_changed(folder),
         reason=reason,
     )
 
 
+def _number(value: object) -> float | None:
+    """A figure of a log, where it is one."""
+    return value if type(value) in (int, float) and abs(value) < 2.0**63 else None
+
+
 def _newest_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The last lines of a log, the newest first; those that a crash cut short are passed over."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            tail = file.read()
-    except FileNotFoundError:
+    if not path.is_file():
         return
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        tail = file.read()
     for line in reversed(tail.split(b"\n")):
         try:
             row = parse_json(line.decode(errors="replace"))

@@ -47,6 +47,8 @@ def read_history(run_folder: Path) -> History:
         with read_errors_explained(path):
             for entry in read_step_log(run_folder):
                 if isinstance(entry, Attempt):
+                    if min(entry.global_batch_size, entry.num_rows) < 1:
+                        raise ValueError(f"attempt {len(attempts) + 1} has no rows")
                     attempts.append(entry)
                     continue
                 if not (attempts and 1 <= entry.step <= _LARGEST_STEP):

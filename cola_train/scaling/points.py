@@ -7,9 +7,10 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from cola_train.config.content import read_bytes
 from cola_train.config.loop import Convention
 from cola_train.config.settings import UserError, require
-from cola_train.files import write_atomically
+from cola_train.files import read_errors_explained, write_atomically
 
 POINTS = "points.csv"
 _CONVENTIONS: tuple[Convention, ...] = ("paper", "model", "executed")
@@ -71,7 +72,9 @@ def read_points(path: Path) -> list[Point]:
     problem = f"There are no measured points at {path}. `cola-train curve run` writes them."
     require(path.is_file(), problem)
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig")), strict=True)
+        with read_errors_explained(path):
+            text = read_bytes(path).decode("utf-8-sig")
+        header, *rows = csv.reader(io.StringIO(text, newline=None), strict=True)
     except (ValueError, csv.Error) as error:
         raise UserError(
             f"{path} is not a table of points: it must be CSV in UTF-8 with a header. {_NEXT}"

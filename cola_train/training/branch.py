@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from cola_train.checksums import sealed
 from cola_train.config.load import load_config, to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.files import atomic_folder
 from cola_train.json_lines import json_lines, read_log
+from cola_train.json_text import utf8
 from cola_train.run_folder import read_run_config, saved_config
 from cola_train.run_layout import CONFIG, METRICS, STEP_LOG, TOKENIZER, folder_of
 from cola_train.training.checkpoints.folder import (
@@ -94,7 +96,7 @@ def _copy(source: Path, step: int, config: RunConfig) -> None:
         (copied / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         point_to(copied)
         shutil.copyfile(source / TOKENIZER, working / TOKENIZER)
-        (working / CONFIG).write_text(to_yaml(config), encoding="utf-8")
+        (working / CONFIG).write_text(sealed(to_yaml(config)), encoding="utf-8")
         for name in (METRICS, STEP_LOG):
             rows = [
                 row
@@ -102,4 +104,4 @@ def _copy(source: Path, step: int, config: RunConfig) -> None:
                 # An attempt counts where it began.
                 if row.get("step", row.get("attempt", {}).get("from_step", 0)) <= step
             ]
-            (working / name).write_text(json_lines(rows), encoding="utf-8")
+            (working / name).write_bytes(utf8(json_lines(rows)))

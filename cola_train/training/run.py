@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from cola_train.config.content import read_bytes
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
@@ -116,7 +117,7 @@ def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:
             export_marks(config, run_folder, tokenizer)
             # A branch that had nothing left to do has no summary: it has cost nothing.
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                summary = parse_json((run_folder / SUMMARY).read_text(encoding="utf-8"))
+                summary = parse_json(read_bytes(run_folder / SUMMARY).decode())
                 told = f"{run_folder}: {cost_in_words(summary)}"
     # Before it is told: with a closed terminal comes a signal, and there may be little time.
     write_status(run_folder, status)

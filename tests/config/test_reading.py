@@ -243,13 +243,13 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     file = write(tmp_path / "a.yaml", "word: w\n")
     os.mkfifo(tmp_path / "pipe.yaml")
     for path, message in {
-        Path("/dev/zero"): "/dev/zero is no file; give a .yaml config file",
-        Path("/dev/null"): "/dev/null is no file",
+        Path("/dev/zero"): "it is neither a file nor a pipe. Give a .yaml file",
+        Path("/dev/null"): "it is neither a file nor a pipe",
         tmp_path: "is a folder",
         file / "x.yaml": "Not a directory",
         tmp_path / "loop.yaml": "symbolic links",
         tmp_path / f"{'x' * 300}.yaml": "File name too long",
-        tmp_path / "pipe.yaml": "is a pipe through which no whole config comes",
+        tmp_path / "pipe.yaml": "it is a pipe through which no whole file comes. Give",
         tmp_path / "**" / "[": "There is no config file",
     }.items():
         begin = time.monotonic()

@@ -519,7 +519,9 @@ def test_a_whole_program_interrupted(
     script.write_text(
         "from cola_train.config.data import *\n"
         "import cola_train.data.prepare as module\n"
-        "module.source_hashes = lambda corpus: []  # a pipe has no end to be hashed to\n"
+        "module.source_hashes = lambda corpus: []\n"
+        # An input is a file; this one has no end.
+        f"module.read_documents = lambda corpus, bad: open({str(pipe)!r})\n"
         "if __name__ == '__main__':\n"
         f"    module.prepare({config!r})\n"
     )

@@ -18,7 +18,8 @@ import pytest
 
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError
-from cola_train.data.packing import SplitCounts
+from cola_train.data.batch import row_index
+from cola_train.data.packing import SplitCounts, row_check
 from cola_train.data.prepared import PreparedData, PreparedManifest
 from cola_train.training.data import RunData
 
@@ -80,7 +81,11 @@ def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(
     prepared: PreparedData, tmp_path: Path
 ) -> None:
     num_rows, seq_len = 10**9, 512
-    sizes = {"train.tokens.bin": num_rows * seq_len * 4, "train.documents.bin": 8 * 10**8}
+    sizes = {
+        "train.tokens.bin": num_rows * seq_len * 4,
+        "train.documents.bin": 8 * 10**8,
+        "train.checks.bin": num_rows * 8,
+    }
     for name, size in sizes.items():
         (tmp_path / name).touch()
         os.truncate(tmp_path / name, size)  # holes: no space on the disk
@@ -95,6 +100,14 @@ def test_a_store_of_a_billion_rows_opens_at_once_and_a_run_goes_on_at_once(
         files=sizes,
     )
     (tmp_path / "manifest.json").write_text(manifest.to_json())
+    first, last = 8 * 10**8, num_rows - 1
+    read = row_index(np.arange(first, first + 8), num_rows, 5).tolist()
+    with (tmp_path / "train.checks.bin").open("r+b") as file:
+        for row in (*read, last):
+            starts = [num_rows * seq_len - 100] if row == last else []
+            check = row_check(np.zeros(seq_len, "<u4"), np.array(starts, "<u8"))
+            file.seek(8 * row)
+            file.write(check.to_bytes(8, "little"))
     tracemalloc.start()
     start = time.process_time()
     huge = PreparedData.open(tmp_path)
@@ -174,14 +187,15 @@ def grow(folder: Path) -> None:
 
 def drop_key(folder: Path) -> None:
     values = json.loads((folder / "manifest.json").read_text())
-    del values["seq_len"]
-    (folder / "manifest.json").write_text(json.dumps(values))
+    del values["seq_len"], values["xxh3"]
+    # As an earlier version wrote it: its checksum would be missed first.
+    (folder / "manifest.json").write_text(json.dumps({**values, "format_version": 1}))
 
 
 def other_version(folder: Path) -> None:
     text = (folder / "manifest.json").read_text()
     (folder / "manifest.json").write_text(
-        text.replace('"format_version": 1', '"format_version": 99')
+        text.replace('"format_version": 2', '"format_version": 99')
     )
 
 
@@ -230,7 +244,7 @@ def other_version(folder: Path) -> None:
         ),
         (
             other_version,
-            r"has format_version 99; this version of cola-train reads 1\. Prepare the data again",
+            r"has format_version 99; this version of cola-train reads 1 and 2\. Prepare the data",
         ),
     ],
 )
@@ -243,6 +257,68 @@ def test_damaged_folders(
     damage(folder)
     with pytest.raises(UserError, match=message):
         PreparedData.open(folder)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("kind", ["tokens", "documents", "checks"])
+def test_every_bit_of_the_rows_is_checked(
+    prepared: PreparedData, tmp_path: Path, kind: str, split: str
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared.folder, folder)
+    path, rows = folder / f"{split}.{kind}.bin", range(prepared.num_rows(split))
+    whole = path.read_bytes()
+    for place in (0, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        damaged, bad = PreparedData.open(folder), 0
+        for row in rows:
+            try:
+                found = damaged.row(split, row)
+            except UserError:
+                bad += 1
+            else:
+                assert np.array_equal(found, prepared.row(split, row))
+        # Where the first document begins says nothing: a row's first is its first.
+        assert bad >= 1 or (kind == "documents" and place == 0)
+
+
+def test_every_byte_of_the_manifest_is_checked(prepared: PreparedData, tmp_path: Path) -> None:
+    shutil.copytree(prepared.folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "manifest.json"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            found = PreparedData.open(path.parent)
+        except UserError:
+            continue
+        assert found.manifest == prepared.manifest
+
+
+def test_rows_of_an_earlier_version_are_read_and_that_they_are_unchecked_is_said(
+    prepared: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(prepared.folder, tmp_path / "copy")
+    files = {name: size for name, size in prepared.manifest.files.items() if "checks" not in name}
+    old = dataclasses.replace(prepared.manifest, format_version=1, files=files)
+    (tmp_path / "copy" / "manifest.json").write_text(old.to_json())
+    found = PreparedData.open(tmp_path / "copy")
+    assert "was prepared by an earlier version, without checksums" in capsys.readouterr().err
+    assert np.array_equal(found.row("train", 1), prepared.row("train", 1))
+    assert found.tokenizer.sha256 == prepared.tokenizer.sha256
+    for change in (
+        {"token_dtype": "<f8"},
+        {"splits": {"train": SplitCounts(1, 1, 64, 0)}},
+        {"seq_len": 32},
+    ):
+        wrong = dataclasses.replace(old, **change)
+        (tmp_path / "copy" / "manifest.json").write_text(wrong.to_json())
+        with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+            PreparedData.open(tmp_path / "copy")
+    wrong = dataclasses.replace(old, pad_token_id=0)
+    (tmp_path / "copy" / "manifest.json").write_text(wrong.to_json())
+    with pytest.raises(UserError, match="manifest says pad_token_id 0, its tokenizer has 3"):
+        PreparedData.open(tmp_path / "copy").tokenizer  # noqa: B018
 
 
 def test_a_changed_tokenizer_of_the_same_size(prepared: PreparedData, tmp_path: Path) -> None:

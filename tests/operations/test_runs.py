@@ -50,6 +50,17 @@ def runs(
     return tmp_path
 
 
+def test_a_log_of_other_kinds_of_values_is_shown_all_the_same(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"step": "x", "train/loss": "low", "eflops_model": [1]}
+    (runs / "a-done" / "metrics.jsonl").write_text(json.dumps(line) + "\n[1]\nnull\n")
+    (runs / "a-done" / "status.json").write_text('{"state": "running", "step": 3}')
+    assert main(["runs", str(runs / "a-done")]) == 0
+    row = capsys.readouterr().out.splitlines()[1].split()
+    assert row[:6] == ["a-done", "vae", "died", "3", "-", "-"]
+
+
 def test_each_run_as_it_stands(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with locked(runs / "c-new"):
         assert main(["runs", str(runs), "--json"]) == 0

@@ -20,7 +20,15 @@ from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.run_folder import Status, locked, read_status, saved_config, write_status
+from cola_train.run_folder import (
+    Status,
+    locked,
+    read_run_config,
+    read_status,
+    saved_config,
+    write_config,
+    write_status,
+)
 from cola_train.run_layout import folder_of
 from cola_train.training import preflight
 from cola_train.training.branch import branch
@@ -236,6 +244,55 @@ def test_what_a_killed_process_was_writing_is_gone_at_the_next_start(
     assert hidden(run) == {".mine"}
     # What was about to be replaced is the only export that there is.
     assert (run / "hf" / "training.json").is_file()
+
+
+def test_a_config_that_is_not_as_the_run_wrote_it_is_refused(vae_config: VAEConfigs) -> None:
+    config = vae_config("vae")
+    run = folder_of(config)
+    run.mkdir()
+    write_config(run, config)
+    path = run / "config.yaml"
+    whole = path.read_bytes()
+    assert read_run_config(run) == config
+    body = whole.partition(b"\n")[2].rpartition(b"# xxh3")[0]
+    for changed in (
+        whole.replace(b"learning_rate: 0.003", b"learning_rate: 0.007"),
+        whole.replace(b"seed: 66", b"seed: 67"),
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole[len(whole) // 2 :],
+        whole.replace(b"\n", b"\r\n"),
+        b"# xxh3 " + b"0" * 32 + b"\n" + body,
+    ):
+        assert changed != whole
+        path.write_bytes(changed)
+        with pytest.raises(UserError, match="is not as the run wrote it"):
+            read_run_config(run)
+    # One that was changed on purpose, or comes from an earlier version.
+    path.write_bytes(body.replace(b"learning_rate: 0.003", b"learning_rate: 0.007"))
+    assert read_run_config(run).optim.learning_rate == 0.007
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"state": "flying", "step": 1}',
+        '{"state": "finished", "step": "1"}',
+        '{"state": "finished", "step": true}',
+        '{"state": ["finished"], "step": 1}',
+        '{"state": "finished", "step": 1, "reason": null}',
+        "[]",
+    ],
+)
+def test_a_status_of_other_kinds_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    assert read_status(tmp_path) is None
+
+
+def test_a_lock_that_is_a_pipe_makes_nobody_wait(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match="Cannot write"), locked(tmp_path):
+        pass
 
 
 def test_who_comes_second_looks_again_when_the_first_has_gone(

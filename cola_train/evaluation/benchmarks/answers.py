@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, require
 from cola_train.evaluation.benchmarks.scoring import Verdict, letter, verdict
 from cola_train.evaluation.benchmarks.tasks import TASKS
@@ -132,7 +133,7 @@ class AnswerFolder:
             )
             return {}
         try:
-            found: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
+            found: dict[str, Any] = parse_json(read_bytes(path).decode())
             if not all(isinstance(one, dict) for one in (found, found[_DATA])):
                 raise ValueError("it does not say of which data")
         except (OSError, ValueError, LookupError, TypeError) as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import say
 from cola_train.evaluation.benchmarks.answers import ANSWERS, Answer
@@ -85,7 +86,7 @@ def _records(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Each object in a file with its line number; says how many lines were skipped."""
     try:
         with read_errors_explained(file):
-            text = file.read_bytes().decode("utf-8-sig")
+            text = read_bytes(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file} is not UTF-8 text (byte {error.start}); convert it first."

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.files import lfs_hint, read_errors_explained
 from cola_train.json_text import parse_json
@@ -113,7 +114,7 @@ def _text(path: Path) -> str:
         raise UserError(f"There is no file {path}: {holds}. {_HOW_TO_GET}")
     try:
         with read_errors_explained(path):
-            text = path.read_bytes().decode("utf-8-sig")
+            text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise UserError(

@@ -16,6 +16,13 @@ from torch import Tensor, nn
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.export_files import (
+    CONFIG_JSON,
+    TRAINING,
+    add_checksums,
+    read_json,
+    write_json,
+)
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
 from cola_train.files import atomic_folder
 from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
@@ -24,14 +31,12 @@ from cola_train.models.initialize import dit_value, text_vae_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
-    TRAINING,
     Below,
     absence,
-    load_tensors,
+    load_network,
     pickle_hint,
-    read_json,
     read_tensors,
-    write_json,
+    shapes_of,
     write_tensors,
 )
 
@@ -63,13 +68,13 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
         return root / "cola_dlm" / self.folder_name
 
     def read_config(self, root: Path) -> ConfigT:
-        return self.config.from_json(*read_json(self.folder(root) / "config.json"))
+        return self.config.from_json(*read_json(self.folder(root) / CONFIG_JSON))
 
     def load(self, root: Path) -> NetworkT:
         """The network with its weights."""
-        network = self.network(self.read_config(root))
-        load_tensors(network, self.folder(root))
-        return network
+        config = self.read_config(root)
+        build = functools.partial(self.network, config)
+        return load_network(build, config.num_blocks, self.folder(root))
 
     def check_fits(self, folder: str | Path, config: ConfigT) -> None:
         """Refuse a checkpoint whose network is absent or configured otherwise than `config`."""
@@ -90,7 +95,8 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
     def tensors(self, folder: str | Path, config: ConfigT) -> Iterator[tuple[str, Tensor]]:
         """The network's tensors by name, one at a time; refuses what `check_fits` refuses."""
         self.check_fits(folder, config)
-        return read_tensors(self._shapes(config), self.folder(find_root(folder)))
+        held = self.folder(find_root(folder))
+        return read_tensors(self._shapes(config, held), held)
 
     def first_values(
         self,
@@ -118,13 +124,12 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
             "dtype": "float32",
             "torch_dtype": "float32",
         }
-        write_json(folder / "config.json", fields)
-        write_tensors(folder, self._shapes(config), state, max_shard_bytes)
+        write_json(folder / CONFIG_JSON, fields)
+        write_tensors(folder, self._shapes(config, folder), state, max_shard_bytes)
+        add_checksums(folder, [CONFIG_JSON])
 
-    def _shapes(self, config: ConfigT) -> dict[str, tuple[int, ...]]:
-        with torch.device("meta"):
-            state = self.network(config).state_dict()
-        return {name: tuple(value.shape) for name, value in state.items()}
+    def _shapes(self, config: ConfigT, folder: Path) -> dict[str, tuple[int, ...]]:
+        return shapes_of(functools.partial(self.network, config), folder)
 
 
 VAE_FORMAT = NetworkFormat(
@@ -203,6 +208,7 @@ def write_checkpoint(
         tokenizer.save(working / "tokenizer.json")
         if training:
             write_json(working / TRAINING, training)
+        add_checksums(working, ["tokenizer.json", TRAINING])
 
 
 def vae_values(

@@ -1,6 +1,7 @@
 """What the baselines' checkpoints share: Hugging Face's Llama folder; LLaDA's has a [mask] row."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -10,6 +11,14 @@ from torch import Tensor, nn
 
 from cola_train.config.settings import UserError, require
 from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from cola_train.export_files import (
+    CONFIG_JSON,
+    TRAINING,
+    add_checksums,
+    model_type,
+    read_json,
+    write_json,
+)
 from cola_train.families.checkpoint import Checkpoint, read_tokenizer
 from cola_train.files import atomic_folder
 from cola_train.models.config import TransformerConfig
@@ -17,18 +26,14 @@ from cola_train.models.transformer import Transformer
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
     DEFAULT_MAX_SHARD_BYTES,
-    TRAINING,
-    load_tensors,
-    model_type,
-    read_json,
-    write_json,
+    load_network,
+    shapes_of,
     write_tensors,
 )
 
 CheckpointT = TypeVar("CheckpointT", bound="TransformerCheckpoint")
 
 
-_CONFIG = "config.json"
 # For other programs: here the tokenizer and training.json say it.
 _NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 # For transformers' AutoTokenizer; without the last, its version 4 takes out spaces when decoding.
@@ -70,9 +75,7 @@ def write_transformer(
     `training` (stage, step, seq_len) goes to training.json, which no other program reads; seq_len
     also to config.json, as max_position_embeddings.
     """
-    with torch.device("meta"):
-        wanted = Transformer(config, kind.causal).state_dict()
-    shapes = {name: tuple(value.shape) for name, value in wanted.items()}
+    shapes = shapes_of(lambda: Transformer(config, kind.causal), folder)
     fields = {
         **config.to_json(),
         **_fixed_fields(config, kind),
@@ -83,12 +86,13 @@ def write_transformer(
     if "seq_len" in training:
         fields["max_position_embeddings"] = training["seq_len"]
     with atomic_folder(folder, replace=replace) as working:
-        write_json(working / _CONFIG, fields)
+        write_json(working / CONFIG_JSON, fields)
         write_tensors(working, shapes, state, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
         write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
         if training:
             write_json(working / TRAINING, training)
+        add_checksums(working, [CONFIG_JSON, "tokenizer.json", TRAINING])
 
 
 def read_config(root: Path, kind: Kind) -> TransformerConfig:
@@ -97,7 +101,7 @@ def read_config(root: Path, kind: Kind) -> TransformerConfig:
     Raises:
         UserError: a field that is unknown or not supported.
     """
-    fields, origin = read_json(root / _CONFIG)
+    fields, origin = read_json(root / CONFIG_JSON)
     not_own = {*_fixed_fields(TransformerConfig(), kind), *_NOT_READ}
     own = {name: value for name, value in fields.items() if name not in not_own}
     config = TransformerConfig.from_json(own, origin)
@@ -148,8 +152,8 @@ class TransformerCheckpoint(Checkpoint):
                 f"{EXPORT}/config.json) with that model_type; export one first."
             )
         config = read_config(root, cls.kind)
-        transformer = Transformer(config, cls.kind.causal)
-        load_tensors(transformer, root)
+        build = functools.partial(Transformer, config, cls.kind.causal)
+        transformer = load_network(build, config.num_blocks, root)
         held = read_tokenizer(root, config.vocab_size, "network")
         return cls(transformer.to(device).eval().requires_grad_(False), *held)
 

@@ -7,6 +7,7 @@ that it saved, and manifest.json: the step, the run's counters, every file's siz
 import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import xxhash
 
 from cola_train.checksums import FileChecksum, damage
+from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError
 from cola_train.files import sync, write_atomically
 from cola_train.json_text import parse_json
@@ -23,6 +25,7 @@ from cola_train.training.loop.state import RunState
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 4
+_MOST_POINTER_BYTES = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +92,16 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
         UserError: no pointer, and the newest checkpoint has no manifest that can be read; or the
             pointer names one that is not there.
     """
-    pointer = run_folder / CHECKPOINTS / LATEST
-    steps = saved_steps(run_folder)
-    if not pointer.is_file():
-        if not steps:
+    pointer, steps = run_folder / CHECKPOINTS / LATEST, saved_steps(run_folder)
+    named = _named_latest(pointer)
+    if steps and named < (newest := step_folder(run_folder, steps[-1])).name:
+        # A crash, or a change of the pointer, left it behind; without a manifest the newest was not
+        # saved by us.
+        with contextlib.suppress(UserError):
+            read_manifest(newest)
+            return newest
+    if not named:
+        if not (steps or os.path.lexists(pointer)):
             return None
         newest = step_folder(run_folder, steps[-1])
         with contextlib.suppress(UserError):  # the first save was killed before it was named
@@ -103,22 +112,33 @@ def latest_checkpoint(run_folder: Path) -> Path | None:
             f"`{LATEST}` naming one, and the newest has no manifest that can be read. Go on from "
             "the newest intact one with checkpoint.if_damaged=previous."
         )
-    folder = run_folder / CHECKPOINTS / pointer.read_text(encoding="utf-8").strip()
+    folder = pointer.with_name(named)
     if not folder.is_dir():
         raise UserError(
-            f"Cannot go on with {run_folder}: {pointer} names {folder.name}, which is not there; "
+            f"Cannot go on with {run_folder}: {pointer} names {named}, which is not there; "
             f"steps present: {steps}. Go on from the newest of these with "
             "checkpoint.if_damaged=previous."
         )
     return folder
 
 
+def _named_latest(pointer: Path) -> str:
+    """The name of the folder that the pointer names; "" where it names none."""
+    try:
+        text = read_bytes(pointer, _MOST_POINTER_BYTES).decode().strip()
+    except (OSError, ValueError):
+        return ""
+    return text if re.fullmatch(r"step-\d+", text, re.ASCII) else ""
+
+
 def read_manifest(folder: Path) -> CheckpointManifest:
     """A checkpoint's manifest; a UserError where it is missing or damaged."""
     try:
-        return CheckpointManifest.from_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        return CheckpointManifest.from_json(read_bytes(folder / MANIFEST).decode())
     except FileNotFoundError:
         reason = "is missing"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"is damaged ({error})"
     raise UserError(
@@ -144,8 +164,16 @@ def recovery_hint(folder: Path) -> str:
 def intact_manifest(folder: Path) -> CheckpointManifest:
     """A checkpoint's manifest; a UserError names each file that is not as it was written."""
     manifest = read_manifest(folder)
-    refuse_damage(folder, damage(folder, manifest.files, "the manifest"))
+    refuse_damage(
+        folder, [*damage(folder, manifest.files, "the manifest"), *strangers(folder, manifest)]
+    )
     return manifest
+
+
+def strangers(folder: Path, manifest: CheckpointManifest) -> list[str]:
+    """What is wrong with files that are not the checkpoint's, one line each: they would be read."""
+    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    return [f"{name} is no file of this checkpoint" for name in found if name not in manifest.files]
 
 
 def refuse_damage(folder: Path, problems: Sequence[str]) -> None:
@@ -196,15 +224,10 @@ def point_to(folder: Path) -> None:
 
 def repair_latest(run_folder: Path) -> None:
     """Make `latest` name the newest checkpoint, where a crash kept `finish` from doing so."""
-    steps = saved_steps(run_folder)
-    if not steps:
-        return
-    newest, pointer = step_folder(run_folder, steps[-1]), run_folder / CHECKPOINTS / LATEST
-    named = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
-    if named < newest.name:
-        with contextlib.suppress(UserError):  # without a manifest it was not saved by us
-            read_manifest(newest)
-            point_to(newest)
+    with contextlib.suppress(UserError):
+        folder = latest_checkpoint(run_folder)
+        if folder is not None and _named_latest(folder.with_name(LATEST)) != folder.name:
+            point_to(folder)
 
 
 def quarantine(folder: Path) -> Path:

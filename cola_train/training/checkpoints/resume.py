@@ -18,6 +18,7 @@ from cola_train.training.checkpoints.folder import (
     refuse_damage,
     saved_steps,
     step_folder,
+    strangers,
 )
 
 Saved = tuple[Path, CheckpointManifest]
@@ -68,6 +69,9 @@ def _checked(folder: Path, processes: Processes) -> CheckpointManifest:
     manifest = processes.agree(lambda: read_manifest(folder))
     mine = dict(list(manifest.files.items())[processes.rank :: processes.world_size])
     found: list[list[str]] = [[] for _ in range(processes.world_size)]
-    dist.all_gather_object(found, damage(folder, mine, "the manifest"))
+    problems = damage(folder, mine, "the manifest")
+    if processes.is_first:
+        problems += strangers(folder, manifest)
+    dist.all_gather_object(found, problems)
     refuse_damage(folder, [line for part in found for line in part])
     return manifest

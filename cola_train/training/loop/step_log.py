@@ -7,12 +7,12 @@ it against what was promised.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Int
 from torch import Tensor
 
-from cola_train.json_lines import JsonlWriter
+from cola_train.json_lines import JsonlWriter, read_lines
 from cola_train.json_text import parse_json
 from cola_train.randomness import philox4x32
 from cola_train.run_layout import STEP_LOG
@@ -69,6 +69,9 @@ def digest_text(digest: int) -> str:
     return f"{digest % (1 << 64):016x}"
 
 
+EntryT = TypeVar("EntryT", Attempt, Step)
+
+
 class StepLog:
     """Writes steps.jsonl; on one process only."""
 
@@ -86,16 +89,22 @@ def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
     """Every line in order, except those that a crash cut short.
 
     Raises:
-        OSError: no such log.
         ValueError: a whole line that is neither.
     """
-    with (run_folder / STEP_LOG).open(encoding="utf-8") as file:
-        for line in file:
-            try:
-                values: dict[str, Any] = parse_json(line)
-            except ValueError:
-                continue
-            try:
-                yield Attempt(**values["attempt"]) if "attempt" in values else Step(**values)
-            except TypeError as error:
-                raise ValueError(f"{line.strip()[:80]}: {error}") from error
+    for line in read_lines(run_folder / STEP_LOG):
+        try:
+            values: Any = parse_json(line)
+        except ValueError:
+            continue
+        try:
+            yield _typed(Attempt(**values["attempt"]) if "attempt" in values else Step(**values))
+        except TypeError as error:
+            raise ValueError(f"{line.strip()[:80]}: {error}") from error
+
+
+def _typed(entry: EntryT) -> EntryT:
+    for field in dataclasses.fields(entry):
+        value = getattr(entry, field.name)
+        if not isinstance(value, field.type) or isinstance(value, bool):
+            raise TypeError(f"{field.name} is {value!r:.40}")
+    return entry

@@ -56,6 +56,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def edit_json(path: Path, **changes: Any) -> None:
+    path.with_name(CHECKSUMS).unlink(missing_ok=True)  # as other programs write it
     path.write_text(json.dumps({**read_json(path), **changes}), encoding="utf-8")
 
 
@@ -185,6 +186,7 @@ def test_weights_of_another_precision_load_as_fp32(saved: Path) -> None:
 def test_fields_that_are_absent_take_the_formats_defaults(saved: Path) -> None:
     fields = read_json(saved / DIT / CONFIG)
     assert fields.pop("norm_eps") == 1e-5
+    (saved / DIT / CHECKSUMS).unlink()
     (saved / DIT / CONFIG).write_text(json.dumps(fields), encoding="utf-8")
     loaded = ColaCheckpoint.load(saved)
     assert loaded.dit is not None
@@ -293,6 +295,40 @@ def test_every_bit_of_the_weights_is_checked(
     ColaCheckpoint.load(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    "name", [f"{VAE}/{CONFIG}", f"{DIT}/{CONFIG}", "tokenizer.json", "training.json"]
+)
+def test_every_byte_beside_the_weights_is_checked(
+    checkpoint: ColaCheckpoint, tmp_path: Path, name: str
+) -> None:
+    checkpoint.training = {"seq_len": 64, "mask_documents": True}
+    checkpoint.save(tmp_path / "out")
+    path = tmp_path / "out" / name
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 1 + len(whole) // 9):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert_refused(tmp_path / "out", path.name)
+    path.unlink()
+    assert_refused(tmp_path / "out", f"{path.name}", "missing")
+    path.write_bytes(whole)
+    ColaCheckpoint.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"encoder_num_blocks": 10**9}, "says 1,000,000,002 blocks, and the weights beside it are"),
+        ({"vocab_size": 10**9}, "the config needs (1000000000, 16)"),
+        ({"vocab_size": 2**62}, "describes no network that can be built"),
+    ],
+)
+def test_a_config_of_absurd_size_takes_no_memory(
+    saved: Path, changes: dict[str, int], reason: str
+) -> None:
+    edit_json(saved / VAE / CONFIG, **changes)
+    assert_refused(saved, reason)
+
+
 @pytest.mark.parametrize("text", ["{}", '{"model.safetensors": 3}', "{", "[]", '{"a": {}}'])
 def test_checksums_that_are_damaged_are_named(saved: Path, text: str) -> None:
     (saved / VAE / CHECKSUMS).write_text(text)
@@ -309,7 +345,7 @@ def test_that_weights_cannot_be_checked_is_said_once(
     ColaCheckpoint.load(saved)
     assert capsys.readouterr().err == (
         f"{saved / DIT / WEIGHTS} has no checksums.json beside it, which exports of this program "
-        "have: whether its weights are as they were written cannot be checked.\n"
+        "have: whether it is as it was written cannot be checked.\n"
     )
 
 
@@ -522,6 +558,7 @@ def test_a_pair_that_cannot_work_together(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_does_not_fit(saved: Path) -> None:
     path = saved / "tokenizer.json"
+    (saved / CHECKSUMS).unlink()
     path.write_bytes(tiny_tokenizer(30).content)
     assert_refused(
         saved, f"{saved}: the tokenizer has 30 ids, the VAE only 29", "put the tokenizer.json there"
