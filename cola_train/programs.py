@@ -5,6 +5,7 @@ forks one for each program. What uses a GPU cannot be forked: such a program is 
 """
 
 import contextlib
+import ctypes
 import io
 import multiprocessing
 import os
@@ -28,19 +29,37 @@ _FORKS.set_forkserver_preload(["cola_train.cli", "cola_train.training.run", "lig
 # One that was forked can fork, for its imports are done; but not while it has threads.
 _HERE = multiprocessing.get_context("fork")
 _was_forked = False
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @contextlib.contextmanager
 def handling(
     numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    """While the block runs, call `handle` for these signals; the main thread alone may."""
-    before = {number: signal.signal(number, handle) for number in numbers}
+    """While the block runs, call `handle` for these signals; the main thread alone may.
+
+    A SIGHUP that whoever started the program wants ignored (`nohup`) stays ignored.
+    """
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, handle) for number in set(numbers) - kept}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def signal_at_parents_end(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends, even while it is stopped.
+
+    For a process of `multiprocessing`. Nothing is done where the system is not Linux.
+    """
+    prctl, parent = getattr(ctypes.CDLL(None), "prctl", None), multiprocessing.parent_process()
+    if prctl is None or parent is None:
+        return
+    prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number))
+    if not parent.is_alive():  # it ended before
+        os.kill(os.getpid(), number)
 
 
 def start(
@@ -110,7 +129,8 @@ def _run(
     os.chdir(folder)
     sys.argv = [module, *arguments]
     for number in ENDING:
-        signal.signal(number, signal.SIG_DFL)
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if first is not None:
         first()

@@ -201,6 +201,18 @@ def read_status(run_folder: Path) -> Status | None:
     return dataclasses.replace(status, state="died", reason=reason)
 
 
+def write_unsaid_end(run_folder: Path, reason: str) -> None:
+    """Make "failed", for this reason, of the "running" that a process could not take back."""
+    status = read_status(run_folder)
+    if status is None or status.state != "died":
+        return
+    # Unless another has begun with the run meanwhile.
+    with contextlib.suppress(UserError), locked(run_folder):
+        status = _written_status(run_folder)
+        if status is not None and status.state == "running":
+            write_status(run_folder, dataclasses.replace(status, state="failed", reason=reason))
+
+
 def _written_status(run_folder: Path) -> Status | None:
     try:
         return Status(**parse_json((run_folder / STATUS).read_text(encoding="utf-8")))
