@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 ENDING = tuple(signal.Signals[name] for name in _NAMES)
@@ -118,9 +119,9 @@ def _run(
     for number, file in enumerate(files, start=1):
         os.dup2(file.fileno(), number)
         file.close()
-    # As Python does it for a terminal or a pipe.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    # Anew: those that it was forked with know what other files could do (whether they seek).
+    sys.stdout = _opened(sys.stdout, 1, by_line=os.isatty(1))
+    sys.stderr = _opened(sys.stderr, 2, by_line=True)
     # Processes that it starts itself are started as in any program, not as this one was.
     multiprocessing.set_start_method(None, force=True)
     os.environ.clear()
@@ -136,3 +137,13 @@ def _run(
         first()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _opened(before: TextIO, number: int, *, by_line: bool) -> TextIO:
+    """A text stream as Python opens it, with encoding and errors as of the one `before`."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
+        encoding=before.encoding,
+        errors=before.errors,
+        line_buffering=by_line,
+    )
