@@ -25,7 +25,7 @@ STORE = "COLA_TRAIN_STORE"
 """The variable with the file in which processes of one machine meet (operations/launch.py)."""
 
 _LOST = re.compile(
-    r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|wait timeout|Broken pipe"
+    r"connection (closed|reset|refused)|gloo|nccl|timed out|wait timeout|broken pipe", re.IGNORECASE
 )
 # The watchdog (training/loop/watchdog.py) speaks first: it can say what its process was doing.
 _GRACE_SECONDS = 30
