@@ -201,16 +201,13 @@ def read_status(run_folder: Path) -> Status | None:
     return dataclasses.replace(status, state="died", reason=reason)
 
 
-def write_unsaid_end(run_folder: Path, reason: str) -> None:
-    """Make "failed", for this reason, of the "running" that a process could not take back."""
-    status = read_status(run_folder)
-    if status is None or status.state != "died":
-        return
+def write_unsaid_end(run_folder: Path, status: Status) -> None:
+    """Put a status in place of the "running" that a process could not take back."""
     # Unless another has begun with the run meanwhile.
     with contextlib.suppress(UserError), locked(run_folder):
-        status = _written_status(run_folder)
-        if status is not None and status.state == "running":
-            write_status(run_folder, dataclasses.replace(status, state="failed", reason=reason))
+        written = _written_status(run_folder)
+        if written is not None and written.state == "running":
+            write_status(run_folder, status)
 
 
 def _written_status(run_folder: Path) -> Status | None:

@@ -23,9 +23,10 @@ from types import FrameType
 from cola_train.config.settings import INTERRUPTED, UserError, require
 from cola_train.files import write_atomically
 from cola_train.operations.report import last_lines
+from cola_train.operations.runs import list_runs
 from cola_train.processes import STORE
 from cola_train.programs import ENDING, handling, signal_at_parents_end, start
-from cola_train.run_folder import write_unsaid_end
+from cola_train.run_folder import Status, write_unsaid_end
 from cola_train.run_layout import LOGS, RANKS
 
 # From a signal, or a first failure, to SIGKILL.
@@ -75,7 +76,10 @@ def launch(
                     )
             write_atomically(logs / RANKS, json.dumps(ranks.numbers()) + "\n")
             ranks.wait()
-    write_unsaid_end(run_folder, f"process 0 {_in_words(ranks.exit_of_first)}")
+    for row in list_runs(run_folder):
+        if row.state == "died":
+            reason = f"process 0 {_in_words(ranks.exit_of_first)}"
+            write_unsaid_end(run_folder, Status("failed", row.step, reason))
     if ranks.signals:
         name = signal.Signals(ranks.signals[0]).name
         sys.stderr.write(f"cola-train: {name} was passed on to all processes\n")

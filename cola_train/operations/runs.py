@@ -93,7 +93,7 @@ def _row(folder: Path) -> RunRow:
         state, step, reason = status.state, status.step, status.reason
     if state in ("running", "died"):
         # Its status has the step that it began with.
-        step = max(step, last.get("step", 0))
+        step = max(step, last.get("step", 0), _last_step(folder))
     budget = config.get("budget")
     convention = budget.get("convention") if isinstance(budget, Mapping) else None
     return RunRow(
@@ -106,6 +106,16 @@ def _row(folder: Path) -> RunRow:
         changed=_changed(folder),
         reason=reason,
     )
+
+
+def _last_step(folder: Path) -> int:
+    """The last step that was done since the run was last started; 0 for none."""
+    for line in _newest_lines(folder / STEP_LOG):
+        if "step" in line:
+            return int(line["step"])
+        if "attempt" in line:
+            break
+    return 0
 
 
 def _newest_lines(path: Path) -> Iterator[dict[str, Any]]:

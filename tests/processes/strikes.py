@@ -249,9 +249,9 @@ def _untrue(case: Strike, run: Path, found: Status | None, step: int) -> str | N
         ):
             return f"step {step} had to be saved, saved are {saved_steps(run)}"
         return None
-    if found.state == "died":
-        return None if (case.deed, case.target, case.rank) == (KILL, RANK, 0) else "nobody says why"
-    return None if found.state == "failed" and found.reason else "no reason"
+    if found.state != "failed" or not found.reason:
+        return "no reason"
+    return None if found.step == step else f"it had done {step} steps"
 
 
 def _is_exporting(run: Path) -> bool:

@@ -209,16 +209,21 @@ def test_a_process_that_was_stopped_for_long_does_not_hang() -> None:
         assert process.wait(30) == 0
 
 
-def test_a_run_whose_process_was_killed_says_by_what(tmp_path: Path) -> None:
+def test_what_a_killed_process_could_not_say_is_said_once(tmp_path: Path) -> None:
     write_status(tmp_path, Status("running", 3))
-    with locked(tmp_path):  # another process has taken it over
-        write_unsaid_end(tmp_path, "process 0 was ended by SIGKILL")
+    for reason in ("process 0 was ended by SIGKILL", "nothing more"):
+        write_unsaid_end(tmp_path, Status("failed", 5, reason))
+        assert read_status(tmp_path) == Status("failed", 5, "process 0 was ended by SIGKILL")
+
+
+def test_a_run_that_another_took_over_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cola_train.run_folder._LOCK_WAIT_SECONDS", 0.0)
+    write_status(tmp_path, Status("running", 3))
+    with locked(tmp_path):
+        write_unsaid_end(tmp_path, Status("failed", 5, "process 0 was ended by SIGKILL"))
         assert read_status(tmp_path) == Status("running", 3)
-    write_unsaid_end(tmp_path, "process 0 was ended by SIGKILL")
-    failed = Status("failed", 3, "process 0 was ended by SIGKILL")
-    assert read_status(tmp_path) == failed
-    write_unsaid_end(tmp_path, "nothing more")
-    assert read_status(tmp_path) == failed
 
 
 def test_a_plot_that_fails_ends_no_run(
