@@ -130,7 +130,7 @@ class _Ranks:
         self._send(number)
 
     def wait(self) -> None:
-        """Wait for all to end; after a signal or a failure not for longer than saving may take."""
+        """Wait for all; after a signal, or the first end, not for longer than saving may take."""
         if self.signals:  # some had not been started when it came
             self._send(self.signals[0])
         kill_at: float | None = None
@@ -142,7 +142,8 @@ class _Ranks:
                     self.first_failure = self._all.index(process), process.exitcode
                     if not self.signals:
                         self._send(signal.SIGTERM)
-            if self.signals or self.first_failure is not None:
+                self._send(signal.SIGCONT)  # where one ends the others do: let them see it
+            if self.signals or len(self._running) < len(self._all):
                 kill_at = kill_at or time.monotonic() + _SECONDS_TO_SAVE
             if kill_at is not None and time.monotonic() > kill_at:
                 self._send(signal.SIGKILL)

@@ -143,20 +143,18 @@ def modes(folder: Path) -> dict[str, int]:
 
 def mode_table(by_umask: Mapping[int, Mapping[str, int]]) -> str:
     """A table in Markdown: files and folders of each command's output, and their modes."""
-    names = sorted(next(iter(by_umask.values())))
     rows = []
-    for top in sorted({name.partition("/")[0] for name in names}):
+    for top in sorted({name.partition("/")[0] for of in by_umask.values() for name in of}):
         for ending, what in (("/", "folders"), ("", "files")):
-            inside = [
-                name
-                for name in names
-                if name.partition("/")[0] == top and name.endswith("/") == bool(ending)
-            ]
-            if inside:
-                columns = [
-                    ", ".join(sorted({f"{of[name]:04o}" for name in inside}))
-                    for of in by_umask.values()
+            columns = []
+            for of in by_umask.values():
+                inside = [
+                    mode
+                    for name, mode in of.items()
+                    if name.partition("/")[0] == top and name.endswith("/") == bool(ending)
                 ]
+                columns.append(", ".join(sorted({f"{mode:04o}" for mode in inside})))
+            if any(columns):
                 rows.append([f"`{top}`", what, str(len(inside)), *columns])
     return _markdown(["output", "", "number", *[f"umask {mask:03o}" for mask in by_umask]], rows)
 
