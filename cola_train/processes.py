@@ -3,7 +3,10 @@
 import contextlib
 import dataclasses
 import datetime
+import multiprocessing
 import os
+import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,9 @@ T = TypeVar("T")
 STORE = "COLA_TRAIN_STORE"
 """The variable with the file in which processes of one machine meet (operations/launch.py)."""
 
+_LOST = re.compile(
+    r"connection (closed|reset|refused)|gloo|nccl|timed out|wait timeout|broken pipe", re.IGNORECASE
+)
 # The watchdog (training/loop/watchdog.py) speaks first: it can say what its process was doing.
 _GRACE_SECONDS = 30
 
@@ -96,18 +102,41 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
             if STORE in os.environ:
                 store = dist.FileStore(os.environ[STORE], world_size)  # type: ignore[attr-defined]  # documented
                 meeting = {"store": store, "rank": rank, "world_size": world_size}
-            dist.init_process_group(backend, timeout=timeout, **meeting)
+            with _loss_explained(rank):
+                dist.init_process_group(backend, timeout=timeout, **meeting)
     else:
         # A store in memory: it opens no port, leaves no address in the environment, and nothing on
         # disk if the process is killed.
         alone = dist.HashStore()  # type: ignore[attr-defined]  # documented; exported where the system is not Windows
         dist.init_process_group(backend, store=alone, rank=0, world_size=1, timeout=timeout)
     try:
-        yield Processes(rank, world_size, local_rank, local_world_size, device)
+        with _loss_explained(rank):
+            yield Processes(rank, world_size, local_rank, local_world_size, device)
     finally:
         # Of several processes each ends by `end_process`: tearing gloo down aborts one time in ten.
         if not is_one_of_several():
             dist.destroy_process_group()
+
+
+def lost_process(error: BaseException) -> str | None:
+    """What communication says where another process has gone; None for any other error."""
+    text = str(error).strip()
+    return text.splitlines()[0] if _LOST.search(text) else None
+
+
+@contextlib.contextmanager
+def _loss_explained(rank: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        lost = lost_process(error)
+        if lost is None:
+            raise
+        raise UserError(
+            f"Rank {rank} has not met another process of the run, or lost it: {lost}. The other "
+            "ranks' messages say which ended first and why; the same command again goes on from "
+            "the last checkpoint."
+        ) from error
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -124,4 +153,11 @@ def end_process(status: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # a console that is gone
             stream.flush()
+    launcher = multiprocessing.parent_process()
+    if STORE in os.environ and launcher is not None and launcher.pid is not None:
+        # Where the launcher was stopped (Ctrl-Z), it has to see that this process has ended; and so
+        # has the one that forked it.
+        for number in {launcher.pid, os.getppid()} - {1}:
+            with contextlib.suppress(OSError):
+                os.kill(number, signal.SIGCONT)
     os._exit(status)

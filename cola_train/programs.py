@@ -5,6 +5,7 @@ forks one for each program. What uses a GPU cannot be forked: such a program is 
 """
 
 import contextlib
+import ctypes
 import io
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 ENDING = tuple(signal.Signals[name] for name in _NAMES)
@@ -28,19 +30,37 @@ _FORKS.set_forkserver_preload(["cola_train.cli", "cola_train.training.run", "lig
 # One that was forked can fork, for its imports are done; but not while it has threads.
 _HERE = multiprocessing.get_context("fork")
 _was_forked = False
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @contextlib.contextmanager
 def handling(
     numbers: Iterable[signal.Signals], handle: Callable[[int, FrameType | None], None]
 ) -> Iterator[None]:
-    """While the block runs, call `handle` for these signals; the main thread alone may."""
-    before = {number: signal.signal(number, handle) for number in numbers}
+    """While the block runs, call `handle` for these signals; the main thread alone may.
+
+    A SIGHUP that whoever started the program wants ignored (`nohup`) stays ignored.
+    """
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    before = {number: signal.signal(number, handle) for number in set(numbers) - kept}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def signal_at_parents_end(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent ends, even while it is stopped.
+
+    For a process of `multiprocessing`. Nothing is done where the system is not Linux.
+    """
+    prctl, parent = getattr(ctypes.CDLL(None), "prctl", None), multiprocessing.parent_process()
+    if prctl is None or parent is None:
+        return
+    prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(number))
+    if not parent.is_alive():  # it ended before
+        os.kill(os.getpid(), number)
 
 
 def start(
@@ -99,9 +119,9 @@ def _run(
     for number, file in enumerate(files, start=1):
         os.dup2(file.fileno(), number)
         file.close()
-    # As Python does it for a terminal or a pipe.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    # Anew: those that it was forked with know what other files could do (whether they seek).
+    sys.stdout = _opened(sys.stdout, 1, by_line=os.isatty(1))
+    sys.stderr = _opened(sys.stderr, 2, by_line=True)
     # Processes that it starts itself are started as in any program, not as this one was.
     multiprocessing.set_start_method(None, force=True)
     os.environ.clear()
@@ -110,9 +130,20 @@ def _run(
     os.chdir(folder)
     sys.argv = [module, *arguments]
     for number in ENDING:
-        signal.signal(number, signal.SIG_DFL)
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if first is not None:
         first()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _opened(before: TextIO, number: int, *, by_line: bool) -> TextIO:
+    """A text stream as Python opens it, with encoding and errors as of the one `before`."""
+    return io.TextIOWrapper(
+        io.BufferedWriter(io.FileIO(number, "w", closefd=False)),
+        encoding=before.encoding,
+        errors=before.errors,
+        line_buffering=by_line,
+    )

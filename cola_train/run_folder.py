@@ -221,6 +221,15 @@ def read_status(run_folder: Path) -> Status | None:
     return dataclasses.replace(status, state="died", reason=reason)
 
 
+def write_unsaid_end(run_folder: Path, status: Status) -> None:
+    """Put a status in place of the "running" that a process could not take back."""
+    # Unless another has begun with the run meanwhile.
+    with contextlib.suppress(UserError), locked(run_folder):
+        written = _written_status(run_folder)
+        if written is not None and written.state == "running":
+            write_status(run_folder, status)
+
+
 def _written_status(run_folder: Path) -> Status | None:
     try:
         status = Status(**parse_json(read_bytes(run_folder / STATUS).decode()))

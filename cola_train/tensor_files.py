@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -203,10 +204,14 @@ def write_tensors(
         # Only now are this file's tensors asked for: a state that reads them from disk is never
         # whole in memory.
         tensors = {key: state[key].detach().to("cpu", torch.float32).contiguous() for key in names}
+        path = folder / file
+        path.touch()
+        mode = stat.S_IMODE(path.stat().st_mode)  # the user's own; safetensors leaves others none
         try:
-            save_file(tensors, folder / file, metadata={"format": "pt"})
+            save_file(tensors, path, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        path.chmod(mode)
         del tensors  # or two files' would be in memory while the next one's are read
         weight_map |= dict.fromkeys(names, file)
     if len(shards) > 1:

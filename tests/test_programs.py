@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from cola_train.programs import start
-from tests.helpers.programs import clean_environment
+from cola_train.programs import ENDING, handling, start
+from tests.helpers.programs import ROOT, clean_environment
 
 TELLS = """
 import multiprocessing, os, signal, sys
@@ -60,3 +62,61 @@ def test_starting_one_leaves_this_process_signals_as_they_were() -> None:
         assert program.exitcode == 0
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def test_what_nohup_keeps_off_stays_off() -> None:
+    numbers = [signal.SIGHUP, signal.SIGUSR1]
+    before = [signal.getsignal(number) for number in numbers]
+    seen: list[int] = []
+    try:
+        for ignored in (True, False):
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
+            if not ignored:
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            with handling(ENDING, lambda number, frame: seen.append(number)):
+                for number in numbers:
+                    signal.raise_signal(number)
+            now = signal.getsignal(signal.SIGHUP)
+            assert now == (signal.SIG_IGN if ignored else signal.SIG_DFL)
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
+    assert seen == [signal.SIGUSR1, signal.SIGHUP, signal.SIGUSR1]
+
+
+TIED = """
+import multiprocessing, os, signal, time
+from cola_train.programs import signal_at_parents_end
+def child():
+    signal_at_parents_end(signal.SIGKILL)
+    print(os.getpid(), flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+multiprocessing.get_context("fork").Process(target=child).start()
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's end")
+def test_a_process_that_is_stopped_ends_with_its_parent() -> None:
+    command = [sys.executable, "-c", TIED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+
+        def wait_for(*states: str) -> None:
+            deadline = time.monotonic() + 30
+            while state_of(child) not in states:
+                assert time.monotonic() < deadline, state_of(child)
+                time.sleep(0.02)
+
+        wait_for(psutil.STATUS_STOPPED)
+        parent.kill()
+        wait_for(psutil.STATUS_ZOMBIE, "gone")
+
+
+def state_of(process: psutil.Process) -> str:
+    try:
+        return str(process.status())
+    except psutil.NoSuchProcess:
+        return "gone"

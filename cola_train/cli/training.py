@@ -19,7 +19,7 @@ from cola_train.run_folder import (
     saved_config,
     status_time,
 )
-from cola_train.run_layout import LOGS, folder_of
+from cola_train.run_layout import folder_of
 
 
 def add(verbs: Any) -> None:
@@ -171,11 +171,11 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
         )
     folder, on_gpu = folder_of(config), uses_gpu(config.trainer.accelerator)
     before = status_time(folder)
-    status = launch(arguments, config.parallel.num_processes, folder / LOGS, uses_gpu=on_gpu)
+    status = launch(arguments, config.parallel.num_processes, folder, uses_gpu=on_gpu)
     now = read_status(folder)
-    if status <= 128 or now is None or status_time(folder) == before:
+    if now is None or status_time(folder) == before:
         return status
-    # A signal ended it: the status that it wrote since says how far the run got.
+    # Whichever process failed or got a signal: what was written since says how far the run got.
     return {"interrupted": INTERRUPTED, "finished": 0}.get(now.state, status)
 
 

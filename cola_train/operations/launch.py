@@ -1,63 +1,68 @@
 """Start the processes of a run on this machine, pass signals on to them, and say how they ended.
 
-They are tied to their launcher, and meet in a file that nobody else can read: no port is opened
-beyond the machine itself.
+They are tied to their launcher, and meet in a file that has no name, so that nobody else finds it
+and nothing of it stays: no port is opened beyond the machine itself.
 """
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
-from cola_train.config.settings import INTERRUPTED, UserError
+from cola_train.config.settings import INTERRUPTED, UserError, require
 from cola_train.files import write_atomically
 from cola_train.operations.report import last_lines
+from cola_train.operations.runs import list_runs
 from cola_train.processes import STORE
-from cola_train.programs import ENDING, handling, start
-from cola_train.run_layout import RANKS
+from cola_train.programs import ENDING, handling, signal_at_parents_end, start
+from cola_train.run_folder import Status, write_unsaid_end
+from cola_train.run_layout import LOGS, RANKS
 
 # From a signal, or a first failure, to SIGKILL.
 _SECONDS_TO_SAVE = 300
 
 
 def launch(
-    arguments: Sequence[str], num_processes: int, log_folder: Path, *, uses_gpu: bool
+    arguments: Sequence[str], num_processes: int, run_folder: Path, *, uses_gpu: bool
 ) -> int:
-    """Run `cola-train ARGUMENTS` in `num_processes` processes.
+    """Run `cola-train ARGUMENTS`, which trains the run, in `num_processes` processes.
 
-    Process 0 writes to this terminal, the others into a folder of their own in `log_folder`; the
-    end of the log of one that failed is shown.
+    Process 0 writes to this terminal, the others into a folder of their own in the run's logs; the
+    end of the log of one that failed is shown. How process 0 ended is written to the run's status
+    where it could not do so itself.
 
     Returns:
         The exit status of the process that failed first, or 0. After a signal 128 + its number, as
         a shell does, whether or not the processes could save: status.json says.
 
     Raises:
-        UserError: no folder can be made in `log_folder`.
+        UserError: no folder for the logs can be made.
     """
-    logs = log_folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    logs = run_folder / LOGS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     try:
         logs.mkdir(parents=True)
     except OSError as error:
         reason = f"The folder {logs} for the run's logs cannot be made: {error.strerror or error}."
         raise UserError(f"{reason} Choose another runs_folder.") from error
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with tempfile.TemporaryDirectory(prefix="cola-train-") as private:
+    require(hasattr(os, "memfd_create"), "Several processes of a run need Linux: start one alone.")
+    with os.fdopen(os.memfd_create("meeting"), "wb") as store:
         ranks = _Ranks()
         with handling(ENDING, ranks.pass_on):
             for rank in range(num_processes):
-                variables = _place(rank, num_processes, Path(private, "store"))
+                variables = _place(rank, num_processes)
+                shared = Connection(os.dup(store.fileno()), readable=False)
                 with _streams(rank, logs) as streams:
                     ranks.add(
                         start(
@@ -65,12 +70,16 @@ def launch(
                             arguments,
                             streams,
                             environment={**os.environ, **variables},
-                            first=_join_launcher,
+                            first=functools.partial(_join_launcher, shared),
                             fresh=uses_gpu,
                         )
                     )
             write_atomically(logs / RANKS, json.dumps(ranks.numbers()) + "\n")
             ranks.wait()
+    for row in list_runs(run_folder):
+        if row.state == "died":
+            reason = f"process 0 {_in_words(ranks.exit_of_first)}"
+            write_unsaid_end(run_folder, Status("failed", row.step, reason))
     if ranks.signals:
         name = signal.Signals(ranks.signals[0]).name
         sys.stderr.write(f"cola-train: {name} was passed on to all processes\n")
@@ -80,7 +89,7 @@ def launch(
     rank, status = ranks.first_failure
     if status == INTERRUPTED:
         return INTERRUPTED
-    if lines := last_lines(_log(rank, logs)):
+    if rank > 0 and (lines := last_lines(_log(rank, logs))):  # process 0 has said it here
         heading = f"cola-train: process {rank} failed first; the end of {_log(rank, logs)}:"
         sys.stderr.write("\n".join([heading, *lines, ""]))
     return status if status > 0 else 128 - status
@@ -110,13 +119,18 @@ class _Ranks:
         """The processes' numbers, by rank."""
         return [process.pid for process in self._all]
 
+    @property
+    def exit_of_first(self) -> int | None:
+        """The exit status of process 0, once it has ended."""
+        return self._all[0].exitcode
+
     def pass_on(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal: all get it."""
         self.signals.append(number)
         self._send(number)
 
     def wait(self) -> None:
-        """Wait for all to end; after a signal or a failure not for longer than saving may take."""
+        """Wait for all; after a signal, or the first end, not for longer than saving may take."""
         if self.signals:  # some had not been started when it came
             self._send(self.signals[0])
         kill_at: float | None = None
@@ -128,7 +142,8 @@ class _Ranks:
                     self.first_failure = self._all.index(process), process.exitcode
                     if not self.signals:
                         self._send(signal.SIGTERM)
-            if self.signals or self.first_failure is not None:
+                self._send(signal.SIGCONT)  # where one ends the others do: let them see it
+            if self.signals or len(self._running) < len(self._all):
                 kill_at = kill_at or time.monotonic() + _SECONDS_TO_SAVE
             if kill_at is not None and time.monotonic() > kill_at:
                 self._send(signal.SIGKILL)
@@ -138,6 +153,14 @@ class _Ranks:
             with contextlib.suppress(ProcessLookupError):
                 assert process.pid is not None
                 os.kill(process.pid, number)
+                os.kill(process.pid, signal.SIGCONT)  # one that was stopped heeds nothing else
+
+
+def _in_words(status: int | None) -> str:
+    if status is None or status >= 0:
+        return f"ended with exit status {status}"
+    name = signal.Signals(-status).name
+    return f"was ended by {name}" + (" (kill -9, lack of memory)" if name == "SIGKILL" else "")
 
 
 def _log(rank: int, logs: Path) -> Path:
@@ -153,7 +176,7 @@ def _streams(rank: int, logs: Path) -> Iterator[tuple[int, int]]:
         yield file.fileno(), file.fileno()
 
 
-def _place(rank: int, num_processes: int, store: Path) -> dict[str, str]:
+def _place(rank: int, num_processes: int) -> dict[str, str]:
     """The variables that tell a process its place, and keep what it says on this machine."""
     number, count = str(rank), str(num_processes)
     place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
@@ -162,12 +185,15 @@ def _place(rank: int, num_processes: int, store: Path) -> dict[str, str]:
         for library in ("GLOO", "NCCL"):
             name = f"{library}_SOCKET_IFNAME"
             place[name] = os.environ.get(name, loopback)
-    return {**place, STORE: str(store)}
+    return place
 
 
-def _join_launcher() -> None:
+def _join_launcher(store: Connection) -> None:
     """Take no signals of the launcher's terminal, and end when the launcher does."""
     os.setsid()
+    # By this path each process opens the file anew, as its locks want it.
+    os.environ[STORE] = f"/proc/self/fd/{os.dup(store.fileno())}"
+    signal_at_parents_end(signal.SIGCONT)  # stopped, it would not see what the thread sees
     threading.Thread(target=_end_with_launcher, daemon=True).start()
 
 

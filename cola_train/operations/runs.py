@@ -93,7 +93,7 @@ def _row(folder: Path) -> RunRow:
         state, step, reason = status.state, status.step, status.reason
     if state in ("running", "died"):
         # Its status has the step that it began with.
-        step = max(step, int(_number(last.get("step")) or 0))
+        step = max(step, int(_number(last.get("step")) or 0), _last_step(folder))
     budget = config.get("budget")
     convention = budget.get("convention") if isinstance(budget, Mapping) else None
     verb = config.get("stage")
@@ -112,6 +112,16 @@ def _row(folder: Path) -> RunRow:
 def _number(value: object) -> float | None:
     """A figure of a log, where it is one."""
     return value if type(value) in (int, float) and abs(value) < 2.0**63 else None
+
+
+def _last_step(folder: Path) -> int:
+    """The last step that was done since the run was last started; 0 for none."""
+    for line in _newest_lines(folder / STEP_LOG):
+        if "step" in line:
+            return int(_number(line["step"]) or 0)
+        if "attempt" in line:
+            break
+    return 0
 
 
 def _newest_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from cola_train.console import say
 from cola_train.data.batch import Batch, PackedRows, ValidationRows
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import MANIFEST_FILE, PreparedData
+from cola_train.programs import signal_at_parents_end
 
 _SECONDS_TO_OUTLAST = 20
 
@@ -111,3 +112,6 @@ def _outlast_signals(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_SECONDS_TO_OUTLAST))
+    # Without its parent it is of no use, and holds what it was forked with: the run's lock and
+    # connections.
+    signal_at_parents_end(signal.SIGKILL)

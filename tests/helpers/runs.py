@@ -70,7 +70,11 @@ SMALL_TRANSFORMER = [
 @pytest.fixture(scope="session")
 def prepared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first pages of a real novel, as rows of 32 tokens of a BPE of its own."""
-    folder = tmp_path_factory.mktemp("data")
+    return prepare_small(tmp_path_factory.mktemp("data"))
+
+
+def prepare_small(folder: Path) -> Path:
+    """Prepare the first pages of a real novel in `folder`; returns where the rows lie."""
     book = folder / "book.txt"
     book.write_bytes(lzma.decompress(BOOK.read_bytes())[:60_000].rsplit(b"\n", 1)[0])
     corpus = CorpusConfig(inputs=[str(book)])

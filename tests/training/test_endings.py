@@ -5,7 +5,9 @@ import json
 import os
 import pty
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ import torch
 from cola_train.config.settings import UserError
 from cola_train.data.batch import Batch
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
-from cola_train.run_folder import Status, read_status
+from cola_train.run_folder import Status, locked, read_status, write_status, write_unsaid_end
 from cola_train.run_layout import folder_of
 from cola_train.training import run as run_module
 from cola_train.training.callbacks import in_loop_evaluation, metrics
@@ -26,6 +28,7 @@ from cola_train.training.loop.ending import explained
 from cola_train.training.loop.module import StageModule
 from cola_train.training.loop.watchdog import Watchdog
 from cola_train.training.run import train
+from tests.helpers.programs import ROOT
 
 VAEConfigs = Callable[..., VAERunConfig]
 JointConfigs = Callable[..., JointRunConfig]
@@ -184,6 +187,43 @@ def test_a_process_that_hangs_tells_the_status(monkeypatch: pytest.MonkeyPatch) 
     watchdog._end(waited=8.0)
     assert ended == [1]
     assert told == ["rank 1 has been starting for 8 s, longer than parallel.timeout_seconds (7)"]
+
+
+def test_a_process_that_was_stopped_for_long_does_not_hang() -> None:
+    lines = [
+        "import time",
+        "from cola_train.training.loop.watchdog import Watchdog",
+        "with Watchdog(0, 1.0) as watchdog:",
+        "    for step in range(16):",
+        "        print(step, flush=True)",
+        "        time.sleep(0.1)",
+        "        watchdog.beat('in a step')",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "0\n"
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(30) == 0
+
+
+def test_what_a_killed_process_could_not_say_is_said_once(tmp_path: Path) -> None:
+    write_status(tmp_path, Status("running", 3))
+    for reason in ("process 0 was ended by SIGKILL", "nothing more"):
+        write_unsaid_end(tmp_path, Status("failed", 5, reason))
+        assert read_status(tmp_path) == Status("failed", 5, "process 0 was ended by SIGKILL")
+
+
+def test_a_run_that_another_took_over_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cola_train.run_folder._LOCK_WAIT_SECONDS", 0.0)
+    write_status(tmp_path, Status("running", 3))
+    with locked(tmp_path):
+        write_unsaid_end(tmp_path, Status("failed", 5, "process 0 was ended by SIGKILL"))
+        assert read_status(tmp_path) == Status("running", 3)
 
 
 def test_a_plot_that_fails_ends_no_run(

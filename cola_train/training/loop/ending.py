@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cola_train.config.settings import UserError
+from cola_train.processes import lost_process
 from cola_train.run_folder import Status
 from cola_train.training.loop.guard import RunStoppedError
 
@@ -53,12 +54,10 @@ def explained(error: Exception, stage: "StageModule") -> Exception:
                 f"read ahead): {cause}. Lack of memory and a file that vanished are usual causes. "
                 f"{_GOING_ON}"
             )
-    text = str(error)
-    if re.search(r"[Cc]onnection (closed|reset|refused)|gloo|NCCL|[Tt]imed out|Broken pipe", text):
+    if (lost := lost_process(error)) is not None:
         return UserError(
-            f"Rank {rank} lost another process of the run while {doing} (step {step}): "
-            f"{text.strip().splitlines()[0]}. The other ranks' messages say which ended first and "
-            f"why. {_GOING_ON}"
+            f"Rank {rank} lost another process of the run while {doing} (step {step}): {lost}. The "
+            f"other ranks' messages say which ended first and why. {_GOING_ON}"
         )
     error.add_note(f"on rank {rank}, while {doing} (step {step})")
     return error

@@ -24,13 +24,13 @@ class Watchdog:
         self._rank, self._timeout = rank, timeout_seconds
         # Tells the run's status why it ended; on the process that writes it.
         self.tell: Callable[[str], None] = lambda reason: None
-        self.doing, self._since = "starting", time.monotonic()
+        self.doing, self._waited = "starting", 0.0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True, name="watchdog")
 
     def beat(self, doing: str) -> None:
         """The process is alive and begins to do this."""
-        self.doing, self._since = doing, time.monotonic()
+        self.doing, self._waited = doing, 0.0
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()
@@ -41,10 +41,12 @@ class Watchdog:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self._timeout / 4)):
-            waited = time.monotonic() - self._since
-            if waited > self._timeout:
-                self._end(waited)
+        pause = min(1.0, self._timeout / 4)
+        while not self._ended.wait(pause):
+            # Not by the clock: while this process is stopped (Ctrl-Z), it does not hang.
+            self._waited += pause
+            if self._waited > self._timeout:
+                self._end(self._waited)
 
     def _end(self, waited: float) -> None:
         reason = (

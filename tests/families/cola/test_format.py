@@ -4,7 +4,9 @@ its reason.
 
 import dataclasses
 import json
+import os
 import re
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,20 @@ def test_sharded_files_are_named_counted_and_complete(
     reloaded, plain = ColaCheckpoint.load(tmp_path / "many"), ColaCheckpoint.load(tmp_path / "one")
     tokens = random_tokens(1, 8, seed=1)
     assert torch.equal(reloaded.vae.encode(tokens).mean, plain.vae.encode(tokens).mean)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_modes_that_the_umask_leaves(
+    umask: int, checkpoint: ColaCheckpoint, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        checkpoint.save(tmp_path / "out")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "out").rglob("*"):
+        usual = 0o777 if path.is_dir() else 0o666
+        assert stat.S_IMODE(path.stat().st_mode) == usual & ~umask, path
 
 
 def test_what_is_loaded_is_what_was_saved_and_ready_for_inference(

@@ -369,13 +369,17 @@ def test_a_launcher_stopped_before_any_step_does_not_end_as_if_done(
     with (tmp_path / "log.txt").open("w") as log:
         command = [sys.executable, "-m", "cola_train", "vae", write(config, tmp_path)]
         job = subprocess.Popen(command, env=clean_environment(), stdout=log, stderr=log)
-        deadline = time.monotonic() + 60
+    try:
+        deadline = time.monotonic() + 120
         while not list((folder_of(config) / "logs").rglob("processes.json")):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         all_of_them = psutil.Process(job.pid).children(recursive=True)
         job.send_signal(signal.SIGTERM)
         assert job.wait(60) == 128 + signal.SIGTERM
+    finally:
+        job.kill()  # what it started ends with it
+        job.wait()
     assert psutil.wait_procs(all_of_them, timeout=10)[1] == []
     assert read_status(folder_of(config)) is None
 

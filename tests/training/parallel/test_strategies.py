@@ -160,4 +160,4 @@ def test_the_launcher_is_the_users_way_to_several_processes(
 def test_a_folder_for_logs_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"/file/logs/.* cannot be made: Not a directory. Choose"):
-        launch(["vae"], 2, tmp_path / "file" / "logs", uses_gpu=False)
+        launch(["vae"], 2, tmp_path / "file", uses_gpu=False)
