@@ -15,7 +15,7 @@ from cola_train.config.load import to_yaml, value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.families.registry import load_run_config
-from cola_train.files import is_unfinished, write_atomically, write_errors_explained
+from cola_train.files import file_hint, is_unfinished, write_atomically, write_errors_explained
 from cola_train.json_text import parse_json
 from cola_train.run_layout import CONFIG, EXPORT, LOCK, LOGS, STATUS, folder_of
 
@@ -34,7 +34,8 @@ def read_run_config(run_folder: Path) -> RunConfig:
     path = run_folder / CONFIG
     if not path.is_file():
         raise UserError(
-            f"{run_folder} is not a run folder: it has no {CONFIG}. Runs lie in checkpoints/NAME."
+            f"{run_folder} is not a run folder: it has no {CONFIG}{file_hint(run_folder)}. Runs "
+            "lie in checkpoints/NAME."
         )
     try:
         return load_run_config(path)
@@ -64,8 +65,8 @@ def require_data(config: RunConfig) -> None:
     there = "" if path.is_absolute() else f" in {Path.cwd()}, which data.path is relative to"
     require(
         path.is_dir(),
-        f"There is no prepared data folder {path}{there}: give data.path=... where it lies, or "
-        "write one with `cola-train prepare`.",
+        f"There is no prepared data folder {path}{there}{file_hint(path)}: give data.path=... "
+        "where it lies, or write one with `cola-train prepare`.",
     )
 
 

@@ -15,7 +15,7 @@ from cola_train.config.settings import UserError, require
 from cola_train.data.packing import SplitCounts, documents_file, tokens_file
 from cola_train.data.sources import SourceHash
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.files import read_errors_explained
+from cola_train.files import file_hint, read_errors_explained
 from cola_train.json_text import parse_json
 
 MANIFEST_FILE = "manifest.json"
@@ -91,7 +91,8 @@ class PreparedData:
         folder = Path(folder)
         require(
             folder.is_dir(),
-            f"There is no prepared data folder {folder}; write one with `cola-train prepare`.",
+            f"There is no prepared data folder {folder}{file_hint(folder)}; write one with "
+            "`cola-train prepare`.",
         )
         path = folder / MANIFEST_FILE
         require(
