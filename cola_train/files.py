@@ -183,6 +183,11 @@ def _swap_in(working: Path, final: Path) -> None:
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
+def file_hint(path: Path) -> str:
+    """The end of a phrase about a folder that is not there: is it a file?"""
+    return " (it is a file: give a folder)" if path.is_file() else ""
+
+
 def lfs_hint(path: Path) -> str:
     """The end of a message about a file that cannot be understood: is it a Git LFS pointer?"""
     with contextlib.suppress(OSError), path.open("rb") as file:

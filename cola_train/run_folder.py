@@ -19,6 +19,7 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.families.registry import load_run_config
 from cola_train.files import (
+    file_hint,
     is_unfinished,
     read_errors_explained,
     write_atomically,
@@ -42,7 +43,8 @@ def read_run_config(run_folder: Path) -> RunConfig:
     path = run_folder / CONFIG
     if not path.is_file():
         raise UserError(
-            f"{run_folder} is not a run folder: it has no {CONFIG}. Runs lie in checkpoints/NAME."
+            f"{run_folder} is not a run folder: it has no {CONFIG}{file_hint(run_folder)}. Runs "
+            "lie in checkpoints/NAME."
         )
     with read_errors_explained(path):
         altered = is_altered(read_bytes(path))
@@ -80,8 +82,8 @@ def require_data(config: RunConfig) -> None:
     there = "" if path.is_absolute() else f" in {Path.cwd()}, which data.path is relative to"
     require(
         path.is_dir(),
-        f"There is no prepared data folder {path}{there}: give data.path=... where it lies, or "
-        "write one with `cola-train prepare`.",
+        f"There is no prepared data folder {path}{there}{file_hint(path)}: give data.path=... "
+        "where it lies, or write one with `cola-train prepare`.",
     )
 
 

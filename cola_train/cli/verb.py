@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from cola_train.config.describe import Described, describe, sections
-from cola_train.config.load import leaves, load_config
+from cola_train.config.hints import USUAL_NAMES, meant
+from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.families.registry import load_run_config
 
@@ -94,10 +95,12 @@ def is_path(text: str) -> bool:
 def dashes_hint(options: argparse.Namespace, rest: Sequence[str]) -> str:
     """The end of a message about unknown options, where one of them is a setting with dashes."""
     config_class = getattr(options, "config_class", None)
-    known = [] if config_class is None else [key for key, _ in leaves(config_class)]
+    known = [] if config_class is None else [entry.key for entry in describe(config_class)]
     for text in rest:
-        key, _, value = text.removeprefix("--").partition("=")
-        if text.startswith("--") and hasattr(options, "settings") and ("." in key or key in known):
+        name, _, value = text.removeprefix("--").partition("=")
+        if not (text.startswith("--") and hasattr(options, "settings")):
+            continue
+        for key in [name] if name in known or "." in name else meant(name, known):
             return f"; settings are key=value, without --: {key}={value or 'VALUE'}"
     return ""
 
@@ -235,6 +238,7 @@ def _hint(config_class: type, word: str) -> str:
     keys = [entry.key for entry in describe(config_class)]
     prefixes = {key[:place] for key in keys for place, letter in enumerate(key) if letter == "."}
     names = [*sorted(prefixes), *keys, *(key.rpartition(".")[2] for key in keys)]
-    close = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
+    usual = meant(word, keys) if word in USUAL_NAMES else []
+    close = usual or difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5)
     end = f"did you mean '{close[0]}'?" if close else f"--help {ALL} lists them."
     return f"in its name or meaning; {end}"

@@ -11,9 +11,17 @@ from typing import Any, TypeVar, cast
 import yaml
 from omegaconf import OmegaConf
 
+from cola_train.config.hints import key_hint
 from cola_train.config.reading import Plain, parse, read_text
 from cola_train.config.settings import UserError, check_value
-from cola_train.config.typed import NULLS, Argument, section_class, table_class, typed_section
+from cola_train.config.typed import (
+    NULLS,
+    Argument,
+    UnknownKeyError,
+    section_class,
+    table_class,
+    typed_section,
+)
 
 T = TypeVar("T")
 # The default of a setting that must be given, in a section that has to be made without it.
@@ -39,7 +47,11 @@ def build_config(
     """As `load_config`, from values that were read already; messages about them name `origin`."""
     layers = [(origin, values)]
     layers += [(f"the override '{text}'", _parse_override(text)) for text in overrides]
-    given = _merge(*(typed_section(layer, config_class, origin) for origin, layer in layers))
+    try:
+        given = _merge(*(typed_section(layer, config_class, origin) for origin, layer in layers))
+    except UnknownKeyError as error:
+        hint = key_hint(error.key, config_class, error.here, is_section=error.is_section)
+        raise UserError(f"{error}; {hint}") from None
     if missing := sorted(_missing(config_class, given)):
         raise UserError(
             f"The config lacks a value for: {', '.join(missing)}. Give each as key=value or in the "

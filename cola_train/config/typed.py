@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, NoReturn
 
+import yaml
+
 from cola_train.config.reading import Plain, parse
-from cola_train.config.settings import UserError, nearest
+from cola_train.config.settings import UserError
 
 _NUMBER = re.compile(
     r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(e[-+]?\d{1,6})?", re.ASCII | re.IGNORECASE
@@ -23,12 +25,26 @@ _BOOLS = {
     for word in words.split()
 }
 _FIRST_TOO_LARGE = 2**63
+_QUOTES = "Put quotes around a name or text with [ ] { } : # or a comma in it"
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 80, 80
 
 
 class Argument(str):
     """What follows `key=` on the command line: the text itself, or YAML, by the setting's type."""
+
+
+class UnknownKeyError(UserError):
+    """A key of a config that its class lacks: `key`, where it stands, and the keys beside it."""
+
+    def __init__(self, key: str, origin: str, here: list[str], value: object) -> None:
+        super().__init__(f"Unknown config key '{key}' in {origin}")
+        # What stands alone below it belongs to it: `a.b=1`.
+        whole = key
+        while isinstance(value, dict) and len(value) == 1:
+            ((name, value),) = value.items()
+            whole += f".{name}"
+        self.key, self.here, self.is_section = whole, here, isinstance(value, dict)
 
 
 def section_class(annotation: object) -> type | None:
@@ -51,14 +67,16 @@ def typed_section(
     """The texts in `values` as what the settings of the class are; sections as dictionaries.
 
     Raises:
-        UserError: an unknown key or a value of the wrong type; it names key and `origin`.
+        UnknownKeyError: an unknown key.
+        UserError: a value of the wrong type; it names key and `origin`.
     """
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     found = {}
     for name, value in values.items():
         if name not in fields:
-            hint = nearest(prefix + name, [prefix + field for field in fields])
-            raise UserError(f"Unknown config key '{prefix}{name}' in {origin}; {hint}")
+            raise UnknownKeyError(
+                f"{prefix}{name}", origin, [prefix + field for field in fields], value
+            )
         found[name] = typed(value, fields[name].type, f"{prefix}{name}", origin)
     return found
 
@@ -70,13 +88,19 @@ def typed(value: Any, kind: Any, key: str, origin: str) -> Any:
         UserError: it is none; the message names `key` and `origin`.
     """
 
-    def refuse(allowed: str) -> NoReturn:
+    def refuse(allowed: str, hint: str = "") -> NoReturn:
         raise UserError(
-            f"Config key '{key}' in {origin} must be {allowed}, not {_short.repr(value)}."
+            f"Config key '{key}' in {origin} must be {allowed}, not {_short.repr(value)}{hint}."
         )
 
+    may_be_null = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    if may_be_null:
+        (kind,) = [option for option in typing.get_args(kind) if option is not type(None)]
+    outer, inner = typing.get_origin(kind), typing.get_args(kind)
+    start = ""  # of what is to be written instead
     if isinstance(value, Argument):
-        value = _text(value, origin) if kind in (str, str | None) else parse(value, origin)
+        start = f"{key}="
+        value = _text(value, origin) if kind is str else _parsed(value, kind, key, origin)
     if (section := section_class(kind)) is not None:
         if not isinstance(value, dict):
             raise UserError(
@@ -84,13 +108,9 @@ def typed(value: Any, kind: Any, key: str, origin: str) -> Any:
                 f"{_short.repr(value)}."
             )
         return typed_section(value, section, origin, f"{key}.")
-    outer, inner = typing.get_origin(kind), typing.get_args(kind)
     is_null = isinstance(value, Plain) and value in NULLS
-    if outer in (typing.Union, types.UnionType):
-        if is_null:
-            return None
-        (kind,) = [option for option in inner if option is not type(None)]
-        return typed(value, kind, key, origin)
+    if may_be_null and is_null:
+        return None
     if outer is dict:
         if not isinstance(value, dict):
             refuse("names with values, such as {a: 1}")
@@ -98,9 +118,13 @@ def typed(value: Any, kind: Any, key: str, origin: str) -> Any:
             name: typed(item, inner[1], f"{key}.{name}", origin) for name, item in value.items()
         }
     if outer in (list, tuple):
-        if not isinstance(value, list):
-            refuse("a list, such as [a, b]")
         is_fixed = outer is tuple and inner[-1] is not Ellipsis
+        if not isinstance(value, list):
+            single = isinstance(value, str) and not is_null and not is_fixed
+            refuse(
+                "a list, such as [a, b]",
+                f"; write a list: {as_list(start, value, kind)}" if single else "",
+            )
         if is_fixed and len(value) != len(inner):
             refuse(f"a list of {len(inner)}")
         kinds = inner if is_fixed else [inner[0]] * len(value)
@@ -109,7 +133,7 @@ def typed(value: Any, kind: Any, key: str, origin: str) -> Any:
             for place, (item, of) in enumerate(zip(value, kinds, strict=True))
         )
     if not isinstance(value, str):
-        refuse("a single value")
+        refuse("a single value", f". {_QUOTES}" if kind is str else "")
     if outer is typing.Literal:
         return str(value) if value in inner else refuse(f"one of {', '.join(inner)}")
     if kind is str:
@@ -123,6 +147,31 @@ def typed(value: Any, kind: Any, key: str, origin: str) -> Any:
     if kind is float:
         return float(number) if math.isfinite(float(number)) else refuse("a finite number")
     raise TypeError(f"{key} is declared as {kind}, which no config can hold.")
+
+
+def as_list(start: str, text: str, kind: Any) -> str:
+    """How what was given as one text is written as a list, for `kind`, a type of lists.
+
+    `start` is "key=" on the command line, where quotes keep the shell from the brackets.
+    """
+    parts: list[str] = [part.strip() for part in text.split(",")]
+    if typing.get_args(kind)[0] is str:
+        dumped = yaml.safe_dump(parts, default_flow_style=True, allow_unicode=True, width=2**31)
+        written = start + dumped.rstrip("\n")
+    else:
+        written = f"{start}[{', '.join(parts)}]"
+    quote = '"' if "'" in written else "'"
+    return f"{quote}{written}{quote}" if start else written
+
+
+def _parsed(value: Argument, kind: Any, key: str, origin: str) -> Any:
+    try:
+        return parse(value, origin)
+    except UserError as error:
+        inside = value.strip().removeprefix("[").removesuffix("]")
+        if typing.get_args(kind)[:1] != (str,) or any(quote in inside for quote in "'\""):
+            raise
+        raise UserError(f"{error} {_QUOTES}: {as_list(f'{key}=', inside, kind)}.") from None
 
 
 def _text(value: Argument, origin: str) -> str:

@@ -25,7 +25,7 @@ from cola_train.data.packing import (
 )
 from cola_train.data.sources import SourceHash
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.files import read_errors_explained
+from cola_train.files import file_hint, read_errors_explained
 from cola_train.json_text import parse_json
 
 MANIFEST_FILE = "manifest.json"
@@ -134,7 +134,8 @@ class PreparedData:
         folder = Path(folder)
         require(
             folder.is_dir(),
-            f"There is no prepared data folder {folder}; write one with `cola-train prepare`.",
+            f"There is no prepared data folder {folder}{file_hint(folder)}; write one with "
+            "`cola-train prepare`.",
         )
         path = folder / MANIFEST_FILE
         require(

@@ -161,6 +161,11 @@ def _no_such_input(path: Path) -> str:
     siblings = [sibling.name for sibling in path.parent.iterdir()] if path.parent.is_dir() else []
     look = f"look at what is in {path.parent}"
     hint = nearest(path.name, siblings) if 0 < len(siblings) <= 1000 else look
+    literal = str(path).replace("[", "[[]")
+    if "[" in str(path) and glob.glob(literal, recursive=True):  # noqa: PTH207
+        hint = f"[ ] are glob characters here; write [[] for [, as in {literal}"
+    elif with_comma := sorted(name for name in siblings if name.startswith(f"{path.name},")):
+        hint = f"put quotes around a name with a comma: 'corpus.inputs=[\"{with_comma[0]}\"]'"
     return f"The corpus input {path} does not exist and matches no file; {hint}"
 
 

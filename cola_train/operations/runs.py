@@ -10,7 +10,7 @@ from typing import Any
 from cola_train.config.load import read_values
 from cola_train.config.settings import UserError, require
 from cola_train.console import aligned
-from cola_train.files import read_errors_explained
+from cola_train.files import file_hint, read_errors_explained
 from cola_train.json_text import parse_json
 from cola_train.run_folder import is_locked, read_status
 from cola_train.run_layout import CONFIG, METRICS, STATUS, STEP_LOG
@@ -52,8 +52,8 @@ def list_runs(folder: Path) -> list[RunRow]:
     """
     require(
         folder.is_dir(),
-        f"There is no folder {folder}. Give the one that holds your runs (runs_folder): "
-        "cola-train runs FOLDER.",
+        f"There is no folder {folder}{file_hint(folder)}. Give the one that holds your runs "
+        "(runs_folder): cola-train runs FOLDER.",
     )
     with read_errors_explained(folder):
         inside = [folder] if (folder / CONFIG).is_file() else sorted(folder.iterdir())

@@ -56,7 +56,10 @@ def test_the_saved_config_reads_back_equal(tmp_path: Path) -> None:
             "optim.learning_rat=1",
             "Unknown config key 'optim.learning_rat'.*did you mean 'optim.learning_rate'",
         ),
-        ("optimizer.learning_rate=1", "Unknown config key 'optimizer'.*did you mean 'optim'"),
+        (
+            "optimizer.learning_rate=1",
+            "Unknown config key 'optimizer'.*did you mean 'optim.learning_rate'",
+        ),
         ("trainer.max_steps=many", "'trainer.max_steps'.*many"),
         ("trainer.max_steps=1.5", "'trainer.max_steps'.*a whole number, not 1.5"),
         ("trainer.precision=fp16", "'trainer.precision'.*one of fp32, bf16, fp8, auto, not fp16"),

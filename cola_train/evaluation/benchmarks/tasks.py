@@ -23,7 +23,7 @@ from typing import Any
 
 from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, nearest, require
-from cola_train.files import lfs_hint, read_errors_explained
+from cola_train.files import file_hint, lfs_hint, read_errors_explained
 from cola_train.json_text import parse_json
 
 # The released model's (correct answers, samples), by the released scorer.
@@ -105,12 +105,15 @@ def parse_samples(task: str, text: str, name: str) -> list[Sample]:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        holds = f"there is no folder {path.parent}"
+        holds = f"there is no folder {path.parent}{file_hint(path.parent)}"
         if path.parent.is_dir():
             names = sorted(found.name for found in path.parent.glob("*.jsonl"))
             holds = f"{path.parent} holds {', '.join(names) or 'no .jsonl file'}"
-            if names:
-                holds += "; name only tasks that are there (--tasks, in_loop_eval.tasks)"
+            if there := ",".join(task for task in TASKS if f"{task}.jsonl" in names):
+                holds += (
+                    f"; choose by --tasks {there} what is there (of a run: in_loop_eval.tasks="
+                    f"[{there}])"
+                )
         raise UserError(f"There is no file {path}: {holds}. {_HOW_TO_GET}")
     try:
         with read_errors_explained(path):
