@@ -5,6 +5,7 @@ takes a line of JSON for each command and answers with its exit status.
 """
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -88,6 +89,7 @@ class Server:
 
 
 def main() -> None:
+    multiprocessing.set_forkserver_preload(["cola_train.cli", "tests.faults.preload"])
     for line in sys.stdin:
         arguments, folder, control, output, seconds = json.loads(line)
         environment = {**os.environ, VARIABLE: control}
