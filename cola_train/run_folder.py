@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from cola_train.config.load import to_yaml, value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
+from cola_train.console import only_warned
 from cola_train.families.registry import load_run_config
 from cola_train.files import is_unfinished, write_atomically, write_errors_explained
 from cola_train.json_text import parse_json
@@ -183,8 +184,8 @@ class Status:
 
 
 def write_status(run_folder: Path, status: Status) -> None:
-    """Replace status.json; a disk that refuses it is not worth a run."""
-    with contextlib.suppress(UserError):
+    """Replace status.json; a disk that refuses it is not worth a run, but is told."""
+    with only_warned(f"it could not be written how {run_folder} stands ({status.state})"):
         write_atomically(run_folder / STATUS, json.dumps(dataclasses.asdict(status)) + "\n")
 
 

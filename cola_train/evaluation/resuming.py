@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cola_train.config.settings import UserError, require
-from cola_train.files import create, read_errors_explained, require_new, sweep, write_atomically
+from cola_train.files import (
+    create,
+    not_confirmed,
+    read_errors_explained,
+    require_new,
+    sweep,
+    write_atomically,
+)
 from cola_train.json_lines import JsonlWriter
 from cola_train.json_text import parse_json
 
@@ -110,6 +117,8 @@ class ResultFile:
         Raises:
             UserError: the disk refused some, or another program wrote into the file.
         """
+        with contextlib.suppress(OSError):  # what is missing is counted
+            self._lines.sync()
         found = self._found()
         require(
             len(found) == len(self._records),
@@ -123,7 +132,10 @@ class ResultFile:
             is_in_order = self.path.read_bytes() == content
         if not is_in_order:
             write_atomically(self.path, content)
-        self._lines.sync()
+        try:
+            self._lines.sync()
+        except OSError as error:
+            raise not_confirmed(self.path, error) from error
         return [parse_json(line.decode()) for line in ordered]
 
     def _read_settings(self) -> dict[str, Any]:

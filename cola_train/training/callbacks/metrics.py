@@ -1,6 +1,5 @@
 """Where a run's metrics go: metrics.jsonl always, plots, a progress bar, and wandb if asked."""
 
-import contextlib
 import copy
 import dataclasses
 import importlib.util
@@ -81,7 +80,7 @@ class Metrics(StageCallback):
             self._draw()
         if self.is_first:
             summary = summarize_cost(stage.state, self.pace.peak)
-            with contextlib.suppress(UserError):  # a disk that refuses it is not worth a run
+            with only_warned("the run's cost could not be written"):
                 write_atomically(self.run_folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
         # wandb's: what it has not written yet
         self._to_loggers(lambda logger: logger.experiment.finish())
