@@ -34,7 +34,11 @@ class JsonlWriter:
             self._warned = True
 
     def _write_waiting(self) -> None:
-        data, end = self._waiting, None
+        self._write(self._waiting)
+        self._waiting, self._warned = b"", False
+
+    def _write(self, data: bytes) -> None:
+        end = None
         try:
             with self.path.open("a+b", buffering=0) as file:
                 end = file.seek(0, os.SEEK_END)
@@ -48,7 +52,6 @@ class JsonlWriter:
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, end)
             raise
-        self._waiting, self._warned = b"", False
 
     def sync(self) -> None:
         """Write the lines that wait, and make all durable.

@@ -226,9 +226,9 @@ def locked(run_folder: Path, otherwise: str = "choose another name=...") -> Iter
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    with contextlib.ExitStack() as held:
-        with write_errors_explained(run_folder):
-            file = held.enter_context((run_folder / LOCK).open("w"))
+    with write_errors_explained(run_folder):
+        file = (run_folder / LOCK).open("w")
+    try:
         # What was killed a moment ago may still be ending.
         deadline = time.monotonic() + _LOCK_WAIT_SECONDS
         while True:
@@ -245,6 +245,9 @@ def locked(run_folder: Path, otherwise: str = "choose another name=...") -> Iter
             except OSError:
                 break  # a file system without locks: nothing to hold
         yield
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written to it
+            file.close()
 
 
 def is_locked(run_folder: Path) -> bool:

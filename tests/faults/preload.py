@@ -7,13 +7,13 @@ from typing import IO, Any
 
 import lightning.pytorch.loops  # noqa: F401
 import matplotlib.backends.backend_agg  # noqa: F401
-import torch.distributed.checkpoint  # noqa: F401
+import torch.distributed.checkpoint
 import torch.distributed.tensor  # noqa: F401
 from matplotlib.figure import Figure
 
-import cola_train.evaluation.benchmarks.evaluate  # noqa: F401
-import cola_train.evaluation.writing.sample  # noqa: F401
-import cola_train.training.callbacks.plots  # noqa: F401
+import cola_train.evaluation.benchmarks.evaluate
+import cola_train.evaluation.writing.sample
+import cola_train.training.callbacks.plots
 import cola_train.training.fit  # noqa: F401
 
 

@@ -184,6 +184,6 @@ def workspace(scenario: Scenario, inputs: Path, folder: Path) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    """Every file and folder below, hidden ones too, but a launcher's logs, whose names are times."""
+    """All that lies below, hidden or not, but a launcher's logs, whose names are times."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*")}
     return {name for name in found if f"/{LOGS}/" not in f"/{name}"}

@@ -93,7 +93,7 @@ class Suite:
         faults += _falsehood(scenario, unharmed, folder, first)
         faults += _status_faults(folder)
         again = self.server.run(scenario.arguments, folder)
-        faults += _faults_after(scenario, unharmed, folder, again)
+        faults += _faults_after(scenario, unharmed, folder, first, again)
         if not faults:
             shutil.rmtree(folder)
         operation = _CHANCE.sub(".*", f"{struck[0].name} {struck[0].path}") if struck else ""
@@ -130,9 +130,7 @@ def _silence(strike: Strike, ended: Ended) -> Iterator[str]:
         yield f"nothing was said of it (status {ended.status})"
 
 
-def _falsehood(
-    scenario: Scenario, unharmed: Unharmed, folder: Path, ended: Ended
-) -> Iterator[str]:
+def _falsehood(scenario: Scenario, unharmed: Unharmed, folder: Path, ended: Ended) -> Iterator[str]:
     if scenario.may_exist and "Nothing was changed there" in ended.said:
         with contextlib.suppress(Exception):  # it is not whole
             if scenario.result(folder) == unharmed.result:
@@ -162,7 +160,7 @@ def _status_faults(folder: Path) -> Iterator[str]:
 
 
 def _faults_after(
-    scenario: Scenario, unharmed: Unharmed, folder: Path, again: Ended
+    scenario: Scenario, unharmed: Unharmed, folder: Path, first: Ended, again: Ended
 ) -> Iterator[str]:
     """What is wrong after the same command was given again."""
     if "Traceback" in again.said:
@@ -180,8 +178,14 @@ def _faults_after(
             yield f"another result: {name}"
     found = names(folder)
     # A config that differs from the one before is kept; none does here.
-    yield from (f"left behind: {_CHANCE.sub('.*', name)}" for name in sorted(found - unharmed.names))
-    yield from (f"missing: {name}" for name in sorted(unharmed.names - found))
+    yield from (
+        f"left behind: {_CHANCE.sub('.*', name)}" for name in sorted(found - unharmed.names)
+    )
+    for name in sorted(unharmed.names - found):
+        # Training goes on without a save that failed, and says so; the last one it needs.
+        step = re.search(r"/step-0*(\d+)(/|$)", name)
+        if not (step and f"the checkpoint of step {step[1]} was not saved" in first.said):
+            yield f"missing: {name}"
 
 
 def table(suite: Suite) -> str:

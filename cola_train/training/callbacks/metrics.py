@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import require
 from cola_train.console import only_warned
 from cola_train.devices import device_peak
 from cola_train.files import write_atomically
