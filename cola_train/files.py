@@ -29,19 +29,20 @@ def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) 
     with write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent, path.name)
-        working, descriptor = _begin_file(path)
-        with _released(os.dup(descriptor)):
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                if replace or not _link_to_new(working, path):
-                    working.replace(path)
-            except BaseException:
-                with contextlib.suppress(OSError):  # the first error is the one to be told
-                    working.unlink(missing_ok=True)
-                raise
+        working, descriptor, held = _begin_file(path)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace or not _link_to_new(working, path):
+                working.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to be told
+                working.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(held)
         _make_name_durable(path)
 
 
@@ -121,7 +122,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
     with write_errors_explained(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         sweep(final.parent, final.name)
-        working, descriptor = _begin_folder(final)
+        working, held = _begin_folder(final)
         keep = False
         try:
             yield working
@@ -140,7 +141,7 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         finally:
             if not keep:
                 shutil.rmtree(working, ignore_errors=True)
-            os.close(descriptor)
+            os.close(held)
 
 
 # What `_name_beside` gives; a folder that is being replaced is `content` in one of NAME.old.
@@ -152,44 +153,39 @@ def _name_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
-def _begin_file(path: Path) -> tuple[Path, int]:
-    """Make a temporary file for `path`; returns its name and its descriptor, which holds it."""
+def _begin_file(path: Path) -> tuple[Path, int, int]:
+    """Make a temporary file for `path`; its name, a descriptor to write it, one that holds it."""
     while True:
         working = _name_beside(path)
         # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one
         # the user's own permissions.
         descriptor = os.open(working, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        if _hold(working, descriptor):
-            return working, descriptor
+        held = _hold(working)
+        if held is not None:
+            return working, descriptor, held
         os.close(descriptor)
 
 
 def _begin_folder(final: Path) -> tuple[Path, int]:
-    """Make a temporary folder for `final`; returns it and a descriptor that holds it."""
+    """Make a temporary folder for `final`; its name, a descriptor that holds it."""
     while True:
         working = _name_beside(final)
         working.mkdir()
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(working, os.O_RDONLY)
-            if _hold(working, descriptor):
-                return working, descriptor
-            os.close(descriptor)
+        held = _hold(working)
+        if held is not None:
+            return working, held
 
 
-def _hold(working: Path, descriptor: int) -> bool:
-    """Lock what is being written until it is closed; False if it was swept before that."""
-    with contextlib.suppress(OSError):  # no locks here: then nothing is swept either
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return os.path.lexists(working)
-
-
-@contextlib.contextmanager
-def _released(descriptor: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # a second one of a file that was closed without error
-            os.close(descriptor)
+def _hold(working: Path) -> int | None:
+    """Lock what is being written, until the descriptor is closed; None if it was swept before."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(working, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # no locks here: then nothing is swept either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.lexists(working):
+            return descriptor
+        os.close(descriptor)
+    return None
 
 
 @contextlib.contextmanager
@@ -253,18 +249,18 @@ def _swap_in(working: Path, final: Path) -> None:
     if not final.exists():
         working.rename(final)
         return
-    old, descriptor = _begin_folder(final.with_name(f"{final.name}.old"))
-    with _released(descriptor):
+    old, held = _begin_folder(final.with_name(f"{final.name}.old"))
+    try:
+        final.rename(old / "content")
         try:
-            final.rename(old / "content")
-            try:
-                working.rename(final)
-            except BaseException:
-                (old / "content").rename(final)
-                raise
-        finally:
-            if os.path.lexists(final):  # else its content is in there
-                shutil.rmtree(old, ignore_errors=True)
+            working.rename(final)
+        except BaseException:
+            (old / "content").rename(final)
+            raise
+    finally:
+        if os.path.lexists(final):  # else its content is in there
+            shutil.rmtree(old, ignore_errors=True)
+        os.close(held)
 
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

@@ -9,8 +9,9 @@
    forks first "0.1", that one's second "0.1.2": names that do not depend on who is quicker. A killed
    write has put half of its bytes there.
 
-   Not seen: writes through a mapping, and what calls the kernel without libc (neither happens in
-   cola_train: tests/faults/test_library.py compares with strace). */
+   Not seen: writes through a mapping, those of a C stream once it is open, and what calls the kernel
+   without libc. Of these cola_train has one: the name that safetensors gives to what it has written
+   (tests/faults/test_library.py compares with strace). */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
