@@ -7,7 +7,8 @@
 
    An operation is the n-th of its process. The process that was armed is called "0", the one it
    forks first "0.1", that one's second "0.1.2": names that do not depend on who is quicker. A killed
-   write has put half of its bytes there.
+   write has put half of its bytes there. A disk that is full from the operation on is so for every
+   process, and for what takes room.
 
    Not seen: writes through a mapping, those of a C stream once it is open, and what calls the kernel
    without libc. Of these cola_train has one: the name that safetensors gives to what it has written
@@ -32,7 +33,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { OFF, KILL, FAIL_EIO, FAIL_ENOSPC };
+enum { OFF, KILL, FAIL_EIO, FAIL_ENOSPC, FULL };
 
 #define NAME 64
 #define LOG (1 << 20)
@@ -137,6 +138,15 @@ static void tell(unsigned number, const char *operation, const char *path, int s
         memcpy(control->log + start, line, length);
 }
 
+static int takes_room(const char *operation)
+{
+    static const char *const all[] = {"create", "write", "mkdir", "link", "truncate", "allocate"};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (strcmp(operation, all[i]) == 0)
+            return 1;
+    return 0;
+}
+
 /* Count an operation; what it is to fail with, or 0. To be killed is -1. */
 static int strike(const char *operation, const char *path)
 {
@@ -147,9 +157,15 @@ static int strike(const char *operation, const char *path)
     int strikes = control->mode != OFF && number == control->at &&
                   strcmp(name, control->process) == 0;
     tell(number, operation, place, strikes);
+    if (control->mode == FULL && (strikes || atomic_load(&control->struck)) && takes_room(operation)) {
+        atomic_store(&control->struck, 1);
+        return ENOSPC;
+    }
     if (!strikes)
         return 0;
     atomic_store(&control->struck, 1);
+    if (control->mode == FULL)
+        return 0;
     if (control->mode == KILL)
         return -1;
     return control->mode == FAIL_EIO ? EIO : ENOSPC;

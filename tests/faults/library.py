@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 SOURCE = Path(__file__).with_name("fault.c")
 VARIABLE = "FAULT_CONTROL"
 
-Mode = Literal["kill", "EIO", "ENOSPC"]
+Mode = Literal["kill", "EIO", "ENOSPC", "full"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 # As `struct control` of fault.c.

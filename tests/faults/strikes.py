@@ -15,7 +15,8 @@ from tests.faults.library import MODES, Operation, Strike, build
 from tests.faults.scenarios import SCENARIOS, Result, Scenario, make_inputs, names, workspace
 from tests.faults.server import Ended, Server
 
-_SAYS = {"EIO": "Input/output error", "ENOSPC": "No space left on device"}
+_FULL = "No space left on device"
+_SAYS = {"EIO": "Input/output error", "ENOSPC": _FULL, "full": _FULL}
 # A name that is made to be renamed, in which chance stands.
 _CHANCE = re.compile(r"\.[0-9a-f]{16}\b|\.tmp\w{6}|\d{8}-\d{6}-\d+")
 

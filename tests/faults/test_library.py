@@ -74,6 +74,24 @@ def test_the_nth_operation_fails_and_no_other(
         assert (tmp_path / "in" / "a").read_bytes() == b""
 
 
+def test_a_full_disk_takes_nothing_more_but_lets_go(library: Path, tmp_path: Path) -> None:
+    program = """
+        import os, pathlib
+        os.mkdir("before")
+        for act in (lambda: os.mkdir("new"), lambda: pathlib.Path("file").write_text("text")):
+            try:
+                act()
+            except OSError as error:
+                assert error.errno == 28
+        os.rename("before", "after")
+        os.rmdir("after")
+    """
+    done, control = run(library, tmp_path / "in", program, Strike("exec", 2, "full"))
+    assert done.returncode == 0, done.stderr
+    assert [one.name for one in control.operations()][:3] == ["mkdir", "mkdir", "create"]
+    assert list((tmp_path / "in").iterdir()) == []
+
+
 @pytest.mark.parametrize("at", range(1, len(NAMES) + 1))
 def test_a_process_is_killed_at_the_nth_operation_in_the_middle_of_a_write(
     library: Path, tmp_path: Path, at: int
