@@ -117,8 +117,11 @@ class ResultFile:
         Raises:
             UserError: the disk refused some, or another program wrote into the file.
         """
-        with contextlib.suppress(OSError):  # what is missing is counted
+        unconfirmed = None
+        try:
             self._lines.sync()
+        except OSError as error:  # what is missing by it is counted
+            unconfirmed = error
         found = self._found()
         require(
             len(found) == len(self._records),
@@ -132,10 +135,8 @@ class ResultFile:
             is_in_order = self.path.read_bytes() == content
         if not is_in_order:
             write_atomically(self.path, content)
-        try:
-            self._lines.sync()
-        except OSError as error:
-            raise not_confirmed(self.path, error) from error
+        elif unconfirmed is not None:
+            raise not_confirmed(self.path, unconfirmed) from unconfirmed
         return [parse_json(line.decode()) for line in ordered]
 
     def _read_settings(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.faults.library import Strike
 from tests.faults.scenarios import SCENARIOS
 from tests.faults.strikes import Suite, table, to_json
 
@@ -16,6 +17,7 @@ def main() -> int:
     parser.add_argument("--table", action="store_true", help="the table of counts; strike nothing")
     parser.add_argument("--out", type=Path, help="append an outcome a line; what it has is passed")
     parser.add_argument("--verbs", nargs="+", choices=SCENARIOS, default=[*SCENARIOS])
+    parser.add_argument("--only", nargs="+", help="these strikes: 0.1:47:EIO; shows what was said")
     parser.add_argument("--part", default="1/1", help="which of how many equal parts: 2/3")
     options = parser.parse_args()
     part, parts = (int(number) for number in options.part.split("/"))
@@ -25,9 +27,24 @@ def main() -> int:
             if options.table:
                 print(table(suite))
                 return 0
+            if options.only:
+                return strike_some(suite, options.verbs, options.only)
             return strike_all(suite, options.verbs, part - 1, parts, options.out)
         finally:
             suite.close()
+
+
+def strike_some(suite: Suite, verbs: list[str], only: list[str]) -> int:
+    """Returns how many strikes found a fault."""
+    found = 0
+    for verb in verbs:
+        for text in only:
+            process, number, mode = text.split(":")
+            outcome = suite.strike(verb, Strike(process, int(number), mode))  # type: ignore[arg-type]
+            print(f"--- {verb} {text}: {outcome.operation}; status {outcome.status}")
+            print(outcome.said, "--- again", outcome.again, *outcome.faults, sep="\n", flush=True)
+            found += bool(outcome.faults)
+    return found
 
 
 def strike_all(suite: Suite, verbs: list[str], part: int, parts: int, out: Path | None) -> int:

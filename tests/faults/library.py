@@ -19,7 +19,8 @@ VARIABLE = "FAULT_CONTROL"
 Mode = Literal["kill", "EIO", "ENOSPC", "full"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
-# As `struct control` of fault.c.
+# As in fault.c.
+TAKES_ROOM = ("create", "write", "mkdir", "link", "truncate", "allocate")
 _HEAD = struct.Struct("4096s64sIIII")
 _LOG = 1 << 20
 

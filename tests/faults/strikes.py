@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cola_train.run_folder import read_status
 from cola_train.run_layout import LOCK
-from tests.faults.library import MODES, Operation, Strike, build
+from tests.faults.library import MODES, TAKES_ROOM, Mode, Operation, Strike, build
 from tests.faults.scenarios import SCENARIOS, Result, Scenario, make_inputs, names, workspace
 from tests.faults.server import Ended, Server
 
@@ -89,7 +89,7 @@ class Suite:
         struck = [operation for operation in first if operation.struck]
         faults = [] if struck else ["nothing was struck"]
         faults += _ending_faults(strike, first)
-        if struck and strike.mode != "kill" and not _is_harmless(struck[0]):
+        if struck and not _is_harmless(struck[0], strike.mode):
             faults += _silence(strike, first)
         faults += _falsehood(scenario, unharmed, folder, first)
         faults += _status_faults(folder)
@@ -111,12 +111,15 @@ def _errors(said: str) -> list[str]:
     return [line for line in said.splitlines() if "error:" in line]
 
 
-def _is_harmless(operation: Operation) -> bool:
-    """Whether nobody has to be told that this failed: nothing is lost or different by it."""
+def _is_harmless(operation: Operation, mode: Mode) -> bool:
+    """Whether nobody has to be told of this: nothing is lost or different by it."""
     name, path = operation.name, Path(operation.path)
     return (
+        mode == "kill"
+        # A full disk does this all the same.
+        or (mode == "full" and name not in TAKES_ROOM)
         # A folder that is there already; without links another way is taken.
-        name in ("mkdir", "link")
+        or name in ("mkdir", "link")
         # What is cleared away is cleared away by the next.
         or name in ("unlink", "rmdir")
         # The lock holds nothing.
