@@ -81,8 +81,15 @@ def start(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for file in files:
-            file.close()
+            _close(file)
     return process
+
+
+def _close(file: Connection) -> None:
+    with contextlib.suppress(
+        OSError
+    ):  # others of the same file stay open, and say it if it matters
+        file.close()
 
 
 def _run(
@@ -98,7 +105,7 @@ def _run(
     _was_forked = forked
     for number, file in enumerate(files, start=1):
         os.dup2(file.fileno(), number)
-        file.close()
+        _close(file)
     # As Python does it for a terminal or a pipe.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=os.isatty(1))

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 
 from cola_train.config.settings import INTERRUPTED, UserError
-from cola_train.files import write_atomically
+from cola_train.console import only_warned
+from cola_train.files import write_atomically, write_errors_explained
 from cola_train.operations.report import last_lines
 from cola_train.processes import STORE
 from cola_train.programs import ENDING, handling, start
@@ -44,7 +45,7 @@ def launch(
         a shell does, whether or not the processes could save: status.json says.
 
     Raises:
-        UserError: no folder can be made in `log_folder`.
+        UserError: `log_folder` cannot be written.
     """
     logs = log_folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     try:
@@ -55,7 +56,7 @@ def launch(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="cola-train-") as private:
         ranks = _Ranks()
-        with handling(ENDING, ranks.pass_on):
+        with handling(ENDING, ranks.pass_on), ranks.ended_on_error():
             for rank in range(num_processes):
                 variables = _place(rank, num_processes, Path(private, "store"))
                 with _streams(rank, logs) as streams:
@@ -69,7 +70,8 @@ def launch(
                             fresh=uses_gpu,
                         )
                     )
-            write_atomically(logs / RANKS, json.dumps(ranks.numbers()) + "\n")
+            with only_warned(f"the processes' numbers are not in {logs}"):
+                write_atomically(logs / RANKS, json.dumps(ranks.numbers()) + "\n")
             ranks.wait()
     if ranks.signals:
         name = signal.Signals(ranks.signals[0]).name
@@ -133,6 +135,19 @@ class _Ranks:
             if kill_at is not None and time.monotonic() > kill_at:
                 self._send(signal.SIGKILL)
 
+    @contextlib.contextmanager
+    def ended_on_error(self) -> Iterator[None]:
+        """End those that run if the block fails: without the others they would wait for them."""
+        try:
+            yield
+        except BaseException:
+            self._send(signal.SIGTERM)
+            wait_until = time.monotonic() + _SECONDS_TO_SAVE
+            for process in self._running:
+                process.join(max(0, wait_until - time.monotonic()))
+            self._send(signal.SIGKILL)
+            raise
+
     def _send(self, number: int) -> None:
         for process in self._running:
             with contextlib.suppress(ProcessLookupError):
@@ -149,8 +164,13 @@ def _streams(rank: int, logs: Path) -> Iterator[tuple[int, int]]:
     if rank == 0:
         yield 1, 2
         return
-    with _log(rank, logs).open("ab") as file:
-        yield file.fileno(), file.fileno()
+    with write_errors_explained(_log(rank, logs)):
+        file = os.open(_log(rank, logs), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        yield file, file
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written by it
+            os.close(file)
 
 
 def _place(rank: int, num_processes: int, store: Path) -> dict[str, str]:
