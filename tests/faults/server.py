@@ -47,7 +47,7 @@ class Server:
         arguments: Sequence[str],
         folder: Path,
         strike: Strike | None = None,
-        seconds: float = 120,
+        seconds: float = 300,
     ) -> Ended:
         """Run `cola-train ARGUMENTS` in `folder`, whose file operations are counted.
 
