@@ -187,9 +187,10 @@ def _faults_after(
         f"left behind: {_CHANCE.sub('.*', name)}" for name in sorted(found - unharmed.names)
     )
     for name in sorted(unharmed.names - found):
-        # Training goes on without a save that failed, and says so; the last one it needs.
+        # Training goes on without a save or a picture that failed, and says so.
         step = re.search(r"/step-0*(\d+)(/|$)", name)
-        if not (step and f"the checkpoint of step {step[1]} was not saved" in first.said):
+        told = f"the checkpoint of step {step[1]} was not saved" if step else "were not drawn"
+        if not (told in first.said and (step or name.endswith(".png"))):
             yield f"missing: {name}"
 
 

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import importlib.util
-import json
 import math
 import sys
 import time
@@ -17,10 +16,9 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.console import only_warned
 from cola_train.devices import device_peak
-from cola_train.files import write_atomically
 from cola_train.json_lines import JsonlWriter
-from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS, SUMMARY
-from cola_train.training.callbacks.pace import Pace, summarize_cost
+from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS
+from cola_train.training.callbacks.pace import Pace, write_summary
 from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
 from cola_train.training.loop.budget import eflops
 from cola_train.training.loop.module import StageCallback, StageModule
@@ -79,9 +77,7 @@ class Metrics(StageCallback):
         if not stage.stop_requested:
             self._draw()
         if self.is_first:
-            summary = summarize_cost(stage.state, self.pace.peak)
-            with only_warned("the run's cost could not be written"):
-                write_atomically(self.run_folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            write_summary(self.run_folder, stage.state, self.pace.peak)
         # wandb's: what it has not written yet
         self._to_loggers(lambda logger: logger.experiment.finish())
 
