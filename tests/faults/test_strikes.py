@@ -6,13 +6,15 @@ A sample of all strikes; COLA_TRAIN_FAULTS=all strikes every operation of every 
 
 import os
 import random
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.faults.library import MODES, Mode, missing
 from tests.faults.scenarios import SCENARIOS
-from tests.faults.strikes import Suite
+from tests.faults.strikes import Suite, table
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,6 +50,14 @@ def test_a_command_that_is_struck_ends_well_when_given_again(
     strikes = [strike for strike in suite.strikes(verb) if strike.mode == mode]
     outcome = suite.strike(verb, strikes[int(share * len(strikes))])
     assert not outcome.faults, outcome
+
+
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11), reason="what Python itself does to files differs"
+)
+def test_the_guide_has_the_counts_of_this_code(suite: Suite) -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
+    assert table(suite) in guide.read_text(encoding="utf-8"), "python -m tests.faults --table"
 
 
 @pytest.mark.skipif(os.environ.get("COLA_TRAIN_FAULTS") != "all", reason="hours: every strike")
