@@ -53,7 +53,7 @@ def test_a_command_that_is_struck_ends_well_when_given_again(
 
 
 @pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11), reason="what Python itself does to files differs"
+    sys.version_info[:2] != (3, 11), reason="others make other calls"
 )
 def test_the_guide_has_the_counts_of_this_code(suite: Suite) -> None:
     guide = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
