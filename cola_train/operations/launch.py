@@ -82,9 +82,16 @@ def launch(
     rank, status = ranks.first_failure
     if status == INTERRUPTED:
         return INTERRUPTED
-    if lines := last_lines(_log(rank, logs)):
-        heading = f"cola-train: process {rank} failed first; the end of {_log(rank, logs)}:"
-        sys.stderr.write("\n".join([heading, *lines, ""]))
+    if status < 0:
+        sys.stderr.write(
+            f"cola-train: error: process {rank} was ended by {signal.Signals(-status).name}, so the "
+            "others were too. The same command again goes on from the last checkpoint.\n"
+        )
+    log = _log(rank, logs)
+    with contextlib.suppress(OSError):  # process 0 wrote here, not there
+        if lines := last_lines(log):
+            heading = f"cola-train: process {rank} failed first; the end of {log}:"
+            sys.stderr.write("\n".join([heading, *lines, ""]))
     return status if status > 0 else 128 - status
 
 

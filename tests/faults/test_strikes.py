@@ -52,9 +52,7 @@ def test_a_command_that_is_struck_ends_well_when_given_again(
     assert not outcome.faults, outcome
 
 
-@pytest.mark.skipif(
-    sys.version_info[:2] != (3, 11), reason="others make other calls"
-)
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="others make other calls")
 def test_the_guide_has_the_counts_of_this_code(suite: Suite) -> None:
     guide = Path(__file__).resolve().parents[2] / "docs" / "reliability.md"
     assert table(suite) in guide.read_text(encoding="utf-8"), "python -m tests.faults --table"
