@@ -84,8 +84,8 @@ def launch(
         return INTERRUPTED
     if status < 0:
         sys.stderr.write(
-            f"cola-train: error: process {rank} was ended by {signal.Signals(-status).name}, so the "
-            "others were too. The same command again goes on from the last checkpoint.\n"
+            f"cola-train: error: process {rank} was ended by {signal.Signals(-status).name}, and so "
+            "were the others. The same command again goes on from the last checkpoint.\n"
         )
     log = _log(rank, logs)
     with contextlib.suppress(OSError):  # process 0 wrote here, not there
