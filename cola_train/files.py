@@ -1,6 +1,7 @@
 """Atomic writing: a crash leaves the old file or the new one; nothing is overwritten unasked."""
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -27,10 +28,8 @@ def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) 
     data = utf8(content) if isinstance(content, str) else content
     with write_errors_explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        working = _name_beside(path)
-        # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one
-        # the user's own permissions.
-        descriptor = os.open(working, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        sweep(path.parent, path.name)
+        working, descriptor, held = _begin_file(path)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -39,9 +38,12 @@ def write_atomically(path: Path, content: str | bytes, *, replace: bool = True) 
             if replace or not _link_to_new(working, path):
                 working.replace(path)
         except BaseException:
-            working.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the first error is the one to be told
+                working.unlink(missing_ok=True)
             raise
-        sync(path.parent)
+        finally:
+            os.close(held)
+        _make_name_durable(path)
 
 
 def _link_to_new(working: Path, path: Path) -> bool:
@@ -53,8 +55,24 @@ def _link_to_new(working: Path, path: Path) -> bool:
             f"{path} exists and is not overwritten; choose another name or remove it yourself.",
         )
         return False  # a file system without links
-    working.unlink()
+    with contextlib.suppress(OSError):  # `path` is there: the other name is swept later
+        working.unlink()
     return True
+
+
+def _make_name_durable(path: Path) -> None:
+    try:
+        sync(path.parent)
+    except OSError as error:
+        raise not_confirmed(path, error) from error
+
+
+def not_confirmed(path: Path, error: OSError) -> UserError:
+    """What to raise where `path` is whole, but `sync` failed."""
+    return UserError(
+        f"{path} is written, but the disk does not confirm that it keeps it: "
+        f"{error.strerror or error}. A power cut could undo it; look at that disk."
+    )
 
 
 def require_new(path: Path | None) -> None:
@@ -77,9 +95,15 @@ def create(path: Path) -> None:
     """
     with write_errors_explained(path):
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:
             require_new(path)
+            raise
+        try:
+            os.close(descriptor)
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()
             raise
 
 
@@ -97,8 +121,8 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         )
     with write_errors_explained(final):
         final.parent.mkdir(parents=True, exist_ok=True)
-        working = _name_beside(final)
-        working.mkdir()  # with the user's own permissions, as in write_atomically
+        sweep(final.parent, final.name)
+        working, held = _begin_folder(final)
         keep = False
         try:
             yield working
@@ -113,10 +137,11 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
                     f"{final} exists and is not overwritten: it was made while this was at work. "
                     f"What was written is complete, in {working}: rename it, or delete it."
                 )
-            sync(final.parent)
+            _make_name_durable(final)
         finally:
             if not keep:
                 shutil.rmtree(working, ignore_errors=True)
+            os.close(held)
 
 
 # What `_name_beside` gives; a folder that is being replaced is `content` in one of NAME.old.
@@ -128,6 +153,60 @@ def _name_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
+def _begin_file(path: Path) -> tuple[Path, int, int]:
+    """Make a temporary file for `path`; its name, a descriptor to write it, one that holds it."""
+    while True:
+        working = _name_beside(path)
+        # Not by tempfile, whose files are for their owner alone: made so, the kernel gives this one
+        # the user's own permissions.
+        descriptor = os.open(working, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        held = _hold(working)
+        if held is not None:
+            return working, descriptor, held
+        os.close(descriptor)
+
+
+def _begin_folder(final: Path) -> tuple[Path, int]:
+    """Make a temporary folder for `final`; its name, a descriptor that holds it."""
+    while True:
+        working = _name_beside(final)
+        working.mkdir()
+        held = _hold(working)
+        if held is not None:
+            return working, held
+
+
+def _hold(working: Path) -> int | None:
+    """Lock what is being written, until the descriptor is closed; None if it was swept before."""
+    with contextlib.suppress(FileNotFoundError):
+        descriptor = os.open(working, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # no locks here: then nothing is swept either
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.lexists(working):
+            return descriptor
+        os.close(descriptor)
+    return None
+
+
+@contextlib.contextmanager
+def _abandoned(path: Path) -> Iterator[bool]:
+    """Whether nobody writes this any more; while the block runs nobody else can sweep it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
 def is_unfinished(path: Path) -> bool:
     """Whether this is the temporary name of something that is being written, or was."""
     return _UNFINISHED.fullmatch(path.name) is not None
@@ -136,20 +215,22 @@ def is_unfinished(path: Path) -> bool:
 def sweep(folder: Path, name: str | None = None) -> None:
     """Remove what writes (of one name, or of any) that a crash ended left in a folder.
 
-    Only while nothing writes there. What was about to be replaced is put back where its successor
-    has not come to its place.
+    What some process still writes is left alone. What was about to be replaced is put back where
+    its successor has not come to its place.
     """
     for path in list(folder.glob(".*")):
         match = _UNFINISHED.fullmatch(path.name)
         if match is None or name not in (None, match["name"]):
             continue
-        final = folder / match["name"]
-        if match["old"] and (path / "content").exists() and not final.exists():
-            (path / "content").rename(final)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
+        with _abandoned(path) as abandoned, contextlib.suppress(OSError):
+            if not abandoned:
+                continue
+            final = folder / match["name"]
+            if match["old"] and (path / "content").exists() and not final.exists():
+                (path / "content").rename(final)
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink()
 
 
@@ -168,16 +249,18 @@ def _swap_in(working: Path, final: Path) -> None:
     if not final.exists():
         working.rename(final)
         return
-    old = _name_beside(final.with_name(f"{final.name}.old"))
-    old.mkdir()
-    final.rename(old / "content")
+    old, held = _begin_folder(final.with_name(f"{final.name}.old"))
     try:
-        working.rename(final)
-    except BaseException:
-        (old / "content").rename(final)
-        raise
+        final.rename(old / "content")
+        try:
+            working.rename(final)
+        except BaseException:
+            (old / "content").rename(final)
+            raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if os.path.lexists(final):  # else its content is in there
+            shutil.rmtree(old, ignore_errors=True)
+        os.close(held)
 
 
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"

@@ -29,31 +29,42 @@ class JsonlWriter:
         """Write one line, after those that could not be written before."""
         self._waiting += utf8(json_lines([row]))
         try:
-            self._write(self._waiting)
+            self._write_waiting()
         except OSError as error:
             if not self._warned:
                 message = f"Cannot write {self.path} now ({error.strerror}); its lines are kept"
                 warnings.warn(f"{message} until it can be.", stacklevel=2)
             self._warned = True
-            return
+
+    def _write_waiting(self) -> None:
+        self._write(self._waiting)
         self._waiting, self._warned = b"", False
 
     def _write(self, data: bytes) -> None:
-        with self.path.open("a+b", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-                # a crash cut the last line short: what follows must not be joined to it
-                data = b"\n" + data
-            try:
+        end = None
+        try:
+            with self.path.open("a+b", buffering=0) as file:
+                end = file.seek(0, os.SEEK_END)
+                if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                    # a crash cut the last line short: what follows must not be joined to it
+                    data = b"\n" + data
                 while data:
                     data = data[file.write(data) :]
-            except OSError:
-                file.truncate(end)
-                raise
+        except OSError:  # some disks tell it when the file is closed
+            if end is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, end)
+            raise
 
     def sync(self) -> None:
-        """Make what was written durable."""
-        with contextlib.suppress(OSError):
+        """Write the lines that wait, and make all durable.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if self._waiting:
+            self._write_waiting()
+        if self.path.exists():
             sync(self.path)
 
 

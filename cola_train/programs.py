@@ -101,8 +101,14 @@ def start(
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for file in files:
-            file.close()
+            _close(file)
     return process
+
+
+def _close(file: Connection) -> None:
+    # Others of the same file stay open, and say it if it matters.
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def _run(
@@ -118,7 +124,7 @@ def _run(
     _was_forked = forked
     for number, file in enumerate(files, start=1):
         os.dup2(file.fileno(), number)
-        file.close()
+        _close(file)
     # Anew: those that it was forked with know what other files could do (whether they seek).
     sys.stdout = _opened(sys.stdout, 1, by_line=os.isatty(1))
     sys.stderr = _opened(sys.stderr, 2, by_line=True)

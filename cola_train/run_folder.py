@@ -17,6 +17,7 @@ from cola_train.config.content import read_bytes, without_waiting
 from cola_train.config.load import to_yaml, value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
+from cola_train.console import only_warned
 from cola_train.families.registry import load_run_config
 from cola_train.files import (
     file_hint,
@@ -205,8 +206,8 @@ class Status:
 
 
 def write_status(run_folder: Path, status: Status) -> None:
-    """Replace status.json; a disk that refuses it is not worth a run."""
-    with contextlib.suppress(UserError):
+    """Replace status.json; a disk that refuses it is not worth a run, but is told."""
+    with only_warned(f"it could not be written how {run_folder} stands ({status.state})"):
         write_atomically(run_folder / STATUS, json.dumps(dataclasses.asdict(status)) + "\n")
 
 
@@ -258,9 +259,9 @@ def locked(run_folder: Path, otherwise: str = "choose another name=...") -> Iter
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    with contextlib.ExitStack() as held:
-        with write_errors_explained(run_folder):
-            file = held.enter_context(open(run_folder / LOCK, "w", opener=without_waiting))
+    with write_errors_explained(run_folder):
+        file = open(run_folder / LOCK, "w", opener=without_waiting)  # noqa: SIM115
+    try:
         # What was killed a moment ago may still be ending.
         deadline = time.monotonic() + _LOCK_WAIT_SECONDS
         while True:
@@ -277,6 +278,9 @@ def locked(run_folder: Path, otherwise: str = "choose another name=...") -> Iter
             except OSError:
                 break  # a file system without locks: nothing to hold
         yield
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written to it
+            file.close()
 
 
 def is_locked(run_folder: Path) -> bool:

@@ -38,7 +38,7 @@ from cola_train.data.prepared import (
 from cola_train.data.records import BadRecords
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.files import atomic_folder
+from cola_train.files import atomic_folder, sweep
 
 _BATCH_CHARACTERS = 1 << 18
 _BATCH_DOCUMENTS = 4096
@@ -57,6 +57,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
     out = Path(config.out)
     tokenizer = Tokenizer.load(config.tokenizer)
     recipe = _recipe(config, tokenizer)
+    sweep(out.parent, out.name)
     if out.exists():
         return _already_there(out, config, recipe)
     sources = source_hashes(config.corpus)

@@ -17,7 +17,7 @@ from cola_train.config.settings import UserError, require
 from cola_train.console import progress_bar, say
 from cola_train.data.records import BadRecords, surrogate_in
 from cola_train.data.sources import read_documents
-from cola_train.files import lfs_hint, read_errors_explained, write_atomically
+from cola_train.files import lfs_hint, read_errors_explained, sweep, write_atomically
 from cola_train.json_text import parse_json
 
 EOS_TOKEN = "<|endoftext|>"
@@ -149,6 +149,7 @@ class Tokenizer:
             not path.is_dir(),
             f"{path} is a folder; name the file to write, for example {path / 'tokenizer.json'}.",
         )
+        sweep(path.parent, path.name)
         if path.exists():
             with read_errors_explained(path):
                 same = path.read_bytes() == self.content

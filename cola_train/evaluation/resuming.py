@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from cola_train.config.content import read_bytes
 from cola_train.config.settings import UserError, require
-from cola_train.files import create, read_errors_explained, require_new, sweep, write_atomically
+from cola_train.files import (
+    create,
+    not_confirmed,
+    read_errors_explained,
+    require_new,
+    sweep,
+    write_atomically,
+)
 from cola_train.json_lines import JsonlWriter
 from cola_train.json_text import parse_json
 
@@ -111,6 +118,11 @@ class ResultFile:
         Raises:
             UserError: the disk refused some, or another program wrote into the file.
         """
+        unconfirmed = None
+        try:
+            self._lines.sync()
+        except OSError as error:  # what is missing by it is counted
+            unconfirmed = error
         found = self._found()
         require(
             len(found) == len(self._records),
@@ -124,7 +136,8 @@ class ResultFile:
             is_in_order = self.path.read_bytes() == content
         if not is_in_order:
             write_atomically(self.path, content)
-        self._lines.sync()
+        elif unconfirmed is not None:
+            raise not_confirmed(self.path, unconfirmed) from unconfirmed
         return [parse_json(line.decode()) for line in ordered]
 
     def _read_settings(self) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import FrameType
 
 from cola_train.config.settings import INTERRUPTED, UserError, require
-from cola_train.files import write_atomically
+from cola_train.console import only_warned
+from cola_train.files import write_atomically, write_errors_explained
 from cola_train.operations.report import last_lines
 from cola_train.operations.runs import list_runs
 from cola_train.processes import STORE
@@ -59,7 +60,7 @@ def launch(
     require(hasattr(os, "memfd_create"), "Several processes of a run need Linux: start one alone.")
     with os.fdopen(os.memfd_create("meeting"), "wb") as store:
         ranks = _Ranks()
-        with handling(ENDING, ranks.pass_on):
+        with handling(ENDING, ranks.pass_on), ranks.ended_on_error():
             for rank in range(num_processes):
                 variables = _place(rank, num_processes)
                 shared = Connection(os.dup(store.fileno()), readable=False)
@@ -74,7 +75,8 @@ def launch(
                             fresh=uses_gpu,
                         )
                     )
-            write_atomically(logs / RANKS, json.dumps(ranks.numbers()) + "\n")
+            with only_warned(f"the processes' numbers are not in {logs}"):
+                write_atomically(logs / RANKS, json.dumps(ranks.numbers()) + "\n")
             ranks.wait()
     for row in list_runs(run_folder):
         if row.state == "died":
@@ -89,9 +91,18 @@ def launch(
     rank, status = ranks.first_failure
     if status == INTERRUPTED:
         return INTERRUPTED
-    if rank > 0 and (lines := last_lines(_log(rank, logs))):  # process 0 has said it here
-        heading = f"cola-train: process {rank} failed first; the end of {_log(rank, logs)}:"
-        sys.stderr.write("\n".join([heading, *lines, ""]))
+    if status < 0:
+        name = signal.Signals(-status).name
+        sys.stderr.write(
+            f"cola-train: error: process {rank} was ended by {name}, and so were the others. The "
+            "same command again goes on from the last checkpoint.\n"
+        )
+    if rank > 0:  # process 0 has said it here
+        log = _log(rank, logs)
+        with contextlib.suppress(OSError):
+            if lines := last_lines(log):
+                heading = f"cola-train: process {rank} failed first; the end of {log}:"
+                sys.stderr.write("\n".join([heading, *lines, ""]))
     return status if status > 0 else 128 - status
 
 
@@ -148,6 +159,19 @@ class _Ranks:
             if kill_at is not None and time.monotonic() > kill_at:
                 self._send(signal.SIGKILL)
 
+    @contextlib.contextmanager
+    def ended_on_error(self) -> Iterator[None]:
+        """End those that run if the block fails: without the others they would wait for them."""
+        try:
+            yield
+        except BaseException:
+            self._send(signal.SIGTERM)
+            wait_until = time.monotonic() + _SECONDS_TO_SAVE
+            for process in self._running:
+                process.join(max(0, wait_until - time.monotonic()))
+            self._send(signal.SIGKILL)
+            raise
+
     def _send(self, number: int) -> None:
         for process in self._running:
             with contextlib.suppress(ProcessLookupError):
@@ -172,8 +196,13 @@ def _streams(rank: int, logs: Path) -> Iterator[tuple[int, int]]:
     if rank == 0:
         yield 1, 2
         return
-    with _log(rank, logs).open("ab") as file:
-        yield file.fileno(), file.fileno()
+    with write_errors_explained(_log(rank, logs)):
+        file = os.open(_log(rank, logs), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        yield file, file
+    finally:
+        with contextlib.suppress(OSError):  # nothing was written by it
+            os.close(file)
 
 
 def _place(rank: int, num_processes: int) -> dict[str, str]:

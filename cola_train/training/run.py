@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from cola_train.config.content import read_bytes
 from cola_train.config.load import load_config
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import only_warned, outliving_console, say
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.devices import device_peak
 from cola_train.json_text import parse_json
 from cola_train.processes import connected
 from cola_train.run_folder import (
@@ -22,8 +25,16 @@ from cola_train.run_folder import (
     read_status,
     write_status,
 )
-from cola_train.run_layout import CONFIG, EXPORT, SUMMARY, TOKENIZER, folder_of
-from cola_train.training.callbacks.pace import cost_in_words
+from cola_train.run_layout import (
+    CONFIG,
+    EXPORT,
+    LOSSES_PLOT,
+    METRICS,
+    SUMMARY,
+    TOKENIZER,
+    folder_of,
+)
+from cola_train.training.callbacks.pace import cost_in_words, write_summary
 from cola_train.training.checkpoints.export import export_checkpoint, export_marks
 from cola_train.training.checkpoints.folder import (
     intact_manifest,
@@ -36,6 +47,7 @@ from cola_train.training.data import RunData
 from cola_train.training.loop.budget import Budget
 from cola_train.training.loop.ending import ending
 from cola_train.training.loop.interrupts import StopRequest
+from cola_train.training.loop.state import RunState
 from cola_train.training.parallel.sharding import check_mesh
 from cola_train.training.preflight import open_data, take_over
 
@@ -87,6 +99,8 @@ def train(config: RunConfig) -> Status:
             status = fit(config, processes, stop, data, own)
         else:
             status = Status("finished", own[1].step)
+            if processes.is_first:
+                _complete(config, own[1].state, processes.device)
         if processes.is_first:
             try:
                 _conclude(config, status, tokenizer)
@@ -98,6 +112,24 @@ def train(config: RunConfig) -> Status:
         with only_warned(told) if processes.is_first else contextlib.nullcontext():
             processes.barrier()
         return status
+
+
+def _complete(config: RunConfig, state: RunState, device: torch.device) -> None:
+    """Write what a run leaves at its end, where something ended it after its last checkpoint."""
+    run_folder = folder_of(config)
+    first = config.branched_from
+    if first is not None and Path(first).name == step_folder(run_folder, state.step).name:
+        return  # a branch that had nothing left to do has cost nothing
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        summary = parse_json((run_folder / SUMMARY).read_text(encoding="utf-8"))
+        if summary["steps"] == state.step:
+            return
+    # matplotlib takes a second to import
+    from cola_train.training.callbacks.plots import draw_losses
+
+    with only_warned(f"the pictures in {run_folder} were not drawn"):
+        draw_losses(run_folder / METRICS, run_folder / LOSSES_PLOT)
+    write_summary(run_folder, state, device_peak(device, config.trainer.precision))
 
 
 def _conclude(config: RunConfig, status: Status, tokenizer: Tokenizer) -> None:

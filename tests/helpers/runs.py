@@ -2,7 +2,6 @@
 left, to compare.
 """
 
-import json
 import lzma
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +16,8 @@ from cola_train.data.tokenizer import train_tokenizer
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.registry import family_named
 from cola_train.families.transformer.family import BaselineRunConfig
-from cola_train.run_layout import CLOCKS
+from cola_train.json_lines import read_log
+from cola_train.run_layout import CLOCKS, METRICS
 from cola_train.training.checkpoints.folder import intact_manifest, latest_checkpoint, step_folder
 from cola_train.training.checkpoints.tensors import CheckpointReader
 
@@ -139,8 +139,7 @@ def figures(run: Path) -> dict[tuple[int, str], float | None]:
     again, the last.
     """
     found = {}
-    for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_log(run / METRICS):
         for name, value in row.items():
             if name not in CLOCKS | {"step"}:
                 found[row["step"], name] = value

@@ -11,7 +11,7 @@ import torch
 
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.settings import require
-from cola_train.console import progress_bar, say
+from cola_train.console import only_warned, progress_bar, say
 from cola_train.devices import named_device
 from cola_train.evaluation.benchmarks.answering import Question, answer_batch, make_batches
 from cola_train.evaluation.benchmarks.answers import ANSWERS, AnswerFolder, Key
@@ -111,7 +111,8 @@ def _answer_share(
             for question, found in zip(batch, answer_batch(checkpoint, batch, config), strict=True):
                 if found.key not in answered:
                     lines.append({"place": question.place, **found.to_json()})
-            lines.sync()
+            with only_warned(f"{lines.path} may lose its last lines if the power fails"):
+                lines.sync()
             bar.update(len(batch))
 
 

@@ -1,10 +1,8 @@
 """Where a run's metrics go: metrics.jsonl always, plots, a progress bar, and wandb if asked."""
 
-import contextlib
 import copy
 import dataclasses
 import importlib.util
-import json
 import math
 import sys
 import time
@@ -15,13 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import require
 from cola_train.console import only_warned
 from cola_train.devices import device_peak
-from cola_train.files import write_atomically
 from cola_train.json_lines import JsonlWriter
-from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS, SUMMARY
-from cola_train.training.callbacks.pace import Pace, summarize_cost
+from cola_train.run_layout import EVALUATION_PLOT, LOSSES_PLOT, METRICS
+from cola_train.training.callbacks.pace import Pace, write_summary
 from cola_train.training.callbacks.plots import draw_evaluations, draw_losses
 from cola_train.training.loop.budget import eflops
 from cola_train.training.loop.module import StageCallback, StageModule
@@ -80,9 +77,7 @@ class Metrics(StageCallback):
         if not stage.stop_requested:
             self._draw()
         if self.is_first:
-            summary = summarize_cost(stage.state, self.pace.peak)
-            with contextlib.suppress(UserError):  # a disk that refuses it is not worth a run
-                write_atomically(self.run_folder / SUMMARY, json.dumps(summary, indent=1) + "\n")
+            write_summary(self.run_folder, stage.state, self.pace.peak)
         # wandb's: what it has not written yet
         self._to_loggers(lambda logger: logger.experiment.finish())
 

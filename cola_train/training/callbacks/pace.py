@@ -2,8 +2,13 @@
 
 import copy
 import dataclasses
+import json
+from pathlib import Path
 from typing import Any
 
+from cola_train.console import only_warned
+from cola_train.files import write_atomically
+from cola_train.run_layout import SUMMARY
 from cola_train.training.loop.budget import eflops
 from cola_train.training.loop.state import RunState
 
@@ -61,6 +66,13 @@ def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
         "mfu": utilization("model"),
         "hfu": utilization("executed"),
     }
+
+
+def write_summary(run_folder: Path, state: RunState, peak: float | None) -> None:
+    """Write summary.json; a disk that refuses it is not worth a run, but is told."""
+    with only_warned("the run's cost could not be written"):
+        content = json.dumps(summarize_cost(state, peak), indent=1) + "\n"
+        write_atomically(run_folder / SUMMARY, content)
 
 
 def cost_in_words(summary: dict[str, Any]) -> str:

@@ -100,16 +100,20 @@ class Saver(StageCallback):
             good=not self.validates or state.validated_step == state.step,
             mark=mark,
         )
-        problem = self._on_first(lambda: begin(self.run_folder, state.step))
+        problem = self._on_first(lambda: self._begin(stage))
         if problem is not None:
             return self._failed(state.step, problem)
-        for log in stage.logs:
-            log.sync()
         folder = working_folder(self.run_folder, state.step)
         writing = Writing(tensors, folder, self.group, in_background)
         self._under_way = manifest, writing
         stage.written = lambda: self._under_way is not None and writing.done
         return None if in_background else self._conclude(manifest, writing)
+
+    def _begin(self, stage: StageModule) -> None:
+        # Who resumes here does not log again what came before: it has to be on disk.
+        for log in stage.logs:
+            log.sync()
+        begin(self.run_folder, stage.state.step)
 
     def _conclude(self, manifest: CheckpointManifest, writing: Writing) -> str | None:
         """Wait for a save; on process 0 verify, name and point to it, and remove old ones."""

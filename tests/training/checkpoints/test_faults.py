@@ -131,6 +131,21 @@ def test_other_data_under_the_same_path_is_refused(
     assert train(vae_config("run", f"data.path={prepared_folder}")) == Status("finished", 6)
 
 
+def test_what_a_run_writes_at_its_end_is_written_by_the_same_command(
+    vae_config: VAEConfigs,
+) -> None:
+    config = vae_config("run")
+    train(config)
+    summary = folder_of(config) / "summary.json"
+    before = json.loads(summary.read_text())
+    summary.unlink()  # as where it was killed after its last save
+    train(config)
+    after = json.loads(summary.read_text())
+    assert [after[name] for name in ("steps", "tokens", "eflops")] == [
+        before[name] for name in ("steps", "tokens", "eflops")
+    ]
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 3 MB of its own."""
