@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.config.settings import UserError, require
-from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from cola_train.data.special_tokens import NAMES_FILE
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.checkpoint import Checkpoint, read_tokenizer
 from cola_train.files import atomic_folder
 from cola_train.models.config import TransformerConfig
@@ -32,12 +33,8 @@ _CONFIG = "config.json"
 # For other programs: here the tokenizer and training.json say it.
 _NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 # For transformers' AutoTokenizer; without the last, its version 4 takes out spaces when decoding.
-_TOKENIZER_FIELDS = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "eos_token": EOS_TOKEN,
-    "pad_token": PAD_TOKEN,
-    "clean_up_tokenization_spaces": False,
-}
+_BEFORE_NAMES = {"tokenizer_class": "PreTrainedTokenizerFast"}
+_AFTER_NAMES = {"clean_up_tokenization_spaces": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +83,8 @@ def write_transformer(
         write_json(working / _CONFIG, fields)
         write_tensors(working, shapes, state, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
-        write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
+        names = tokenizer.special_tokens.fields()
+        write_json(working / NAMES_FILE, {**_BEFORE_NAMES, **names, **_AFTER_NAMES})
         if training:
             write_json(working / TRAINING, training)
 
