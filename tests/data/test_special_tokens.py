@@ -104,8 +104,10 @@ def test_the_padding_token_is_added_with_the_next_free_id(
     for text in TEXTS:
         assert tokenizer.encode_document(text) == library.encode(text, add_special_tokens=False).ids
     assert tokenizer.pad_token_id not in tokenizer.encode_document("a <|pad|> b")
-    tokens, _ = data.row(TRAIN, 0)
-    assert tokenizer.eos_token_id in tokens
+    rows = [data.row(TRAIN, index)[0] for index in range(data.num_rows(TRAIN))]
+    ends = sum(int((row == tokenizer.eos_token_id).sum()) for row in rows)
+    # The last of them may lie in what fills no row.
+    assert 0 <= data.manifest.splits[TRAIN].num_documents - ends <= 3
     # The same again has nothing to do.
     assert prepared(kind, tmp_path).tokenizer.sha256 == tokenizer.sha256
 
