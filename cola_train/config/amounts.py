@@ -51,6 +51,11 @@ class Amount:
         """
         return cls(max(1, round(Fraction(repr(eflops)) * FLOPS_PER_EFLOP)), "EFLOPs")
 
+    def in_steps(self, tokens_per_step: int) -> int:
+        """The fewest steps that reach it; not for EFLOPs, whose steps the networks decide."""
+        assert self.unit != "EFLOPs"
+        return self.count if self.unit == "steps" else -(-self.count // tokens_per_step)
+
     def __str__(self) -> str:
         if self.unit == "EFLOPs":
             return f"{self.count / FLOPS_PER_EFLOP:,.6g} EFLOPs"

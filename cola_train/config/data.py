@@ -84,6 +84,15 @@ class PrepareConfig(Settings):
 
     out: str = setting(help="The folder to write; it appears only when complete.")
     tokenizer: str = setting(help="The tokenizer.json to encode with, copied to the prepared data.")
+    eos_token: str = setting(
+        "<|endoftext|>",
+        help="The tokenizer's token that ends every document, such as </s>.",
+    )
+    pad_token: str = setting(
+        "<|pad|>",
+        help="The token that fills rows and carries no loss; one that the tokenizer lacks is added "
+        "to its copy.",
+    )
     seq_len: int = setting(512, help="Tokens in a row.", rule=at_least(1, " token"))
     corpus: CorpusConfig = section(CorpusConfig, help="The text.")
     held_out_share: float = setting(

@@ -21,6 +21,7 @@ MOST_SAMPLES = 4096  # draws of one row that have addresses of their own
 _DRAWS = Rule(f"in 1..{MOST_SAMPLES}", lambda number: 1 <= number <= MOST_SAMPLES)
 # Of two rows each can be given the other's history.
 _ROWS = at_least(2)
+BENCHMARKS = ("lambada", "mmlu", "obqa", "hellaswag", "race", "siqa", "squad", "story_cloze")
 EVALUATORS = ("inspection", "likelihood", "benchmarks")
 
 
@@ -146,6 +147,11 @@ class InLoopEvalConfig(Settings):
                 name in EVALUATORS,
                 f"in_loop_eval.evaluators has an unknown entry '{name}'; "
                 f"{nearest(name, EVALUATORS)}",
+            )
+        for name in self.tasks if self.tasks != ["all"] else []:
+            require(
+                name in BENCHMARKS,
+                f"There is no benchmark '{name}' (in_loop_eval.tasks); {nearest(name, BENCHMARKS)}",
             )
         needs_data = self.is_on and "benchmarks" in self.evaluators
         require(

@@ -9,6 +9,7 @@ from cola_train.config.settings import (
     NOT_EMPTY,
     SHARE_ABOVE_0,
     SHARE_BELOW_1,
+    Rule,
     Settings,
     above_0,
     at_least,
@@ -16,6 +17,8 @@ from cola_train.config.settings import (
     setting,
 )
 
+# The systems that wait have greatest times of their own, of which this is below all.
+_TIMEOUT = Rule("in [1, 31536000] (a year)", lambda seconds: 1 <= seconds <= 31_536_000)
 Convention = Literal["paper", "model", "executed"]
 
 
@@ -168,7 +171,7 @@ class ParallelConfig(Settings):
     timeout_seconds: int = setting(
         1800,
         help="A step or collective that takes longer than this ends the run with an error.",
-        rule=at_least(1),
+        rule=_TIMEOUT,
     )
 
     def __post_init__(self) -> None:
@@ -177,6 +180,18 @@ class ParallelConfig(Settings):
             self.shard_size is None or self.strategy == "hsdp",
             f"parallel.shard_size is for parallel.strategy=hsdp, not {self.strategy}; leave one of "
             "them out.",
+        )
+        # One process may be of several that torchrun starts; it is checked where they meet.
+        processes = self.num_processes
+        require(
+            self.strategy != "single" or processes == 1,
+            f"parallel.strategy=single is for one process, not {processes}; use ddp, fsdp2 or "
+            "hsdp.",
+        )
+        require(
+            self.shard_size is None or processes == 1 or processes % self.shard_size == 0,
+            f"parallel.shard_size ({self.shard_size}) must divide parallel.num_processes "
+            f"({processes}).",
         )
 
 

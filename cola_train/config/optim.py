@@ -77,9 +77,24 @@ class OptimConfig(Settings):
         super().__post_init__()
         for name in ("warmup", "decay", "anneal"):
             Amount.parse(getattr(self, name), f"optim.{name}")
+        rate, decay = self.learning_rate, self.weight_decay
+        require(
+            rate * decay <= 1,
+            f"optim.weight_decay ({decay}) x optim.learning_rate ({rate}) must be at most 1, the "
+            "share of a weight that a step takes away.",
+        )
         anneals = Amount.parse(self.anneal, "optim.anneal").count > 0
         require(
             anneals == (self.schedule == "wsd"),
             "optim.anneal is the last part of optim.schedule=wsd and needs it, as it needs an "
             f"anneal above 0; got schedule={self.schedule}, anneal={self.anneal!r}.",
+        )
+
+    def check_horizons(self, warmup: int, decay: int, anneal: int) -> None:
+        """Refuse horizons, converted to steps, that do not fit together."""
+        begins = f", and before the anneal ({self.anneal!r}, {anneal} steps) begins"
+        require(
+            warmup < decay and warmup + anneal <= decay,
+            f"optim.warmup ({self.warmup!r}, {warmup} steps) must end before optim.decay "
+            f"({self.decay!r}, {decay} steps){begins if anneal else ''}.",
         )

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import os
 
 from cola_train.config.amounts import Amount
 from cola_train.config.data import DataConfig
@@ -46,6 +47,7 @@ _MAY_CHANGE = (
     "trainer.sample_every_steps",
     "trainer.sample_prompts",
 )
+_LONGEST_NAME = 200  # file systems have 255, and what a run is named in adds to it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,11 @@ class RunConfig(Settings, abc.ABC):
             self.name not in ("", ".", "..") and "/" not in self.name,
             f"name must be a plain folder name, not {self.name!r}.",
         )
+        require(
+            len(os.fsencode(self.name)) <= _LONGEST_NAME,
+            f"name must have at most {_LONGEST_NAME} bytes, to be a folder's; this one has "
+            f"{len(os.fsencode(self.name))}.",
+        )
         rows, micro = self.trainer.global_batch_size, self.trainer.micro_batch_size
         processes = self.parallel.num_processes
         require(
@@ -90,13 +97,27 @@ class RunConfig(Settings, abc.ABC):
             f"trainer.global_batch_size ({rows}) must be a multiple of trainer.micro_batch_size x "
             f"parallel.num_processes ({micro} x {processes} = {micro * processes}).",
         )
-        horizons = (self.optim.warmup, self.optim.decay, self.optim.anneal)
-        in_flops = any(Amount.parse(text, "optim").unit == "EFLOPs" for text in horizons)
         require(
-            not (in_flops and self.budget.convention == "executed"),
+            not (self.trainer.precision == "fp8" and self.trainer.accelerator == "cpu"),
+            "trainer.precision=fp8 needs a GPU, and trainer.accelerator is cpu; use bf16.",
+        )
+        names = ("warmup", "decay", "anneal")
+        amounts = [Amount.parse(getattr(self.optim, name), f"optim.{name}") for name in names]
+        in_flops = [amount.unit == "EFLOPs" for amount in amounts]
+        require(
+            not (any(in_flops) and self.budget.convention == "executed"),
             "optim.warmup, decay and anneal cannot be EFLOPs with budget.convention=executed: what "
             "is executed depends on how a run is spread over devices, and the learning rate must "
             "not. Use paper or model.",
+        )
+        if not any(in_flops):
+            tokens = rows * self.data.seq_len
+            self.optim.check_horizons(*(amount.in_steps(tokens) for amount in amounts))
+        pad = self.in_loop_eval.benchmarks.sampler.pad_token_id
+        require(
+            pad is None or pad < self.vocab_size,
+            f"in_loop_eval.benchmarks.sampler.pad_token_id must be below {self.vocab_size_key} "
+            f"({self.vocab_size}), not {pad}.",
         )
 
     @property

@@ -102,6 +102,10 @@ def check_value(field: dataclasses.Field[Any], value: Any, key: str) -> None:
         rule is None or value is None or rule.holds(value),
         f"{key} must be {allowed_words(field)}, not {value}.",
     )
+    # No path has it, and it is never meant.
+    require(
+        not (isinstance(value, str) and "\0" in value), f"{key} has a NUL character; remove it."
+    )
     # What the shell or another tool would replace: here it would become the name of a folder.
     require(
         not (isinstance(value, str) and "${" in value),

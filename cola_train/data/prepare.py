@@ -37,6 +37,7 @@ from cola_train.data.prepared import (
 )
 from cola_train.data.records import BadRecords
 from cola_train.data.sources import SourceHash, read_documents, source_hashes
+from cola_train.data.special_tokens import NAMES_FILE, SpecialTokens
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import atomic_folder, sweep
 
@@ -55,7 +56,8 @@ def prepare(config: PrepareConfig) -> PreparedData:
             `config.out` holds something else, or it cannot be written. Nothing is left behind.
     """
     out = Path(config.out)
-    tokenizer = Tokenizer.load(config.tokenizer)
+    names = SpecialTokens(config.eos_token, config.pad_token)
+    tokenizer = Tokenizer.load(config.tokenizer, names)
     recipe = _recipe(config, tokenizer)
     sweep(out.parent, out.name)
     if out.exists():
@@ -65,9 +67,10 @@ def prepare(config: PrepareConfig) -> PreparedData:
     with atomic_folder(out) as folder:
         bad = BadRecords(config.corpus.on_bad_record)
         splits, num_empty = _write_splits(folder, config, tokenizer, bad)
-        (folder / TOKENIZER_FILE).write_bytes(tokenizer.content)
+        tokenizer.save(folder / TOKENIZER_FILE)
         kinds = (tokens_file, documents_file, checks_file)
-        names = [name(split) for split in splits for name in kinds]
+        files = [name(split) for split in splits for name in kinds]
+        files += [name for name in (TOKENIZER_FILE, NAMES_FILE) if (folder / name).exists()]
         manifest = PreparedManifest(
             format_version=FORMAT_VERSION,
             vocab_size=tokenizer.vocab_size,
@@ -77,7 +80,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
             num_empty_documents=num_empty,
             splits=splits,
             sources=tuple(sources),
-            files={name: (folder / name).stat().st_size for name in [*names, TOKENIZER_FILE]},
+            files={name: (folder / name).stat().st_size for name in files},
             num_skipped_records=bad.num_skipped,
             num_replaced_records=bad.num_replaced,
             bad_records=tuple(bad.places),

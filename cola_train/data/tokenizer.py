@@ -17,14 +17,19 @@ from cola_train.config.settings import UserError, require
 from cola_train.console import progress_bar, say
 from cola_train.data.records import BadRecords, surrogate_in
 from cola_train.data.sources import read_documents
+from cola_train.data.special_tokens import (
+    SpecialTokens,
+    names_beside,
+    with_padding,
+    write_names_beside,
+)
 from cola_train.files import lfs_hint, read_errors_explained, sweep, write_atomically
 from cola_train.json_text import parse_json
 
-EOS_TOKEN = "<|endoftext|>"
+_USUAL = SpecialTokens()
 IM_START_TOKEN = "<|im_start|>"
 IM_END_TOKEN = "<|im_end|>"
-PAD_TOKEN = "<|pad|>"
-TRAINED_SPECIAL_TOKENS = (EOS_TOKEN, IM_START_TOKEN, IM_END_TOKEN, PAD_TOKEN)
+TRAINED_SPECIAL_TOKENS = (_USUAL.eos, IM_START_TOKEN, IM_END_TOKEN, _USUAL.pad)
 
 DOLMA2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| "
@@ -40,23 +45,21 @@ class Tokenizer:
     """A `tokenizer.json` of the `tokenizers` library with an end-of-text and a padding token.
 
     Attributes:
-        content, sha256: the bytes of the file, and their hash in hexadecimal.
+        content, special_tokens: the bytes of the file, and the names of the tokens.
+        sha256: the hash of both in hexadecimal; of the bytes alone where the names are as usual.
         eos_token_id: ends every document.
         pad_token_id: fills rows and alignment; carries no loss.
         im_end_token_id: ends a chat turn; None if the tokenizer has no such token.
     """
 
-    def __init__(self, content: bytes, origin: str = "the tokenizer") -> None:
+    def __init__(
+        self, content: bytes, origin: str = "the tokenizer", special_tokens: SpecialTokens = _USUAL
+    ) -> None:
         """Read a tokenizer.json, or raise a UserError that names `origin` if it is not usable."""
-        self.content, self.sha256 = content, hashlib.sha256(content).hexdigest()
-        self._origin = origin
-        try:
-            self._tokenizer = _parse(content)
-        except Exception as error:  # the library raises bare Exception on anything it cannot read
-            raise UserError(
-                f"{origin} is not a tokenizer.json of the `tokenizers` library ({error}); "
-                "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
-            ) from error
+        self.content, self.special_tokens, self._origin = content, special_tokens, origin
+        names = b"" if special_tokens == _USUAL else special_tokens.to_json().encode("utf-8")
+        self.sha256 = hashlib.sha256(content + names).hexdigest()
+        self._tokenizer = _parse(content, origin)
         dropout = getattr(self._tokenizer.model, "dropout", None)
         require(
             not dropout,
@@ -64,26 +67,30 @@ class Tokenizer:
             'in a copy of the file, set "dropout" of "model" to null.',
         )
         self._unclaimed = {"tokenizer": self._tokenizer}
-        ids = {token: self._tokenizer.token_to_id(token) for token in TRAINED_SPECIAL_TOKENS}
-        missing = [token for token in (EOS_TOKEN, PAD_TOKEN) if ids[token] is None]
+        ids = {token: self._tokenizer.token_to_id(token) for token in special_tokens}
+        missing = [token for token in special_tokens if ids[token] is None]
         require(
             not missing,
             f"{origin} lacks {' and '.join(missing)}, which separate documents and fill rows; "
-            "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`.",
+            "use a tokenizer that has both, for example of `cola-train tokenizer olmo2`, or what "
+            "`cola-train prepare` writes with eos_token=... and pad_token=...",
         )
-        self.eos_token_id, self.pad_token_id = cast(int, ids[EOS_TOKEN]), cast(int, ids[PAD_TOKEN])
-        self.im_end_token_id = ids[IM_END_TOKEN]
+        self.eos_token_id, self.pad_token_id = (cast(int, ids[token]) for token in special_tokens)
+        self.im_end_token_id = self._tokenizer.token_to_id(IM_END_TOKEN)
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str, SpecialTokens]]:
         # Another process parses the file again: the library pickles the same text, serialized anew.
-        return Tokenizer, (self.content, self._origin)
+        return Tokenizer, (self.content, self._origin, self.special_tokens)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: str | Path, special_tokens: SpecialTokens | None = None) -> "Tokenizer":
         """Load a tokenizer.json file, or the one in a folder.
 
+        With `special_tokens` a padding token that it lacks is added, and said; without, they are
+        those that a tokenizer_config.json beside it names, or the usual ones.
+
         Raises:
-            UserError: missing, unreadable, no tokenizers file, no `<|endoftext|>` or no `<|pad|>`.
+            UserError: missing, unreadable, no tokenizers file, or without an end or padding token.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -96,7 +103,10 @@ class Tokenizer:
             content = read_bytes(file)
         hint = lfs_hint(file)
         require(not hint, f"{file} is no tokenizer.json.{hint}")
-        return cls(content, str(file))
+        if special_tokens is None:
+            return cls(content, str(file), names_beside(file))
+        _parse(content, str(file))
+        return cls(with_padding(content, special_tokens, str(file)), str(file), special_tokens)
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -142,6 +152,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> bool:
         """Write a byte-identical copy atomically; False if the same content is there already.
 
+        Special tokens that are not the usual ones are named in a tokenizer_config.json beside it.
         Other content there, or a place that cannot be written, is a UserError.
         """
         path = Path(path)
@@ -150,6 +161,8 @@ class Tokenizer:
             f"{path} is a folder; name the file to write, for example {path / 'tokenizer.json'}.",
         )
         sweep(path.parent, path.name)
+        # First: a tokenizer.json that is there is complete.
+        write_names_beside(path, self.special_tokens)
         if path.exists():
             with read_errors_explained(path):
                 same = path.read_bytes() == self.content
@@ -179,13 +192,19 @@ class Tokenizer:
     def _claim(self, *, special_tokens_are_text: bool) -> tokenizers.Tokenizer:
         # The library keeps this switch on its object. Most programs need only one of its positions;
         # one that needs both parses again, some tenths of a second for a large vocabulary.
-        tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self.content)
+        tokenizer = self._unclaimed.pop("tokenizer", None) or _parse(self.content, self._origin)
         tokenizer.encode_special_tokens = special_tokens_are_text
         return tokenizer
 
 
-def _parse(content: bytes) -> tokenizers.Tokenizer:
-    tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8-sig"))
+def _parse(content: bytes, origin: str) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(content.decode("utf-8-sig"))
+    except Exception as error:  # the library raises bare Exception on anything it cannot read
+        raise UserError(
+            f"{origin} is not a tokenizer.json of the `tokenizers` library ({error}); "
+            "make one with `cola-train tokenizer train` or `cola-train tokenizer olmo2`."
+        ) from error
     # A file may carry these from its own use, and would then cut or fill documents silently.
     tokenizer.no_truncation()
     tokenizer.no_padding()

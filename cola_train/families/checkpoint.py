@@ -15,6 +15,7 @@ from cola_train.config.evaluation import InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.prepared import PreparedData
+from cola_train.data.special_tokens import NAMES_FILE
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.export_files import TRAINING, read_json, refuse_altered
 from cola_train.families.registry import load_checkpoint
@@ -264,7 +265,7 @@ def _weights_digest(networks: Iterable[nn.Module]) -> str:
 
 def read_tokenizer(root: Path, vocab_size: int, network: str) -> tuple[Tokenizer, dict[str, Any]]:
     """A checkpoint's tokenizer, beside a network of `vocab_size` ids, and its `training`."""
-    refuse_altered(root, [TRAINING, "tokenizer.json"])
+    refuse_altered(root, [TRAINING, NAMES_FILE, "tokenizer.json"])
     tokenizer = Tokenizer.load(root / "tokenizer.json")
     require(
         tokenizer.vocab_size <= vocab_size,

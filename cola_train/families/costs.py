@@ -78,10 +78,8 @@ def flops_after(config: RunConfig, steps: int) -> dict[Convention, int]:
 
 def steps_to(config: RunConfig, amount: Amount) -> int:
     """The fewest steps that reach `amount`; EFLOPs are counted by budget.convention."""
-    if amount.unit == "steps":
-        return amount.count
-    if amount.unit == "tokens":
-        return -(-amount.count // _tokens(config))
+    if amount.unit != "EFLOPs":
+        return amount.in_steps(_tokens(config))
     phases = [(number, flops[config.budget.convention]) for number, flops in _cycle(config)]
     whole, rest = divmod(amount.count, sum(number * flops for number, flops in phases))
     steps = whole * sum(number for number, _ in phases)

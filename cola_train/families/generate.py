@@ -92,6 +92,8 @@ def generate_stream(
         not isinstance(prompts, str | bytes),
         'prompts must be a list of prompts, for example ["It was"], not one text.',
     )
+    pad = () if config.pad_token_id is None else (config.pad_token_id,)
+    check_ids(pad, checkpoint.vocab_size, "pad_token_id")
     ids = [
         _ids(prompt, f"prompt {index}", checkpoint.tokenizer)
         for index, prompt in enumerate(prompts)

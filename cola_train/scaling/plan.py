@@ -24,6 +24,7 @@ from cola_train.families.registry import family_of
 from cola_train.peaks import device_named
 from cola_train.scaling.memory import check_rows, estimate, what_fits
 from cola_train.training.loop.budget import Budget
+from cola_train.training.optim.schedule import Schedule
 
 _LISTED_MARKS = 30
 
@@ -69,6 +70,7 @@ def make_plan(config: RunConfig, fleet: Fleet, extra: Sequence[str]) -> dict[str
     per_node = min(fleet.count, fleet.per_node)
     most_bytes = device_named(fleet.device).memory_bytes
     check_rows(config, fleet.count)
+    Schedule.of(config)
     # First, because it records every kind of checkpointing at once, the config's own among them.
     options = what_fits(config, fleet.count, most_bytes, per_node)
     memory = estimate(config, fleet.count, per_node, "cuda")

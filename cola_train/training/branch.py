@@ -13,6 +13,7 @@ from cola_train.checksums import sealed
 from cola_train.config.load import load_config, to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, require
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.files import atomic_folder
 from cola_train.json_lines import json_lines, read_log
 from cola_train.json_text import utf8
@@ -95,7 +96,7 @@ def _copy(source: Path, step: int, config: RunConfig) -> None:
         shutil.copytree(folder, copied)
         (copied / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         point_to(copied)
-        shutil.copyfile(source / TOKENIZER, working / TOKENIZER)
+        Tokenizer.load(source / TOKENIZER).save(working / TOKENIZER)
         (working / CONFIG).write_text(sealed(to_yaml(config)), encoding="utf-8")
         for name in (METRICS, STEP_LOG):
             rows = [

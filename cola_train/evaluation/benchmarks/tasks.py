@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cola_train.config.content import read_bytes
+from cola_train.config.evaluation import BENCHMARKS
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.files import file_hint, lfs_hint, read_errors_explained
 from cola_train.json_text import parse_json
@@ -38,7 +39,7 @@ RELEASED = {
     "story_cloze": (144, 468),
 }
 RELEASED_ACCURACY = {task: 100 * correct / total for task, (correct, total) in RELEASED.items()}
-TASKS = tuple(RELEASED)
+TASKS = BENCHMARKS
 TASKS_WITH_CHOICES = ("mmlu", "obqa", "hellaswag", "race", "siqa", "story_cloze")
 MOST_CHOICES = 26  # each has a letter
 _HOW_TO_GET = "Make the files by: cola-train evaluate --fetch"

@@ -22,6 +22,8 @@ from cola_train.models.config import DiTConfig, TextVAEConfig, check_pair, check
 _MASK_RATIO = Rule(
     f"{SHARE_ABOVE_0.words} (mask_weight=0 leaves the mask loss out)", SHARE_ABOVE_0.holds
 )
+# Beyond it variances are none of fp32.
+_LOG_SNR = Rule("in [-40, 40]", lambda value: -40 <= value <= 40)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Stage1Config(Settings):
     fixed_log_snr: float | None = setting(
         None,
         help="Hold log(E mu^2 / sigma^2) at this (paper: 1.0, 1.5, 2.0); null learns it.",
-        rule=ANY_NUMBER,
+        rule=_LOG_SNR,
     )
     mask_documents: bool = setting(
         False, help="Keep documents of a packed row apart; needs document_alignment; not stated."
@@ -157,7 +159,7 @@ class Stage2Config(Settings):
         rule=at_least(0),
     )
     fixed_log_snr: float | None = setting(
-        None, help="Hold the VAE's logSNR at this; null learns it.", rule=ANY_NUMBER
+        None, help="Hold the VAE's logSNR at this; null learns it.", rule=_LOG_SNR
     )
     mask_documents: bool = setting(
         False, help="Keep documents of a packed row apart; needs document_alignment; not stated."

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
+from cola_train.data.special_tokens import NAMES_FILE
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.export_files import (
     CONFIG_JSON,
@@ -208,7 +209,7 @@ def write_checkpoint(
         tokenizer.save(working / "tokenizer.json")
         if training:
             write_json(working / TRAINING, training)
-        add_checksums(working, ["tokenizer.json", TRAINING])
+        add_checksums(working, ["tokenizer.json", NAMES_FILE, TRAINING])
 
 
 def vae_values(

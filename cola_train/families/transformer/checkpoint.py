@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.config.settings import UserError, require
-from cola_train.data.tokenizer import EOS_TOKEN, PAD_TOKEN, Tokenizer
+from cola_train.data.special_tokens import NAMES_FILE
+from cola_train.data.tokenizer import Tokenizer
 from cola_train.export_files import (
     CONFIG_JSON,
     TRAINING,
@@ -37,12 +38,8 @@ CheckpointT = TypeVar("CheckpointT", bound="TransformerCheckpoint")
 # For other programs: here the tokenizer and training.json say it.
 _NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 # For transformers' AutoTokenizer; without the last, its version 4 takes out spaces when decoding.
-_TOKENIZER_FIELDS = {
-    "tokenizer_class": "PreTrainedTokenizerFast",
-    "eos_token": EOS_TOKEN,
-    "pad_token": PAD_TOKEN,
-    "clean_up_tokenization_spaces": False,
-}
+_BEFORE_NAMES = {"tokenizer_class": "PreTrainedTokenizerFast"}
+_AFTER_NAMES = {"clean_up_tokenization_spaces": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +86,11 @@ def write_transformer(
         write_json(working / CONFIG_JSON, fields)
         write_tensors(working, shapes, state, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
-        write_json(working / "tokenizer_config.json", _TOKENIZER_FIELDS)
+        names = tokenizer.special_tokens.fields()
+        write_json(working / NAMES_FILE, {**_BEFORE_NAMES, **names, **_AFTER_NAMES})
         if training:
             write_json(working / TRAINING, training)
-        add_checksums(working, [CONFIG_JSON, "tokenizer.json", TRAINING])
+        add_checksums(working, [CONFIG_JSON, "tokenizer.json", NAMES_FILE, TRAINING])
 
 
 def read_config(root: Path, kind: Kind) -> TransformerConfig:

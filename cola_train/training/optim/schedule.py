@@ -6,7 +6,6 @@ import math
 from cola_train.config.amounts import Amount
 from cola_train.config.optim import OptimConfig
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import require
 from cola_train.families.costs import steps_to
 
 
@@ -27,12 +26,7 @@ class Schedule:
             steps_to(config, Amount.parse(getattr(optim, name), f"optim.{name}"))
             for name in ("warmup", "decay", "anneal")
         )
-        begins = f", and before the anneal ({optim.anneal!r}, {anneal} steps) begins"
-        require(
-            warmup < decay and warmup + anneal <= decay,
-            f"optim.warmup ({optim.warmup!r}, {warmup} steps) must end before optim.decay "
-            f"({optim.decay!r}, {decay} steps){begins if anneal else ''}.",
-        )
+        optim.check_horizons(warmup, decay, anneal)
         return cls(optim, warmup, decay, anneal)
 
     def rate(self, step: int) -> float:

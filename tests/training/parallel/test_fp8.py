@@ -127,7 +127,7 @@ def test_memory_is_planned_as_bf16s(
 
     monkeypatch.setattr(memory, "record", record)
     monkeypatch.setattr(memory, "_recorded", {})
-    memory.estimate(vae_config("x", "trainer.precision=fp8"), 1)
+    memory.estimate(vae_config("x", "trainer.precision=fp8", "trainer.accelerator=auto"), 1)
     assert recorded == ["bf16"]
 
 
