@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cola_train.data.batch import PackedRows as PackedRows
     from cola_train.data.prepare import prepare as prepare
     from cola_train.data.prepared import PreparedData as PreparedData
-    from cola_train.data.tokenizer import train_tokenizer as train_tokenizer
+    from cola_train.data.tokenizer_training import train_tokenizer as train_tokenizer
     from cola_train.families.autoregressive.family import (
         AutoregressiveRunConfig as AutoregressiveRunConfig,
     )
@@ -57,7 +57,7 @@ else:
         "cola_train.data.batch": "Batch PackedRows",
         "cola_train.data.prepare": "prepare",
         "cola_train.data.prepared": "PreparedData",
-        "cola_train.data.tokenizer": "train_tokenizer",
+        "cola_train.data.tokenizer_training": "train_tokenizer",
         "cola_train.families.autoregressive.family": "AutoregressiveRunConfig",
         "cola_train.families.checkpoint": "Checkpoint",
         "cola_train.families.cola.config": "JointRunConfig VAERunConfig",

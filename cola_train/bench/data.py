@@ -28,7 +28,8 @@ from cola_train.data.packing import TRAIN, SplitCounts, documents_file, tokens_f
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import MANIFEST_FILE, PreparedData
 from cola_train.data.sources import read_documents
-from cola_train.data.tokenizer import Tokenizer, train_tokenizer
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.data.tokenizer_training import train_tokenizer
 from cola_train.training.data import batch_loader, dealt
 
 _LEARNT_IDS = 4096

@@ -90,7 +90,7 @@ def add(verbs: Any) -> None:
 
 def _tokenizer_train(options: argparse.Namespace) -> None:
     config = load_settings(options)
-    from cola_train.data.tokenizer import train_tokenizer
+    from cola_train.data.tokenizer_training import train_tokenizer
 
     train_tokenizer(config)
 

@@ -14,7 +14,8 @@ import cola_train
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
-from cola_train.data.tokenizer import Tokenizer, train_tokenizer
+from cola_train.data.tokenizer import Tokenizer
+from cola_train.data.tokenizer_training import train_tokenizer
 
 AUSTEN = Path(cola_train.__file__).parent / "data" / "austen.txt.xz"
 

@@ -24,9 +24,8 @@ from cola_train.data.tokenizer import (
     DOLMA2_PATTERN,
     TRAINED_SPECIAL_TOKENS,
     Tokenizer,
-    _pieces,
-    train_tokenizer,
 )
+from cola_train.data.tokenizer_training import _pieces, train_tokenizer
 
 
 def test_special_tokens_come_first_and_the_size_is_as_asked(tokenizer: Tokenizer) -> None:
@@ -71,8 +70,8 @@ def test_training_gives_the_same_bytes_in_another_process(
         out=str(out), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600
     )
     script = (
-        "from cola_train.config.data import *; from cola_train.data.tokenizer import "
-        f"train_tokenizer; train_tokenizer({config!r})"
+        "from cola_train.config.data import *; from cola_train.data.tokenizer_training "
+        f"import train_tokenizer; train_tokenizer({config!r})"
     )
     subprocess.run(
         [sys.executable, "-c", script],
@@ -146,7 +145,7 @@ def test_long_words_are_learnt_from_in_parts_and_short_ones_as_before(tmp_path: 
 def test_long_documents_are_learnt_from_as_short_ones(
     tokenizer: Tokenizer, prose_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cola_train.data.tokenizer._PIECE_CHARACTERS", 50)
+    monkeypatch.setattr("cola_train.data.tokenizer_training._PIECE_CHARACTERS", 50)
     config = TokenizerTrainConfig(
         out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(prose_file)]), vocab_size=600
     )
@@ -166,7 +165,7 @@ def test_pieces_have_the_words_of_the_whole(text: str, most: int) -> None:
         return [word for word, _ in split.pre_tokenize_str(text)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cola_train.data.tokenizer._PIECE_CHARACTERS", most)
+        patch.setattr("cola_train.data.tokenizer_training._PIECE_CHARACTERS", most)
         pieces = list(_pieces(text))
     assert "".join(pieces) == text
     if all(len(piece) < most or following[0] == " " for piece, following in pairwise(pieces)):
@@ -191,7 +190,9 @@ def test_an_interrupt_ends_the_learning(
         assert main is not None
         signal.pthread_kill(main, signal.SIGINT)  # to which Ctrl-C goes
 
-    monkeypatch.setattr("cola_train.data.tokenizer.tokenizers.Tokenizer", lambda model: Library())
+    monkeypatch.setattr(
+        "cola_train.data.tokenizer_training.tokenizers.Tokenizer", lambda model: Library()
+    )
     config = TokenizerTrainConfig(
         out=str(tmp_path / "t.json"), corpus=CorpusConfig(inputs=[str(prose_file)])
     )

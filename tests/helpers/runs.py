@@ -12,7 +12,7 @@ import torch
 from cola_train.config.data import CorpusConfig, PrepareConfig, TokenizerTrainConfig
 from cola_train.config.load import load_config
 from cola_train.data.prepare import prepare
-from cola_train.data.tokenizer import train_tokenizer
+from cola_train.data.tokenizer_training import train_tokenizer
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.families.registry import family_named
 from cola_train.families.transformer.family import BaselineRunConfig
