@@ -156,6 +156,10 @@ def strike(case: Strike, rows: Path, folder: Path, usual: Undisturbed) -> str:
         if case.deed == STOP and case.target == LAUNCHER:
             # The run goes on without it.
             seconds = 300.0
+        if (case.deed, case.target, case.moment) == (STOP, LAUNCHER, CONNECTING):
+            # What it has not started yet cannot wake it.
+            time.sleep(3)
+            program.launcher.send_signal(signal.SIGCONT)
         took = wait_until_none(program, seconds)
         monitor.until(lambda: True)
         found = read_status(program.run_folder)
