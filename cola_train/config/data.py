@@ -86,7 +86,7 @@ class PrepareConfig(Settings):
     tokenizer: str = setting(help="The tokenizer.json to encode with, copied to the prepared data.")
     eos_token: str = setting(
         "<|endoftext|>",
-        help="The tokenizer's token that ends every document, such as </s>.",
+        help="The tokenizer's token that ends every document, such as `</s>`.",
     )
     pad_token: str = setting(
         "<|pad|>",
