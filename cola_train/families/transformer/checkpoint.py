@@ -38,8 +38,10 @@ CheckpointT = TypeVar("CheckpointT", bound="TransformerCheckpoint")
 # For other programs: here the tokenizer and training.json say it.
 _NOT_READ = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings")
 # For transformers' AutoTokenizer; without the last, its version 4 takes out spaces when decoding.
-_BEFORE_NAMES = {"tokenizer_class": "PreTrainedTokenizerFast"}
-_AFTER_NAMES = {"clean_up_tokenization_spaces": False}
+_TOKENIZER_FIELDS = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "clean_up_tokenization_spaces": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +89,7 @@ def write_transformer(
         write_tensors(working, shapes, state, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
         names = tokenizer.special_tokens.fields()
-        write_json(working / NAMES_FILE, {**_BEFORE_NAMES, **names, **_AFTER_NAMES})
+        write_json(working / NAMES_FILE, {**_TOKENIZER_FIELDS, **names})
         if training:
             write_json(working / TRAINING, training)
         add_checksums(working, [CONFIG_JSON, "tokenizer.json", NAMES_FILE, TRAINING])
