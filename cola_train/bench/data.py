@@ -126,7 +126,9 @@ def _tokenizing(
 ) -> dict[str, Any]:
     """Measure the library and `prepare` in turns, so that both meet the same machine."""
     documents = [text for text in read_documents(corpus) if text]
-    settings = PrepareConfig(str(out), str(tokenizer), config.seq_len, corpus, held_out_share=0.0)
+    settings = PrepareConfig(
+        str(out), str(tokenizer), seq_len=config.seq_len, corpus=corpus, held_out_share=0.0
+    )
     ours: list[float] = []
     library: dict[int, list[float]] = {size: [] for size in _LIBRARY_BATCHES}
     num_tokens = 0

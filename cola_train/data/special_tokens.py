@@ -5,7 +5,7 @@ The names lie beside tokenizer.json in Hugging Face's tokenizer_config.json.
 
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import tokenizers
 
@@ -96,9 +96,9 @@ def with_padding(content: bytes, names: SpecialTokens, origin: str) -> bytes:
     ids = library.get_vocab(with_added_tokens=True)
     if names.pad not in ids:
         library.add_special_tokens([tokenizers.AddedToken(names.pad, normalized=False)])
-        new = library.token_to_id(names.pad)
+        new = cast(int, library.token_to_id(names.pad))
         require(
-            new is not None and new not in ids.values(),
+            new not in ids.values(),
             f"{names.pad} cannot be added to {origin}: its id would be {new}, which is taken. Name "
             "one of its own special tokens by pad_token=...",
         )

@@ -111,7 +111,9 @@ def _row(folder: Path) -> RunRow:
 
 def _number(value: object) -> float | None:
     """A figure of a log, where it is one."""
-    return value if type(value) in (int, float) and abs(value) < 2.0**63 else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < 2.0**63 else None
 
 
 def _last_step(folder: Path) -> int:

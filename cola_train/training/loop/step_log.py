@@ -7,7 +7,7 @@ it against what was promised.
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -69,9 +69,6 @@ def digest_text(digest: int) -> str:
     return f"{digest % (1 << 64):016x}"
 
 
-EntryT = TypeVar("EntryT", Attempt, Step)
-
-
 class StepLog:
     """Writes steps.jsonl; on one process only."""
 
@@ -102,9 +99,10 @@ def read_step_log(run_folder: Path) -> Iterator[Attempt | Step]:
             raise ValueError(f"{line.strip()[:80]}: {error}") from error
 
 
-def _typed(entry: EntryT) -> EntryT:
+def _typed(entry: Attempt | Step) -> Attempt | Step:
     for field in dataclasses.fields(entry):
+        kind: Any = field.type
         value = getattr(entry, field.name)
-        if not isinstance(value, field.type) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise TypeError(f"{field.name} is {value!r:.40}")
     return entry
