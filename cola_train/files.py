@@ -123,7 +123,6 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         sweep(final.parent, final.name)
         working, held = _begin_folder(final)
-        keep = False
         try:
             yield working
             for path in sorted(working.rglob("*")):
@@ -132,15 +131,14 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
             if replace:
                 _swap_in(working, final)
             elif not _move_to_new(working, final):
-                keep = True
+                kept = working.rename(final.with_name(f"{final.name}.kept{working.suffix}"))
                 raise UserError(
                     f"{final} exists and is not overwritten: it was made while this was at work. "
-                    f"What was written is complete, in {working}: rename it, or delete it."
+                    f"What was written is complete, in {kept}: rename it, or delete it."
                 )
             _make_name_durable(final)
         finally:
-            if not keep:
-                shutil.rmtree(working, ignore_errors=True)
+            shutil.rmtree(working, ignore_errors=True)
             os.close(held)
 
 

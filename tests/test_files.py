@@ -18,7 +18,7 @@ from cola_train.config.settings import UserError
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.benchmarks.score import read_answers
 from cola_train.evaluation.benchmarks.tasks import read_samples
-from cola_train.files import atomic_folder, write_atomically
+from cola_train.files import atomic_folder, sweep, write_atomically
 from cola_train.json_lines import JsonlWriter, json_lines, read_jsonl, read_log
 
 Rows = st.lists(
@@ -163,7 +163,8 @@ def test_what_came_to_a_name_meanwhile_is_not_replaced(tmp_path: Path, kind: str
         assert [path.name for path in final.iterdir()] == ["notes.txt"]
     else:
         assert final.is_symlink() if kind == "broken link" else final.read_text() == "yours"
-    (kept,) = tmp_path.glob(".final.*")
+    sweep(tmp_path)  # which takes only what is unfinished
+    (kept,) = tmp_path.glob("final.kept.*")
     assert (kept / "mine").read_text() == "hours of work"
 
 
@@ -178,7 +179,7 @@ def test_names_that_are_no_utf8_are_written_as_they_are_read(tmp_path: Path) -> 
 
 _WRITES = """
 import os, pathlib, sys
-from cola_train.files import atomic_folder, write_atomically
+from cola_train.files import atomic_folder, sweep, write_atomically
 
 os.umask(0o027)
 
