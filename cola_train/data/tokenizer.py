@@ -31,6 +31,8 @@ DOLMA2_PATTERN = (
     r"?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_FEW_IDS = 16
+
 
 class Tokenizer:
     """A `tokenizer.json` of the `tokenizers` library with an end-of-text and a padding token.
@@ -122,9 +124,22 @@ class Tokenizer:
         encode = self.library_for_documents.encode_batch_fast
         return encode([text], add_special_tokens=False)[0].ids
 
-    def decode(self, ids: Sequence[int], *, special_tokens: bool = False) -> str:
-        """The text of ids; special tokens are left out, or written with `special_tokens`."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=not special_tokens))
+    def decode(
+        self, ids: Sequence[int], *, after: Sequence[int] = (), special_tokens: bool = False
+    ) -> str:
+        """The text of ids that stand behind those of `after`, of which the last few matter.
+
+        Special tokens are left out, or written with `special_tokens`.
+        """
+
+        def text_of(some: Sequence[int]) -> str:
+            return str(self._tokenizer.decode(list(some), skip_special_tokens=not special_tokens))
+
+        # SentencePiece's decoders drop the space that a text begins with: what goes on with another
+        # begins where that ends. A character that both share is only in the text of both.
+        before = after[-_FEW_IDS:]
+        ends, whole = text_of(before), text_of([*before, *ids])
+        return whole[len(ends) :] if whole.startswith(ends) else text_of(ids)
 
     def lost_characters(self, text: str) -> tuple[int, int]:
         """How many characters of a text its ids do not give back, and of how many; blanks apart."""

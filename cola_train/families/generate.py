@@ -119,7 +119,7 @@ def generate_stream(
         end = next((place for place, token in enumerate(tokens) if token in stops), None)
         kept = tokens if end is None else tokens[:end]
         yield GenerationResult(
-            text=tokenizer.decode(kept),
+            text=tokenizer.decode(kept, after=prompt),
             token_ids=kept,
             prompt_ids=prompt,
             latents=checkpoint.latents_of(prompt, text, len(kept)),

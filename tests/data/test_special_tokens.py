@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from cola_train.config.data import CorpusConfig, PrepareConfig
@@ -18,8 +20,9 @@ from cola_train.config.settings import UserError
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
-from cola_train.data.special_tokens import NAMES_FILE, SpecialTokens
+from cola_train.data.special_tokens import NAMES_FILE, SpecialTokens, with_padding
 from cola_train.data.tokenizer import Tokenizer
+from cola_train.evaluation.writing.words import first_word
 from cola_train.families.generate import generate
 from cola_train.families.registry import load_checkpoint
 from cola_train.training.run import train
@@ -206,3 +209,31 @@ def test_a_run_keeps_them_to_its_export_and_samples(
         assert result.prompt_ids == data.tokenizer.encode("It was")
         told = json.loads((tmp_path / "run" / "hf" / NAMES_FILE).read_text())
         assert (told["eos_token"], told["pad_token"]) == data.tokenizer.special_tokens
+
+
+def with_both(kind: str) -> Tokenizer:
+    make, eos = KINDS[kind]
+    names = SpecialTokens(eos, "<|pad|>")
+    return Tokenizer(with_padding(make().to_str().encode(), names, kind), special_tokens=names)
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_continuation_keeps_the_space_that_it_begins_with(cut: int) -> None:
+    """SentencePiece's decoders drop it at the start of a text, and a continuation is none."""
+    tokenizer = with_both("llama")
+    ids = tokenizer.encode("It was the best of times")
+    before, new = ids[:cut], ids[cut:]
+    assert tokenizer.decode(before) + tokenizer.decode(new, after=before) == tokenizer.decode(ids)
+    assert tokenizer.decode(ids) == "It was the best of times"
+    word = tokenizer.decode(new, after=before).lower().split()[0]
+    is_whole = tokenizer.decode(new, after=before)[0] == " "
+    assert first_word(new, tokenizer, before) == (word if is_whole else None)
+
+
+GPT2 = with_both("gpt2")
+
+
+@given(st.text(max_size=12), st.text(max_size=12), st.integers(0, 40))
+def test_a_byte_level_continuation_is_what_its_own_ids_say(one: str, other: str, cut: int) -> None:
+    ids = GPT2.encode_document(one + other)
+    assert GPT2.decode(ids[cut:], after=ids[:cut]) == GPT2.decode(ids[cut:])

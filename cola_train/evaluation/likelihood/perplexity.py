@@ -227,7 +227,8 @@ def measure(
         ordered = [found[number] for number in range(len(rows))]
     else:
         ordered = [_likelihood(row, results.path) for row in results.finish()]
-    num_bytes = sum(len(tokenizer.decode(row.tokens[row.given :]).encode()) for row in rows)
+    decoded = (tokenizer.decode(r.tokens[r.given :], after=r.tokens[: r.given]) for r in rows)
+    num_bytes = sum(len(text.encode()) for text in decoded)
     table = _table(perplexity_of(checkpoint, ordered, config, num_bytes))
     title = f"{checkpoint_folder}, {texts or data_folder}"
     return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{table}"

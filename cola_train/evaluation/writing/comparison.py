@@ -108,15 +108,18 @@ def compare_in_pairs(
         next_words = _continuations(greedy, prompts, data, num_new)
         written = _continuations(sampled, prompts, data, num_new)
         right = [
-            first_word(found, tokenizer) == first_word(real, tokenizer)
-            for found, real in zip(next_words, endings, strict=True)
+            first_word(found, tokenizer, prompt) == first_word(real, tokenizer, prompt)
+            for prompt, found, real in zip(prompts, next_words, endings, strict=True)
         ]
         each = [1] * len(prompts)
         statistics = {"next_word_accuracy": ratio(right, each)}
         for prefix, texts in (("", written), (_HELD_OUT, endings)):
             lengths = [len(text) for text in texts]
             nats = [judge.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
-            spelled = [words(decode_ending(text, tokenizer)) for text in texts]
+            spelled = [
+                words(decode_ending(text, tokenizer, prompt))
+                for prompt, text in zip(prompts, texts, strict=True)
+            ]
             num_known = [sum(word in known for word in some) for some in spelled]
             pairs, real_pairs = pairs_of(prompts, texts), pairs_of(prompts, endings)
             statistics |= {
@@ -171,7 +174,7 @@ def held_out_openings(
         row = data.row(VALIDATION, index)[0].tolist()
         for cut in range(half, half // 2, -1):
             ending = _until_end(row[cut : cut + num_new], num_new, data)
-            if pad not in row[:cut] and first_word(ending, data.tokenizer) is not None:
+            if pad not in row[:cut] and first_word(ending, data.tokenizer, row[:cut]) is not None:
                 prompts.append(row[:cut])
                 endings.append(ending)
                 break

@@ -18,24 +18,24 @@ def words(text: str) -> list[str]:
     ]
 
 
-def first_word(ids: Sequence[int], tokenizer: Tokenizer) -> str | None:
-    """The word, in lower case, that a continuation begins with.
+def first_word(ids: Sequence[int], tokenizer: Tokenizer, after: Sequence[int] = ()) -> str | None:
+    """The word, in lower case, that a continuation of `after` begins with.
 
     None if it begins with anything but a space and a letter, or if the word may go on after the
     last token.
     """
-    text = decode_ending(ids, tokenizer)
+    text = decode_ending(ids, tokenizer, after)
     found = words(text) if text[:1] == " " and text[1:2].isalpha() else []
     return found[0] if found else None
 
 
-def decode_ending(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+def decode_ending(ids: Sequence[int], tokenizer: Tokenizer, after: Sequence[int] = ()) -> str:
     """Decode, so that a word at the end is followed by something only if it is whole.
 
-    An end-of-text token becomes a line break. Without one, what may be the inside of a word is cut
-    off: an apostrophe, or the first bytes of a letter.
+    The ids stand behind those of `after`. An end-of-text token becomes a line break. Without one,
+    what may be the inside of a word is cut off: an apostrophe, or the first bytes of a letter.
     """
-    text = tokenizer.decode(ids)
+    text = tokenizer.decode(ids, after=after)
     return text + "\n" if ids[-1] == tokenizer.eos_token_id else text.rstrip("\ufffd'’")
 
 
