@@ -16,7 +16,7 @@ _DEEP = 100_000
 
 def change_bytes(change: Callable[[bytearray, random.Random], bytes | bytearray]) -> Change:
     def apply(path: Path, draw: random.Random) -> None:
-        path.writechange_bytes(change(bytearray(path.readchange_bytes()), draw))
+        path.write_bytes(change(bytearray(path.read_bytes()), draw))
 
     return apply
 
@@ -116,7 +116,7 @@ BYTES: dict[str, Change] = {
 
 
 def written(content: bytes) -> Change:
-    return lambda path, draw: path.writechange_bytes(content)
+    return lambda path, draw: path.write_bytes(content)
 
 
 def _instead(make: Callable[[Path], object]) -> Change:
@@ -149,7 +149,7 @@ HOSTILE: dict[str, Change] = {
     "empty": written(b""),
     "blank": written(b" \n\t\n"),
     "a zero byte": written(b"\0"),
-    "noise": lambda path, draw: path.writechange_bytes(draw.randbytes(4096)),
+    "noise": lambda path, draw: path.write_bytes(draw.randbytes(4096)),
     "a file of 3 GB": _huge,
     "a line of 20 MB": written(b"x" * (20 << 20)),
     "nested lists": written(b"[" * _DEEP + b"]" * _DEEP),

@@ -108,9 +108,9 @@ def safetensors_parts(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 def _header(change: Callable[[dict[str, Any], random.Random], Any]) -> Change:
     def apply(path: Path, draw: random.Random) -> None:
-        header, body = safetensors_parts(path.readchange_bytes())
+        header, body = safetensors_parts(path.read_bytes())
         text = json.dumps(change(header, draw)).encode()
-        path.writechange_bytes(struct.pack("<Q", len(text)) + text + body)
+        path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
     return apply
 
@@ -128,11 +128,11 @@ def _header_size(size: int) -> Change:
 
 
 def _not_finite(path: Path, draw: random.Random) -> None:
-    data = path.readchange_bytes()
+    data = path.read_bytes()
     _, body = safetensors_parts(data)
     place = len(data) - len(body) + 4 * draw.randrange(len(body) // 4)
     bad = draw.choice([float("nan"), float("inf"), -float("inf")])
-    path.writechange_bytes(data[:place] + struct.pack("<f", bad) + data[place + 4 :])
+    path.write_bytes(data[:place] + struct.pack("<f", bad) + data[place + 4 :])
 
 
 def _more_tensors(header: dict[str, Any], draw: random.Random) -> dict[str, Any]:
