@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import stat
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -102,9 +103,13 @@ def socket_table(sockets: Mapping[Socket, int]) -> str:
 
 def write_everything(folder: Path, umask: int) -> None:
     """Run the commands that write, under a umask: what they leave is all that lies in `folder`."""
-    outside = folder.parent / f"{folder.name}-outside"
+    with tempfile.TemporaryDirectory() as outside:
+        _write(folder, Path(outside), umask)
+
+
+def _write(folder: Path, outside: Path, umask: int) -> None:
     temporary, book = outside / "tmp", outside / "book.txt"
-    temporary.mkdir(parents=True)
+    temporary.mkdir()
     book.write_bytes(lzma.decompress(BOOK.read_bytes())[:60_000].rsplit(b"\n", 1)[0])
     corpus = f"corpus.inputs=[{book}]"
     rows = ["out=rows", "tokenizer=tokenizer.json", "seq_len=32", "held_out_share=0.1"]

@@ -5,8 +5,10 @@ import fcntl
 import functools
 import os
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import termios
 import time
 from collections.abc import Callable, Sequence
@@ -40,8 +42,8 @@ class Program(contextlib.AbstractContextManager["Program"]):
         """
         self.folder, self.run_folder = folder, folder / "checkpoints" / name
         self._real = real
-        self.temporary, self.output = folder / "tmp", folder / f"{name}.log"
-        self.temporary.mkdir(exist_ok=True)
+        # A short path: in it are sockets, whose paths may have 107 bytes.
+        self.temporary, self.output = Path(tempfile.mkdtemp()), folder / f"{name}.log"
         self._master, streams = -1, os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         if terminal:
             os.close(streams)
@@ -65,6 +67,7 @@ class Program(contextlib.AbstractContextManager["Program"]):
                 process.kill()
         self._process.join()
         self.close_terminal()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     @property
     def ended(self) -> int | None:

@@ -161,6 +161,8 @@ def strike(case: Strike, rows: Path, folder: Path, usual: Undisturbed) -> str:
             time.sleep(3)
             program.launcher.send_signal(signal.SIGCONT)
         took = wait_until_none(program, seconds)
+        if list(program.temporary.glob("cola-train*")):
+            raise program.failure(f"{case}: left in {program.temporary}")
         monitor.until(lambda: True)
         found = read_status(program.run_folder)
         problem = _untrue(case, program.run_folder, found, monitor.step) if running else None
@@ -186,7 +188,6 @@ def strike(case: Strike, rows: Path, folder: Path, usual: Undisturbed) -> str:
     if not same.passed or _exported(run) != usual.exported:
         raise again.failure("\n".join([f"{case}: another end", *same.lines]))
     left = [path for path in run.rglob("*") if is_unfinished(path)]
-    left += [path for path in program.temporary.iterdir() if path.name.startswith("cola-train")]
     if left:
         raise again.failure(f"{case}: left behind: {left}")
     return line
