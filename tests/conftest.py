@@ -30,6 +30,7 @@ settings.load_profile("tests")
 _LONGEST = [
     "test_readme.py",
     "test_chaos.py",
+    "test_strikes.py",
     "test_memory.py",
     "test_faults.py",
     "test_strategies.py",

@@ -82,6 +82,13 @@ class Suite:
         each = self.unharmed(verb).operations
         return [Strike(one.process, one.number, mode) for one in each for mode in MODES]
 
+    def find(self, verb: str, process: str, operation: str, mode: Mode) -> Strike:
+        """The first strike of an operation, as `Outcome` calls it."""
+        for one in self.unharmed(verb).operations:
+            if one.process == process and _called(one) == operation:
+                return Strike(process, one.number, mode)
+        raise LookupError(f"{verb} has no operation {operation}")
+
     def strike(self, verb: str, strike: Strike) -> Outcome:
         """Strike one operation of a command, give the command again, and compare."""
         unharmed, scenario, folder = self.unharmed(verb), SCENARIOS[verb], self._workspace(verb)
@@ -97,7 +104,7 @@ class Suite:
         faults += _faults_after(scenario, unharmed, folder, first, again)
         if not faults:
             shutil.rmtree(folder)
-        operation = _CHANCE.sub(".*", f"{struck[0].name} {struck[0].path}") if struck else ""
+        operation = _called(struck[0]) if struck else ""
         return Outcome(verb, strike, operation, first.status, first.said, again.said, faults)
 
     def _workspace(self, verb: str) -> Path:
@@ -105,6 +112,10 @@ class Suite:
         folder = self.folder / f"{verb.replace(' ', '-')}-{self._number}" / "work"
         workspace(SCENARIOS[verb], self._inputs, folder)
         return folder
+
+
+def _called(operation: Operation) -> str:
+    return _CHANCE.sub(".*", f"{operation.name} {operation.path}")
 
 
 def _errors(said: str) -> set[str]:
