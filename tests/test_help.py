@@ -46,9 +46,8 @@ def keys_of(name: str) -> list[str]:
 
 def test_the_verbs_with_many_settings_are_those_that_need_a_first_screen() -> None:
     assert {"vae", "joint", "ar", "llada", "sample", "evaluate", "compare", "curve run"} < set(MANY)
-    assert {"prepare", "tokenizer train", "likelihood", "inspect", "bench train"} <= set(
-        VERBS
-    ) - set(MANY)
+    assert "prepare" in MANY
+    assert {"tokenizer train", "likelihood", "inspect", "bench train"} <= set(VERBS) - set(MANY)
 
 
 @pytest.mark.parametrize("name", MANY)

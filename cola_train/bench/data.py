@@ -178,7 +178,12 @@ def _sparse_store(like: PreparedData, folder: Path) -> PreparedData:
             ) from error
     splits = {TRAIN: SplitCounts(HUGE_ROWS, HUGE_ROWS, num_tokens, 0)}
     manifest = dataclasses.replace(
-        like.manifest, seq_len=_HUGE_SEQ_LEN, token_dtype="<u4", splits=splits, files=sizes
+        like.manifest,
+        format_version=1,  # whose rows have no checksums, which 8 GB of zeros would not be
+        seq_len=_HUGE_SEQ_LEN,
+        token_dtype="<u4",
+        splits=splits,
+        files=sizes,
     )
     (folder / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
     return PreparedData.open(folder)

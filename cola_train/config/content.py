@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Far more than any such file of people's needs: lists of prompts, tokenizers, manifests.
 MOST_BYTES = 2**27
-_PIECE_BYTES = 2**20
+_PIECE_BYTES = 2**16
 # How long a pipe may have no writer, and how long its content may take to come.
 _WRITER_SECONDS, _CONTENT_SECONDS = 3, 30
 

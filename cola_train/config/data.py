@@ -19,6 +19,7 @@ class CorpusConfig(Settings):
 
     inputs: list[str] = setting(
         [],
+        common=True,
         help="Files, folders or globs: .txt, .jsonl or .json (an object a line), each also as .gz, "
         ".xz or .zst; .parquet.",
     )
@@ -31,11 +32,13 @@ class CorpusConfig(Settings):
     dataset_split: str = setting("train", help="The split of `dataset` to read.")
     text_column: str = setting(
         "text",
+        common=True,
         help="The column or JSON key of the text in a .jsonl, .parquet or `dataset` record; a.b is "
         "key b of the object a.",
     )
     documents: Literal["paragraph", "file"] = setting(
         "paragraph",
+        common=True,
         help="What one document of a .txt file is: a run of lines between blank lines, or the "
         "whole file.",
     )
@@ -47,6 +50,7 @@ class CorpusConfig(Settings):
     )
     on_bad_record: Literal["stop", "skip", "replace"] = setting(
         "stop",
+        common=True,
         help="What becomes of a record that is too long, damaged, no Unicode text or without its "
         "column: stop at it; skip leaves it out and counts it; replace puts U+FFFD for what is no "
         "Unicode text, and leaves out the others.",
@@ -82,21 +86,26 @@ class TokenizerTrainConfig(Settings):
 class PrepareConfig(Settings):
     """`cola-train prepare`: text to memory-mapped rows of token ids."""
 
-    out: str = setting(help="The folder to write; it appears only when complete.")
-    tokenizer: str = setting(help="The tokenizer.json to encode with, copied to the prepared data.")
+    out: str = setting(common=True, help="The folder to write; it appears only when complete.")
+    tokenizer: str = setting(
+        common=True, help="The tokenizer.json to encode with, copied to the prepared data."
+    )
     eos_token: str = setting(
         "<|endoftext|>",
+        common=True,
         help="The tokenizer's token that ends every document, such as `</s>`.",
     )
     pad_token: str = setting(
         "<|pad|>",
+        common=True,
         help="The token that fills rows and carries no loss; one that the tokenizer lacks is added "
         "to its copy.",
     )
-    seq_len: int = setting(512, help="Tokens in a row.", rule=at_least(1, " token"))
+    seq_len: int = setting(512, common=True, help="Tokens in a row.", rule=at_least(1, " token"))
     corpus: CorpusConfig = section(CorpusConfig, help="The text.")
     held_out_share: float = setting(
         0.01,
+        common=True,
         help="Share of documents, chosen by a hash of their text, kept for validation.",
         rule=SHARE_BELOW_1,
     )
@@ -107,7 +116,10 @@ class PrepareConfig(Settings):
         rule=at_least(1),
     )
     num_processes: int = setting(
-        1, help="Processes that tokenize; the result is the same for all.", rule=at_least(1)
+        1,
+        common=True,
+        help="Processes that tokenize; the result is the same for all.",
+        rule=at_least(1),
     )
 
     def __post_init__(self) -> None:

@@ -51,6 +51,8 @@ def expand_inputs(inputs: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
         met: dict[Path, str | None] = {}
         for match in map(Path, named):
             met |= dict(sorted(_below(match))) if match.is_dir() else {match: _why_not(match)}
+        if (why := met.get(path)) is not None:
+            raise UserError(_cannot_read(path, why))
         others = {file: why or _OTHER for file, why in met.items() if why or not suffix_of(file)}
         require(
             len(others) < len(met),
@@ -131,6 +133,14 @@ def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
             folders[:] = sorted(set(folders) - set(hidden))
             for path in (here / name for name in sorted(set(files) - set(hidden))):
                 yield path, _why_not(path)
+
+
+def _cannot_read(path: Path, why: str) -> str:
+    reason = "No such file" if path.is_symlink() and not path.exists() else f"they are {why}"
+    return (
+        f"Cannot read {path}: {reason}. Give files that can be read again, in corpus.inputs; save "
+        "what comes through a pipe to one first."
+    )
 
 
 def _why_not(path: Path) -> str | None:

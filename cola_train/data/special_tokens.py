@@ -109,8 +109,10 @@ def with_padding(content: bytes, names: SpecialTokens, origin: str) -> bytes:
         return str(library.to_str()).encode("utf-8")
     added = library.get_added_tokens_decoder().get(ids[names.pad])
     unknown = getattr(library.model, "unk_token", None)
+    # That the usual one is no text's is looked at as documents are read.
     require(
-        added is not None and added.special and names.pad != unknown,
+        names.pad == SpecialTokens().pad
+        or (added is not None and added.special and names.pad != unknown),
         f"{names.pad} is a token that a text can give, and padding carries no loss: name a special "
         f"token by pad_token=... ({_special(library)}), or one that {origin} lacks and gets.",
     )

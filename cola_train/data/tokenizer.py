@@ -135,6 +135,8 @@ class Tokenizer:
         def text_of(some: Sequence[int]) -> str:
             return str(self._tokenizer.decode(list(some), skip_special_tokens=not special_tokens))
 
+        if not after or self._tokenizer.decoder is None:  # then the library puts blanks between
+            return text_of(ids)
         # SentencePiece's decoders drop the space that a text begins with: what goes on with another
         # begins where that ends. A character that both share is only in the text of both.
         before = after[-_FEW_IDS:]

@@ -72,7 +72,10 @@ def test_what_makes_another_run(override: str, named: str) -> None:
     ("override", "message"),
     [
         ("parallel.num_processes=0", "parallel.num_processes must be at least 1, not 0"),
-        ("parallel.timeout_seconds=0", "parallel.timeout_seconds must be at least 1, not 0"),
+        (
+            "parallel.timeout_seconds=0",
+            r"parallel.timeout_seconds must be in \[1, 31536000\] \(a year\), not 0",
+        ),
         ("parallel.num_processes=3", r"\(8 x 3 = 24\)"),
         ("checkpoint.keep=0", "checkpoint.keep must be at least 1, not 0"),
         ("budget.marks=[0]", "budget.marks must be above 0, not '0'"),

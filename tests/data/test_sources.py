@@ -176,7 +176,16 @@ def test_records_are_read_as_they_are_and_empty_ones_are_left_to_count(
     ]
 
 
-def test_reading_holds_one_document_at_a_time(tmp_path: Path) -> None:
+def test_a_pipe_that_is_named_is_one_message(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(UserError, match=r"Cannot read .*a\.txt: .* save what comes through a pipe"):
+        source_hashes(CorpusConfig(inputs=[str(tmp_path / "a.txt")]))
+
+
+def test_reading_holds_one_document_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cola_train.data.sources._why_not", lambda path: None)
     path = tmp_path / "endless.txt"
     os.mkfifo(path)
     # A pipe that is never closed: whoever wanted the whole file first would wait for ever.

@@ -29,7 +29,7 @@ def test_a_ladder_is_climbed_once_and_only_what_is_missing_again(
 ) -> None:
     sizes = {
         "one": ["transformer.num_hidden_layers=1"],
-        "mad": ["optim.learning_rate=1e30", "guard.max_skipped_in_a_row=1"],
+        "mad": ["optim.learning_rate=1e30", "optim.weight_decay=0", "guard.max_skipped_in_a_row=1"],
     }
     path = write_spec(
         tmp_path, prepared_folder, families={"ar": {"config": "ar.yaml", "sizes": sizes}}

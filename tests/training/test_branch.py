@@ -66,7 +66,7 @@ def test_a_branch_with_nothing_left_to_do_says_so(
     capsys.readouterr()
     assert train(branch(trunk, None, ["name=as_it_is", "budget.marks=[]"])).step == 7
     said = capsys.readouterr().err
-    assert "as_it_is is finished at step 7; a larger trainer.max_steps or budget goes on" in said
+    assert "as_it_is: 7 steps, 896 tokens, EFLOPs " in said
     assert (trunk.parent / "as_it_is" / "hf").is_dir()
 
 

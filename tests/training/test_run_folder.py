@@ -331,14 +331,11 @@ def test_a_folder_that_cannot_be_written_is_named(
     with pytest.raises(UserError, match=r"Cannot write .*file/vae: Not a directory"):
         train(vae_config("vae", f"runs_folder={tmp_path / 'file'}"))
     run = begun(vae_config("vae"))
-    opened = Path.open
 
-    def read_only(path: Path, *args: Any, **rest: Any) -> Any:
-        if path.name == ".lock":
-            raise OSError(30, "Read-only file system")
-        return opened(path, *args, **rest)
+    def read_only(path: str, flags: int) -> int:
+        raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(Path, "open", read_only)
+    monkeypatch.setattr("cola_train.run_folder.without_waiting", read_only)
     with pytest.raises(UserError, match=rf"Cannot write {run}: Read-only file system"):
         train(vae_config("vae"))
 

@@ -20,7 +20,7 @@ from cola_train.evaluation.benchmarks.scoring import Verdict, letter, verdict
 from cola_train.evaluation.benchmarks.tasks import TASKS
 from cola_train.evaluation.resuming import refuse_others
 from cola_train.files import sweep, write_atomically
-from cola_train.json_lines import JsonlWriter, read_log
+from cola_train.json_lines import JsonlWriter, read_lines
 from cola_train.json_text import parse_json
 
 IDENTITY, ANSWERS = "evaluation.json", "answers.jsonl"
@@ -171,7 +171,11 @@ class AnswerFolder:
     def _placed(self) -> Iterator[tuple[int, Answer]]:
         """Each answer with its sample's place in the task."""
         for path in sorted((self.path / _PARTS).glob("*.jsonl")):
-            for row in read_log(path):
+            for line in read_lines(path):
+                try:
+                    row = parse_json(line)
+                except ValueError:
+                    continue  # what a crash cut short
                 try:
                     yield int(row["place"]), Answer.from_json(row)
                 except (LookupError, TypeError, ValueError):

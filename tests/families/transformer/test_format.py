@@ -245,6 +245,8 @@ def test_another_mask_id(tmp_path: Path) -> None:
 def test_files_that_are_damaged_or_do_not_fit(saved: Path) -> None:
     tokenizer = saved / "tokenizer.json"
     tokenizer.write_bytes(tiny_tokenizer(30).content)
+    assert_refused(saved, "tokenizer.json has 1109 bytes, checksums.json says")
+    (saved / "checksums.json").unlink()
     assert_refused(
         saved,
         f"{saved}: the tokenizer has 30 ids, the network only 29",

@@ -3,6 +3,7 @@ Nothing that was saved is lost.
 """
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -25,7 +26,7 @@ from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.data.batch import PackedRows
-from cola_train.data.prepared import PreparedData
+from cola_train.data.prepared import PreparedData, PreparedManifest
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.processes import STORE
 from cola_train.programs import start
@@ -120,9 +121,8 @@ def test_other_data_under_the_same_path_is_refused(
     shutil.copytree(prepared_folder, rows)
     train(vae_config("run", f"data.path={rows}", "trainer.max_steps=3"))
     manifest = rows / "manifest.json"
-    manifest.write_text(
-        manifest.read_text().replace('"text_column": "text"', '"text_column": "body"')
-    )
+    was = PreparedManifest.from_json(manifest.read_text())
+    manifest.write_text(dataclasses.replace(was, text_column="body").to_json())
     with pytest.raises(
         UserError, match=r"is not what .*run was trained on so far \(its manifest.json differs\)"
     ):

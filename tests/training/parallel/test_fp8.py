@@ -89,6 +89,7 @@ def test_a_run_in_fp8_learns_as_one_in_bf16(
     settings = [
         f"trainer.max_steps={STEPS}",
         "optim.decay=60",
+        "trainer.accelerator=auto",  # fp8 is not for "cpu"; it is emulated here
         "checkpoint.every_steps=100",
         "trainer.validate_every_steps=30",
     ]
