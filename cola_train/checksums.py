@@ -28,7 +28,7 @@ def file_checksum(path: Path) -> FileChecksum:
     return FileChecksum(size, digest.hexdigest())
 
 
-_SEAL = re.compile(rb"# xxh3 [0-9a-f]{32}\n")
+_SEAL = re.compile(rb"^# xxh3\b[^\n]*\n?", re.MULTILINE)
 
 
 def sealed(text: str) -> str:
