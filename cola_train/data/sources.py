@@ -51,8 +51,8 @@ def expand_inputs(inputs: Sequence[str]) -> tuple[list[Path], dict[Path, str]]:
         met: dict[Path, str | None] = {}
         for match in map(Path, named):
             met |= dict(sorted(_below(match))) if match.is_dir() else {match: _why_not(match)}
-        if (why := met.get(path)) is not None:
-            raise UserError(_cannot_read(path, why))
+        if met.get(path) is not None:
+            raise UserError(_cannot_read(path))
         others = {file: why or _OTHER for file, why in met.items() if why or not suffix_of(file)}
         require(
             len(others) < len(met),
@@ -123,7 +123,8 @@ def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
     entered = set()
     with read_errors_explained(folder):
         for name, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-            here, status = Path(name), os.stat(name)  # noqa: PTH116  # of what a link names
+            here = Path(name)
+            status = here.stat()  # of what a link names
             if (status.st_dev, status.st_ino) in entered:
                 folders.clear()
                 continue
@@ -135,8 +136,9 @@ def _below(folder: Path) -> Iterator[tuple[Path, str | None]]:
                 yield path, _why_not(path)
 
 
-def _cannot_read(path: Path, why: str) -> str:
-    reason = "No such file" if path.is_symlink() and not path.exists() else f"they are {why}"
+def _cannot_read(path: Path) -> str:
+    is_gone = path.is_symlink() and not path.exists()
+    reason = "No such file" if is_gone else "it is a pipe or a device, which may have no end"
     return (
         f"Cannot read {path}: {reason}. Give files that can be read again, in corpus.inputs; save "
         "what comes through a pipe to one first."
