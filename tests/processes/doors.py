@@ -165,18 +165,23 @@ def mode_table(by_umask: Mapping[int, Mapping[str, int]]) -> str:
 
 
 def _owners(program: Program) -> dict[str, psutil.Process]:
-    owners = {"launcher": program.launcher}
-    for rank, process in enumerate(program.ranks()):
-        owners[f"rank {rank}"] = process
+    # First who is there: whoever is forked while the others are asked for is named next time, and
+    # not by the name of the process that it was forked from.
+    there = processes_in(program.folder)
+    places = {process.pid: f"rank {rank}" for rank, process in enumerate(program.ranks())}
+    places[program.launcher.pid] = "launcher"
+    owners: dict[str, psutil.Process] = {}
+    readers: collections.Counter[str] = collections.Counter()
+    for process in there:
         try:
-            for number, child in enumerate(process.children()):
-                owners[f"reader {number} of rank {rank}"] = child
+            parent = places.get(process.ppid(), "")
         except psutil.Error:
             continue
-    known = {process.pid for process in owners.values()}
-    for process in processes_in(program.folder):
-        if process.pid not in known:
-            owners[_name_of_helper(process)] = process
+        name = places.get(process.pid) or _name_of_helper(process)
+        if parent.startswith("rank"):
+            name = f"reader {readers[parent]} of {parent}"
+            readers[parent] += 1
+        owners[name] = process
     return owners
 
 
