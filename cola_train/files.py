@@ -126,7 +126,10 @@ def atomic_folder(final: Path, *, replace: bool = False) -> Iterator[Path]:
         try:
             yield working
             for path in sorted(working.rglob("*")):
-                sync(path)
+                if is_unfinished(path):
+                    path.unlink()  # of a file of here, and could not be removed then
+                else:
+                    sync(path)
             sync(working)
             if replace:
                 _swap_in(working, final)

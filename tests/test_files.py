@@ -154,6 +154,24 @@ def test_a_file_that_came_to_a_name_is_not_replaced(
     assert path.read_text() == "third"
 
 
+def test_a_folder_is_not_published_with_a_temporary_name_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, failures = Path.unlink, [OSError(5, "Input/output error")]
+
+    def fails_once(path: Path, *rest: bool) -> None:
+        if failures:
+            raise failures.pop()
+        unlink(path, *rest)
+
+    monkeypatch.setattr(Path, "unlink", fails_once)
+    with atomic_folder(tmp_path / "out") as working:
+        write_atomically(working / "a.txt", "content", replace=False)
+        assert not failures
+        assert len(list(working.iterdir())) == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.txt"]
+
+
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
 def test_what_came_to_a_name_meanwhile_is_not_replaced(tmp_path: Path, kind: str) -> None:
     final = tmp_path / "final"
