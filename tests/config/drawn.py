@@ -201,9 +201,14 @@ def outcomes(number: int) -> list[tuple[str, Sequence[str], str | None]]:
 class _NoTorch(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, *_: Any) -> None:
         if name.partition(".")[0] == "torch":
-            raise AssertionError("torch is imported before a config is refused")
+            raise AssertionError("torch is imported before a run is refused")
+
+
+def forbid_torch() -> None:
+    """Make every later import of torch in this process an error."""
+    sys.meta_path.insert(0, _NoTorch())
 
 
 if __name__ == "__main__":
-    sys.meta_path.insert(0, _NoTorch())
+    forbid_torch()
     json.dump(outcomes(int(sys.argv[1])), sys.stdout)

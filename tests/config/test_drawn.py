@@ -79,6 +79,25 @@ def test_two_thousand_configs_are_accepted_or_refused_without_torch(
         assert refusal is None or any(name in refusal for name in names), (given, refusal)
 
 
+_REFUSED = """
+import sys
+from cola_train.cli import main
+from tests.config.drawn import BASES, RUNS, forbid_torch
+forbid_torch()
+for verb in RUNS:
+    print(verb, main([verb, *BASES[verb], f"data.path={sys.argv[1]}"]), file=sys.stderr)
+"""
+
+
+def test_rows_are_looked_for_without_torch(tmp_path: Path) -> None:
+    rows = tmp_path / "rows"
+    program = [sys.executable, "-c", _REFUSED, str(rows)]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
+    said = done.stderr.splitlines()
+    assert [line for line in said if line.split()[0] in RUNS] == [f"{verb} 2" for verb in RUNS]
+    assert sum(str(rows) in line for line in said) == len(RUNS)
+
+
 def test_what_is_accepted_can_be_planned(outcomes: list[Outcome]) -> None:
     for verb, given in evenly(accepted(outcomes, *RUNS), PLANS):
         config: RunConfig = load_config(family_named(verb).config, None, given)
