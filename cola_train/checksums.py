@@ -7,6 +7,8 @@ from pathlib import Path
 
 import xxhash
 
+from cola_train.config.content import open_file
+
 _READ_BYTES = 1 << 24
 
 
@@ -21,7 +23,7 @@ class FileChecksum:
 def file_checksum(path: Path) -> FileChecksum:
     """Size and checksum of a file, read from disk."""
     digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(_READ_BYTES):
             digest.update(piece)
             size += len(piece)

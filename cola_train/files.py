@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from cola_train.config.content import open_file
 from cola_train.config.settings import UserError, require
 from cola_train.json_text import utf8
 
@@ -274,7 +275,7 @@ def file_hint(path: Path) -> str:
 
 def lfs_hint(path: Path) -> str:
     """The end of a message about a file that cannot be understood: is it a Git LFS pointer?"""
-    with contextlib.suppress(OSError), path.open("rb") as file:
+    with contextlib.suppress(OSError), open_file(path) as file:
         if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             return " It is a Git LFS pointer to the file, not the file: run `git lfs pull` there."
     return ""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cola_train.config.content import read_bytes
+from cola_train.config.content import open_file, read_bytes
 from cola_train.config.settings import UserError, require
 from cola_train.files import lfs_hint, sync
 from cola_train.json_text import parse_json, utf8
@@ -90,7 +90,7 @@ def read_lines(path: Path) -> Iterator[str]:
     if not path.is_file():
         return
     # Bytes: a text may hold the separators of Unicode.
-    with path.open("rb") as file:
+    with open_file(path) as file:
         is_rest = False
         while line := file.readline(_MOST_LINE_BYTES):
             is_whole = line.endswith(b"\n") or len(line) < _MOST_LINE_BYTES

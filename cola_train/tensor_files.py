@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cola_train.config.content import open_file
 from cola_train.config.settings import UserError, require
 from cola_train.export_files import (
     CONFIG_JSON,
@@ -132,6 +133,7 @@ def _read_in_turn(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
 @contextlib.contextmanager
 def _open_safetensors(path: Path) -> Iterator[Any]:
     try:
+        open_file(path).close()  # safetensors would wait for a pipe
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:

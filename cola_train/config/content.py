@@ -1,10 +1,10 @@
-"""The whole content of a file that a user gives: bounded, without waiting, read once."""
+"""Files that a user gives: read without waiting; the whole of one bounded, and read once."""
 
 import errno
 import os
 import stat
 import time
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 
 # Far more than any such file of people's needs: lists of prompts, tokenizers, manifests.
@@ -31,6 +31,24 @@ def read_bytes(path: Path, most_bytes: int = MOST_BYTES) -> bytes:
         problem = f"it has more than {most_bytes:,} bytes, which no such file needs"
         raise OSError(errno.EFBIG, problem, str(path))
     return data
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to be read in binary, at whatever place.
+
+    Raises:
+        OSError: no such file, or one that may not be read; a folder, a device or a pipe, which
+            could be waited for without end.
+    """
+    return open(path, "rb", opener=_file_alone)
+
+
+def _file_alone(path: str, flags: int) -> int:
+    descriptor = without_waiting(path, flags)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file", path)
 
 
 def without_waiting(path: str, flags: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Int64
 
-from cola_train.config.content import read_bytes
+from cola_train.config.content import open_file, read_bytes
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import UserError, require
 from cola_train.console import say
@@ -262,7 +262,7 @@ def _say_unchecked(folder: Path) -> None:
 
 
 def _mapped(path: Path, dtype: str) -> np.ndarray:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     # Rows are read in no order: reading ahead of each, which the system does unless told, costs a
     # thousand times the row itself.

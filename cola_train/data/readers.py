@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.content import open_file
 from cola_train.config.data import CorpusConfig
 from cola_train.config.settings import UserError
 from cola_train.data.records import BadRecords, outer_column, require_column, text_of, too_long
@@ -190,7 +191,7 @@ def _parquet(path: Path, corpus: CorpusConfig, bad: BadRecords) -> Iterator[str]
     try:
         # Python opens it: Arrow cannot where the name is no UTF-8.
         with contextlib.ExitStack() as stack:
-            opened = stack.enter_context(path.open("rb"))
+            opened = stack.enter_context(open_file(path))
             file = stack.enter_context(pq.ParquetFile(opened, pre_buffer=False))
             columns = file.schema_arrow.names
             column = outer_column(corpus.text_column, columns)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.content import open_file
 from cola_train.config.data import CorpusConfig
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import progress_bar, say
@@ -108,7 +109,7 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
             total += path.stat().st_size
     with progress_bar("hashing sources", "B", total=total, divisor=1024) as bar:
         for path, (name, kind) in files.items():
-            with read_errors_explained(path), path.open("rb") as file:
+            with read_errors_explained(path), open_file(path) as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
                 hashes.append(SourceHash(name, kind, sha256))
                 bar.update(file.tell())

@@ -173,7 +173,7 @@ class Tokenizer:
         write_names_beside(path, self.special_tokens)
         if path.exists():
             with read_errors_explained(path):
-                same = path.read_bytes() == self.content
+                same = read_bytes(path) == self.content
             require(
                 same,
                 f"{path} already exists with other content, and is never overwritten; give another "

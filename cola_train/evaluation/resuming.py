@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from cola_train.config.content import read_bytes
+from cola_train.config.content import open_file, read_bytes
 from cola_train.config.settings import UserError, require
 from cola_train.files import (
     create,
@@ -133,7 +133,7 @@ class ResultFile:
         ordered = [found[place] for place in range(len(found))]
         content = b"".join(line + b"\n" for line in ordered)
         with read_errors_explained(self.path):
-            is_in_order = self.path.read_bytes() == content
+            is_in_order = _content(self.path) == content
         if not is_in_order:
             write_atomically(self.path, content)
         elif unconfirmed is not None:
@@ -161,7 +161,7 @@ class ResultFile:
         for place in reversed(range(len(self._records))):
             places.setdefault(self._records[place], []).append(place)
         with read_errors_explained(self.path):
-            lines = self.path.read_bytes().split(b"\n")
+            lines = _content(self.path).split(b"\n")
         found: dict[int, bytes] = {}
         for number, line in enumerate(lines, start=1):
             try:
@@ -193,3 +193,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _content(path: Path) -> bytes:
+    with open_file(path) as file:
+        return file.read()

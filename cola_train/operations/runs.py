@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cola_train.config.content import open_file
 from cola_train.config.load import read_values
 from cola_train.config.settings import UserError, require
 from cola_train.console import aligned
@@ -130,7 +131,7 @@ def _newest_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The last lines of a log, the newest first; those that a crash cut short are passed over."""
     if not path.is_file():
         return
-    with path.open("rb") as file:
+    with open_file(path) as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         tail = file.read()
     for line in reversed(tail.split(b"\n")):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
+from cola_train.config.content import open_file
 from cola_train.devices import uses_gpu
 from cola_train.json_text import parse_json
 from cola_train.operations.report import last_lines
@@ -177,7 +178,7 @@ class RunMonitor:
             self._saving_since = None
         if not self._log.exists() or self._log.stat().st_size == self._read:
             return False
-        with self._log.open("rb") as file:
+        with open_file(self._log) as file:
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from cola_train.config.content import read_bytes
 from cola_train.config.data import DataConfig
 from cola_train.config.settings import at_least, require, require_each
 from cola_train.console import say
@@ -53,7 +54,7 @@ class RunData:
 
     def __post_init__(self) -> None:
         self.prepared = PreparedData.open(self.data.path)
-        manifest = (self.prepared.folder / MANIFEST_FILE).read_bytes()
+        manifest = read_bytes(self.prepared.folder / MANIFEST_FILE)
         self.sha256 = hashlib.sha256(manifest).hexdigest()  # the identity of the data
         self.prepared.check_run(self.data, tokenizer_sha256=None)
         require_each(self, "", at_least(1, " row"), "micro_batch_size")

@@ -121,7 +121,7 @@ def _complete(config: RunConfig, state: RunState, device: torch.device) -> None:
     if first is not None and Path(first).name == step_folder(run_folder, state.step).name:
         return  # a branch that had nothing left to do has cost nothing
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        summary = parse_json((run_folder / SUMMARY).read_text(encoding="utf-8"))
+        summary = parse_json(read_bytes(run_folder / SUMMARY).decode())
         if summary["steps"] == state.step:
             return
     # matplotlib takes a second to import

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.mutations.base import make_base
 from tests.mutations.subjects import SUBJECTS
-from tests.mutations.trial import ASKED, REFUSED, SAME, attempt, judge, trials
+from tests.mutations.trial import ASKED, REFUSED, SAME, attempt, every, judge, trials
 
 _IMPORTS = (
     "cola_train.training.fit",
@@ -33,7 +33,7 @@ def main() -> int:
     parser.add_argument("count", type=int, nargs="?", default=320)
     parser.add_argument("seed", type=int, nargs="?", default=0)
     parser.add_argument("--only", default="", help="subjects whose name has this")
-    parser.add_argument("--change", default="", help="changes whose name has this")
+    parser.add_argument("--every", help="each file with each change whose name has this instead")
     parser.add_argument("--json", type=Path, help="write the counts and the failures there")
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--base", type=Path, help="make the files there, or take those")
@@ -55,11 +55,13 @@ def main() -> int:
             if os.wait()[1] != 0:
                 return 1
         plain = {}
-        for number, trial in enumerate(trials(chosen, options.count, options.seed)):
+        if options.every is None:
+            found = list(trials(chosen, options.count, options.seed))
+        else:
+            found = list(every(chosen, options.every))
+        for number, trial in enumerate(found):
             if number % 20 == 0:
-                print(f"{number} of {options.count}", file=sys.stderr, flush=True)
-            if options.change not in trial.change:
-                continue
+                print(f"{number} of {len(found)}", file=sys.stderr, flush=True)
             if trial.subject not in plain:
                 plain[trial.subject] = attempt(trial.subject, base, folder)
                 ended = plain[trial.subject][0]

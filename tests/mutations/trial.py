@@ -202,6 +202,15 @@ def _is_part(asked: Any, done: Any) -> bool:
     return bool(asked == done)
 
 
+def every(subjects: tuple[Subject, ...], change: str) -> Iterator[Trial]:
+    """Each file of each subject with each change whose name has this."""
+    for subject in subjects:
+        for file in subject.files:
+            for name in subject.changes:
+                if change in name:
+                    yield Trial(subject, file, name, 0)
+
+
 def trials(subjects: tuple[Subject, ...], count: int, seed: int) -> Iterator[Trial]:
     """`count` of them, drawn with `seed`; each subject's changes in a new order."""
     draw = random.Random(seed)

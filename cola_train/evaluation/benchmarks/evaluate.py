@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cola_train.config.content import read_bytes
 from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.settings import require
 from cola_train.console import only_warned, progress_bar, say
@@ -70,7 +71,7 @@ def evaluate(
         def begin() -> set[Key]:
             asked = {}
             for task, own in samples.items():
-                sha256 = hashlib.sha256((data / f"{task}.jsonl").read_bytes()).hexdigest()
+                sha256 = hashlib.sha256(read_bytes(data / f"{task}.jsonl")).hexdigest()
                 asked[task] = {"num_samples": len(own), "sha256": sha256}
             folder = AnswerFolder.open(path, {**_identity(checkpoint, config), "data": asked})
             _say_if_long(checkpoint, batches, config)
