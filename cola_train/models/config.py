@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from cola_train.config.settings import (
     ANY_NUMBER,
@@ -29,6 +29,8 @@ def _fits(value: Any, allowed: Any) -> bool:
     """Whether a JSON value is of a field's type: true is no number, 5 is a float as well."""
     if isinstance(value, bool):
         return allowed is bool
+    if get_origin(allowed) is Literal:
+        return value in get_args(allowed)
     return isinstance(value, allowed) or (isinstance(value, int) and isinstance(0.0, allowed))
 
 
@@ -184,9 +186,25 @@ class DiTConfig(NetworkConfig):
         4, help="Latents per block (16 in the headline run).", rule=at_least(1)
     )
 
+    head: Literal["velocity", "codebook"] = setting(
+        "velocity",
+        help="What the last layer gives: the velocity, as released, or a posterior over the codes "
+        "of tokens, from which the velocity follows and which learns by cross-entropy.",
+    )
+    vocab_size: int | None = setting(
+        None, help="Codes of head=codebook: the VAE's vocab_size; null for none.", rule=at_least(1)
+    )
+
     @property
     def num_blocks(self) -> int:
         return self.num_layers
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as config.json carries them; those of a codebook where there is one."""
+        fields = super().to_json()
+        if self.head == "velocity":
+            del fields["head"], fields["vocab_size"]
+        return fields
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,6 +212,12 @@ class DiTConfig(NetworkConfig):
             self.rope_dim % 2 == 0 and self.rope_dim <= self.head_dim,
             f"DiTConfig.rope_dim must be even and in 2..head_dim ({self.head_dim}), not "
             f"{self.rope_dim}.",
+        )
+        has_codes = self.vocab_size is not None
+        require(
+            has_codes == (self.head == "codebook"),
+            f"DiTConfig.vocab_size ({self.vocab_size}) is the number of codes of head=codebook; "
+            f"with head={self.head} it must be {'null' if has_codes else 'vae.vocab_size'}.",
         )
         self._supports("patch_size", 1, "the released code crashes on other patch sizes")
         self._supports("emb_dim", self.txt_dim, "the released blocks need emb_dim equal to txt_dim")
@@ -255,6 +279,17 @@ def check_pair(vae: TextVAEConfig, dit: DiTConfig) -> None:
         f"vae.block_size ({vae.block_size}) must divide dit.block_size ({dit.block_size}): "
         "a generated block is decoded as soon as it is complete.",
     )
+    if dit.head == "codebook":
+        require(
+            dit.vocab_size == vae.vocab_size,
+            f"dit.vocab_size ({dit.vocab_size}) must equal vae.vocab_size ({vae.vocab_size}): a "
+            "codebook has a code for each token id.",
+        )
+        require(
+            vae.patch_size == 1,
+            f"dit.head=codebook needs vae.patch_size=1, not {vae.patch_size}: a code is of one "
+            "token.",
+        )
 
 
 def check_seq_len(seq_len: int, patch_size: int, block_size: int) -> None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 
 BlockResult = tuple[Tensor, Tensor, list[int]]

@@ -17,8 +17,8 @@ from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality
 from cola_train.families.cola.blocks import BlockGeneration
 from cola_train.families.cola.flops import generation_work
 from cola_train.families.cola.format import (
-    DIT_FORMAT,
     VAE_FORMAT,
+    dit_format_in,
     find_root,
     vae_weights,
     write_checkpoint,
@@ -52,9 +52,10 @@ class ColaCheckpoint(Checkpoint):
         """Read the released layout, as `Family.load`; of a run folder its `hf` export."""
         root = find_root(folder)
         vae, dit = VAE_FORMAT.load(root), None
-        if DIT_FORMAT.is_in(root):
-            check_pair(vae.config, DIT_FORMAT.read_config(root))
-            dit = DIT_FORMAT.load(root)
+        stored = dit_format_in(root)
+        if stored is not None:
+            check_pair(vae.config, stored.read_config(root))
+            dit = stored.load(root)
         held = read_tokenizer(root, vae.config.vocab_size, "VAE")
         return cls(vae, dit, *held).for_inference(device)
 

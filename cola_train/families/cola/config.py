@@ -135,7 +135,7 @@ class Stage2Config(Settings):
     """Joint training of VAE and DiT.
 
     vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) + flow_weight flow
-    + reference_weight KL(q || q_ref)
+    + reference_weight KL(q || q_ref), and with a codebook code_weight code
     """
 
     vae_weight: float = setting(1.0, help="lambda_VAE; not stated in the paper.", rule=at_least(0))
@@ -153,6 +153,12 @@ class Stage2Config(Settings):
         rule=_MASK_RATIO,
     )
     flow_weight: float = setting(1.0, help="lambda_fm; not stated in the paper.", rule=at_least(0))
+    code_weight: float = setting(
+        1.0,
+        help="Weight of the cross-entropy of dit.head=codebook, beside the flow's squared error; "
+        "not of the paper.",
+        rule=at_least(0),
+    )
     reference_weight: float = setting(
         1e-2,
         help="lambda_ref: weight of KL(q || q_ref), nats per token; not stated.",
@@ -245,4 +251,9 @@ class JointRunConfig(ColaRunConfig):
             has_vae or self.objective.vae_strategy.mode != "fix",
             "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use "
             "mode 'joint'.",
+        )
+        require(
+            self.dit.head == "velocity" or self.objective.vae_strategy.mode == "fix",
+            "dit.head=codebook needs objective.vae_strategy.mode=fix: its codes are measured once, "
+            "at the start, and a VAE that trains would move away from them.",
         )

@@ -55,9 +55,9 @@ class _ColaFamily(Family[ColaT]):
         return dataclasses.replace(config.alarms, min_log_snr=None) if fixed else config.alarms
 
     def recognizes(self, folder: Path) -> bool:
-        """cola_dlm/cola_vae, with cola_dlm/cola_dit after stage 2."""
+        """cola_dlm/cola_vae, with a DiT's folder beside it after stage 2."""
         root = folder / "cola_dlm"
-        has_dit = (root / "cola_dit").is_dir()
+        has_dit = any((root / name).is_dir() for name in ("cola_dit", "cola_codebook_dit"))
         return (root / "cola_vae").is_dir() and has_dit == (self.name == "joint")
 
     def load(self, folder: Path, device: "str | torch.device" = "cpu") -> "ColaCheckpoint":
@@ -205,9 +205,10 @@ class JointFamily(_ColaFamily[JointRunConfig]):
     def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
         """Also a narrow DiT of two layers, and objectives that need no first stage.
 
-        A VAE that would be fixed trains.
+        A VAE that would be fixed trains, and so the DiT has no codebook.
         """
-        dit = dataclasses.replace(config.dit, num_layers=min(config.dit.num_layers, 2))
+        layers = min(config.dit.num_layers, 2)
+        dit = dataclasses.replace(config.dit, num_layers=layers, head="velocity", vocab_size=None)
         if dit.txt_dim > _SMALL_WIDTH:
             width = _SMALL_WIDTH
             dit = dataclasses.replace(

@@ -111,9 +111,18 @@ def dit_pass(
     # A block without its adaLN layers.
     block = Block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
     parts = stack(block, config.num_layers, span, backward)
-    latents, velocity = Linear(config.txt_in_channels, dim), Linear(dim, config.txt_out_channels)
-    parts["linear"] += product(latents, span.positions, backward, input_gradient)
-    parts["linear"] += product(velocity, span.outputs, backward)
+    channels = config.txt_out_channels
+    parts["linear"] += product(Linear(channels, dim), span.positions, backward, input_gradient)
+    if config.vocab_size is None:
+        parts["linear"] += product(Linear(dim, channels), span.outputs, backward)
+    else:
+        # How far each code is (two products), and the mean of codes; none of them is trained.
+        codes = Linear(channels, config.vocab_size)
+        to_latents = backward if input_gradient else NO_BACKWARD
+        near = product(codes, span.outputs, to_latents, input_gradient=False)
+        mean = product(codes, span.outputs, backward, input_gradient=False)
+        logits = product(Linear(dim, config.vocab_size), span.outputs, backward)
+        parts |= {"head": logits + mean + near * 2}
     # A block's four adaLN layers as one: shift, scale and gate of attention and of the MLP.
     modulation = product(Linear(embedding, 6 * dim), times, backward)
     if backward.recomputes_blocks:

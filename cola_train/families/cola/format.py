@@ -1,6 +1,7 @@
 """The released checkpoint layout, read, written, and what new runs start from.
 
-<root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json.
+<root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json. A DiT with a codebook, which the
+released code does not know, is in cola_codebook_dit/ instead, where that code does not look.
 """
 
 import dataclasses
@@ -137,6 +138,22 @@ VAE_FORMAT = NetworkFormat(
     "vae", TextVAEConfig, TextVAE, "cola_vae", "ColaTextVAEModel", "cola_text_vae"
 )
 DIT_FORMAT = NetworkFormat("dit", DiTConfig, BlockCausalDiT, "cola_dit", "ColaDiTModel", "cola_dit")
+CODEBOOK_DIT_FORMAT = dataclasses.replace(
+    DIT_FORMAT,
+    folder_name="cola_codebook_dit",
+    architecture="ColaCodebookDiTModel",
+    model_type="cola_codebook_dit",
+)
+
+
+def dit_format(config: DiTConfig) -> NetworkFormat[BlockCausalDiT, DiTConfig]:
+    """How a DiT is stored."""
+    return DIT_FORMAT if config.head == "velocity" else CODEBOOK_DIT_FORMAT
+
+
+def dit_format_in(root: Path) -> NetworkFormat[BlockCausalDiT, DiTConfig] | None:
+    """How a checkpoint's DiT is stored; None where it has none."""
+    return next((one for one in (DIT_FORMAT, CODEBOOK_DIT_FORMAT) if one.is_in(root)), None)
 
 
 def find_root(folder: str | Path) -> Path:
@@ -205,7 +222,7 @@ def write_checkpoint(
     with atomic_folder(folder, replace=replace) as working:
         VAE_FORMAT.write(working, *vae, max_shard_bytes)
         if dit is not None:
-            DIT_FORMAT.write(working, *dit, max_shard_bytes)
+            dit_format(dit[0]).write(working, *dit, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
         if training:
             write_json(working / TRAINING, training)
@@ -229,10 +246,17 @@ def vae_values(
 def dit_values(
     config: JointRunConfig, shapes: Mapping[str, torch.Size]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The DiT; drawn unless init_dit_from names a checkpoint."""
+    """The DiT; drawn unless init_dit_from names a checkpoint. A codebook is measured anyway."""
     draw = functools.partial(dit_value, seed=config.seed)
-    for name, value in DIT_FORMAT.first_values(config.init_dit_from, config.dit, shapes, draw):
+    stored = dit_format(config.dit)
+    for name, value in stored.first_values(config.init_dit_from, config.dit, shapes, draw):
         yield f"dit.{name}", value
+    if config.dit.head == "codebook":
+        assert config.init_vae_from is not None
+        vae = VAE_FORMAT.load(find_root(config.init_vae_from)).eval()
+        data = PreparedData.open(config.data.path)
+        for name, value in codebook_of(vae, data, config.objective).items():
+            yield f"dit.codebook.{name}", value
 
 
 def check_start(config: JointRunConfig, data: PreparedData) -> None:
@@ -253,6 +277,6 @@ def check_start(config: JointRunConfig, data: PreparedData) -> None:
             if key == "init_vae_from":
                 VAE_FORMAT.check_fits(folder, config.vae)
             else:
-                DIT_FORMAT.check_fits(folder, config.dit)
+                dit_format(config.dit).check_fits(folder, config.dit)
         except UserError as error:
             raise UserError(f"{key}={folder}: {error}") from None

@@ -15,7 +15,8 @@ from cola_train.data.tokenizer import Tokenizer
 from cola_train.likelihood.importance import LogWeights, log_weights
 from cola_train.likelihood.ode import State, solve
 from cola_train.likelihood.rows import Draw, ScoredRow, draws_at
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.vocabulary_head import row_nats
 from cola_train.randomness import Purpose, normal, uniform

@@ -25,7 +25,8 @@ from cola_train.families.cola.stage1 import (
     vae_pass,
 )
 from cola_train.flow import interpolate, logit_normal_time, velocity_target
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective, Term, documents_of
 from cola_train.randomness import Purpose, normal, uniform
@@ -116,14 +117,15 @@ class Stage2Objective(Objective):
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
         """flow_mse and, where the VAE trains, its terms and metrics.
 
-        flow_mse is the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2. The VAE's
-        are reconstruction, mask loss, negative entropy E_q[log q] and KL(q || q_ref), the last two
-        in nats per token (summed over channels, divided by real tokens). In frozen phases of Fix
-        and Interval the VAE only encodes, without gradient.
+        flow_mse is the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2. With a
+        codebook, code_nats is the mean of -log p(token | z_t, history) over latents. The VAE's are
+        reconstruction, mask loss, negative entropy E_q[log q] and KL(q || q_ref), the last two in
+        nats per token (summed over channels, divided by real tokens). In frozen phases of Fix and
+        Interval the VAE only encodes, without gradient.
         """
         config = self.config
         if step is not None and not config.vae_strategy.trains_vae(step):
-            return [self._flow(batch, self._frozen(batch))]
+            return self._flow(batch, self._frozen(batch))
         out = vae_pass(self.vae, batch, config, self.seed, config.vae_weight)
         negative_entropy = out.divergence(
             "negative_entropy",
@@ -138,7 +140,7 @@ class Stage2Objective(Objective):
             kl = out.posterior.kl_to(reference)
             reference_kl = [out.divergence("reference_kl", kl, config.reference_weight)]
         return [
-            self._flow(batch, out.z_0),
+            *self._flow(batch, out.z_0),
             out.reconstruction,
             negative_entropy,
             *out.mask,
@@ -174,7 +176,7 @@ class Stage2Objective(Objective):
             standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
         )
 
-    def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> Term:
+    def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> list[Term]:
         config, copies = self.config, self.config.flow.noise_copies
         draws = self._draws(batch)
         times = position_times(draws, self.dit.config.block_size, config.flow)
@@ -188,9 +190,17 @@ class Stage2Objective(Objective):
         path_start = z_0.repeat(1, copies, 1) if config.flow.grad_to_encoder else detached
         on_path = interpolate(path_start, z_1, times.distinct[times.index][..., None])
         z_t = torch.where(draws.pinned[..., None], detached, on_path)
-        velocity = self.dit.velocity(
-            z_t, z_0.detach(), times, self._documents(batch), draws.sees_history
-        )
+        given, context = (z_t, z_0.detach(), times), (self._documents(batch), draws.sees_history)
+        counted, nats = self._counted(batch, draws), None
+        if self.dit.codebook is None:
+            velocity = self.dit.velocity(*given, *context)
+        else:
+            tokens = batch.tokens.repeat(1, copies)
+            velocity, nats = self.dit.velocity_and_nats(*given, tokens, *context)
         error = (velocity - velocity_target(detached, z_1)).square().mean(-1)
-        total = (error * self._counted(batch, draws)).sum()
-        return Term("flow", "mse", total, "flow_latents", config.flow_weight)
+        total = (error * counted).sum()
+        terms = [Term("flow", "mse", total, "flow_latents", config.flow_weight)]
+        if nats is not None:
+            total = (nats * counted).sum()
+            terms.append(Term("code", "nats", total, "flow_latents", config.code_weight))
+        return terms
