@@ -50,6 +50,12 @@ STAGE2 = {
     "patches": ["vae.patch_size=2", "trainer.micro_batch_size=1"],
     "vae blocks": ["vae.block_size=2"],
     "one block a row": ["dit.block_size=32"],
+    "codebook": [
+        "dit.head=codebook",
+        "dit.vocab_size=320",
+        "objective.vae_strategy.mode=fix",
+        "objective.flow.noise_copies=2",
+    ],
     "deep": [
         "dit.num_layers=3",
         "dit.txt_dim=24",

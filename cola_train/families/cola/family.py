@@ -186,7 +186,9 @@ class JointFamily(_ColaFamily[JointRunConfig]):
         return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
 
     def backbone_parameters(self, config: JointRunConfig) -> int:
-        return sum(dit_parameters(config.dit).values())
+        """The DiT's, without the vocabulary head of a codebook."""
+        parts = dit_parameters(config.dit).items()
+        return sum(count for part, count in parts if part != "dit.head")
 
     def reference(
         self, run: TrainedRun[JointRunConfig], device: "str | torch.device"

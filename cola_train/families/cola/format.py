@@ -26,6 +26,7 @@ from cola_train.export_files import (
     write_json,
 )
 from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
+from cola_train.families.cola.yardsticks.reading import read_statistics
 from cola_train.files import atomic_folder
 from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
@@ -41,6 +42,8 @@ from cola_train.tensor_files import (
     shapes_of,
     write_tensors,
 )
+
+_MEASURED_AT_ONCE = 64  # rows
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
@@ -254,9 +257,17 @@ def dit_values(
     if config.dit.head == "codebook":
         assert config.init_vae_from is not None
         vae = VAE_FORMAT.load(find_root(config.init_vae_from)).eval()
-        data = PreparedData.open(config.data.path)
-        for name, value in codebook_of(vae, data, config.objective).items():
-            yield f"dit.codebook.{name}", value
+        yield from _codebook_values(config, vae)
+
+
+def _codebook_values(config: JointRunConfig, vae: TextVAE) -> Iterator[tuple[str, Tensor]]:
+    data = PreparedData.open(config.data.path)
+    with torch.no_grad():
+        found = read_statistics(
+            vae, data, None, _MEASURED_AT_ONCE, config.masks_documents, config.fixed_log_snr
+        )
+    for field in dataclasses.fields(found.codebook):
+        yield f"dit.codebook.{field.name}", getattr(found.codebook, field.name)
 
 
 def check_start(config: JointRunConfig, data: PreparedData) -> None:
