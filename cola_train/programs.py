@@ -12,6 +12,7 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from multiprocessing import resource_tracker
@@ -20,6 +21,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import TextIO
+
+from cola_train.config.settings import require
 
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 ENDING = tuple(signal.Signals[name] for name in _NAMES)
@@ -31,6 +34,24 @@ _FORKS.set_forkserver_preload(["cola_train.cli", "cola_train.training.run", "lig
 _HERE = multiprocessing.get_context("fork")
 _was_forked = False
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+# Of a path of a socket, and what `multiprocessing` puts behind the folder for temporary files.
+_MOST_PATH_BYTES, _SOCKET_NAME_BYTES = 107, len("/pymp-12345678/listener-12345678")
+
+
+def check_temporary_folder() -> None:
+    """Refuse a folder for temporary files where processes cannot meet.
+
+    Raises:
+        UserError: its path leaves no room for the names of sockets.
+    """
+    folder, most = tempfile.gettempdir(), _MOST_PATH_BYTES - _SOCKET_NAME_BYTES
+    found = len(os.fsencode(folder))
+    require(
+        found <= most,
+        f"The path of the folder for temporary files ({folder}) has {found} bytes, and processes "
+        f"that meet there can use {most}, for the system limits the names of sockets; set TMPDIR "
+        "to a folder with a shorter one.",
+    )
 
 
 @contextlib.contextmanager
@@ -83,7 +104,11 @@ def start(
         folder: where it works; None for here.
         first: what it calls before the module runs; a function that can be imported.
         fresh: a new interpreter that imports for itself.
+
+    Raises:
+        UserError: as of `check_temporary_folder`.
     """
+    check_temporary_folder()
     files = [Connection(os.dup(stream), readable=False) for stream in streams]
     values = dict(os.environ if environment is None else environment)
     job = (module, arguments, files, values, folder or Path.cwd(), first)

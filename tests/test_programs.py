@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cola_train.programs import ENDING, handling, start
+from cola_train.config.settings import UserError
+from cola_train.programs import ENDING, check_temporary_folder, handling, start
 from tests.helpers.programs import ROOT, clean_environment
 
 TELLS = """
@@ -120,3 +122,24 @@ def state_of(process: psutil.Process) -> str:
         return str(process.status())
     except psutil.NoSuchProcess:
         return "gone"
+
+
+def test_a_folder_for_temporary_files_where_sockets_have_no_room_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = str(tmp_path).ljust(75, "x")
+    monkeypatch.setattr(tempfile, "tempdir", longest)
+    check_temporary_folder()
+    monkeypatch.setattr(tempfile, "tempdir", longest + "x")
+    with pytest.raises(UserError, match=r"76 bytes, .* can use 75, .* set TMPDIR to a folder"):
+        start("this", [], (1, 2))
+
+
+def test_a_name_in_the_longest_folder_for_temporary_files_is_that_of_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What Python puts behind the folder is as long as is said.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = tempfile.mkdtemp(prefix="pymp-")
+    name = tempfile.mktemp(prefix="listener-", dir=folder)
+    assert len(name) - len(str(tmp_path)) == 107 - 75

@@ -16,6 +16,7 @@ from cola_train.devices import cpu_bf16_is_fast, uses_gpu
 from cola_train.evaluation.benchmarks.tasks import TASKS, Sample, read_samples
 from cola_train.families.registry import family_of
 from cola_train.files import sweep, write_errors_explained
+from cola_train.programs import check_temporary_folder
 from cola_train.run_folder import locked, require_data, saved_config, write_config
 from cola_train.run_layout import CHECKPOINTS, LOGS, MARKS, TOKENIZER, folder_of
 from cola_train.training.checkpoints.folder import (
@@ -95,6 +96,8 @@ def with_precision(config: RunT, saved: RunConfig | None) -> RunT:
 def open_data(config: RunConfig) -> RunData:
     """The data of a run; everything that can be refused before the run exists is refused here."""
     require_data(config)
+    if config.data.num_workers:
+        check_temporary_folder()
     trainer, evaluation = config.trainer, config.in_loop_eval
     data = RunData(
         config.data,
