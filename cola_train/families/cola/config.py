@@ -236,12 +236,17 @@ class JointRunConfig(ColaRunConfig):
         None, help="Checkpoint folder whose DiT to start from; null starts from scratch."
     )
 
+    @property
+    def vae_from(self) -> str | None:
+        """The checkpoint whose VAE the run starts from."""
+        return self.init_vae_from
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_log_snr()
         check_pair(self.vae, self.dit)
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.dit.block_size)
-        has_vae = self.init_vae_from is not None
+        has_vae = self.vae_from is not None
         require(
             has_vae or self.objective.reference_weight == 0,
             "objective.reference_weight needs a stage-1 encoder to stay near: give init_vae_from, "
@@ -256,4 +261,31 @@ class JointRunConfig(ColaRunConfig):
             self.dit.head == "velocity" or self.objective.vae_strategy.mode == "fix",
             "dit.head=codebook needs objective.vae_strategy.mode=fix: its codes are measured once, "
             "at the start, and a VAE that trains would move away from them.",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillRunConfig(JointRunConfig):
+    """`cola-train distill`: stage 2 by a trained DiT's velocities instead of the data's."""
+
+    stage: Literal["distill"] = setting("distill", help="Which stage a saved config is of.")  # type: ignore[assignment]
+    teacher_from: str = setting(
+        help="Checkpoint folder whose DiT teaches, over its VAE; needed until the run has ended.",
+        common=True,
+    )
+
+    @property
+    def vae_from(self) -> str | None:
+        return self.teacher_from
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.init_vae_from is None and self.objective.vae_strategy.mode == "fix",
+            "distill takes the VAE of teacher_from as it is, for velocities are of one VAE's "
+            "latents: leave init_vae_from out, and set objective.vae_strategy.mode=fix.",
+        )
+        require(
+            self.dit.head == "velocity",
+            "distill trains a DiT in the released layout: leave dit.head=codebook to its teacher.",
         )

@@ -61,7 +61,7 @@ def vae_work(config: VAERunConfig | JointRunConfig) -> Parts:
     return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
-def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
+def stage2_work(config: JointRunConfig, trains_vae: bool, teacher: DiTConfig | None) -> Parts:
     """One optimizer step of stage 2 over all its rows; in frozen phases the VAE only encodes."""
     backward = _backward(config)
     if not trains_vae:
@@ -70,7 +70,9 @@ def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
         parts = vae_work(config)
         if config.objective.reference_weight > 0:
             parts |= _encoder_alone(config, "reference_encoder")
-    return parts | named("dit", _dit(config, backward, trains_vae))
+    if teacher is not None:
+        parts |= named("teacher", _dit(config, teacher, NO_BACKWARD, trains_vae=False))
+    return parts | named("dit", _dit(config, config.dit, backward, trains_vae))
 
 
 def _backward(config: VAERunConfig | JointRunConfig) -> Backward:
@@ -148,7 +150,7 @@ def _encoder_alone(config: JointRunConfig, name: str) -> Parts:
     return named(name, encoder_pass(config.vae, span, NO_BACKWARD))
 
 
-def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
+def _dit(config: JointRunConfig, dit: DiTConfig, backward: Backward, trains_vae: bool) -> Parts:
     """`BlockCausalDiT.velocity`: the blocks of each noised copy of a row, after its clean blocks.
 
     The last clean block is nobody's history and left out.
@@ -174,7 +176,7 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
     # Beside the times that are drawn there is that of clean positions, 0.
     distinct = Extent(drawn + 1, drawn + rows // config.trainer.micro_batch_size)
     return dit_pass(
-        config.dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder
+        dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder
     )
 
 

@@ -1,4 +1,4 @@
-"""The released checkpoint layout, read, written, and what new runs start from.
+"""The released checkpoint layout, read and written.
 
 <root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json. A DiT with a codebook, which the
 released code does not know, is in cola_codebook_dit/ instead, where that code does not look.
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.config.settings import UserError
-from cola_train.data.prepared import PreparedData
 from cola_train.data.special_tokens import NAMES_FILE
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.export_files import (
@@ -25,12 +24,10 @@ from cola_train.export_files import (
     read_json,
     write_json,
 )
-from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
-from cola_train.families.cola.yardsticks.reading import read_statistics
+from cola_train.families.cola.config import ColaRunConfig
 from cola_train.files import atomic_folder
 from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialize import dit_value, text_vae_value
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
@@ -42,8 +39,6 @@ from cola_train.tensor_files import (
     shapes_of,
     write_tensors,
 )
-
-_MEASURED_AT_ONCE = 64  # rows
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 ConfigT = TypeVar("ConfigT", bound=NetworkConfig)
@@ -230,64 +225,3 @@ def write_checkpoint(
         if training:
             write_json(working / TRAINING, training)
         add_checksums(working, ["tokenizer.json", NAMES_FILE, TRAINING])
-
-
-def vae_values(
-    config: ColaRunConfig, source: str | None, shapes: Mapping[str, torch.Size]
-) -> Iterator[tuple[str, Tensor]]:
-    """The VAE of checkpoint `source`, or drawn; with a copy where `shapes` has a reference encoder.
-
-    `shapes` are those of the objective's parameters, by name.
-    """
-    draw = functools.partial(text_vae_value, config=config.vae, seed=config.seed)
-    for name, value in VAE_FORMAT.first_values(source, config.vae, shapes, draw):
-        yield f"vae.{name}", value
-        if f"reference_{name}" in shapes:
-            yield f"reference_{name}", value
-
-
-def dit_values(
-    config: JointRunConfig, shapes: Mapping[str, torch.Size]
-) -> Iterator[tuple[str, Tensor]]:
-    """The DiT; drawn unless init_dit_from names a checkpoint. A codebook is measured anyway."""
-    draw = functools.partial(dit_value, seed=config.seed)
-    stored = dit_format(config.dit)
-    for name, value in stored.first_values(config.init_dit_from, config.dit, shapes, draw):
-        yield f"dit.{name}", value
-    if config.dit.head == "codebook":
-        assert config.init_vae_from is not None
-        vae = VAE_FORMAT.load(find_root(config.init_vae_from)).eval()
-        yield from _codebook_values(config, vae)
-
-
-def _codebook_values(config: JointRunConfig, vae: TextVAE) -> Iterator[tuple[str, Tensor]]:
-    data = PreparedData.open(config.data.path)
-    with torch.no_grad():
-        found = read_statistics(
-            vae, data, None, _MEASURED_AT_ONCE, config.masks_documents, config.fixed_log_snr
-        )
-    for field in dataclasses.fields(found.codebook):
-        yield f"dit.codebook.{field.name}", getattr(found.codebook, field.name)
-
-
-def check_start(config: JointRunConfig, data: PreparedData) -> None:
-    """Refuse checkpoints to start from whose networks or tokenizer are others than the run's.
-
-    Raises:
-        UserError: these, or no checkpoint, with the setting that names it.
-    """
-    for key, folder in (
-        ("init_vae_from", config.init_vae_from),
-        ("init_dit_from", config.init_dit_from),
-    ):
-        if folder is None:
-            continue
-        try:
-            theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
-            data.check_run(config.data, theirs.sha256)
-            if key == "init_vae_from":
-                VAE_FORMAT.check_fits(folder, config.vae)
-            else:
-                dit_format(config.dit).check_fits(folder, config.dit)
-        except UserError as error:
-            raise UserError(f"{key}={folder}: {error}") from None

@@ -6,18 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 
+from cola_train.config.load import load_config
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.cola.config import (
+    DistillRunConfig,
+    JointRunConfig,
+    Stage2Config,
+    VAERunConfig,
+    VAEStrategyConfig,
+)
+from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.generate import generate
 from cola_train.families.registry import load_checkpoint
+from cola_train.objectives.objective import weights_of
 from cola_train.run_layout import EXPORT, folder_of
 from cola_train.training.run import train
 from tests.helpers.compare import assert_near
-from tests.helpers.runs import figures, saved_tensors
+from tests.helpers.runs import SMALL, SMALL_DIT, figures, saved_tensors
+from tests.helpers.tiny import make_batch, random_tokens, tiny_dit, tiny_vae
 
 CODEBOOK = ["dit.head=codebook", "dit.vocab_size=320", "objective.vae_strategy.mode=fix"]
 
@@ -85,3 +95,63 @@ def test_a_codebook_needs_a_vae_that_rests(
     settings = ["dit.head=codebook", "dit.vocab_size=320", "init_vae_from=stage1"]
     with pytest.raises(UserError, match=r"dit\.head=codebook needs .*vae_strategy\.mode=fix"):
         joint_config("run", *settings)
+
+
+def test_a_teacher_is_learned_from_and_the_result_is_in_the_released_layout(
+    vae_config: Callable[..., VAERunConfig],
+    joint_config: Callable[..., JointRunConfig],
+    prepared_folder: Path,
+    tmp_path: Path,
+) -> None:
+    make = codebook_config(vae_config, joint_config)
+    train(make("teacher"))
+    teacher = folder_of(make("teacher"))
+    places = [f"data.path={prepared_folder}", f"runs_folder={tmp_path}"]
+    settings = [*SMALL, *SMALL_DIT, *places, "objective.vae_strategy.mode=fix"]
+    settings += ["trainer.max_steps=24", "optim.decay=100", "optim.learning_rate=0.02"]
+
+    def taught(name: str, *more: str) -> DistillRunConfig:
+        own = [f"name={name}", f"teacher_from={teacher}", *more]
+        return load_config(DistillRunConfig, None, [*settings, *own])
+
+    train(taught("whole"))
+    train(taught("parts", "trainer.max_steps=9"))
+    train(taught("parts"))
+    whole, parts = folder_of(taught("whole")), folder_of(taught("parts"))
+    ends = saved_tensors(whole), saved_tensors(parts)
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    measured = figures(whole)
+    assert measured == figures(parts)
+    assert measured[24, "validation/teacher_mse"] < 0.8 * measured[3, "validation/teacher_mse"]
+    # It is no teacher's copy: what the data say is another figure.
+    assert measured[24, "validation/flow_mse"] > measured[24, "validation/teacher_mse"]
+    folder = whole / EXPORT / "cola_dlm"
+    assert sorted(path.name for path in folder.iterdir()) == ["cola_dit", "cola_vae"]
+    assert load_checkpoint(whole).family == "joint"
+    vae = f"{EXPORT}/cola_dlm/cola_vae/model.safetensors"
+    assert (whole / vae).read_bytes() == (teacher / vae).read_bytes()
+
+    for more, message in (
+        (
+            ["dit.block_size=2"],
+            r"teacher_from=.* has blocks of 4 latents, and dit\.block_size is 2",
+        ),
+        (
+            ["vae.dim=32"],
+            r"teacher_from=.* does not fit this run's config \(vae\.dim: checkpoint 16",
+        ),
+        ([f"teacher_from={folder}"], r"teacher_from=.* has no cola_dlm/cola_vae"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(taught("refused", *more))
+
+
+def test_a_teachers_own_velocity_is_no_loss() -> None:
+    config = Stage2Config(vae_strategy=VAEStrategyConfig(mode="fix"))
+    objective = Stage2Objective(tiny_vae(), tiny_dit(), config, 3, tiny_dit())
+    batch = make_batch(random_tokens(2, 16, seed=5), [0, 0])
+    terms, counts = objective(batch), objective.counts(batch)
+    found = {term.key: float(term.share(counts)) for term in terms}
+    assert found["teacher_mse"] == 0
+    assert found["flow_mse"] > 0.1
+    assert set(weights_of(terms)) == {"teacher_mse"}
