@@ -105,8 +105,8 @@ class InspectionConfig(Settings):
     )
     yardstick_rows: int | None = setting(
         8192,
-        help="Training rows, evenly spread, that the n-gram yardsticks count tokens of; codes are "
-        "read off at most 1,024 of them; null takes all.",
+        help="Training rows, evenly spread, whose tokens the n-gram yardsticks count; null is all. "
+        "Codes are read off at most 1,024 of them.",
         rule=at_least(1),
     )
     num_steps: int = setting(

@@ -21,7 +21,8 @@ from cola_train.families.cola.yardsticks.denoisers import (
     unigram_velocity,
 )
 from cola_train.families.cola.yardsticks.reading import Statistics, read_statistics
-from tests.helpers.tiny import tiny_vae
+from cola_train.models.text_vae import Posterior
+from tests.helpers.tiny import random_latents, tiny_vae
 
 CHANNELS, SIZE = 4, 4
 
@@ -53,12 +54,19 @@ class KnowingDiT:
 
 
 def flow_of(data: PreparedData, order: str, worse: float = 0.0) -> FlowByPlace:
-    vae = tiny_vae(vocab_size=data.manifest.vocab_size)
+    vae: Any = tiny_vae(vocab_size=data.manifest.vocab_size)
+    # Codes that depend on tokens alone, as a trained VAE's nearly do.
+    codes = random_latents(data.manifest.vocab_size, CHANNELS, seed=2)
+
+    def encode(tokens: Tensor, document: Tensor | None = None) -> Posterior:
+        return Posterior(codes[tokens], torch.full_like(codes[tokens], -3.0))
+
+    vae.encode = encode
     with torch.no_grad():
         known = read_statistics(vae, data, None, 8, mask_documents=False)
         dit: Any = KnowingDiT(known, order, worse)
         tally = FlowTally(dit, data.manifest.seq_len, 5, 3, known)
-        for rows in latent_rows(vae, data, InspectionConfig(num_rows=20, batch_size=7)):
+        for rows in latent_rows(vae, data, InspectionConfig(num_rows=40, batch_size=7)):
             dit.rows = rows
             tally.add(rows)
     return tally.result()
