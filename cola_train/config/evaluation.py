@@ -103,6 +103,12 @@ class InspectionConfig(Settings):
     num_time_bins: int = setting(
         10, help="Equal parts of [0, 1] by which the flow loss is given.", rule=at_least(1)
     )
+    yardstick_rows: int | None = setting(
+        8192,
+        help="Training rows, evenly spread, whose tokens the n-gram yardsticks count; null is all. "
+        "Codes are read off at most 1,024 of them.",
+        rule=at_least(1),
+    )
     num_steps: int = setting(
         16,
         help="Euler steps from noise to data when the prior is asked for a block (guidance 1).",

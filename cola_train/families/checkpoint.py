@@ -43,6 +43,9 @@ class Inspection(Protocol):
     def metrics(self) -> dict[str, float]:
         """The single numbers, by names that stay."""
 
+    def remarks(self) -> list[str]:
+        """What they mean, a sentence each, for people."""
+
     def to_json(self) -> dict[str, Any]:
         """Everything; null where there is no number."""
 
