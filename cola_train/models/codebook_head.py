@@ -1,16 +1,12 @@
 """A head that names codes: the velocity of a posterior over tokens, each with its own latent.
 
-With codes c_k, the variance S of latents around them, token frequencies p_k and logits l_k of the
-trunk's features, and with V = (1 - t)^2 S + t^2,
+With a codebook (models/codebook.py) and logits l_k of the trunk's features,
 
     p(k | z_t, history) ~ p_k exp(l_k) N(z_t; (1 - t) c_k, V)
-    E[z_0 | z_t, k] = c_k + (1 - t) S / V (z_t - (1 - t) c_k)
-    v = (z_t - E[z_0 | z_t, history]) / t
-      = ((t - (1 - t) S) z_t - t sum_k p(k | z_t, history) c_k) / V
 
-so that logits of 0 are the best that token frequencies can do. The posterior is learned by
-cross-entropy, whose gradient toward a token of probability p is 1 / p times that of the squared
-error of v (Dieleman et al., 2022; Gulrajani and Hashimoto, 2023).
+and the velocity follows from the mean code, so that logits of 0 are the best that token frequencies
+can do. The posterior is learned by cross-entropy, whose gradient toward a token of probability p is
+1 / p times that of the squared error of v (Dieleman et al., 2022; Gulrajani and Hashimoto, 2023).
 """
 
 import torch
@@ -19,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from cola_train.models.codebook import Codebook
 from cola_train.models.vocabulary_head import VocabularyHead
 
 # Logits of so many positions x codes at a time, 64 MiB in fp32; with more, the backward pass
@@ -29,7 +26,7 @@ _MOST_LOGITS = 1 << 24
 class CodebookHead(nn.Module):
     """Features of a DiT to velocities, over the codes of a Text VAE with one token a latent.
 
-    What is known of the latents, measured once (families/cola/codebook.py), is in buffers: they
+    What is known of the latents, measured once (families/cola/yardsticks), is in buffers: they
     stay in fp32 and whole on every process, and are saved.
     """
 
@@ -53,8 +50,8 @@ class CodebookHead(nn.Module):
     ) -> tuple[Float[Tensor, "batch seq channels"], Float[Tensor, "batch seq"] | None]:
         """Velocities, and -log p(target | z_t, history) in nats where there are targets; fp32."""
         shape = t.shape
-        flat = [hidden.flatten(0, 1), z_t.flatten(0, 1).float(), t.flatten()[:, None].float()]
-        chosen = torch.zeros_like(flat[2][:, 0], dtype=torch.long)
+        flat = [hidden.flatten(0, 1), z_t.flatten(0, 1).float(), t.flatten().float()]
+        chosen = torch.zeros_like(flat[2], dtype=torch.long)
         flat.append(chosen if targets is None else targets.flatten())
         parts = -(-len(chosen) * len(self.codes) // _MOST_LOGITS)
         if parts <= 1:
@@ -73,12 +70,7 @@ class CodebookHead(nn.Module):
         logits = self.proj(hidden).float()
         # The nearest code is told by small differences: nothing here may be rounded to bf16.
         with torch.autocast(hidden.device.type, enabled=False):
-            codes, keep = self.codes, 1 - t
-            variance = keep.square() * self.variance + t.square()
-            # log N(z_t; (1 - t) c_k, V) without the terms that all codes share.
-            near = (keep / variance * z_t) @ codes.T
-            near = near - (keep.square() / (2 * variance)) @ codes.square().T
-            log_posterior = (logits + self.log_p + near).log_softmax(-1)
-            mean = log_posterior.exp() @ codes
-            velocity = ((t - keep * self.variance) * z_t - t * mean) / variance
+            book = Codebook(self.codes, self.log_p, self.variance)
+            log_posterior = book.log_likelihood(z_t, t).add(logits + book.log_p).log_softmax(-1)
+            velocity = book.velocity(z_t, t, log_posterior.exp() @ book.codes)
             return velocity, F.nll_loss(log_posterior, targets, reduction="none")

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cola_train.families.cola.yardsticks.codebook import Codebook
 from cola_train.families.cola.yardsticks.token_models import BigramModel
+from cola_train.models.codebook import Codebook
 
 # Tokens x latents that are held at a time: 32 MB in fp32.
 _MOST_VALUES = 2**23

@@ -10,8 +10,9 @@ from torch import Tensor
 from cola_train.data.batch import Batch, training_batches
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
-from cola_train.families.cola.yardsticks.codebook import Codebook, CodeTally
+from cola_train.families.cola.yardsticks.codebook import CodeTally
 from cola_train.families.cola.yardsticks.token_models import BigramModel, PairTally
+from cola_train.models.codebook import Codebook
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import documents_of
 
@@ -43,14 +44,20 @@ class Statistics:
 
 
 def read_statistics(
-    vae: TextVAE, data: PreparedData, most_rows: int | None, batch_size: int, mask_documents: bool
+    vae: TextVAE,
+    data: PreparedData,
+    most_rows: int | None,
+    batch_size: int,
+    mask_documents: bool,
+    fixed_log_snr: float | None = None,
 ) -> Statistics:
     """Count tokens of `most_rows` training rows, evenly spread, and read codes off some of them.
 
     `vae` has patch size 1: codes of tuples of tokens are too many. `batch_size` is of its passes;
-    with `mask_documents` nothing is known across documents.
+    with `mask_documents` nothing is known across documents, and with `fixed_log_snr` the posterior
+    has that logSNR instead of its own.
     """
-    found, vocab_size = data.num_rows(TRAIN), data.manifest.vocab_size
+    found, vocab_size = data.num_rows(TRAIN), vae.config.vocab_size
     rows = _spread(range(found), found if most_rows is None else most_rows)
     pairs = PairTally(vocab_size)
     for batch in training_batches(data, rows, _COUNTED_AT_ONCE):
@@ -61,7 +68,10 @@ def read_statistics(
     for batch in training_batches(data, code_rows, batch_size):
         documents = documents_of(batch, 1, mask_documents)
         documents = None if documents is None else documents.to(device)
-        tally.add(batch.tokens, vae.encode(batch.tokens.to(device), documents), batch.loss_mask)
+        posterior = vae.encode(batch.tokens.to(device), documents)
+        if fixed_log_snr is not None:
+            posterior = posterior.with_log_snr(fixed_log_snr)
+        tally.add(batch.tokens, posterior, batch.loss_mask)
     dtype, variance = torch.float32, tally.within + tally.posterior
     codes, unseen = tally.codes, (tally.count == 0).nonzero()[:, 0]
     codes[unseen] = _codes_alone(vae, unseen, data.manifest.seq_len, batch_size)

@@ -2,8 +2,9 @@
 
 import torch
 
-from cola_train.families.cola.yardsticks.codebook import Codebook, CodeTally
+from cola_train.families.cola.yardsticks.codebook import CodeTally
 from cola_train.flow import gaussian_baseline
+from cola_train.models.codebook import Codebook
 from cola_train.models.text_vae import Posterior
 from tests.helpers.tiny import random_latents
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from cola_train.families.cola.yardsticks import denoisers
-from cola_train.families.cola.yardsticks.codebook import Codebook
 from cola_train.families.cola.yardsticks.denoisers import (
     Blocks,
     bigram_velocity,
     unigram_velocity,
 )
 from cola_train.families.cola.yardsticks.token_models import BigramModel
+from cola_train.models.codebook import Codebook
 from tests.families.cola.yardsticks.test_token_models import NUMBER, counted_model, dense_table
 from tests.helpers.tiny import random_latents
 
@@ -143,7 +143,7 @@ def test_blocks_of_rows_come_after_the_clean_tokens_before_them() -> None:
 
 PROGRAM = """
 import resource, time, torch
-from cola_train.families.cola.yardsticks.codebook import Codebook
+from cola_train.models.codebook import Codebook
 from cola_train.families.cola.yardsticks.denoisers import Blocks, bigram_velocity, unigram_velocity
 from cola_train.families.cola.yardsticks.token_models import BigramModel, PairTally
 torch.set_num_threads(1)
