@@ -35,7 +35,7 @@ def known_vae(codes: Tensor) -> TextVAE:
         mean = codes[tokens] + SPREAD * 2**0.5 * moved
         return Posterior(mean, torch.full_like(mean, NOISE).log())
 
-    vae: Any = tiny_vae(latent_dim=CHANNELS)
+    vae: Any = tiny_vae(latent_dim=CHANNELS, vocab_size=len(codes))
     vae.encode = encode
     return vae
 
