@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def _run_processes(arguments: Sequence[str], config: RunConfig) -> int:
     before = status_time(folder)
     status = launch(arguments, config.parallel.num_processes, folder, uses_gpu=on_gpu)
     now = read_status(folder)
-    if now is None or status_time(folder) == before:
+    if now is None or status_time(folder) == before or status == 128 + signal.SIGKILL:
         return status
     # Whichever process failed or got a signal: what was written since says how far the run got.
     return {"interrupted": INTERRUPTED, "finished": 0}.get(now.state, status)

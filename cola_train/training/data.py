@@ -4,9 +4,12 @@ import dataclasses
 import hashlib
 import itertools
 import signal
+import threading
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
+from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader, Dataset
 
 from cola_train.config.content import read_bytes
@@ -97,7 +100,7 @@ def batch_loader(
 ) -> DataLoader[Batch]:
     """Batches of the rows in these lists, read here or by `num_workers` other processes."""
     # With batch_size=None the dataset is asked for each of the sampler's lists in one call.
-    return DataLoader(
+    return _Loader(
         rows,
         sampler=lists,
         batch_size=None,
@@ -105,6 +108,36 @@ def batch_loader(
         worker_init_fn=_outlast_signals,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+class _Loader(DataLoader[Batch]):
+    """Tells where rows are read that a reader has died.
+
+    torch raises that in the main thread wherever it is: amid a save, say, which then counts as one
+    that failed, and this process goes on to another collective than the others are in.
+    """
+
+    def __iter__(self) -> Any:
+        before = signal.getsignal(signal.SIGCHLD)
+        batches = super().__iter__()
+        in_main = threading.current_thread() is threading.main_thread()
+        if self.num_workers == 0 or not in_main:
+            return batches
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return _watching_readers(batches)
+
+
+def _watching_readers(batches: Iterator[Batch]) -> Iterator[Batch]:
+    while True:
+        _error_if_any_worker_fails()
+        before = signal.signal(signal.SIGCHLD, lambda *_: _error_if_any_worker_fails())
+        try:
+            batch = next(batches, None)
+        finally:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        if batch is None:
+            return
+        yield batch
 
 
 def _outlast_signals(worker: int) -> None:

@@ -3,21 +3,23 @@ losses.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from cola_train.cli import main
 from cola_train.config.load import to_yaml
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
 from cola_train.operations.launch import launch
 from cola_train.processes import Processes
+from cola_train.run_folder import Status, write_status
 from cola_train.training.loop.step_log import Step, read_step_log
 from cola_train.training.parallel.sharding import check_mesh
 from tests.helpers.programs import as_torchrun, cola_train
-from tests.helpers.runs import figures
+from tests.helpers.runs import SMALL, figures
 
 STEPS = 8
 # Prompt blocks and short documents give rows different numbers of counted positions: means of means
@@ -161,3 +163,22 @@ def test_a_folder_for_logs_that_cannot_be_made_is_an_error(tmp_path: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"/file/logs/.* cannot be made: Not a directory. Choose"):
         launch(["vae"], 2, tmp_path / "file", uses_gpu=False)
+
+
+@pytest.mark.parametrize("status, expected", [(137, 137), (143, 0), (1, 0)])
+def test_a_run_whose_process_was_killed_is_no_success_even_if_it_had_finished(
+    status: int,
+    expected: int,
+    prepared_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def launched(arguments: Sequence[str], number: int, folder: Path, *, uses_gpu: bool) -> int:
+        folder.mkdir()
+        write_status(folder, Status("finished", 6))
+        return status
+
+    monkeypatch.setattr("cola_train.operations.launch.launch", launched)
+    places = ["name=run", f"data.path={prepared_folder}", f"runs_folder={tmp_path}"]
+    two = ["parallel.num_processes=2", "trainer.micro_batch_size=2"]
+    assert main(["vae", *SMALL, *places, *two]) == expected
