@@ -1,16 +1,13 @@
 """The `compare` verb: the metrics of comparison.py for a run's export, into its metrics.jsonl."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 
-from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.writing.comparison import Generator, Writer, compare_in_pairs
+from cola_train.evaluation.writing.comparison import compare_in_pairs
 from cola_train.evaluation.writing.config import ComparisonConfig
-from cola_train.families.checkpoint import Checkpoint
-from cola_train.families.generate import generate
+from cola_train.evaluation.writing.writers import writer_of
 from cola_train.families.registry import load_checkpoint
 from cola_train.json_lines import JsonlWriter
 from cola_train.run_folder import read_run_config, require_data
@@ -21,11 +18,11 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
     """Judge what a run's export writes after openings of its held-out rows; returns the table.
 
     The metrics are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
-    `against` is another checkpoint or run of the same tokenizer: it continues the same openings,
-    and the table has the differences in pairs.
+    `against` is another checkpoint or run: it continues the same openings, and the table has the
+    differences in pairs. If its tokenizer is another, what it writes is encoded anew.
 
     Raises:
-        UserError: no run, no export, or data or another checkpoint of another tokenizer.
+        UserError: no run, no export, or data of another tokenizer.
     """
     run = read_run_config(run_folder)
     require_data(run)
@@ -39,13 +36,8 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
     checkpoints = [checkpoint]
     if against is not None:
         checkpoints.append(load_checkpoint(against))
-        if checkpoints[1].tokenizer.sha256 != checkpoint.tokenizer.sha256:
-            raise UserError(
-                f"{against} has another tokenizer than {run_folder}, and cannot continue the same "
-                "openings; give a checkpoint that was trained on the same data."
-            )
     comparisons, differences = compare_in_pairs(
-        [_writer(each, config) for each in checkpoints], data, config
+        [writer_of(each, data.tokenizer, config) for each in checkpoints], data, config
     )
     found = comparisons[0]
     lines = [
@@ -66,14 +58,3 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
     row = {"step": checkpoint.training["step"], **values, **errors}
     JsonlWriter(run_folder / METRICS).append(row)
     return "\n".join(lines) + "\n"
-
-
-def _writer(checkpoint: Checkpoint, config: ComparisonConfig) -> Writer:
-    def by(sampler: SamplerConfig) -> Generator:
-        def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
-            settings = dataclasses.replace(sampler, max_new_tokens=num_new)
-            return [result.token_ids for result in generate(checkpoint, prompts, settings)]
-
-        return continue_all
-
-    return by(config.greedy), by(config.sampler)

@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from cola_train.config.settings import require
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
+from cola_train.evaluation.writing.byte_judge import byte_statistics, train_byte_judge
 from cola_train.evaluation.writing.config import FEWEST_OPENINGS, ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.statistics import (
@@ -55,6 +56,10 @@ class Comparison:
     Of the sampled text, and with the prefix `held_out_` of the real one:
         judge_nats_per_token: -log P by an n-gram model of the training rows, per token; the
             separator that ends a text is one.
+        judge_nats_per_byte: -log P by an n-gram model of the bytes of the training rows, per byte
+            of the first `num_bytes` of each text: models of different tokenizers can be compared.
+        bytes_per_continuation: below `num_bytes` as far as texts are shorter.
+        distinct_4word_share: of 4 words in a row in these bytes, the different ones.
         repeated_4gram_share: of 4-grams, those that stand earlier in the same opening or
             continuation.
         distinct_4gram_share: different 4-grams of all continuations over all their 4-grams.
@@ -102,7 +107,10 @@ def compare_in_pairs(
     judge = NgramJudge.train(
         rows, data.manifest.vocab_size, tokenizer.pad_token_id, config.judge_order
     )
-    known = {word for row in rows.tolist() for word in words(decode_row(row, tokenizer))}
+    training_texts = [decode_row(row, tokenizer) for row in rows.tolist()]
+    byte_judge = train_byte_judge(training_texts)
+    known = {word for text in training_texts for word in words(text)}
+    openings = [decode_row(prompt, tokenizer) for prompt in prompts]
 
     def measure(greedy: Generator, sampled: Generator) -> dict[str, Statistic]:
         next_words = _continuations(greedy, prompts, data, num_new)
@@ -116,12 +124,15 @@ def compare_in_pairs(
         for prefix, texts in (("", written), (_HELD_OUT, endings)):
             lengths = [len(text) for text in texts]
             nats = [judge.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
-            spelled = [
-                words(decode_ending(text, tokenizer, prompt))
+            decoded = [
+                decode_ending(text, tokenizer, prompt)
                 for prompt, text in zip(prompts, texts, strict=True)
             ]
+            spelled = [words(text) for text in decoded]
             num_known = [sum(word in known for word in some) for some in spelled]
             pairs, real_pairs = pairs_of(prompts, texts), pairs_of(prompts, endings)
+            of_bytes = byte_statistics(byte_judge, openings, decoded, config.num_bytes)
+            statistics |= {f"{prefix}{name}": one for name, one in of_bytes.items()}
             statistics |= {
                 f"{prefix}judge_nats_per_token": ratio(nats, lengths),
                 f"{prefix}repeated_4gram_share": repetition(prompts, texts),

@@ -64,7 +64,7 @@ def difference(
     return Difference(value, value + ends.low, value + ends.high)
 
 
-def _grams(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def _grams(ids: Sequence[object]) -> Iterator[tuple[object, ...]]:
     return zip(ids, ids[1:], ids[2:], ids[3:])
 
 
@@ -93,8 +93,8 @@ def repetition(prompts: Texts, texts: Texts) -> Statistic:
     return ratio(repeated, total)
 
 
-def distinct(texts: Texts) -> Statistic:
-    """Different 4-grams of all texts over all their 4-grams."""
+def distinct(texts: Sequence[Sequence[object]]) -> Statistic:
+    """Different 4-grams of all texts, of tokens or words, over all their 4-grams."""
     grams = [[*_grams(text)] for text in texts]
     kinds = [set(some) for some in grams]
     openings_of = Counter(kind for some in kinds for kind in some)
