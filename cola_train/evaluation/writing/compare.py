@@ -2,9 +2,12 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+from cola_train.bootstrap import Interval
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
+from cola_train.evaluation.writing.brier import brier
 from cola_train.evaluation.writing.comparison import compare_in_pairs
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.writers import writer_of
@@ -36,25 +39,33 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
     checkpoints = [checkpoint]
     if against is not None:
         checkpoints.append(load_checkpoint(against))
-    comparisons, differences = compare_in_pairs(
-        [writer_of(each, data.tokenizer, config) for each in checkpoints], data, config
-    )
-    found = comparisons[0]
+    writers = [writer_of(each, data.tokenizer, config) for each in checkpoints]
+    (found, *_), differences = compare_in_pairs(writers, data, config)
     lines = [
         f"{run_folder}: {found.num_openings} held-out openings, {found.num_new_tokens} new tokens "
         "after each",
         "",
     ]
-    values, errors = {}, {}
-    for name, estimate in found.estimates.items():
+    estimates, less = dict(found.estimates), dict(differences[0]) if differences else {}
+    intervals: dict[str, Interval] = {}
+    if config.brier_places > 0:
+        scored, *others = (brier(sampled, data, config) for _, sampled in writers)
+        estimates |= scored.estimates()
+        intervals = scored.intervals()
+        less |= scored.less(others[0]) if others else {}
+    row: dict[str, Any] = {"step": checkpoint.training["step"]}
+    for name, estimate in estimates.items():
         value, error, count = dataclasses.astuple(estimate)
-        values[f"comparison/{name}"] = value
-        errors[f"comparison/{name}_standard_error"] = error
-        lines.append(f"  {name:34}{value:10.4f} ± {error:.4f}   of {count:,}")
+        row[f"comparison/{name}"] = value
+        row[f"comparison/{name}_standard_error"] = error
+        line = f"  {name:34}{value:10.4f} ± {error:.4f}   of {count:,}"
+        if name in intervals:
+            low, high = intervals[name]
+            line += f"; 95 %: {low:.4f} to {high:.4f}"
+        lines.append(line)
     if against is not None:
         lines += ["", f"less {against}, in pairs (95 % interval):", ""]
-        for name, less in differences[0].items():
-            lines.append(f"  {name:34}{less.value:+10.4f}   {less.low:+.4f} to {less.high:+.4f}")
-    row = {"step": checkpoint.training["step"], **values, **errors}
+        for name, one in less.items():
+            lines.append(f"  {name:34}{one.value:+10.4f}   {one.low:+.4f} to {one.high:+.4f}")
     JsonlWriter(run_folder / METRICS).append(row)
     return "\n".join(lines) + "\n"

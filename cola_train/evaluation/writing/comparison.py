@@ -113,8 +113,8 @@ def compare_in_pairs(
     openings = [decode_row(prompt, tokenizer) for prompt in prompts]
 
     def measure(greedy: Generator, sampled: Generator) -> dict[str, Statistic]:
-        next_words = _continuations(greedy, prompts, data, num_new)
-        written = _continuations(sampled, prompts, data, num_new)
+        next_words = continuations(greedy, prompts, data, num_new)
+        written = continuations(sampled, prompts, data, num_new)
         right = [
             first_word(found, tokenizer, prompt) == first_word(real, tokenizer, prompt)
             for prompt, found, real in zip(prompts, next_words, endings, strict=True)
@@ -184,7 +184,7 @@ def held_out_openings(
     for index in random.Random(_SEED).sample(range(num_rows), num_rows):
         row = data.row(VALIDATION, index)[0].tolist()
         for cut in range(half, half // 2, -1):
-            ending = _until_end(row[cut : cut + num_new], num_new, data)
+            ending = until_end(row[cut : cut + num_new], num_new, data)
             if pad not in row[:cut] and first_word(ending, data.tokenizer, row[:cut]) is not None:
                 prompts.append(row[:cut])
                 endings.append(ending)
@@ -200,16 +200,17 @@ def held_out_openings(
     return prompts, endings
 
 
-def _continuations(
+def continuations(
     generator: Generator, prompts: Texts, data: PreparedData, num_new: int
 ) -> list[list[int]]:
+    """What follows each prompt, up to the first separator."""
     texts = generator(prompts, num_new)
     assert len(texts) == len(prompts)
     assert all(len(text) <= num_new for text in texts)
-    return [_until_end(text, num_new, data) for text in texts]
+    return [until_end(text, num_new, data) for text in texts]
 
 
-def _until_end(ids: Sequence[int], num_new: int, data: PreparedData) -> list[int]:
+def until_end(ids: Sequence[int], num_new: int, data: PreparedData) -> list[int]:
     """Up to the first separator, which a text that stopped early gets if it was left out."""
     eos, pad = data.tokenizer.eos_token_id, data.tokenizer.pad_token_id
     # A model may have more ids than its tokenizer. Text contains them as little as padding, which

@@ -30,6 +30,12 @@ class ComparisonConfig(Settings):
         "give as many.",
         rule=at_least(1),
     )
+    brier_places: int = setting(
+        2,
+        help="Places in each of num_openings held-out rows where two samples of 4 tokens are "
+        "written for BrierLM; 0 leaves it out.",
+        rule=at_least(0),
+    )
     judge_order: int = setting(
         4,
         help="Longest n-gram of the judge of tokens, which is trained on the training rows.",

@@ -13,7 +13,7 @@ from cola_train.bootstrap import bootstrap_generator, percentile_interval
 Texts = Sequence[Sequence[int]]
 
 _NUM_RESAMPLES = 2000
-_LEVEL = 0.95  # of the intervals of differences
+LEVEL = 0.95  # of intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def difference(
 ) -> Difference:
     """`one` less `other`; `changes` are how much more often than once openings are drawn."""
     value = one.value - other.value
-    ends = percentile_interval(changes @ (one.influences - other.influences), _LEVEL)
+    ends = percentile_interval(changes @ (one.influences - other.influences), LEVEL)
     return Difference(value, value + ends.low, value + ends.high)
 
 
