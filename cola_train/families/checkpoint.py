@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import xxhash
@@ -79,10 +79,13 @@ class Checkpoint(abc.ABC):
     Attributes:
         tokenizer: of its token ids.
         training: what `cola-train` wrote of the run; {} of a checkpoint that was not trained here.
+        solver_settings: the settings of SamplerConfig, besides those of token choice, that its text
+            depends on.
     """
 
     tokenizer: Tokenizer
     training: dict[str, Any]
+    solver_settings: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Checkpoint":

@@ -8,7 +8,8 @@ from cola_train.bootstrap import Interval
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing.brier import brier
-from cola_train.evaluation.writing.comparison import compare_in_pairs
+from cola_train.evaluation.writing.comparison import Judges, compare_in_pairs
+from cola_train.evaluation.writing.conditions import CONDITIONS, conditions_of, refuse_apart
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.evaluation.writing.writers import writer_of
 from cola_train.families.registry import load_checkpoint
@@ -20,27 +21,36 @@ from cola_train.run_layout import METRICS
 def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None = None) -> str:
     """Judge what a run's export writes after openings of its held-out rows; returns the table.
 
-    The metrics are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
+    The metrics are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export
+    and what they depend on besides the model (conditions.py).
     `against` is another checkpoint or run: it continues the same openings, and the table has the
     differences in pairs. If its tokenizer is another, what it writes is encoded anew.
 
     Raises:
-        UserError: no run, no export, or data of another tokenizer.
+        UserError: no run, no export, data of another tokenizer, or `against` was trained on rows
+            of another length.
     """
     run = read_run_config(run_folder)
     require_data(run)
     checkpoint = load_checkpoint(run_folder)
     data = PreparedData.open(run.data.path)
+    seq_len = data.manifest.seq_len
     if data.tokenizer.sha256 != checkpoint.tokenizer.sha256:
         raise UserError(
             f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what "
             "it was trained on."
         )
-    checkpoints = [checkpoint]
+    named = [(str(run_folder), checkpoint)]
     if against is not None:
-        checkpoints.append(load_checkpoint(against))
-    writers = [writer_of(each, data.tokenizer, config) for each in checkpoints]
-    (found, *_), differences = compare_in_pairs(writers, data, config)
+        named.append((str(against), load_checkpoint(against)))
+    conditions = [
+        (name, conditions_of(config, each.trained_seq_len or seq_len, each.solver_settings))
+        for name, each in named
+    ]
+    refuse_apart(conditions, "Give a checkpoint that was trained on rows of the same length.")
+    writers = [writer_of(each, data.tokenizer, config) for _, each in named]
+    judges = Judges.train(data, config)
+    (found, *_), differences = compare_in_pairs(writers, judges, data, config)
     lines = [
         f"{run_folder}: {found.num_openings} held-out openings, {found.num_new_tokens} new tokens "
         "after each",
@@ -67,5 +77,7 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
         lines += ["", f"less {against}, in pairs (95 % interval):", ""]
         for name, one in less.items():
             lines.append(f"  {name:34}{one.value:+10.4f}   {one.low:+.4f} to {one.high:+.4f}")
+    hashes = {"judge": judges.tokens.sha256(), "byte_judge": judges.bytes.sha256()}
+    row[CONDITIONS] = {**conditions[0][1], **hashes}
     JsonlWriter(run_folder / METRICS).append(row)
     return "\n".join(lines) + "\n"

@@ -9,7 +9,7 @@ than real text. A good model comes near real text in all of them.
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 from jaxtyping import Int64
@@ -76,6 +76,28 @@ class Comparison:
     estimates: dict[str, Estimate]
 
 
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """What training rows teach of text: two n-gram judges, and the words that there are."""
+
+    tokens: NgramJudge
+    bytes: NgramJudge
+    known_words: Set[str]
+
+    @classmethod
+    def train(cls, data: PreparedData, config: ComparisonConfig) -> "Judges":
+        """From at most 2^23 tokens of the training rows, rows evenly spaced."""
+        rows, tokenizer = _training_rows(data), data.tokenizer
+        texts = [decode_row(row, tokenizer) for row in rows.tolist()]
+        return cls(
+            NgramJudge.train(
+                rows, data.manifest.vocab_size, tokenizer.pad_token_id, config.judge_order
+            ),
+            train_byte_judge(texts),
+            {word for text in texts for word in words(text)},
+        )
+
+
 def compare(
     greedy: Generator, sampled: Generator, data: PreparedData, config: ComparisonConfig
 ) -> Comparison:
@@ -91,11 +113,12 @@ def compare(
     Raises:
         UserError: more new tokens than half a row has, or too few rows for the openings.
     """
-    return compare_in_pairs([(greedy, sampled)], data, config)[0][0]
+    judges = Judges.train(data, config)
+    return compare_in_pairs([(greedy, sampled)], judges, data, config)[0][0]
 
 
 def compare_in_pairs(
-    writers: Sequence[Writer], data: PreparedData, config: ComparisonConfig
+    writers: Sequence[Writer], judges: Judges, data: PreparedData, config: ComparisonConfig
 ) -> tuple[list[Comparison], list[dict[str, Difference]]]:
     """`compare` for each writer, and the first's metrics less each other's, by name.
 
@@ -103,13 +126,6 @@ def compare_in_pairs(
     """
     num_new, tokenizer = config.num_new_tokens, data.tokenizer
     prompts, endings = held_out_openings(data, config.num_openings, num_new)
-    rows = _training_rows(data)
-    judge = NgramJudge.train(
-        rows, data.manifest.vocab_size, tokenizer.pad_token_id, config.judge_order
-    )
-    training_texts = [decode_row(row, tokenizer) for row in rows.tolist()]
-    byte_judge = train_byte_judge(training_texts)
-    known = {word for text in training_texts for word in words(text)}
     openings = [decode_row(prompt, tokenizer) for prompt in prompts]
 
     def measure(greedy: Generator, sampled: Generator) -> dict[str, Statistic]:
@@ -123,15 +139,15 @@ def compare_in_pairs(
         statistics = {"next_word_accuracy": ratio(right, each)}
         for prefix, texts in (("", written), (_HELD_OUT, endings)):
             lengths = [len(text) for text in texts]
-            nats = [judge.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
+            nats = [judges.tokens.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
             decoded = [
                 decode_ending(text, tokenizer, prompt)
                 for prompt, text in zip(prompts, texts, strict=True)
             ]
             spelled = [words(text) for text in decoded]
-            num_known = [sum(word in known for word in some) for some in spelled]
+            num_known = [sum(word in judges.known_words for word in some) for some in spelled]
             pairs, real_pairs = pairs_of(prompts, texts), pairs_of(prompts, endings)
-            of_bytes = byte_statistics(byte_judge, openings, decoded, config.num_bytes)
+            of_bytes = byte_statistics(judges.bytes, openings, decoded, config.num_bytes)
             statistics |= {f"{prefix}{name}": one for name, one in of_bytes.items()}
             statistics |= {
                 f"{prefix}judge_nats_per_token": ratio(nats, lengths),

@@ -129,6 +129,7 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
     family = "llada"
     kind = Kind("cola_llada", "ColaLLaDAModel", causal=False)
     likelihood_kind = "bound"
+    solver_settings = frozenset({"num_steps"})
 
     def texts(
         self,
