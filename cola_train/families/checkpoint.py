@@ -63,6 +63,7 @@ class SolverQuality:
             and channels.
         token_agreement: share of greedy tokens that are the reference's.
         cpu_seconds_per_sample: CPU time of transporting and decoding all blocks of a prompt.
+        distinct_4gram_share: of the 4-grams of its tokens, text by text, the different ones.
     """
 
     solver: str
@@ -71,6 +72,7 @@ class SolverQuality:
     latent_rms_error: float
     token_agreement: float
     cpu_seconds_per_sample: float
+    distinct_4gram_share: float
 
 
 class Checkpoint(abc.ABC):
