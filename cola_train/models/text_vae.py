@@ -109,11 +109,20 @@ class TextVAEEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.encoder_num_blocks))
         self.final_layer = nn.Linear(config.dim, 2 * config.latent_dim, bias=config.bias)
 
-    def forward(self, tokens: Tokens, document: Documents = None) -> Posterior:
-        """Encode rows of latents x patch_size tokens; `document` keeps documents apart."""
+    def forward(
+        self,
+        tokens: Tokens,
+        document: Documents = None,
+        positions: Int[Tensor, "#batch latents"] | None = None,
+        attention: Attention | None = None,
+    ) -> Posterior:
+        """Encode rows of latents x patch_size tokens; `document` keeps documents apart.
+
+        A sampler that encodes block by block over a cache gives `positions` and `attention`.
+        """
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
-        x = through_blocks(self.blocks, x, *_rows_of(config), document, None, None)
+        x = through_blocks(self.blocks, x, *_rows_of(config), document, positions, attention)
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*_LOG_VARIANCE_RANGE)
@@ -182,9 +191,16 @@ class TextVAE(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for decoding `capacity` latents a row block by block."""
+        return self._cache(self.config.decoder_num_blocks, batch, capacity)
+
+    def new_encoder_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for encoding `capacity` latents a row block by block."""
+        return self._cache(self.config.encoder_num_blocks, batch, capacity)
+
+    def _cache(self, num_blocks: int, batch: int, capacity: int) -> KVCache:
         config, like = self.config, self.decoder.in_layer.weight
         heads, head_dim = config.num_heads, config.dim // config.num_heads
-        return KVCache(config.decoder_num_blocks, batch, capacity, heads, head_dim, like)
+        return KVCache(num_blocks, batch, capacity, heads, head_dim, like)
 
 
 def _rows_of(config: TextVAEConfig) -> tuple[int, float, int]:

@@ -46,6 +46,18 @@ class ColaCheckpoint(Checkpoint):
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     likelihood_kind = "ELBO"  # latents are drawn for a whole text
+    solver_settings = frozenset(
+        {
+            "num_steps",
+            "solver",
+            "guidance_scale",
+            "guidance_interval",
+            "guidance_rescale",
+            "noise_scale",
+            "history",
+            "released_rounding",
+        }
+    )
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":

@@ -191,7 +191,7 @@ def generation_work(
     """FLOPs of continuing `batch` prompts of `prompt` tokens by max_new_tokens, none ending early.
 
     Whole blocks of the prompt fill the caches; then every block is transported, decoded and, if
-    another follows, committed.
+    another follows, committed, with history=reencoded after its tokens are encoded.
     """
     size, prefix = dit.block_size, Prefix(prompt, vae.patch_size, dit.block_size)
     num_blocks = prefix.generated_blocks(sampler.max_new_tokens)
@@ -222,6 +222,8 @@ def generation_work(
         passes.append(_decode(vae, size, before, batch))
         if block < num_blocks - 1:
             passes.append(_commit(dit, Extent.of(size * (before + size)), size, batch))
+            if sampler.history == "reencoded":
+                passes += _reencode(vae, size, before, batch)
     return added(*passes)
 
 
@@ -242,9 +244,22 @@ def _commit(dit: DiTConfig, pairs: Extent, positions: int, batch: int) -> Parts:
     return _cached(dit, span, Extent.of(0))
 
 
+def _reencode(vae: TextVAEConfig, size: int, before: int, batch: int) -> list[Parts]:
+    """Encoder, and decoder for its keys and values alone, on a block's tokens after `before`."""
+    pairs = _block_pairs(vae, size, before, batch)
+    encoded = encoder_pass(vae, Span.all_read(batch * size, pairs), NO_BACKWARD)
+    span = Span.none_read(batch * size, pairs)
+    decoded = decoder_pass(vae, span, Extent.of(0), NO_BACKWARD)
+    return [named("vae.encoder", encoded), named("vae.decoder", decoded)]
+
+
+def _block_pairs(vae: TextVAEConfig, size: int, before: int, batch: int) -> Extent:
+    useful = size * before + visible_pairs(size, vae.block_size)
+    return Extent(useful, size * (before + size)) * batch
+
+
 def _decode(vae: TextVAEConfig, size: int, before: int, batch: int) -> Parts:
     """The decoder on a block of `size` latents after `before` others."""
-    useful = size * before + visible_pairs(size, vae.block_size)
-    span = Span.all_read(batch * size, Extent(useful, size * (before + size)) * batch)
+    span = Span.all_read(batch * size, _block_pairs(vae, size, before, batch))
     logits = Extent.of(batch * size * vae.patch_size)
     return named("vae.decoder", decoder_pass(vae, span, logits, NO_BACKWARD))
