@@ -171,11 +171,16 @@ class ColaCheckpoint(Checkpoint):
         return compare_solvers(self, prompts, config, solvers, steps, reference_steps)
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
+        if config.method == "bound":
+            return (
+                f"upper bounds by denoising, by {config.num_samples} draws of latents and noise "
+                "levels for each row"
+            )
         tolerance = f"{config.num_steps} steps"
         if config.solver == "dopri5":
             tolerance = f"rtol {config.rtol}, atol {config.atol}"
         return (
-            f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's "
+            f"estimates, by {config.num_samples} draws of the latents for each row; the prior's "
             f"ODE by {config.solver}, {tolerance}; {config.divergence} divergence"
         )
 

@@ -26,8 +26,9 @@ from cola_train.export_files import (
 )
 from cola_train.families.cola.config import ColaRunConfig
 from cola_train.files import atomic_folder
-from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
+from cola_train.models.config import DiTConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.network_config import NetworkConfig
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
