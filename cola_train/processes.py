@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar, cast
@@ -29,6 +30,7 @@ _LOST = re.compile(
 )
 # The watchdog (training/loop/watchdog.py) speaks first: it can say what its process was doing.
 _GRACE_SECONDS = 30
+_SECONDS_TO_NOTICE = 5  # for torch, or a thread, to say that others are missing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +100,12 @@ def connected(accelerator: str, timeout_seconds: int) -> Iterator[Processes]:
         backend = "cpu:gloo,cuda:nccl"
     if is_one_of_several():
         if not dist.is_initialized():  # by an earlier run of these processes
-            meeting: dict[str, Any] = {}  # torchrun's, where its variables say
-            if STORE in os.environ:
-                store = dist.FileStore(os.environ[STORE], world_size)  # type: ignore[attr-defined]  # documented
-                meeting = {"store": store, "rank": rank, "world_size": world_size}
-            with _loss_explained(rank):
+            longest = timeout.total_seconds() + _SECONDS_TO_NOTICE
+            with _loss_explained(rank), _ended_after(longest, rank):
+                meeting: dict[str, Any] = {}  # torchrun's, where its variables say
+                if STORE in os.environ:
+                    store = dist.FileStore(os.environ[STORE], world_size)  # type: ignore[attr-defined]  # documented
+                    meeting = {"store": store, "rank": rank, "world_size": world_size}
                 dist.init_process_group(backend, timeout=timeout, **meeting)
     else:
         # A store in memory: it opens no port, leaves no address in the environment, and nothing on
@@ -137,6 +140,36 @@ def _loss_explained(rank: int) -> Iterator[None]:
             "ranks' messages say which ended first and why; the same command again goes on from "
             "the last checkpoint."
         ) from error
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: float, rank: int) -> Iterator[None]:
+    """End this process if the block takes longer.
+
+    A process that was stopped may hold the lock of the file where all meet, and for a lock torch
+    waits without end; while it makes its store it lets no other thread say so, and the system ends
+    the process.
+    """
+
+    def end() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        with contextlib.suppress(OSError):
+            sys.stderr.write(
+                f"cola-train: error: Rank {rank} has waited {seconds:.0f} s to meet the other "
+                "processes of the run: one of them may be stopped. The same command again goes on "
+                "from the last checkpoint.\n"
+            )
+        end_process(2)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    signal.setitimer(signal.ITIMER_REAL, seconds + _SECONDS_TO_NOTICE)
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def local_part(tensor: Tensor) -> Tensor:

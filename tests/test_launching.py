@@ -5,6 +5,7 @@ train as one process does.
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ from torch.distributed.run import config_from_args, parse_args
 from cola_train.cli import main
 from cola_train.config.load import load_config, to_yaml
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.processes import STORE
 from cola_train.programs import ENDING
 from cola_train.training.loop import interrupts
 from tests.helpers.programs import ROOT, clean_environment, cola_train
@@ -618,3 +621,47 @@ def test_two_hosts_stop_at_one_hosts_signal_and_go_on_to_the_numbers_of_one_proc
         len(list((tmp_path / "logs2" / f"node{rank}").glob("*/attempt_0/0/stderr.log")))
         for rank in range(2)
     ] == [1, 1]
+
+
+_MEETS = """
+import sys
+import torch.distributed as dist
+from cola_train import processes
+processes._GRACE_SECONDS, processes._SECONDS_TO_NOTICE = 0, 1
+make = dist.FileStore
+def after_a_word(*arguments):
+    made = make(*arguments) if sys.argv[1] == "then" else None
+    print("ready", flush=True)
+    sys.stdin.readline()
+    return made or make(*arguments)
+dist.FileStore = after_a_word
+with processes.connected("cpu", 1):
+    print("met")
+"""
+
+
+@pytest.mark.parametrize("when, status", [("then", 2), ("before", -signal.SIGALRM)])
+def test_one_that_is_stopped_where_all_meet_does_not_keep_the_others(
+    when: str, status: int, tmp_path: Path
+) -> None:
+    """It has the lock of the file then, before the other's store is made or after."""
+    store = tmp_path / "store"
+    place = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _MEETS, when],
+        env={**clean_environment(), **place, STORE: str(store)},
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    with store.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        out, error = process.communicate("go on\n", timeout=60)
+    assert (process.returncode, out) == (status, "")
+    said = "cola-train: error: Rank 1 has waited 2 s to meet the other processes"
+    assert error.startswith(said) == (when == "then"), error
+    assert "Traceback" not in error
