@@ -81,8 +81,7 @@ def draws_at(
 ) -> Float[Tensor, "draws count"]:
     """`count` values of `draw` (`uniform` or `normal`) a draw; a larger count only adds to them."""
     assert count <= _STRIDE
-    values = []
-    for row, number in draws:
-        key = torch.tensor([rows[row].key], device=device)
-        values.append(draw(seed, purpose, key, count, number * _STRIDE))
-    return torch.cat(values)
+    keys = torch.tensor([rows[row].key for row, _ in draws], device=device)
+    starts = torch.tensor([number * _STRIDE for _, number in draws], device=device)
+    found: Tensor = draw(seed, purpose, keys, count, starts)
+    return found

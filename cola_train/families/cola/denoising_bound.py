@@ -71,7 +71,7 @@ def stratified(
         num_draws, blocks: how many draws a row has, and how many blocks.
     """
     place = (numbers.double() + offsets.double()) / num_draws
-    turns = torch.arange(blocks, device=place.device) * ((math.sqrt(5) - 1) / 2)
+    turns = torch.arange(blocks).to(place) * ((math.sqrt(5) - 1) / 2)
     return (place[:, None] + turns) % 1
 
 

@@ -142,15 +142,12 @@ def correlated_velocity(covariance: Tensor) -> Any:
     return velocity
 
 
-@pytest.mark.parametrize(("rho", "most"), [(0.0, 0.05), (0.5, 1.0), (0.9, 3.0)])
-@pytest.mark.parametrize("known", [1, 3])
-def test_the_known_latents_of_a_block_have_their_own_likelihood(
-    rho: float, most: float, known: int
-) -> None:
+@pytest.mark.parametrize(("known", "rho"), [(1, 0.0), (3, 0.0), (3, 0.5), (3, 0.9)])
+def test_the_known_latents_of_a_block_have_their_own_likelihood(known: int, rho: float) -> None:
     """By the closed form of these alone, whatever the others; the bound costs less than they tell
     of one another.
     """
-    s, rows, share = 0.2, 1500, 0.05
+    s, rows, share = 0.2, 8000, 0.05
     covariance = correlated(rho, s)
     within = covariance[:known, :known]
     # Means of the data less what q spreads.
@@ -171,8 +168,10 @@ def test_the_known_latents_of_a_block_have_their_own_likelihood(
     truth = 0.5 * (square + CHANNELS * (within.logdet() + known * math.log(2 * math.pi)))
     above = found + entropy(q).sum(1) - truth
     error = float(above.std()) / rows**0.5
-    assert error < 0.1
-    assert -2 * error < float(above.mean()) < most + 2 * error
+    rest = covariance[known:, known:]
+    information = 0.5 * CHANNELS * (within.logdet() + rest.logdet() - covariance.logdet())
+    assert error < 0.15
+    assert -2 * error < float(above.mean()) < 0.05 * known + 0.6 * float(information) + 2 * error
     assert others.shape == (rows, 4 - known, CHANNELS)
 
 
@@ -198,7 +197,7 @@ def nats(found: list[RowLikelihood]) -> np.ndarray:
 
 
 def test_few_draws_and_many_agree_within_their_interval(trained: ColaCheckpoint) -> None:
-    few, many = (found_of(trained, range(23, 25), num_samples=count) for count in (64, 512))
+    few, many = (found_of(trained, range(23, 24), num_samples=count) for count in (64, 512))
     apart = [
         (one.log_p - other.log_p)
         / math.hypot(one.standard_error or math.nan, other.standard_error or math.nan)
