@@ -13,8 +13,8 @@ from torch import Tensor
 from cola_train.families.cola.yardsticks.token_models import BigramModel
 from cola_train.models.codebook import Codebook
 
-# Tokens x latents that are held at a time: 32 MB in fp32.
-_MOST_VALUES = 2**23
+# Tokens x latents that are held at a time: 64 MB in fp32. Fewer make sparse products slow.
+_MOST_VALUES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,20 +78,23 @@ def _mean_codes(
     """
     size, unigram = blocks.t.shape[1], bigram.p[:, None]
     emissions, forward = list[Tensor](), list[Tensor]()
+    # In place, where a tensor is read no more: passes over memory are most of the time.
     for place in range(size):
         likelihood = codebook.log_likelihood(blocks.z_t[:, place], blocks.t[:, place]).T
-        emission = (likelihood - likelihood.amax(0)).exp()
-        emissions.append(torch.where(blocks.counted[:, place], emission, 1.0))
+        emission = likelihood.sub_(likelihood.amax(0)).exp_()
+        emission[:, ~blocks.counted[:, place]] = 1.0
+        emissions.append(emission)
         known = bigram.forward(forward[-1]) if forward else bigram.after(blocks.before)
-        forward.append(_share(torch.where(blocks.starts[:, place], unigram, known) * emissions[-1]))
+        known = torch.where(blocks.starts[:, place], unigram, known)
+        forward.append(_to_shares(known.mul_(emission)))
     codes, backward = list[Tensor](), torch.ones_like(forward[-1])
     for place in reversed(range(size)):
-        codes.append(_share(forward.pop() * backward).T @ codebook.codes)
+        codes.append(_to_shares(forward.pop().mul_(backward)).T @ codebook.codes)
         if place > 0:
-            told = bigram.backward(backward * emissions.pop())
-            backward = torch.where(blocks.starts[:, place], 1.0, told / told.amax(0))
+            told = bigram.backward(backward.mul_(emissions.pop()))
+            backward = torch.where(blocks.starts[:, place], 1.0, told.div_(told.amax(0)))
     return torch.stack(codes[::-1], dim=1)
 
 
-def _share(weights: Float[Tensor, "tokens blocks"]) -> Float[Tensor, "tokens blocks"]:
-    return weights / weights.sum(0)
+def _to_shares(weights: Float[Tensor, "tokens blocks"]) -> Float[Tensor, "tokens blocks"]:
+    return weights.div_(weights.sum(0))

@@ -160,10 +160,10 @@ codes = torch.randn(number, channels, generator=generator)
 codebook = Codebook(codes, bigram.p.log(), torch.full((channels,), 0.06))
 def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 for size in (1, 4, 16):
-    some = tokens[:2, 1:65]
+    some = tokens[:8, :64]
     t = torch.rand(some.shape, generator=generator)
     z_t = (1 - t)[..., None] * codes[some] + t[..., None] * torch.randn(*some.shape, channels)
-    blocks = Blocks.of(z_t, t, some, starts[:2, :64], some >= 0, size)
+    blocks = Blocks.of(z_t, t, some, starts[:8, :64], some >= 0, size)
     before = memory()
     for name, call in (
         ("unigram", lambda: unigram_velocity(codebook, blocks)),
