@@ -1,7 +1,7 @@
 """The block-causal DiT v_psi(z_t, t): in names and arithmetic the released one, or with codes."""
 
 import dataclasses
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from cola_train.models.attention.cached import KVCache
 from cola_train.models.attention.masks import packed, row_positions
 from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import packed_attention
-from cola_train.models.blocks import Block, HasBuffers, TimeModule
+from cola_train.models.blocks import Block, HasBuffers, HasStacks, TimeModule
 from cola_train.models.codebook_head import CodebookHead
 from cola_train.models.config import DiTConfig
 from cola_train.models.layers import (
@@ -43,8 +43,10 @@ class _Rope(HasBuffers):
         self.freqs.copy_(rotary_frequencies(self.rope_dim, 10000.0))
 
 
-class DiTAttention(nn.Module):
+class DiTAttention(HasStacks):
     """Attention with LayerNorm on each head's q and k; RoPE on the first rope_dim channels."""
+
+    stacks: ClassVar = {"proj_qkv": 3}
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -114,8 +116,7 @@ class DiTBlock(Block):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.msa = DiTAttention(config)
-        self.mlp = DiTMLP(config)
+        self.msa, self.mlp = DiTAttention(config), DiTMLP(config)
         self.ada = DiTModulation(config.txt_dim)
 
     def forward(
@@ -217,8 +218,7 @@ class BlockCausalDiT(nn.Module):
         (batch, outputs), by the codebook.
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
-        x = self.txt_in.proj(latents)
-        known = times.modulations
+        x, known = self.txt_in.proj(latents), times.modulations
         embedding = self.emb_in(times.distinct) if known is None else None
         frequencies = cast(_Rope, blocks[0].msa.rope["rope"]).freqs
         cos_sin = interleaved_cos_sin(positions, frequencies, self.config.head_dim)

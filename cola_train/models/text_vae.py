@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from cola_train.models.attention.cached import KVCache
 from cola_train.models.attention.rows import Attention, LayerAttention
-from cola_train.models.blocks import Block, through_blocks
+from cola_train.models.blocks import Block, HasStacks, through_blocks
 from cola_train.models.config import TextVAEConfig
 from cola_train.models.layers import CosSin, Hidden, apply_rope_half
 from cola_train.models.vocabulary_head import VocabularyHead
@@ -52,8 +53,10 @@ class Posterior:
         return -0.5 * (1 + math.log(2 * math.pi) + self.logvar).sum(-1)
 
 
-class TextVAEBlock(Block):
+class TextVAEBlock(Block, HasStacks):
     """The released residual arrangement: x = norm_attn(x) + a; x = x + norm_ffn(ffn(x))."""
+
+    stacks: ClassVar = {"qkv_proj": 3, "ffn_proj": 2}
 
     def __init__(self, config: TextVAEConfig) -> None:
         super().__init__()
