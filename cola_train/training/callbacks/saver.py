@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
@@ -37,10 +38,14 @@ class Saver(StageCallback):
     def __init__(self, stage: StageModule, data: RunData, validates: bool) -> None:
         self.config, self.processes = stage.config, stage.processes
         self.run_folder, self.data, self.validates = folder_of(stage.config), data, validates
-        # Background writing communicates at its own pace: it needs a group that nothing else uses.
-        self.group = dist.new_group(backend="gloo")
+        self.group: dist.ProcessGroup  # of `setup`
         # A save: the manifest, without files, and what writes these.
         self._under_way: tuple[CheckpointManifest, Writing] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        # Here the watchdog sees it, should another process never come. Background writing
+        # communicates at its own pace: it needs a group that nothing else uses.
+        self.group = dist.new_group(backend="gloo")
 
     def after_step(self, stage: StageModule) -> None:
         config, step = self.config.checkpoint, stage.state.step
