@@ -42,14 +42,14 @@ def muon_matrices(objective: nn.Module) -> dict[str, int]:
 
 
 def orthogonalized(
-    matrix: Float[Tensor, "rows columns"], iterations: int
+    matrix: Float[Tensor, "rows columns"], iterations: int, products: torch.dtype = torch.bfloat16
 ) -> Float[Tensor, "rows columns"]:
-    """About U V^T of a matrix U S V^T, in bf16: its singular values are some 0.7 to 1.2.
+    """About U V^T of a matrix U S V^T, as `products`: its singular values are some 0.7 to 1.2.
 
     By Newton-Schulz iterations, which converge to no fixed value but need few to get there.
     """
     a, b, c = _QUINTIC
-    x = matrix.bfloat16()
+    x = matrix.to(products)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     x = x / x.norm().clamp(min=_EPS)
@@ -64,10 +64,13 @@ class WholeMatrixMuon(torch.optim.Muon):
 
     A group's "matrices" says how many of them each of its parameters stacks. Every process
     orthogonalizes every matrix whole. torch's own would multiply shards and add up their products
-    in bf16, and so compute something else on each number of processes.
+    in bf16, and so compute something else on each number of processes. `products` is what matrices
+    are multiplied in: a CPU without bf16 takes 10 times as long to emulate torch's.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], config: OptimConfig) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], config: OptimConfig, products: torch.dtype
+    ) -> None:
         super().__init__(
             groups,
             lr=config.learning_rate,
@@ -77,6 +80,7 @@ class WholeMatrixMuon(torch.optim.Muon):
             ns_steps=config.muon_iterations,
             adjust_lr_fn="match_rms_adamw",
         )
+        self._products = products
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # MuonWithAdamW calls the closure
@@ -94,7 +98,7 @@ class WholeMatrixMuon(torch.optim.Muon):
         momentum.lerp_(gradient, 1 - group["momentum"])
         direction = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         matrices = group["matrices"]
-        update = _over_shards(direction, matrices, group["ns_steps"])
+        update = self._over_shards(direction, matrices, group["ns_steps"])
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         # An orthogonal matrix has entries of root mean square 1 / sqrt(max(rows, columns)), AdamW's
         # updates of some 0.2 to 0.4.
@@ -102,25 +106,23 @@ class WholeMatrixMuon(torch.optim.Muon):
         size = 0.2 * math.sqrt(max(rows // matrices, columns))
         parameter.add_(update, alpha=-group["lr"] * size)
 
+    def _each_orthogonalized(self, stack: Tensor, matrices: int, iterations: int) -> Tensor:
+        parts = stack.unflatten(0, (matrices, -1))
+        return torch.cat([orthogonalized(each, iterations, self._products) for each in parts])
 
-def _each_orthogonalized(stack: Tensor, matrices: int, iterations: int) -> Tensor:
-    parts = stack.unflatten(0, (matrices, -1))
-    return torch.cat([orthogonalized(matrix, iterations) for matrix in parts])
-
-
-def _over_shards(direction: Tensor, matrices: int, iterations: int) -> Tensor:
-    """Each of the whole's matrices orthogonalized, sharded as they were."""
-    if not isinstance(direction, DTensor):
-        return _each_orthogonalized(direction, matrices, iterations)
-    # Offloaded shards are in the host's memory, and gathered on the mesh's devices; in bf16, which
-    # is what is computed in.
-    mesh, placements = direction.device_mesh, direction.placements
-    whole = direction.to(mesh.device_type, torch.bfloat16)
-    assert isinstance(whole, DTensor)
-    update = _each_orthogonalized(whole.full_tensor(), matrices, iterations)
-    # Every process has the same whole: nothing is sent.
-    shards = distribute_tensor(update, mesh, placements, src_data_rank=None)
-    return shards.to(direction.device)
+    def _over_shards(self, direction: Tensor, matrices: int, iterations: int) -> Tensor:
+        """Each of the whole's matrices orthogonalized, sharded as they were."""
+        if not isinstance(direction, DTensor):
+            return self._each_orthogonalized(direction, matrices, iterations)
+        # Offloaded shards are in the host's memory, and gathered on the mesh's devices; as what is
+        # computed in.
+        mesh, placements = direction.device_mesh, direction.placements
+        whole = direction.to(mesh.device_type, self._products)
+        assert isinstance(whole, DTensor)
+        update = self._each_orthogonalized(whole.full_tensor(), matrices, iterations)
+        # Every process has the same whole: nothing is sent.
+        shards = distribute_tensor(update, mesh, placements, src_data_rank=None)
+        return shards.to(direction.device)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -140,8 +142,12 @@ class MuonWithAdamW(torch.optim.Optimizer):
         return loss
 
 
-def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    objective: Objective, config: OptimConfig, products: torch.dtype = torch.bfloat16
+) -> torch.optim.Optimizer:
     """AdamW for every parameter, or Muon for what `muon_matrices` names and AdamW for the rest.
+
+    `products` is what Muon multiplies in, which is bf16 unless the run is in fp32.
 
     Each group has its parameters' factor on the schedule as `learning_rate_factor`. Weight decay
     applies to every parameter: the paper names no exemption.
@@ -163,7 +169,7 @@ def build_optimizer(objective: Objective, config: OptimConfig) -> torch.optim.Op
     )
     if not by_muon:
         return adamw
-    return MuonWithAdamW(WholeMatrixMuon(_groups(by_muon), config), adamw)
+    return MuonWithAdamW(WholeMatrixMuon(_groups(by_muon), config, products), adamw)
 
 
 def _groups(kinds: _Kinds) -> list[dict[str, Any]]:

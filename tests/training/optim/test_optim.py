@@ -10,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
+from torch.testing import assert_close
 
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.load import to_yaml
@@ -25,6 +26,7 @@ from cola_train.families.cola.config import (
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.costs import flops_after
 from cola_train.run_layout import folder_of
+from cola_train.training.optim import optimizers
 from cola_train.training.optim.optimizers import (
     build_optimizer,
     ensure_state,
@@ -131,6 +133,33 @@ def test_an_orthogonal_update_has_the_matrix_directions_and_no_sizes(
     assert within.diagonal()[kept].min() > 0.5
     assert within.diagonal().max() < 1.3
     assert (within - within.diagonal().diag()).norm() < 0.1 * within.norm()
+
+
+def test_products_in_fp32_give_the_same_update_without_bf16s_errors() -> None:
+    matrix = torch.randn(12, 20, generator=torch.Generator().manual_seed(1))
+    exact = orthogonalized(matrix.double(), 5, torch.float64)
+    assert_close(orthogonalized(matrix, 5, torch.float32).double(), exact, rtol=0, atol=1e-5)
+    assert_close(orthogonalized(matrix, 5).double(), exact, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("precision, products", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_matrices_are_multiplied_in_the_runs_precision(
+    vae_config: Callable[..., VAERunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    products: torch.dtype,
+) -> None:
+    """On a CPU that emulates bf16, Muon took 20 times as long as the rest of an fp32 run's step."""
+    used = set()
+
+    def recording(matrix: Tensor, iterations: int, products: torch.dtype) -> Tensor:
+        used.add(products)
+        return orthogonalized(matrix, iterations, products)
+
+    monkeypatch.setattr(optimizers, "orthogonalized", recording)
+    steps = ["trainer.max_steps=1", "trainer.validate_every_steps=0"]
+    train(vae_config("x", "optim.optimizer=muon", f"trainer.precision={precision}", *steps))
+    assert used == {products}
 
 
 def test_muon_is_for_the_matrices_inside_blocks() -> None:
