@@ -21,6 +21,8 @@ _TIMES = Rule(
     "two times in [0, 1], the lower first",
     lambda times: len(times) == 2 and 0 <= times[0] <= times[1] <= 1,
 )
+# More has no use, and overflows.
+_NOISE_SCALE = Rule("in [0, 100]", lambda scale: 0 <= scale <= 100)
 _IDS = Rule("ids of at least 0", lambda ids: all(token >= 0 for token in ids))
 
 
@@ -102,7 +104,7 @@ class SamplerConfig(Settings):
         1.0,
         help="Factor of the initial noise, a temperature: below 1 texts are likelier and less "
         "various (Cola DLM alone).",
-        rule=at_least(0),
+        rule=_NOISE_SCALE,
     )
     history: History = setting(
         "generated",

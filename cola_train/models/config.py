@@ -169,8 +169,8 @@ class DiTConfig(NetworkConfig):
         )
         self._supports("patch_size", 1, "the released code crashes on other patch sizes")
         self._supports("emb_dim", self.txt_dim, "the released blocks need emb_dim equal to txt_dim")
-        in_channels = self.txt_in_channels
-        self._supports("txt_out_channels", in_channels, "a velocity has the latent's shape")
+        shape = "a velocity has the latent's shape, txt_in_channels"
+        self._supports("txt_out_channels", self.txt_in_channels, shape)
 
 
 @dataclasses.dataclass(frozen=True)
