@@ -696,7 +696,7 @@ def test_more_tokens_than_training_saw_warns(checkpoint: Checkpoint, seq_len: in
             {"guidance_interval": (0.0, 1.5)},
             r"guidance_interval must be two times in \[0, 1\], the lower first, not \(0.0, 1.5\)",
         ),
-        ({"noise_scale": -0.5}, "noise_scale must be at least 0, not -0.5"),
+        ({"noise_scale": -0.5}, r"noise_scale must be in \[0, 100\], not -0.5"),
         ({"guidance_rescale": 1.2}, r"guidance_rescale must be in \[0, 1\], not 1.2"),
     ],
 )
