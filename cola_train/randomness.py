@@ -39,6 +39,9 @@ class Purpose(enum.IntEnum):
     DIFFUSION_MASK = 13
     LIKELIHOOD_EPS = 14
     LIKELIHOOD_PROBE = 15
+    LIKELIHOOD_LEVEL = 21
+    LIKELIHOOD_NOISE = 22
+    LIKELIHOOD_PATH = 23
 
 
 def uniform(

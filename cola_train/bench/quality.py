@@ -32,12 +32,14 @@ def run_quality(checkpoint_folder: Path, config: BenchQualityConfig, device: str
         prompts, config.sampler, config.solvers, config.steps, config.reference_steps
     )
     lines = [
-        "| solver | steps | network calls | latent RMS error | tokens equal | CPU s a sample |",
-        "| --- |" + " ---: |" * 5,
+        "| solver | steps | network calls | latent RMS error | tokens equal | CPU s a sample "
+        "| distinct 4-grams |",
+        "| --- |" + " ---: |" * 6,
     ]
     lines += [
         f"| {row.solver} | {row.num_steps} | {row.network_calls} | {row.latent_rms_error:.3f} "
-        f"| {row.token_agreement:.1%} | {row.cpu_seconds_per_sample:.3f} |"
+        f"| {row.token_agreement:.1%} | {row.cpu_seconds_per_sample:.3f} "
+        f"| {row.distinct_4gram_share:.3f} |"
         for row in rows
     ]
     say("\n".join(lines) + "\n")

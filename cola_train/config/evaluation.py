@@ -29,8 +29,17 @@ EVALUATORS = ("inspection", "likelihood", "benchmarks")
 class LikelihoodConfig(Settings):
     """`cola-train likelihood`: how log p(x) is found. AR models use batch_size and num_rows."""
 
+    method: Literal["bound", "ode"] = setting(
+        "bound",
+        help="Cola: bound (by denoising errors, whatever the network; one DiT pass a draw) or ode "
+        "(an estimate, by the prior's ODE; all settings of solver and divergence are for it).",
+        common=True,
+    )
     num_samples: int = setting(
-        4, help="K: draws of the latents (LLaDA: of the mask) for each row.", rule=_DRAWS
+        64,
+        help="K: draws of latents and noise levels (LLaDA: of the mask) for each row; ode takes "
+        "some hundred times as long for each as bound.",
+        rule=_DRAWS,
     )
     solver: Literal["euler", "trapezoid", "dopri5"] = setting(
         "trapezoid",
@@ -41,11 +50,11 @@ class LikelihoodConfig(Settings):
         16, help="Steps of euler (one DiT pass each) and trapezoid (two).", rule=at_least(1)
     )
     rtol: float = setting(
-        1e-3, help="dopri5: allowed error of a step, relative to the state.", rule=BETWEEN_0_AND_1
+        1e-3, help="dopri5: allowed error of a step, relative to latents.", rule=BETWEEN_0_AND_1
     )
     atol: float = setting(
         1e-3,
-        help="dopri5: error of a step that is allowed besides, absolute.",
+        help="dopri5: error of a step that is allowed besides, absolute; of log p in nats.",
         rule=BETWEEN_0_AND_1,
     )
     divergence: Literal["hutchinson", "exact"] = setting(
@@ -86,6 +95,15 @@ class EvaluationConfig(Settings):
         LikelihoodConfig, help="How likelihoods are found, where options are chosen by them."
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.choose_by == "generation" or self.likelihood.method == "bound",
+            f"choose_by={self.choose_by} compares options of different length, and "
+            f"likelihood.method={self.likelihood.method} also scores what fills up their last "
+            "block: use likelihood.method=bound.",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class InspectionConfig(Settings):
@@ -102,6 +120,12 @@ class InspectionConfig(Settings):
     )
     num_time_bins: int = setting(
         10, help="Equal parts of [0, 1] by which the flow loss is given.", rule=at_least(1)
+    )
+    yardstick_rows: int | None = setting(
+        8192,
+        help="Training rows, evenly spread, whose tokens the n-gram yardsticks count; null is all. "
+        "Codes are read off at most 1,024 of them.",
+        rule=at_least(1),
     )
     num_steps: int = setting(
         16,

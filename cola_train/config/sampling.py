@@ -16,10 +16,13 @@ from cola_train.config.settings import (
 )
 
 Solver = Literal["euler", "heun", "adams2", "adams3"]
+History = Literal["generated", "reencoded"]
 _TIMES = Rule(
     "two times in [0, 1], the lower first",
     lambda times: len(times) == 2 and 0 <= times[0] <= times[1] <= 1,
 )
+# More has no use, and overflows.
+_NOISE_SCALE = Rule("in [0, 100]", lambda scale: 0 <= scale <= 100)
 _IDS = Rule("ids of at least 0", lambda ids: all(token >= 0 for token in ids))
 
 
@@ -96,6 +99,17 @@ class SamplerConfig(Settings):
         help="Share by which a guided velocity is scaled back to the conditional one's standard "
         "deviation; 0 is off.",
         rule=SHARE,
+    )
+    noise_scale: float = setting(
+        1.0,
+        help="Factor of the initial noise, a temperature: below 1 texts are likelier and less "
+        "various (Cola DLM alone).",
+        rule=_NOISE_SCALE,
+    )
+    history: History = setting(
+        "generated",
+        help="What later blocks see of a finished one: its generated latents, or its tokens "
+        "encoded anew, as a prompt's are (Cola DLM alone).",
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto",

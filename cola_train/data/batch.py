@@ -3,7 +3,7 @@
 Each epoch is a keyed permutation of the training rows, computed per position: there is no table.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,6 +69,16 @@ def validation_batches(
     rows = ValidationRows(prepared, num_rows)
     for first in range(0, num_rows, batch_size):
         yield rows[list(range(first, min(first + batch_size, num_rows)))]
+
+
+def training_batches(
+    prepared: PreparedData, rows: Sequence[int], batch_size: int = 64
+) -> Iterator[Batch]:
+    """Training rows by their numbers, each its own sample: for statistics, not for training."""
+    for first in range(0, len(rows), batch_size):
+        numbers = np.array(rows[first : first + batch_size], dtype=np.int64)
+        real = np.ones(len(numbers), dtype=np.bool_)
+        yield _read(prepared, TRAIN, numbers, numbers, real)
 
 
 def _read(

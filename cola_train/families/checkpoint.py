@@ -5,7 +5,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import xxhash
@@ -43,6 +43,9 @@ class Inspection(Protocol):
     def metrics(self) -> dict[str, float]:
         """The single numbers, by names that stay."""
 
+    def remarks(self) -> list[str]:
+        """What they mean, a sentence each, for people."""
+
     def to_json(self) -> dict[str, Any]:
         """Everything; null where there is no number."""
 
@@ -63,6 +66,7 @@ class SolverQuality:
             and channels.
         token_agreement: share of greedy tokens that are the reference's.
         cpu_seconds_per_sample: CPU time of transporting and decoding all blocks of a prompt.
+        distinct_4gram_share: of the 4-grams of its tokens, text by text, the different ones.
     """
 
     solver: str
@@ -71,6 +75,7 @@ class SolverQuality:
     latent_rms_error: float
     token_agreement: float
     cpu_seconds_per_sample: float
+    distinct_4gram_share: float
 
 
 class Checkpoint(abc.ABC):
@@ -79,10 +84,13 @@ class Checkpoint(abc.ABC):
     Attributes:
         tokenizer: of its token ids.
         training: what `cola-train` wrote of the run; {} of a checkpoint that was not trained here.
+        solver_settings: the settings of SamplerConfig, besides those of token choice, that its text
+            depends on.
     """
 
     tokenizer: Tokenizer
     training: dict[str, Any]
+    solver_settings: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "Checkpoint":

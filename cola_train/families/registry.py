@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 _BUILT_IN = {
     "vae": "cola_train.families.cola.family:TextVAEFamily",
-    "joint": "cola_train.families.cola.family:JointFamily",
+    "joint": "cola_train.families.cola.stage2_family:JointFamily",
+    "distill": "cola_train.families.cola.stage2_family:DistillFamily",
     "ar": "cola_train.families.autoregressive.family:AutoregressiveFamily",
     "llada": "cola_train.families.masked_diffusion.family:MaskedDiffusionFamily",
 }

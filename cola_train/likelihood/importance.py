@@ -13,11 +13,16 @@ from cola_train.models.text_vae import Posterior
 
 @dataclasses.dataclass(frozen=True)
 class LogWeights:
-    """log w = log p(x | z_0) + log p(z_0) - log q(z_0 | x) in its three parts, nats, float64."""
+    """log w = log p(x | z_0) + log p(z_0) - log q(z_0 | x) in its three parts, nats, float64.
+
+    `step_change` is what twice as many steps of the solver that found log p(z_0) add to it; None
+    where none with a number of steps did.
+    """
 
     reconstruction: Float64[Tensor, "*draws"]  # log p(x | z_0)
     prior: Float64[Tensor, "*draws"]  # log p(z_0)
     entropy: Float64[Tensor, "*draws"]  # -log q(z_0 | x)
+    step_change: Float64[Tensor, "*draws"] | None = None
 
     @property
     def total(self) -> Float64[Tensor, "*draws"]:

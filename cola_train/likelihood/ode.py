@@ -22,12 +22,14 @@ _MOST_STEPS = 1000
 def solve(derivative: Derivative, start: State, config: LikelihoodConfig) -> State:
     """The state at t = 1 of d state / dt = derivative(t, state), from `start` at t = 0.
 
-    The state's tensors all begin with (batch, blocks), and a block's derivative must depend on that
-    block alone. euler and trapezoid (the explicit trapezoidal rule, torchdiffeq's heun2) take
-    config.num_steps equal steps, so a block's result does not depend on its batch. dopri5 chooses
-    steps for the whole batch, such that the estimated error of a step, root mean square over each
-    tensor of a block in units of atol + rtol |state|, is at most 1 in *every* block: each keeps the
-    tolerance as if it were alone, and its result depends on its batch only within that.
+    The state is latents and the integral of their divergence, tensors that both begin with (batch,
+    blocks), and a block's derivative must depend on that block alone. euler and trapezoid (the
+    explicit trapezoidal rule, torchdiffeq's heun2) take config.num_steps equal steps, so a block's
+    result does not depend on its batch. dopri5 chooses steps for the whole batch, such that the
+    estimated error of a step, root mean square over each tensor of a block in units of its
+    tolerance, is at most 1 in *every* block: each keeps the tolerance as if it were alone, and its
+    result depends on its batch only within that. The tolerance is atol + rtol |z| for latents and
+    atol for the integral, in nats: one relative to the integral would allow an error of all of it.
 
     Raises:
         UserError: dopri5 cannot keep its tolerance.
@@ -43,7 +45,9 @@ def solve(derivative: Derivative, start: State, config: LikelihoodConfig) -> Sta
         grid = torch.linspace(0, 1, config.num_steps + 1, dtype=ends.dtype, device=ends.device)
         options = {"grid_constructor": lambda *_: grid}
     try:
-        tolerances = {"rtol": config.rtol, "atol": config.atol}
+        relative = torch.zeros(len(start), dtype=ends.dtype, device=ends.device)
+        relative[0] = config.rtol
+        tolerances = {"rtol": tuple(relative), "atol": config.atol}
         method = _SOLVERS[config.solver]
         path = odeint(derivative, start, ends, **tolerances, method=method, options=options)
     # torchdiffeq's: not finite, a step of no length, too many steps

@@ -16,8 +16,8 @@ from cola_train.randomness import Purpose
 # channels.
 _STRIDE = 2**34 // MOST_SAMPLES
 LikelihoodKind = Literal["exact", "bound", "ELBO"]
-"""log p itself; draws whose mean bounds it; or importance weights of latents, of which the mean of
-logs and the log of means bound it.
+"""log p itself; draws whose mean bounds it; or draws of latents, of which the mean of logs bounds
+it, and where log p(z_0) comes from a solver estimates that bound.
 """
 
 
@@ -49,7 +49,10 @@ class Estimator(Protocol):
     num_draws: int
 
     def width(self, row: int) -> int:
-        """Tokens that the row at index `row` is computed with; a call's draws have one width."""
+        """Tokens that the row at index `row` is computed with, or what else sets its cost.
+
+        A call's draws have one width.
+        """
 
     def __call__(self, draws: Sequence[Draw]) -> LogWeights | Float64[Tensor, " draws"]:
         """log w in its parts, or log p, of each draw, nats."""
@@ -78,8 +81,7 @@ def draws_at(
 ) -> Float[Tensor, "draws count"]:
     """`count` values of `draw` (`uniform` or `normal`) a draw; a larger count only adds to them."""
     assert count <= _STRIDE
-    values = []
-    for row, number in draws:
-        key = torch.tensor([rows[row].key], device=device)
-        values.append(draw(seed, purpose, key, count, number * _STRIDE))
-    return torch.cat(values)
+    keys = torch.tensor([rows[row].key for row, _ in draws], device=device)
+    starts = torch.tensor([number * _STRIDE for _, number in draws], device=device)
+    found: Tensor = draw(seed, purpose, keys, count, starts)
+    return found

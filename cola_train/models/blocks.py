@@ -1,7 +1,8 @@
 """Blocks, a pass through them, and what training must know of a network's modules."""
 
 import abc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -26,6 +27,16 @@ class TimeModule(nn.Module):
     Its gradients have a handful of directions and its products a handful of rows, so neither Muon
     nor fp8 is for it.
     """
+
+
+class HasStacks(nn.Module):
+    """A module with linear layers whose weight is several matrices, one below the other.
+
+    They read the same input and are multiplied at once, but they are no one matrix: each is
+    orthogonalized by itself.
+    """
+
+    stacks: ClassVar[Mapping[str, int]]  # how many equal parts the rows of a layer's weight have
 
 
 class HasBuffers(nn.Module, abc.ABC):
@@ -78,6 +89,16 @@ def time_parameters(network: nn.Module) -> set[int]:
     """The ids of the parameters that are used once per time."""
     modules = [module for module in network.modules() if isinstance(module, TimeModule)]
     return {id(parameter) for module in modules for parameter in module.parameters()}
+
+
+def stacked_matrices(network: nn.Module) -> dict[int, int]:
+    """How many matrices each stack of a network holds, by its parameter's id (`HasStacks`)."""
+    return {
+        id(module.get_parameter(f"{layer}.weight")): count
+        for module in network.modules()
+        if isinstance(module, HasStacks)
+        for layer, count in module.stacks.items()
+    }
 
 
 def parameters_by_part(build: Callable[[], nn.Module]) -> dict[str, int]:

@@ -1,69 +1,19 @@
 """The networks' configs: the fields of their config.json files, refused by name if unsupported."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal
 
 from cola_train.config.settings import (
     ANY_NUMBER,
     Rule,
-    Settings,
-    UserError,
     above_0,
     at_least,
-    nearest,
     require,
     setting,
 )
-
-Network = TypeVar("Network", bound="NetworkConfig")
+from cola_train.models.network_config import NetworkConfig
 
 _NOT_0 = Rule("a finite number other than 0", lambda value: value != 0 and ANY_NUMBER.holds(value))
-# Written by the libraries that saved a checkpoint, of no consequence to the arithmetic.
-_IGNORED_JSON_FIELDS = frozenset(
-    {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"}
-)
-
-
-def _fits(value: Any, allowed: Any) -> bool:
-    """Whether a JSON value is of a field's type: true is no number, 5 is a float as well."""
-    if isinstance(value, bool):
-        return allowed is bool
-    return isinstance(value, allowed) or (isinstance(value, int) and isinstance(0.0, allowed))
-
-
-@dataclasses.dataclass(frozen=True)
-class NetworkConfig(Settings):
-    """What the configs share: reading, checking and writing config.json."""
-
-    @classmethod
-    def from_json(cls: type[Network], fields: Mapping[str, Any], origin: str) -> Network:
-        """Build from a config.json's fields; absent ones take the format's defaults."""
-        known = {field.name: field for field in dataclasses.fields(cls)}
-        given = {name: value for name, value in fields.items() if name not in _IGNORED_JSON_FIELDS}
-        for name, value in given.items():
-            if name not in known:
-                raise UserError(f"{origin}: unknown field '{name}'; {nearest(name, known)}")
-            allowed = known[name].type
-            wrong_type = f"field '{name}' must be of type {allowed}, not {value!r}."
-            require(_fits(value, allowed), f"{origin}: {wrong_type}")
-        return cls(**given)
-
-    def to_json(self) -> dict[str, Any]:
-        """The fields as config.json carries them."""
-        return dataclasses.asdict(self)
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all its stacks."""
-        raise NotImplementedError
-
-    def _supports(self, name: str, value: Any, why: str) -> None:
-        given = getattr(self, name)
-        require(
-            given == value,
-            f"{type(self).__name__}.{name} = {given!r} is not supported: {why}. Use {value!r}.",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +134,25 @@ class DiTConfig(NetworkConfig):
         4, help="Latents per block (16 in the headline run).", rule=at_least(1)
     )
 
+    head: Literal["velocity", "codebook"] = setting(
+        "velocity",
+        help="What the last layer gives: the velocity, as released, or a posterior over the codes "
+        "of tokens, from which the velocity follows and which learns by cross-entropy.",
+    )
+    vocab_size: int | None = setting(
+        None, help="Codes of head=codebook: the VAE's vocab_size; null for none.", rule=at_least(1)
+    )
+
     @property
     def num_blocks(self) -> int:
         return self.num_layers
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as config.json carries them; those of a codebook where there is one."""
+        fields = super().to_json()
+        if self.head == "velocity":
+            del fields["head"], fields["vocab_size"]
+        return fields
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -195,10 +161,16 @@ class DiTConfig(NetworkConfig):
             f"DiTConfig.rope_dim must be even and in 2..head_dim ({self.head_dim}), not "
             f"{self.rope_dim}.",
         )
+        has_codes = self.vocab_size is not None
+        require(
+            has_codes == (self.head == "codebook"),
+            f"DiTConfig.vocab_size ({self.vocab_size}) is the number of codes of head=codebook; "
+            f"with head={self.head} it must be {'null' if has_codes else 'vae.vocab_size'}.",
+        )
         self._supports("patch_size", 1, "the released code crashes on other patch sizes")
         self._supports("emb_dim", self.txt_dim, "the released blocks need emb_dim equal to txt_dim")
-        in_channels = self.txt_in_channels
-        self._supports("txt_out_channels", in_channels, "a velocity has the latent's shape")
+        shape = "a velocity has the latent's shape, txt_in_channels"
+        self._supports("txt_out_channels", self.txt_in_channels, shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +227,17 @@ def check_pair(vae: TextVAEConfig, dit: DiTConfig) -> None:
         f"vae.block_size ({vae.block_size}) must divide dit.block_size ({dit.block_size}): "
         "a generated block is decoded as soon as it is complete.",
     )
+    if dit.head == "codebook":
+        require(
+            dit.vocab_size == vae.vocab_size,
+            f"dit.vocab_size ({dit.vocab_size}) must equal vae.vocab_size ({vae.vocab_size}): a "
+            "codebook has a code for each token id.",
+        )
+        require(
+            vae.patch_size == 1,
+            f"dit.head=codebook needs vae.patch_size=1, not {vae.patch_size}: a code is of one "
+            "token.",
+        )
 
 
 def check_seq_len(seq_len: int, patch_size: int, block_size: int) -> None:

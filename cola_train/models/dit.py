@@ -1,7 +1,7 @@
-"""The block-causal DiT v_psi(z_t, t): parameter names and arithmetic are the released format's."""
+"""The block-causal DiT v_psi(z_t, t): in names and arithmetic the released one, or with codes."""
 
 import dataclasses
-from typing import NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from cola_train.models.attention.cached import KVCache
 from cola_train.models.attention.masks import packed, row_positions
 from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import packed_attention
-from cola_train.models.blocks import Block, HasBuffers, TimeModule
+from cola_train.models.blocks import Block, HasBuffers, HasStacks, TimeModule
+from cola_train.models.codebook_head import CodebookHead
 from cola_train.models.config import DiTConfig
 from cola_train.models.layers import (
     CosSin,
@@ -22,46 +23,10 @@ from cola_train.models.layers import (
     rotary_frequencies,
     sinusoidal_time,
 )
+from cola_train.models.modulation import BlockModulation, Modulations, Times
 
 DIT_TIME_SCALE = 1000.0  # T: the network reads 1000 t, the rest of the project t in [0, 1]
 _TIME_FREQUENCIES = 128
-
-
-class BlockModulation(NamedTuple):
-    """What a block's adaLN layers give for each distinct time, without activation functions."""
-
-    msa_in: Float[Tensor, "times two_dim"]  # shift and scale before attention
-    msa_out: Float[Tensor, "times dim"]  # the gate after it
-    mlp_in: Float[Tensor, "times two_dim"]
-    mlp_out: Float[Tensor, "times dim"]
-
-
-class Modulations(NamedTuple):
-    """What all adaLN layers give for each distinct time."""
-
-    blocks: tuple[BlockModulation, ...]
-    out: Float[Tensor, "times two_dim"]  # shift and scale of the last norm
-
-    def rounded(self) -> "Modulations":
-        """These with 1 + scale rounded to the type that the layers gave, as released."""
-        blocks = (
-            block._replace(msa_in=_rounded(block.msa_in), mlp_in=_rounded(block.mlp_in))
-            for block in self.blocks
-        )
-        return Modulations(tuple(blocks), _rounded(self.out))
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """The time in [0, 1] of each position, held as the distinct times and an index into them.
-
-    The adaLN layers are a third of the DiT's weights and depend on t alone: they run once per
-    distinct time, or not at all where `modulations` of these times are given (samplers' schedules).
-    """
-
-    distinct: Float[Tensor, " times"]
-    index: Int[Tensor, "#batch #seq"]
-    modulations: Modulations | None = None
 
 
 class _Rope(HasBuffers):
@@ -78,8 +43,10 @@ class _Rope(HasBuffers):
         self.freqs.copy_(rotary_frequencies(self.rope_dim, 10000.0))
 
 
-class DiTAttention(nn.Module):
+class DiTAttention(HasStacks):
     """Attention with LayerNorm on each head's q and k; RoPE on the first rope_dim channels."""
+
+    stacks: ClassVar = {"proj_qkv": 3}
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -149,8 +116,7 @@ class DiTBlock(Block):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.msa = DiTAttention(config)
-        self.mlp = DiTMLP(config)
+        self.msa, self.mlp = DiTAttention(config), DiTMLP(config)
         self.ada = DiTModulation(config.txt_dim)
 
     def forward(
@@ -185,12 +151,6 @@ def _modulate(x: Tensor, shift_and_scale: Tensor, index: Tensor) -> Tensor:
     factor = 1 + scale.float()
     # The backward of an embedding look-up is far cheaper than that of indexing.
     return torch.addcmul(F.embedding(index, shift), x, F.embedding(index, factor))
-
-
-def _rounded(shift_and_scale: Tensor) -> Tensor:
-    shift, scale = shift_and_scale.chunk(2, dim=-1)
-    # Exact: fp32 holds the difference of 1 and a number near it that has fewer digits.
-    return torch.cat([shift.float(), (1 + scale).float() - 1], dim=-1)
 
 
 class _Projection(nn.Module):
@@ -228,7 +188,13 @@ class BlockCausalDiT(nn.Module):
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.txt_out_norm = nn.LayerNorm(config.txt_dim, eps=config.norm_eps)
         self.txt_out_ada = _OutModulation(config)
-        self.txt_out = _Projection(config.txt_dim, config.txt_out_channels)
+        self.codebook: CodebookHead | None = None
+        if config.head == "codebook":
+            assert config.vocab_size is not None
+            channels = config.txt_out_channels
+            self.codebook = CodebookHead(config.txt_dim, channels, config.vocab_size)
+        else:
+            self.txt_out = _Projection(config.txt_dim, config.txt_out_channels)
 
     def modulations(self, t: Float[Tensor, " times"]) -> Modulations:
         """What the adaLN layers give for each of these times, for any number of passes."""
@@ -243,15 +209,16 @@ class BlockCausalDiT(nn.Module):
         positions: Int[Tensor, "#batch seq"],
         attention: Attention,
         outputs: int | None = None,
-    ) -> Float[Tensor, "batch outputs channels"]:
-        """Velocity at the first `outputs` positions, or at all, in fp32.
+        targets: Int[Tensor, "batch outputs"] | None = None,
+    ) -> Any:
+        """Velocity (batch, outputs, channels) at the first `outputs` positions, or at all; in fp32.
 
         Latents are normalized ones, clean or noised, `positions` RoPE's. The last block computes no
-        more than `outputs` velocities need.
+        more than `outputs` velocities need. With `targets` also -log p of these tokens, nats
+        (batch, outputs), by the codebook.
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
-        x = self.txt_in.proj(latents)
-        known = times.modulations
+        x, known = self.txt_in.proj(latents), times.modulations
         embedding = self.emb_in(times.distinct) if known is None else None
         frequencies = cast(_Rope, blocks[0].msa.rope["rope"]).freqs
         cos_sin = interleaved_cos_sin(positions, frequencies, self.config.head_dim)
@@ -260,8 +227,13 @@ class BlockCausalDiT(nn.Module):
             read = count if layer == len(blocks) - 1 else x.shape[1]
             x = block(x, modulation, times.index, cos_sin, attention.layer(layer), read)
         last = self.txt_out_ada.out_in(embedding) if known is None else known.out
-        x = _modulate(self.txt_out_norm(x), last, times.index[:, :count])
-        return self.txt_out.proj(x).float()
+        index = times.index[:, :count]
+        x = _modulate(self.txt_out_norm(x), last, index)
+        if self.codebook is None:
+            return self.txt_out.proj(x).float()
+        t = times.distinct[index].expand(x.shape[:2])
+        velocity, nats = self.codebook(x, latents[:, :count], t, targets)
+        return velocity if targets is None else (velocity, nats)
 
     def _blocks(self) -> list[DiTBlock]:
         return cast(list[DiTBlock], list(self.blocks))
@@ -281,6 +253,31 @@ class BlockCausalDiT(nn.Module):
         `history`, clean latents z_0^(<b), is never history and is dropped here. `document` keeps
         documents apart and restarts positions; history is hidden where `sees_history` is False.
         """
+        velocity: Tensor = self._packed(z_t, history, times, document, sees_history, None)
+        return velocity
+
+    def velocity_and_nats(
+        self,
+        z_t: Float[Tensor, "batch noised channels"],
+        history: Float[Tensor, "batch latents channels"],
+        times: Times,
+        targets: Int[Tensor, "batch noised"],
+        document: Int[Tensor, "batch latents"] | None = None,
+        sees_history: Bool[Tensor, "batch noised"] | None = None,
+    ) -> tuple[Float[Tensor, "batch noised channels"], Float[Tensor, "batch noised"]]:
+        """`velocity`, and -log p(token | z_t, history) of `targets` by the codebook, nats."""
+        velocity, nats = self._packed(z_t, history, times, document, sees_history, targets)
+        return velocity, nats
+
+    def _packed(
+        self,
+        z_t: Tensor,
+        history: Tensor,
+        times: Times,
+        document: Tensor | None,
+        sees_history: Tensor | None,
+        targets: Tensor | None,
+    ) -> Any:
         rows, num_noised = z_t.shape[:2]
         num_latents, block_size = history.shape[1], self.config.block_size
         num_clean, copies = num_latents - block_size, num_noised // num_latents
@@ -292,6 +289,7 @@ class BlockCausalDiT(nn.Module):
             packed(positions, positions[:, :num_clean], copies),
             packed_attention(num_latents, block_size, document, sees_history, z_t.device, copies),
             outputs=num_noised,
+            targets=targets,
         )
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:

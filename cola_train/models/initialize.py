@@ -24,8 +24,11 @@ def transformer_value(name: str, shape: torch.Size, config: TransformerConfig, s
 
 
 def dit_value(name: str, shape: torch.Size, seed: int) -> Tensor:
-    """The DiT's: Xavier-uniform weights, 0 biases, unit norms; 0 for adaLN and the output."""
-    if ".ada." in name or name.startswith(("txt_out_ada.", "txt_out.proj.")):
+    """The DiT's: Xavier-uniform weights, 0 biases, unit norms; 0 for adaLN and the output.
+
+    A codebook that begins with logits of 0 knows what token frequencies tell.
+    """
+    if ".ada." in name or name.startswith(("txt_out_ada.", "txt_out.proj.", "codebook.proj.")):
         return torch.zeros(shape)
     if len(shape) == 1:
         return _vector(name, shape)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from cola_train.models.attention.cached import KVCache
 from cola_train.models.attention.rows import Attention, LayerAttention
-from cola_train.models.blocks import Block, through_blocks
+from cola_train.models.blocks import Block, HasStacks, through_blocks
 from cola_train.models.config import TextVAEConfig
 from cola_train.models.layers import CosSin, Hidden, apply_rope_half
 from cola_train.models.vocabulary_head import VocabularyHead
@@ -52,8 +53,10 @@ class Posterior:
         return -0.5 * (1 + math.log(2 * math.pi) + self.logvar).sum(-1)
 
 
-class TextVAEBlock(Block):
+class TextVAEBlock(Block, HasStacks):
     """The released residual arrangement: x = norm_attn(x) + a; x = x + norm_ffn(ffn(x))."""
+
+    stacks: ClassVar = {"qkv_proj": 3, "ffn_proj": 2}
 
     def __init__(self, config: TextVAEConfig) -> None:
         super().__init__()
@@ -109,11 +112,20 @@ class TextVAEEncoder(nn.Module):
         self.blocks = nn.ModuleList(TextVAEBlock(config) for _ in range(config.encoder_num_blocks))
         self.final_layer = nn.Linear(config.dim, 2 * config.latent_dim, bias=config.bias)
 
-    def forward(self, tokens: Tokens, document: Documents = None) -> Posterior:
-        """Encode rows of latents x patch_size tokens; `document` keeps documents apart."""
+    def forward(
+        self,
+        tokens: Tokens,
+        document: Documents = None,
+        positions: Int[Tensor, "#batch latents"] | None = None,
+        attention: Attention | None = None,
+    ) -> Posterior:
+        """Encode rows of latents x patch_size tokens; `document` keeps documents apart.
+
+        A sampler that encodes block by block over a cache gives `positions` and `attention`.
+        """
         config = self.config
         x = self.patch_embedder(self.wte(tokens).transpose(1, 2)).transpose(1, 2)
-        x = through_blocks(self.blocks, x, *_rows_of(config), document, None, None)
+        x = through_blocks(self.blocks, x, *_rows_of(config), document, positions, attention)
         mean, logvar = self.final_layer(x).float().chunk(2, dim=-1)
         mean = F.layer_norm(mean, (config.latent_dim,), eps=config.layer_norm_eps)
         logvar = logvar.clamp(*_LOG_VARIANCE_RANGE)
@@ -182,9 +194,16 @@ class TextVAE(nn.Module):
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         """An empty cache for decoding `capacity` latents a row block by block."""
+        return self._cache(self.config.decoder_num_blocks, batch, capacity)
+
+    def new_encoder_cache(self, batch: int, capacity: int) -> KVCache:
+        """An empty cache for encoding `capacity` latents a row block by block."""
+        return self._cache(self.config.encoder_num_blocks, batch, capacity)
+
+    def _cache(self, num_blocks: int, batch: int, capacity: int) -> KVCache:
         config, like = self.config, self.decoder.in_layer.weight
         heads, head_dim = config.num_heads, config.dim // config.num_heads
-        return KVCache(config.decoder_num_blocks, batch, capacity, heads, head_dim, like)
+        return KVCache(num_blocks, batch, capacity, heads, head_dim, like)
 
 
 def _rows_of(config: TextVAEConfig) -> tuple[int, float, int]:

@@ -5,13 +5,14 @@ import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cola_train.config.load import changed_values
 from cola_train.config.settings import INTERRUPTED
 from cola_train.console import say
 from cola_train.data.prepared import PreparedData
 from cola_train.devices import uses_gpu
+from cola_train.evaluation.writing.conditions import CONDITIONS, refuse_apart
 from cola_train.families.registry import family_of
 from cola_train.files import write_atomically
 from cola_train.json_lines import read_log
@@ -140,27 +141,32 @@ def _program(arguments: Sequence[str], run: Path) -> int:
     return process.exitcode
 
 
-def comparison_of(run: Path) -> dict[str, float] | None:
-    """The metrics of `cola-train compare` at a run's last step; None if it was not compared."""
+def comparison_of(run: Path) -> dict[str, Any] | None:
+    """The newest line that `cola-train compare` wrote of a run's last step; None without one."""
     rows = [*read_log(run / METRICS)]
     last = max((row["step"] for row in rows if "tokens" in row), default=None)
-    compared = [
-        {name.removeprefix(_COMPARISON): row[name] for name in row if name.startswith(_COMPARISON)}
-        for row in rows
-        if row["step"] == last
-    ]
-    return next((metrics for metrics in reversed(compared) if metrics), None)
+    of_last = [row for row in reversed(rows) if row["step"] == last]
+    return next((row for row in of_last if any(map(_is_compared, row))), None)
+
+
+def _is_compared(name: str) -> bool:
+    return name.startswith(_COMPARISON)
 
 
 def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Point]:
-    """The points that have been trained and compared, from their metrics.jsonl."""
+    """The points that have been trained and compared, from their metrics.jsonl.
+
+    Raises:
+        UserError: they were not compared in the same way.
+    """
     stage1 = {run.family: stage1_flops(run) for run in planned_runs if run.kind == "stage1"}
-    points = []
+    points, conditions = [], []
     for planned in planned_runs:
         run = Path(spec.folder) / planned.name
-        metrics = comparison_of(run) if planned.is_point and _is_finished(run) else None
-        if metrics is None:
+        row = comparison_of(run) if planned.is_point and _is_finished(run) else None
+        if row is None:
             continue
+        conditions.append((str(run), row.get(CONDITIONS)))
         spent = [row for row in read_log(run / METRICS) if "tokens" in row][-1]
         before = stage1.get(planned.family, {})
         flops = {
@@ -176,7 +182,14 @@ def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Poin
                 budget=planned.budget,
                 flops=flops,
                 kind=planned.kind,
-                metrics=metrics,
+                metrics={
+                    name.removeprefix(_COMPARISON): row[name] for name in row if _is_compared(name)
+                },
             )
         )
+    refuse_apart(
+        conditions,
+        "Give `cola-train compare RUN` again with the settings of the others; its newest figures "
+        "count.",
+    )
     return points

@@ -270,7 +270,7 @@ def test_quality_reads_prompts_or_takes_passages_and_reports_rows(
 
     def compare_solvers(checkpoint: ColaCheckpoint, *arguments: Any) -> list[SolverQuality]:
         asked.append(arguments)
-        return [SolverQuality("euler", steps, steps, 0.5, 0.75, 1.0) for steps in arguments[3]]
+        return [SolverQuality("euler", steps, steps, 0.5, 0.75, 1.0, 1.0) for steps in arguments[3]]
 
     monkeypatch.setattr(ColaCheckpoint, "compare_solvers", compare_solvers)
     prompts = tmp_path / "prompts.jsonl"

@@ -41,6 +41,7 @@ FAMILIES = "families={ar: {config: a.yaml, sizes: {s: [seed=1]}}}"
 BASES = {
     "vae": [*RUN, *VAE],
     "joint": [*RUN, *VAE, *DIT],
+    "distill": [*RUN, *VAE, *DIT, "teacher_from=t", "objective.vae_strategy.mode=fix"],
     "ar": [*RUN, *TRANSFORMER],
     "llada": [*RUN, *TRANSFORMER],
     "tokenizer train": ["out=t.json", "corpus.inputs=[a.txt]"],
@@ -83,6 +84,7 @@ TEXTS = {
 # What names something on this machine, or makes a run be of another.
 LEFT_OUT = {
     "path", "warm_start_from", "branched_from", "init_vae_from", "init_dit_from", "stage",
+    "teacher_from",
     "benchmark_data", "enabled", "families", "settings", "compile", "workload", "device",
     "accelerator",
 }  # fmt: skip

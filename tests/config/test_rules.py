@@ -13,6 +13,7 @@ from cola_train.cli import main, make_parser
 from cola_train.cli.config_docs import settings_verbs
 from cola_train.config.amounts import Amount
 from cola_train.config.describe import describe
+from cola_train.config.evaluation import EvaluationConfig
 from cola_train.config.load import leaves, load_config
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import Settings, UserError
@@ -92,6 +93,15 @@ def test_the_error_names_the_whole_key_and_the_range(override: str, message: str
     with pytest.raises(UserError) as refused:
         load_config(VAERunConfig, None, [*RUN, override])
     assert message in str(refused.value)
+
+
+def test_options_are_not_chosen_by_the_ode_which_also_scores_what_fills_a_block() -> None:
+    ode = "likelihood.method=ode"
+    assert load_config(EvaluationConfig, None, [ode]).likelihood.method == "ode"
+    with pytest.raises(
+        UserError, match=r"choose_by=likelihood compares .*: use likelihood\.method"
+    ):
+        load_config(EvaluationConfig, None, [ode, "choose_by=likelihood"])
 
 
 @pytest.mark.parametrize("name", VERBS)

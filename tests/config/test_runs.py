@@ -101,12 +101,14 @@ def test_a_baselines_file_must_say_which(tmp_path: Path) -> None:
     path.write_text("name: x\ntransformer: {hidden_size: 8}\n", encoding="utf-8")
     with pytest.raises(
         UserError,
-        match=r"x.yaml must say what it is for as `stage:`, one of vae, joint, ar, llada\.",
+        match=r"x.yaml must say what it is for as `stage:`, one of vae, joint, distill, ar, "
+        r"llada\.",
     ):
         load_run_config(path)
     path.write_text("name: x\nstage: gan\n", encoding="utf-8")
     with pytest.raises(
         UserError,
-        match="says `stage: gan`, and there is no such family; there are vae, joint, ar, llada",
+        match="says `stage: gan`, and there is no such family; there are vae, joint, distill, ar, "
+        "llada",
     ):
         load_run_config(path)

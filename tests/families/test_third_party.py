@@ -170,7 +170,7 @@ def test_a_family_is_registered_by_a_call_too(monkeypatch: pytest.MonkeyPatch) -
     family = BigramFamily()
     register_family(family)
     assert family_named("bigram") is family
-    assert list(families()) == ["vae", "joint", "ar", "llada", "bigram"]
+    assert list(families()) == ["vae", "joint", "distill", "ar", "llada", "bigram"]
 
     class Impostor(BigramFamily):
         name = "joint"

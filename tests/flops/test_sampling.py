@@ -66,6 +66,17 @@ def test_solvers_and_intervals_are_what_torch_counts(
     assert total(checkpoint.generation_work(settings_, 9, 2)).executed == counted.get_total_flops()
 
 
+@pytest.mark.parametrize("length", [0, 9])
+def test_blocks_that_are_encoded_anew_are_what_torch_counts(length: int) -> None:
+    config = run_config("joint", "vae.block_size=2", "vae.patch_size=2")
+    settings_ = sampler(history="reencoded", max_new_tokens=20)
+    checkpoint = tiny_checkpoint(TextVAE(config.vae), BlockCausalDiT(config.dit))
+    with counter() as counted:
+        generate(checkpoint, prompts(length, 2), settings_)
+    work = total(checkpoint.generation_work(settings_, length, 2))
+    assert work.executed == counted.get_total_flops()
+
+
 @pytest.mark.parametrize("length, new", [(0, 1), (0, 5), (1, 1), (6, 5)])
 def test_token_by_token_is_what_torch_counts(length: int, new: int) -> None:
     config, settings_ = run_config("ar"), sampler(max_new_tokens=new)

@@ -1,12 +1,18 @@
 """The ledger of a training step against torch's own counter, to the last FLOP."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cola_train.config.load import load_config
+from cola_train.families.cola.checkpoint import ColaCheckpoint
+from cola_train.families.cola.config import DistillRunConfig
 from cola_train.families.costs import step_flops, step_parts
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import total_loss
 from tests.flops.counting import (
     build_objective,
@@ -16,8 +22,11 @@ from tests.flops.counting import (
     total,
     training_batch,
 )
+from tests.helpers.runs import SMALL, SMALL_DIT
+from tests.helpers.tiny import tiny_tokenizer
 
 WITH_MASKS = "objective.mask_documents=true"
+CODEBOOK = ["dit.head=codebook", "dit.vocab_size=320", "objective.vae_strategy.mode=fix"]
 STAGE1 = {
     "plain": [],
     "no masked copies": ["objective.mask_weight=0"],
@@ -50,6 +59,7 @@ STAGE2 = {
     "patches": ["vae.patch_size=2", "trainer.micro_batch_size=1"],
     "vae blocks": ["vae.block_size=2"],
     "one block a row": ["dit.block_size=32"],
+    "codebook": [*CODEBOOK, "objective.flow.noise_copies=2"],
     "deep": [
         "dit.num_layers=3",
         "dit.txt_dim=24",
@@ -95,6 +105,21 @@ def test_without_fused_kernels_no_scores_are_computed_again(stage: str) -> None:
     work = total(step_parts(config))
     assert work.recomputation > 0
     assert work.executed - work.recomputation == counted
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_a_teachers_forward_pass_is_counted(checkpointing: str, tmp_path: Path) -> None:
+    teacher = run_config("joint", *CODEBOOK)
+    networks = TextVAE(teacher.vae), BlockCausalDiT(teacher.dit)
+    tokenizer = tiny_tokenizer(teacher.vae.vocab_size)
+    ColaCheckpoint(*networks, tokenizer).save(tmp_path / "teacher")
+    own = [f"teacher_from={tmp_path / 'teacher'}", "objective.vae_strategy.mode=fix"]
+    own += [f"parallel.activation_checkpointing={checkpointing}"]
+    settings = [*SMALL, *SMALL_DIT, "name=small", "data.path=nowhere", *own]
+    config = load_config(DistillRunConfig, None, settings)
+    assert step_flops(config, 0)["executed"] == count_step(config).get_total_flops()
+    parts = step_parts(config)
+    assert parts["teacher.head"].executed == parts["teacher.head"].executed_forward > 0
 
 
 def test_each_part_is_what_its_modules_compute() -> None:

@@ -21,8 +21,9 @@ from cola_train.families.generate import generate
 from cola_train.families.masked_diffusion.objective import MaskedDiffusionObjective
 from cola_train.families.transformer.checkpoint import TransformerCheckpoint
 from cola_train.flow import interpolate
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.initialize import transformer_value
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective
 from cola_train.randomness import Purpose, named_generator, normal, uniform

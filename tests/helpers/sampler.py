@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 
 BlockResult = tuple[Tensor, Tensor, list[int]]
@@ -31,15 +32,21 @@ def generate_alone(
     latents = vae.encode(torch.tensor([[*prompt, *[pad] * (width - len(prompt))]])).mean[0]
     num_latents = -(-len(prompt) // patch)
     clean = latents[: num_latents // size * size]
+    text = [*prompt, *[pad] * (width - len(prompt))][: len(clean) * patch]
+    opening = list(prompt[len(text) :])
     known = latents[len(clean) : num_latents]
     seen: set[int] = set()
     results = []
     for number in range(num_blocks):
-        z = _transport(dit, clean, known, noise(number), config)
+        z = _transport(dit, clean, known, config.noise_scale * noise(number), config)
         clean, known = torch.cat([clean, z]), z[:0]
         logits = vae.decode(clean[None])[0, -size * patch :]
         ids = [int(_penalized(row, seen, config.repetition_penalty).argmax()) for row in logits]
         seen |= set(ids)
+        text += [*opening, *ids[len(opening) :]]
+        opening = []
+        if config.history == "reencoded":
+            clean = vae.encode(torch.tensor([text])).mean[0]
         results.append((z, logits, ids))
     return results
 

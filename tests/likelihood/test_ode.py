@@ -3,6 +3,7 @@ no part in another's result.
 """
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -143,3 +144,15 @@ def test_dopri5_says_what_to_do_where_it_cannot_go_on() -> None:
             (torch.ones(1, 1, 1, dtype=torch.float64),),
             LikelihoodConfig(solver="dopri5"),
         )
+
+
+def test_dopri5_keeps_its_tolerance_for_the_integral_however_large_it_is() -> None:
+    """Relative to an integral of 400 nats, rtol=1e-3 would allow an error of 0.4."""
+
+    def derivative(t: Tensor, state: State) -> State:
+        return torch.zeros_like(state[0]), (400 + 20 * torch.cos(40 * t)).expand(1, 1)
+
+    start = (torch.ones(1, 1, 2, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64))
+    config = LikelihoodConfig(solver="dopri5", rtol=1e-1, atol=1e-4)
+    expected = 400 + 20 * math.sin(40) / 40
+    assert float(solve(derivative, start, config)[1]) == pytest.approx(expected, abs=1e-2)

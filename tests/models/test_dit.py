@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from cola_train.models import dit
 from cola_train.models.attention.masks import clean_layout
 from cola_train.models.config import DiTConfig
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from tests.helpers import naive
 from tests.helpers.compare import assert_near, every_pair, largest_difference
 from tests.helpers.tiny import random_latents, tiny_dit

@@ -11,7 +11,7 @@ from cola_train.families.cola import stage1, stage2
 from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrategyConfig
 from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective
 from cola_train.flow import interpolate, velocity_target
-from cola_train.models.dit import Times
+from cola_train.models.modulation import Times
 from cola_train.randomness import Purpose
 from tests.helpers.compare import assert_near
 from tests.helpers.golden import Golden

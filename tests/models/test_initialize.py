@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.initialize import transformer_value
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.models.transformer import Transformer
 from tests.helpers.initial import initialize_dit, initialize_text_vae

@@ -241,6 +241,24 @@ def test_guidance_does_not_apply(causal: bool) -> None:
 
 
 @pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("knob", "message"),
+    [
+        (
+            {"noise_scale": 0.5},
+            r"noise_scale \(0.5\) is .* of Cola DLM's .* leave it at 1.0",
+        ),
+        ({"history": "reencoded"}, r"history \(reencoded\) is .* leave it at generated"),
+    ],
+)
+def test_settings_of_latents_are_refused_by_name(
+    causal: bool, knob: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        generate(tiny(causal), prompts_of([4]), dataclasses.replace(CONFIG, **knob))
+
+
+@pytest.mark.parametrize("causal", [True, False])
 def test_texts_and_ids_are_prompts_alike(causal: bool) -> None:
     text, ids = generate(
         tiny(causal), ["w5 w6", [5, 6]], dataclasses.replace(CONFIG, temperature=0.0)

@@ -111,6 +111,51 @@ def test_blocks_equal_those_of_a_sampler_without_caches(
             assert ours.tokens[row].tolist() == ids
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize(("patch_size", "vae_block_size"), [(1, 1), (2, 2)])
+def test_blocks_that_are_encoded_anew_equal_those_of_a_sampler_without_caches(
+    patch_size: int, vae_block_size: int
+) -> None:
+    vae = calm(tiny_vae(patch_size=patch_size, block_size=vae_block_size))
+    dit = calm(tiny_dit(block_size=BLOCK_SIZE))
+    tokens_a_block = BLOCK_SIZE * patch_size
+    config = dataclasses.replace(
+        CONFIG, history="reencoded", max_new_tokens=3 * tokens_a_block, repetition_penalty=1.0
+    )
+    lengths = [0, 3, tokens_a_block, 2 * tokens_a_block - 1, 2 * tokens_a_block + 1]
+    prompts = [prompt_of(length, seed=length) for length in lengths]
+    together = blocks_of(tiny_checkpoint(vae, dit), prompts, range(5), config)
+    differ = False
+    for row, prompt in enumerate(prompts):
+        at = functools.partial(noise, row)
+        alone = generate_alone(vae, dit, prompt, config, PAD, 3, at)
+        for ours, (latents, logits, ids) in zip(together, alone, strict=False):
+            assert_near(ours.latents[row], latents)
+            assert_near(ours.logits[row], logits)
+            assert ours.tokens[row].tolist() == ids
+        generated = dataclasses.replace(config, history="generated")
+        other = generate_alone(vae, dit, prompt, generated, PAD, 3, at)
+        differ |= largest_difference(other[2][0], alone[2][0]) > 1e-3
+    assert differ
+
+
+@torch.inference_mode()
+def test_a_text_that_is_encoded_anew_goes_on_as_if_it_were_the_prompt() -> None:
+    config = dataclasses.replace(CONFIG, history="reencoded", repetition_penalty=1.0)
+    checkpoint, prompt = tiny(1), prompt_of(6)
+    assert checkpoint.dit is not None
+    first, second, third = blocks_of(
+        checkpoint, [prompt], [0], dataclasses.replace(config, max_new_tokens=9)
+    )
+    longer = [*prompt, *first.tokens[0, 2:].tolist(), *second.tokens[0].tolist()]
+    generation = BlockGeneration(
+        checkpoint.vae, checkpoint.dit, [longer], [0], config, PAD, lambda row, _: noise(row, 2)
+    )
+    again = generation.next_block()
+    assert_near(again.latents, third.latents)
+    assert_near(again.logits, third.logits)
+
+
 @pytest.mark.parametrize("setting", ["guidance_scale", "num_steps", "repetition_penalty"])
 def test_every_setting_of_that_comparison_matters(setting: str) -> None:
     """Else it could agree for want of an effect."""
@@ -651,6 +696,7 @@ def test_more_tokens_than_training_saw_warns(checkpoint: Checkpoint, seq_len: in
             {"guidance_interval": (0.0, 1.5)},
             r"guidance_interval must be two times in \[0, 1\], the lower first, not \(0.0, 1.5\)",
         ),
+        ({"noise_scale": -0.5}, r"noise_scale must be in \[0, 100\], not -0.5"),
         ({"guidance_rescale": 1.2}, r"guidance_rescale must be in \[0, 1\], not 1.2"),
     ],
 )

@@ -5,6 +5,7 @@ and after them.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cola_train import Checkpoint, SamplerConfig, generate
+from cola_train.config.sampling import History
 from cola_train.sampling.stream import GeneratedPart, stream
 from tests.helpers.compare import assert_near
 from tests.helpers.llama import tiny_baseline
@@ -93,11 +95,13 @@ def many_prompts() -> list[list[int]]:
     st.integers(2, 5),
     st.sampled_from([0.0, 1.0]),
     st.sets(st.integers(4, 28), min_size=2, max_size=5),
+    st.sampled_from(get_args(History)),
 )
 def test_blocks_are_what_each_prompt_gets_alone(
-    batch_size: int, temperature: float, stops: set[int]
+    batch_size: int, temperature: float, stops: set[int], history: History
 ) -> None:
     config = SamplerConfig(
+        history=history,
         num_steps=2,
         max_new_tokens=14,
         eos_token_ids=tuple(stops),

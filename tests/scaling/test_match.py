@@ -194,5 +194,7 @@ def test_the_table_says_what_is_equal() -> None:
 
 
 def test_only_a_stage_2_run_is_matched() -> None:
-    with pytest.raises(UserError, match="match starts from a run of joint; small is of 'ar'"):
+    with pytest.raises(
+        UserError, match="match starts from a run of joint or distill; small is of 'ar'"
+    ):
         match(run_config("ar"), "parameters")

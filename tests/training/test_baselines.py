@@ -5,6 +5,7 @@ interruption, and as exported.
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_an_export_is_what_was_validated(baseline_config: Configs, stage: str) -
     assert len((run / "samples.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_comparison_goes_into_the_metrics(baseline_config: Configs) -> None:
+def test_a_comparison_goes_into_the_metrics(baseline_config: Configs, tmp_path: Path) -> None:
     config = baseline_config("ar", "run")
     train(config)
     run = folder_of(config)
@@ -125,6 +126,15 @@ def test_a_comparison_goes_into_the_metrics(baseline_config: Configs) -> None:
     assert text in itself
     lines = itself.split("in pairs (95 % interval):")[1].split("\n")
     assert {line.split()[1] for line in lines if line} == {"+0.0000"}
+    conditions = cast(dict[str, object], found[6, "comparison_conditions"])
+    assert conditions["row_tokens"] == 32
+    assert {len(cast(str, conditions[name])) for name in ("judge", "byte_judge")} == {64}
+    assert found[6, "comparison/brier_lm"] is not None
+    checkpoint = load_checkpoint(run)
+    checkpoint.training["seq_len"] = 64
+    checkpoint.save(tmp_path / "longer")
+    with pytest.raises(UserError, match=r"row_tokens \(64 for .*longer, 32 for .* same length\."):
+        compare_run(run, ComparisonConfig(), against=tmp_path / "longer")
     with pytest.raises(UserError, match="is not a run folder"):
         compare_run(run / "hf", ComparisonConfig())
 

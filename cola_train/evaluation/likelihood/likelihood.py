@@ -2,7 +2,8 @@
 
 family   what is found
 AR       log p(x), exact
-Cola     lower bounds of it by K draws of the latents: the ELBO, and IWAE's, which is closer
+Cola     a lower bound of it, the ELBO, by K draws of latents and noise levels; with method=ode an
+         estimate of it and of IWAE's, which is closer, by K draws of latents
 LLaDA    a lower bound of it by K draws of which tokens are masked
 """
 
@@ -19,6 +20,8 @@ from cola_train.families.checkpoint import Checkpoint
 from cola_train.likelihood.importance import LogWeights, elbo, iwae
 from cola_train.likelihood.rows import Draw, Estimator, ScoredRow, batches
 
+_NUM_PARTS = 3  # of a draw's log w, where latents are drawn
+
 
 @dataclasses.dataclass(frozen=True)
 class RowLikelihood:
@@ -26,12 +29,15 @@ class RowLikelihood:
 
     Attributes:
         num_tokens: tokens that it is the likelihood of.
-        log_p: exact of AR; of LLaDA its bound, of Cola the ELBO, both estimated. With given tokens,
+        log_p: exact of AR; of LLaDA its bound, of Cola the ELBO, both by draws. With given tokens,
             Cola's is the difference of two ELBOs, not a bound itself.
-        standard_error: of log_p over the K draws; 0 where exact, None with one draw.
-        iwae: IWAE's bound, or a difference of two; None of the baselines.
+        standard_error: of log_p over the K draws; 0 where exact, None with one draw. Of Cola's
+            bound it is rather too wide: its levels are stratified over the draws.
+        iwae: IWAE's estimate, or a difference of two; None but of method=ode.
         reconstruction, prior, entropy: the means of log p(x | z_0), log p(z_0) and -log q(z_0 | x),
             which add up to log_p; None of the baselines.
+        step_change: what twice as many steps of the solver add to log_p; None where no solver with
+            a number of steps found it.
     """
 
     num_tokens: int
@@ -41,6 +47,7 @@ class RowLikelihood:
     reconstruction: float | None = None
     prior: float | None = None
     entropy: float | None = None
+    step_change: float | None = None
 
 
 def log_likelihoods(
@@ -103,7 +110,7 @@ def log_likelihoods_stream(
             if complete.issuperset(needed[number]):
                 waiting.discard(number)
                 draws = [torch.stack(draws_of[place]) for place in needed[number]]
-                yield number, _result(checkpoint, rows[number], *draws)
+                yield number, _result(checkpoint, config, rows[number], *draws)
 
 
 def conditional_scores(
@@ -116,8 +123,9 @@ def conditional_scores(
 
     AR: exact. LLaDA: its bound with the prompt never masked. Cola: the ELBO of prompt and
     continuation less that of the prompt on the same draws, so that of what they share only the
-    continuation's influence stays. IWAE's difference would be nearly that of the one draw with the
-    largest weight; the ELBO's is a mean over all.
+    continuation's influence stays. It is no bound, but options of one prompt are compared by the
+    bound of each whole: the prompt's is the same for all. With method=ode a score depends on what
+    fills up the last block, so that options of different length cannot be compared.
 
     Args:
         checkpoint, config: of any family; K, the solver and so on.
@@ -137,32 +145,45 @@ def conditional_scores(
 
 @torch.no_grad()
 def _terms(estimator: Estimator, batch: Sequence[Draw]) -> Float64[Tensor, "draws terms"]:
-    """The terms that add up to log w of each draw, on the CPU."""
+    """The terms that add up to log w of each draw, and a step change behind them, on the CPU."""
     found = estimator(batch)
-    if isinstance(found, LogWeights):
-        return torch.stack([found.reconstruction, found.prior, found.entropy], dim=1).cpu()
-    return found[:, None].cpu()
+    if not isinstance(found, LogWeights):
+        return found[:, None].cpu()
+    parts = [found.reconstruction, found.prior, found.entropy]
+    if found.step_change is not None:
+        parts.append(found.step_change)
+    return torch.stack(parts, dim=1).cpu()
 
 
 def _result(
     checkpoint: Checkpoint,
+    config: LikelihoodConfig,
     row: ScoredRow,
     draws: Float64[Tensor, "draws terms"],
     subtracted: Float64[Tensor, "draws terms"] | None = None,
 ) -> RowLikelihood:
     terms = draws if subtracted is None else draws - subtracted
-    log_w, num_tokens = terms.sum(1), _num_scored(checkpoint, row)
-    num_draws, num_terms = terms.shape
+    parts, num_tokens = terms[:, :_NUM_PARTS], _num_scored(checkpoint, row)
+    log_w, num_draws = parts.sum(1), len(terms)
     error = None if num_draws == 1 else float(log_w.std() / num_draws**0.5)
     if checkpoint.likelihood_kind == "exact":
         error = 0.0
-    if num_terms == 1:
+    if parts.shape[1] == 1:
         return RowLikelihood(num_tokens, float(elbo(log_w)), error)
-    bound = iwae(draws.sum(1))
-    if subtracted is not None:
-        bound = bound - iwae(subtracted.sum(1))
-    means = terms.mean(0).tolist()
-    return RowLikelihood(num_tokens, float(elbo(log_w)), error, float(bound), *means)
+    closer = None
+    if config.method == "ode":
+        closer = float(iwae(draws[:, :_NUM_PARTS].sum(1)))
+        if subtracted is not None:
+            closer -= float(iwae(subtracted[:, :_NUM_PARTS].sum(1)))
+    changes = terms[:, _NUM_PARTS:].mean(0).tolist()
+    return RowLikelihood(
+        num_tokens,
+        float(elbo(log_w)),
+        error,
+        closer,
+        *parts.mean(0).tolist(),
+        *changes,
+    )
 
 
 def _num_scored(checkpoint: Checkpoint, row: ScoredRow) -> int:

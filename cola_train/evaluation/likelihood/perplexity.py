@@ -1,4 +1,4 @@
-"""Perplexity over many rows, and the `likelihood` verb on held-out rows or texts."""
+"""The `likelihood` verb, on held-out rows or texts."""
 
 import dataclasses
 import math
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from cola_train.config.evaluation import LikelihoodConfig
@@ -18,6 +17,7 @@ from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.devices import named_device
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods_stream
+from cola_train.evaluation.likelihood.rates import perplexity_of, table
 from cola_train.evaluation.resuming import ResultFile, digest
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
@@ -25,99 +25,6 @@ from cola_train.json_lines import read_jsonl
 from cola_train.likelihood.rows import ScoredRow
 
 _FOUND = tuple(field.name for field in dataclasses.fields(RowLikelihood))
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """-log p per token, a ratio of sums over rows.
-
-    Attributes:
-        standard_error: over rows, so that it covers the choice of rows and the draws, in nats per
-            token; None of one row.
-    """
-
-    nats_per_token: float
-    standard_error: float | None
-
-    @property
-    def perplexity(self) -> float:
-        """exp of the nats per token; infinite from 700 on, where it overflows."""
-        return math.inf if self.nats_per_token >= 700 else math.exp(self.nats_per_token)
-
-
-@dataclasses.dataclass(frozen=True)
-class Perplexity:
-    """The likelihood of rows together, per token.
-
-    Attributes:
-        exact: True of AR; the others' rates are upper bounds of the exact one.
-        nats: by the ELBO, LLaDA's bound, or exact.
-        iwae: by IWAE's bound; None of the baselines.
-        iwae_holds: False where it is no bound, since log p(z_0) was Hutchinson's estimate (`iwae`,
-            importance.py).
-        parts: Cola's ELBO in nats per token: -log p(x | z_0) and -log p(z_0), from which
-            -log q(z_0 | x) is subtracted.
-        bits_per_byte: `nats` over the scored text's UTF-8 bytes; an end-of-text token has none.
-    """
-
-    num_rows: int
-    num_tokens: int
-    exact: bool
-    nats: Rate
-    iwae: Rate | None
-    iwae_holds: bool
-    parts: dict[str, float]
-    bits_per_byte: float | None
-
-    def metrics(self) -> dict[str, float]:
-        """The metrics for a log, by names that say the unit; IWAE's only where it is a bound."""
-        name = "exact" if self.exact else "elbo"
-        found = {}
-        for kind, rate in ((name, self.nats), ("iwae", self.iwae if self.iwae_holds else None)):
-            if rate is not None:
-                found[f"{kind}_nats_per_token"] = rate.nats_per_token
-                found[f"{kind}_perplexity"] = rate.perplexity
-        found |= {f"{part}_nats_per_token": value for part, value in self.parts.items()}
-        if self.nats.standard_error is not None:
-            found[f"{name}_standard_error"] = self.nats.standard_error
-        return found
-
-
-def perplexity_of(
-    checkpoint: Checkpoint,
-    found: Sequence[RowLikelihood],
-    config: LikelihoodConfig,
-    num_bytes: int | None = None,
-) -> Perplexity:
-    """Sum up rows' likelihoods, found with `config`; `num_bytes` is their text's UTF-8 length."""
-    tokens = np.array([row.num_tokens for row in found])
-    nats = np.array([-row.log_p for row in found])
-    bounds = [row.iwae for row in found if row.iwae is not None]
-    parts = {}
-    for part, sign in {"reconstruction": -1, "prior": -1, "entropy": 1}.items():
-        values = [getattr(row, part) for row in found]
-        if None not in values:
-            parts[part] = sign * sum(values) / float(tokens.sum())
-    return Perplexity(
-        num_rows=len(found),
-        num_tokens=int(tokens.sum()),
-        exact=checkpoint.likelihood_kind == "exact",
-        nats=_rate(nats, tokens),
-        iwae=_rate(-np.array(bounds), tokens) if bounds else None,
-        iwae_holds=config.divergence == "exact",
-        parts=parts,
-        bits_per_byte=float(nats.sum() / math.log(2) / num_bytes) if num_bytes else None,
-    )
-
-
-def _rate(nats: np.ndarray, tokens: np.ndarray) -> Rate:
-    """Sum over sum, and the error of that ratio by the delta method."""
-    rate = float(nats.sum() / tokens.sum())
-    if len(nats) == 1:
-        return Rate(rate, None)
-    squares = (nats - rate * tokens) ** 2
-    error = np.sqrt(squares.sum() / (len(nats) * (len(nats) - 1))) / tokens.mean()
-    return Rate(rate, float(error))
 
 
 def held_out_rows(
@@ -229,9 +136,10 @@ def measure(
         ordered = [_likelihood(row, results.path) for row in results.finish()]
     decoded = (tokenizer.decode(r.tokens[r.given :], after=r.tokens[: r.given]) for r in rows)
     num_bytes = sum(len(text.encode()) for text in decoded)
-    table = _table(perplexity_of(checkpoint, ordered, config, num_bytes))
+    conditional = any(row.given for row in rows)
+    page = table(perplexity_of(checkpoint, ordered, config, num_bytes, conditional))
     title = f"{checkpoint_folder}, {texts or data_folder}"
-    return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{table}"
+    return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{page}"
 
 
 def _identity(
@@ -267,33 +175,3 @@ def _warn_if_long(rows: Sequence[ScoredRow], limit: int | None) -> None:
             "nothing longer, and their likelihood may be poor for that alone.",
             stacklevel=3,
         )
-
-
-def _table(perplexity: Perplexity) -> str:
-    bound = "ELBO" if perplexity.parts else "bound"
-    rates = {"exact" if perplexity.exact else bound: perplexity.nats}
-    if perplexity.iwae is not None:
-        rates["IWAE"] = perplexity.iwae
-    lines = [
-        f"{perplexity.num_rows:,} rows, {perplexity.num_tokens:,} tokens",
-        f"  {'':8}{'nats per token':>22}{'perplexity':>24}",
-    ]
-    for name, rate in rates.items():
-        nats, exponent = f"{rate.nats_per_token:.4f}", f"{rate.perplexity:,.4g}"
-        if rate.standard_error is not None:
-            nats += f" ± {rate.standard_error:.4f}"
-            exponent += f" ± {rate.perplexity * rate.standard_error:,.2g}"
-        lines.append(f"  {name:8}{nats:>22}{exponent:>24}")
-    if perplexity.iwae is not None and not perplexity.iwae_holds:
-        lines.append(
-            "  IWAE is no bound with Hutchinson's divergence, whose noise makes it too low; "
-            "divergence=exact gives one."
-        )
-    if perplexity.parts:
-        lines.append(
-            "  ELBO = reconstruction {reconstruction:.4f} + prior {prior:.4f} - entropy "
-            "{entropy:.4f}".format(**perplexity.parts)
-        )
-    if perplexity.bits_per_byte is not None:
-        lines.append(f"  {perplexity.bits_per_byte:.4f} bits per byte")
-    return "\n".join(lines) + "\n"

@@ -1,16 +1,17 @@
 """The `compare` verb: the metrics of comparison.py for a run's export, into its metrics.jsonl."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from cola_train.config.sampling import SamplerConfig
+from cola_train.bootstrap import Interval
 from cola_train.config.settings import UserError
 from cola_train.data.prepared import PreparedData
-from cola_train.evaluation.writing.comparison import Generator, Writer, compare_in_pairs
+from cola_train.evaluation.writing.brier import brier
+from cola_train.evaluation.writing.comparison import Judges, compare_in_pairs
+from cola_train.evaluation.writing.conditions import CONDITIONS, conditions_of, refuse_apart
 from cola_train.evaluation.writing.config import ComparisonConfig
-from cola_train.families.checkpoint import Checkpoint
-from cola_train.families.generate import generate
+from cola_train.evaluation.writing.writers import writer_of
 from cola_train.families.registry import load_checkpoint
 from cola_train.json_lines import JsonlWriter
 from cola_train.run_folder import read_run_config, require_data
@@ -20,60 +21,63 @@ from cola_train.run_layout import METRICS
 def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None = None) -> str:
     """Judge what a run's export writes after openings of its held-out rows; returns the table.
 
-    The metrics are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export.
-    `against` is another checkpoint or run of the same tokenizer: it continues the same openings,
-    and the table has the differences in pairs.
+    The metrics are appended to RUN/metrics.jsonl as comparison/NAME, with the step of the export
+    and what they depend on besides the model (conditions.py).
+    `against` is another checkpoint or run: it continues the same openings, and the table has the
+    differences in pairs. If its tokenizer is another, what it writes is encoded anew.
 
     Raises:
-        UserError: no run, no export, or data or another checkpoint of another tokenizer.
+        UserError: no run, no export, data of another tokenizer, or `against` was trained on rows
+            of another length.
     """
     run = read_run_config(run_folder)
     require_data(run)
     checkpoint = load_checkpoint(run_folder)
     data = PreparedData.open(run.data.path)
+    seq_len = data.manifest.seq_len
     if data.tokenizer.sha256 != checkpoint.tokenizer.sha256:
         raise UserError(
             f"The data in {run.data.path} has another tokenizer than {run_folder}; put back what "
             "it was trained on."
         )
-    checkpoints = [checkpoint]
+    named = [(str(run_folder), checkpoint)]
     if against is not None:
-        checkpoints.append(load_checkpoint(against))
-        if checkpoints[1].tokenizer.sha256 != checkpoint.tokenizer.sha256:
-            raise UserError(
-                f"{against} has another tokenizer than {run_folder}, and cannot continue the same "
-                "openings; give a checkpoint that was trained on the same data."
-            )
-    comparisons, differences = compare_in_pairs(
-        [_writer(each, config) for each in checkpoints], data, config
-    )
-    found = comparisons[0]
+        named.append((str(against), load_checkpoint(against)))
+    conditions = [
+        (name, conditions_of(config, each.trained_seq_len or seq_len, each.solver_settings))
+        for name, each in named
+    ]
+    refuse_apart(conditions, "Give a checkpoint that was trained on rows of the same length.")
+    writers = [writer_of(each, data.tokenizer, config) for _, each in named]
+    judges = Judges.train(data, config)
+    (found, *_), differences = compare_in_pairs(writers, judges, data, config)
     lines = [
         f"{run_folder}: {found.num_openings} held-out openings, {found.num_new_tokens} new tokens "
         "after each",
         "",
     ]
-    values, errors = {}, {}
-    for name, estimate in found.estimates.items():
+    estimates, less = dict(found.estimates), dict(differences[0]) if differences else {}
+    intervals: dict[str, Interval] = {}
+    if config.brier_places > 0:
+        scored, *others = (brier(sampled, data, config) for _, sampled in writers)
+        estimates |= scored.estimates()
+        intervals = scored.intervals()
+        less |= scored.less(others[0]) if others else {}
+    row: dict[str, Any] = {"step": checkpoint.training["step"]}
+    for name, estimate in estimates.items():
         value, error, count = dataclasses.astuple(estimate)
-        values[f"comparison/{name}"] = value
-        errors[f"comparison/{name}_standard_error"] = error
-        lines.append(f"  {name:34}{value:10.4f} ± {error:.4f}   of {count:,}")
+        row[f"comparison/{name}"] = value
+        row[f"comparison/{name}_standard_error"] = error
+        line = f"  {name:34}{value:10.4f} ± {error:.4f}   of {count:,}"
+        if name in intervals:
+            low, high = intervals[name]
+            line += f"; 95 %: {low:.4f} to {high:.4f}"
+        lines.append(line)
     if against is not None:
         lines += ["", f"less {against}, in pairs (95 % interval):", ""]
-        for name, less in differences[0].items():
-            lines.append(f"  {name:34}{less.value:+10.4f}   {less.low:+.4f} to {less.high:+.4f}")
-    row = {"step": checkpoint.training["step"], **values, **errors}
+        for name, one in less.items():
+            lines.append(f"  {name:34}{one.value:+10.4f}   {one.low:+.4f} to {one.high:+.4f}")
+    hashes = {"judge": judges.tokens.sha256(), "byte_judge": judges.bytes.sha256()}
+    row[CONDITIONS] = {**conditions[0][1], **hashes}
     JsonlWriter(run_folder / METRICS).append(row)
     return "\n".join(lines) + "\n"
-
-
-def _writer(checkpoint: Checkpoint, config: ComparisonConfig) -> Writer:
-    def by(sampler: SamplerConfig) -> Generator:
-        def continue_all(prompts: Sequence[Sequence[int]], num_new: int) -> list[list[int]]:
-            settings = dataclasses.replace(sampler, max_new_tokens=num_new)
-            return [result.token_ids for result in generate(checkpoint, prompts, settings)]
-
-        return continue_all
-
-    return by(config.greedy), by(config.sampler)

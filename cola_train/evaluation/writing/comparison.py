@@ -9,7 +9,7 @@ than real text. A good model comes near real text in all of them.
 import dataclasses
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 from jaxtyping import Int64
@@ -17,6 +17,7 @@ from jaxtyping import Int64
 from cola_train.config.settings import require
 from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
+from cola_train.evaluation.writing.byte_judge import byte_statistics, train_byte_judge
 from cola_train.evaluation.writing.config import FEWEST_OPENINGS, ComparisonConfig
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.statistics import (
@@ -55,6 +56,10 @@ class Comparison:
     Of the sampled text, and with the prefix `held_out_` of the real one:
         judge_nats_per_token: -log P by an n-gram model of the training rows, per token; the
             separator that ends a text is one.
+        judge_nats_per_byte: -log P by an n-gram model of the bytes of the training rows, per byte
+            of the first `num_bytes` of each text: models of different tokenizers can be compared.
+        bytes_per_continuation: below `num_bytes` as far as texts are shorter.
+        distinct_4word_share: of 4 words in a row in these bytes, the different ones.
         repeated_4gram_share: of 4-grams, those that stand earlier in the same opening or
             continuation.
         distinct_4gram_share: different 4-grams of all continuations over all their 4-grams.
@@ -69,6 +74,28 @@ class Comparison:
     num_openings: int
     num_new_tokens: int
     estimates: dict[str, Estimate]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judges:
+    """What training rows teach of text: two n-gram judges, and the words that there are."""
+
+    tokens: NgramJudge
+    bytes: NgramJudge
+    known_words: Set[str]
+
+    @classmethod
+    def train(cls, data: PreparedData, config: ComparisonConfig) -> "Judges":
+        """From at most 2^23 tokens of the training rows, rows evenly spaced."""
+        rows, tokenizer = _training_rows(data), data.tokenizer
+        texts = [decode_row(row, tokenizer) for row in rows.tolist()]
+        return cls(
+            NgramJudge.train(
+                rows, data.manifest.vocab_size, tokenizer.pad_token_id, config.judge_order
+            ),
+            train_byte_judge(texts),
+            {word for text in texts for word in words(text)},
+        )
 
 
 def compare(
@@ -86,11 +113,12 @@ def compare(
     Raises:
         UserError: more new tokens than half a row has, or too few rows for the openings.
     """
-    return compare_in_pairs([(greedy, sampled)], data, config)[0][0]
+    judges = Judges.train(data, config)
+    return compare_in_pairs([(greedy, sampled)], judges, data, config)[0][0]
 
 
 def compare_in_pairs(
-    writers: Sequence[Writer], data: PreparedData, config: ComparisonConfig
+    writers: Sequence[Writer], judges: Judges, data: PreparedData, config: ComparisonConfig
 ) -> tuple[list[Comparison], list[dict[str, Difference]]]:
     """`compare` for each writer, and the first's metrics less each other's, by name.
 
@@ -98,15 +126,11 @@ def compare_in_pairs(
     """
     num_new, tokenizer = config.num_new_tokens, data.tokenizer
     prompts, endings = held_out_openings(data, config.num_openings, num_new)
-    rows = _training_rows(data)
-    judge = NgramJudge.train(
-        rows, data.manifest.vocab_size, tokenizer.pad_token_id, config.judge_order
-    )
-    known = {word for row in rows.tolist() for word in words(decode_row(row, tokenizer))}
+    openings = [decode_row(prompt, tokenizer) for prompt in prompts]
 
     def measure(greedy: Generator, sampled: Generator) -> dict[str, Statistic]:
-        next_words = _continuations(greedy, prompts, data, num_new)
-        written = _continuations(sampled, prompts, data, num_new)
+        next_words = continuations(greedy, prompts, data, num_new)
+        written = continuations(sampled, prompts, data, num_new)
         right = [
             first_word(found, tokenizer, prompt) == first_word(real, tokenizer, prompt)
             for prompt, found, real in zip(prompts, next_words, endings, strict=True)
@@ -115,13 +139,16 @@ def compare_in_pairs(
         statistics = {"next_word_accuracy": ratio(right, each)}
         for prefix, texts in (("", written), (_HELD_OUT, endings)):
             lengths = [len(text) for text in texts]
-            nats = [judge.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
-            spelled = [
-                words(decode_ending(text, tokenizer, prompt))
+            nats = [judges.tokens.nats(*pair).sum() for pair in zip(prompts, texts, strict=True)]
+            decoded = [
+                decode_ending(text, tokenizer, prompt)
                 for prompt, text in zip(prompts, texts, strict=True)
             ]
-            num_known = [sum(word in known for word in some) for some in spelled]
+            spelled = [words(text) for text in decoded]
+            num_known = [sum(word in judges.known_words for word in some) for some in spelled]
             pairs, real_pairs = pairs_of(prompts, texts), pairs_of(prompts, endings)
+            of_bytes = byte_statistics(judges.bytes, openings, decoded, config.num_bytes)
+            statistics |= {f"{prefix}{name}": one for name, one in of_bytes.items()}
             statistics |= {
                 f"{prefix}judge_nats_per_token": ratio(nats, lengths),
                 f"{prefix}repeated_4gram_share": repetition(prompts, texts),
@@ -173,7 +200,7 @@ def held_out_openings(
     for index in random.Random(_SEED).sample(range(num_rows), num_rows):
         row = data.row(VALIDATION, index)[0].tolist()
         for cut in range(half, half // 2, -1):
-            ending = _until_end(row[cut : cut + num_new], num_new, data)
+            ending = until_end(row[cut : cut + num_new], num_new, data)
             if pad not in row[:cut] and first_word(ending, data.tokenizer, row[:cut]) is not None:
                 prompts.append(row[:cut])
                 endings.append(ending)
@@ -189,16 +216,17 @@ def held_out_openings(
     return prompts, endings
 
 
-def _continuations(
+def continuations(
     generator: Generator, prompts: Texts, data: PreparedData, num_new: int
 ) -> list[list[int]]:
+    """What follows each prompt, up to the first separator."""
     texts = generator(prompts, num_new)
     assert len(texts) == len(prompts)
     assert all(len(text) <= num_new for text in texts)
-    return [_until_end(text, num_new, data) for text in texts]
+    return [until_end(text, num_new, data) for text in texts]
 
 
-def _until_end(ids: Sequence[int], num_new: int, data: PreparedData) -> list[int]:
+def until_end(ids: Sequence[int], num_new: int, data: PreparedData) -> list[int]:
     """Up to the first separator, which a text that stopped early gets if it was left out."""
     eos, pad = data.tokenizer.eos_token_id, data.tokenizer.pad_token_id
     # A model may have more ids than its tokenizer. Text contains them as little as padding, which

@@ -24,9 +24,21 @@ class ComparisonConfig(Settings):
     num_new_tokens: int = setting(
         32, help="Tokens to generate after each.", common=True, rule=at_least(1)
     )
+    num_bytes: int = setting(
+        80,
+        help="Bytes of each continuation that the byte judge reads, at most; num_new_tokens should "
+        "give as many.",
+        rule=at_least(1),
+    )
+    brier_places: int = setting(
+        2,
+        help="Places in each of num_openings held-out rows where two samples of 4 tokens are "
+        "written for BrierLM; 0 leaves it out.",
+        rule=at_least(0),
+    )
     judge_order: int = setting(
         4,
-        help="Longest n-gram of the judge, which is trained on the training rows.",
+        help="Longest n-gram of the judge of tokens, which is trained on the training rows.",
         rule=at_least(1),
     )
     greedy: SamplerConfig = section(

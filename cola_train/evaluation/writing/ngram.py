@@ -12,6 +12,7 @@ backs off to the uniform distribution: no id has probability 0.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,6 +82,14 @@ class NgramJudge:
             ranks[whole] = inverse
         orders.append(_smoothed(keys, counts, num_contexts, vocab_size))
         return cls(vocab_size, tuple(orders))
+
+    def sha256(self) -> str:
+        """The hash of all that it judges by, in hexadecimal."""
+        digest = hashlib.sha256(f"{self.vocab_size} {len(self.orders)}".encode())
+        for order in self.orders:
+            for array in dataclasses.astuple(order):
+                digest.update(array.data)
+        return digest.hexdigest()
 
     def nats(
         self, context: Sequence[int], continuation: Sequence[int]

@@ -13,7 +13,7 @@ from cola_train.bootstrap import bootstrap_generator, percentile_interval
 Texts = Sequence[Sequence[int]]
 
 _NUM_RESAMPLES = 2000
-_LEVEL = 0.95  # of the intervals of differences
+LEVEL = 0.95  # of intervals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +60,11 @@ def difference(
 ) -> Difference:
     """`one` less `other`; `changes` are how much more often than once openings are drawn."""
     value = one.value - other.value
-    ends = percentile_interval(changes @ (one.influences - other.influences), _LEVEL)
+    ends = percentile_interval(changes @ (one.influences - other.influences), LEVEL)
     return Difference(value, value + ends.low, value + ends.high)
 
 
-def _grams(ids: Sequence[int]) -> Iterator[tuple[int, ...]]:
+def _grams(ids: Sequence[object]) -> Iterator[tuple[object, ...]]:
     return zip(ids, ids[1:], ids[2:], ids[3:])
 
 
@@ -93,8 +93,8 @@ def repetition(prompts: Texts, texts: Texts) -> Statistic:
     return ratio(repeated, total)
 
 
-def distinct(texts: Texts) -> Statistic:
-    """Different 4-grams of all texts over all their 4-grams."""
+def distinct(texts: Sequence[Sequence[object]]) -> Statistic:
+    """Different 4-grams of all texts, of tokens or words, over all their 4-grams."""
     grams = [[*_grams(text)] for text in texts]
     kinds = [set(some) for some in grams]
     openings_of = Counter(kind for some in kinds for kind in some)

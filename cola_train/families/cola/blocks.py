@@ -18,7 +18,7 @@ from cola_train.families.cola.prefix import Prefix
 from cola_train.families.cola.transport import Block, BlockTransport, clean_attention
 from cola_train.models.attention.cached import KVCache
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.text_vae import TextVAE
+from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform
 from cola_train.sampling.stream import GeneratedPart, Noise
 from cola_train.sampling.token_choice import choose_tokens, penalize_repetition
@@ -41,6 +41,7 @@ class _Row:
     prefix: Prefix
     seen: Bool[Tensor, " vocab"]  # tokens that the repetition penalty is for
     known: Float[Tensor, "block channels"]  # known latents of the first block, then anything
+    opening: list[int]  # the prompt's tokens in the first block
     blocks_done: int = 0
 
     @property
@@ -83,9 +84,12 @@ class BlockGeneration:
         )
         self.dit_cache = dit.new_cache(len(prompts), blocks * self.block_size)
         self.vae_cache = vae.new_cache(len(prompts), blocks * self.block_size)
-        # the last block, which the DiT's cache gets if another one follows
+        self.encoder_cache = self._new_encoder_cache(len(prompts), blocks)
+        # The last block, which caches get if another one follows: its latents, or its tokens if
+        # these are encoded anew.
         self._pending: Tensor | None = None
-        self._rows = self._read(prompts, prompt_indices, self.dit_cache, self.vae_cache)
+        caches = self.dit_cache, self.vae_cache, self.encoder_cache
+        self._rows = self._read(prompts, prompt_indices, *caches)
 
     @property
     def prefixes(self) -> list[Prefix]:
@@ -107,6 +111,8 @@ class BlockGeneration:
         """Give up all rows but these, which move up in their order; `rows` increases."""
         self.dit_cache.keep(rows)
         self.vae_cache.keep(rows)
+        if self.encoder_cache is not None:
+            self.encoder_cache.keep(rows)
         self._rows = [self._rows[row] for row in rows]
         self._pending = self._pending[list(rows)] if self._pending is not None and rows else None
 
@@ -116,18 +122,25 @@ class BlockGeneration:
         longest = max(1, *(self._prefix_of(prompt).history_blocks for prompt in prompts))
         dit_cache = self.dit.new_cache(len(prompts), longest * self.block_size)
         vae_cache = self.vae.new_cache(len(prompts), longest * self.block_size)
-        self._rows += self._read(prompts, prompt_indices, dit_cache, vae_cache)
+        # The encoder also reads the prompts' last blocks.
+        encoder_cache = self._new_encoder_cache(len(prompts), longest + 1)
+        self._rows += self._read(prompts, prompt_indices, dit_cache, vae_cache, encoder_cache)
         self.dit_cache.append(dit_cache)
         self.vae_cache.append(vae_cache)
+        if self.encoder_cache is not None and encoder_cache is not None:
+            self.encoder_cache.append(encoder_cache)
 
     def next_block(self) -> GeneratedBlock:
         """Generate one more block of every row."""
         block = self.trial(self.transport)
-        self.vae_cache.commit([self.block_size] * len(self._rows))
+        if self.encoder_cache is None:
+            self.vae_cache.commit([self.block_size] * len(self._rows))
+            self._pending = block.latents
+        else:
+            self._pending = self._text_of(block)
         for row, tokens in zip(self._rows, block.tokens, strict=True):
             row.seen.scatter_(0, tokens, True)
             row.blocks_done += 1
-        self._pending = block.latents
         return block
 
     def trial(self, transport: BlockTransport) -> GeneratedBlock:
@@ -135,7 +148,8 @@ class BlockGeneration:
         self.catch_up()
         known = torch.stack([row.known for row in self._rows])
         pinned = ~self.generated if any(row.known_latents for row in self._rows) else None
-        z_0 = transport(self._initial_noise(known.shape[-1]), known, pinned, self.dit_cache)
+        z_1 = self.config.noise_scale * self._initial_noise(known.shape[-1])
+        z_0 = transport(z_1, known, pinned, self.dit_cache)
         logits = self.vae.decoder.head(self._decode(z_0, self.vae_cache)).float()
         seen = torch.stack([row.seen for row in self._rows])
         penalized = penalize_repetition(logits, seen, self.config.repetition_penalty)
@@ -159,10 +173,15 @@ class BlockGeneration:
         ]
 
     def catch_up(self) -> None:
-        """Put the last block into the DiT's cache, before anything that reads or extends it."""
+        """Put the last block into the caches, before anything that reads or extends them."""
         if self._pending is not None:
-            added = [self.block_size] * len(self._pending)
-            self.transport.fill(self._pending, self.dit_cache, added)
+            latents, added = self._pending, [self.block_size] * len(self._pending)
+            if self.encoder_cache is not None:
+                latents = self._encode(latents, self.encoder_cache)
+                self.encoder_cache.commit(added)
+                self._decode(latents, self.vae_cache)
+                self.vae_cache.commit(added)
+            self.transport.fill(latents, self.dit_cache, added)
             self._pending = None
 
     def _prefix_of(self, prompt: Sequence[int]) -> Prefix:
@@ -174,6 +193,7 @@ class BlockGeneration:
         prompt_indices: Sequence[int],
         dit_cache: KVCache,
         vae_cache: KVCache,
+        encoder_cache: KVCache | None,
     ) -> list[_Row]:
         """Fill empty caches with whole prompt blocks; find the first block's known latents."""
         prefixes = [self._prefix_of(prompt) for prompt in prompts]
@@ -183,19 +203,57 @@ class BlockGeneration:
             [[*prompt, *[self.pad_token_id] * (width - len(prompt))] for prompt in prompts],
             device=self.device,
         )
-        latents = self.vae.encode(tokens).mean
+        latents = self._encode(tokens, encoder_cache)
         history = [prefix.history_blocks * self.block_size for prefix in prefixes]
         if longest := max(history):
             self.transport.fill(latents[:, :longest], dit_cache, history)
             self._decode(latents[:, :longest], vae_cache)
             vae_cache.commit(history)
+        if encoder_cache is not None:
+            encoder_cache.commit(history)
         # The block after a prompt of whole blocks may be none of the row's.
         blocks = F.pad(latents, (0, 0, 0, self.block_size)).unflatten(1, (-1, self.block_size))
         seen = torch.zeros(self.vae.config.vocab_size, dtype=torch.bool, device=self.device)
         return [
-            _Row(index, prefix, seen.clone(), row[prefix.history_blocks])
-            for index, prefix, row in zip(prompt_indices, prefixes, blocks, strict=True)
+            _Row(
+                index,
+                prefix,
+                seen.clone(),
+                row[prefix.history_blocks],
+                [*prompt[prefix.history_blocks * block_tokens :]],
+            )
+            for index, prompt, prefix, row in zip(
+                prompt_indices, prompts, prefixes, blocks, strict=True
+            )
         ]
+
+    def _new_encoder_cache(self, rows: int, blocks: int) -> KVCache | None:
+        """Room for `blocks` of DiT blocks in each row; None where no block is encoded anew."""
+        if self.config.history == "generated":
+            return None
+        return self.vae.new_encoder_cache(rows, blocks * self.block_size)
+
+    def _text_of(self, block: GeneratedBlock) -> Int[Tensor, "batch seq"]:
+        """A block's tokens, where a prompt's are known these."""
+        tokens = block.tokens.clone()
+        for row, known in zip(self._rows, tokens, strict=True):
+            if not row.blocks_done:
+                given = torch.tensor(row.opening, dtype=tokens.dtype, device=self.device)
+                known[: len(given)] = given
+        return tokens
+
+    def _encode(
+        self, tokens: Int[Tensor, "batch seq"], cache: KVCache | None
+    ) -> Float[Tensor, "batch latents channels"]:
+        """Posterior means; after what the encoder's KV cache holds of each row, if there is one."""
+        if cache is None:
+            return self.vae.encode(tokens).mean
+        vae = self.vae.config
+        attention = clean_attention(cache, tokens.shape[1] // vae.patch_size, vae.block_size)
+        posterior: Posterior = self.vae.encoder(
+            tokens, positions=attention.slots, attention=attention
+        )
+        return posterior.mean
 
     def _decode(
         self, z_0: Float[Tensor, "batch latents channels"], cache: KVCache

@@ -17,8 +17,8 @@ from cola_train.families.checkpoint import Checkpoint, Inspection, SolverQuality
 from cola_train.families.cola.blocks import BlockGeneration
 from cola_train.families.cola.flops import generation_work
 from cola_train.families.cola.format import (
-    DIT_FORMAT,
     VAE_FORMAT,
+    dit_format_in,
     find_root,
     vae_weights,
     write_checkpoint,
@@ -46,15 +46,28 @@ class ColaCheckpoint(Checkpoint):
     training: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     likelihood_kind = "ELBO"  # latents are drawn for a whole text
+    solver_settings = frozenset(
+        {
+            "num_steps",
+            "solver",
+            "guidance_scale",
+            "guidance_interval",
+            "guidance_rescale",
+            "noise_scale",
+            "history",
+            "released_rounding",
+        }
+    )
 
     @classmethod
     def load(cls, folder: str | Path, device: str | torch.device = "cpu") -> "ColaCheckpoint":
         """Read the released layout, as `Family.load`; of a run folder its `hf` export."""
         root = find_root(folder)
         vae, dit = VAE_FORMAT.load(root), None
-        if DIT_FORMAT.is_in(root):
-            check_pair(vae.config, DIT_FORMAT.read_config(root))
-            dit = DIT_FORMAT.load(root)
+        stored = dit_format_in(root)
+        if stored is not None:
+            check_pair(vae.config, stored.read_config(root))
+            dit = stored.load(root)
         held = read_tokenizer(root, vae.config.vocab_size, "VAE")
         return cls(vae, dit, *held).for_inference(device)
 
@@ -158,11 +171,16 @@ class ColaCheckpoint(Checkpoint):
         return compare_solvers(self, prompts, config, solvers, steps, reference_steps)
 
     def describe_likelihood(self, config: LikelihoodConfig) -> str:
+        if config.method == "bound":
+            return (
+                f"upper bounds by denoising, by {config.num_samples} draws of latents and noise "
+                "levels for each row"
+            )
         tolerance = f"{config.num_steps} steps"
         if config.solver == "dopri5":
             tolerance = f"rtol {config.rtol}, atol {config.atol}"
         return (
-            f"upper bounds, by {config.num_samples} draws of the latents for each row; the prior's "
+            f"estimates, by {config.num_samples} draws of the latents for each row; the prior's "
             f"ODE by {config.solver}, {tolerance}; {config.divergence} divergence"
         )
 

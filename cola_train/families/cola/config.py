@@ -135,7 +135,7 @@ class Stage2Config(Settings):
     """Joint training of VAE and DiT.
 
     vae_weight (reconstruction + entropy_weight E[log q] + mask_weight mask) + flow_weight flow
-    + reference_weight KL(q || q_ref)
+    + reference_weight KL(q || q_ref), and with a codebook code_weight code
     """
 
     vae_weight: float = setting(1.0, help="lambda_VAE; not stated in the paper.", rule=at_least(0))
@@ -153,6 +153,12 @@ class Stage2Config(Settings):
         rule=_MASK_RATIO,
     )
     flow_weight: float = setting(1.0, help="lambda_fm; not stated in the paper.", rule=at_least(0))
+    code_weight: float = setting(
+        1.0,
+        help="Weight of the cross-entropy of dit.head=codebook, beside the flow's squared error; "
+        "not of the paper.",
+        rule=at_least(0),
+    )
     reference_weight: float = setting(
         1e-2,
         help="lambda_ref: weight of KL(q || q_ref), nats per token; not stated.",
@@ -230,12 +236,17 @@ class JointRunConfig(ColaRunConfig):
         None, help="Checkpoint folder whose DiT to start from; null starts from scratch."
     )
 
+    @property
+    def vae_from(self) -> str | None:
+        """The checkpoint whose VAE the run starts from."""
+        return self.init_vae_from
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_log_snr()
         check_pair(self.vae, self.dit)
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.dit.block_size)
-        has_vae = self.init_vae_from is not None
+        has_vae = self.vae_from is not None
         require(
             has_vae or self.objective.reference_weight == 0,
             "objective.reference_weight needs a stage-1 encoder to stay near: give init_vae_from, "
@@ -245,4 +256,36 @@ class JointRunConfig(ColaRunConfig):
             has_vae or self.objective.vae_strategy.mode != "fix",
             "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use "
             "mode 'joint'.",
+        )
+        require(
+            self.dit.head == "velocity" or self.objective.vae_strategy.mode == "fix",
+            "dit.head=codebook needs objective.vae_strategy.mode=fix: its codes are measured once, "
+            "at the start, and a VAE that trains would move away from them.",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillRunConfig(JointRunConfig):
+    """`cola-train distill`: stage 2 by a trained DiT's velocities instead of the data's."""
+
+    stage: Literal["distill"] = setting("distill", help="Which stage a saved config is of.")  # type: ignore[assignment]
+    teacher_from: str = setting(
+        help="Checkpoint folder whose DiT teaches, over its VAE; needed until the run has ended.",
+        common=True,
+    )
+
+    @property
+    def vae_from(self) -> str | None:
+        return self.teacher_from
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.init_vae_from is None and self.objective.vae_strategy.mode == "fix",
+            "distill takes the VAE of teacher_from as it is, for velocities are of one VAE's "
+            "latents: leave init_vae_from out, and set objective.vae_strategy.mode=fix.",
+        )
+        require(
+            self.dit.head == "velocity",
+            "distill trains a DiT in the released layout: leave dit.head=codebook to its teacher.",
         )

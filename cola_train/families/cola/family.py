@@ -1,16 +1,19 @@
-"""Cola DLM's two stages, as families."""
+"""Cola DLM as a family: what its stages share, and stage 1."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cola_train.config.loop import AlarmsConfig
 from cola_train.config.settings import require
-from cola_train.families.cola.config import ColaRunConfig, JointRunConfig, VAERunConfig
-from cola_train.families.cola.flops import dit_parameters, stage2_work, vae_parameters, vae_work
-from cola_train.families.cola.workloads import GENERATION, STAGE1, STAGE2
-from cola_train.families.family import Family, MatchTarget, Phase, TrainedRun
+from cola_train.families.cola.config import (
+    ColaRunConfig,
+    VAERunConfig,
+)
+from cola_train.families.cola.flops import vae_parameters, vae_work
+from cola_train.families.cola.workloads import STAGE1
+from cola_train.families.family import Family, TrainedRun
 from cola_train.flops.work import Parts
 from cola_train.models.config import DiTConfig
 
@@ -21,15 +24,14 @@ if TYPE_CHECKING:
     from cola_train.data.prepared import PreparedData
     from cola_train.families.cola.checkpoint import ColaCheckpoint
     from cola_train.families.cola.stage1 import Stage1Objective
-    from cola_train.families.cola.stage2 import Stage2Objective
 
 ColaT = TypeVar("ColaT", bound=ColaRunConfig)
 _JOINT, _FROZEN = "joint", "frozen"
 # For `cola-train chaos`.
-_SMALL_WIDTH = 32
+SMALL_WIDTH = 32
 
 
-class _ColaFamily(Family[ColaT]):
+class ColaFamily(Family[ColaT]):
     """What both stages share: a VAE, and the layout of their checkpoints."""
 
     def dit_config(self, config: ColaT) -> DiTConfig | None:
@@ -55,9 +57,9 @@ class _ColaFamily(Family[ColaT]):
         return dataclasses.replace(config.alarms, min_log_snr=None) if fixed else config.alarms
 
     def recognizes(self, folder: Path) -> bool:
-        """cola_dlm/cola_vae, with cola_dlm/cola_dit after stage 2."""
+        """cola_dlm/cola_vae, with a DiT's folder beside it after stage 2."""
         root = folder / "cola_dlm"
-        has_dit = (root / "cola_dit").is_dir()
+        has_dit = any((root / name).is_dir() for name in ("cola_dit", "cola_codebook_dit"))
         return (root / "cola_vae").is_dir() and has_dit == (self.name == "joint")
 
     def load(self, folder: Path, device: "str | torch.device" = "cpu") -> "ColaCheckpoint":
@@ -91,12 +93,12 @@ class _ColaFamily(Family[ColaT]):
         """A narrow VAE with one block in the encoder and one in the decoder."""
         vae = dataclasses.replace(
             config.vae,
-            ffn_dim=min(config.vae.ffn_dim, 2 * _SMALL_WIDTH),
+            ffn_dim=min(config.vae.ffn_dim, 2 * SMALL_WIDTH),
             encoder_num_blocks=1,
             decoder_num_blocks=1,
         )
-        if vae.dim > _SMALL_WIDTH:
-            vae = dataclasses.replace(vae, dim=_SMALL_WIDTH, num_heads=2)
+        if vae.dim > SMALL_WIDTH:
+            vae = dataclasses.replace(vae, dim=SMALL_WIDTH, num_heads=2)
         return {"vae": vae}
 
     def describe(self, config: ColaT) -> str:
@@ -104,7 +106,7 @@ class _ColaFamily(Family[ColaT]):
         return f"VAE {vae.encoder_num_blocks} + {vae.decoder_num_blocks} x {vae.dim}"
 
 
-class TextVAEFamily(_ColaFamily[VAERunConfig]):
+class TextVAEFamily(ColaFamily[VAERunConfig]):
     """Stage 1: the VAE alone."""
 
     name = "vae"
@@ -123,7 +125,7 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
     def initial_values(
         self, config: VAERunConfig, shapes: "Mapping[str, torch.Size]"
     ) -> "Iterator[tuple[str, Tensor]]":
-        from cola_train.families.cola.format import vae_values
+        from cola_train.families.cola.start import vae_values
 
         return vae_values(config, None, shapes)
 
@@ -132,129 +134,3 @@ class TextVAEFamily(_ColaFamily[VAERunConfig]):
 
     def parameters(self, config: VAERunConfig) -> dict[str, int]:
         return dict(vae_parameters(config.vae))
-
-
-class JointFamily(_ColaFamily[JointRunConfig]):
-    """Stage 2: VAE and DiT."""
-
-    name = "joint"
-    config = JointRunConfig
-    summary = "stage 2: train VAE and DiT jointly"
-    example = "configs/small/joint_quickstart.yaml"
-    stage1_key = "init_vae_from"
-    workloads = STAGE2
-    generation_workloads = GENERATION
-
-    def dit_config(self, config: JointRunConfig) -> DiTConfig | None:
-        return config.dit
-
-    def build(self, config: JointRunConfig) -> "Stage2Objective":
-        from cola_train.families.cola.stage2 import Stage2Objective
-        from cola_train.models.dit import BlockCausalDiT
-        from cola_train.models.text_vae import TextVAE
-
-        vae, dit = TextVAE(config.vae), BlockCausalDiT(config.dit)
-        return Stage2Objective(vae, dit, config.objective, config.seed)
-
-    def initial_values(
-        self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]"
-    ) -> "Iterator[tuple[str, Tensor]]":
-        """Drawn or read from checkpoints; the reference encoder is a copy of the VAE's."""
-        from cola_train.families.cola.format import dit_values, vae_values
-
-        yield from vae_values(config, config.init_vae_from, shapes)
-        yield from dit_values(config, shapes)
-
-    def check_start(self, config: JointRunConfig, data: "PreparedData") -> None:
-        """Checkpoints to start from must have the run's networks and tokenizer."""
-        from cola_train.families.cola.format import check_start
-
-        check_start(config, data)
-
-    def phases(self, config: JointRunConfig) -> Sequence[Phase]:
-        """Interval alternates between joint and frozen steps; Joint and Fix have one phase."""
-        strategy = config.objective.vae_strategy
-        if strategy.mode == "interval":
-            return Phase(_JOINT, strategy.joint_steps), Phase(_FROZEN, strategy.frozen_steps)
-        return (Phase(_JOINT if strategy.mode == "joint" else _FROZEN, 1),)
-
-    def step_work(self, config: JointRunConfig, phase: str) -> Parts:
-        return stage2_work(config, phase == _JOINT)
-
-    def parameters(self, config: JointRunConfig) -> dict[str, int]:
-        """VAE and DiT; the frozen reference encoder is a copy and not among them."""
-        return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
-
-    def backbone_parameters(self, config: JointRunConfig) -> int:
-        return sum(dit_parameters(config.dit).values())
-
-    def reference(
-        self, run: TrainedRun[JointRunConfig], device: "str | torch.device"
-    ) -> "ColaCheckpoint | None":
-        """The VAE with the encoder that stage 2 started from, where reference_weight keeps one."""
-        from cola_train.families.cola.checkpoint import in_memory
-        from cola_train.tensor_files import Below
-
-        reference = Below(run.weights, "reference_encoder.")
-        encoder = {f"vae.encoder.{name}": value for name, value in reference.items()}
-        if not encoder:
-            return None
-        weights = {**run.weights, **encoder}
-        return in_memory(dataclasses.replace(run, weights=weights), None, device)
-
-    def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
-        """Also a narrow DiT of two layers, and objectives that need no first stage.
-
-        A VAE that would be fixed trains.
-        """
-        dit = dataclasses.replace(config.dit, num_layers=min(config.dit.num_layers, 2))
-        if dit.txt_dim > _SMALL_WIDTH:
-            width = _SMALL_WIDTH
-            dit = dataclasses.replace(
-                dit, txt_dim=width, emb_dim=width, heads=2, head_dim=16, rope_dim=8
-            )
-        strategy = config.objective.vae_strategy.shortened(num_steps)
-        return super().shrink(config, num_steps) | {
-            "dit": dit,
-            "init_vae_from": None,
-            "init_dit_from": None,
-            "objective": dataclasses.replace(
-                config.objective, reference_weight=0.0, vae_strategy=strategy
-            ),
-        }
-
-    def uncounted_start(self, config: JointRunConfig) -> str | None:
-        return config.init_vae_from
-
-    def match_target(self, config: JointRunConfig) -> MatchTarget:
-        notes = []
-        if config.init_vae_from is not None:
-            notes.append(
-                f"Stage 1, which trained the VAE that {config.name} starts from, comes on top: no "
-                "tokens or FLOPs of it are here."
-            )
-        if config.budget.nominal_parameters is not None:
-            notes.append(
-                f"The paper's convention takes N = {config.budget.nominal_parameters:,} for "
-                f"{config.name}, by its budget.nominal_parameters, and the counted backbone for "
-                "the others."
-            )
-        dit = config.dit
-        return MatchTarget(dit.txt_dim, dit.num_layers, dit.head_dim, tuple(notes))
-
-    def describe(self, config: JointRunConfig) -> str:
-        return f"DiT {config.dit.num_layers} x {config.dit.txt_dim}, {super().describe(config)}"
-
-    def growth_settings(self, config: JointRunConfig, size: str, value: int) -> tuple[str, ...]:
-        dit = config.dit
-        sizes = {"block_size": dit.block_size, "layers": dit.num_layers, "width": dit.txt_dim}
-        if value == sizes[size]:
-            return ()
-        if size != "width":
-            return (f"dit.{'num_layers' if size == 'layers' else size}={value}",)
-        require(
-            value % dit.head_dim == 0,
-            f"widths must be multiples of the workload's head width, {dit.head_dim}, not {value}.",
-        )
-        heads = value // dit.head_dim
-        return (f"dit.txt_dim={value}", f"dit.emb_dim={value}", f"dit.heads={heads}")

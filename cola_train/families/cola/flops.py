@@ -61,7 +61,7 @@ def vae_work(config: VAERunConfig | JointRunConfig) -> Parts:
     return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
-def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
+def stage2_work(config: JointRunConfig, trains_vae: bool, teacher: DiTConfig | None) -> Parts:
     """One optimizer step of stage 2 over all its rows; in frozen phases the VAE only encodes."""
     backward = _backward(config)
     if not trains_vae:
@@ -70,7 +70,9 @@ def stage2_work(config: JointRunConfig, trains_vae: bool) -> Parts:
         parts = vae_work(config)
         if config.objective.reference_weight > 0:
             parts |= _encoder_alone(config, "reference_encoder")
-    return parts | named("dit", _dit(config, backward, trains_vae))
+    if teacher is not None:
+        parts |= named("teacher", _dit(config, teacher, NO_BACKWARD, trains_vae=False))
+    return parts | named("dit", _dit(config, config.dit, backward, trains_vae))
 
 
 def _backward(config: VAERunConfig | JointRunConfig) -> Backward:
@@ -111,9 +113,18 @@ def dit_pass(
     # A block without its adaLN layers.
     block = Block(dim, config.heads * config.head_dim, mlp, ends_with_product=False)
     parts = stack(block, config.num_layers, span, backward)
-    latents, velocity = Linear(config.txt_in_channels, dim), Linear(dim, config.txt_out_channels)
-    parts["linear"] += product(latents, span.positions, backward, input_gradient)
-    parts["linear"] += product(velocity, span.outputs, backward)
+    channels = config.txt_out_channels
+    parts["linear"] += product(Linear(channels, dim), span.positions, backward, input_gradient)
+    if config.vocab_size is None:
+        parts["linear"] += product(Linear(dim, channels), span.outputs, backward)
+    else:
+        # How far each code is (two products), and the mean of codes; none of them is trained.
+        codes = Linear(channels, config.vocab_size)
+        to_latents = backward if input_gradient else NO_BACKWARD
+        near = product(codes, span.outputs, to_latents, input_gradient=False)
+        mean = product(codes, span.outputs, backward, input_gradient=False)
+        logits = product(Linear(dim, config.vocab_size), span.outputs, backward)
+        parts |= {"head": logits + mean + near * 2}
     # A block's four adaLN layers as one: shift, scale and gate of attention and of the MLP.
     modulation = product(Linear(embedding, 6 * dim), times, backward)
     if backward.recomputes_blocks:
@@ -139,7 +150,7 @@ def _encoder_alone(config: JointRunConfig, name: str) -> Parts:
     return named(name, encoder_pass(config.vae, span, NO_BACKWARD))
 
 
-def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
+def _dit(config: JointRunConfig, dit: DiTConfig, backward: Backward, trains_vae: bool) -> Parts:
     """`BlockCausalDiT.velocity`: the blocks of each noised copy of a row, after its clean blocks.
 
     The last clean block is nobody's history and left out.
@@ -165,7 +176,7 @@ def _dit(config: JointRunConfig, backward: Backward, trains_vae: bool) -> Parts:
     # Beside the times that are drawn there is that of clean positions, 0.
     distinct = Extent(drawn + 1, drawn + rows // config.trainer.micro_batch_size)
     return dit_pass(
-        config.dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder
+        dit, span, distinct, backward, input_gradient=trains_vae and flow.grad_to_encoder
     )
 
 
@@ -180,7 +191,7 @@ def generation_work(
     """FLOPs of continuing `batch` prompts of `prompt` tokens by max_new_tokens, none ending early.
 
     Whole blocks of the prompt fill the caches; then every block is transported, decoded and, if
-    another follows, committed.
+    another follows, committed, with history=reencoded after its tokens are encoded.
     """
     size, prefix = dit.block_size, Prefix(prompt, vae.patch_size, dit.block_size)
     num_blocks = prefix.generated_blocks(sampler.max_new_tokens)
@@ -211,6 +222,8 @@ def generation_work(
         passes.append(_decode(vae, size, before, batch))
         if block < num_blocks - 1:
             passes.append(_commit(dit, Extent.of(size * (before + size)), size, batch))
+            if sampler.history == "reencoded":
+                passes += _reencode(vae, size, before, batch)
     return added(*passes)
 
 
@@ -231,9 +244,22 @@ def _commit(dit: DiTConfig, pairs: Extent, positions: int, batch: int) -> Parts:
     return _cached(dit, span, Extent.of(0))
 
 
+def _reencode(vae: TextVAEConfig, size: int, before: int, batch: int) -> list[Parts]:
+    """Encoder, and decoder for its keys and values alone, on a block's tokens after `before`."""
+    pairs = _block_pairs(vae, size, before, batch)
+    encoded = encoder_pass(vae, Span.all_read(batch * size, pairs), NO_BACKWARD)
+    span = Span.none_read(batch * size, pairs)
+    decoded = decoder_pass(vae, span, Extent.of(0), NO_BACKWARD)
+    return [named("vae.encoder", encoded), named("vae.decoder", decoded)]
+
+
+def _block_pairs(vae: TextVAEConfig, size: int, before: int, batch: int) -> Extent:
+    useful = size * before + visible_pairs(size, vae.block_size)
+    return Extent(useful, size * (before + size)) * batch
+
+
 def _decode(vae: TextVAEConfig, size: int, before: int, batch: int) -> Parts:
     """The decoder on a block of `size` latents after `before` others."""
-    useful = size * before + visible_pairs(size, vae.block_size)
-    span = Span.all_read(batch * size, Extent(useful, size * (before + size)) * batch)
+    span = Span.all_read(batch * size, _block_pairs(vae, size, before, batch))
     logits = Extent.of(batch * size * vae.patch_size)
     return named("vae.decoder", decoder_pass(vae, span, logits, NO_BACKWARD))

@@ -1,6 +1,7 @@
-"""The released checkpoint layout, read, written, and what new runs start from.
+"""The released checkpoint layout, read and written.
 
-<root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json.
+<root>/cola_dlm/{cola_vae,cola_dit}/ and <root>/tokenizer.json. A DiT with a codebook, which the
+released code does not know, is in cola_codebook_dit/ instead, where that code does not look.
 """
 
 import dataclasses
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from cola_train.config.settings import UserError
-from cola_train.data.prepared import PreparedData
 from cola_train.data.special_tokens import NAMES_FILE
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.export_files import (
@@ -24,11 +24,11 @@ from cola_train.export_files import (
     read_json,
     write_json,
 )
-from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
+from cola_train.families.cola.config import ColaRunConfig
 from cola_train.files import atomic_folder
-from cola_train.models.config import DiTConfig, NetworkConfig, TextVAEConfig
+from cola_train.models.config import DiTConfig, TextVAEConfig
 from cola_train.models.dit import BlockCausalDiT
-from cola_train.models.initialize import dit_value, text_vae_value
+from cola_train.models.network_config import NetworkConfig
 from cola_train.models.text_vae import TextVAE
 from cola_train.run_layout import EXPORT
 from cola_train.tensor_files import (
@@ -137,6 +137,22 @@ VAE_FORMAT = NetworkFormat(
     "vae", TextVAEConfig, TextVAE, "cola_vae", "ColaTextVAEModel", "cola_text_vae"
 )
 DIT_FORMAT = NetworkFormat("dit", DiTConfig, BlockCausalDiT, "cola_dit", "ColaDiTModel", "cola_dit")
+CODEBOOK_DIT_FORMAT = dataclasses.replace(
+    DIT_FORMAT,
+    folder_name="cola_codebook_dit",
+    architecture="ColaCodebookDiTModel",
+    model_type="cola_codebook_dit",
+)
+
+
+def dit_format(config: DiTConfig) -> NetworkFormat[BlockCausalDiT, DiTConfig]:
+    """How a DiT is stored."""
+    return DIT_FORMAT if config.head == "velocity" else CODEBOOK_DIT_FORMAT
+
+
+def dit_format_in(root: Path) -> NetworkFormat[BlockCausalDiT, DiTConfig] | None:
+    """How a checkpoint's DiT is stored; None where it has none."""
+    return next((one for one in (DIT_FORMAT, CODEBOOK_DIT_FORMAT) if one.is_in(root)), None)
 
 
 def find_root(folder: str | Path) -> Path:
@@ -205,54 +221,8 @@ def write_checkpoint(
     with atomic_folder(folder, replace=replace) as working:
         VAE_FORMAT.write(working, *vae, max_shard_bytes)
         if dit is not None:
-            DIT_FORMAT.write(working, *dit, max_shard_bytes)
+            dit_format(dit[0]).write(working, *dit, max_shard_bytes)
         tokenizer.save(working / "tokenizer.json")
         if training:
             write_json(working / TRAINING, training)
         add_checksums(working, ["tokenizer.json", NAMES_FILE, TRAINING])
-
-
-def vae_values(
-    config: ColaRunConfig, source: str | None, shapes: Mapping[str, torch.Size]
-) -> Iterator[tuple[str, Tensor]]:
-    """The VAE of checkpoint `source`, or drawn; with a copy where `shapes` has a reference encoder.
-
-    `shapes` are those of the objective's parameters, by name.
-    """
-    draw = functools.partial(text_vae_value, config=config.vae, seed=config.seed)
-    for name, value in VAE_FORMAT.first_values(source, config.vae, shapes, draw):
-        yield f"vae.{name}", value
-        if f"reference_{name}" in shapes:
-            yield f"reference_{name}", value
-
-
-def dit_values(
-    config: JointRunConfig, shapes: Mapping[str, torch.Size]
-) -> Iterator[tuple[str, Tensor]]:
-    """The DiT; drawn unless init_dit_from names a checkpoint."""
-    draw = functools.partial(dit_value, seed=config.seed)
-    for name, value in DIT_FORMAT.first_values(config.init_dit_from, config.dit, shapes, draw):
-        yield f"dit.{name}", value
-
-
-def check_start(config: JointRunConfig, data: PreparedData) -> None:
-    """Refuse checkpoints to start from whose networks or tokenizer are others than the run's.
-
-    Raises:
-        UserError: these, or no checkpoint, with the setting that names it.
-    """
-    for key, folder in (
-        ("init_vae_from", config.init_vae_from),
-        ("init_dit_from", config.init_dit_from),
-    ):
-        if folder is None:
-            continue
-        try:
-            theirs = Tokenizer.load(find_root(folder) / "tokenizer.json")
-            data.check_run(config.data, theirs.sha256)
-            if key == "init_vae_from":
-                VAE_FORMAT.check_fits(folder, config.vae)
-            else:
-                DIT_FORMAT.check_fits(folder, config.dit)
-        except UserError as error:
-            raise UserError(f"{key}={folder}: {error}") from None

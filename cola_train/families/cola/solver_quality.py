@@ -69,6 +69,8 @@ def compare_solvers(
             generation = BlockGeneration(
                 vae, dit, batch, indices, reference, checkpoint.tokenizer.pad_token_id, None
             )
+            for candidate in candidates:
+                candidate.texts += [[] for _ in batch]
             for _ in range(generation.num_blocks):
                 # Not in the time of the first candidate.
                 generation.catch_up()
@@ -91,6 +93,7 @@ class _Candidate:
     equal: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    texts: list[list[int]] = dataclasses.field(default_factory=list)  # ids; the last are a batch's
 
     def trial(self, generation: BlockGeneration) -> GeneratedBlock:
         """The next block, timed."""
@@ -107,9 +110,12 @@ class _Candidate:
         counted = counted.repeat_interleave(wanted.tokens.shape[1] // counted.shape[1], dim=1)
         self.equal += int((block.tokens == wanted.tokens)[counted].sum())
         self.tokens += int(counted.sum())
+        for text, ids, own in zip(self.texts[-len(counted) :], block.tokens, counted, strict=True):
+            text += ids[own].tolist()
 
     def quality(self, num_prompts: int) -> SolverQuality:
         config = self.transport.config
+        grams = [gram for ids in self.texts for gram in zip(ids, ids[1:], ids[2:], ids[3:])]
         return SolverQuality(
             solver=config.solver,
             num_steps=config.num_steps,
@@ -117,4 +123,5 @@ class _Candidate:
             latent_rms_error=float((self.squares / self.values) ** 0.5),
             token_agreement=self.equal / self.tokens,
             cpu_seconds_per_sample=self.seconds / num_prompts,
+            distinct_4gram_share=len(set(grams)) / max(1, len(grams)),
         )

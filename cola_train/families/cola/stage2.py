@@ -2,6 +2,9 @@
 
 L = lambda_VAE (reconstruction + beta E_q[log q] + lambda_mask L_mask) + lambda_fm L_FM
     + lambda_ref KL(q || q_ref)
+
+A DiT with a codebook adds the cross-entropy of its posterior over tokens. With a teacher, a trained
+DiT, L_FM is the distance from the teacher's velocity, which has no noise, instead of z_1 - z_0.
 """
 
 import copy
@@ -25,7 +28,8 @@ from cola_train.families.cola.stage1 import (
     vae_pass,
 )
 from cola_train.flow import interpolate, logit_normal_time, velocity_target
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import Objective, Term, documents_of
 from cola_train.randomness import Purpose, normal, uniform
@@ -88,7 +92,7 @@ class Stage2Objective(Objective):
     """The losses of the VAE and the DiT that it holds, beside the frozen reference encoder.
 
     The reference encoder is a copy of the VAE's encoder at construction, so build this after
-    loading stage 1.
+    loading stage 1. A teacher is frozen, too.
     """
 
     timed_forwards: ClassVar[Mapping[str, str]] = {
@@ -96,11 +100,20 @@ class Stage2Objective(Objective):
         "reference_encoder": "encode by the reference",
         "vae.decoder": "decode",
         "dit": "forward of the DiT",
+        "teacher": "forward of the teacher",
     }
 
-    def __init__(self, vae: TextVAE, dit: BlockCausalDiT, config: Stage2Config, seed: int) -> None:
+    def __init__(
+        self,
+        vae: TextVAE,
+        dit: BlockCausalDiT,
+        config: Stage2Config,
+        seed: int,
+        teacher: BlockCausalDiT | None = None,
+    ) -> None:
         super().__init__()
         self.vae, self.dit, self.config, self.seed = vae, dit, config, seed
+        self.teacher = None if teacher is None else teacher.requires_grad_(False)
         trains_vae = config.vae_strategy.mode != "fix"
         vae.requires_grad_(trains_vae)
         self.reference_encoder = None
@@ -116,14 +129,16 @@ class Stage2Objective(Objective):
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
         """flow_mse and, where the VAE trains, its terms and metrics.
 
-        flow_mse is the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2. The VAE's
-        are reconstruction, mask loss, negative entropy E_q[log q] and KL(q || q_ref), the last two
-        in nats per token (summed over channels, divided by real tokens). In frozen phases of Fix
-        and Interval the VAE only encodes, without gradient.
+        flow_mse is the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2, and
+        teacher_mse of (v_psi - v_teacher)^2; code_nats, over latents, of -log p(token | z_t,
+        history) by a codebook. The VAE's are reconstruction, mask loss, negative entropy
+        E_q[log q] and KL(q || q_ref), the last two in nats per token (summed over channels, divided
+        by real tokens). In frozen phases of Fix and Interval the VAE only encodes, without
+        gradient.
         """
         config = self.config
         if step is not None and not config.vae_strategy.trains_vae(step):
-            return [self._flow(batch, self._frozen(batch))]
+            return self._flow(batch, self._frozen(batch))
         out = vae_pass(self.vae, batch, config, self.seed, config.vae_weight)
         negative_entropy = out.divergence(
             "negative_entropy",
@@ -138,7 +153,7 @@ class Stage2Objective(Objective):
             kl = out.posterior.kl_to(reference)
             reference_kl = [out.divergence("reference_kl", kl, config.reference_weight)]
         return [
-            self._flow(batch, out.z_0),
+            *self._flow(batch, out.z_0),
             out.reconstruction,
             negative_entropy,
             *out.mask,
@@ -174,7 +189,7 @@ class Stage2Objective(Objective):
             standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
         )
 
-    def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> Term:
+    def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> list[Term]:
         config, copies = self.config, self.config.flow.noise_copies
         draws = self._draws(batch)
         times = position_times(draws, self.dit.config.block_size, config.flow)
@@ -188,9 +203,26 @@ class Stage2Objective(Objective):
         path_start = z_0.repeat(1, copies, 1) if config.flow.grad_to_encoder else detached
         on_path = interpolate(path_start, z_1, times.distinct[times.index][..., None])
         z_t = torch.where(draws.pinned[..., None], detached, on_path)
-        velocity = self.dit.velocity(
-            z_t, z_0.detach(), times, self._documents(batch), draws.sees_history
-        )
-        error = (velocity - velocity_target(detached, z_1)).square().mean(-1)
-        total = (error * self._counted(batch, draws)).sum()
-        return Term("flow", "mse", total, "flow_latents", config.flow_weight)
+        given, context = (z_t, z_0.detach(), times), (self._documents(batch), draws.sees_history)
+        counted, nats = self._counted(batch, draws), None
+        if self.dit.codebook is None:
+            velocity = self.dit.velocity(*given, *context)
+        else:
+            tokens = batch.tokens.repeat(1, copies)
+            velocity, nats = self.dit.velocity_and_nats(*given, tokens, *context)
+
+        def distance(target: Tensor) -> Tensor:
+            return ((velocity - target).square().mean(-1) * counted).sum()
+
+        # With a teacher the loss that others have is a metric, to be compared.
+        total, weight = distance(velocity_target(detached, z_1)), config.flow_weight
+        learned = self.teacher is None
+        terms = [Term("flow", "mse", total, "flow_latents", weight if learned else None)]
+        if self.teacher is not None:
+            with torch.no_grad():
+                taught = self.teacher.velocity(*given, *context)
+            terms.append(Term("teacher", "mse", distance(taught), "flow_latents", weight))
+        if nats is not None:
+            total = (nats * counted).sum()
+            terms.append(Term("code", "nats", total, "flow_latents", config.code_weight))
+        return terms

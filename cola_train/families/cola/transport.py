@@ -11,7 +11,8 @@ from cola_train.config.sampling import SamplerConfig
 from cola_train.flow import guide, integrate, rescale_guided
 from cola_train.models.attention.cached import CachedAttention, KVCache
 from cola_train.models.attention.masks import clean_layout, visible_set_mask
-from cola_train.models.dit import DIT_TIME_SCALE, BlockCausalDiT, Times
+from cola_train.models.dit import DIT_TIME_SCALE, BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.solvers import time_grid
 
 Block = Float[Tensor, "batch block channels"]

@@ -129,6 +129,7 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
     family = "llada"
     kind = Kind("cola_llada", "ColaLLaDAModel", causal=False)
     likelihood_kind = "bound"
+    solver_settings = frozenset({"num_steps"})
 
     def texts(
         self,
@@ -138,6 +139,7 @@ class MaskedDiffusionCheckpoint(TransformerCheckpoint):
         stops: frozenset[int],
         noise: Noise | None = None,
     ) -> Iterator[Text]:
+        self.refuse_others_settings(config)
         # Rows of a batch end together, so none makes room for another.
         transformer = self.for_passes(self.transformer, config)
         # After nothing, all positions would look the same and none be the most confident one.

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor, nn
 
+from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
 from cola_train.data.special_tokens import NAMES_FILE
 from cola_train.data.tokenizer import Tokenizer
@@ -175,6 +176,16 @@ class TransformerCheckpoint(Checkpoint):
             replace=replace,
             max_shard_bytes=max_shard_bytes,
         )
+
+    def refuse_others_settings(self, config: SamplerConfig) -> None:
+        """Refuse what is set of latents and noise, by name: a baseline has neither."""
+        for name in ("noise_scale", "history"):
+            value, neutral = getattr(config, name), getattr(SamplerConfig(), name)
+            require(
+                value == neutral,
+                f"{name} ({value}) is a setting of Cola DLM's sampler and means nothing for a "
+                f"checkpoint of `cola-train {self.family}`; leave it at {neutral}.",
+            )
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

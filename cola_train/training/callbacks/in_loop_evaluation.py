@@ -23,7 +23,8 @@ from cola_train.evaluation.benchmarks.answers import Answer
 from cola_train.evaluation.benchmarks.results import accuracies
 from cola_train.evaluation.benchmarks.tasks import Sample
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods_stream
-from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of
+from cola_train.evaluation.likelihood.perplexity import held_out_rows
+from cola_train.evaluation.likelihood.rates import perplexity_of
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
 from cola_train.families.registry import family_of

@@ -72,7 +72,8 @@ class StageModule(pl.LightningModule):
             self.ema = EMA(self.objective, self.config.ema)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.objective, self.config.optim)
+        products = torch.bfloat16 if self.config.trainer.in_bf16 else torch.float32
+        return build_optimizer(self.objective, self.config.optim, products)
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """Everything that a checkpoint holds, live."""

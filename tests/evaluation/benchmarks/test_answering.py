@@ -236,7 +236,7 @@ def test_options_of_a_sample_share_their_noise() -> None:
     """Two equal options are equally likely, by a bound that is random."""
     checkpoint, choices = reader("cola"), ("the ball", "a letter", "the ball")
     samples = [Sample(number, "He spoke of", "a letter", choices) for number in (1, 2)]
-    likelihood = LikelihoodConfig(num_samples=1, num_steps=2, solver="euler")
+    likelihood = LikelihoodConfig(num_samples=1)
     config = dataclasses.replace(CONFIG, choose_by="likelihood", likelihood=likelihood)
     first, second = answer(checkpoint, "obqa", samples, config)
     assert first.scores[0] == first.scores[2]

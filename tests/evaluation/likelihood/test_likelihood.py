@@ -30,6 +30,7 @@ from tests.helpers.tiny import PAD, calm, random_tokens, tiny_checkpoint, tiny_d
 
 EOS = 0
 FAST = LikelihoodConfig(num_samples=2, num_steps=2)
+ODE = dataclasses.replace(FAST, method="ode")
 
 
 def texts(*lengths: int) -> list[list[int]]:
@@ -46,7 +47,9 @@ def cola(**vae: Any) -> ColaCheckpoint:
 # Cola DLM against quadrature over all its latents
 
 
-INTEGRAL = LikelihoodConfig(num_samples=1000, num_steps=12, divergence="exact", batch_size=1000)
+INTEGRAL = LikelihoodConfig(
+    method="ode", num_samples=1000, num_steps=12, divergence="exact", batch_size=1000
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +118,7 @@ def test_the_integrals_over_all_texts_of_a_token_add_up_to_1(quadrature: Quadrat
 def test_the_parts_are_those_of_a_slow_loop() -> None:
     checkpoint, tokens = cola(), texts(6)[0]
     assert checkpoint.dit is not None
-    (found,) = log_likelihoods(checkpoint, [ScoredRow(tokens, key=9)], FAST)
+    (found,) = log_likelihoods(checkpoint, [ScoredRow(tokens, key=9)], ODE)
     filled = torch.tensor([[*tokens, EOS, EOS]])
     posterior = checkpoint.vae.encode(filled)
     reconstruction, prior, entropy = [], [], []
@@ -177,12 +180,13 @@ def test_padding_within_a_row_is_not_scored() -> None:
     assert found.reconstruction == pytest.approx(sum(nats) / 2, abs=1e-3)
 
 
+@pytest.mark.parametrize("config", [FAST, ODE], ids=["bound", "ode"])
 @pytest.mark.parametrize("patch_size", [1, 2])
-def test_documents_apart_are_texts_of_their_own(patch_size: int) -> None:
+def test_documents_apart_are_texts_of_their_own(patch_size: int, config: LikelihoodConfig) -> None:
     checkpoint, block = cola(patch_size=patch_size), 4 * patch_size
     tokens, config = (
         texts(3 * block)[0],
-        dataclasses.replace(FAST, num_samples=64, divergence="exact"),
+        dataclasses.replace(config, num_samples=64, divergence="exact"),
     )
     apart, first, second = log_likelihoods(
         checkpoint,
@@ -208,23 +212,27 @@ def checkpoints() -> dict[str, ColaCheckpoint | TransformerCheckpoint]:
     return {"cola": cola(), "ar": tiny_baseline(causal=True), "llada": tiny_baseline(causal=False)}
 
 
-@pytest.mark.parametrize("family", ["cola", "ar", "llada"])
-def test_a_row_gets_what_it_gets_alone_in_any_batch_and_order(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "config"), [("cola", FAST), ("cola", ODE), ("ar", FAST), ("llada", FAST)]
+)
+def test_a_row_gets_what_it_gets_alone_in_any_batch_and_order(
+    family: str, config: LikelihoodConfig
+) -> None:
     checkpoint = checkpoints()[family]
     rows = [
         ScoredRow(tokens, key=3 * number, given=number % 2)
         for number, tokens in enumerate(texts(7, 8, 5, 8, 13))
     ]
     together = log_likelihoods(
-        checkpoint, rows, dataclasses.replace(FAST, num_samples=3, batch_size=4)
+        checkpoint, rows, dataclasses.replace(config, num_samples=3, batch_size=4)
     )
     backwards = log_likelihoods(
-        checkpoint, rows[::-1], dataclasses.replace(FAST, num_samples=3, batch_size=32)
+        checkpoint, rows[::-1], dataclasses.replace(config, num_samples=3, batch_size=32)
     )[::-1]
     alone = [
-        log_likelihoods(checkpoint, [row], dataclasses.replace(FAST, num_samples=3, batch_size=1))[
-            0
-        ]
+        log_likelihoods(
+            checkpoint, [row], dataclasses.replace(config, num_samples=3, batch_size=1)
+        )[0]
         for row in rows
     ]
     for one, other, third in zip(together, backwards, alone, strict=True):
@@ -243,7 +251,7 @@ def test_dopri5_depends_on_the_batch_within_its_tolerance_only() -> None:
     """
     checkpoint = dataclasses.replace(cola(), dit=calm(calm(tiny_dit())))
     rows = [ScoredRow(tokens, key) for key, tokens in enumerate(texts(8, 8, 8))]
-    config = LikelihoodConfig(num_samples=1, solver="dopri5", rtol=1e-3, atol=1e-3)
+    config = LikelihoodConfig(method="ode", num_samples=1, solver="dopri5", rtol=1e-3, atol=1e-3)
     together = [found.log_p for found in log_likelihoods(checkpoint, rows, config)]
     alone = [log_likelihoods(checkpoint, [row], config)[0].log_p for row in rows]
     assert together == pytest.approx(alone, abs=0.05)
@@ -288,12 +296,12 @@ def test_batches_hold_all_draws_once_and_one_width_each() -> None:
 
 def test_colas_score_is_the_difference_of_two_elbos_on_the_same_draws() -> None:
     checkpoint, (prompt, continuation) = cola(), texts(5, 4)
-    (score,) = conditional_scores(checkpoint, [(prompt, continuation)], FAST, [6])
+    (score,) = conditional_scores(checkpoint, [(prompt, continuation)], ODE, [6])
     whole, part = log_likelihoods(
-        checkpoint, [ScoredRow([*prompt, *continuation], 6), ScoredRow(prompt, 6)], FAST
+        checkpoint, [ScoredRow([*prompt, *continuation], 6), ScoredRow(prompt, 6)], ODE
     )
     assert score == pytest.approx(whole.log_p - part.log_p, abs=1e-4)
-    (row,) = log_likelihoods(checkpoint, [ScoredRow([*prompt, *continuation], 6, given=5)], FAST)
+    (row,) = log_likelihoods(checkpoint, [ScoredRow([*prompt, *continuation], 6, given=5)], ODE)
     assert whole.iwae is not None
     assert part.iwae is not None
     assert row.iwae == pytest.approx(whole.iwae - part.iwae, abs=1e-4)
@@ -301,6 +309,26 @@ def test_colas_score_is_the_difference_of_two_elbos_on_the_same_draws() -> None:
     assert row.log_p == pytest.approx(
         sum(x for x in (row.reconstruction, row.prior, row.entropy) if x is not None)
     )
+
+
+def test_a_prompt_that_ends_within_a_block_is_subtracted_too() -> None:
+    checkpoint, (prompt, continuation) = cola(), texts(5, 4)
+    rows = [ScoredRow([*prompt, *continuation], 6, given=given) for given in (5, 0)]
+    after, whole, part = log_likelihoods(checkpoint, [*rows, ScoredRow(prompt, 6)], FAST)
+    assert after.log_p == pytest.approx(whole.log_p - part.log_p, abs=1e-4)
+    assert (after.iwae, after.step_change) == (None, None)
+
+
+def test_twice_as_many_steps_of_the_solver_are_told() -> None:
+    checkpoint, rows = cola(), [ScoredRow(texts(8)[0], 6)]
+    (coarse,), (fine,) = (
+        log_likelihoods(checkpoint, rows, dataclasses.replace(ODE, num_steps=steps))
+        for steps in (2, 4)
+    )
+    assert coarse.step_change == pytest.approx(fine.log_p - coarse.log_p, abs=1e-4)
+    assert abs(coarse.step_change or 0.0) > 1e-3
+    (adaptive,) = log_likelihoods(checkpoint, rows, dataclasses.replace(ODE, solver="dopri5"))
+    assert adaptive.step_change is None
 
 
 def test_noise_of_what_prompt_and_text_share_cancels() -> None:
@@ -348,6 +376,13 @@ def test_nothing_given_is_the_whole_likelihood(family: str) -> None:
 
 
 # What is refused
+
+
+def test_documents_apart_must_fill_their_blocks_for_the_bound() -> None:
+    checkpoint, row = cola(), ScoredRow(texts(6)[0], 0, [0] * 4 + [1] * 2)
+    with pytest.raises(UserError, match=r"Row 0 keeps documents apart and has 6 tokens; .* of 4"):
+        log_likelihoods(checkpoint, [row], FAST)
+    log_likelihoods(checkpoint, [row], ODE)
 
 
 def test_a_vae_alone_is_refused() -> None:

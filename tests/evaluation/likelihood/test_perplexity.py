@@ -25,9 +25,9 @@ from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likel
 from cola_train.evaluation.likelihood.perplexity import (
     held_out_rows,
     measure,
-    perplexity_of,
     read_texts,
 )
+from cola_train.evaluation.likelihood.rates import perplexity_of
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.registry import load_checkpoint
 from cola_train.likelihood.rows import ScoredRow
@@ -35,6 +35,7 @@ from tests.helpers.llama import tiny_baseline
 from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_tokenizer, tiny_vae
 
 FAST = LikelihoodConfig(num_samples=2, num_steps=2, num_rows=3)
+ODE = dataclasses.replace(FAST, method="ode")
 
 
 def row(num_tokens: int, log_p: float) -> RowLikelihood:
@@ -86,7 +87,7 @@ def test_rates_are_ratios_of_sums() -> None:
         "entropy": pytest.approx(1.0),
     }
     assert found.bits_per_byte == pytest.approx(80 / math.log(2) / 100)
-    assert (found.num_rows, found.num_tokens, found.exact) == (2, 40, False)
+    assert (found.num_rows, found.num_tokens, found.kind) == (2, 40, "bound")
 
 
 def test_the_standard_error_is_the_bootstraps() -> None:
@@ -104,13 +105,23 @@ def test_the_standard_error_is_the_bootstraps() -> None:
     )
 
 
-def test_figures_have_iwaes_only_where_it_holds_and_say_what_is_exact() -> None:
+def test_figures_have_iwaes_only_where_it_holds_and_say_what_they_are() -> None:
     cola, rows = tiny_checkpoint(tiny_vae(), tiny_dit()), [row(10, -30.0), row(30, -50.0)]
-    hutchinson = perplexity_of(cola, rows, FAST).metrics()
-    exact = perplexity_of(cola, rows, dataclasses.replace(FAST, divergence="exact")).metrics()
+    hutchinson = perplexity_of(cola, rows, ODE).metrics()
+    exact = perplexity_of(cola, rows, dataclasses.replace(ODE, divergence="exact")).metrics()
     assert exact.keys() - hutchinson.keys() == {"iwae_nats_per_token", "iwae_perplexity"}
-    assert hutchinson["elbo_nats_per_token"] == pytest.approx(2.0)
+    assert hutchinson["estimate_nats_per_token"] == pytest.approx(2.0)
     assert hutchinson["prior_nats_per_token"] == pytest.approx(2.0)
+    changed = [dataclasses.replace(one, step_change=2.0) for one in rows]
+    assert perplexity_of(cola, changed, ODE).metrics()["estimate_step_change"] == -0.1
+    bound = perplexity_of(cola, [dataclasses.replace(one, iwae=None) for one in rows], FAST)
+    assert bound.metrics()["elbo_nats_per_token"] == pytest.approx(2.0)
+    assert (bound.kind, bound.iwae) == ("bound", None)
+    # A difference of two bounds is none.
+    assert perplexity_of(cola, rows, FAST, conditional=True).kind == "estimate"
+    llada = tiny_baseline(causal=False)
+    found = [RowLikelihood(10, -30.0, 0.1)] * 2
+    assert perplexity_of(llada, found, ODE, conditional=True).kind == "bound"
     baseline = perplexity_of(
         tiny_baseline(causal=True), [RowLikelihood(10, -30.0, 0.0)] * 2, FAST
     ).metrics()
@@ -194,10 +205,17 @@ def test_bad_texts_are_refused(content: bytes, message: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("family", "label"), [("cola", "ELBO"), ("ar", "exact"), ("llada", "bound")]
+    ("family", "method", "label"),
+    [
+        ("cola", "bound", "bound"),
+        ("cola", "ode", "estimate"),
+        ("ar", "bound", "exact"),
+        ("llada", "bound", "bound"),
+    ],
 )
 def test_held_out_rows_from_the_command_line(
     family: str,
+    method: str,
     label: str,
     on_disk: Callable[[str], Path],
     data: PreparedData,
@@ -205,6 +223,7 @@ def test_held_out_rows_from_the_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder, out = on_disk(family), tmp_path / "rows.jsonl"
+    config = dataclasses.replace(FAST, method=method)
     arguments = [
         "likelihood",
         str(folder),
@@ -214,21 +233,25 @@ def test_held_out_rows_from_the_command_line(
         str(out),
         "--device",
         "cpu",
+        f"method={method}",
     ]
     assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
     page = capsys.readouterr().out
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     expected = log_likelihoods(
-        load_checkpoint(folder), held_out_rows(data, 3, mask_documents=False), FAST
+        load_checkpoint(folder), held_out_rows(data, 3, mask_documents=False), config
     )
     assert [line["row"] for line in lines] == [0, 1, 2]
     assert [line["log_p"] for line in lines] == pytest.approx([found.log_p for found in expected])
     nats = -sum(found.log_p for found in expected) / 96
     assert "3 rows, 96 tokens" in page
-    assert f"{label}  " in page
+    assert f"  {label:8}  " in page
     assert f"{nats:.4f} ± " in page
     assert f"{math.exp(nats):,.4g} ± " in page
-    assert ("IWAE is no bound with Hutchinson's divergence" in page) == (family == "cola")
+    assert ("IWAE is too low with Hutchinson's divergence" in page) == (method == "ode")
+    assert ("twice as many steps: " in page) == (method == "ode")
+    assert (f"{label} = reconstruction" in page) == (family == "cola")
+    assert ("upper bounds by denoising" in page) == ((family, method) == ("cola", "bound"))
     text = out.read_text()
     assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
     assert capsys.readouterr().out == page
@@ -268,7 +291,7 @@ def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: P
     folder, path, out = on_disk("cola"), tmp_path / "texts.jsonl", tmp_path / "rows.jsonl"
     records = [{"text": "It was a truth."}, {"prompt": "It was", "continuation": " a truth."}]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-    page = measure(folder, None, path, out, "cpu", dataclasses.replace(FAST, divergence="exact"))
+    page = measure(folder, None, path, out, "cpu", dataclasses.replace(ODE, divergence="exact"))
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [
         {key: line[key] for key in record} for line, record in zip(lines, records, strict=True)
@@ -278,7 +301,8 @@ def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: P
     num_bytes = len("It was a truth.") + len(" a truth.")
     bits = -sum(line["log_p"] for line in lines) / math.log(2) / num_bytes
     assert f"{bits:.4f} bits per byte" in page
-    assert "IWAE is no bound" not in page
+    assert "IWAE is too low" not in page
+    assert "estimate" in measure(folder, None, path, None, "cpu", FAST), "a text has a prompt"
 
 
 def test_a_text_longer_than_training_saw_is_told_once(
@@ -325,7 +349,7 @@ def test_a_likelihood_that_is_not_finite_is_refused(
     checkpoint, out = ColaCheckpoint.load(on_disk("cola")), tmp_path / "rows.jsonl"
     assert checkpoint.dit is not None
     with torch.no_grad():
-        checkpoint.dit.txt_out.proj.bias.fill_(1e38)
+        checkpoint.dit.txt_out.proj.weight.fill_(3e38)
     checkpoint.save(tmp_path / "diverged")
     with pytest.raises(
         UserError,

@@ -196,6 +196,28 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     assert found["known_word_share"].count == len(known)
     assert 0.2 < statistics.mean(known) < 0.8
 
+    # Another arrangement of the judge's training: a row each, filled up.
+    encoded = [[*decode(row).encode()] for row in rows.tolist()]
+    width = max(map(len, encoded))
+    filled = np.array([[*row, *[256] * (width - len(row))] for row in encoded])
+    byte_judge = NgramJudge.train(filled, 257, 256, 6)
+    num_bytes, of_bytes, word_grams = 20, [], []
+    for prompt, text in zip(prompts, ended):
+        written = decode(text) + "\n" if text[-1] == eos else decode(text).rstrip("\ufffd'’")
+        before = "\n".join(decode(part) for part in split(prompt, eos)).encode()
+        of_bytes.extend(byte_judge.nats([*before], [*written.encode()[:num_bytes]]))
+        some = words(written.encode()[:num_bytes].decode(errors="ignore"))
+        word_grams += [tuple(some[place : place + 4]) for place in range(len(some) - 3)]
+    short = dataclasses.replace(CONFIG, num_bytes=num_bytes)
+    found_short = compare(writes(real(data)), writes(texts), data, short).estimates
+    assert found_short["judge_nats_per_byte"].value == pytest.approx(statistics.mean(of_bytes))
+    assert found_short["judge_nats_per_byte"].count == len(of_bytes)
+    assert found_short["bytes_per_continuation"].value == pytest.approx(len(of_bytes) / 40)
+    assert found_short["distinct_4word_share"].count == len(word_grams)
+    assert found_short["distinct_4word_share"].value == pytest.approx(
+        len(set(word_grams)) / len(word_grams)
+    )
+
     def pairs(texts: list[list[int]], half: slice) -> Counter[tuple[int, int]]:
         whole = [[prompt[-1], *text] for prompt, text in zip(prompts[half], texts[half])]
         return Counter(
@@ -214,6 +236,16 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
         assert found[name].value == pytest.approx(statistics.mean(expected))
         floor = divergence(count(endings, one), count(endings, two))
         assert found[f"held_out_{name}"].value == pytest.approx(floor)
+
+
+def split(ids: list[int], end: int) -> list[list[int]]:
+    parts: list[list[int]] = [[]]
+    for token in ids:
+        if token == end:
+            parts.append([])
+        else:
+            parts[-1].append(token)
+    return parts
 
 
 def divergence(p: Counter, q: Counter) -> float:

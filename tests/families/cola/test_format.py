@@ -674,8 +674,10 @@ def test_every_config_field_is_written(saved: Path, checkpoint: ColaCheckpoint) 
         (VAE, checkpoint.vae.config, "ColaTextVAEModel", "cola_text_vae"),
         (DIT, checkpoint.dit.config, "ColaDiTModel", "cola_dit"),
     ):
+        # The released layout has no names for a codebook.
+        own = ("head", "vocab_size") if network == DIT else ()
         expected = {
-            **dataclasses.asdict(config),
+            **{key: value for key, value in dataclasses.asdict(config).items() if key not in own},
             "architectures": [architecture],
             "model_type": model_type,
             **extra,

@@ -22,7 +22,8 @@ from cola_train.families.cola.likelihood import (
 from cola_train.models.attention.cached import CachedAttention
 from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.attention.rows import LayerAttention
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from tests.helpers.gaussian import GaussianFlow, gaussian_flow
 from tests.helpers.tiny import calm, random_latents, tiny_dit
 

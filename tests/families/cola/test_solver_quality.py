@@ -83,10 +83,27 @@ def test_the_reference_is_no_distance_from_itself() -> None:
     assert (row.latent_rms_error, row.token_agreement) == (0.0, 1.0)
 
 
+def test_the_share_of_distinct_4grams_is_of_whole_texts() -> None:
+    """The reference's own solver and steps write the reference's texts, of two blocks each."""
+    some, config = prompts(4, 8, 0), dataclasses.replace(CONFIG, max_new_tokens=8, batch_size=2)
+    exact = dataclasses.replace(config, solver=REFERENCE_SOLVER, num_steps=8)
+    texts = [result.token_ids for result in generate(tiny(), some, exact)]
+    grams = [tuple(text[place : place + 4]) for text in texts for place in range(5)]
+    (row,) = compare_solvers(tiny(), some, config, [REFERENCE_SOLVER], [8], reference_steps=8)
+    assert row.distinct_4gram_share == len(set(grams)) / len(grams)
+    # No noise and equal prompts: the same text each time.
+    still = dataclasses.replace(config, noise_scale=0.0)
+    alone, (six,) = (
+        compare_solvers(tiny(), [[5] * 4] * count, still, ["euler"], [8], reference_steps=16)
+        for count in (1, 6)
+    )
+    assert six.distinct_4gram_share == pytest.approx(alone[0].distinct_4gram_share / 6)
+
+
 def test_the_table_has_a_line_for_each_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [SolverQuality("heun", 4, 7, 0.12345, 0.875, 1.5)]
+    rows = [SolverQuality("heun", 4, 7, 0.12345, 0.875, 1.5, 0.9876)]
     tiny().save(tmp_path / "tiny")
     monkeypatch.setattr(ColaCheckpoint, "compare_solvers", lambda *arguments: rows)
     found = run_quality(tmp_path / "tiny", BenchQualityConfig(num_prompts=2), "cpu")
@@ -94,7 +111,7 @@ def test_the_table_has_a_line_for_each_row(
     head, rule, line = (
         line for line in capsys.readouterr().err.splitlines() if line.startswith("|")
     )
-    assert line == "| heun | 4 | 7 | 0.123 | 87.5% | 1.500 |"
+    assert line == "| heun | 4 | 7 | 0.123 | 87.5% | 1.500 | 0.988 |"
     assert head.count("|") == rule.count("|") == line.count("|")
 
 

@@ -13,7 +13,7 @@ from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrateg
 from cola_train.families.cola.stage1 import standard_normal_latents
 from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective, flow_draws, position_times
 from cola_train.flow import velocity_target
-from cola_train.models.dit import Times
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.randomness import Purpose
 from tests.helpers.compare import assert_near, largest_difference, number

@@ -36,6 +36,8 @@ OPTIONS = [
     {"guidance_interval": (0.4, 0.8)},
     {"guidance_rescale": 0.7},
     {"solver": "adams2", "guidance_interval": (0.4, 1.0), "guidance_rescale": 0.3},
+    {"noise_scale": 0.5},
+    {"history": "reencoded"},
 ]
 
 

@@ -135,7 +135,7 @@ def test_each_family_is_known_by_its_files(
     assert type(load_checkpoint(saved)) is type(baseline)
     assert_refused(
         tmp_path,
-        f"{tmp_path} holds no checkpoint of any family (vae, joint, ar, llada)",
+        f"{tmp_path} holds no checkpoint of any family (vae, joint, distill, ar, llada)",
         "cola-train export RUN",
     )
     with pytest.raises(

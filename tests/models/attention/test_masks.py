@@ -14,7 +14,8 @@ from cola_train.models.attention.masks import (
     packed_layout,
     visible_set_mask,
 )
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from tests.helpers import naive
 from tests.helpers.compare import assert_near
 from tests.helpers.tiny import random_latents, random_tokens, tiny_dit, tiny_vae

@@ -9,7 +9,8 @@ from torch import Tensor
 from cola_train.models.attention.cached import CachedAttention, KVCache
 from cola_train.models.attention.masks import clean_layout, visible_set_mask
 from cola_train.models.attention.rows import RowAttention
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import TextVAE
 from tests.helpers.compare import assert_near, largest_difference
 from tests.helpers.tiny import random_latents, tiny_dit, tiny_vae

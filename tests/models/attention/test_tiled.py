@@ -24,7 +24,7 @@ from cola_train.models.attention.tiled import (
     row_attention,
 )
 from cola_train.models.attention.tiles import packed_tiles, row_tiles
-from cola_train.models.dit import Times
+from cola_train.models.modulation import Times
 from tests.helpers.compare import assert_near, every_pair, largest_difference
 from tests.helpers.tiny import random_latents, tiny_dit
 

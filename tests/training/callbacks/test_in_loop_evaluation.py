@@ -17,7 +17,8 @@ from cola_train.evaluation.benchmarks.answering import answer
 from cola_train.evaluation.benchmarks.results import accuracies
 from cola_train.evaluation.benchmarks.tasks import read_samples
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods
-from cola_train.evaluation.likelihood.perplexity import held_out_rows, perplexity_of
+from cola_train.evaluation.likelihood.perplexity import held_out_rows
+from cola_train.evaluation.likelihood.rates import perplexity_of
 from cola_train.families.checkpoint import Checkpoint, Inspection
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.config import JointRunConfig, VAERunConfig

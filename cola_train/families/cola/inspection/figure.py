@@ -1,7 +1,7 @@
 """The page of `cola-train inspect`: a panel for each question that a checkpoint can answer."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from cola_train.drawing import BLUE, GREEN, ORANGE, PURPLE, YELLOW, drawing
 from cola_train.families.cola.inspection.inspection import LatentInspection
 from cola_train.families.cola.inspection.posterior_probes import ACTIVE_VARIANCE, TOKEN_KINDS
-from cola_train.families.cola.inspection.prior_probes import TokenAccuracy
+from cola_train.families.cola.inspection.prior_probes import FlowByPlace, TokenAccuracy
+from cola_train.families.cola.inspection.yardstick_probe import Yardstick
 
 _GRAY = "0.45"
+_ORDER_COLORS = {"unigram": ORANGE, "bigram": GREEN}
 _KIND_COLORS = dict(zip(TOKEN_KINDS, (BLUE, YELLOW, ORANGE, GREEN, PURPLE), strict=True))
 _COLUMNS = 3
 _PANEL = (4.2, 3.1)  # inches
@@ -150,10 +152,14 @@ def _hit_lines(
 def _flow_by_time(axes: Any, inspection: LatentInspection) -> None:
     flow = inspection.flow
     assert flow is not None
-    for values, color, linestyle, width, label in (
+    lines = [
         (flow.loss_by_time, BLUE, "-", 1.6, f"DiT: {flow.loss:.4f} in all"),
         (flow.baseline_by_time, _GRAY, "--", 1.2, f"mean and variance alone: {flow.bound:.4f}"),
-    ):
+    ]
+    for name, yardstick in _yardsticks(flow):
+        label = f"codes and {name}s: {yardstick.loss:.4f}"
+        lines.append((yardstick.loss_by_time, _ORDER_COLORS[name], "-", 1.2, label))
+    for values, color, linestyle, width, label in lines:
         style = {"color": color, "linestyle": linestyle, "linewidth": width}
         axes.stairs(values, flow.time_bins, baseline=None, label=label, **style)
     axes.set_ylim(bottom=0)
@@ -171,9 +177,17 @@ def _flow_by_block(axes: Any, inspection: LatentInspection) -> None:
     ]
     _line(axes, ratios, BLUE, f"all blocks: {flow.loss / flow.bound:.3f}")
     _level(axes, 1.0, "--", "mean and variance alone")
+    for name, yardstick in _yardsticks(flow):
+        by_block = zip(yardstick.loss_by_block, flow.baseline_by_block, strict=True)
+        label = f"codes and {name}s: {yardstick.loss / flow.bound:.3f}"
+        _line(axes, [loss / bound for loss, bound in by_block], _ORDER_COLORS[name], label)
     axes.set_title("Flow-matching loss over its bound, by block")
     _label(axes, "block of the row", "loss / mean-and-variance bound")
     axes.legend()
+
+
+def _yardsticks(flow: FlowByPlace) -> Iterable[tuple[str, Yardstick]]:
+    return () if flow.yardsticks is None else flow.yardsticks.items()
 
 
 def _history(axes: Any, inspection: LatentInspection) -> None:

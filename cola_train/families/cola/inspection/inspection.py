@@ -33,6 +33,7 @@ from cola_train.families.cola.inspection.prior_probes import (
     TokenAccuracyTally,
     prior_tokens,
 )
+from cola_train.families.cola.yardsticks.reading import read_statistics
 from cola_train.models.config import check_seq_len
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class LatentInspection:
             found["flow_mse"] = self.flow.loss
             found["flow_gaussian_baseline"] = self.flow.bound
             found["flow_over_gaussian_baseline"] = self.flow.loss / self.flow.bound
+            if self.flow.yardsticks is not None:
+                found |= self.flow.yardsticks.metrics()
         if self.history is not None:
             for name, value in dataclasses.asdict(self.history).items():
                 found[f"history/{name}"] = value
@@ -87,8 +90,20 @@ class LatentInspection:
                 found[f"reference_{name}"] = getattr(self.drift, name)
         return found
 
+    def remarks(self) -> list[str]:
+        """What the yardsticks say of the prior; empty without one."""
+        if self.flow is None:
+            return []
+        if self.flow.yardsticks is None:
+            return [
+                "No n-gram yardsticks: a latent holds several tokens, whose tuples have too many "
+                "codes; the Gaussian baseline alone is shown."
+            ]
+        return self.flow.yardsticks.remarks()
+
     def to_json(self) -> dict[str, Any]:
-        return {"figures": _finite(self.metrics()), **_finite(dataclasses.asdict(self))}
+        found = {"figures": _finite(self.metrics()), "remarks": self.remarks()}
+        return {**found, **_finite(dataclasses.asdict(self))}
 
     def draw(self, title: str, png: Path, svg: Path) -> None:
         # matplotlib takes a second to import
@@ -138,7 +153,11 @@ def inspect_latents(
     drift = None if reference is None else DriftTally(reference.vae.encoder)
     flow = None
     if dit is not None:
-        flow = FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed)
+        known = None
+        if patch_size == 1:
+            masks, most = checkpoint.masks_documents, config.yardstick_rows
+            known = read_statistics(vae, data, most, config.batch_size, masks)
+        flow = FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed, known)
     for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
         uses.update(rows.batch.tokens[rows.batch.loss_mask].tolist())
         for tally in (posterior, latent_map, reconstruction, drift, flow):

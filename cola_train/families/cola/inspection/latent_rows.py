@@ -20,7 +20,8 @@ from cola_train.models.attention.masks import (
     visible_set_mask,
 )
 from cola_train.models.attention.rows import RowAttention
-from cola_train.models.dit import BlockCausalDiT, Times
+from cola_train.models.dit import BlockCausalDiT
+from cola_train.models.modulation import Times
 from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.objectives.objective import documents_of
 from cola_train.randomness import Purpose

@@ -4,10 +4,9 @@ Reconstruction under noise, token accuracy, flow matching by time and place, use
 """
 
 import dataclasses
-import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cola_train.families.cola.config import FlowConfig
@@ -18,8 +17,11 @@ from cola_train.families.cola.inspection.latent_rows import (
     same_time,
     transport_all_blocks,
 )
+from cola_train.families.cola.inspection.tallies import Tally, paired_gain
+from cola_train.families.cola.inspection.yardstick_probe import Yardsticks, YardstickTally
 from cola_train.families.cola.stage1 import standard_normal_latents
 from cola_train.families.cola.stage2 import flow_draws, position_times
+from cola_train.families.cola.yardsticks.reading import Statistics
 from cola_train.flow import gaussian_baseline, interpolate, velocity_target
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.text_vae import TextVAE
@@ -28,35 +30,6 @@ from cola_train.randomness import Purpose
 # Each block has its own time, uniform, so that all times and blocks are seen alike; nothing is
 # pinned or hidden.
 _FLOW = FlowConfig(time_distribution="uniform", timestep_per="block", prompt_block_prob=0.0)
-
-
-class Tally:
-    """The mean of values for each of `size` groups, in fp64: the order of batches is not seen."""
-
-    def __init__(self, size: int) -> None:
-        self.total = torch.zeros(size, dtype=torch.float64)
-        self.count = torch.zeros(size, dtype=torch.float64)
-
-    def add(
-        self,
-        values: Float[Tensor, "*shape"] | Bool[Tensor, "*shape"],
-        counted: Bool[Tensor, "*shape"],
-        group: Tensor,
-    ) -> None:
-        """Add `values` where `counted`, each to the mean that `group` (broadcast) names."""
-        at: Int[Tensor, " chosen"] = group.expand_as(values)[counted]
-        size = self.total.shape[0]
-        self.total += torch.bincount(at, weights=values[counted].double(), minlength=size).cpu()
-        self.count += torch.bincount(at, minlength=size).cpu()
-
-    def means(self) -> list[float]:
-        """Each group's mean; NaN for one that nothing was added to."""
-        return (self.total / self.count).tolist()
-
-    def mean(self) -> float:
-        """The mean over all groups together; NaN if nothing was added."""
-        count = float(self.count.sum())
-        return float(self.total.sum()) / count if count else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +117,8 @@ class FlowByPlace:
 
     The mean of (v - (z_1 - z_0))^2 over latents and channels; beside it the loss of the best
     predictor that knows only each channel's mean and variance, at these very times
-    (flow.gaussian_baseline).
+    (flow.gaussian_baseline), and those of who knows the codes of tokens and n-grams, at these very
+    times and with this very noise; None where a latent holds several tokens.
     """
 
     loss: float
@@ -154,6 +128,7 @@ class FlowByPlace:
     baseline_by_time: list[float]
     loss_by_block: list[float]
     baseline_by_block: list[float]
+    yardsticks: Yardsticks | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,12 +152,21 @@ class FlowTally:
     """Adds up FlowByPlace and HistoryUse."""
 
     def __init__(
-        self, dit: BlockCausalDiT, num_latents: int, num_time_bins: int, seed: int
+        self,
+        dit: BlockCausalDiT,
+        num_latents: int,
+        num_time_bins: int,
+        seed: int,
+        known: Statistics | None = None,
     ) -> None:
-        """Rows have `num_latents` latents each."""
+        """Rows have `num_latents` latents each; yardsticks are what knows `known`."""
         self.dit, self.seed, self.num_bins = dit, seed, num_time_bins
         self.num_blocks = num_latents // dit.config.block_size
         self.by_time, self.by_block = Tally(num_time_bins), Tally(self.num_blocks)
+        self.yardsticks = None
+        if known is not None:
+            sizes = (num_time_bins, self.num_blocks)
+            self.yardsticks = YardstickTally(known, dit.config.block_size, *sizes)
         self.times: list[Tensor] = []  # of counted latents, with their block
         # of z_0 and its square
         self.sums = torch.zeros(2, dit.config.txt_in_channels, dtype=torch.float64)
@@ -207,6 +191,8 @@ class FlowTally:
         error = errors(rows.z_0)
         self.by_time.add(error, rows.counted, self._bin(t))
         self.by_block.add(error, rows.counted, block)
+        if self.yardsticks is not None:
+            self.yardsticks.add(rows, (z_t, t), error, (self._bin(t), block))
         self.times.append(torch.stack([t[rows.counted], block[rows.counted].float()]).cpu())
         z_0 = rows.select(rows.z_0)
         self.sums += torch.stack([z_0.sum(0), z_0.square().sum(0)])
@@ -243,6 +229,7 @@ class FlowTally:
             baseline_by_time=bounds(bins, self.num_bins),
             loss_by_block=self.by_block.means(),
             baseline_by_block=bounds(block, self.num_blocks),
+            yardsticks=None if self.yardsticks is None else self.yardsticks.result(),
         )
 
     def history_use(self) -> HistoryUse | None:
@@ -258,17 +245,3 @@ class FlowTally:
             *paired_gain(shuffled - true, count),
             *paired_gain(none - true, count),
         )
-
-
-def paired_gain(
-    difference: Float[Tensor, " rows"], count: Float[Tensor, " rows"]
-) -> tuple[float, float]:
-    """Mean difference per latent, and its standard error over rows.
-
-    `difference` is each row's sum over `count` latents; the error is that of a ratio of sums, to
-    first order.
-    """
-    gain = float(difference.sum() / count.sum())
-    rest = difference - gain * count
-    rows = len(count)
-    return gain, math.sqrt(float(rest.square().sum()) * rows / (rows - 1)) / float(count.sum())

@@ -213,6 +213,12 @@ def test_the_verb_writes_numbers_and_a_page_and_overwrites_nothing(
         assert re.search(
             rf"{name.replace('/', ': ').replace('_', ' ')} +{re.escape(f'{value:.5g}')}\n", printed
         ), name
+    # A random DiT is worse than any table.
+    remarks = written["remarks"]
+    assert [remark.split(":")[0] for remark in remarks] == [
+        f"The prior knows less than a {order} table" for order in ("unigram", "bigram")
+    ]
+    assert all(f"\n{remark}\n" in printed for remark in remarks)
     assert (folder / "inspection.png").read_bytes().startswith(b"\x89PNG")
     svg = (folder / "inspection.svg").read_text(encoding="utf-8")
     panels = [
@@ -229,6 +235,8 @@ def test_the_verb_writes_numbers_and_a_page_and_overwrites_nothing(
     ]
     for panel in panels:
         assert f'id="{panel}"' in svg
+    # By time and by block.
+    assert svg.count("codes and unigrams: ") == svg.count("codes and bigrams: ") == 2
     before = (folder / "inspection.json").read_bytes()
     assert main([*arguments, *few]) == 2
     assert (
@@ -310,6 +318,17 @@ def test_what_an_inspection_refuses(data: PreparedData, tmp_path: Path) -> None:
         inspected(ColaCheckpoint.load(folder), few_rows, QUICK)
 
 
+def test_with_several_tokens_a_latent_the_gaussian_bound_stands_alone(data: PreparedData) -> None:
+    vae = calm(tiny_vae(vocab_size=data.manifest.vocab_size, patch_size=2))
+    found = inspected(dataclasses.replace(of_data(data, tiny_dit()), vae=vae), data, QUICK)
+    assert found.flow is not None
+    assert found.flow.yardsticks is None
+    assert "flow_gaussian_baseline" in found.metrics()
+    assert not any("gram" in name for name in found.metrics())
+    (remark,) = found.remarks()
+    assert remark.startswith("No n-gram yardsticks: a latent holds several tokens")
+
+
 def test_a_baseline_is_no_reference(
     data: PreparedData, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -332,6 +351,7 @@ def test_a_baseline_is_no_reference(
         ("batch_size", 1, "InspectionConfig.batch_size must be at least 2, not 1"),
         ("num_times", 1, "InspectionConfig.num_times must be at least 2, not 1"),
         ("num_time_bins", 0, "InspectionConfig.num_time_bins must be at least 1, not 0"),
+        ("yardstick_rows", 0, "InspectionConfig.yardstick_rows must be at least 1 or null, not 0"),
         ("num_steps", 0, "InspectionConfig.num_steps must be at least 1, not 0"),
         ("map_latents", 2, "InspectionConfig.map_latents must be at least 3, not 2"),
         ("seed", -1, r"InspectionConfig.seed must be in \[0, 2\^63\), not -1"),
@@ -359,6 +379,14 @@ def test_figures_have_names_that_stay(data: PreparedData) -> None:
         "flow_mse",
         "flow_gaussian_baseline",
         "flow_over_gaussian_baseline",
+        "flow_unigram",
+        "flow_minus_unigram",
+        "flow_minus_unigram_standard_error",
+        "unigram_nats_per_token",
+        "flow_bigram",
+        "flow_minus_bigram",
+        "flow_minus_bigram_standard_error",
+        "bigram_nats_per_token",
         "history/true_history",
         "history/shuffled_history",
         "history/no_history",

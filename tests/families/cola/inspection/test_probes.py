@@ -33,10 +33,9 @@ from cola_train.families.cola.inspection.posterior_probes import (
 )
 from cola_train.families.cola.inspection.prior_probes import (
     FlowTally,
-    Tally,
-    paired_gain,
     prior_tokens,
 )
+from cola_train.families.cola.inspection.tallies import Tally, paired_gain
 from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
 from cola_train.families.cola.stage2 import flow_draws, position_times
 from cola_train.flow import interpolate, velocity_target
