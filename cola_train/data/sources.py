@@ -93,9 +93,8 @@ def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
 
     Of generated text, of all its documents. A missing or unreadable source is a UserError.
     """
-    if corpus.generated.kind is not None:
-        made = corpus.generated
-        return [SourceHash(made.kind, "generated", corpus_sha256(made))]
+    if (made := corpus.generated.kind) is not None:
+        return [SourceHash(made, "generated", corpus_sha256(corpus.generated))]
     if corpus.dataset is None:
         found, _ = expand_inputs(corpus.inputs)
         files = {path: (str(path), suffix_of(path) or "") for path in found}
