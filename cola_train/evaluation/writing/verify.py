@@ -15,8 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cola_train.bootstrap import Interval
-from cola_train.config.data import GeneratedConfig
-from cola_train.config.settings import UserError, require
+from cola_train.config.settings import require
 from cola_train.data.generated.corpus import LANGUAGES
 from cola_train.data.generated.language import Language
 from cola_train.data.packing import VALIDATION
@@ -174,13 +173,13 @@ def _language(data: PreparedData) -> Language:
         f"In {data.folder} a row is not a document each, so that a text from nothing need not be a "
         f"whole one; {_HELP}",
     )
-    try:
-        kind = GeneratedConfig(**generated or {}).kind
-    except TypeError:
-        kind = None
-    if kind is None:
-        raise UserError(f"{data.folder} is of another language than any known here: {generated}.")
-    return LANGUAGES[kind]
+    kind = (generated or {}).get("kind")
+    require(
+        kind in LANGUAGES,
+        f"{data.folder} is of a language that is not known here, {kind}; the known ones are "
+        f"{', '.join(LANGUAGES)}.",
+    )
+    return LANGUAGES[str(kind)]
 
 
 def _written(
