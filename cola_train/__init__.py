@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cola_train.config.data import CorpusConfig as CorpusConfig
     from cola_train.config.data import DataConfig as DataConfig
+    from cola_train.config.data import GeneratedConfig as GeneratedConfig
     from cola_train.config.data import PrepareConfig as PrepareConfig
     from cola_train.config.data import TokenizerTrainConfig as TokenizerTrainConfig
     from cola_train.config.load import load_config as load_config
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
     from cola_train.training.run import train as train
 else:
     _NAMES = {
-        "cola_train.config.data": "CorpusConfig DataConfig PrepareConfig TokenizerTrainConfig",
+        "cola_train.config.data": "CorpusConfig DataConfig GeneratedConfig PrepareConfig "
+        "TokenizerTrainConfig",
         "cola_train.config.load": "load_config",
         "cola_train.config.loop": "TrainerConfig",
         "cola_train.config.optim": "OptimConfig",

@@ -31,7 +31,7 @@ def commands_of(page: str) -> list[str]:
 GUIDE = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 GUIDES = [
     (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
-    for name in ("evaluation", "likelihood", "inspecting")
+    for name in ("evaluation", "likelihood", "inspecting", "conditioning")
 ]
 COMMANDS = [*dict.fromkeys([*commands_of(README), *commands_of(GUIDE)])]
 SCRIPTS = [command for command in COMMANDS if command.startswith("bash ")]
@@ -44,6 +44,7 @@ QUICK = {
     "evaluate": ["sampler.num_steps=2", "sampler.max_new_tokens=4"],
     "likelihood": ["num_steps=2", "num_samples=2"],
     "inspect": ["num_rows=8", "num_steps=2"],
+    "verify": ["num_texts=4", "sampler.num_steps=2"],
 }
 WATCHED = [
     "in_loop_eval.every_steps=2",
@@ -99,6 +100,7 @@ def test_every_command_is_known_to_this_test() -> None:
         "score",
         "likelihood",
         "inspect",
+        "verify",
     }
     guide = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     assert set(commands_of(guide)) <= set(VERBS)

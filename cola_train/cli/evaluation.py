@@ -1,4 +1,4 @@
-"""Verbs that ask a trained checkpoint: sample, evaluate, score, likelihood, inspect."""
+"""Verbs that ask a trained checkpoint: sample, verify, evaluate, score, likelihood, inspect."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from cola_train.cli.verb import add_device, add_path, add_verb, is_path, load_se
 from cola_train.config.evaluation import EvaluationConfig, InspectionConfig, LikelihoodConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError, require
+from cola_train.evaluation.writing.config import VerificationConfig
 
 
 def add(verbs: Any) -> None:
@@ -33,6 +34,25 @@ def add(verbs: Any) -> None:
         "append results there as JSON lines, print no text",
     )
     add_device(sample)
+
+    verify = add_verb(
+        verbs,
+        "verify",
+        _verify,
+        "how many texts of a generated language are valid, from nothing and as completions",
+        VerificationConfig,
+        example="checkpoints/NAME --data data/dyck num_texts=200",
+        positionals={"checkpoint": "a folder in the released layout, a baseline's or a run's"},
+    )
+    add_path(
+        verify,
+        "--data",
+        "FOLDER",
+        "prepared data of corpus.generated, a document a row",
+        required=True,
+    )
+    add_path(verify, "--out", "FILE.jsonl", "also append each text and verdict there, as JSON")
+    add_device(verify)
 
     evaluate = add_verb(
         verbs,
@@ -118,6 +138,14 @@ def _sample(options: argparse.Namespace) -> None:
     from cola_train.evaluation.writing.sample import sample
 
     sample(options.checkpoint, options.prompt, options.prompts, options.out, options.device, config)
+
+
+def _verify(options: argparse.Namespace) -> None:
+    config = load_settings(options)
+    from cola_train.evaluation.writing.verify import verify
+
+    paths = (options.checkpoint, options.data, options.out)
+    sys.stdout.write(verify(*paths, options.device, config))
 
 
 def _evaluate(options: argparse.Namespace) -> None:

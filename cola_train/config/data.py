@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from cola_train.config.settings import (
+    SEED,
     SHARE_BELOW_1,
     Settings,
     at_least,
@@ -12,10 +13,45 @@ from cola_train.config.settings import (
     setting,
 )
 
+# By kind, the bytes that its smallest documents may need.
+_LEAST_BYTES = {"dyck": 2, "copy": 3, "json": 49, "arithmetic": 6}
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedConfig(Settings):
+    """Short texts of a language that a few lines of code decide, made and not read."""
+
+    kind: Literal["dyck", "copy", "json", "arithmetic"] | None = setting(
+        None,
+        help="Which: dyck (nested brackets of two kinds), copy (a word, a bar, the word), json (a "
+        "record that counts its letters and tags) or arithmetic (A+B=C); null is none.",
+    )
+    num_documents: int = setting(
+        20_000, help="Documents, of which some are alike.", rule=at_least(1)
+    )
+    most_bytes: int = setting(
+        63,
+        help="Bytes of the longest document; json needs 49 and uses up to 72. With a byte a token, "
+        "seq_len and document_alignment one more give each document a row.",
+        rule=at_least(2, " bytes"),
+    )
+    seed: int = setting(0, help="Seed of the documents.", rule=SEED)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        least = 0 if self.kind is None else _LEAST_BYTES[self.kind]
+        require(
+            self.most_bytes >= least,
+            f"corpus.generated.most_bytes must be at least {least} for kind={self.kind}, not "
+            f"{self.most_bytes}.",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig(Settings):
-    """The text. Give `inputs` (files, folders, globs) or `dataset` (a `datasets` name or path)."""
+    """The text. Give `inputs` (files, folders, globs), `dataset` (a `datasets` name or path) or
+    `generated.kind`.
+    """
 
     inputs: list[str] = setting(
         [],
@@ -55,13 +91,18 @@ class CorpusConfig(Settings):
         "column: stop at it; skip leaves it out and counts it; replace puts U+FFFD for what is no "
         "Unicode text, and leaves out the others.",
     )
+    generated: GeneratedConfig = section(
+        GeneratedConfig, help="Text that is made, with exact judges (docs/conditioning.md)."
+    )
 
     def check(self) -> None:
         """Called by the owner's __post_init__: defaults, without text, must be constructible."""
+        given = [bool(self.inputs), self.dataset is not None, self.generated.kind is not None]
         require(
-            bool(self.inputs) != (self.dataset is not None),
+            sum(given) == 1,
             f"Give exactly one of corpus.inputs (got {self.inputs}) and corpus.dataset (got "
-            f"{self.dataset!r}), for example 'corpus.inputs=[my_texts/*.txt]'.",
+            f"{self.dataset!r}), for example 'corpus.inputs=[my_texts/*.txt]', or else "
+            f"corpus.generated.kind (got {self.generated.kind!r}).",
         )
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -100,7 +101,7 @@ def prepare(config: PrepareConfig) -> PreparedData:
 
 def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     # With the content of the sources, all that the bytes depend on; names as in PreparedManifest.
-    stops = config.corpus.on_bad_record == "stop"
+    stops, made = config.corpus.on_bad_record == "stop", config.corpus.generated
     return {
         "seq_len": config.seq_len,
         "document_alignment": config.document_alignment,
@@ -112,6 +113,7 @@ def _recipe(config: PrepareConfig, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokenizer_sha256": tokenizer.sha256,
         "on_bad_record": config.corpus.on_bad_record,
         "max_document_bytes": None if stops else config.corpus.max_document_bytes,
+        "generated": None if made.kind is None else dataclasses.asdict(made),
     }
 
 

@@ -64,6 +64,7 @@ class PreparedManifest:
     num_skipped_records: int = 0
     num_replaced_records: int = 0
     bad_records: tuple[str, ...] = ()  # the first of both, with what was wrong
+    generated: dict[str, Any] | None = None  # the fields of a GeneratedConfig
 
     def to_json(self) -> str:
         """The text of manifest.json, with a checksum of its own."""

@@ -1,4 +1,4 @@
-"""Text sources in a fixed order: files, folders, globs, or a dataset of the `datasets` library."""
+"""Text sources in a fixed order: files, folders, globs, a dataset of `datasets`, or made text."""
 
 import contextlib
 import dataclasses
@@ -13,6 +13,7 @@ from cola_train.config.content import open_file
 from cola_train.config.data import CorpusConfig
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.console import progress_bar, say
+from cola_train.data.generated.corpus import corpus_sha256, documents
 from cola_train.data.readers import SUFFIXES, read_file, suffix_of
 from cola_train.data.records import BadRecords, outer_column, require_column, text_of
 from cola_train.files import read_errors_explained
@@ -26,7 +27,7 @@ class SourceHash:
     """One source and what identifies its content."""
 
     name: str
-    kind: str  # how it is read: a suffix of `readers.SUFFIXES`, or "dataset"
+    kind: str  # how it is read: a suffix of `readers.SUFFIXES`, "dataset" or "generated"
     sha256: str
 
 
@@ -75,6 +76,9 @@ def read_documents(corpus: CorpusConfig, bad: BadRecords | None = None) -> Itera
     corpus.on_bad_record lets pass.
     """
     bad = bad or BadRecords(corpus.on_bad_record)
+    if corpus.generated.kind is not None:
+        yield from documents(corpus.generated)
+        return
     if corpus.dataset is not None:
         yield from _read_dataset(corpus, bad)
         return
@@ -87,8 +91,10 @@ def read_documents(corpus: CorpusConfig, bad: BadRecords | None = None) -> Itera
 def source_hashes(corpus: CorpusConfig) -> list[SourceHash]:
     """The sha256 of every file of the corpus in reading order, or a hosted dataset's fingerprint.
 
-    A missing or unreadable source is a UserError.
+    Of generated text, of all its documents. A missing or unreadable source is a UserError.
     """
+    if (made := corpus.generated.kind) is not None:
+        return [SourceHash(made, "generated", corpus_sha256(corpus.generated))]
     if corpus.dataset is None:
         found, _ = expand_inputs(corpus.inputs)
         files = {path: (str(path), suffix_of(path) or "") for path in found}

@@ -116,7 +116,9 @@ def test_every_other_file_loads_or_is_a_base() -> None:
 
 def test_a_file_opens_with_the_command_that_runs_it() -> None:
     assert {
-        path for path in ALL if path.stem in ("base", "cola", "quickstart", "austen", "bench")
+        path
+        for path in ALL
+        if path.stem in ("base", "cola", "quickstart", "austen", "bench", "dyck")
     } == set(ALL) - set(COMMANDS)
     for path, command in COMMANDS.items():
         assert command[-1] == path.relative_to(CONFIGS.parent).as_posix()

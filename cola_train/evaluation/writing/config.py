@@ -1,9 +1,16 @@
-"""Settings of the metrics that compare families: what models write, judged alike."""
+"""Settings of what judges the writing of all families alike: compare and verify."""
 
 import dataclasses
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.config.settings import Settings, at_least, require, section, setting
+from cola_train.config.settings import (
+    BETWEEN_0_AND_1,
+    Settings,
+    at_least,
+    require,
+    section,
+    setting,
+)
 
 FEWEST_OPENINGS = 4  # two in each half
 _OWN_DISTRIBUTION = SamplerConfig(
@@ -59,3 +66,27 @@ class ComparisonConfig(Settings):
             self.greedy.temperature == 0,
             f"comparison.greedy.temperature must be 0, not {self.greedy.temperature}.",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class VerificationConfig(Settings):
+    """`cola-train verify`: texts of a generated language, from nothing and as completions."""
+
+    num_texts: int = setting(
+        400,
+        help="Texts from nothing, and held-out documents to complete the beginning of, at most.",
+        common=True,
+        rule=at_least(1),
+    )
+    prompt_share: float = setting(
+        0.5,
+        help="Share of a document's tokens that are its prompt, rounded down, but at least one.",
+        common=True,
+        rule=BETWEEN_0_AND_1,
+    )
+    sampler: SamplerConfig = setting(
+        _OWN_DISTRIBUTION,
+        help="How texts are written, by default from the model's own distribution; max_new_tokens "
+        "and eos_token_ids play no part: a text may fill its row, and ends as documents do.",
+        common=True,
+    )
