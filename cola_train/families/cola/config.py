@@ -221,10 +221,9 @@ class VAERunConfig(ColaRunConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class JointRunConfig(ColaRunConfig):
-    """`cola-train joint`: stage 2."""
+class Stage2RunConfig(ColaRunConfig):
+    """What `cola-train joint` and `cola-train distill` share."""
 
-    stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
     dit: DiTConfig = section(DiTConfig, help="The DiT.")
     objective: Stage2Config = section(Stage2Config, help="Stage 2's losses.")
     init_vae_from: str | None = setting(
@@ -264,11 +263,18 @@ class JointRunConfig(ColaRunConfig):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class JointRunConfig(Stage2RunConfig):
+    """`cola-train joint`: stage 2."""
+
+    stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillRunConfig(JointRunConfig):
+class DistillRunConfig(Stage2RunConfig):
     """`cola-train distill`: stage 2 by a trained DiT's velocities instead of the data's."""
 
-    stage: Literal["distill"] = setting("distill", help="Which stage a saved config is of.")  # type: ignore[assignment]
+    stage: Literal["distill"] = setting("distill", help="Which stage a saved config is of.")
     teacher_from: str = setting(
         help="Checkpoint folder whose DiT teaches, over its VAE; needed until the run has ended.",
         common=True,

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Mapping
 
 from cola_train.config.sampling import SamplerConfig
-from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.cola.config import Stage2RunConfig, VAERunConfig
 from cola_train.families.cola.prefix import Prefix
 from cola_train.flops.passes import (
     Block,
@@ -45,7 +45,7 @@ def dit_parameters(config: DiTConfig) -> Mapping[str, int]:
     return named("dit", parameters_by_part(lambda: BlockCausalDiT(config)))
 
 
-def vae_work(config: VAERunConfig | JointRunConfig) -> Parts:
+def vae_work(config: VAERunConfig | Stage2RunConfig) -> Parts:
     """An optimizer step's `vae_pass` over all its rows: stage 1, and the VAE's part of stage 2.
 
     Encoder and decoder run on clean and masked copies, the head at counted tokens.
@@ -61,7 +61,7 @@ def vae_work(config: VAERunConfig | JointRunConfig) -> Parts:
     return named("vae.encoder", encoder) | named("vae.decoder", decoder)
 
 
-def stage2_work(config: JointRunConfig, trains_vae: bool, teacher: DiTConfig | None) -> Parts:
+def stage2_work(config: Stage2RunConfig, trains_vae: bool, teacher: DiTConfig | None) -> Parts:
     """One optimizer step of stage 2 over all its rows; in frozen phases the VAE only encodes."""
     backward = _backward(config)
     if not trains_vae:
@@ -75,7 +75,7 @@ def stage2_work(config: JointRunConfig, trains_vae: bool, teacher: DiTConfig | N
     return parts | named("dit", _dit(config, config.dit, backward, trains_vae))
 
 
-def _backward(config: VAERunConfig | JointRunConfig) -> Backward:
+def _backward(config: VAERunConfig | Stage2RunConfig) -> Backward:
     return Backward(runs=True, recomputes_blocks=config.parallel.activation_checkpointing == "full")
 
 
@@ -138,19 +138,19 @@ def dit_pass(
     return parts | {"adaln": adaln}
 
 
-def _clean_rows(config: VAERunConfig | JointRunConfig, rows: int) -> Span:
+def _clean_rows(config: VAERunConfig | Stage2RunConfig, rows: int) -> Span:
     """Rows of latents through the VAE."""
     latents = config.data.seq_len // config.vae.patch_size
     pairs = row_pairs(latents, config.vae.block_size, config.objective.mask_documents)
     return Span.all_read(rows * latents, pairs * rows)
 
 
-def _encoder_alone(config: JointRunConfig, name: str) -> Parts:
+def _encoder_alone(config: Stage2RunConfig, name: str) -> Parts:
     span = _clean_rows(config, config.trainer.global_batch_size)
     return named(name, encoder_pass(config.vae, span, NO_BACKWARD))
 
 
-def _dit(config: JointRunConfig, dit: DiTConfig, backward: Backward, trains_vae: bool) -> Parts:
+def _dit(config: Stage2RunConfig, dit: DiTConfig, backward: Backward, trains_vae: bool) -> Parts:
     """`BlockCausalDiT.velocity`: the blocks of each noised copy of a row, after its clean blocks.
 
     The last clean block is nobody's history and left out.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from cola_train.config.settings import UserError, require
-from cola_train.families.cola.config import DistillRunConfig, JointRunConfig
+from cola_train.families.cola.config import DistillRunConfig, JointRunConfig, Stage2RunConfig
 from cola_train.families.cola.family import SMALL_WIDTH, ColaFamily
 from cola_train.families.cola.flops import dit_parameters, stage2_work, vae_parameters
 from cola_train.families.cola.workloads import GENERATION, STAGE2
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cola_train.families.cola.checkpoint import ColaCheckpoint
     from cola_train.families.cola.stage2 import Stage2Objective
 
-Stage2T = TypeVar("Stage2T", bound=JointRunConfig)
+Stage2T = TypeVar("Stage2T", bound=Stage2RunConfig)
 _JOINT, _FROZEN = "joint", "frozen"
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cola_train.config.settings import UserError, require
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
-from cola_train.families.cola.config import ColaRunConfig, DistillRunConfig, JointRunConfig
+from cola_train.families.cola.config import ColaRunConfig, DistillRunConfig, Stage2RunConfig
 from cola_train.families.cola.format import (
     DIT_FORMAT,
     VAE_FORMAT,
@@ -43,7 +43,7 @@ def vae_values(
 
 
 def dit_values(
-    config: JointRunConfig, shapes: Mapping[str, torch.Size]
+    config: Stage2RunConfig, shapes: Mapping[str, torch.Size]
 ) -> Iterator[tuple[str, Tensor]]:
     """The DiT; drawn unless init_dit_from names a checkpoint. A codebook is measured anyway."""
     draw = functools.partial(dit_value, seed=config.seed)
@@ -56,7 +56,7 @@ def dit_values(
         yield from _codebook_values(config, vae)
 
 
-def _codebook_values(config: JointRunConfig, vae: TextVAE) -> Iterator[tuple[str, Tensor]]:
+def _codebook_values(config: Stage2RunConfig, vae: TextVAE) -> Iterator[tuple[str, Tensor]]:
     data = PreparedData.open(config.data.path)
     with torch.no_grad():
         found = read_statistics(
@@ -105,7 +105,7 @@ def check_teacher(config: DistillRunConfig, data: PreparedData) -> None:
     )
 
 
-def check_start(config: JointRunConfig, data: PreparedData) -> None:
+def check_start(config: Stage2RunConfig, data: PreparedData) -> None:
     """Refuse checkpoints to start from whose networks or tokenizer are others than the run's.
 
     Raises:
@@ -123,7 +123,7 @@ def check_start(config: JointRunConfig, data: PreparedData) -> None:
 def _refuse_other(
     key: str,
     folder: str,
-    config: JointRunConfig,
+    config: Stage2RunConfig,
     data: PreparedData,
     check_fits: Callable[[str, ConfigT], None],
     network: ConfigT,
