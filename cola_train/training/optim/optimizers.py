@@ -24,12 +24,10 @@ _Kinds = dict[tuple[float, int], list[Tensor]]  # by learning-rate factor and ma
 def muon_matrices(objective: nn.Module) -> dict[str, int]:
     """The names of the parameters that Muon is for, and how many matrices each one stacks.
 
-    These are the matrices of blocks, but for adaLN's.
-
-    These read and write features of the residual stream. Not embeddings, vocabulary heads and what
-    reads or writes latents (Jordan et al., 2024: hidden matrices alone). Not adaLN's: their input
-    depends on t alone, so their gradients have a handful of directions, and an update that is as
-    large in all others moves the network by noise.
+    They are the matrices of blocks, which read and write features of the residual stream. Not
+    embeddings, vocabulary heads and what reads or writes latents (Jordan et al., 2024: hidden
+    matrices alone). Not adaLN's: their input depends on t alone, so their gradients have a handful
+    of directions, and an update that is as large in all others moves the network by noise.
     """
     once_per_time, stacks = time_parameters(objective), stacked_matrices(objective)
     return {
@@ -147,10 +145,9 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW for every parameter, or Muon for what `muon_matrices` names and AdamW for the rest.
 
-    `products` is what Muon multiplies in, which is bf16 unless the run is in fp32.
-
-    Each group has its parameters' factor on the schedule as `learning_rate_factor`. Weight decay
-    applies to every parameter: the paper names no exemption.
+    `products` is what Muon multiplies in, which is bf16 unless the run is in fp32. Each group has
+    its parameters' factor on the schedule as `learning_rate_factor`. Weight decay applies to every
+    parameter: the paper names no exemption.
     """
     matrices = muon_matrices(objective) if config.optimizer == "muon" else {}
     by_muon, by_adamw = _Kinds(), _Kinds()
