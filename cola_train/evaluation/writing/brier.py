@@ -54,8 +54,13 @@ class Brier:
         }
 
     def intervals(self) -> dict[str, Interval]:
-        """The middle 95 % of the resamples of each figure, by name."""
-        return {name: percentile_interval(some, LEVEL) for name, some in self.resampled.items()}
+        """The middle 95 % of the resamples of each figure, by name.
+
+        None of a figure to which every row gives the same: resamples then say nothing of how far
+        it is from what other rows would give.
+        """
+        found = {name: percentile_interval(some, LEVEL) for name, some in self.resampled.items()}
+        return {name: interval for name, interval in found.items() if interval.low < interval.high}
 
     def less(self, other: "Brier") -> dict[str, Difference]:
         """The figures less those of another model after the same prefixes, by name."""

@@ -72,6 +72,8 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
         if name in intervals:
             low, high = intervals[name]
             line += f"; 95 %: {low:.4f} to {high:.4f}"
+        elif name.startswith("brier"):
+            line += "; all rows alike, so no interval"
         lines.append(line)
     if against is not None:
         lines += ["", f"less {against}, in pairs (95 % interval):", ""]

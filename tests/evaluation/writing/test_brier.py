@@ -99,6 +99,8 @@ def test_a_writer_that_is_right_has_100_and_one_that_is_sure_and_wrong_nothing(
     best, worst = brier(right, data, CONFIG), brier(wrong, data, CONFIG)
     assert list(best.values.values()) == pytest.approx([1, 1, 1, 1, 100])
     assert list(worst.values.values()) == pytest.approx([-1, -1, -1, -1, 0])
+    # Rows that are all alike say nothing of others: an interval of no width would.
+    assert best.intervals() == worst.intervals() == {}
     assert best.less(worst)["brier_lm"].value == pytest.approx(100)
     assert dataclasses.astuple(best.less(best)["brier_2"]) == (0, 0, 0)
 
