@@ -343,19 +343,32 @@ def test_a_checkpoint_that_keeps_documents_apart_is_measured_so(
     assert any(abs(one - two.log_p) > 0.01 for one, two in zip(found, other, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("layer", "value", "config"),
+    [
+        ("bias", 1e38, ODE),
+        # The bound squares a velocity in float64, so that it must itself be infinite.
+        ("weight", 3e38, FAST),
+    ],
+)
 def test_a_likelihood_that_is_not_finite_is_refused(
-    on_disk: Callable[[str], Path], data: PreparedData, tmp_path: Path
+    layer: str,
+    value: float,
+    config: LikelihoodConfig,
+    on_disk: Callable[[str], Path],
+    data: PreparedData,
+    tmp_path: Path,
 ) -> None:
     checkpoint, out = ColaCheckpoint.load(on_disk("cola")), tmp_path / "rows.jsonl"
     assert checkpoint.dit is not None
     with torch.no_grad():
-        checkpoint.dit.txt_out.proj.weight.fill_(3e38)
+        getattr(checkpoint.dit.txt_out.proj, layer).fill_(value)
     checkpoint.save(tmp_path / "diverged")
     with pytest.raises(
         UserError,
         match=r"log p of row \d is not finite \(.*\), like that of 2 other rows: the checkpoint",
     ):
-        measure(tmp_path / "diverged", data.folder, None, out, "cpu", FAST)
+        measure(tmp_path / "diverged", data.folder, None, out, "cpu", config)
     assert out.read_text() == ""
 
 
