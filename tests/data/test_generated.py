@@ -229,11 +229,16 @@ def prepare_made(folder: Path, generated: GeneratedConfig) -> PreparedData:
     corpus = CorpusConfig(generated=generated)
     tokenizer = str(folder / "tokenizer.json")
     train_tokenizer(TokenizerTrainConfig(out=tokenizer, corpus=corpus, vocab_size=260))
+    return rows_of(folder, generated)
+
+
+def rows_of(folder: Path, generated: GeneratedConfig) -> PreparedData:
+    """Prepared by the tokenizer that is there."""
     return prepare(
         PrepareConfig(
             out=str(folder / "rows"),
-            tokenizer=tokenizer,
-            corpus=corpus,
+            tokenizer=str(folder / "tokenizer.json"),
+            corpus=CorpusConfig(generated=generated),
             seq_len=64,
             document_alignment=64,
             held_out_share=0.2,
@@ -266,18 +271,8 @@ def test_another_corpus_is_not_taken_for_the_one_that_is_there(
     data = prepare_made(tmp_path, config)
     assert prepare_made(tmp_path, config).manifest == data.manifest
     assert "Already prepared, nothing to do" in capsys.readouterr().err
-    corpus = CorpusConfig(generated=made("copy", num_documents=300, seed=1))
     with pytest.raises(UserError, match=r"generated is \{.*'seed': 0\} there, .*'seed': 1\} here"):
-        prepare(
-            PrepareConfig(
-                out=str(tmp_path / "rows"),
-                tokenizer=str(tmp_path / "tokenizer.json"),
-                corpus=corpus,
-                seq_len=64,
-                document_alignment=64,
-                held_out_share=0.2,
-            )
-        )
+        rows_of(tmp_path, made("copy", num_documents=300, seed=1))
 
 
 def test_a_source_is_known_by_its_documents() -> None:
