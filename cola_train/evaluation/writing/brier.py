@@ -53,14 +53,14 @@ class Brier:
             for name, value in self.values.items()
         }
 
-    def intervals(self) -> dict[str, Interval]:
+    def intervals(self) -> dict[str, Interval | None]:
         """The middle 95 % of the resamples of each figure, by name.
 
         None of a figure to which every row gives the same: resamples then say nothing of how far
         it is from what other rows would give.
         """
         found = {name: percentile_interval(some, LEVEL) for name, some in self.resampled.items()}
-        return {name: interval for name, interval in found.items() if interval.low < interval.high}
+        return {name: one if one.low < one.high else None for name, one in found.items()}
 
     def less(self, other: "Brier") -> dict[str, Difference]:
         """The figures less those of another model after the same prefixes, by name."""

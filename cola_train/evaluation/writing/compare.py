@@ -57,7 +57,7 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
         "",
     ]
     estimates, less = dict(found.estimates), dict(differences[0]) if differences else {}
-    intervals: dict[str, Interval] = {}
+    intervals: dict[str, Interval | None] = {}
     if config.brier_places > 0:
         scored, *others = (brier(sampled, data, config) for _, sampled in writers)
         estimates |= scored.estimates()
@@ -70,10 +70,7 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
         row[f"comparison/{name}_standard_error"] = error
         line = f"  {name:34}{value:10.4f} ± {error:.4f}   of {count:,}"
         if name in intervals:
-            low, high = intervals[name]
-            line += f"; 95 %: {low:.4f} to {high:.4f}"
-        elif name.startswith("brier"):
-            line += "; all rows alike, so no interval"
+            line += "; " + _interval(intervals[name])
         lines.append(line)
     if against is not None:
         lines += ["", f"less {against}, in pairs (95 % interval):", ""]
@@ -83,3 +80,9 @@ def compare_run(run_folder: Path, config: ComparisonConfig, against: Path | None
     row[CONDITIONS] = {**conditions[0][1], **hashes}
     JsonlWriter(run_folder / METRICS).append(row)
     return "\n".join(lines) + "\n"
+
+
+def _interval(found: Interval | None) -> str:
+    if found is None:
+        return "all rows alike, so no interval"
+    return f"95 %: {found.low:.4f} to {found.high:.4f}"
