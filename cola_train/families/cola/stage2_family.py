@@ -171,7 +171,7 @@ class DistillFamily(_Stage2Family[DistillRunConfig]):
     name = "distill"
     config = DistillRunConfig
     summary = "teach a DiT in the released layout the velocities of one with a codebook"
-    example = "configs/small/distill_quickstart.yaml teacher_from=checkpoints/codebook_quickstart"
+    example = "configs/small/distill_quickstart.yaml teacher_from=checkpoints/my-run"
     stage1_key = "teacher_from"
 
     def recognizes(self, folder: Path) -> bool:
