@@ -41,6 +41,11 @@ class CodebookHead(nn.Module):
         self.register_buffer("log_p", torch.zeros(vocab_size))
         self.register_buffer("variance", torch.ones(channels))
 
+    @property
+    def book(self) -> Codebook:
+        """What is known of the latents."""
+        return Codebook(self.codes, self.log_p, self.variance)
+
     def forward(
         self,
         hidden: Float[Tensor, "batch seq dim"],
@@ -70,7 +75,7 @@ class CodebookHead(nn.Module):
         logits = self.proj(hidden).float()
         # The nearest code is told by small differences: nothing here may be rounded to bf16.
         with torch.autocast(hidden.device.type, enabled=False):
-            book = Codebook(self.codes, self.log_p, self.variance)
+            book = self.book
             log_posterior = book.log_likelihood(z_t, t).add(logits + book.log_p).log_softmax(-1)
             velocity = book.velocity(z_t, t, log_posterior.exp() @ book.codes)
             return velocity, F.nll_loss(log_posterior, targets, reduction="none")

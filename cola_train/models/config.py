@@ -142,6 +142,10 @@ class DiTConfig(NetworkConfig):
     vocab_size: int | None = setting(
         None, help="Codes of head=codebook: the VAE's vocab_size; null for none.", rule=at_least(1)
     )
+    embeds_codes: bool = setting(
+        False,
+        help="With head=codebook: clean latents are also read by an embedding of their token.",
+    )
 
     @property
     def num_blocks(self) -> int:
@@ -151,7 +155,7 @@ class DiTConfig(NetworkConfig):
         """The fields as config.json carries them; those of a codebook where there is one."""
         fields = super().to_json()
         if self.head == "velocity":
-            del fields["head"], fields["vocab_size"]
+            del fields["head"], fields["vocab_size"], fields["embeds_codes"]
         return fields
 
     def __post_init__(self) -> None:
@@ -167,6 +171,8 @@ class DiTConfig(NetworkConfig):
             f"DiTConfig.vocab_size ({self.vocab_size}) is the number of codes of head=codebook; "
             f"with head={self.head} it must be {'null' if has_codes else 'vae.vocab_size'}.",
         )
+        if not has_codes:
+            self._supports("embeds_codes", False, "head=velocity knows no codes")
         self._supports("patch_size", 1, "the released code crashes on other patch sizes")
         self._supports("emb_dim", self.txt_dim, "the released blocks need emb_dim equal to txt_dim")
         shape = "a velocity has the latent's shape, txt_in_channels"

@@ -13,6 +13,7 @@ from cola_train.models.attention.masks import packed, row_positions
 from cola_train.models.attention.rows import Attention, LayerAttention
 from cola_train.models.attention.tiled import packed_attention
 from cola_train.models.blocks import Block, HasBuffers, HasStacks, TimeModule
+from cola_train.models.code_embedding import CodeEmbedding
 from cola_train.models.codebook_head import CodebookHead
 from cola_train.models.config import DiTConfig
 from cola_train.models.layers import (
@@ -189,10 +190,13 @@ class BlockCausalDiT(nn.Module):
         self.txt_out_norm = nn.LayerNorm(config.txt_dim, eps=config.norm_eps)
         self.txt_out_ada = _OutModulation(config)
         self.codebook: CodebookHead | None = None
+        self.code_embedding: CodeEmbedding | None = None
         if config.head == "codebook":
             assert config.vocab_size is not None
             channels = config.txt_out_channels
             self.codebook = CodebookHead(config.txt_dim, channels, config.vocab_size)
+            if config.embeds_codes:
+                self.code_embedding = CodeEmbedding(config.txt_dim, config.vocab_size)
         else:
             self.txt_out = _Projection(config.txt_dim, config.txt_out_channels)
 
@@ -218,7 +222,7 @@ class BlockCausalDiT(nn.Module):
         (batch, outputs), by the codebook.
         """
         blocks, count = self._blocks(), latents.shape[1] if outputs is None else outputs
-        x, known = self.txt_in.proj(latents), times.modulations
+        x, known = self._read(latents, times), times.modulations
         embedding = self.emb_in(times.distinct) if known is None else None
         frequencies = cast(_Rope, blocks[0].msa.rope["rope"]).freqs
         cos_sin = interleaved_cos_sin(positions, frequencies, self.config.head_dim)
@@ -234,6 +238,13 @@ class BlockCausalDiT(nn.Module):
         t = times.distinct[index].expand(x.shape[:2])
         velocity, nats = self.codebook(x, latents[:, :count], t, targets)
         return velocity if targets is None else (velocity, nats)
+
+    def _read(self, latents: Tensor, times: Times) -> Tensor:
+        x: Tensor = self.txt_in.proj(latents)
+        if self.codebook is None or self.code_embedding is None:
+            return x
+        is_clean = (times.distinct == 0)[times.index].expand(x.shape[:2])
+        return x + self.code_embedding(latents, is_clean, self.codebook.book)
 
     def _blocks(self) -> list[DiTBlock]:
         return cast(list[DiTBlock], list(self.blocks))

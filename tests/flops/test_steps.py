@@ -60,6 +60,7 @@ STAGE2 = {
     "vae blocks": ["vae.block_size=2"],
     "one block a row": ["dit.block_size=32"],
     "codebook": [*CODEBOOK, "objective.flow.noise_copies=2"],
+    "embedded codes": [*CODEBOOK, "dit.embeds_codes=true"],
     "deep": [
         "dit.num_layers=3",
         "dit.txt_dim=24",

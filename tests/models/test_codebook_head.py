@@ -111,6 +111,7 @@ def test_a_dit_gives_its_codebooks_velocity() -> None:
     [
         ({"head": "codebook"}, r"vocab_size \(None\) .* with head=codebook it must be vae\.vocab_"),
         ({"vocab_size": 9}, r"vocab_size \(9\) .* with head=velocity it must be null"),
+        ({"embeds_codes": True}, r"embeds_codes = True is not supported: head=velocity knows no"),
     ],
 )
 def test_a_head_and_its_codes_go_together(changes: dict[str, object], message: str) -> None:
@@ -119,7 +120,8 @@ def test_a_head_and_its_codes_go_together(changes: dict[str, object], message: s
 
 
 def test_codes_are_of_the_vaes_tokens() -> None:
-    fields = {**DIT_CONFIG.to_json(), "head": "codebook", "vocab_size": 30}
+    codes = {"head": "codebook", "vocab_size": 30, "embeds_codes": True}
+    fields = {**DIT_CONFIG.to_json(), **codes}
     dit = DiTConfig.from_json(fields, "config.json")
     assert dit.to_json() == fields
     with pytest.raises(UserError, match=r"dit\.vocab_size \(30\) must equal vae\.vocab_size \(29"):

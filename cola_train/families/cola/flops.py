@@ -125,6 +125,9 @@ def dit_pass(
         mean = product(codes, span.outputs, backward, input_gradient=False)
         logits = product(Linear(dim, config.vocab_size), span.outputs, backward)
         parts |= {"head": logits + mean + near * 2}
+        if config.embeds_codes:
+            # How far each code is, at all positions, though only clean ones read it.
+            parts["head"] += product(codes, span.positions, NO_BACKWARD) * 2
     # A block's four adaLN layers as one: shift, scale and gate of attention and of the MLP.
     modulation = product(Linear(embedding, 6 * dim), times, backward)
     if backward.recomputes_blocks:

@@ -76,9 +76,9 @@ class _Stage2Family(ColaFamily[Stage2T]):
         return {**vae_parameters(config.vae), **dit_parameters(config.dit)}
 
     def backbone_parameters(self, config: Stage2T) -> int:
-        """The DiT's, without the vocabulary head of a codebook."""
+        """The DiT's, without the embedding and the vocabulary head of a codebook."""
         parts = dit_parameters(config.dit).items()
-        return sum(count for part, count in parts if part != "dit.head")
+        return sum(count for part, count in parts if part not in ("dit.embedding", "dit.head"))
 
     def reference(
         self, run: TrainedRun[Stage2T], device: "str | torch.device"
@@ -100,7 +100,9 @@ class _Stage2Family(ColaFamily[Stage2T]):
         A VAE that would be fixed trains, and so the DiT has no codebook.
         """
         layers = min(config.dit.num_layers, 2)
-        dit = dataclasses.replace(config.dit, num_layers=layers, head="velocity", vocab_size=None)
+        dit = dataclasses.replace(
+            config.dit, num_layers=layers, head="velocity", vocab_size=None, embeds_codes=False
+        )
         if dit.txt_dim > SMALL_WIDTH:
             width = SMALL_WIDTH
             dit = dataclasses.replace(

@@ -29,7 +29,12 @@ from tests.helpers.compare import assert_near
 from tests.helpers.runs import SMALL, SMALL_DIT, figures, saved_tensors
 from tests.helpers.tiny import make_batch, random_tokens, tiny_dit, tiny_vae
 
-CODEBOOK = ["dit.head=codebook", "dit.vocab_size=320", "objective.vae_strategy.mode=fix"]
+CODEBOOK = [
+    "dit.head=codebook",
+    "dit.vocab_size=320",
+    "dit.embeds_codes=true",
+    "objective.vae_strategy.mode=fix",
+]
 
 
 def codebook_config(
