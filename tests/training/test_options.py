@@ -24,6 +24,7 @@ from cola_train.objectives.objective import total_loss
 from cola_train.run_layout import folder_of
 from cola_train.training.checkpoints.folder import saved_steps
 from cola_train.training.parallel.blocks import checkpoint_activations
+from cola_train.training.preflight import with_precision
 from cola_train.training.run import export_run, train
 from tests.helpers.initial import initialize_dit, initialize_text_vae
 from tests.helpers.runs import figures, saved_tensors
@@ -249,3 +250,18 @@ def test_bf16_accumulates_over_a_vae_that_only_encodes(
     whole = joint_config("whole", *bf16, *interval)
     train(whole)
     assert figures(folder_of(whole)) == figures(folder_of(joint_config("part")))
+
+
+@pytest.mark.parametrize(
+    "has, precision",
+    [([], "fp32"), (["avx512_bf16"], "fp32"), (["avx512_bf16", "amx_bf16"], "bf16")],
+)
+def test_auto_is_bf16_where_a_cpu_multiplies_faster_in_it(
+    vae_config: Callable[..., VAERunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    has: list[str],
+    precision: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(has, True))
+    config = with_precision(vae_config("x", "trainer.precision=auto"), None)
+    assert config.trainer.precision == precision
