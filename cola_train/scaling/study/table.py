@@ -123,7 +123,9 @@ def _lack(spec: StudyConfig, run: TrialRun, results: Results) -> str:
     if known is not None:
         return f"{run.name} lacks {', '.join(missing)}" if missing else ""
     status = read_status(Path(spec.folder) / run.name)
-    stands = "not trained" if status is None else f"{status.state} at step {status.step}"
+    stands = "not trained"
+    if status is not None:
+        stands = f"{status.state} at step {status.step}, not measured"
     changes = results.changes(run)
-    before = f" (its result is of other settings: {'; '.join(changes)})" if changes else ""
-    return f"{run.name} is {stands}, not measured{before}"
+    before = f" (there is a result of other settings: {'; '.join(changes)})" if changes else ""
+    return f"{run.name} is {stands}{before}"

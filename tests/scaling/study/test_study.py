@@ -2,15 +2,13 @@
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 
 from cola_train.cli import main
-from cola_train.config.settings import UserError
 from cola_train.json_lines import read_log
-from tests.scaling.study.specs import COMPARISONS, SHORT, write_study
+from tests.scaling.study.specs import COMPARISONS, write_study
 
 
 def study(kind: str, path: Path, *rest: str) -> int:
@@ -45,7 +43,9 @@ def test_a_study_is_run_once_and_its_results_outlive_its_runs(
         if inspection is not None:
             found = json.loads((inspection / "inspection.json").read_text())["figures"]
             assert {key: row["figures"][key] for key in found} == found
-        compared = [line for line in read_log(folder / name / "metrics.jsonl") if "eflops_model" not in line]
+        compared = [
+            line for line in read_log(folder / name / "metrics.jsonl") if "eflops_model" not in line
+        ]
         compared = [line for line in compared if "comparison_conditions" in line]
         assert len(compared) == (0 if row["trial"] == "first" else 2)
         for by, line in zip(COMPARISONS, compared):
