@@ -21,7 +21,7 @@ from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.study.config import StudyConfig
 
 _CURVE = "configs/small/curve_austen.yaml"
-_STUDY = "configs/small/study_quickstart.yaml"
+_STUDY = "configs/small/study_austen.yaml"
 
 
 def add(verbs: Any) -> None:
@@ -134,10 +134,10 @@ def _compare(options: argparse.Namespace) -> None:
     sys.stdout.write(compare_run(options.run_folder, config, options.against))
 
 
-def _load_spec(options: argparse.Namespace, example: str) -> tuple[Any, Path]:
+def _load_spec(options: argparse.Namespace, what: str, example: str) -> tuple[Any, Path]:
     """The spec of a curve or study, and the folder it lies in."""
-    what = f"Give the spec, for example {example}."
-    require(bool(options.settings) and is_path(options.settings[0]), what)
+    missing = f"Give the {what}'s spec, for example {example}."
+    require(bool(options.settings) and is_path(options.settings[0]), missing)
     if options.kind == "run":
         require(options.parallel >= 1, f"--parallel must be at least 1, not {options.parallel}.")
     path = Path(options.settings[0])
@@ -145,7 +145,7 @@ def _load_spec(options: argparse.Namespace, example: str) -> tuple[Any, Path]:
 
 
 def _curve(options: argparse.Namespace) -> int:
-    spec, folder = _load_spec(options, _CURVE)
+    spec, folder = _load_spec(options, "curve", _CURVE)
     if options.kind == "run":
         from cola_train.scaling.curve import run_curve, write_launch_lines
 
@@ -167,7 +167,7 @@ def _curve(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    spec, folder = _load_spec(options, _STUDY)
+    spec, folder = _load_spec(options, "study", _STUDY)
     if options.kind == "run":
         from cola_train.scaling.study.run import run_study
 

@@ -12,7 +12,8 @@ from cola_train.run_folder import Status, write_status
 from cola_train.scaling.study.config import StudyConfig
 from cola_train.scaling.study.measuring import parts
 from cola_train.scaling.study.results import Result, Results
-from cola_train.scaling.study.table import Table, make_table
+from cola_train.scaling.study.seeds import SeedMean
+from cola_train.scaling.study.table import Row, Table, make_table
 from cola_train.scaling.study.table_text import as_csv, as_markdown, as_text, show_table
 from cola_train.scaling.study.trials import TrialRun
 from tests.scaling.study.specs import read, write_study
@@ -69,27 +70,32 @@ def summed(folder: Path, conditions: Mapping[str, Mapping[str, object]] | None =
     return make_table(spec, runs, fill(spec, runs, conditions or {}))
 
 
+def value(row: Row, place: int) -> SeedMean:
+    cell = row.cells[place]
+    assert cell is not None
+    return cell.value
+
+
+def difference(row: Row, place: int) -> SeedMean | None:
+    cell = row.cells[place]
+    assert cell is not None
+    return cell.difference
+
+
 def test_means_intervals_and_paired_differences_by_hand(tmp_path: Path) -> None:
     table = summed(tmp_path)
     assert table.columns == ["flow_mse", JUDGE]
     base, muon, late, ar = table.rows
-    assert base.cells[0] is not None and muon.cells[0] is not None and muon.cells[1] is not None
-    assert base.cells[0].difference is None
+    about = pytest.approx
     # Standard deviation 0.1 over three seeds: 4.302653 x 0.1 / sqrt(3).
-    assert base.cells[0].value.mean == pytest.approx(1.25)
-    assert base.cells[0].value.half_width == pytest.approx(0.248414, abs=1e-6)
+    assert value(base, 0) == SeedMean(about(1.25), about(0.248414, abs=1e-6), 3)
+    assert difference(base, 0) is None
     # Differences -0.20, -0.19 and -0.21: ten times narrower than either trial.
-    assert muon.cells[0].difference is not None
-    assert muon.cells[0].difference.mean == pytest.approx(-0.2)
-    assert muon.cells[0].difference.half_width == pytest.approx(0.0248414, abs=1e-6)
+    assert difference(muon, 0) == SeedMean(about(-0.2), about(0.0248414, abs=1e-6), 3)
     # The same at every seed.
-    assert muon.cells[1].difference is not None
-    assert muon.cells[1].difference.mean == pytest.approx(-0.3)
-    assert muon.cells[1].difference.half_width == pytest.approx(0, abs=1e-9)
-    assert late.cells[0] is not None and late.cells[0].difference is not None
-    assert (late.cells[0].value.mean, late.cells[0].value.num_seeds) == (1.3, 1)
-    assert late.cells[0].value.half_width is None
-    assert late.cells[0].difference.mean == pytest.approx(-0.05)
+    assert difference(muon, 1) == SeedMean(about(-0.3), about(0, abs=1e-9), 3)
+    assert value(late, 0) == SeedMean(1.3, None, 1)
+    assert difference(late, 0) == SeedMean(about(-0.05), None, 1)
     assert ar.cells[0] is None
     assert [None if cost is None else cost.mean for cost in muon.costs] == [200, None, 4096, 1.5e-5]
 
@@ -118,10 +124,10 @@ def test_the_csv_has_what_the_table_has_without_rounding(tmp_path: Path) -> None
     table = summed(tmp_path)
     rows = [*csv.DictReader(io.StringIO(as_csv(table)))]
     assert [row["trial"] for row in rows] == ["base", "muon", "late", "ar"]
-    muon = table.rows[1].cells[0]
-    assert muon is not None and muon.difference is not None
-    assert float(rows[1]["flow_mse_less_first"]) == muon.difference.mean
-    assert float(rows[1]["flow_mse_less_first_half_width"]) == muon.difference.half_width
+    less = difference(table.rows[1], 0)
+    assert less is not None
+    assert float(rows[1]["flow_mse_less_first"]) == less.mean
+    assert float(rows[1]["flow_mse_less_first_half_width"]) == less.half_width
     assert rows[1]["flow_mse_seeds"] == "3"
     assert (rows[2]["flow_mse_half_width"], rows[2]["measured"]) == ("", "1")
     assert rows[3]["flow_mse"] == ""
@@ -132,10 +138,9 @@ def test_figures_that_were_judged_otherwise_have_no_difference(tmp_path: Path) -
     conditions = {"ar": {"order": 6}, "muon": {"order": 6, "rows": 128}}
     table = summed(tmp_path, conditions)
     _, muon, _, ar = table.rows
-    assert muon.cells[1] is not None and ar.cells[1] is not None
-    assert (muon.cells[1].difference, muon.cells[1].is_apart) == (None, True)
-    assert muon.cells[0] is not None and muon.cells[0].difference is not None
-    assert ar.cells[1].difference is not None
+    assert difference(muon, 1) is None
+    assert difference(muon, 0) is not None
+    assert difference(ar, 1) is not None
     assert table.notes == ["(*) muon is judged otherwise, comparison/unguided: rows (128, not 64)."]
     assert "1.68 ± 0.25 (*)" in as_markdown(table, "x")
 
