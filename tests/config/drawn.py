@@ -88,8 +88,8 @@ TEXTS = {
 LEFT_OUT = {
     "path", "warm_start_from", "branched_from", "init_vae_from", "init_dit_from", "stage",
     "teacher_from",
-    "benchmark_data", "enabled", "families", "trials", "comparisons", "settings", "compile", "workload", "device",
-    "accelerator",
+    "benchmark_data", "enabled", "families", "trials", "comparisons", "settings", "compile",
+    "workload", "device", "accelerator",
 }  # fmt: skip
 WHOLE = [-1, 0, 1, 2, 3, 7, 10, 16, 99, 100, 260, 2**62, 2**63 - 1, 2**63]
 REAL = [-1.0, -1e-6, 0.0, 1e-30, 1e-8, 1e-4, 0.05, 0.5, 0.999, 1.0, 1.5, 7.0, 100.0, 1e30]
