@@ -13,7 +13,7 @@ SHORT = {"num_openings": 4, "num_new_tokens": 4, "brier_places": 0}
 COMPARISONS = {"unguided": SHORT, "knobs": {**SHORT, "sampler": {"noise_scale": 0.7}}}
 
 
-def write_study(folder: Path, data: Path | str, **changes: object) -> Path:
+def write_study(into: Path, data: Path | str, **changes: object) -> Path:
     """A VAE, two priors that start from it, and an AR model; two steps each."""
     shared = [setting for setting in SMALL if not setting.startswith("vae.")]
     vae = [setting for setting in SMALL if setting.startswith("vae.")]
@@ -21,11 +21,11 @@ def write_study(folder: Path, data: Path | str, **changes: object) -> Path:
         "objective": {"reference_weight": 0, "mask_weight": 0, "vae_strategy": {"mode": "fix"}},
         "init_vae_from": "set later",
     }
-    write_config(folder / "vae.yaml", "vae", [*shared, *vae])
-    write_config(folder / "joint.yaml", "joint", [*shared, *vae, *SMALL_DIT], **frozen)
-    write_config(folder / "ar.yaml", "ar", [*shared, *SMALL_TRANSFORMER])
+    write_config(into / "vae.yaml", "vae", [*shared, *vae])
+    write_config(into / "joint.yaml", "joint", [*shared, *vae, *SMALL_DIT], **frozen)
+    write_config(into / "ar.yaml", "ar", [*shared, *SMALL_TRANSFORMER])
     spec = {
-        "folder": str(folder / "study"),
+        "folder": str(into / "study"),
         "config": "joint.yaml",
         "settings": [
             f"data.path={data}",
@@ -47,8 +47,8 @@ def write_study(folder: Path, data: Path | str, **changes: object) -> Path:
         "comparisons": COMPARISONS,
         **changes,
     }
-    (folder / "study.yaml").write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
-    return folder / "study.yaml"
+    (into / "study.yaml").write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML
+    return into / "study.yaml"
 
 
 def read(path: Path) -> tuple[StudyConfig, list[TrialRun]]:
