@@ -3,7 +3,15 @@
 import dataclasses
 
 from cola_train.config.evaluation import InspectionConfig
-from cola_train.config.settings import NOT_EMPTY, Rule, Settings, require, section, setting
+from cola_train.config.settings import (
+    NOT_EMPTY,
+    Rule,
+    Settings,
+    nearest,
+    require,
+    section,
+    setting,
+)
 from cola_train.evaluation.writing.config import ComparisonConfig
 
 COMPARISON = "comparison/"
@@ -31,6 +39,11 @@ class TrialConfig(Settings):
     )
     seeds: list[int] = setting(
         [], help="A run for each; none are the study's.", common=True, rule=_SEEDS
+    )
+    comparisons: list[str] | None = setting(
+        None,
+        help="Names of the comparisons that judge it; null is all. Not every family has each of "
+        "the sampler's settings.",
     )
 
     def __post_init__(self) -> None:
@@ -97,6 +110,13 @@ class StudyConfig(Settings):
             )
         for name in self.comparisons:
             _check_name(name, "comparisons become parts of figures' names")
+        for trial, config in self.trials.items():
+            for name in config.comparisons or []:
+                require(
+                    name in self.comparisons,
+                    f"trials.{trial}.comparisons has {name!r}, and there is no such comparison; "
+                    f"{nearest(name, self.comparisons)}",
+                )
 
 
 def _check_name(name: str, because: str) -> None:

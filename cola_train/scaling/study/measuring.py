@@ -34,8 +34,9 @@ def parts(spec: StudyConfig, run: TrialRun) -> dict[str, dict[str, Any]]:
         data = spec.inspection_data or run.config.data.path
         found[INSPECTION] = {**_settings(spec.inspection), "data": data}
     if family.writes_text:
-        for name, config in spec.comparisons.items():
-            found[COMPARISON + name] = _settings(config)
+        chosen = spec.trials[run.trial].comparisons
+        for name in spec.comparisons if chosen is None else chosen:
+            found[COMPARISON + name] = _settings(spec.comparisons[name])
     return found
 
 

@@ -10,7 +10,6 @@ from tests.helpers.runs import SMALL, SMALL_DIT, SMALL_TRANSFORMER
 from tests.scaling.test_ladder import write_config
 
 SHORT = {"num_openings": 4, "num_new_tokens": 4, "brier_places": 0}
-COMPARISONS = {"unguided": SHORT, "knobs": {**SHORT, "sampler": {"noise_scale": 0.7}}}
 
 
 def write_study(into: Path, data: Path | str, **changes: object) -> Path:
@@ -44,7 +43,7 @@ def write_study(into: Path, data: Path | str, **changes: object) -> Path:
             "first": {"why": "what they start from", "config": "vae.yaml"},
         },
         "inspection": {"num_rows": 4, "num_steps": 2, "num_times": 2, "map_latents": 8},
-        "comparisons": COMPARISONS,
+        "comparisons": {"unguided": SHORT},
         **changes,
     }
     (into / "study.yaml").write_text(json.dumps(spec), encoding="utf-8")  # JSON is YAML

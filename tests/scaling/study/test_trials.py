@@ -92,6 +92,10 @@ def test_what_a_run_is_made_of_is_all_that_its_result_depends_on(tmp_path: Path)
         (trials(**{"": {}}), "trials become folders.*not ''"),
         (trials(seed={}), "No trial may be named 'seed'"),
         ({"comparisons": {"a/b": {}}}, "not 'a/b'"),
+        (
+            trials(x={"comparisons": ["unguide"]}),
+            "trials.x.comparisons has 'unguide', .* did you mean 'unguided'",
+        ),
         (trials(x={"settings": ["name=y"]}), "'name=y': a study gives its runs name"),
         (trials(x={"settings": ["seed=7"]}), "give their `seeds`"),
         (
