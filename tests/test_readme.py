@@ -45,6 +45,16 @@ QUICK = {
     "likelihood": ["num_steps=2", "num_samples=2"],
     "inspect": ["num_rows=8", "num_steps=2"],
     "verify": ["num_texts=4", "sampler.num_steps=2"],
+    "study": [
+        "settings=[data.path=data/my-rows, trainer.max_steps=2, optim.warmup=1]",
+        "inspection.num_rows=4",
+        "inspection.num_steps=2",
+        *(
+            f"comparisons.{name}.{key}"
+            for name in ("unguided", "knobs")
+            for key in ("num_openings=4", "num_new_tokens=4", "brier_places=0")
+        ),
+    ],
 }
 WATCHED = [
     "in_loop_eval.every_steps=2",
@@ -93,6 +103,7 @@ def test_every_command_is_known_to_this_test() -> None:
         "plan",
         "match",
         "compare",
+        "study",
         "doctor",
         "audit",
         "chaos",
@@ -102,8 +113,9 @@ def test_every_command_is_known_to_this_test() -> None:
         "inspect",
         "verify",
     }
-    guide = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    assert set(commands_of(guide)) <= set(VERBS)
+    for name in ("checkpoints", "studies"):
+        guide = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        assert set(commands_of(guide)) <= set(VERBS)
 
 
 @pytest.mark.slow

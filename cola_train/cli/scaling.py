@@ -1,17 +1,27 @@
-"""Verbs about compute: plan, match, compare, curve."""
+"""Verbs about compute and many runs: plan, match, compare, curve, study."""
 
 import argparse
 import sys
 from pathlib import Path
 from typing import Any
 
-from cola_train.cli.verb import add_count, add_path, add_settings, add_verb, load_run, load_settings
+from cola_train.cli.verb import (
+    add_count,
+    add_path,
+    add_settings,
+    add_verb,
+    is_path,
+    load_run,
+    load_settings,
+)
 from cola_train.config.load import load_config
 from cola_train.config.settings import require
 from cola_train.evaluation.writing.config import ComparisonConfig
 from cola_train.scaling.config import CurveConfig
+from cola_train.scaling.study.config import StudyConfig
 
 _CURVE = "configs/small/curve_austen.yaml"
+_STUDY = "configs/small/study_austen.yaml"
 
 
 def add(verbs: Any) -> None:
@@ -74,14 +84,28 @@ def add(verbs: Any) -> None:
     run = _add_curve_verb(
         kinds, "run", "train and measure every point of a ladder; resumes where it ended"
     )
-    run.add_argument("--retry", action="store_true", help="run again what has failed")
-    add_count(run, "--parallel", 1, "runs at a time (%(default)s)")
+    _add_running(run)
     add_path(run, "--write-lines", "FOLDER", "train nothing: write a launch line per run there")
     run.add_argument(
         "--launcher", default="cola-train", help="what the lines start trainings with (%(default)s)"
     )
     _add_curve_verb(kinds, "fit", "fit power laws and IsoFLOP parabolas to the points")
     _add_curve_verb(kinds, "plot", "draw quality over compute, with the fits")
+
+    study = verbs.add_parser("study", help="experiments: named trials of a run config, compared")
+    kinds = study.add_subparsers(dest="kind", title="kinds", metavar="KIND", required=True)
+    for name, summary in (
+        ("run", "train and measure every trial that has no result yet; resumes where it ended"),
+        ("table", "the results by trial, with differences, on the console and as files"),
+    ):
+        added = add_verb(kinds, name, _study, summary, StudyConfig, _STUDY)
+        if name == "run":
+            _add_running(added)
+
+
+def _add_running(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--retry", action="store_true", help="run again what has failed")
+    add_count(parser, "--parallel", 1, "runs at a time (%(default)s)")
 
 
 def _add_curve_verb(kinds: Any, name: str, summary: str) -> argparse.ArgumentParser:
@@ -110,12 +134,18 @@ def _compare(options: argparse.Namespace) -> None:
     sys.stdout.write(compare_run(options.run_folder, config, options.against))
 
 
-def _curve(options: argparse.Namespace) -> int:
-    require(bool(options.settings), f"Give the curve's spec, for example {_CURVE}.")
+def _load_spec(options: argparse.Namespace, what: str, example: str) -> tuple[Any, Path]:
+    """The spec of a curve or study, and the folder it lies in."""
+    missing = f"Give the {what}'s spec, for example {example}."
+    require(bool(options.settings) and is_path(options.settings[0]), missing)
     if options.kind == "run":
         require(options.parallel >= 1, f"--parallel must be at least 1, not {options.parallel}.")
     path = Path(options.settings[0])
-    spec, folder = load_config(CurveConfig, path, options.settings[1:]), path.parent
+    return load_config(options.config_class, path, options.settings[1:]), path.parent
+
+
+def _curve(options: argparse.Namespace) -> int:
+    spec, folder = _load_spec(options, "curve", _CURVE)
     if options.kind == "run":
         from cola_train.scaling.curve import run_curve, write_launch_lines
 
@@ -133,4 +163,16 @@ def _curve(options: argparse.Namespace) -> int:
 
     for path in draw(spec):
         print(path)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    spec, folder = _load_spec(options, "study", _STUDY)
+    if options.kind == "run":
+        from cola_train.scaling.study.run import run_study
+
+        return run_study(spec, folder, retry=options.retry, parallel=options.parallel)
+    from cola_train.scaling.study.table_text import show_table
+
+    sys.stdout.write(show_table(spec, folder))
     return 0

@@ -78,6 +78,7 @@ class Family(abc.ABC, Generic[RunT]):
         summary: the verb's help.
         example: a config file to start from, for the verb's help.
         writes_text: whether its checkpoints generate.
+        has_latents: whether its checkpoints have latents to inspect.
         workloads: for `cola-train bench`: settings over the config's defaults, by the workload's
             name.
         generation_workloads: for `bench sample`: a name, and the workload whose networks generate.
@@ -90,6 +91,7 @@ class Family(abc.ABC, Generic[RunT]):
     summary: ClassVar[str]
     example: ClassVar[str]
     writes_text: ClassVar[bool] = True
+    has_latents: ClassVar[bool] = False
     workloads: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     generation_workloads: ClassVar[Mapping[str, str]] = {}
     stage1_key: ClassVar[str | None] = None

@@ -1,30 +1,32 @@
 """`cola-train curve run`: train and measure every point of a ladder that is not finished."""
 
-import json
+import functools
 import shlex
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cola_train.config.load import changed_values
-from cola_train.config.settings import INTERRUPTED
 from cola_train.console import say
 from cola_train.data.prepared import PreparedData
-from cola_train.devices import uses_gpu
 from cola_train.evaluation.writing.conditions import CONDITIONS, refuse_apart
 from cola_train.families.registry import family_of
 from cola_train.files import write_atomically
 from cola_train.json_lines import read_log
-from cola_train.programs import start
-from cola_train.run_folder import read_run_config, read_status
-from cola_train.run_layout import EXPORT, METRICS
+from cola_train.run_folder import read_run_config
+from cola_train.run_layout import METRICS
+from cola_train.scaling.children import (
+    finish,
+    is_finished,
+    levels,
+    overrides,
+    succeeds,
+)
 from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.ladder import PlannedRun, ladder, stage1_flops
 from cola_train.scaling.points import POINTS, Point, write_points
 
 _COMPARISON = "comparison/"
-Outcome = Literal["finished", "failed", "waits"]
 
 
 def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: int) -> int:
@@ -40,31 +42,18 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
     planned_runs = ladder(spec, spec_folder)
     PreparedData.open(planned_runs[0].config.data.path)
     path = Path(spec.folder) / POINTS
-    outcomes: dict[str, Outcome] = {}
-    for level in levels(planned_runs):
-        with ThreadPoolExecutor(parallel) as pool:
-            ended = pool.map(lambda planned: _finish(spec, planned, outcomes, retry), level)
-            for planned, outcome in zip(level, ended, strict=True):
-                outcomes[planned.name] = outcome
+    measure = functools.partial(_compare, spec)
+    folder = Path(spec.folder)
+    for outcomes in finish(folder, planned_runs, measure, retry=retry, parallel=parallel):
         points = measured(spec, planned_runs)
         write_points(path, points)
-    failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
+        failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
     num_points = sum(planned.is_point for planned in planned_runs)
     say(f"{len(points)} of {num_points} points are measured: {path}")
     if failed:
         logs = f"Their logs are {spec.folder}/NAME.log; --retry runs failed ones again."
         say(f"Not finished: {', '.join(failed)}. {logs}")
     return 1 if failed else 0
-
-
-def levels(planned_runs: Sequence[PlannedRun]) -> list[list[PlannedRun]]:
-    """Runs that need no other run, then those that need these, and so on."""
-    depth: dict[str, int] = {}
-    by_depth: dict[int, list[PlannedRun]] = {}
-    for planned in planned_runs:
-        depth[planned.name] = 0 if planned.after is None else depth[planned.after] + 1
-        by_depth.setdefault(depth[planned.name], []).append(planned)
-    return [runs for _, runs in sorted(by_depth.items())]
 
 
 def write_launch_lines(
@@ -89,56 +78,18 @@ def write_launch_lines(
     return paths
 
 
-def _finish(
-    spec: CurveConfig, planned: PlannedRun, outcomes: dict[str, Outcome], retry: bool
-) -> Outcome:
-    """Train one run to its end and measure it, as far as that is not done."""
+def _compare(spec: CurveConfig, planned: PlannedRun) -> bool:
+    """Measure a trained run, as far as that is not done."""
     run = Path(spec.folder) / planned.name
-    if planned.after is not None and outcomes[planned.after] != "finished":
-        return "waits"
-    if not _is_finished(run):
-        status = read_status(run)
-        if status is not None and status.state in ("failed", "stopped") and not retry:
-            failure = f"{planned.name} had failed at step {status.step}: {status.reason}"
-            say(f"{failure} (--retry runs it again)")
-            return "failed"
-        say(f"{planned.name}: training, {planned.config.trainer.max_steps:,} steps")
-        if (code := _program(planned.arguments, run)) != 0:
-            if code == INTERRUPTED:
-                raise KeyboardInterrupt
-            return _report(planned, run)
-    if planned.is_point and comparison_of(run) is None:
-        say(f"{planned.name}: comparing")
-        if _program(_comparison_arguments(spec, planned), run) != 0:
-            return _report(planned, run)
-    return "finished"
-
-
-def _is_finished(run: Path) -> bool:
-    status = read_status(run)
-    return status is not None and status.state == "finished" and (run / EXPORT).is_dir()
-
-
-def _report(planned: PlannedRun, run: Path) -> Outcome:
-    log = run.with_suffix(".log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    say(f"{planned.name} failed: {log[-1] if log else 'no output'}")
-    return "failed"
+    if not planned.is_point or comparison_of(run) is not None:
+        return True
+    say(f"{planned.name}: comparing")
+    return succeeds(_comparison_arguments(spec, planned), run)
 
 
 def _comparison_arguments(spec: CurveConfig, planned: PlannedRun) -> list[str]:
-    changed = changed_values(spec.comparison).items()
-    settings = [f"{key}={json.dumps(value)}" for key, value in changed]
-    return ["compare", f"{spec.folder}/{planned.name}", *settings]
-
-
-def _program(arguments: Sequence[str], run: Path) -> int:
-    run.parent.mkdir(parents=True, exist_ok=True)
-    with run.with_suffix(".log").open("ab") as log:
-        streams = log.fileno(), log.fileno()
-        process = start("cola_train", arguments, streams, fresh=uses_gpu("auto"))
-    process.join()
-    assert process.exitcode is not None
-    return process.exitcode
+    settings = changed_values(spec.comparison)
+    return ["compare", f"{spec.folder}/{planned.name}", *overrides(settings)]
 
 
 def comparison_of(run: Path) -> dict[str, Any] | None:
@@ -163,7 +114,7 @@ def measured(spec: CurveConfig, planned_runs: Sequence[PlannedRun]) -> list[Poin
     points, conditions = [], []
     for planned in planned_runs:
         run = Path(spec.folder) / planned.name
-        row = comparison_of(run) if planned.is_point and _is_finished(run) else None
+        row = comparison_of(run) if planned.is_point and is_finished(run) else None
         if row is None:
             continue
         conditions.append((str(run), row.get(CONDITIONS)))

@@ -12,6 +12,7 @@ from cola_train.config.run import RunConfig
 from cola_train.config.settings import require
 from cola_train.families.costs import flops_after, steps_to
 from cola_train.families.registry import family_of, family_of_file, load_run_config
+from cola_train.scaling.children import Child
 from cola_train.scaling.config import CurveConfig
 
 # A trunk is a constant-rate run that is no point itself, an anneal a point that branches off one, a
@@ -22,17 +23,13 @@ _NEVER = ("optim.decay=1000000000000", "optim.anneal=1")
 
 
 @dataclasses.dataclass(frozen=True)
-class PlannedRun:
+class PlannedRun(Child):
     """One run of a ladder."""
 
-    name: str
     kind: Kind
     family: str
     size: str
     budget: float  # EFLOPs of a point, stage 1 included; 0 for other kinds
-    config: RunConfig
-    arguments: tuple[str, ...]  # of cola-train
-    after: str | None  # the run that must be finished before
 
     @property
     def is_point(self) -> bool:
@@ -113,8 +110,8 @@ class _Model:
         """A run from its first step."""
         config = load_run_config(self.path, settings)
         arguments = (config.stage, str(self.path), *settings)
-        after = None if self.stage1 is None else self.stage1.name
-        return PlannedRun(name, kind, self.family, self.size, budget, config, arguments, after)
+        after = () if self.stage1 is None else (self.stage1.name,)
+        return PlannedRun(name, config, arguments, after, kind, self.family, self.size, budget)
 
 
 def _cosine_runs(model: _Model) -> list[PlannedRun]:
@@ -155,9 +152,8 @@ def _trunk_and_anneals(model: _Model) -> list[PlannedRun]:
         ]
         annealed = load_run_config(model.path, [*settings, *changes])
         arguments = ("branch", f"{spec.folder}/{trunk}", "--step", str(begin), *changes)
-        planned_runs.append(
-            PlannedRun(name, "anneal", model.family, model.size, budget, annealed, arguments, trunk)
-        )
+        of = (model.family, model.size, budget)
+        planned_runs.append(PlannedRun(name, annealed, arguments, (trunk,), "anneal", *of))
     return planned_runs
 
 
@@ -176,7 +172,7 @@ def _check_alike(planned_runs: Sequence[PlannedRun]) -> None:
     for planned in planned_runs:
         start = family_of(planned.config).uncounted_start(planned.config)
         require(
-            start is None or planned.after is not None,
+            start is None or len(planned.after) > 0,
             f"{planned.name} starts from {start}, whose cost no budget counts; "
             "give its config as `stage1` of the family.",
         )

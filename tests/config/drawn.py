@@ -47,7 +47,10 @@ BASES = {
     "tokenizer train": ["out=t.json", "corpus.inputs=[a.txt]"],
     "prepare": ["out=o", "tokenizer=t.json", "corpus.inputs=[a.txt]"],
     "curve run": ["folder=f", FAMILIES, "budgets=[1]"],
+    "study run": ["folder=f", "config=a.yaml", "trials={base: {}}"],
 }
+# Verbs of the config class of another.
+OF_OTHERS = ("curve fit", "curve plot", "study table")
 RUNS = ("vae", "joint", "ar", "llada")
 AMOUNTS = ["0", "1", "2", "3 steps", "4", "64 tokens", "500 tokens", "1e-9 EFLOPs", "1e-8 EFLOPs",
            "7 weeks", "1.5"]  # fmt: skip
@@ -85,8 +88,8 @@ TEXTS = {
 LEFT_OUT = {
     "path", "warm_start_from", "branched_from", "init_vae_from", "init_dit_from", "stage",
     "teacher_from",
-    "benchmark_data", "enabled", "families", "settings", "compile", "workload", "device",
-    "accelerator",
+    "benchmark_data", "enabled", "families", "trials", "comparisons", "settings", "compile",
+    "workload", "device", "accelerator",
 }  # fmt: skip
 WHOLE = [-1, 0, 1, 2, 3, 7, 10, 16, 99, 100, 260, 2**62, 2**63 - 1, 2**63]
 REAL = [-1.0, -1e-6, 0.0, 1e-30, 1e-8, 1e-4, 0.05, 0.5, 0.999, 1.0, 1.5, 7.0, 100.0, 1e30]
@@ -132,7 +135,7 @@ def choices() -> dict[str, list[tuple[str, list[str], list[str]]]]:
             if key.rpartition(".")[2] not in LEFT_OUT
         ]
         for verb, config_class in settings_verbs(make_parser())
-        if verb not in ("curve fit", "curve plot")  # of the class of `curve run`
+        if verb not in OF_OTHERS
     }
 
 

@@ -16,6 +16,8 @@ from cola_train.families.cola.config import ColaRunConfig, JointRunConfig
 from cola_train.families.registry import family_of, load_run_config
 from cola_train.families.transformer.family import BaselineRunConfig
 from cola_train.scaling.config import CurveConfig
+from cola_train.scaling.study.config import StudyConfig
+from cola_train.scaling.study.trials import trial_runs
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 ALL = sorted(CONFIGS.rglob("*.yaml"))
@@ -109,6 +111,9 @@ def test_every_other_file_loads_or_is_a_base() -> None:
                 if name
             }:
                 assert path.parent / name in RUNS
+        elif COMMANDS[path][:2] == ["study", "run"]:
+            study = load_config(StudyConfig, path)
+            assert len(trial_runs(study, path.parent)) >= len(study.trials) > 1
         else:
             assert COMMANDS[path][0] == "compare"
             assert load_config(ComparisonConfig, path).sampler.num_steps >= 1

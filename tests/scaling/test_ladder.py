@@ -11,8 +11,9 @@ import pytest
 from cola_train.config.load import load_config
 from cola_train.config.settings import UserError
 from cola_train.families.costs import flops_after
+from cola_train.scaling.children import levels
 from cola_train.scaling.config import CurveConfig
-from cola_train.scaling.curve import levels, write_launch_lines
+from cola_train.scaling.curve import write_launch_lines
 from cola_train.scaling.ladder import PlannedRun, ladder
 from cola_train.training.optim.schedule import Schedule
 from tests.helpers.runs import SMALL, SMALL_DIT
@@ -114,14 +115,14 @@ def test_anneals_branch_off_at_the_marks_of_a_constant_rate_run(tmp_path: Path) 
         for planned in planned_runs
         if planned.family == "cola"
     ] == [
-        ("cola-stage1", "stage1", None),
-        ("cola-one-trunk", "trunk", "cola-stage1"),
-        ("cola-one-3e-10", "anneal", "cola-one-trunk"),
-        ("cola-one-6e-10", "anneal", "cola-one-trunk"),
+        ("cola-stage1", "stage1", ()),
+        ("cola-one-trunk", "trunk", ("cola-stage1",)),
+        ("cola-one-3e-10", "anneal", ("cola-one-trunk",)),
+        ("cola-one-6e-10", "anneal", ("cola-one-trunk",)),
     ]
     for trunk in (planned for planned in planned_runs if planned.kind == "trunk"):
         constant = Schedule.of(trunk.config)
-        anneals = [planned for planned in planned_runs if planned.after == trunk.name]
+        anneals = [planned for planned in planned_runs if planned.after == (trunk.name,)]
         begins = [
             int(planned.arguments[planned.arguments.index("--step") + 1]) for planned in anneals
         ]

@@ -63,3 +63,12 @@ def refuse_apart(conditions: Iterable[tuple[str, Mapping[str, Any] | None]], rem
             "Figures of `cola-train compare` stand side by side only if they were made in the same "
             f"way, and here differ: {'; '.join(different)}. {remedy}",
         )
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The conditions that play a part for both and differ, each with both values."""
+    return [
+        f"{key} ({ours[key]}, not {theirs[key]})"
+        for key in ours
+        if key in theirs and ours[key] != theirs[key]
+    ]

@@ -34,6 +34,8 @@ SMALL_WIDTH = 32
 class ColaFamily(Family[ColaT]):
     """What both stages share: a VAE, and the layout of their checkpoints."""
 
+    has_latents = True
+
     def dit_config(self, config: ColaT) -> DiTConfig | None:
         """The DiT that a run trains; None in stage 1."""
         return None

@@ -41,19 +41,22 @@ class Metrics(StageCallback):
         self.loggers = _wandb_loggers(config, run_folder) if is_first else []
         self.lines = JsonlWriter(run_folder / METRICS)
         self.started = self.last_drawn = self.last_ended = time.monotonic()
+        self.cpu_at_last_end = time.process_time()
 
     def before_steps(self, stage: StageModule) -> None:
         device, precision = stage.processes.device, self.config.trainer.precision
         peak = device_peak(device, precision) if self.is_first else None
         self.started = self.last_ended = time.monotonic()
+        self.cpu_at_last_end = time.process_time()
         state = copy.deepcopy(stage.state)
         self.pace = Pace(self.started, state, stage.processes.world_size, peak)
 
     def after_step(self, stage: StageModule) -> None:
-        state, now = stage.state, time.monotonic()
+        state, now, cpu = stage.state, time.monotonic(), time.process_time()
         state.seconds += now - self.last_ended
         state.device_seconds += (now - self.last_ended) * stage.processes.world_size
-        self.last_ended = now
+        state.cpu_seconds += (cpu - self.cpu_at_last_end) * stage.processes.world_size
+        self.last_ended, self.cpu_at_last_end = now, cpu
         if state.step % self.config.trainer.log_every_steps and not stage.is_done:
             return
         metrics = {f"train/{name}": value for name, value in stage.last_metrics.items()}

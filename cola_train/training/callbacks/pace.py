@@ -61,6 +61,7 @@ def summarize_cost(state: RunState, peak: float | None) -> dict[str, Any]:
         "tokens": state.tokens,
         "eflops": eflops(state),
         "seconds": round(state.seconds, 3),
+        "cpu_seconds": round(state.cpu_seconds, 3),
         "device_hours": round(state.device_seconds / 3600, 6),
         "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
         "mfu": utilization("model"),

@@ -26,6 +26,7 @@ class RunState:
     # Clocks, which no two runs have alike.
     seconds: float = dataclasses.field(default=0.0, compare=False)
     device_seconds: float = dataclasses.field(default=0.0, compare=False)
+    cpu_seconds: float = dataclasses.field(default=0.0, compare=False)  # this process' x processes
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     validated_step: int = -1  # the step after which validation last ran

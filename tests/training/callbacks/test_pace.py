@@ -47,10 +47,11 @@ def test_without_a_known_peak_there_is_no_mfu() -> None:
 
 def test_a_summary_is_over_all_devices_and_the_whole_time() -> None:
     done = state(30)
-    done.seconds, done.device_seconds = 10.0, 40.0
+    done.seconds, done.device_seconds, done.cpu_seconds = 10.0, 40.0, 72.5
     summary = summarize_cost(done, 60.0)
     assert (summary["mfu"], summary["hfu"]) == (1200 / 2400, 1800 / 2400)
     assert summary["tokens_per_second"] == 3000.0
+    assert summary["cpu_seconds"] == 72.5
     assert summary["device_hours"] == pytest.approx(40 / 3600, abs=1e-6)
     assert cost_in_words(summary).endswith("MFU 50.0%, HFU 75.0%")
 

@@ -1,0 +1,66 @@
+"""results.jsonl, there and back, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cola_train.config.settings import UserError
+from cola_train.scaling.study.results import Result, Results
+from tests.scaling.study.specs import read, write_study
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(values=st.dictionaries(st.text(max_size=5), numbers, max_size=3), cost=numbers)
+def test_results_come_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, float], cost: float
+) -> None:
+    folder = tmp_path_factory.mktemp("study")
+    _, (run, other, *_) = read(write_study(folder, "data"))
+    result = Result(run.trial, 66, run.made_of, values, {"s": cost}, {"a": {}}, {"a": {}}, None)
+    Results(folder / "results.jsonl").put(result)
+    assert Results(folder / "results.jsonl").of(run) == result
+    assert Results(folder / "results.jsonl").of(other) is None
+
+
+def test_a_line_is_replaced_by_its_like_alone(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    _, before = read(write_study(tmp_path, "data"))
+    _, after = read(write_study(tmp_path, "data", settings=["data.path=d", "optim.beta1=0.5"]))
+    results = Results(path)
+    for run, value in ((before[0], 1.0), (after[0], 2.0), (before[0], 3.0)):
+        figures = {"loss": value}
+        results.put(Result(run.trial, run.seed, run.made_of, figures, {}, {}, {}, None))
+    again = Results(path)
+    assert [json.loads(line)["figures"]["loss"] for line in path.read_text().splitlines()] == [3, 2]
+    found = again.of(after[0])
+    assert found is not None
+    assert found.figures == {"loss": 2.0}
+    assert again.changes(before[0]) == [
+        "trainer.max_steps: the default, now 2",
+        "data.path: d, now data",
+        "optim.beta1: 0.5, now the default",
+    ] or set(again.changes(before[0])) >= {"data.path: d, now data"}
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ('"cost"', '"costs"', "line 1 is no result of a study: it must have trial, seed, made_of"),
+        ('"seed": 66, "made_of"', '"seed": "x", "made_of"', "line 1: seed is 'x'"),
+        ('"loss": 1.5', '"loss": "low"', "figures.loss must be a number, not 'low'"),
+        ("{", "", "is not JSON"),
+    ],
+)
+def test_a_line_that_is_no_result_is_refused(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    _, (run, *_) = read(write_study(tmp_path, "data"))
+    path = tmp_path / "results.jsonl"
+    Results(path).put(Result(run.trial, 66, run.made_of, {"loss": 1.5}, {}, {}, {}, None))
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError, match=message):
+        Results(path)
