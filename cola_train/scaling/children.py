@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -13,8 +13,10 @@ from cola_train.console import say
 from cola_train.programs import start
 from cola_train.run_folder import read_status
 from cola_train.run_layout import EXPORT
+from cola_train.scaling.child_progress import child_progress
 
 Outcome = Literal["finished", "failed", "waits"]
+_SECONDS_BETWEEN_LOOKS = 5.0  # at how far runs are
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,13 @@ def finish(
     parallel: int,
     is_trained: Callable[[ChildT], bool] | None = None,
 ) -> Iterator[dict[str, Outcome]]:
-    """Train and measure what is missing, `parallel` runs at a time; how each ended, level by level.
+    """Train and measure what is missing, `parallel` runs at a time; how those that ended did.
 
-    Finished runs are not trained, interrupted ones continue, failed ones are reported and, with
-    `retry`, run again from their last checkpoint. `measure` is called for every trained run, from a
-    thread, and says whether it succeeded. `is_trained` is whether a run is the one that is wanted,
-    trained to its end; by default, whether its folder holds a finished one.
+    A run begins as soon as those that it needs have ended, in the order of `children`. Finished
+    runs are not trained, interrupted ones continue, failed ones are reported and, with `retry`,
+    run again from their last checkpoint. `measure` is called for every trained run, from a thread,
+    and says whether it succeeded. `is_trained` is whether a run is the one that is wanted, trained
+    to its end; by default, whether its folder holds a finished one.
     """
 
     def finish_one(child: ChildT) -> Outcome:
@@ -64,12 +67,24 @@ def finish(
         return "finished" if measure(child) else "failed"
 
     outcomes: dict[str, Outcome] = {}
-    for level in levels(children):
-        with ThreadPoolExecutor(parallel) as pool:
-            ended = pool.map(finish_one, level)
-            found = {child.name: outcome for child, outcome in zip(level, ended, strict=True)}
-        outcomes |= found
-        yield outcomes
+    waiting, running = list(children), dict[Future[Outcome], ChildT]()
+    pending = {child.name for child in children}
+    with child_progress(folder, children) as progress, ThreadPoolExecutor(parallel) as pool:
+        while waiting or running:
+            ready = [child for child in waiting if pending.isdisjoint(child.after)]
+            # No more are given to the pool than it works on: what is in it cannot be taken back.
+            for child in ready[: parallel - len(running)]:
+                waiting.remove(child)
+                running[pool.submit(finish_one, child)] = child
+            done, _ = wait(running, _SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED)
+            for future in done:
+                child = running.pop(future)
+                outcomes[child.name] = future.result()
+                pending.remove(child.name)
+            ended = [child for child in children if child.name in outcomes]
+            progress.show(list(running.values()), ended)
+            if done:
+                yield outcomes
 
 
 def levels(children: Sequence[ChildT]) -> list[list[ChildT]]:
