@@ -4,28 +4,34 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cola_train.config.settings import UserError
 from cola_train.scaling.study.results import Result, Results
+from cola_train.scaling.study.trials import TrialRun
 from tests.scaling.study.specs import read, write_study
 
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRun]:
+    return read(write_study(tmp_path_factory.mktemp("spec"), "data"))[1]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(values=st.dictionaries(st.text(max_size=5), numbers, max_size=3), cost=numbers)
 def test_results_come_back_exactly(
-    tmp_path_factory: pytest.TempPathFactory, values: dict[str, float], cost: float
+    tmp_path: Path, runs: list[TrialRun], values: dict[str, float], cost: float
 ) -> None:
-    folder = tmp_path_factory.mktemp("study")
-    _, (run, other, *_) = read(write_study(folder, "data"))
-    result = Result(
-        run.trial, 66, run.made_of, {"metrics": values}, {"s": cost}, {"a": {}}, {"a": {}}, None
-    )
-    Results(folder / "results.jsonl").put(result)
-    assert Results(folder / "results.jsonl").of(run) == result
-    assert Results(folder / "results.jsonl").of(other) is None
+    path, (run, other, *_) = tmp_path / "results.jsonl", runs
+    path.unlink(missing_ok=True)
+    parts = ({"metrics": values}, {"s": cost}, {"a": {}}, {"a": {}})
+    result = Result(run.trial, 66, run.made_of, *parts, None)
+    Results(path).put(result)
+    assert Results(path).of(run) == result
+    assert Results(path).of(other) is None
 
 
 def test_a_line_is_replaced_by_its_like_alone(tmp_path: Path) -> None:
@@ -60,10 +66,9 @@ def test_a_line_is_replaced_by_its_like_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_line_that_is_no_result_is_refused(
-    tmp_path: Path, old: str, new: str, message: str
+    tmp_path: Path, runs: list[TrialRun], old: str, new: str, message: str
 ) -> None:
-    _, (run, *_) = read(write_study(tmp_path, "data"))
-    path = tmp_path / "results.jsonl"
+    path, run = tmp_path / "results.jsonl", runs[0]
     figures = {"metrics": {"loss": 1.5}}
     Results(path).put(Result(run.trial, 66, run.made_of, figures, {}, {}, {}, None))
     path.write_text(path.read_text().replace(old, new, 1))
