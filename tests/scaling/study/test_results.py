@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cola_train.config.settings import UserError
@@ -20,13 +20,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[TrialRun]:
     return read(write_study(tmp_path_factory.mktemp("spec"), "data"))[1]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(values=st.dictionaries(st.text(max_size=5), numbers, max_size=3), cost=numbers)
 def test_results_come_back_exactly(
-    tmp_path: Path, runs: list[TrialRun], values: dict[str, float], cost: float
+    tmp_path_factory: pytest.TempPathFactory,
+    runs: list[TrialRun],
+    values: dict[str, float],
+    cost: float,
 ) -> None:
-    path, (run, other, *_) = tmp_path / "results.jsonl", runs
-    path.unlink(missing_ok=True)
+    path, (run, other, *_) = tmp_path_factory.mktemp("study") / "results.jsonl", runs
     parts = ({"metrics": values}, {"s": cost}, {"a": {}}, {"a": {}})
     result = Result(run.trial, 66, run.made_of, *parts, None)
     Results(path).put(result)
