@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,26 @@ def parts(spec: StudyConfig, run: TrialRun) -> dict[str, dict[str, Any]]:
     return found
 
 
+def figures_of(result: Result, missing: Sequence[str]) -> dict[str, float]:
+    """A result's figures but those of `missing` parts; a comparison's begin with its name."""
+    return {
+        f"{part}/{name}" if part.startswith(COMPARISON) else name: value
+        for part, figures in result.figures.items()
+        for name, value in figures.items()
+        if part not in missing
+    }
+
+
 def missing_parts(spec: StudyConfig, run: TrialRun, result: Result | None) -> list[str]:
     """The parts that are not measured, or not with these settings."""
     known = {} if result is None else result.measured
     return [name for name, settings in parts(spec, run).items() if known.get(name) != settings]
+
+
+def is_measured(spec: StudyConfig, run: TrialRun, result: Result | None) -> bool:
+    """Whether all is known that the spec asks of a run."""
+    is_trained = result is not None and result.failure is None
+    return is_trained and not missing_parts(spec, run, result)
 
 
 def measure(spec: StudyConfig, results: Results, run: TrialRun) -> bool:
@@ -54,8 +70,8 @@ def measure(spec: StudyConfig, results: Results, run: TrialRun) -> bool:
     folder = Path(spec.folder) / run.name
     known = results.of(run)
     if known is None or known.failure is not None:
-        figures, cost = metrics_of(folder), cost_of(folder)
-        known = Result(run.trial, run.seed, run.made_of, figures, cost, {}, {}, None)
+        figures = {"metrics": metrics_of(folder)}
+        known = Result(run.trial, run.seed, run.made_of, figures, cost_of(folder), {}, {}, None)
         results.put(known)
     for name in missing_parts(spec, run, known):
         settings, conditions = parts(spec, run)[name], dict(known.conditions)
@@ -65,11 +81,11 @@ def measure(spec: StudyConfig, results: Results, run: TrialRun) -> bool:
             found, conditions[name] = _compare(run, folder, name, settings)
         if found is None:
             return False
-        # A comparison with other settings may have other figures.
-        kept = {n: value for n, value in known.figures.items() if not n.startswith(f"{name}/")}
-        measured = {**known.measured, name: settings}
         known = dataclasses.replace(
-            known, figures={**kept, **found}, measured=measured, conditions=conditions
+            known,
+            figures={**known.figures, name: found},
+            measured={**known.measured, name: settings},
+            conditions=conditions,
         )
         results.put(known)
     return True
@@ -92,8 +108,9 @@ def metrics_of(run: Path) -> dict[str, float]:
 
 
 def cost_of(run: Path) -> dict[str, float]:
-    """What a run's training has cost, by the names of Result.cost."""
-    summary = _read(run / SUMMARY)
+    """What a run's training has cost, by the names of Result.cost, as far as that is known."""
+    # A disk may have refused it.
+    summary = _read(run / SUMMARY) if (run / SUMMARY).is_file() else {}
     found = {name: summary[name] for name in _COST if name in summary}
     found |= {_EFLOPS + name: value for name, value in summary.get("eflops", {}).items()}
     return _numbers(found)
@@ -120,7 +137,7 @@ def _compare(
         return None, {}
     row = [row for row in read_log(folder / METRICS) if CONDITIONS in row][-1]
     figures = {
-        f"{name}/{figure.removeprefix(COMPARISON)}": value
+        figure.removeprefix(COMPARISON): value
         for figure, value in _numbers(row).items()
         if figure.startswith(COMPARISON)
     }

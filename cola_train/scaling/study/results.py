@@ -22,15 +22,14 @@ class Result:
     trial: str
     seed: int
     made_of: Mapping[str, Any]  # TrialRun.made_of
-    # From metrics.jsonl and inspection.json, by their names there; a figure of the comparison NAME
-    # is comparison/NAME/FIGURE.
-    figures: Mapping[str, float]
+    # Of "metrics", the last step's of metrics.jsonl, and of each part that was measured; by their
+    # names where they come from.
+    figures: Mapping[str, Mapping[str, float]]
     cost: Mapping[
         str, float
     ]  # of its own training: tokens, seconds, cpu_seconds, eflops_CONVENTION
-    # By what was measured ("inspection" or comparison/NAME), the settings of that.
-    measured: Mapping[str, Any]
-    conditions: Mapping[str, Any]  # of its figures, by comparison (conditions.py)
+    measured: Mapping[str, Any]  # by part ("inspection" or comparison/NAME), its settings
+    conditions: Mapping[str, Any]  # by comparison, of its figures (conditions.py)
     failure: str | None  # why its training ended early; there are no figures then
 
 
@@ -96,11 +95,15 @@ def _result(row: Any, where: str) -> Result:
             isinstance(row[name], types.get(name, dict)),
             f"{where}: {name} is {row[name]!r}, which it cannot be. {next_step}",
         )
-    for name in ("figures", "cost"):
-        for key, value in row[name].items():
+    for name, values in {"cost": row["cost"], **row["figures"]}.items():
+        require(
+            isinstance(values, dict),
+            f"{where}: figures.{name} is {values!r}, which it cannot be. {next_step}",
+        )
+        for key, value in values.items():
             require(
                 isinstance(value, int | float) and not isinstance(value, bool),
-                f"{where}: {name}.{key} must be a number, not {value!r}. {next_step}",
+                f"{where}: {key} of {name} must be a number, not {value!r}. {next_step}",
             )
     return Result(**row)
 

@@ -11,7 +11,7 @@ from cola_train.files import write_errors_explained
 from cola_train.run_folder import locked, read_run_config, read_status
 from cola_train.scaling.children import finish, is_finished
 from cola_train.scaling.study.config import StudyConfig
-from cola_train.scaling.study.measuring import measure, missing_parts
+from cola_train.scaling.study.measuring import is_measured, measure, missing_parts
 from cola_train.scaling.study.results import RESULTS, Result, Results
 from cola_train.scaling.study.table_text import TABLE, write_table
 from cola_train.scaling.study.trials import TrialRun, settings_of, trial_runs
@@ -36,7 +36,7 @@ def run_study(spec: StudyConfig, spec_folder: Path, *, retry: bool, parallel: in
     with locked(folder, "give the study another `folder`."):
         results = Results(folder / RESULTS)
         todo, unfinished = _todo(spec, runs, results, retry)
-        do = functools.partial(_measure, spec, results)
+        do = functools.partial(measure, spec, results)
         is_trained = functools.partial(_is_trained, folder)
         for outcomes in finish(
             folder, todo, do, retry=retry, parallel=parallel, is_trained=is_trained
@@ -47,7 +47,7 @@ def run_study(spec: StudyConfig, spec_folder: Path, *, retry: bool, parallel: in
             write_table(spec, runs, results)
             unfinished |= {name: None for name, end in outcomes.items() if end != "finished"}
         write_table(spec, runs, results)
-    measured = sum(not missing_parts(spec, run, results.of(run)) for run in runs)
+    measured = sum(is_measured(spec, run, results.of(run)) for run in runs)
     say(f"{measured} of {len(runs)} runs are measured: {folder / TABLE}")
     if unfinished:
         logs = f"Their logs are {folder}/NAME.log; --retry runs failed ones again."
@@ -88,10 +88,6 @@ def _todo(
             wanted.update(run.after)
     todo = [run for run in runs if run.name in wanted]
     return todo, left | dict.fromkeys(run.name for run in runs if run.name in failed)
-
-
-def _measure(spec: StudyConfig, results: Results, run: TrialRun) -> bool:
-    return not missing_parts(spec, run, results.of(run)) or measure(spec, results, run)
 
 
 def _is_trained(folder: Path, run: TrialRun) -> bool:

@@ -8,7 +8,7 @@ from cola_train.config.settings import nearest
 from cola_train.evaluation.writing.conditions import differences
 from cola_train.run_folder import read_status
 from cola_train.scaling.study.config import COMPARISON, StudyConfig
-from cola_train.scaling.study.measuring import missing_parts
+from cola_train.scaling.study.measuring import figures_of, missing_parts
 from cola_train.scaling.study.results import Result, Results
 from cola_train.scaling.study.seeds import SeedMean, less, over_seeds
 from cola_train.scaling.study.trials import TrialRun
@@ -47,11 +47,24 @@ class Table:
     notes: list[str]  # sentences
 
 
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """One run that has a result."""
+
+    run: TrialRun
+    result: Result
+    figures: dict[str, float]  # those that were made as the spec says
+
+
 def make_table(spec: StudyConfig, runs: Sequence[TrialRun], results: Results) -> Table:
     """Sum up what is known of each trial of the spec."""
-    found = [result for run in runs if (result := results.of(run)) is not None]
-    columns, notes = _columns(spec, {figure for result in found for figure in result.figures})
-    by_trial = {name: [one for one in found if one.trial == name] for name in spec.trials}
+    found = [
+        _Known(run, result, figures_of(result, missing_parts(spec, run, result)))
+        for run in runs
+        if (result := results.of(run)) is not None
+    ]
+    columns, notes = _columns(spec, {figure for one in found for figure in one.figures})
+    by_trial = {name: [one for one in found if one.run.trial == name] for name in spec.trials}
     first, *_ = by_trial.values()
     rows = []
     for name, trial in spec.trials.items():
@@ -67,7 +80,10 @@ def make_table(spec: StudyConfig, runs: Sequence[TrialRun], results: Results) ->
                 num_runs=len(its_runs),
                 unfinished=[text for run in its_runs if (text := _lack(spec, run, results))],
                 cells=[_cell(column, own, first, bool(apart[column])) for column in columns],
-                costs=[over_seeds([*_by_seed(own, "cost", cost).values()]) for cost in COSTS],
+                costs=[
+                    over_seeds([one.result.cost[cost] for one in own if cost in one.result.cost])
+                    for cost in COSTS
+                ],
             )
         )
     if unknown := [name for name in results.trials() if name not in spec.trials]:
@@ -89,26 +105,25 @@ def _columns(spec: StudyConfig, figures: set[str]) -> tuple[list[str], list[str]
     return columns, notes
 
 
-def _by_seed(results: Sequence[Result], where: str, name: str) -> dict[int, float]:
-    values = {result.seed: getattr(result, where).get(name) for result in results}
-    return {seed: value for seed, value in values.items() if value is not None}
-
-
 def _cell(
-    column: str, own: Sequence[Result], first: Sequence[Result], is_apart: bool
+    column: str, own: Sequence[_Known], first: Sequence[_Known], is_apart: bool
 ) -> Cell | None:
-    ours, theirs = _by_seed(own, "figures", column), _by_seed(first, "figures", column)
+    ours, theirs = (
+        {one.run.seed: one.figures[column] for one in some if column in one.figures}
+        for some in (own, first)
+    )
     value = over_seeds([*ours.values()])
     if value is None:
         return None
     return Cell(value, None if is_apart or own is first else less(ours, theirs), is_apart)
 
 
-def _apart(column: str, own: Sequence[Result], first: Sequence[Result]) -> str:
+def _apart(column: str, own: Sequence[_Known], first: Sequence[_Known]) -> str:
     """How a figure of `compare` was found otherwise than the first trial's; empty if it was not."""
     name = column.rpartition("/")[0]
     ours, theirs = (
-        [one.conditions[name] for one in some if name in one.conditions] for some in (own, first)
+        [one.result.conditions[name] for one in some if name in one.result.conditions]
+        for some in (own, first)
     )
     found = [text for one in ours for other in theirs[:1] for text in differences(one, other)]
     return "; ".join(dict.fromkeys(found))

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def done(said: str, *what: str) -> set[str]:
     return {name for name, _, rest in parts if rest.startswith(begins)}
 
 
-def results_of(folder: Path) -> dict[str, dict[str, object]]:
+def results_of(folder: Path) -> dict[str, dict[str, Any]]:
     return {row["trial"]: row for row in read_log(folder / "results.jsonl")}
 
 
@@ -95,53 +96,51 @@ def test_a_study_is_run_once_and_its_results_outlive_its_runs(
     assert done(said, "comparing, knobs") == {"ar-66"} == done(said)
     assert "base-66 is not measured as the spec says (comparison/knobs), and its run" in said
     assert "2 of 4 runs are measured" in said
-    figures = results_of(folder)["ar"]["figures"]
-    assert isinstance(figures, dict)
-    for name in ("unguided", "knobs"):
-        assert figures[f"comparison/{name}/judge_nats_per_byte"] > 0
+    parts = results_of(folder)["ar"]["figures"]
+    assert parts.keys() == {"metrics", "comparison/unguided", "comparison/knobs"}
+    assert parts["comparison/knobs"]["judge_nats_per_byte"] > 0
 
 
-def check_figures(folder: Path, results: dict[str, dict[str, object]]) -> None:
+def check_figures(folder: Path, results: dict[str, dict[str, Any]]) -> None:
     """Each line has what the run's own files have."""
     for trial, row in results.items():
         run, figures, cost = folder / f"{trial}-66", row["figures"], row["cost"]
-        assert isinstance(figures, dict)
-        assert isinstance(cost, dict)
         if trial == "mad":
             assert not figures
-            assert "Optimizer step" in str(row["failure"])
+            assert "Optimizer step" in row["failure"]
             continue
         has_latents = trial in ("base", "first")
         assert (run / "inspection").exists() == has_latents
         if has_latents:
             page = json.loads((run / "inspection" / "inspection.json").read_text())["figures"]
-            assert {name: figures[name] for name in page if page[name] is not None}
+            found = {name: value for name, value in page.items() if value is not None}
+            assert figures["inspection"] == found
         metrics = [*read_log(run / "metrics.jsonl")]
         (validated,) = [line for line in metrics if "validation/loss" in line]
-        assert figures["validation/loss"] == validated["validation/loss"]
+        assert figures["metrics"]["validation/loss"] == validated["validation/loss"]
         compared = [line for line in metrics if "comparison_conditions" in line]
         assert len(compared) == (trial != "first")
         for line in compared:
             for name in ("judge_nats_per_byte", "distinct_4word_share"):
-                assert figures[f"comparison/unguided/{name}"] == line[f"comparison/{name}"]
+                assert figures["comparison/unguided"][name] == line[f"comparison/{name}"]
         summary = json.loads((run / "summary.json").read_text())
         assert cost["cpu_seconds"] == summary["cpu_seconds"] > 0
         assert cost["eflops_model"] == summary["eflops"]["model"]
         assert cost["tokens"] == 2 * 4 * 32
 
 
-def check_table(folder: Path, results: dict[str, dict[str, object]]) -> None:
+def check_table(folder: Path, results: dict[str, dict[str, Any]]) -> None:
     """The table has a line a trial, in the spec's order, with the figures of the results."""
     with (folder / "table.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["trial"]: row for row in csv.DictReader(file)}
     assert [*rows] == [*TRIALS]
     figures = {trial: row["figures"] for trial, row in results.items()}
-    ar, base = figures["ar"], figures["base"]
-    assert isinstance(ar, dict)
-    assert isinstance(base, dict)
-    assert float(rows["base"]["flow_minus_bigram"]) == base["flow_minus_bigram"]
-    name = "comparison/unguided/judge_nats_per_byte"
-    assert float(rows["ar"][f"{name}_less_first"]) == ar[name] - base[name]
+    bigram = figures["base"]["inspection"]["flow_minus_bigram"]
+    assert float(rows["base"]["flow_minus_bigram"]) == bigram
+    ar, base = (figures[name]["comparison/unguided"] for name in ("ar", "base"))
+    less = ar["judge_nats_per_byte"] - base["judge_nats_per_byte"]
+    column = "comparison/unguided/judge_nats_per_byte_less_first"
+    assert float(rows["ar"][column]) == less
     assert (rows["ar"]["flow_mse"], rows["mad"]["measured"]) == ("", "0")
     assert rows["mad"]["unfinished"].startswith("mad-66 failed at step")
     assert "- mad-66 failed at step" in (folder / "table.md").read_text(encoding="utf-8")

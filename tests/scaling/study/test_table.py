@@ -1,6 +1,7 @@
 """The table's figures against hand computation; what is missing or was judged otherwise is said."""
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ import pytest
 
 from cola_train.run_folder import Status, write_status
 from cola_train.scaling.study.config import StudyConfig
-from cola_train.scaling.study.measuring import parts
+from cola_train.scaling.study.measuring import is_measured, parts
 from cola_train.scaling.study.results import Result, Results
 from cola_train.scaling.study.seeds import SeedMean
 from cola_train.scaling.study.table import Row, Table, make_table
@@ -18,7 +19,8 @@ from cola_train.scaling.study.table_text import as_csv, as_markdown, as_text, sh
 from cola_train.scaling.study.trials import TrialRun
 from tests.scaling.study.specs import read, write_study
 
-JUDGE = "comparison/unguided/judge_nats_per_byte"
+PART = "comparison/unguided"
+JUDGE = f"{PART}/judge_nats_per_byte"
 # By trial and seed: flow loss, and nats per byte by the judge.
 FIGURES = {
     ("base", 1): (1.25, 1.98),
@@ -57,9 +59,11 @@ def fill(
         if (run.trial, run.seed) not in FIGURES:
             continue
         flow, judge = FIGURES[run.trial, run.seed]
-        figures = {JUDGE: judge} | ({} if flow is None else {"flow_mse": flow})
+        figures = {"metrics": {}, PART: {"judge_nats_per_byte": judge}}
+        if flow is not None:
+            figures["inspection"] = {"flow_mse": flow}
         cost = {"cpu_seconds": 100.0 * run.seed, "tokens": 4096, "eflops_model": 1.5e-5}
-        judged = {"comparison/unguided": conditions.get(run.trial, {"order": 6, "rows": 64})}
+        judged = {PART: conditions.get(run.trial, {"order": 6, "rows": 64})}
         measured = parts(spec, run)
         results.put(Result(run.trial, run.seed, run.made_of, figures, cost, measured, judged, None))
     return results
@@ -141,7 +145,8 @@ def test_figures_that_were_judged_otherwise_have_no_difference(tmp_path: Path) -
     assert difference(muon, 1) is None
     assert difference(muon, 0) is not None
     assert difference(ar, 1) is not None
-    assert table.notes == ["(*) muon is judged otherwise, comparison/unguided: rows (128, not 64)."]
+    marks = [note for note in table.notes if note.startswith("(*)")]
+    assert marks == ["(*) muon is judged otherwise, comparison/unguided: rows (128, not 64)."]
     assert "1.68 ± 0.25 (*)" in as_markdown(table, "x")
 
 
@@ -182,3 +187,24 @@ def test_columns_are_figures_and_an_unknown_one_is_said(tmp_path: Path) -> None:
     text = show_table(read(path)[0], path.parent)
     assert "No result has the figure flow_msee; did you mean 'flow_mse'?" in text
     assert "flow_mse " not in text.splitlines()[0]
+
+
+def test_figures_that_were_made_with_other_settings_are_not_shown(tmp_path: Path) -> None:
+    spec, runs, path = make_study(tmp_path)
+    fill(spec, runs, {})
+    changed = json.loads(path.read_text())
+    changed["comparisons"]["unguided"]["num_openings"] = 8
+    path.write_text(json.dumps(changed))
+    text = show_table(read(path)[0], path.parent)
+    assert text.splitlines()[0].split()[:2] == ["runs", "flow_mse"]
+    assert "judge_nats_per_byte" not in text.splitlines()[0]
+    assert "base-1 lacks comparison/unguided" in text
+
+
+def test_a_run_of_which_nothing_is_asked_is_measured_once_it_is_known(tmp_path: Path) -> None:
+    path = write_study(tmp_path, "data", comparisons={}, trials={"ar": {"config": "ar.yaml"}})
+    spec, (run,) = read(path)
+    assert not is_measured(spec, run, None)
+    result = Result("ar", 66, run.made_of, {"metrics": {}}, {}, {}, {}, None)
+    assert is_measured(spec, run, result)
+    assert not is_measured(spec, run, dataclasses.replace(result, failure="at step 1"))
