@@ -19,7 +19,7 @@ from cola_train.families.cola.denoising_bound import (
     HIGHEST,
     LOWEST,
     PATH_LEVELS,
-    block_rates,
+    latent_rates,
     noise_levels,
     partial_block_rate,
     stratified,
@@ -73,7 +73,7 @@ def measured(
         quantiles = stratified(offsets, torch.full((rows,), float(number)), draws, 8)
         z_0 = q.sample(normals(rows, 8, CHANNELS, seed=100 + number))
         noise = normals(rows, 8, CHANNELS, seed=200 + number)
-        rates.append(block_rates(gaussian_velocity(model), q, z_0, noise, quantiles))
+        rates.append(latent_rates(gaussian_velocity(model), q, z_0, noise, quantiles))
     above = torch.stack(rates).mean(0) + entropy(q) - cross_entropy(q, s)
     return float(above.mean()), float(above.std() / above.numel() ** 0.5)
 

@@ -17,10 +17,10 @@ from cola_train.families.cola.yardsticks.denoisers import (
     bigram_velocity,
     unigram_velocity,
 )
-from cola_train.families.cola.yardsticks.token_models import BigramModel
+from cola_train.likelihood.token_tables import BigramModel
 from cola_train.models.codebook import Codebook
-from tests.families.cola.yardsticks.test_token_models import NUMBER, counted_model, dense_table
 from tests.helpers.tiny import random_latents
+from tests.likelihood.test_token_tables import NUMBER, counted_model, dense_table
 
 CHANNELS = 2
 
@@ -145,7 +145,7 @@ PROGRAM = """
 import resource, time, torch
 from cola_train.models.codebook import Codebook
 from cola_train.families.cola.yardsticks.denoisers import Blocks, bigram_velocity, unigram_velocity
-from cola_train.families.cola.yardsticks.token_models import BigramModel, PairTally
+from cola_train.likelihood.token_tables import BigramModel, PairTally
 torch.set_num_threads(1)
 number, channels = 100_278, 16
 generator = torch.Generator().manual_seed(0)
