@@ -1,6 +1,8 @@
 """Nats in an inspection: those of `likelihood`, of tables in the DiT's place, and of bytes."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +103,7 @@ def test_the_tables_own_nats_are_counted_one_by_one(data: PreparedData) -> None:
     assert found.models["bigram"].per_token.mean < unigram < np.log(320)
 
 
-def tallied(data: PreparedData, make_dit: Any) -> Nats:
+def tallied(data: PreparedData, make_dit: Callable[[Statistics], Any]) -> Nats:
     """What is found with a DiT that is made of the yardsticks' statistics."""
     vae = calm(tiny_vae(vocab_size=data.manifest.vocab_size)).eval()
     with torch.no_grad():
@@ -114,54 +116,70 @@ def tallied(data: PreparedData, make_dit: Any) -> Nats:
     return tally.result()
 
 
+def knowing_dit(known: Statistics, order: str, worse: float) -> Any:
+    """A DiT whose velocity is a table's, worse by a given one."""
+    dit: Any = tiny_dit(block_size=SIZE)
+    table = KnowingDiT(known, order, worse)
+
+    def velocity(*given: Any) -> Any:
+        table.rows = dit.rows
+        return table.velocity(*given)
+
+    dit.velocity = velocity
+    return dit
+
+
 def test_a_dit_that_is_a_table_has_its_bound(data: PreparedData) -> None:
     for order in ("unigram", "bigram"):
-        found = tallied(data, lambda known, order=order: KnowingDiT(known, order, 0.0))
+        found = tallied(data, functools.partial(knowing_dit, order=order, worse=0.0))
         same = found.models[f"elbo_{order}"]
         assert same.per_token.mean == pytest.approx(found.models["elbo"].per_token.mean, rel=1e-6)
         assert same.elbo_less_it is not None
         assert dataclasses.astuple(same.elbo_less_it) == pytest.approx((0, 0, 0, 0), abs=1e-5)
-    worse = tallied(data, lambda known: KnowingDiT(known, "bigram", 0.3)).models["elbo_bigram"]
-    assert worse.elbo_less_it is not None
-    assert worse.elbo_less_it.low > 0.1
+    worse = tallied(data, functools.partial(knowing_dit, order="bigram", worse=0.3))
+    less = worse.models["elbo_bigram"].elbo_less_it
+    assert less is not None
+    assert less.low > 0.1
+
+
+def codebook_dit(known: Statistics, learned: bool) -> Any:
+    """A DiT that ends in the yardsticks' codes, with random logits or none."""
+    dit = tiny_dit(head="codebook", vocab_size=320, block_size=SIZE).eval()
+    assert dit.codebook is not None
+    with torch.no_grad():
+        if not learned:
+            dit.codebook.proj.weight.zero_()
+        for field in dataclasses.fields(known.codebook):
+            getattr(dit.codebook, field.name).copy_(getattr(known.codebook, field.name))
+    return dit
 
 
 def test_a_codebook_head_that_has_learned_nothing_is_the_unigram_yardstick(
     data: PreparedData,
 ) -> None:
-    def make(known: Statistics) -> Any:
-        dit = tiny_dit(head="codebook", vocab_size=320, block_size=SIZE).eval()
-        assert dit.codebook is not None
-        with torch.no_grad():
-            dit.codebook.proj.weight.zero_()
-        for field in dataclasses.fields(known.codebook):
-            getattr(dit.codebook, field.name).copy_(getattr(known.codebook, field.name))
-        return dit
-
-    less = tallied(data, make).models["elbo_unigram"].elbo_less_it
-    assert less is not None
-    assert dataclasses.astuple(less) == pytest.approx((0, 0, 0, 0), abs=1e-4)
+    same, other = (
+        tallied(data, functools.partial(codebook_dit, learned=learned)).models["elbo_unigram"]
+        for learned in (False, True)
+    )
+    assert same.elbo_less_it is not None
+    assert other.elbo_less_it is not None
+    # At the highest level a latent's error in fp32 weighs some thousand times.
+    assert dataclasses.astuple(same.elbo_less_it) == pytest.approx((0, 0, 0, 0), abs=0.02)
+    assert other.elbo_less_it.low > 0.05
 
 
-class Padded:
-    """Data whose rows end in padding."""
+def test_padding_has_no_part_in_it(data: PreparedData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that end in whole blocks of padding have the nats of what stands before."""
+    checkpoint, whole = of_data(data), PreparedData.row
 
-    def __init__(self, data: PreparedData, width: int) -> None:
-        self.data, self.width = data, width
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.data, name)
-
-    def row(self, split: str, number: int) -> tuple[Any, Any]:
-        tokens, documents = (part.copy() for part in self.data.row(split, number))
-        tokens[-self.width :] = self.manifest.pad_token_id
+    def padded(self: PreparedData, split: str, number: int) -> tuple[Any, Any]:
+        tokens, documents = (part.copy() for part in whole(self, split, number))
+        tokens[-2 * SIZE :] = self.manifest.pad_token_id
         return tokens, documents
 
-
-def test_padding_has_no_part_in_it(data: PreparedData) -> None:
-    """Rows that end in whole blocks of padding have the nats of what stands before."""
-    checkpoint, padded = of_data(data), Padded(data, 2 * SIZE)
-    found = nats_of(checkpoint, padded)  # type: ignore[arg-type]
+    with monkeypatch.context() as patch:
+        patch.setattr(PreparedData, "row", padded)
+        found = nats_of(checkpoint, data)
     assert found.num_tokens == QUICK.num_rows * (data.manifest.seq_len - 2 * SIZE)
     rows = held_out_rows(data, QUICK.num_rows, mask_documents=False)
     cut = [dataclasses.replace(row, tokens=row.tokens[: -2 * SIZE]) for row in rows]

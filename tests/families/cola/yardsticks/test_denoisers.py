@@ -81,6 +81,9 @@ def test_both_yardsticks_are_means_over_all_sequences_of_tokens() -> None:
     expected = enumerated(codebook, blocks, p, None)
     assert (unigram - expected)[blocks.counted].abs().max() < 1e-9
     assert (bigram - unigram)[blocks.counted].abs().mean() > 1e-2
+    target = random_latents(*unigram.shape, seed=7)
+    losses = [(v - target)[blocks.counted].square().mean() for v in (unigram, expected)]
+    assert abs(float(losses[0] - losses[1])) < 1e-9
     # The same in the arithmetic of an inspection.
     single = Codebook(*(x.float() for x in (codebook.codes, codebook.log_p, codebook.variance)))
     tables = BigramModel(model.p.float(), model.backoff.float(), model.pairs, model.seen.float())
