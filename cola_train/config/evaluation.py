@@ -127,6 +127,12 @@ class InspectionConfig(Settings):
         "Codes are read off at most 1,024 of them.",
         rule=at_least(1),
     )
+    elbo_draws: int = setting(
+        2,
+        help="Draws of latents and noise levels of each row for the bound in nats: a pass of the "
+        "DiT and of both yardsticks each.",
+        rule=_DRAWS,
+    )
     num_steps: int = setting(
         16,
         help="Euler steps from noise to data when the prior is asked for a block (guidance 1).",

@@ -143,6 +143,15 @@ class Tokenizer:
         ends, whole = text_of(before), text_of([*before, *ids])
         return whole[len(ends) :] if whole.startswith(ends) else text_of(ids)
 
+    def num_bytes(self, ids: Sequence[int], *, after: Sequence[int] = ()) -> int | None:
+        """UTF-8 bytes of the text of ids, as of `decode`: special tokens have none.
+
+        None where an unknown token is among them, which stands for text that nobody knows any more.
+        """
+        if self._unknown_id in ids:
+            return None
+        return len(self.decode(ids, after=after).encode())
+
     def lost_characters(self, text: str) -> tuple[int, int]:
         """How many characters of a text its ids do not give back, and of how many; blanks apart."""
         ids = self.encode_document(text)

@@ -59,6 +59,8 @@ def inspect_checkpoint(
     lines = [f"{checkpoint_folder}: {looked_at}", ""]
     for name, value in inspection.metrics().items():
         lines.append(f"  {name.replace('/', ': ').replace('_', ' '):44}{value:12.5g}")
+    for table in inspection.tables():
+        lines += ["", table]
     if inspection.remarks():
         lines += ["", *inspection.remarks()]
     lines += ["", f"All numbers: {out / 'inspection.json'}", f"The page: {out / 'inspection.png'}"]

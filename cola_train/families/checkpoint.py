@@ -43,6 +43,9 @@ class Inspection(Protocol):
     def metrics(self) -> dict[str, float]:
         """The single numbers, by names that stay."""
 
+    def tables(self) -> list[str]:
+        """Numbers that are read side by side, for people; each of several lines."""
+
     def remarks(self) -> list[str]:
         """What they mean, a sentence each, for people."""
 

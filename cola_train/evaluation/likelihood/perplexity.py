@@ -17,7 +17,8 @@ from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.devices import named_device
 from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods_stream
-from cola_train.evaluation.likelihood.rates import perplexity_of, table
+from cola_train.evaluation.likelihood.rates import Rate, perplexity_of, table
+from cola_train.evaluation.likelihood.tables import table_rates
 from cola_train.evaluation.resuming import ResultFile, digest
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.registry import load_checkpoint
@@ -86,6 +87,7 @@ def measure(
 ) -> str:
     """Compute the likelihood of `data_folder`'s held-out rows or of `texts`; returns the table.
 
+    Beside that of rows stand tables of n-grams of the data's training rows.
     The checkpoint may be of any family. `out` gets a JSON line a row, as soon as it is known; the
     same call goes on with one that it did not finish. Documents of a row are kept apart where
     training kept them apart.
@@ -97,7 +99,7 @@ def measure(
     """
     results = None if out is None else ResultFile(out, _FOUND)
     checkpoint = load_checkpoint(checkpoint_folder, named_device(device))
-    tokenizer = checkpoint.tokenizer
+    tokenizer, beside = checkpoint.tokenizer, dict[str, Rate]()
     if texts is not None:
         rows, records = read_texts(texts, tokenizer)
     else:
@@ -110,6 +112,8 @@ def measure(
         )
         rows = held_out_rows(data, config.num_rows, checkpoint.masks_documents)
         records = [{"row": number} for number in range(len(rows))]
+        masks = checkpoint.masks_documents
+        beside = table_rates(data, len(rows), checkpoint.vocab_size, masks)
     _warn_if_long(rows, checkpoint.trained_seq_len)
     done = set() if results is None else results.begin(_identity(checkpoint, config, rows), records)
     found: dict[int, RowLikelihood] = {}
@@ -134,12 +138,21 @@ def measure(
         ordered = [found[number] for number in range(len(rows))]
     else:
         ordered = [_likelihood(row, results.path) for row in results.finish()]
-    decoded = (tokenizer.decode(r.tokens[r.given :], after=r.tokens[: r.given]) for r in rows)
-    num_bytes = sum(len(text.encode()) for text in decoded)
+    sizes = [tokenizer.num_bytes(r.tokens[r.given :], after=r.tokens[: r.given]) for r in rows]
+    num_bytes = None if None in sizes else sum(size or 0 for size in sizes)
     conditional = any(row.given for row in rows)
-    page = table(perplexity_of(checkpoint, ordered, config, num_bytes, conditional))
+    page = table(perplexity_of(checkpoint, ordered, config, num_bytes, conditional), beside)
+    page += "  " + _about_tables(beside, texts) + "\n"
     title = f"{checkpoint_folder}, {texts or data_folder}"
     return f"{title}\n{checkpoint.describe_likelihood(config)}\n\n{page}"
+
+
+def _about_tables(beside: Mapping[str, Rate], texts: Path | None) -> str:
+    if beside:
+        return "unigrams, bigrams: by tables of the training rows alone, the same tokens"
+    if texts is not None:
+        return "no n-gram tables beside it: with --texts no training rows are known, as with --data"
+    return "no n-gram tables beside it: this data has no training rows"
 
 
 def _identity(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -107,8 +107,8 @@ def perplexity_of(
         num_rows=len(found),
         num_tokens=int(tokens.sum()),
         kind=kind,
-        nats=_rate(nats, tokens),
-        iwae=_rate(-np.array(bounds), tokens) if bounds else None,
+        nats=rate_of(nats, tokens),
+        iwae=rate_of(-np.array(bounds), tokens) if bounds else None,
         iwae_holds=config.divergence == "exact",
         step_change=-sum(changes) / float(tokens.sum()) if changes else None,
         parts=parts,
@@ -116,7 +116,7 @@ def perplexity_of(
     )
 
 
-def _rate(nats: np.ndarray, tokens: np.ndarray) -> Rate:
+def rate_of(nats: np.ndarray, tokens: np.ndarray) -> Rate:
     """Sum over sum, and the error of that ratio by the delta method."""
     rate = float(nats.sum() / tokens.sum())
     if len(nats) == 1:
@@ -126,8 +126,8 @@ def _rate(nats: np.ndarray, tokens: np.ndarray) -> Rate:
     return Rate(rate, float(error))
 
 
-def table(perplexity: Perplexity) -> str:
-    """The lines that people read."""
+def table(perplexity: Perplexity, beside: Mapping[str, Rate]) -> str:
+    """The lines that people read, with other models' rates of the same rows `beside`."""
     rates: dict[str, Rate] = {perplexity.kind: perplexity.nats}
     if perplexity.iwae is not None:
         rates["IWAE"] = perplexity.iwae
@@ -135,7 +135,7 @@ def table(perplexity: Perplexity) -> str:
         f"{perplexity.num_rows:,} rows, {perplexity.num_tokens:,} tokens",
         f"  {'':8}{'nats per token':>22}{'perplexity':>24}",
     ]
-    for name, rate in rates.items():
+    for name, rate in {**rates, **beside}.items():
         nats, exponent = f"{rate.nats_per_token:.4f}", f"{rate.perplexity:,.4g}"
         if rate.standard_error is not None:
             nats += f" ± {rate.standard_error:.4f}"
@@ -153,6 +153,8 @@ def table(perplexity: Perplexity) -> str:
             "  {} = reconstruction {reconstruction:.4f} + prior {prior:.4f} - entropy "
             "{entropy:.4f}".format(perplexity.kind, **perplexity.parts)
         )
-    if perplexity.bits_per_byte is not None:
+    if perplexity.bits_per_byte is None:
+        lines.append("  no bits per byte: the text of these tokens is not known")
+    else:
         lines.append(f"  {perplexity.bits_per_byte:.4f} bits per byte")
     return "\n".join(lines) + "\n"

@@ -104,17 +104,20 @@ def excess(
     return 0.5 * (gamma * (known - found).square()).sum(-1)
 
 
-def block_rates(
+def latent_rates(
     velocity: Velocity,
     posterior: Posterior,
     z_0: Latents,
     noise: Latents,
     quantiles: Float64[Tensor, "batch blocks"],
-) -> Float64[Tensor, "batch blocks"]:
-    """Each block's bound, nats, at one noise level of its own: unbiased over `quantiles` and noise.
+) -> Float64[Tensor, "batch latents"]:
+    """What each latent adds to its block's bound, nats; each block is seen at one noise level.
+
+    The sum over a block is unbiased over `quantiles` and noise. Denoisers that get the same ones
+    are compared in pairs.
 
     Args:
-        velocity: of all blocks at once, each given what it is to know.
+        velocity: of all blocks at once, each given what it is to know. Any denoiser's.
         posterior: q, of whole blocks.
         z_0: a sample of q.
         noise: of N(0, I).
@@ -127,9 +130,7 @@ def block_rates(
     z_t = interpolate(z_0.double(), noise.double(), at_latents).float()
     levels = log_gamma.repeat_interleave(size, dim=1)
     nats = excess(posterior, z_t, velocity(z_t, t), levels)
-    return nats.unflatten(1, (-1, size)).sum(2) * weight + ends(posterior).unflatten(
-        1, (-1, size)
-    ).sum(2)
+    return nats * weight.repeat_interleave(size, dim=1) + ends(posterior)
 
 
 def packed_velocity(dit: BlockCausalDiT, z_0: Latents, document: Documents) -> Velocity:

@@ -16,8 +16,8 @@ from cola_train.config.settings import require
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.families.cola.denoising_bound import (
     PATH_LEVELS,
-    block_rates,
     cached_velocity,
+    latent_rates,
     packed_velocity,
     partial_block_rate,
     stratified,
@@ -135,7 +135,7 @@ class LatentWeights:
             inside = None if document is None else document[:, :whole]
             velocity = packed_velocity(self.dit, before, inside)
             of_blocks = quantiles[:, : whole // size]
-            rates = block_rates(velocity, _cut(posterior, 0, whole), before, noise, of_blocks)
+            rates = latent_rates(velocity, _cut(posterior, 0, whole), before, noise, of_blocks)
             rate = rate + rates.sum(1)
         if whole == known:
             return rate, z_0

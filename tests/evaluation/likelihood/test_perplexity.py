@@ -18,6 +18,7 @@ from cola_train.config.data import CorpusConfig, PrepareConfig
 from cola_train.config.evaluation import LikelihoodConfig
 from cola_train.config.settings import UserError
 from cola_train.data.batch import VALIDATION_SAMPLE_OFFSET, validation_batches
+from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.likelihood import perplexity
@@ -28,6 +29,7 @@ from cola_train.evaluation.likelihood.perplexity import (
     read_texts,
 )
 from cola_train.evaluation.likelihood.rates import perplexity_of
+from cola_train.evaluation.likelihood.tables import table_rates
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.registry import load_checkpoint
 from cola_train.likelihood.rows import ScoredRow
@@ -252,6 +254,11 @@ def test_held_out_rows_from_the_command_line(
     assert ("twice as many steps: " in page) == (method == "ode")
     assert (f"{label} = reconstruction" in page) == (family == "cola")
     assert ("upper bounds by denoising" in page) == ((family, method) == ("cola", "bound"))
+    # Tables of the training rows, whatever the family.
+    rates = table_rates(data, 3, 320, mask_documents=False)
+    for name, rate in rates.items():
+        assert re.search(rf"\n  {name} +{rate.nats_per_token:.4f} ± ", page), name
+    assert "  unigrams, bigrams: by tables of the training rows alone" in page
     text = out.read_text()
     assert main([*arguments, "num_rows=3", "num_samples=2", "num_steps=2"]) == 0
     assert capsys.readouterr().out == page
@@ -302,7 +309,38 @@ def test_texts_from_the_command_line(on_disk: Callable[[str], Path], tmp_path: P
     bits = -sum(line["log_p"] for line in lines) / math.log(2) / num_bytes
     assert f"{bits:.4f} bits per byte" in page
     assert "IWAE is too low" not in page
+    assert "  no n-gram tables beside it: with --texts no training rows are known" in page
     assert "estimate" in measure(folder, None, path, None, "cpu", FAST), "a text has a prompt"
+
+
+def test_tables_beside_a_likelihood_are_of_the_same_tokens(data: PreparedData) -> None:
+    number = data.num_rows(TRAIN)
+    known = np.concatenate([data.row(TRAIN, row)[0] for row in range(number)])
+    count = np.bincount(known, minlength=320)
+    count[data.manifest.pad_token_id] = 0
+    log_p = np.log((count + 0.5) / (count + 0.5).sum())
+    rows = [data.row(VALIDATION, row)[0] for row in range(5)]
+    tokens = np.concatenate(rows)
+    real = tokens[tokens != data.manifest.pad_token_id]
+    found = table_rates(data, 5, 320, mask_documents=False)
+    assert found["unigrams"].nats_per_token == pytest.approx(-log_p[real].mean())
+    assert found["bigrams"].nats_per_token < found["unigrams"].nats_per_token
+    # Where documents are apart, their first tokens have none before them.
+    apart = table_rates(data, 5, 320, mask_documents=True)
+    assert apart["unigrams"].nats_per_token == found["unigrams"].nats_per_token
+    assert apart["bigrams"] != found["bigrams"]
+    lacking = dataclasses.replace(
+        data.manifest, splits={"validation": data.manifest.splits["validation"]}
+    )
+    assert table_rates(PreparedData(data.folder, lacking), 5, 320, mask_documents=False) == {}
+
+
+def test_text_that_is_not_known_has_no_bits_per_byte(tmp_path: Path) -> None:
+    folder, texts = tmp_path / "tiny", tmp_path / "texts.jsonl"
+    tiny_checkpoint(tiny_vae(), calm(tiny_dit())).save(folder)
+    texts.write_text('{"text": "w5 Fanny"}\n')
+    page = measure(folder, None, texts, None, "cpu", FAST)
+    assert "  no bits per byte: the text of these tokens is not known\n" in page
 
 
 def test_a_text_longer_than_training_saw_is_told_once(

@@ -5,6 +5,7 @@ has learned its text.
 import dataclasses
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,22 @@ import torch
 from torch import Tensor
 
 from cola_train.config.evaluation import LikelihoodConfig
-from cola_train.evaluation.likelihood.likelihood import RowLikelihood, log_likelihoods
+from cola_train.data.prepared import PreparedData
+from cola_train.evaluation.likelihood.likelihood import log_likelihoods
 from cola_train.families.cola.checkpoint import ColaCheckpoint
 from cola_train.families.cola.denoising_bound import (
     HIGHEST,
     LOWEST,
     PATH_LEVELS,
-    block_rates,
+    latent_rates,
     noise_levels,
     partial_block_rate,
     stratified,
 )
 from cola_train.likelihood.rows import ScoredRow
 from cola_train.models.text_vae import Posterior
+from tests.evaluation.likelihood.growing import agreement, error_of, growth, main
+from tests.helpers.tiny import calm, tiny_checkpoint, tiny_dit, tiny_vae
 from tests.helpers.trained import FIRST, SHARES, chain_texts, trained_checkpoint
 
 CHANNELS = 16
@@ -73,7 +77,7 @@ def measured(
         quantiles = stratified(offsets, torch.full((rows,), float(number)), draws, 8)
         z_0 = q.sample(normals(rows, 8, CHANNELS, seed=100 + number))
         noise = normals(rows, 8, CHANNELS, seed=200 + number)
-        rates.append(block_rates(gaussian_velocity(model), q, z_0, noise, quantiles))
+        rates.append(latent_rates(gaussian_velocity(model), q, z_0, noise, quantiles))
     above = torch.stack(rates).mean(0) + entropy(q) - cross_entropy(q, s)
     return float(above.mean()), float(above.std() / above.numel() ** 0.5)
 
@@ -185,36 +189,49 @@ def trained() -> ColaCheckpoint:
     return trained_checkpoint(steps=120)
 
 
-def found_of(checkpoint: ColaCheckpoint, lengths: range, **settings: Any) -> list[RowLikelihood]:
-    """Of the first so many tokens of each text, text by text."""
-    texts = TEXTS.tolist()
-    rows = [ScoredRow(text[:length], key) for key, text in enumerate(texts) for length in lengths]
-    return log_likelihoods(checkpoint, rows, LikelihoodConfig(batch_size=256, **settings))
-
-
-def nats(found: list[RowLikelihood]) -> np.ndarray:
-    return -np.array([one.log_p for one in found]).reshape(len(TEXTS), -1)
+CONFIG = LikelihoodConfig(batch_size=256, num_samples=64)
 
 
 def test_few_draws_and_many_agree_within_their_interval(trained: ColaCheckpoint) -> None:
-    few, many = (found_of(trained, range(23, 24), num_samples=count) for count in (64, 512))
-    apart = [
-        (one.log_p - other.log_p)
-        / math.hypot(one.standard_error or math.nan, other.standard_error or math.nan)
-        for one, other in zip(few, many, strict=True)
-    ]
-    assert max(map(abs, apart)) < 3
-    assert abs(float(np.mean(apart))) < 1
+    texts = TEXTS[:, :23].tolist()
+    few, many, apart = agreement(trained, texts, 64, 512, CONFIG)
+    assert float(np.abs(apart).max()) < 3
+    assert abs(float(apart.mean())) < 1
+    # With eight times as many draws the error is a third.
+    errors = [np.mean([error_of(one) for one in found]) for found in (few, many)]
+    assert errors[0] / errors[1] == pytest.approx(8**0.5, rel=0.3)
 
 
 def test_no_text_is_less_likely_than_one_that_it_begins(trained: ColaCheckpoint) -> None:
-    found = found_of(trained, range(16, 25), num_samples=64)
-    error = np.array([one.standard_error for one in found]).reshape(len(TEXTS), -1)
-    growth = np.diff(nats(found), axis=1)
-    assert float((growth + 2 * error[:, 1:]).min()) > 0
-    assert float(np.mean(growth)) > 0.5
+    found, error = growth(trained, TEXTS.tolist(), range(17, 25), CONFIG)
+    assert float((found + 2 * error).min()) > 0
+    assert float(found.mean()) > 0.5
     # No block is dearer to begin than to fill, on average.
-    assert float(growth.mean(0).min()) > 0
+    assert float(found.mean(0).min()) > 0
+
+
+def test_what_a_token_adds_is_the_difference_of_two_texts(trained: ColaCheckpoint) -> None:
+    texts = TEXTS[:2].tolist()
+    found, _ = growth(trained, texts, range(17, 21), CONFIG)
+    rows = [ScoredRow(text[:length], key) for key, text in enumerate(texts) for length in (16, 20)]
+    one, two, three, four = (row.log_p for row in log_likelihoods(trained, rows, CONFIG))
+    assert found.sum(1).tolist() == pytest.approx([one - two, three - four], rel=1e-5)
+
+
+def test_the_program_says_what_it_finds_of_a_checkpoint(
+    prepared_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = PreparedData.open(prepared_folder).tokenizer
+    vae, dit = calm(tiny_vae(vocab_size=320)), calm(tiny_dit())
+    dataclasses.replace(tiny_checkpoint(vae, dit), tokenizer=tokenizer).save(tmp_path / "tiny")
+    few = ["--texts", "3", "--agreeing", "2", "--draws", "4", "--first", "6", "--last", "8"]
+    assert main([str(tmp_path / "tiny"), "--data", str(prepared_folder), *few]) in (0, 1)
+    first, second, apart, growing = capsys.readouterr().out.splitlines()
+    assert first.startswith("64 draws: ")
+    assert second.startswith("512 draws: ")
+    assert apart.startswith("2 texts of 8 tokens; difference over its standard error: mean ")
+    assert growing.startswith("3 texts from 6 to 8 tokens, 4 draws: a token adds ")
+    assert " of 6, by more than the 95 % interval: " in growing
 
 
 def test_it_is_above_what_the_chain_itself_is_worth(trained: ColaCheckpoint) -> None:
@@ -225,7 +242,8 @@ def test_it_is_above_what_the_chain_itself_is_worth(trained: ColaCheckpoint) -> 
     for text in (TEXTS - FIRST).tolist():
         choices = [(after - 5 * word - 1) % 23 for word, after in itertools.pairwise(text)]
         truth.append(math.log(23) - sum(math.log(float(SHARES[choice])) for choice in choices))
-    found = found_of(trained, range(24, 25), num_samples=64)
-    assert bool((nats(found)[:, 0] > np.array(truth)).all())
+    rows = [ScoredRow(text, key) for key, text in enumerate(TEXTS.tolist())]
+    found = log_likelihoods(trained, rows, CONFIG)
+    assert all(-one.log_p > least for one, least in zip(found, truth, strict=True))
     whole = dataclasses.astuple(found[0])
     assert found[0].log_p == pytest.approx(sum(whole[4:7]))

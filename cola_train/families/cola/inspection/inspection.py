@@ -15,6 +15,7 @@ from cola_train.config.settings import require
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.inspection.latent_rows import latent_rows, likeliest_tokens
+from cola_train.families.cola.inspection.nats_probe import Nats, NatsTally
 from cola_train.families.cola.inspection.posterior_probes import (
     Drift,
     DriftTally,
@@ -34,6 +35,7 @@ from cola_train.families.cola.inspection.prior_probes import (
     prior_tokens,
 )
 from cola_train.families.cola.yardsticks.reading import read_statistics
+from cola_train.likelihood.token_tables import BigramModel, count_pairs, training_rows
 from cola_train.models.config import check_seq_len
 
 if TYPE_CHECKING:
@@ -56,6 +58,7 @@ class LatentInspection:
     map: LatentMap
     drift: Drift | None
     flow: FlowByPlace | None
+    nats: Nats | None
     prior_accuracy: TokenAccuracy | None
     history: HistoryUse | None
 
@@ -82,6 +85,8 @@ class LatentInspection:
             found["flow_over_gaussian_baseline"] = self.flow.loss / self.flow.bound
             if self.flow.yardsticks is not None:
                 found |= self.flow.yardsticks.metrics()
+        if self.nats is not None:
+            found |= self.nats.metrics()
         if self.history is not None:
             for name, value in dataclasses.asdict(self.history).items():
                 found[f"history/{name}"] = value
@@ -90,6 +95,10 @@ class LatentInspection:
                 found[f"reference_{name}"] = getattr(self.drift, name)
         return found
 
+    def tables(self) -> list[str]:
+        """Nats beside tables'; empty without a prior."""
+        return [] if self.nats is None else [self.nats.table()]
+
     def remarks(self) -> list[str]:
         """What the yardsticks say of the prior; empty without one."""
         if self.flow is None:
@@ -97,7 +106,8 @@ class LatentInspection:
         if self.flow.yardsticks is None:
             return [
                 "No n-gram yardsticks: a latent holds several tokens, whose tuples have too many "
-                "codes; the Gaussian baseline alone is shown."
+                "codes; beside the flow loss stands the Gaussian baseline alone, beside the bound "
+                "in nats what tables of single tokens find."
             ]
         return self.flow.yardsticks.remarks()
 
@@ -151,16 +161,24 @@ def inspect_latents(
     posterior_accuracy = TokenAccuracyTally(seq_len, block_tokens)
     prior_accuracy = TokenAccuracyTally(seq_len, block_tokens)
     drift = None if reference is None else DriftTally(reference.vae.encoder)
-    flow = None
+    flow = nats = None
     if dit is not None:
-        known = None
+        known, codebook = None, None
+        masks, most = checkpoint.masks_documents, config.yardstick_rows
         if patch_size == 1:
-            masks, most = checkpoint.masks_documents, config.yardstick_rows
             known = read_statistics(vae, data, most, config.batch_size, masks)
+            codebook, bigram = known.codebook, known.bigram
+        else:
+            counted = training_rows(data, most)
+            pairs = count_pairs(data, counted, vae.config.vocab_size, masks)
+            bigram = BigramModel.of(pairs, checkpoint.device, torch.float32)
         flow = FlowTally(dit, seq_len // patch_size, config.num_time_bins, config.seed, known)
+        nats = NatsTally(
+            vae, dit, checkpoint.tokenizer, bigram, codebook, config.elbo_draws, config.seed
+        )
     for rows in latent_rows(vae, data, config, checkpoint.masks_documents):
         uses.update(rows.batch.tokens[rows.batch.loss_mask].tolist())
-        for tally in (posterior, latent_map, reconstruction, drift, flow):
+        for tally in (posterior, latent_map, reconstruction, drift, flow, nats):
             if tally is not None:
                 tally.add(rows)
         decoded = likeliest_tokens(vae, vae.decoder(rows.z_0, rows.document))
@@ -182,6 +200,7 @@ def inspect_latents(
         map=latent_map.result(),
         drift=None if drift is None else drift.result(),
         flow=None if flow is None else flow.result(),
+        nats=None if nats is None else nats.result(),
         prior_accuracy=None if dit is None else prior_accuracy.result(),
         history=None if flow is None else flow.history_use(),
     )

@@ -58,8 +58,8 @@ def paired_gain(
 
 
 @dataclasses.dataclass(frozen=True)
-class PairedDifference:
-    """A mean difference, its standard error, and what holds the middle 95 % of resampled ones."""
+class Estimate:
+    """A mean over rows, its standard error, and what holds the middle 95 % of resampled ones."""
 
     mean: float
     standard_error: float
@@ -67,13 +67,13 @@ class PairedDifference:
     high: float
 
 
-def paired_differences(
+def resampled_means(
     sums: Float64[np.ndarray, "rows groups"], counts: Float64[np.ndarray, "rows groups"]
-) -> list[PairedDifference]:
-    """Each group's mean of differences, of which each row has `counts` with the sum `sums`.
+) -> list[Estimate]:
+    """Each group's mean of values, of which each row has `counts` with the sum `sums`.
 
-    The bootstrap draws rows with all that is of them: latents of a row depend on each other. NaN
-    for a group that nothing is in.
+    Differences of two models are paired by being summed as such. The bootstrap draws rows with all
+    that is of them: latents of a row depend on each other. NaN for a group that nothing is in.
     """
     rows = len(sums)
     draws = bootstrap_generator().multinomial(rows, np.full(rows, 1 / rows), size=_NUM_RESAMPLES)
@@ -86,5 +86,5 @@ def paired_differences(
         drawn = column[np.isfinite(column)]
         ends = percentile_interval(drawn, _LEVEL) if len(drawn) else (math.nan, math.nan)
         error = float(drawn.std()) if len(drawn) else math.nan
-        found.append(PairedDifference(mean, error, *ends))
+        found.append(Estimate(mean, error, *ends))
     return found

@@ -9,14 +9,15 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from cola_train.families.cola.inspection.latent_rows import LatentRows, Latents
-from cola_train.families.cola.inspection.tallies import PairedDifference, paired_differences
+from cola_train.families.cola.inspection.tallies import Estimate, resampled_means
 from cola_train.families.cola.yardsticks.denoisers import (
     Blocks,
     bigram_velocity,
     unigram_velocity,
 )
-from cola_train.families.cola.yardsticks.reading import Statistics, text_starts
+from cola_train.families.cola.yardsticks.reading import Statistics
 from cola_train.flow import velocity_target
+from cola_train.likelihood.token_tables import text_starts
 
 _FACTS = ("num_rows", "num_code_rows", "num_unseen", "within_variance", "posterior_variance")
 
@@ -31,10 +32,9 @@ class Yardstick:
     loss: float
     loss_by_time: list[float]
     loss_by_block: list[float]
-    difference: PairedDifference
-    difference_by_time: list[PairedDifference]
-    difference_by_block: list[PairedDifference]
-    nats_per_token: float  # cross-entropy of the tokens themselves
+    difference: Estimate
+    difference_by_time: list[Estimate]
+    difference_by_block: list[Estimate]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,6 @@ class Yardsticks:
             found[f"flow_{name}"] = yardstick.loss
             found[f"flow_minus_{name}"] = yardstick.difference.mean
             found[f"flow_minus_{name}_standard_error"] = yardstick.difference.standard_error
-            found[f"{name}_nats_per_token"] = yardstick.nats_per_token
         return found
 
     def remarks(self) -> list[str]:
@@ -68,7 +67,7 @@ class Yardsticks:
         return [_remark(name, yardstick.difference) for name, yardstick in self.items()]
 
 
-def _remark(name: str, found: PairedDifference) -> str:
+def _remark(name: str, found: Estimate) -> str:
     verdict = f"knows neither more nor less than a {name} table, as far as these rows tell"
     if found.high < 0 or found.low > 0:
         verdict = f"knows {'more' if found.high < 0 else 'less'} than a {name} table"
@@ -86,8 +85,6 @@ class YardstickTally:
         self.num_groups = num_time_bins + num_blocks
         # per row and group: errors of DiT, unigram and bigram added up, and how many they are
         self.rows: list[Float64[Tensor, "sums rows groups"]] = []
-        # of unigram and bigram, over all tokens, and how many these are
-        self.nats = torch.zeros(3, dtype=torch.float64)
 
     def add(
         self,
@@ -109,8 +106,6 @@ class YardstickTally:
         for total, values in zip(sums, (error, *errors, counted), strict=True):
             total.scatter_add_(1, group, (values.double() * counted).repeat(1, 2))
         self.rows.append(sums.cpu())
-        parts = [*bigram.nats(tokens, starts), counted]
-        self.nats += torch.stack([(nats.double() * counted).sum() for nats in parts]).cpu()
 
     def result(self) -> Yardsticks:
         """Each yardstick over all rows."""
@@ -119,15 +114,14 @@ class YardstickTally:
         whole = np.concatenate([sums, sums[..., : self.num_bins].sum(-1, keepdims=True)], axis=-1)
         dit, unigram, bigram, counts = whole
 
-        def yardstick(errors: Float64[np.ndarray, "rows groups"], nats: float) -> Yardstick:
+        def yardstick(errors: Float64[np.ndarray, "rows groups"]) -> Yardstick:
             with np.errstate(invalid="ignore"):
                 means = (errors.sum(0) / counts.sum(0)).tolist()
-            found = paired_differences(dit - errors, counts)
+            found = resampled_means(dit - errors, counts)
             bins, blocks = slice(self.num_bins), slice(self.num_bins, -1)
             losses = (means[-1], means[bins], means[blocks])
             differences = (found[-1], found[bins], found[blocks])
-            return Yardstick(*losses, *differences, nats_per_token=nats)
+            return Yardstick(*losses, *differences)
 
-        nats = (self.nats / self.nats[2]).tolist()
         facts = {name: getattr(self.known, name) for name in _FACTS}
-        return Yardsticks(yardstick(unigram, nats[0]), yardstick(bigram, nats[1]), **facts)
+        return Yardsticks(yardstick(unigram), yardstick(bigram), **facts)

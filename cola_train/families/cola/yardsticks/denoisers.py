@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cola_train.families.cola.yardsticks.token_models import BigramModel
+from cola_train.likelihood.token_tables import BigramModel
 from cola_train.models.codebook import Codebook
 
 # Tokens x latents that are held at a time: 64 MB in fp32. Fewer make sparse products slow.

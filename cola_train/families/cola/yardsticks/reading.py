@@ -1,24 +1,21 @@
 """Codebook and token statistics, read off a VAE and the training rows."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
-from cola_train.data.batch import Batch, training_batches
-from cola_train.data.packing import TRAIN
+from cola_train.data.batch import training_batches
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.yardsticks.codebook import CodeTally
-from cola_train.families.cola.yardsticks.token_models import BigramModel, PairTally
+from cola_train.likelihood.token_tables import BigramModel, count_pairs, spread, training_rows
 from cola_train.models.codebook import Codebook
 from cola_train.models.text_vae import TextVAE
 from cola_train.objectives.objective import documents_of
 
 # Codes are means of a token's latents, which differ little: more rows hardly move them.
 _MOST_CODE_ROWS = 1024
-_COUNTED_AT_ONCE = 1024  # rows; each time all pairs are sorted anew
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +54,9 @@ def read_statistics(
     with `mask_documents` nothing is known across documents, and with `fixed_log_snr` the posterior
     has that logSNR instead of its own.
     """
-    found, vocab_size = data.num_rows(TRAIN), vae.config.vocab_size
-    rows = _spread(range(found), found if most_rows is None else most_rows)
-    pairs = PairTally(vocab_size)
-    for batch in training_batches(data, rows, _COUNTED_AT_ONCE):
-        pairs.add(batch.tokens, batch.loss_mask, text_starts(batch, mask_documents))
-    code_rows = _spread(rows, _MOST_CODE_ROWS)
+    rows, vocab_size = training_rows(data, most_rows), vae.config.vocab_size
+    pairs = count_pairs(data, rows, vocab_size, mask_documents)
+    code_rows = spread(rows, _MOST_CODE_ROWS)
     device = vae.encoder.final_layer.weight.device
     tally = CodeTally(vocab_size, vae.config.latent_dim)
     for batch in training_batches(data, code_rows, batch_size):
@@ -86,15 +80,6 @@ def read_statistics(
     )
 
 
-def text_starts(batch: Batch, mask_documents: bool) -> Bool[Tensor, "batch seq"]:
-    """Where nothing before is known: rows' beginnings, with `mask_documents` documents' too."""
-    starts = torch.zeros_like(batch.loss_mask)
-    starts[:, 0] = True
-    if mask_documents:
-        starts[:, 1:] = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
-    return starts
-
-
 def _codes_alone(
     vae: TextVAE, tokens: Int[Tensor, " tokens"], seq_len: int, batch_size: int
 ) -> Tensor:
@@ -108,8 +93,3 @@ def _codes_alone(
         mean = vae.encode(part.to(device)).mean.flatten(0, 1)
         codes[first : first + at_once] = mean.double().cpu()
     return codes[: len(tokens)]
-
-
-def _spread(rows: Sequence[int], most: int) -> list[int]:
-    number = min(len(rows), most)
-    return [rows[place * len(rows) // number] for place in range(number)]

@@ -219,6 +219,11 @@ def test_the_verb_writes_numbers_and_a_page_and_overwrites_nothing(
         f"The prior knows less than a {order} table" for order in ("unigram", "bigram")
     ]
     assert all(f"\n{remark}\n" in printed for remark in remarks)
+    assert found.nats is not None
+    assert f"\n\n{found.nats.table()}\n" in printed
+    elbo = written["nats"]["models"]["elbo"]
+    assert elbo["meaning"].startswith("an upper bound of -log p")
+    assert elbo["per_token"]["mean"] == pytest.approx(found.metrics()["elbo_nats_per_token"])
     assert (folder / "inspection.png").read_bytes().startswith(b"\x89PNG")
     svg = (folder / "inspection.svg").read_text(encoding="utf-8")
     panels = [
@@ -322,9 +327,12 @@ def test_with_several_tokens_a_latent_the_gaussian_bound_stands_alone(data: Prep
     vae = calm(tiny_vae(vocab_size=data.manifest.vocab_size, patch_size=2))
     found = inspected(dataclasses.replace(of_data(data, tiny_dit()), vae=vae), data, QUICK)
     assert found.flow is not None
+    assert found.nats is not None
     assert found.flow.yardsticks is None
     assert "flow_gaussian_baseline" in found.metrics()
-    assert not any("gram" in name for name in found.metrics())
+    assert not any(name.startswith(("flow_un", "flow_bi")) for name in found.metrics())
+    # What needs no codes.
+    assert {"elbo", "unigram", "bigram", "uniform"} == found.nats.models.keys()
     (remark,) = found.remarks()
     assert remark.startswith("No n-gram yardsticks: a latent holds several tokens")
 
@@ -351,6 +359,7 @@ def test_a_baseline_is_no_reference(
         ("batch_size", 1, "InspectionConfig.batch_size must be at least 2, not 1"),
         ("num_times", 1, "InspectionConfig.num_times must be at least 2, not 1"),
         ("num_time_bins", 0, "InspectionConfig.num_time_bins must be at least 1, not 0"),
+        ("elbo_draws", 0, "InspectionConfig.elbo_draws must be in 1..4096, not 0"),
         ("yardstick_rows", 0, "InspectionConfig.yardstick_rows must be at least 1 or null, not 0"),
         ("num_steps", 0, "InspectionConfig.num_steps must be at least 1, not 0"),
         ("map_latents", 2, "InspectionConfig.map_latents must be at least 3, not 2"),
@@ -382,11 +391,23 @@ def test_figures_have_names_that_stay(data: PreparedData) -> None:
         "flow_unigram",
         "flow_minus_unigram",
         "flow_minus_unigram_standard_error",
-        "unigram_nats_per_token",
         "flow_bigram",
         "flow_minus_bigram",
         "flow_minus_bigram_standard_error",
+        "elbo_nats_per_token",
+        "elbo_nats_per_byte",
+        "elbo_nats_per_token_standard_error",
+        "elbo_reconstruction_nats_per_token",
+        "elbo_unigram_nats_per_token",
+        "elbo_unigram_nats_per_byte",
+        "elbo_bigram_nats_per_token",
+        "elbo_bigram_nats_per_byte",
+        "unigram_nats_per_token",
+        "unigram_nats_per_byte",
         "bigram_nats_per_token",
+        "bigram_nats_per_byte",
+        "uniform_nats_per_token",
+        "uniform_nats_per_byte",
         "history/true_history",
         "history/shuffled_history",
         "history/no_history",

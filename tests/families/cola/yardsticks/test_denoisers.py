@@ -17,10 +17,10 @@ from cola_train.families.cola.yardsticks.denoisers import (
     bigram_velocity,
     unigram_velocity,
 )
-from cola_train.families.cola.yardsticks.token_models import BigramModel
+from cola_train.likelihood.token_tables import BigramModel
 from cola_train.models.codebook import Codebook
-from tests.families.cola.yardsticks.test_token_models import NUMBER, counted_model, dense_table
 from tests.helpers.tiny import random_latents
+from tests.likelihood.test_token_tables import NUMBER, counted_model, dense_table
 
 CHANNELS = 2
 
@@ -81,6 +81,9 @@ def test_both_yardsticks_are_means_over_all_sequences_of_tokens() -> None:
     expected = enumerated(codebook, blocks, p, None)
     assert (unigram - expected)[blocks.counted].abs().max() < 1e-9
     assert (bigram - unigram)[blocks.counted].abs().mean() > 1e-2
+    target = random_latents(*unigram.shape, seed=7)
+    losses = [(v - target)[blocks.counted].square().mean() for v in (unigram, expected)]
+    assert abs(float(losses[0] - losses[1])) < 1e-9
     # The same in the arithmetic of an inspection.
     single = Codebook(*(x.float() for x in (codebook.codes, codebook.log_p, codebook.variance)))
     tables = BigramModel(model.p.float(), model.backoff.float(), model.pairs, model.seen.float())
@@ -145,7 +148,7 @@ PROGRAM = """
 import resource, time, torch
 from cola_train.models.codebook import Codebook
 from cola_train.families.cola.yardsticks.denoisers import Blocks, bigram_velocity, unigram_velocity
-from cola_train.families.cola.yardsticks.token_models import BigramModel, PairTally
+from cola_train.likelihood.token_tables import BigramModel, PairTally
 torch.set_num_threads(1)
 number, channels = 100_278, 16
 generator = torch.Generator().manual_seed(0)

@@ -14,10 +14,9 @@ from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.yardsticks.reading import (
     Statistics,
     read_statistics,
-    text_starts,
 )
 from cola_train.models.text_vae import Posterior, TextVAE
-from tests.helpers.tiny import make_batch, random_latents, random_tokens, tiny_vae
+from tests.helpers.tiny import random_latents, tiny_vae
 
 CHANNELS, SPREAD, NOISE = 3, 0.05, 0.04
 
@@ -80,10 +79,3 @@ def test_no_more_rows_are_read_than_was_asked_for_and_these_are_spread(data: Pre
     ids = batch.tokens[batch.loss_mask]
     expected = torch.bincount(ids, minlength=data.manifest.vocab_size) + 0.5
     assert torch.allclose(known.bigram.p, (expected / expected.sum()).float())
-
-
-def test_a_text_starts_with_its_row_or_where_documents_are_apart_with_its_document() -> None:
-    documents = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 2]])
-    batch = make_batch(random_tokens(2, 4, seed=0), [0, 0], documents)
-    assert text_starts(batch, False).long().tolist() == [[1, 0, 0, 0]] * 2
-    assert text_starts(batch, True).long().tolist() == [[1, 0, 1, 0], [1, 1, 1, 0]]

@@ -2,10 +2,17 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
+
+from cola_train.data.batch import Batch, training_batches
+from cola_train.data.packing import TRAIN
+from cola_train.data.prepared import PreparedData
+
+_COUNTED_AT_ONCE = 1024  # rows; each time all pairs are sorted anew
 
 Rows = Int[Tensor, "rows seq"]
 Flags = Bool[Tensor, "rows seq"]
@@ -116,3 +123,34 @@ class BigramModel:
         return torch.sparse_coo_tensor(
             places, self.seen, (number, number), is_coalesced=True, check_invariants=True
         )
+
+
+def training_rows(data: PreparedData, most_rows: int | None) -> list[int]:
+    """The rows that tables are counted on: at most so many (None: all), evenly spread."""
+    found = data.num_rows(TRAIN)
+    return spread(range(found), found if most_rows is None else most_rows)
+
+
+def count_pairs(
+    data: PreparedData, rows: Sequence[int], num_tokens: int, mask_documents: bool
+) -> PairTally:
+    """Tokens and pairs of training `rows`; with `mask_documents` none across documents."""
+    tally = PairTally(num_tokens)
+    for batch in training_batches(data, rows, _COUNTED_AT_ONCE):
+        tally.add(batch.tokens, batch.loss_mask, text_starts(batch, mask_documents))
+    return tally
+
+
+def text_starts(batch: Batch, mask_documents: bool) -> Flags:
+    """Where nothing before is known: rows' beginnings, with `mask_documents` documents' too."""
+    starts = torch.zeros_like(batch.loss_mask)
+    starts[:, 0] = True
+    if mask_documents:
+        starts[:, 1:] = batch.document_ids[:, 1:] != batch.document_ids[:, :-1]
+    return starts
+
+
+def spread(rows: Sequence[int], most: int) -> list[int]:
+    """At most so many of `rows`, evenly spread."""
+    number = min(len(rows), most)
+    return [rows[place * len(rows) // number] for place in range(number)]

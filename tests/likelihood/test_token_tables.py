@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from cola_train.families.cola.yardsticks.token_models import BigramModel, PairTally
+from cola_train.likelihood.token_tables import BigramModel, PairTally, text_starts
+from tests.helpers.tiny import make_batch, random_tokens
 
 NUMBER = 8
 
@@ -84,3 +85,10 @@ def test_where_no_pair_was_seen_nothing_is_known() -> None:
     assert torch.allclose(model.forward(weights), expected[:, None] * weights.sum(0))
     unigram, bigram = model.nats(torch.tensor([[0, 2]]), torch.tensor([[True, False]]))
     assert torch.equal(unigram, bigram)
+
+
+def test_a_text_starts_with_its_row_or_where_documents_are_apart_with_its_document() -> None:
+    documents = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 2]])
+    batch = make_batch(random_tokens(2, 4, seed=0), [0, 0], documents)
+    assert text_starts(batch, False).long().tolist() == [[1, 0, 0, 0]] * 2
+    assert text_starts(batch, True).long().tolist() == [[1, 0, 1, 0], [1, 1, 1, 0]]
