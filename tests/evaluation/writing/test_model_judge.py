@@ -152,10 +152,10 @@ def test_a_bound_is_no_judge(tmp_path: Path) -> None:
 
 def test_the_run_of_an_export(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    for folder in (run / "hf", run / "marks" / "step-3", tmp_path / "hf"):
+    for folder in (run / "hf", run / "marks" / "step-00000003", tmp_path / "hf"):
         folder.mkdir(parents=True)
     (run / "config.yaml").write_text("")
-    assert [run_of(run / name) for name in (".", "hf", "marks/step-3")] == [run] * 3
+    assert [run_of(run / name) for name in (".", "hf", "marks/step-00000003")] == [run] * 3
     assert [run_of(folder) for folder in (run / "marks", tmp_path / "hf", tmp_path)] == [None] * 3
 
 
@@ -187,7 +187,7 @@ def test_a_judge_of_other_text_is_named_and_one_of_the_same_is_refused(
     train(of_other)
     run, judge = folder_of(config), folder_of(of_other)
     judged = dataclasses.replace(SHORT, judge=str(judge))
-    table = compare_run(run, judged, against=run / "marks" / "step-3")
+    table = compare_run(run, judged, against=run / "marks" / "step-00000003")
     weights = ModelJudge.load(judge).weights_xxh3
     assert f"Judge: {judge}, weights {weights}; it shares no file of training text" in table
     found = figures(run)
@@ -197,11 +197,11 @@ def test_a_judge_of_other_text_is_named_and_one_of_the_same_is_refused(
     assert table.count(NAME) == 3
 
     # A mark is compared as its run is.
-    compare_run(run / "marks" / "step-3", SHORT)
+    compare_run(run / "marks" / "step-00000003", SHORT)
     assert "model_judge" not in figures(run)[3, "comparison_conditions"]  # type: ignore[operator]
     assert (3, f"comparison/held_out_{NAME}") not in figures(run)
 
-    for seen in (run, run / "hf", run / "marks" / "step-3"):
+    for seen in (run, run / "hf", run / "marks" / "step-00000003"):
         with pytest.raises(UserError, match=r"both read .*book\.txt\. Train one on other files"):
             compare_run(run, dataclasses.replace(SHORT, judge=str(seen)))
     with pytest.raises(UserError, match=r"both read .*later\.txt\."):
