@@ -32,7 +32,6 @@ try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
-    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
     raise UserError(
         f"lm-evaluation-harness is not installed ({error}): pip install 'cola-train[lm-eval]'"
@@ -151,12 +150,13 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         for number, request in enumerate(requests):
             (text,) = request.args
             tokens = self.tok_encode(text)
-            limit = self.checkpoint.trained_seq_len or max(1, len(tokens))
-            windows = get_rolling_token_windows(tokens, self.eot_token_id, limit, context_len=1)
-            for place, (given, ids) in enumerate(map(make_disjoint_window, windows)):
-                before = given if place else []
+            limit = self.checkpoint.trained_seq_len or max(2, len(tokens))
+            # A part and the token before it fill a row.
+            starts = [0, *range(limit, len(tokens), max(1, limit - 1))] if tokens else []
+            for place, (start, end) in enumerate(zip(starts, [*starts[1:], len(tokens)])):
+                before = tokens[max(0, start - 1) : start]
                 key = self.address(text, place)
-                rows.append(ScoredRow([*before, *ids], key, given=len(before)))
+                rows.append(ScoredRow([*before, *tokens[start:end]], key, given=len(before)))
                 owners.append(number)
         sums = [0.0] * len(requests)
         for owner, log_p in zip(owners, self._log_p(rows, disable_tqdm), strict=True):

@@ -35,11 +35,17 @@ TEXTS = ["A ball was given.", "Her sister walked to the hall, and spoke of a let
 Run = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Evaluate a checkpoint on a task of these settings and records, by the harness."""
+@pytest.fixture(autouse=True)
+def _apart_from_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, no cache of the user's, and no `pip list` after each evaluation."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Evaluate a checkpoint on a task of these settings and records, by the harness."""
 
     def evaluate(
         checkpoint: Checkpoint,
@@ -274,7 +280,6 @@ def test_what_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
 def test_the_harness_program_knows_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_task(
         tmp_path / "tasks",
         [{"text": text} for text in TEXTS],

@@ -161,7 +161,7 @@ def test_the_run_of_an_export(tmp_path: Path) -> None:
 
 @pytest.fixture
 def other_rows(tmp_path: Path) -> Path:
-    """Later pages of the novel, as rows of 48 tokens of another BPE."""
+    """Later pages of the novel, as rows of another BPE."""
     book = tmp_path / "later.txt"
     book.write_bytes(lzma.decompress(BOOK.read_bytes())[80_000:120_000].rsplit(b"\n", 1)[0])
     corpus, tokenizer = CorpusConfig(inputs=[str(book)]), str(tmp_path / "later.json")
@@ -171,7 +171,7 @@ def other_rows(tmp_path: Path) -> Path:
             out=str(tmp_path / "later"),
             tokenizer=tokenizer,
             corpus=corpus,
-            seq_len=48,
+            seq_len=32,
             held_out_share=0.1,
         )
     )
@@ -182,7 +182,7 @@ def test_a_judge_of_other_text_is_named_and_one_of_the_same_is_refused(
     baseline_config: Configs, other_rows: Path, tmp_path: Path
 ) -> None:
     config = baseline_config("ar", "run", "budget.marks=[3 steps]")
-    of_other = baseline_config("ar", "judge", f"data.path={other_rows}", "data.seq_len=48")
+    of_other = baseline_config("ar", "judge", f"data.path={other_rows}")
     train(config)
     train(of_other)
     run, judge = folder_of(config), folder_of(of_other)
