@@ -34,3 +34,15 @@ CLOCKS = frozenset(
 def folder_of(config: RunConfig) -> Path:
     """The folder of a run."""
     return Path(config.runs_folder) / config.name
+
+
+def run_of(folder: Path) -> Path | None:
+    """The run that a folder is, or whose export it is; None of an export that lies elsewhere."""
+    for run, is_one in (
+        (folder, True),
+        (folder.parent, folder.name == EXPORT),
+        (folder.parent.parent, folder.parent.name == MARKS),
+    ):
+        if is_one and (run / CONFIG).is_file():
+            return run
+    return None

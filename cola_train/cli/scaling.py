@@ -70,7 +70,10 @@ def add(verbs: Any) -> None:
         "judge what a run's export writes, by metrics that are the same for all families",
         ComparisonConfig,
         example="checkpoints/NAME num_openings=128",
-        positionals={"run_folder": "a run of any family; metrics go into its metrics.jsonl"},
+        positionals={
+            "run_folder": "a run of any family, or its marks/step-N; metrics go into its "
+            "metrics.jsonl"
+        },
     )
     add_path(
         compare,

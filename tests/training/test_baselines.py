@@ -136,7 +136,7 @@ def test_a_comparison_goes_into_the_metrics(baseline_config: Configs, tmp_path: 
     with pytest.raises(UserError, match=r"row_tokens \(64 for .*longer, 32 for .* same length\."):
         compare_run(run, ComparisonConfig(), against=tmp_path / "longer")
     with pytest.raises(UserError, match="is not a run folder"):
-        compare_run(run / "hf", ComparisonConfig())
+        compare_run(tmp_path / "longer", ComparisonConfig())
 
 
 def test_a_vocabulary_below_the_tokenizers_is_refused(baseline_config: Configs) -> None:

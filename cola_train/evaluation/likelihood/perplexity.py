@@ -114,7 +114,7 @@ def measure(
         records = [{"row": number} for number in range(len(rows))]
         masks = checkpoint.masks_documents
         beside = table_rates(data, len(rows), checkpoint.vocab_size, masks)
-    _warn_if_long(rows, checkpoint.trained_seq_len)
+    warn_if_long(rows, checkpoint.trained_seq_len)
     done = set() if results is None else results.begin(_identity(checkpoint, config, rows), records)
     found: dict[int, RowLikelihood] = {}
     bad: dict[int, float] = {}
@@ -179,7 +179,8 @@ def _likelihood(row: Mapping[str, Any], path: Path) -> RowLikelihood:
     return RowLikelihood(**values)
 
 
-def _warn_if_long(rows: Sequence[ScoredRow], limit: int | None) -> None:
+def warn_if_long(rows: Sequence[ScoredRow], limit: int | None) -> None:
+    """Warn once of rows that are longer than training's, which `limit` is; None is not known."""
     long = [len(row.tokens) for row in rows if limit and len(row.tokens) > limit]
     if long:
         warnings.warn(

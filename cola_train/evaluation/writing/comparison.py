@@ -19,6 +19,7 @@ from cola_train.data.packing import TRAIN, VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.evaluation.writing.byte_judge import byte_statistics, train_byte_judge
 from cola_train.evaluation.writing.config import FEWEST_OPENINGS, ComparisonConfig
+from cola_train.evaluation.writing.model_judge import ModelJudge
 from cola_train.evaluation.writing.ngram import NgramJudge
 from cola_train.evaluation.writing.statistics import (
     Difference,
@@ -28,6 +29,7 @@ from cola_train.evaluation.writing.statistics import (
     difference,
     distinct,
     divergence,
+    mean_entropy,
     pairs_of,
     ratio,
     repetition,
@@ -59,10 +61,14 @@ class Comparison:
         judge_nats_per_byte: -log P by an n-gram model of the bytes of the training rows, per byte
             of the first `num_bytes` of each text: models of different tokenizers can be compared.
         bytes_per_continuation: below `num_bytes` as far as texts are shorter.
+        model_judge_nats_per_byte: the same of the whole text by another model, where one judges
+            (model_judge.py).
         distinct_4word_share: of 4 words in a row in these bytes, the different ones.
         repeated_4gram_share: of 4-grams, those that stand earlier in the same opening or
             continuation.
         distinct_4gram_share: different 4-grams of all continuations over all their 4-grams.
+        continuation_entropy: of the shares of a continuation's own tokens, nats, the mean over
+            continuations.
         known_word_share: of words, those that are in the training rows.
         tokens_per_continuation: below `num_new_tokens` as far as texts end.
         unigram_divergence, bigram_divergence: Jensen-Shannon divergence from the real text's tokens
@@ -78,14 +84,20 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Judges:
-    """What training rows teach of text: two n-gram judges, and the words that there are."""
+    """What training rows teach of text: two n-gram judges, and the words that there are.
+
+    `model`, where given, has learned from other text.
+    """
 
     tokens: NgramJudge
     bytes: NgramJudge
     known_words: Set[str]
+    model: ModelJudge | None = None
 
     @classmethod
-    def train(cls, data: PreparedData, config: ComparisonConfig) -> "Judges":
+    def train(
+        cls, data: PreparedData, config: ComparisonConfig, model: ModelJudge | None = None
+    ) -> "Judges":
         """From at most 2^23 tokens of the training rows, rows evenly spaced."""
         rows, tokenizer = _training_rows(data), data.tokenizer
         texts = [decode_row(row, tokenizer) for row in rows.tolist()]
@@ -95,6 +107,7 @@ class Judges:
             ),
             train_byte_judge(texts),
             {word for text in texts for word in words(text)},
+            model,
         )
 
 
@@ -149,10 +162,14 @@ def compare_in_pairs(
             pairs, real_pairs = pairs_of(prompts, texts), pairs_of(prompts, endings)
             of_bytes = byte_statistics(judges.bytes, openings, decoded, config.num_bytes)
             statistics |= {f"{prefix}{name}": one for name, one in of_bytes.items()}
+            if judges.model is not None:
+                of_model = judges.model.nats_per_byte(prompts, texts, tokenizer)
+                statistics[f"{prefix}model_judge_nats_per_byte"] = of_model
             statistics |= {
                 f"{prefix}judge_nats_per_token": ratio(nats, lengths),
                 f"{prefix}repeated_4gram_share": repetition(prompts, texts),
                 f"{prefix}distinct_4gram_share": distinct(texts),
+                f"{prefix}continuation_entropy": mean_entropy(texts),
                 f"{prefix}known_word_share": ratio(num_known, [len(some) for some in spelled]),
                 f"{prefix}tokens_per_continuation": ratio(lengths, each),
                 f"{prefix}unigram_divergence": divergence(texts, endings),

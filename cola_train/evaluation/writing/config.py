@@ -48,6 +48,12 @@ class ComparisonConfig(Settings):
         help="Longest n-gram of the judge of tokens, which is trained on the training rows.",
         rule=at_least(1),
     )
+    judge: str | None = setting(
+        None,
+        help="A checkpoint of an autoregressive model that judges, too, what is written; it must "
+        "have been trained on other text (docs/scaling.md).",
+        common=True,
+    )
     greedy: SamplerConfig = section(
         SamplerConfig,
         help="How next words are taken; must be greedy (temperature 0).",

@@ -107,6 +107,16 @@ def distinct(texts: Sequence[Sequence[object]]) -> Statistic:
     return Statistic(value, int(sizes.sum()), value - without)
 
 
+def mean_entropy(texts: Sequence[Sequence[object]]) -> Statistic:
+    """The entropy of the shares of a text's own tokens, nats, the mean over texts."""
+    entropies = []
+    for text in texts:
+        uses = np.array([*Counter(text).values()], dtype=np.float64)
+        shares = uses / uses.sum()
+        entropies.append(float(shares @ np.log(1 / shares)))
+    return ratio(entropies, [1] * len(texts))
+
+
 def divergence(texts: Sequence[Sequence[object]], real: Sequence[Sequence[object]]) -> Statistic:
     """Between one half's texts and the other half's real ones, the mean of both ways."""
     kinds = dict.fromkeys(kind for text in (*texts, *real) for kind in text)

@@ -41,6 +41,11 @@ def decode_ending(ids: Sequence[int], tokenizer: Tokenizer, after: Sequence[int]
 
 def decode_row(row: Sequence[int], tokenizer: Tokenizer) -> str:
     """Decode, with a line break for each separator: without one it would join two words."""
-    ends = [place for place, token in enumerate(row) if token == tokenizer.eos_token_id]
-    edges = itertools.pairwise([0, *ends, len(row)])
-    return "\n".join(tokenizer.decode(row[start:end]) for start, end in edges)
+    return "\n".join(documents_of(row, tokenizer))
+
+
+def documents_of(ids: Sequence[int], tokenizer: Tokenizer, after: Sequence[int] = ()) -> list[str]:
+    """The texts between separators, of ids that stand behind those of `after`."""
+    ends = [place for place, token in enumerate(ids) if token == tokenizer.eos_token_id]
+    edges = itertools.pairwise([0, *ends, len(ids)])
+    return [tokenizer.decode(ids[start:end], after=() if start else after) for start, end in edges]

@@ -1,13 +1,13 @@
 """Checkpoints as writers of continuations, in the ids of the openings' tokenizer."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.tokenizer import Tokenizer
 from cola_train.evaluation.writing.comparison import Generator, Writer
 from cola_train.evaluation.writing.config import ComparisonConfig
+from cola_train.evaluation.writing.translation import Translation
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.families.generate import generate
 
@@ -44,7 +44,7 @@ def _through_text(
     A text that comes to fewer without having ended is written again, twice as long.
     """
     num_new = sampler.max_new_tokens
-    openings = [_translated(prompt, tokenizer, checkpoint.tokenizer) for prompt in prompts]
+    openings = [Translation.of(prompt, tokenizer, checkpoint.tokenizer).ids for prompt in prompts]
     texts: list[list[int]] = [[] for _ in prompts]
     waiting, longer = [*range(len(prompts))], num_new
     while waiting and longer <= _MOST_TOKENS * num_new:
@@ -59,15 +59,3 @@ def _through_text(
                 short.append(place)
         waiting, longer = short, 2 * longer
     return texts
-
-
-def _translated(ids: Sequence[int], tokenizer: Tokenizer, other: Tokenizer) -> list[int]:
-    """The same text in ids of `other`, documents apart as they were."""
-    translated: list[int] = []
-    for is_end, part in itertools.groupby(ids, lambda token: token == tokenizer.eos_token_id):
-        tokens = [*part]
-        # A row may begin within a character.
-        text = tokenizer.decode(tokens).lstrip("\ufffd")
-        ends = [other.eos_token_id] * len(tokens)
-        translated += ends if is_end else other.encode_document(text)
-    return translated

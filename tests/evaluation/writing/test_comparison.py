@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import entropy
 
 from cola_train.config.data import CorpusConfig, PrepareConfig
 from cola_train.config.settings import UserError
@@ -183,6 +184,10 @@ def test_figures_are_their_definitions(data: PreparedData) -> None:
     assert 0.05 < repeated / len(grams) < 1
     assert found["tokens_per_continuation"].value == pytest.approx(statistics.mean(map(len, ended)))
 
+    entropies = [entropy([*Counter(text).values()]) for text in ended]
+    assert found["continuation_entropy"].value == pytest.approx(statistics.mean(entropies))
+    assert found["continuation_entropy"].count == len(ended)
+
     # A line break in each separator's place keeps the words on its sides apart.
     (line_break,) = data.tokenizer.encode("\n")
     rows[rows == eos] = line_break
@@ -284,6 +289,7 @@ def test_one_token_for_ever_is_found_out(data: PreparedData) -> None:
     assert figures["unigram_divergence"].value == pytest.approx(math.log(2))
     assert figures["bigram_divergence"].value == pytest.approx(math.log(2))
     assert figures["next_word_accuracy"].value == 0
+    assert figures["continuation_entropy"].value == 0
     assert dataclasses.astuple(figures["known_word_share"]) == (0.0, 0.0, 0)
     assert figures["judge_nats_per_token"].value > math.log(data.manifest.vocab_size)
 

@@ -10,6 +10,7 @@ from cola_train.evaluation.writing.statistics import (
     difference,
     distinct,
     divergence,
+    mean_entropy,
     ratio,
     resamples,
 )
@@ -21,6 +22,7 @@ METRICS: dict[str, Callable[[Texts, Texts], Statistic]] = {
     "sevens": lambda texts, real: ratio([text.count(7) for text in texts], [*map(len, texts)]),
     "distinct_4gram_share": lambda texts, real: distinct(texts),
     "unigram_divergence": divergence,
+    "continuation_entropy": lambda texts, real: mean_entropy(texts),
 }
 
 
