@@ -19,12 +19,12 @@ from cola_train.scaling.config import CurveConfig
 from cola_train.scaling.fit import Fits, fit_points
 from cola_train.scaling.isoflop import IsoFLOP
 from cola_train.scaling.points import POINTS, Point, by_family, read_points
-from cola_train.scaling.power_law import LEVEL, NotFitted, PowerLaw, frontier
+from cola_train.scaling.power_law import LEVEL, NotFitted, PowerLaw
 
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 _MARKERS = {"run": "o", "anneal": "D"}
 _KINDS = {"run": "run of its own", "anneal": "anneal off a constant-rate run"}
-_STAR = {"marker": "*", "markersize": 12, "markeredgecolor": "black"}
+_STAR = {"marker": "*", "markersize": 9, "markeredgecolor": "black"}
 _GRAY = "0.35"
 _PREFIXES = {"Y": 1e24, "Z": 1e21, "E": 1e18, "P": 1e15, "T": 1e12, "G": 1e9, "": 1.0}
 # How far the curves reach, in multiples of the most measured compute.
@@ -39,27 +39,26 @@ def draw(spec: CurveConfig) -> list[Path]:
         UserError: as `fit.write_fit`.
     """
     folder = Path(spec.folder)
-    points = read_points(folder / POINTS)
-    fits = fit_points(points, spec.convention)
+    fits = fit_points(read_points(folder / POINTS), spec.convention)
     files = [folder / f"{name}.{kind}" for name in ("curve", "isoflop") for kind in ("png", "svg")]
-    draw_curve(points, fits, *files[:2])
-    draw_isoflop(points, fits, *files[2:])
+    draw_curve(fits, *files[:2])
+    draw_isoflop(fits, *files[2:])
     return files
 
 
-def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> None:
+def draw_curve(fits: Fits, png: Path, svg: Path) -> None:
     """Draw quality over training compute: panels are fitted metrics, colors families.
 
-    The curve and its band go through the best size at each budget and are dashed beyond the
-    measured compute. Bars are one standard error where points have one; the dotted line is the
-    metric of real text.
+    A star is the best size of a budget (`frontier`). The curve and its band go through the stars
+    and are dashed beyond the measured compute. Bars are one standard error where points have one;
+    the dotted line is the metric of real text, where that is not what the distance is measured to.
     """
+    points = fits.points
     unit, name = _unit(point.flops[fits.convention] for point in points)
-    others = {"marker": "o", "markerfacecolor": "white", "markersize": 3, "linestyle": "none"}
     entries = [
         *(Patch(color=color, label=family) for family, color in _colors(points).items()),
         *_kind_entries(points),
-        _entry("not the best size of its budget", **others),
+        _entry("best size of a budget", linestyle="none", **_STAR),
         _entry("power law through the best sizes"),
         _entry("extrapolation", linestyle="--"),
         Patch(color=_GRAY, alpha=0.2, linewidth=0, label=f"{LEVEL:.0%} interval of the curve"),
@@ -70,16 +69,18 @@ def draw_curve(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> Non
     with _panels(num_panels, min(3, num_panels), entries, png, svg) as panels:
         for axes, metric in zip(panels, fits.metrics, strict=True):
             better = "lower" if fits.metrics[metric].direction == "falls" else "higher"
-            _draw_metric(axes, points, fits, metric, unit)
-            axes.set_title(f"{metric.replace('_', ' ')} ({better} is better)", loc="left")
+            _draw_metric(axes, fits, metric, unit)
+            axes.set_title(f"{_title(metric)} ({better} is better)", loc="left")
             axes.set_xlabel(f"training compute ({name}, convention {fits.convention})")
 
 
-def draw_isoflop(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> None:
+def draw_isoflop(fits: Fits, png: Path, svg: Path) -> None:
     """Draw quality over size: rows of panels are metrics, columns families, and shades budgets.
 
-    A star is the best size of a budget, where its parabola has one inside the measured sizes.
+    A star is the best size of a budget, where its curve has one inside the measured sizes; the bar
+    beside it is that size's interval, if there is one.
     """
+    points = fits.points
     families = by_family(points)
     budgets = sorted({point.budget for point in points})
     unit, name = _unit(budget * FLOPS_PER_EFLOP for budget in budgets)
@@ -93,27 +94,30 @@ def draw_isoflop(points: Sequence[Point], fits: Fits, png: Path, svg: Path) -> N
         ),
         *_kind_entries(points),
         _entry("compute-optimal size", linestyle="none", **_STAR),
+        _entry(f"its {LEVEL:.0%} interval", linewidth=3, alpha=0.5),
     ]
     shown = list(itertools.product(fits.metrics, families))
     with _panels(len(shown), len(families), entries, png, svg) as panels:
         for axes, (metric, family) in zip(panels, shown, strict=True):
             isoflop = fits.metrics[metric].isoflops[family]
             _draw_sizes(axes, families[family], metric, isoflop, colors)
-            axes.set_title(f"{family}: {metric.replace('_', ' ')}", loc="left")
+            axes.set_title(f"{family}: {_title(metric)}", loc="left")
             axes.set_xlabel("parameters of the backbone")
 
 
-def _draw_metric(axes: Any, points: Sequence[Point], fits: Fits, metric: str, unit: float) -> None:
-    of, convention = fits.metrics[metric], fits.convention
+def _draw_metric(axes: Any, fits: Fits, metric: str, unit: float) -> None:
+    of, points, convention = fits.metrics[metric], fits.points, fits.convention
     spent = [point.flops[convention] for point in points]
     most = max(spent)
     heights = [point.metrics[metric] for point in points]
     colors = _colors(points)
     for family, members in by_family(points).items():
-        best = frontier(members, metric, of.direction, convention)
         for point in members:
-            place = point.flops[convention] / unit
-            _draw_point(axes, point, metric, place, colors[family], stands_out=point in best)
+            _draw_point(axes, point, metric, point.flops[convention] / unit, colors[family])
+        best = of.frontiers[family]
+        stars = {**_STAR, "color": colors[family], "linestyle": "none", "zorder": 5}
+        axes.plot(best.flops / unit, best.values, **stars)
+        heights += best.values.tolist()
         law = of.power_laws[family]
         if isinstance(law, PowerLaw):
             heights += _draw_law(axes, law, colors[family], unit, most)
@@ -152,22 +156,24 @@ def _draw_sizes(
     axes: Any, members: Sequence[Point], metric: str, isoflop: IsoFLOP, colors: dict[float, Any]
 ) -> None:
     for point in members:
-        _draw_point(axes, point, metric, point.parameters, colors[point.budget], stands_out=True)
-    for budget, parabola in isoflop.parabolas.items():
-        if isinstance(parabola, NotFitted):
+        _draw_point(axes, point, metric, point.parameters, colors[point.budget])
+    for budget, curve in isoflop.curves.items():
+        if isinstance(curve, NotFitted):
             continue
-        sizes = np.geomspace(parabola.parameters[0] / 1.2, parabola.parameters[-1] * 1.2, 60)
-        axes.plot(sizes, parabola.at(sizes), color=colors[budget], linewidth=1)
-        if not parabola.problem:
-            height = parabola.at(np.array([parabola.best]))
-            axes.plot(parabola.best, height, color=colors[budget], zorder=5, **_STAR)
+        ends = curve.parameters[0] / 1.2, curve.parameters[-1] * 1.2
+        sizes = np.geomspace(*ends, 60)
+        axes.plot(sizes, curve.at(sizes), color=colors[budget], linewidth=1)
+        if not curve.problem:
+            axes.plot(curve.best, curve.best_value, color=colors[budget], zorder=5, **_STAR)
+        if curve.best_interval is not None:
+            bar = np.clip(curve.best_interval, *ends)
+            style = {"color": colors[budget], "linewidth": 3, "alpha": 0.5, "zorder": 2}
+            axes.plot(bar, [curve.best_value] * 2, **style)
     axes.set_xscale("log")
     _plain_ticks(axes, _short)
 
 
-def _draw_point(
-    axes: Any, point: Point, metric: str, place: float, color: Any, stands_out: bool
-) -> None:
+def _draw_point(axes: Any, point: Point, metric: str, place: float, color: Any) -> None:
     axes.errorbar(
         place,
         point.metrics[metric],
@@ -175,13 +181,16 @@ def _draw_point(
         color=color,
         elinewidth=0.7,
         marker=_MARKERS[point.kind],
-        markerfacecolor=color if stands_out else "white",
-        markersize=4.5 if stands_out else 3,
-        markeredgewidth=0.7,
-        alpha=1 if stands_out else 0.55,
+        markersize=3.5,
+        alpha=0.7,
         linestyle="none",
-        zorder=4 if stands_out else 3,
+        zorder=3,
     )
+
+
+def _title(metric: str) -> str:
+    words = metric.replace("_", " ")
+    return f"{of}, distance to real" if (of := words.removesuffix(" distance")) != words else words
 
 
 def _colors(points: Sequence[Point]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The compute-optimal size N: at each budget the end of a parabola over log parameters.
+"""The compute-optimal size N: at each budget the lowest point of a curve over size.
 
 Over budgets, N = N0 (C / C0)^a (Hoffmann et al. 2022, approach 2); N0 is the best size at C0, the
 least budget that counts.
@@ -7,52 +7,18 @@ least budget that counts.
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from cola_train.bootstrap import Interval
 from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.loop import Convention
 from cola_train.scaling.points import Point, by_budget
 from cola_train.scaling.power_law import Direction, NotFitted, interval, resample
+from cola_train.scaling.size_curve import NUM_PARAMETERS, SizeCurve, fit_size_curve
 
-_PARABOLA, _LINE = 3, 2  # parameters
-# Relative to the largest value; smaller coefficients are rounding errors.
-_ROUNDING = 1e-12
-Problem = Literal["", "outside the measured sizes", "no best size"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Parabola:
-    """One budget of one family."""
-
-    flops: float  # mean of the points'
-    parameters: Float64[np.ndarray, " points"]  # measured sizes, rising
-    values: Float64[np.ndarray, " points"]  # of the metric
-    # Of u^2, u and 1, where u = log(parameters / the geometric mean of the sizes).
-    coefficients: Float64[np.ndarray, "3"]
-    # Parameters at the parabola's end; infinite or 0, as it slopes, if it opens the wrong way and
-    # has none. So may the interval's ends be; it is None with three sizes: they are fitted exactly.
-    best: float
-    best_interval: Interval | None
-    problem: Problem  # why `best` is not to be used; empty if it may be
-
-    def at(self, parameters: Float64[np.ndarray, " sizes"]) -> Float64[np.ndarray, " sizes"]:
-        """The metric at any size."""
-        return np.polyval(self.coefficients, np.log(parameters) - np.log(self.parameters).mean())
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the coefficients."""
-        return {
-            "eflops": self.flops / FLOPS_PER_EFLOP,
-            "parameters": self.parameters.tolist(),
-            "values": self.values.tolist(),
-            "best_parameters": None if self.problem == "no best size" else self.best,
-            "best_parameters_interval": self.best_interval and self.best_interval.to_json(),
-            "problem": self.problem,
-        }
+_LINE = 2  # parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,44 +43,44 @@ class Growth:
 
 @dataclasses.dataclass(frozen=True)
 class IsoFLOP:
-    """One family's parabolas, budgets rising, and the growth of their ends."""
+    """One family's curves over size, budgets rising, and the growth of their best sizes."""
 
-    parabolas: dict[float, Parabola | NotFitted]
+    curves: dict[float, SizeCurve | NotFitted]  # by budget in EFLOPs
 
     @property
-    def fitted(self) -> list[Parabola]:
-        """The budgets that have a parabola."""
-        return [parabola for parabola in self.parabolas.values() if isinstance(parabola, Parabola)]
+    def fitted(self) -> list[SizeCurve]:
+        """The budgets that have a curve."""
+        return [curve for curve in self.curves.values() if isinstance(curve, SizeCurve)]
 
     @functools.cached_property
     def growth(self) -> Growth | NotFitted:
-        """The growth of the best size over those budgets whose parabola shows one."""
-        parabolas = [parabola for parabola in self.fitted if not parabola.problem]
-        if len(parabolas) < _LINE:
+        """The growth of the best size over those budgets whose curve shows one."""
+        curves = [curve for curve in self.fitted if not curve.problem]
+        if len(curves) < _LINE:
             return NotFitted(
                 f"growth needs {_LINE} budgets whose best size lies inside the measured ones; "
-                f"there are {len(parabolas)}"
+                f"there are {len(curves)}"
             )
-        flops = np.array([parabola.flops for parabola in parabolas])
-        best = np.log([parabola.best for parabola in parabolas])
+        flops = np.array([curve.flops for curve in curves])
+        best = np.log([curve.best for curve in curves])
         design = np.vander(np.log(flops / flops[0]), _LINE)
         solve = np.linalg.pinv(design)
         line = solve @ best
         uncertainty = None
-        if len(parabolas) > _LINE:
+        if len(curves) > _LINE:
             uncertainty = interval(resample(best, design @ line, _LINE) @ solve[0])
         return Growth(float(line[0]), uncertainty, float(flops[0]), float(np.exp(line[1])))
 
     def to_json(self) -> dict[str, Any]:
         """Budgets as a list, in EFLOPs."""
-        budgets = [{"budget_eflops": at, **of.to_json()} for at, of in self.parabolas.items()]
+        budgets = [{"budget_eflops": at, **of.to_json()} for at, of in self.curves.items()]
         return {"budgets": budgets, "growth": self.growth.to_json()}
 
 
 def fit_isoflop(
     points: Sequence[Point], metric: str, direction: Direction, convention: Convention
 ) -> IsoFLOP:
-    """Fit a parabola to one family's points at each budget.
+    """Fit a curve over size to one family's points at each budget.
 
     Raises:
         UserError: see `by_budget`.
@@ -127,33 +93,11 @@ def fit_isoflop(
 
 def _fit(
     members: Sequence[Point], metric: str, direction: Direction, convention: Convention
-) -> Parabola | NotFitted:
+) -> SizeCurve | NotFitted:
     sizes = np.array([member.parameters for member in members], dtype=np.float64)
     num_sizes = len(np.unique(sizes))
-    if num_sizes < _PARABOLA:
-        return NotFitted(f"a parabola needs {_PARABOLA} sizes, and there are {num_sizes}")
-    values = np.array([member.metrics[metric] for member in members])
-    middle = np.log(sizes).mean()
-    design = np.vander(np.log(sizes) - middle, _PARABOLA)
-    solve = np.linalg.pinv(design)
-    coefficients = solve @ values
-    sign = 1 if direction == "falls" else -1
-    least = _ROUNDING * np.abs(values).max()
-
-    def best(coefficients: Float64[np.ndarray, "fits 3"]) -> Float64[np.ndarray, " fits"]:
-        curvature, slope = (sign * np.where(np.abs(x) > least, x, 0) for x in coefficients.T[:2])
-        opens_right = curvature > 0
-        away = np.where(slope == 0, 0, np.copysign(np.inf, -slope))
-        end = np.where(opens_right, -slope / np.where(opens_right, 2 * curvature, 1), away)
-        with np.errstate(over="ignore"):  # an end far outside is as good as infinite
-            return np.exp(middle + end)
-
-    at = float(best(coefficients[None])[0])
-    uncertainty = None
-    if len(sizes) > _PARABOLA:
-        uncertainty = interval(best(resample(values, design @ coefficients, _PARABOLA) @ solve.T))
-    problem: Problem = "" if sizes.min() <= at <= sizes.max() else "outside the measured sizes"
-    if sign * coefficients[0] <= least:
-        problem = "no best size"
+    if num_sizes < NUM_PARAMETERS:
+        return NotFitted(f"a curve needs {NUM_PARAMETERS} sizes, and there are {num_sizes}")
     flops = float(np.mean([member.flops[convention] for member in members]))
-    return Parabola(flops, sizes, values, coefficients, at, uncertainty, problem)
+    values = np.array([member.metrics[metric] for member in members])
+    return fit_size_curve(flops, sizes, values, direction)

@@ -8,7 +8,6 @@ How uncertain a fit to few points is, of this law or another, the residual boots
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,22 +15,20 @@ from jaxtyping import Bool, Float64
 
 from cola_train.bootstrap import Interval, bootstrap_generator, percentile_interval
 from cola_train.config.amounts import FLOPS_PER_EFLOP
-from cola_train.config.loop import Convention
-from cola_train.scaling.points import Point, by_budget
 
 Direction = Literal["falls", "rises"]
 PerPoint = Float64[np.ndarray, " points"]
 PerFit = Float64[np.ndarray, " fits"]
 FitsByPoints = Float64[np.ndarray, "fits points"]
 
-LEVEL = 0.9  # of all intervals
-_NUM_RESAMPLES = 1000
+LEVEL = 0.95  # of all intervals
+NUM_RESAMPLES = 1000
 _NUM_PARAMETERS = 3
 # Bounds of alpha x log(most / least compute): from a straight line over log C to a curve that has
 # reached E at the second point.
 _LEAST_DECAY, _MOST_DECAY = 1e-3, 20.0
 _GRID_SIZE = 60
-_NUM_CUTS = 30
+_NUM_CUTS = 20
 # How far past the last point to_json looks, in multiples of its compute.
 _BEYOND = (3.0, 10.0)
 
@@ -79,12 +76,12 @@ class PowerLaw:
 
     def at(self, flops: PerPoint) -> PerPoint:
         """The metric at any FLOPs."""
-        return _mirror(self.fitted.at(self._log_ratio(flops)), self.direction)[0]
+        return mirror(self.fitted.at(self._log_ratio(flops)), self.direction)[0]
 
     def interval_at(self, flops: float) -> Interval:
         """Where the curve, not a new measurement, may be at any FLOPs."""
         y = self.resampled.at(self._log_ratio(np.array([flops])))
-        return interval(_mirror(y, self.direction)[:, 0])
+        return interval(mirror(y, self.direction)[:, 0])
 
     def is_extrapolated(self, flops: PerPoint) -> Bool[np.ndarray, " points"]:
         """Whether each is outside the measured FLOPs; intervals know nothing of a bend there."""
@@ -130,22 +127,6 @@ class PowerLaw:
         return np.log(flops / self.flops[0])
 
 
-def frontier(
-    points: Sequence[Point], metric: str, direction: Direction, convention: Convention
-) -> list[Point]:
-    """The best size of one family at each budget, budgets rising.
-
-    The best of several noisy metrics looks better than it is, by about the noise; by as much at
-    every budget with as many sizes.
-
-    Raises:
-        UserError: see `by_budget`.
-    """
-    best = min if direction == "falls" else max
-    budgets = by_budget(points, convention).values()
-    return [best(members, key=lambda point: point.metrics[metric]) for members in budgets]
-
-
 def resample(values: PerPoint, fitted: PerPoint, num_parameters: int) -> FitsByPoints:
     """Values as they might have been measured: the fit plus residuals drawn with replacement.
 
@@ -164,8 +145,8 @@ def resample(values: PerPoint, fitted: PerPoint, num_parameters: int) -> FitsByP
     draws = bootstrap_generator()
     residuals = values - fitted
     residuals = (residuals - residuals.mean()) * np.sqrt(num_points / freedom)
-    scale = np.sqrt(freedom / draws.chisquare(freedom, size=(_NUM_RESAMPLES, 1)))
-    return fitted + scale * residuals[draws.integers(num_points, size=(_NUM_RESAMPLES, num_points))]
+    scale = np.sqrt(freedom / draws.chisquare(freedom, size=(NUM_RESAMPLES, 1)))
+    return fitted + scale * residuals[draws.integers(num_points, size=(NUM_RESAMPLES, num_points))]
 
 
 def interval(resamples: PerFit) -> Interval:
@@ -180,16 +161,18 @@ def fit_power_law(flops: PerPoint, values: PerPoint, direction: Direction) -> Po
     searched for on a grid and then between its neighbors. So the fit is the best there is and needs
     no starting point. If compute does not help, E is the mean, A and alpha are 0.
 
-    `flops` rise. There is no fit to fewer points than parameters + 1, nor to values out of range:
+    `flops` may be in any order, and equal: points of budgets that are close may have spent the
+    same. There is no fit to fewer different ones than parameters + 1, nor to values out of range:
     those that fall must be 0 or more, those that rise 1 or less.
     """
-    assert (np.diff(flops) > 0).all()
-    assert len(flops) == len(values)
-    if len(flops) <= _NUM_PARAMETERS:
+    order = np.argsort(flops, kind="stable")
+    flops, values = flops[order], values[order]
+    if (num_budgets := len(np.unique(flops))) <= _NUM_PARAMETERS:
         return NotFitted(
-            f"a power law needs at least {_NUM_PARAMETERS + 1} budgets, and there are {len(flops)}"
+            f"a power law needs at least {_NUM_PARAMETERS + 1} budgets of different FLOPs, and "
+            f"there are {num_budgets}"
         )
-    y = _mirror(values, direction)
+    y = mirror(values, direction)
     if (y < 0).any():
         rules = {"falls": "must not be negative", "rises": "is a share and must not exceed 1"}
         worst = f"{values[y.argmin()]:g}"
@@ -203,8 +186,8 @@ def fit_power_law(flops: PerPoint, values: PerPoint, direction: Direction) -> Po
         values,
         fitted,
         resampled,
-        limit=float(_mirror(fitted.limit, direction)[0]),
-        limit_interval=interval(_mirror(resampled.limit, direction)),
+        limit=float(mirror(fitted.limit, direction)[0]),
+        limit_interval=interval(mirror(resampled.limit, direction)),
         amplitude=float(fitted.amplitude[0]),
         amplitude_interval=interval(resampled.amplitude),
         exponent=float(fitted.exponent[0]),
@@ -212,9 +195,10 @@ def fit_power_law(flops: PerPoint, values: PerPoint, direction: Direction) -> Po
     )
 
 
-def _mirror(
+def mirror(
     values: Float64[np.ndarray, "*shape"], direction: Direction
 ) -> Float64[np.ndarray, "*shape"]:
+    """y of a metric, or the metric of y: what falls is itself, what rises is a share below 1."""
     return values if direction == "falls" else 1 - values
 
 
@@ -225,15 +209,37 @@ def _solve(log_ratio: PerPoint, y: FitsByPoints) -> Parameters:
         return np.square(_linear(log_ratio, y, exponent).at(log_ratio) - y).sum(axis=1)
 
     grid = np.geomspace(_LEAST_DECAY, _MOST_DECAY, _GRID_SIZE) / log_ratio[-1]
-    best = np.stack([error(np.full(len(y), exponent)) for exponent in grid]).argmin(axis=0)
+    best = _errors_on_grid(np.exp(-np.outer(grid, log_ratio)), y).argmin(axis=0)
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, _GRID_SIZE - 1)]
     golden = (np.sqrt(5) - 1) / 2
-    for _ in range(_NUM_CUTS):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        keeps_left = error(left) < error(right)
-        low, high = np.where(keeps_left, low, left), np.where(keeps_left, right, high)
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = error(left), error(right)
+    for _ in range(_NUM_CUTS):  # each moves an end to the worse of two places, and tries one more
+        goes_left = at_left < at_right
+        low, high = np.where(goes_left, low, left), np.where(goes_left, right, high)
+        tried = np.where(goes_left, high - golden * (high - low), low + golden * (high - low))
+        at_tried = error(tried)
+        left, right = np.where(goes_left, tried, right), np.where(goes_left, left, tried)
+        at_left, at_right = (
+            np.where(goes_left, at_tried, at_right),
+            np.where(goes_left, at_left, at_tried),
+        )
     found = _linear(log_ratio, y, (low + high) / 2)
     return dataclasses.replace(found, exponent=np.where(found.amplitude > 0, found.exponent, 0.0))
+
+
+def _errors_on_grid(
+    x: Float64[np.ndarray, "grid points"], y: FitsByPoints
+) -> Float64[np.ndarray, "grid fits"]:
+    """The squared error of `_linear` at exponents that all rows share: x is (C / C0)^-alpha."""
+    x_mean, y_mean = x.mean(axis=1, keepdims=True), y.mean(axis=1)
+    x_centered = x - x_mean
+    together, spread = x_centered @ y.T, np.square(x_centered).sum(axis=1, keepdims=True)
+    of_zero, of_limit = np.square(y).sum(axis=1), np.square(y - y_mean[:, None]).sum(axis=1)
+    from_zero = np.maximum(x @ y.T, 0) ** 2 / np.square(x).sum(axis=1, keepdims=True)
+    has_limit = y_mean - together / spread * x_mean >= 0
+    error = np.where(has_limit, of_limit - together**2 / spread, of_zero - from_zero)
+    return np.where(together > 0, error, of_limit)
 
 
 def _linear(log_ratio: PerPoint, y: FitsByPoints, exponent: PerFit) -> Parameters:
