@@ -29,6 +29,7 @@ from cola_train.families.generate import GenerationResult, generate_stream
 from cola_train.families.registry import load_checkpoint
 
 _NOTHING, _COMPLETION = "from nothing", "as a completion"
+_INSIDE, _BETWEEN = "prompt ends inside a block", "prompt ends with a block"
 _FOUND = ("text", "fault")
 _Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 _HELP = (
@@ -136,24 +137,51 @@ def verify(
     if results is not None:
         faults = [row["fault"] for row in results.finish()]
     title = f"{checkpoint_folder}, {data_folder} ({data.manifest.sources[0].name})"
-    return f"{title}\n{table([task.start for task in tasks], faults, config)}"
+    inside = [ends_inside_a_block(checkpoint, len(task.prompt)) for task in tasks]
+    return f"{title}\n{table([task.start for task in tasks], inside, faults, config)}"
 
 
-def table(starts: Sequence[str], faults: Sequence[str | None], config: VerificationConfig) -> str:
-    """The lines that people read: of each start how many are valid, and what the others are."""
+def ends_inside_a_block(checkpoint: Checkpoint, prompt_tokens: int) -> bool:
+    """Whether the first pass after a prompt has less to write than others: it opens a block."""
+    first, each = checkpoint.tokens_a_pass(prompt_tokens, 1)
+    return first < each
+
+
+def table(
+    starts: Sequence[str],
+    inside: Sequence[bool],
+    faults: Sequence[str | None],
+    config: VerificationConfig,
+) -> str:
+    """The lines that people read: of each start how many are valid, and what the others are.
+
+    `inside` says of each text whether its prompt ends inside a block; where some do and others do
+    not, completions have a line for either.
+    """
+    rows = list(zip(starts, inside, faults, strict=True))
     lines = []
     for start in (_NOTHING, _COMPLETION):
-        own = [fault for at, fault in zip(starts, faults, strict=True) if at == start]
-        valid = own.count(None)
-        low, high = wilson(valid, len(own))
+        own = [(opens, fault) for at, opens, fault in rows if at == start]
         name = f"{start} (share {config.prompt_share:g})" if start == _COMPLETION else start
-        lines.append(
-            f"  {name:28} {valid:>7,} of {len(own):,} are valid: {valid / len(own):.3f} "
-            f"(95 %: {low:.3f} to {high:.3f})"
-        )
-        counts = Counter(fault for fault in own if fault is not None)
-        lines += [f"  {'':28} {count:>7,} {fault}" for fault, count in counts.most_common()]
+        lines.append(_share_line(name, [fault for _, fault in own]))
+        counts = Counter(fault for _, fault in own if fault is not None)
+        lines += [f"  {'':30} {count:>7,} {fault}" for fault, count in counts.most_common()]
+        parts = {
+            name: [fault for opens, fault in own if opens == where]
+            for name, where in ((_INSIDE, True), (_BETWEEN, False))
+        }
+        if all(parts.values()):
+            lines += [_share_line(f"  {name}", part) for name, part in parts.items()]
     return "\n".join(lines) + "\n"
+
+
+def _share_line(name: str, faults: Sequence[str | None]) -> str:
+    valid = faults.count(None)
+    low, high = wilson(valid, len(faults))
+    return (
+        f"  {name:30} {valid:>7,} of {len(faults):,} are valid: {valid / len(faults):.3f} "
+        f"(95 %: {low:.3f} to {high:.3f})"
+    )
 
 
 def _language(data: PreparedData) -> Language:

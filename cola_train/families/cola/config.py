@@ -128,6 +128,9 @@ class FlowConfig(Settings):
     grad_to_encoder: bool = setting(
         True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target."
     )
+    learn_padding: bool = setting(
+        False, help="Count padding in a text's last block, which samplers must write; not stated."
+    )
 
 
 @dataclasses.dataclass(frozen=True)

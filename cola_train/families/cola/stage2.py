@@ -121,7 +121,7 @@ class Stage2Objective(Objective):
             self.reference_encoder = copy.deepcopy(vae.encoder).requires_grad_(False)
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        """Real tokens, latents, masked tokens, and noised latents that are not a prompt's."""
+        """Real tokens, latents, masked tokens, and noised latents that the flow's loss counts."""
         counts = vae_counts(batch, self.vae.config.patch_size, self.config, self.seed)
         counts["flow_latents"] = self._counted(batch, self._draws(batch)).sum()
         return counts
@@ -175,6 +175,9 @@ class Stage2Objective(Objective):
 
     def _counted(self, batch: Batch, draws: FlowDraws) -> Bool[Tensor, "batch noised"]:
         real = latent_mask(batch.loss_mask, self.vae.config.patch_size)
+        if self.config.flow.learn_padding:
+            size = self.dit.config.block_size
+            real = real.unflatten(1, (-1, size)).any(-1).repeat_interleave(size, dim=1)
         return real.repeat(1, self.config.flow.noise_copies) & ~draws.pinned
 
     def _documents(self, batch: Batch) -> Int[Tensor, "batch latents"] | None:

@@ -73,9 +73,14 @@ def test_the_interval_is_scipys() -> None:
 class Told:
     """In place of a checkpoint: continues each prompt with what `answer` says, ids of bytes."""
 
+    block_tokens = 1
+
     def __init__(self, tokenizer: Tokenizer, answer: Callable[[str], str]) -> None:
         self.tokenizer, self._answer = tokenizer, answer
         self.asked: list[tuple[int, SamplerConfig]] = []
+
+    def tokens_a_pass(self, prompt_tokens: int, new_tokens: int) -> tuple[int, int]:
+        return self.block_tokens - prompt_tokens % self.block_tokens, self.block_tokens
 
     def identity(self) -> dict[str, Any]:
         return {"checkpoint": {"name": "told"}}
@@ -156,6 +161,40 @@ def test_a_text_may_fill_its_row_and_must_end_in_it(
     rooms |= dict.fromkeys((0, 2, 4), SEQ_LEN)
     assert {place: config.max_new_tokens for place, config in writer.asked} == rooms
     assert {config.eos_token_ids for _, config in writer.asked} == {(eos,)}
+
+
+def test_prompts_that_end_inside_a_block_are_told_from_others(
+    dyck: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(prompt: str) -> str:
+        return closed(prompt) + ")" * (len(prompt) % 4 != 0)
+
+    writer = told(monkeypatch, dyck, answer)
+    config = VerificationConfig(num_texts=60)
+    lengths = [max(1, len(text) // 2) for text in held_out(dyck)[:60]]
+    between = sum(length % 4 == 0 for length in lengths)
+    assert 0 < between < 60
+    # A writer of a token at a time has no blocks that a prompt could end in.
+    page = verify(Path("told"), dyck, None, "cpu", config)
+    assert f"{between} of 60 are valid" in page
+    assert "block" not in page
+    writer.block_tokens = 4
+    from_nothing, as_completion = verify(Path("told"), dyck, None, "cpu", config).split(
+        "as a completion"
+    )
+    assert "block" not in from_nothing
+    inside_line, between_line = as_completion.splitlines()[-2:]
+    low, high = wilson(0, 60 - between)
+    assert (
+        inside_line.split()
+        == (
+            f"prompt ends inside a block 0 of {60 - between} are valid: 0.000 "
+            f"(95 %: {low:.3f} to {high:.3f})"
+        ).split()
+    )
+    assert f"prompt ends with a block {between} of {between} are valid" in " ".join(
+        between_line.split()
+    )
 
 
 def test_special_tokens_inside_a_text_are_none_of_its_language(

@@ -84,7 +84,11 @@ def flow_by_hand(objective: Stage2Objective, batch: Batch) -> float:
     )
     z_1 = standard_normal_latents(objective.seed, Purpose.FLOW_NOISE, batch, latents, channels)
     draws, real = draws_of(objective, batch), real_latents(batch, patch_size)
-    total, count = 0.0, 0
+    num_real, total, count = real.sum(), 0.0, 0
+    if config.flow.learn_padding:
+        for block in real.split(BLOCK_SIZE, dim=1):
+            block[block.any(1)] = True
+        assert num_real < real.sum() < real.numel()
     for row in range(rows):
         t = draws.t[row].repeat_interleave(BLOCK_SIZE)
         t = torch.where(draws.pinned[row], 0.0, t)
@@ -115,6 +119,8 @@ def flow_by_hand(objective: Stage2Objective, batch: Batch) -> float:
         {"fixed_log_snr": 1.5},
         {"flow": {"history_dropout": 0.5}},
         {"flow": {"time_distribution": "uniform"}},
+        {"flow": {"learn_padding": True}},
+        {"mask_documents": True, "flow": {"learn_padding": True}},
     ],
     ids=str,
 )
@@ -207,7 +213,8 @@ def test_defaults_are_the_methods(six_rows: Batch) -> None:
         flow.history_dropout,
         flow.grad_to_encoder,
         flow.timestep_per,
-    ) == (0.05, 0.0, True, "sample")
+        flow.learn_padding,
+    ) == (0.05, 0.0, True, "sample", False)
     assert (flow.time_distribution, flow.time_loc, flow.time_scale) == ("logit_normal", 1.0, 1.0)
 
 
