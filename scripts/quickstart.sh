@@ -1,24 +1,35 @@
 #!/usr/bin/env bash
-# From a book to generated text on a small machine: tokenizer, prepared rows, stage 1, stage 2, export, samples, one page of results.
-#   bash scripts/quickstart.sh           about 15 minutes on 2 cores
+# From a book to generated text on a small machine: tokenizer, prepared rows, a Text VAE, a prior over its latents, an autoregressive model
+# of the same compute beside both, and a page of results. What was interrupted goes on with the same command.
+#   bash scripts/quickstart.sh           about 15 minutes of training on 2 cores
 #   bash scripts/quickstart.sh --smoke   the same path in under 2 minutes; its text means nothing
 set -euo pipefail
-size=quickstart
+spec=configs/small/study_quickstart.yaml
+run=checkpoints/quickstart
 rows=256
 if [ "${1:-}" = "--smoke" ]; then
-    size=smoke
+    spec=configs/small/study_smoke.yaml
+    run=checkpoints/quickstart-smoke
     rows=8
 fi
 source "$(dirname "$0")/setup.sh"
+# Two runs at a time, a thread each.
+export OMP_NUM_THREADS=1
 
-run=$size-$(date +%Y%m%d-%H%M%S)
 book=cola_train/data/austen.txt.xz
-
 cola-train tokenizer train out=data/austen-4096.json "corpus.inputs=[$book]" vocab_size=4096
 cola-train prepare out=data/austen-64 tokenizer=data/austen-4096.json "corpus.inputs=[$book]" seq_len=64 held_out_share=0.02
-cola-train vae "configs/small/vae_$size.yaml" "name=$run-vae"
-cola-train joint "configs/small/joint_$size.yaml" "name=$run" "init_vae_from=checkpoints/$run-vae"
-# One page: what the VAE keeps, what the prior has learned of it beside yardsticks, and what it writes.
-cola-train inspect "checkpoints/$run" --data data/austen-64 --reference "checkpoints/$run-vae" "num_rows=$rows"
-cola-train compare "checkpoints/$run" "configs/small/compare_$size.yaml"
-cola-train sample "checkpoints/$run" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1
+cola-train study run "$spec" --parallel 2
+# The page: what the VAE keeps and what the prior knows beside tables of words and of pairs; what it writes beside AR and real text, by one
+# judge; three continuations.
+cola-train inspect "$run/cola-66" --data data/austen-64 --reference "$run/vae-66" "num_rows=$rows"
+cola-train study table "$spec"
+cola-train sample "$run/cola-66" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1 \
+    noise_scale=0.7 guidance_scale=2
+cat <<TEXT
+What to try next:
+  cola-train sample $run/cola-66 --prompt "Your words" noise_scale=1 guidance_scale=1    as the model has learned it, and other knobs
+  cola-train compare $run/cola-66 --against $run/ar-66          any two models by the same judge
+  configs/small/study_recipe.yaml, docs/recipe.md               what each setting of the prior is worth
+  cola-train prepare out=data/mine tokenizer=data/austen-4096.json 'corpus.inputs=[my_texts]' seq_len=64    text of your own
+TEXT

@@ -133,9 +133,11 @@ def test_the_quick_start_runs_in_its_smoke_form() -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     for figure in (
         "posterior token accuracy",
-        "flow over gaussian baseline",
-        "known_word_share",
+        "flow minus bigram",
+        "judge_nats_per_byte (knobs)",
+        "ar: autoregressive, the same width and FLOPs",
         "It was|",
+        "What to try next",
     ):
         assert figure in done.stdout
 
