@@ -54,8 +54,13 @@ def as_markdown(table: Table, name: str) -> str:
 
 
 def as_text(table: Table) -> str:
-    """For the console: figures by trial, then what each trial is."""
+    """For the console: figures by trial, then what each trial is.
+
+    A line is a trial, or a figure where these are more: so that lines are short.
+    """
     rows = [["", *_headings(table)], *([row.trial, *_cells(row)] for row in table.rows)]
+    if len(rows) < len(rows[0]):
+        rows = [list(line) for line in zip(*rows, strict=True)]
     lines = [*aligned(rows, numbers=True), ""]
     for row in table.rows:
         overrides = f" [{' '.join(row.overrides)}]" if row.overrides else ""
