@@ -20,7 +20,7 @@ cola-train prepare out=data/austen-64 tokenizer=data/austen-4096.json "corpus.in
 cola-train study run "$spec" --parallel 2
 # The page: what the VAE keeps and what the prior knows beside tables of words and of pairs; what it writes beside AR and real text, by one
 # judge; three continuations.
-cola-train study table "$spec"
+cola-train study table "$spec" --by-figure
 grep "^The prior knows" "$run/cola-66.log" | tail -n 2
 cola-train sample "$run/cola-66" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1 \
     noise_scale=0.7 guidance_scale=2

@@ -104,6 +104,10 @@ def add(verbs: Any) -> None:
         added = add_verb(kinds, name, _study, summary, StudyConfig, _STUDY)
         if name == "run":
             _add_running(added)
+        else:
+            added.add_argument(
+                "--by-figure", action="store_true", help="a line a figure, for few trials"
+            )
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
@@ -177,5 +181,5 @@ def _study(options: argparse.Namespace) -> int:
         return run_study(spec, folder, retry=options.retry, parallel=options.parallel)
     from cola_train.scaling.study.table_text import show_table
 
-    sys.stdout.write(show_table(spec, folder))
+    sys.stdout.write(show_table(spec, folder, options.by_figure))
     return 0

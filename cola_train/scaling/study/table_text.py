@@ -27,14 +27,14 @@ def write_table(spec: StudyConfig, runs: Sequence[TrialRun], results: Results) -
     return table
 
 
-def show_table(spec: StudyConfig, spec_folder: Path) -> str:
+def show_table(spec: StudyConfig, spec_folder: Path, by_figure: bool = False) -> str:
     """The table for the console, from results.jsonl alone; its files are written anew.
 
     Raises:
         UserError: an error in the spec, in a run's config or in results.jsonl.
     """
     results = Results(Path(spec.folder) / RESULTS)
-    return as_text(write_table(spec, trial_runs(spec, spec_folder), results))
+    return as_text(write_table(spec, trial_runs(spec, spec_folder), results), by_figure)
 
 
 def as_markdown(table: Table, name: str) -> str:
@@ -53,13 +53,13 @@ def as_markdown(table: Table, name: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_text(table: Table) -> str:
+def as_text(table: Table, by_figure: bool = False) -> str:
     """For the console: figures by trial, then what each trial is.
 
-    A line is a trial, or a figure where these are more: so that lines are short.
+    With `by_figure` a line is a figure, and a column a trial: for few trials.
     """
     rows = [["", *_headings(table)], *([row.trial, *_cells(row)] for row in table.rows)]
-    if len(rows) < len(rows[0]):
+    if by_figure:
         rows = [list(line) for line in zip(*rows, strict=True)]
     lines = [*aligned(rows, numbers=True), ""]
     for row in table.rows:
