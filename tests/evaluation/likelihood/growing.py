@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--texts", type=int, default=200, help="that grow")
-    parser.add_argument("--draws", type=int, default=64, help="of each that grows")
+    parser.add_argument("--draws", type=int, default=16, help="of each that grows")
     parser.add_argument("--agreeing", type=int, default=16, help="texts by 64 and 512 draws")
     parser.add_argument("--first", type=int, default=16, help="tokens")
     parser.add_argument("--last", type=int, default=24, help="tokens")

@@ -319,14 +319,14 @@ def test_tables_beside_a_likelihood_are_of_the_same_tokens(data: PreparedData) -
     count = np.bincount(known, minlength=320)
     count[data.manifest.pad_token_id] = 0
     log_p = np.log((count + 0.5) / (count + 0.5).sum())
-    rows = [data.row(VALIDATION, row)[0] for row in range(5)]
-    tokens = np.concatenate(rows)
+    whole = data.num_rows(VALIDATION)
+    tokens = np.concatenate([data.row(VALIDATION, row)[0] for row in range(whole)])
     real = tokens[tokens != data.manifest.pad_token_id]
-    found = table_rates(data, 5, 320, mask_documents=False)
+    found = table_rates(data, whole, 320, mask_documents=False)
     assert found["unigrams"].nats_per_token == pytest.approx(-log_p[real].mean())
     assert found["bigrams"].nats_per_token < found["unigrams"].nats_per_token
     # Where documents are apart, their first tokens have none before them.
-    apart = table_rates(data, 5, 320, mask_documents=True)
+    apart = table_rates(data, whole, 320, mask_documents=True)
     assert apart["unigrams"].nats_per_token == found["unigrams"].nats_per_token
     assert apart["bigrams"] != found["bigrams"]
     lacking = dataclasses.replace(

@@ -106,7 +106,11 @@ def test_the_tables_own_nats_are_counted_one_by_one(data: PreparedData) -> None:
 def tallied(data: PreparedData, make_dit: Callable[[Statistics], Any]) -> Nats:
     """What is found with a DiT that is made of the yardsticks' statistics."""
     vae = calm(tiny_vae(vocab_size=data.manifest.vocab_size)).eval()
+    channels, last = vae.config.latent_dim, vae.encoder.final_layer
     with torch.no_grad():
+        # Latents that tell their token: a log variance of -3.
+        last.weight[channels:].zero_()
+        last.bias[channels:].fill_(-3.0)
         known = read_statistics(vae, data, None, 8, mask_documents=False)
         dit = make_dit(known)
         tally = NatsTally(vae, dit, data.tokenizer, known.bigram, known.codebook, 2, 0)
@@ -147,8 +151,7 @@ def codebook_dit(known: Statistics, learned: bool) -> Any:
     dit = tiny_dit(head="codebook", vocab_size=320, block_size=SIZE).eval()
     assert dit.codebook is not None
     with torch.no_grad():
-        if not learned:
-            dit.codebook.proj.weight.zero_()
+        dit.codebook.proj.weight.mul_(30.0 if learned else 0.0)
         for field in dataclasses.fields(known.codebook):
             getattr(dit.codebook, field.name).copy_(getattr(known.codebook, field.name))
     return dit
