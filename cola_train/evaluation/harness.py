@@ -90,7 +90,9 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             settings = {**batch, **settings}
         texts = [f"{key}={json.dumps(value)}" for key, value in settings.items()]
         self.config = load_config(HarnessConfig, None, texts)
-        self.checkpoint = load_checkpoint(checkpoint, named_device(device))
+        # The harness's program says cuda:0 where nothing was chosen, GPU or not.
+        at = named_device("auto" if device == "cuda:0" else device)
+        self.checkpoint = load_checkpoint(checkpoint, at)
         self._device = self.checkpoint.device
 
     @property
@@ -129,14 +131,14 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
         Exact of an autoregressive model; else by bounds, as `conditional_scores` says.
         """
-        pairs, rows = [], []
+        asked, rows = [], []
         for (context, _), given, ids in requests:
             # From nothing every family begins as it was trained to, without the harness's prefix.
-            pairs.append(([] if context == "" else given, ids))
-            before = pairs[-1][0]
+            before = [] if context == "" else given
+            asked.append((context, before, ids))
             rows.append(ScoredRow([*before, *ids], self.address(context), given=len(before)))
         log_p = self._log_p(rows, disable_tqdm)
-        return [*zip(log_p, self._is_greedy(pairs), strict=True)]
+        return [*zip(log_p, self._is_greedy(asked), strict=True)]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -216,24 +218,32 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             log_p[number] = found.log_p
         return log_p
 
-    def _is_greedy(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[bool]:
-        """Whether the likeliest tokens after each context, unguided, are its continuation."""
+    def _is_greedy(self, asked: Sequence[tuple[str, list[int], list[int]]]) -> list[bool]:
+        """Whether the likeliest tokens after each context, unguided, are its continuation.
+
+        `asked` holds contexts, their ids and the continuations' ids.
+        """
         own = dataclasses.replace(
             self.config.sampler, temperature=0.0, repetition_penalty=1.0, guidance_scale=1.0
         )
-        written: dict[tuple[int, ...], dict[int, list[int]]] = {}
+        written: dict[tuple[str, int], list[int]] = {}
         # How many tokens there will be may change which: of masked diffusion's canvas.
-        for length, some in itertools.groupby(sorted(pairs, key=_length), _length):
-            contexts = [*dict.fromkeys(tuple(given) for given, _ in some)]
-            settings = dataclasses.replace(own, max_new_tokens=length)
-            results = generate(self.checkpoint, contexts, settings, warn_if_long=False)
-            for context, result in zip(contexts, results, strict=True):
-                written.setdefault(context, {})[length] = result.decoded_ids
-        return [[*ids] == written[tuple(given)][len(ids)] for given, ids in pairs]
+        for length, some in itertools.groupby(sorted(asked, key=_length), _length):
+            prompts = {context: given for context, given, _ in some}
+            results = generate(
+                self.checkpoint,
+                [*prompts.values()],
+                dataclasses.replace(own, max_new_tokens=length),
+                prompt_indices=[*map(self.address, prompts)],
+                warn_if_long=False,
+            )
+            for context, result in zip(prompts, results, strict=True):
+                written[context, length] = result.decoded_ids
+        return [written[context, len(ids)] == ids for context, _, ids in asked]
 
 
-def _length(pair: tuple[Sequence[int], Sequence[int]]) -> int:
-    return len(pair[1])
+def _length(asked: tuple[str, list[int], list[int]]) -> int:
+    return len(asked[2])
 
 
 if __name__ == "__main__":
