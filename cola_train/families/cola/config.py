@@ -235,7 +235,7 @@ class Stage2RunConfig(ColaRunConfig):
         common=True,
     )
     init_dit_from: str | None = setting(
-        None, help="Checkpoint folder whose DiT to start from; null starts from scratch."
+        None, help="Checkpoint whose DiT to start from, of any block_size; null draws it."
     )
 
     @property

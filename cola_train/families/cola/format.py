@@ -55,6 +55,8 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
     folder_name: str
     architecture: str
     model_type: str
+    # settings that no weight depends on, so that a run may start from a checkpoint with others
+    free_settings: frozenset[str] = frozenset()
 
     def is_in(self, root: Path) -> bool:
         return (root / "cola_dlm" / self.folder_name).is_dir()
@@ -85,7 +87,9 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
         differing = [
             f"{self.name}.{name}: checkpoint {theirs[name]!r}, config {ours[name]!r}"
             for name in ours
-            if ours[name] != theirs[name] and not name.startswith("init_")
+            if ours[name] != theirs[name]
+            and not name.startswith("init_")
+            and name not in self.free_settings
         ]
         if differing:
             raise UserError(
@@ -136,7 +140,16 @@ class NetworkFormat(Generic[NetworkT, ConfigT]):
 VAE_FORMAT = NetworkFormat(
     "vae", TextVAEConfig, TextVAE, "cola_vae", "ColaTextVAEModel", "cola_text_vae"
 )
-DIT_FORMAT = NetworkFormat("dit", DiTConfig, BlockCausalDiT, "cola_dit", "ColaDiTModel", "cola_dit")
+DIT_FORMAT = NetworkFormat(
+    "dit",
+    DiTConfig,
+    BlockCausalDiT,
+    "cola_dit",
+    "ColaDiTModel",
+    "cola_dit",
+    # It decides what sees what; a VAE's also decides whether its latents depend on later tokens.
+    free_settings=frozenset({"block_size"}),
+)
 CODEBOOK_DIT_FORMAT = dataclasses.replace(
     DIT_FORMAT,
     folder_name="cola_codebook_dit",

@@ -254,6 +254,17 @@ def test_networks_of_another_configuration_are_refused_by_field(saved: Path) -> 
     assert dict(VAE_FORMAT.tensors(saved, dataclasses.replace(VAE_CONFIG, init_std=0.5)))
 
 
+def test_a_dit_may_go_on_with_blocks_of_another_size(
+    saved: Path, checkpoint: ColaCheckpoint
+) -> None:
+    assert checkpoint.dit is not None
+    one = dataclasses.replace(DIT_CONFIG, block_size=1)
+    assert checkpoint.dit.config.block_size != 1
+    read = dict(DIT_FORMAT.tensors(saved, one))
+    assert read.keys() == checkpoint.dit.state_dict().keys()
+    assert all(torch.equal(read[name], it) for name, it in checkpoint.dit.state_dict().items())
+
+
 # Bad checkpoints
 
 
