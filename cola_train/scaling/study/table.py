@@ -1,10 +1,11 @@
 """A study's table: a line a trial, with figures, differences to the first trial, and cost."""
 
 import dataclasses
+import difflib
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cola_train.config.settings import nearest
 from cola_train.evaluation.writing.conditions import differences
 from cola_train.run_folder import read_status
 from cola_train.scaling.study.config import COMPARISON, StudyConfig
@@ -13,6 +14,7 @@ from cola_train.scaling.study.results import Result, Results
 from cola_train.scaling.study.seeds import SeedMean, less, over_seeds
 from cola_train.scaling.study.trials import TrialRun
 
+_LONGEST = 200  # characters of why a run failed; results.jsonl has all
 COSTS = ("cpu_seconds", "seconds", "tokens", "eflops_model")
 
 
@@ -93,7 +95,7 @@ def make_table(spec: StudyConfig, runs: Sequence[TrialRun], results: Results) ->
 
 def _columns(spec: StudyConfig, figures: set[str]) -> tuple[list[str], list[str]]:
     """The names of the figures to show, and notes on those that no result has."""
-    columns, notes = [], []
+    columns, absent = [], []
     for name in spec.columns:
         figure = name.removeprefix(COMPARISON)
         is_of_each = name != figure and "/" not in figure
@@ -101,8 +103,9 @@ def _columns(spec: StudyConfig, figures: set[str]) -> tuple[list[str], list[str]
         shown = [each for each in wanted if each in figures]
         columns += shown
         if not shown and figures:
-            notes.append(f"No result has the figure {name}; {nearest(name, figures)}")
-    return columns, notes
+            close = difflib.get_close_matches(name, figures, n=1, cutoff=0.8)
+            absent.append(f"{name} (did you mean {close[0]!r}?)" if close else name)
+    return columns, [f"No result has {', '.join(absent)}."] if absent else []
 
 
 def _cell(
@@ -133,7 +136,7 @@ def _lack(spec: StudyConfig, run: TrialRun, results: Results) -> str:
     """What a run lacks to be measured; empty if nothing."""
     known = results.of(run)
     if known is not None and known.failure is not None:
-        return f"{run.name} failed {known.failure}"
+        return textwrap.shorten(f"{run.name} failed {known.failure}", _LONGEST, placeholder=" ...")
     missing = missing_parts(spec, run, known)
     if known is not None:
         return f"{run.name} lacks {', '.join(missing)}" if missing else ""

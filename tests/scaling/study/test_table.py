@@ -145,8 +145,10 @@ def test_figures_that_were_judged_otherwise_have_no_difference(tmp_path: Path) -
     assert difference(muon, 1) is None
     assert difference(muon, 0) is not None
     assert difference(ar, 1) is not None
-    marks = [note for note in table.notes if note.startswith("(*)")]
-    assert marks == ["(*) muon is judged otherwise, comparison/unguided: rows (128, not 64)."]
+    assert table.notes == [
+        "No result has flow_minus_unigram, flow_minus_bigram, comparison/distinct_4word_share.",
+        "(*) muon is judged otherwise, comparison/unguided: rows (128, not 64).",
+    ]
     assert "1.68 ± 0.25 (*)" in as_markdown(table, "x")
 
 
@@ -185,7 +187,7 @@ def test_columns_are_figures_and_an_unknown_one_is_said(tmp_path: Path) -> None:
     changed["columns"] = [JUDGE, "flow_msee"]
     path.write_text(json.dumps(changed))
     text = show_table(read(path)[0], path.parent)
-    assert "No result has the figure flow_msee; did you mean 'flow_mse'?" in text
+    assert "No result has flow_msee (did you mean 'flow_mse'?).\n" in text
     assert "flow_mse " not in text.splitlines()[0]
 
 
