@@ -2,6 +2,8 @@
 
 - A fit to a few points resamples residuals (scaling/power_law.py): with so few points, drawing the
   points themselves often leaves too few different ones to fit.
+- A curve over model size draws its shape, noise and parameters instead (scaling/size_curve.py): few
+  points leave the shape open, and a resample fitted with one shape says nothing of that.
 - An accuracy resamples a benchmark's samples, which makes the number of correct ones binomial
   (evaluation/benchmarks/results.py).
 - A metric of generated text resamples the openings that the text continues, since tokens of one

@@ -6,8 +6,9 @@ budget is asked of the other budgets, whose noise is their own. The metric at th
 read off this budget's own points. A size a little off costs less than the noise, since the curve is
 flat around its best.
 
-What the other budgets tell is a + A / N^alpha + B / (C / N)^beta with a height `a` for each, by
-least squares over a grid of exponents.
+What the other budgets tell is a + A / N^alpha + B / (C / N)^beta with a height `a` for each, over a
+grid of exponents, by least squares. The size is the mean over the grid, weighed by how well each
+fits: where size hardly matters it stays near the middle, and does not follow the noise.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ class Frontier:
     flops: PerBudget  # mean of the points'
     parameters: PerBudget  # the size that the other budgets tell, inside this one's sizes
     values: PerBudget  # the metric there, by this budget's points
-    num_at_edge: int  # budgets whose best size is the least or the largest measured one
+    num_at_edge: int  # budgets that are best at the least or the largest size, or beyond
 
     def to_json(self) -> dict[str, Any]:
         """A budget a row."""
@@ -52,8 +53,7 @@ class Frontier:
         if not self.num_at_edge:
             return ""
         return (
-            f"the best of {self.num_at_edge} of {len(self.flops)} budgets is the least or largest "
-            "size: of the measured sizes, not of all"
+            f"{self.num_at_edge} of {len(self.flops)} budgets are best at the least or largest size"
         )
 
 
@@ -75,37 +75,43 @@ def frontier(
     middle = np.concatenate(sizes).mean()
     sizes = [size - middle for size in sizes]
     measured = [sign * np.array([point.metrics[metric] for point in one]) for one in budgets]
-    best, values = np.empty_like(flops), np.empty_like(flops)
+    chosen = _best_by_others(sizes, measured, compute)
+    best, values = chosen.size.copy(), np.empty_like(flops)
     num_at_edge = 0
-    chosen, shapes = _best_by_others(sizes, measured, compute)
     for at, (size, y) in enumerate(zip(sizes, measured, strict=True)):
         num_sizes = len(np.unique(size))
-        best[at] = np.clip(chosen[at], size.min(), size.max())
         if num_sizes < NUM_PARAMETERS:  # between two sizes there is nothing to read off
             best[at] = size[np.abs(size - best[at]).argmin()]
-        num_at_edge += num_sizes > 1 and best[at] in (size.min(), size.max())
+        num_at_edge += num_sizes == 2 or bool(chosen.is_at_edge[at] and num_sizes > 1)
         # Around the chosen size, so that the curve's first coefficient is its height there.
-        basis = shapes[[at]].basis((size - best[at])[None])[0, :, :num_sizes]
+        basis = chosen.shape[np.array([at])].basis((size - best[at])[None])[0, :, :num_sizes]
         values[at] = (np.linalg.pinv(basis) @ y)[0]
     return Frontier(flops, np.exp(best + middle), sign * values, num_at_edge)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """What the other budgets tell of each."""
+
+    size: PerBudget  # log
+    is_at_edge: np.ndarray
+    shape: Shape  # of the best fit
+
+
 def _best_by_others(
     sizes: Sequence[np.ndarray], measured: Sequence[np.ndarray], compute: PerBudget
-) -> tuple[PerBudget, Shape]:
-    """Each budget's best log size, and the exponents, by the other budgets alone.
-
-    The size is infinite where A or B is 0. Only sums over a budget's points around
-    their means enter.
-    """
+) -> _Choice:
+    """Choose by sums over each budget's points around their means, less those of the budget."""
     alpha, beta = (axis.ravel() for axis in np.meshgrid(_GRID, _GRID))
-    grams, products = [], []
+    grams, products, squares, freedoms = [], [], [], []
     for size, y, at in zip(sizes, measured, compute, strict=True):
         terms = np.exp([np.outer(-alpha, size), np.outer(beta, size - at)])
         terms -= terms.mean(axis=-1, keepdims=True)
         y = y - y.mean()
         grams.append(np.einsum("inp,jnp->ijn", terms, terms))
         products.append(terms @ y)
+        squares.append(y @ y)
+        freedoms.append(len(y) - 1)
     (falling, both), (_, rising) = np.moveaxis(_others(np.array(grams)), 0, 2)
     by_falling, by_rising = _others(np.array(products)).swapaxes(0, 1)
     tiny = np.finfo(float).tiny
@@ -114,17 +120,32 @@ def _best_by_others(
     determinant = np.where(tells, determinant, 1)
     a = (rising * by_falling - both * by_rising) / determinant
     b = (falling * by_rising - both * by_falling) / determinant
-    explained = [
-        np.maximum(by_falling, 0) ** 2 / (falling + tiny),
-        np.maximum(by_rising, 0) ** 2 / (rising + tiny),
-        np.where(tells & (a > 0) & (b > 0), a * by_falling + b * by_rising, 0),
-    ]
-    kind, node = np.divmod(np.concatenate(explained, axis=1).argmax(axis=1), len(alpha))
-    row = np.arange(len(compute))
-    a, b, alpha, beta = a[row, node], b[row, node], alpha[node], beta[node]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        turns = (np.log(a * alpha / (b * beta)) + beta * compute) / (alpha + beta)
-    return np.choose(kind, [np.inf, -np.inf, turns]), Shape(alpha, beta)
+    turns = tells & (a > 0) & (b > 0)
+    ratio = np.where(turns, a, 1) * alpha / (np.where(turns, b, 1) * beta)
+    places = (np.log(ratio) + beta * compute[:, None]) / (alpha + beta)
+    low, high = (np.array([[end(size)] for size in sizes]) for end in (np.min, np.max))
+    # A and B, A alone, or B alone; what explains nothing has no best size, so the middle is taken.
+    explained = np.stack(
+        [
+            np.where(turns, a * by_falling + b * by_rising, 0),
+            np.maximum(by_falling, 0) ** 2 / (falling + tiny),
+            np.maximum(by_rising, 0) ** 2 / (rising + tiny),
+        ]
+    )
+    places = np.stack([np.clip(places, low, high), high + 0 * places, low + 0 * places])
+    places = np.where(explained > 0, places, (low + high) / 2)
+    total = _others(np.array(squares))[:, None]
+    freedom = np.maximum(_others(np.array(freedoms)) - 2, 0)[:, None]
+    log_weights = -freedom / 2 * np.log(np.maximum(total - explained, _ROUNDING * total) + tiny)
+    weights = np.exp(log_weights - log_weights.max(axis=(0, 2), keepdims=True))
+    weights /= weights.sum(axis=(0, 2), keepdims=True)
+    best = explained.max(axis=0).argmax(axis=1)
+    at_edge = (places == low) | (places == high)
+    return _Choice(
+        (weights * places).sum(axis=(0, 2)),
+        (weights * at_edge).sum(axis=(0, 2)) > 0.5,
+        Shape(alpha[best], beta[best]),
+    )
 
 
 def _others(sums: np.ndarray) -> np.ndarray:

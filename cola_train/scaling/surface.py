@@ -87,7 +87,7 @@ def fit_surface(points: Sequence[Point], metric: str, direction: Direction) -> S
     found = _solve(size, tokens, log, starts, _STEPS)
     best = found[_loss(_predict(size, tokens, found)[0] - log).argmin()][None]
     if _is_at_bound(best[:, 3:]).any():
-        return NotFitted(_undetermined("the best ones are"))
+        return NotFitted(_undetermined("the best ones are at"))
     fitted = _predict(size, tokens, best)[0][0]
     resampled = resample(log, fitted, num_parameters)[:_NUM_RESAMPLES]
     many = _solve(
@@ -115,7 +115,7 @@ def fit_surface(points: Sequence[Point], metric: str, direction: Direction) -> S
 
 def _undetermined(what: str) -> str:
     return (
-        f"the points do not determine alpha and beta: {what} at the bounds of the search, "
+        f"the points do not determine alpha and beta: {what} the bounds of the search, "
         f"{_LEAST:g} and {_MOST:g}"
     )
 

@@ -38,12 +38,12 @@ def png_size(png: Path) -> tuple[int, int]:
     return width, height
 
 
-def test_curves(points: list[Point], fits: Fits, tmp_path: Path) -> None:
-    draw_curve(points, fits, tmp_path / "curve.png", tmp_path / "curve.svg")
+def test_curves(fits: Fits, tmp_path: Path) -> None:
+    draw_curve(fits, tmp_path / "curve.png", tmp_path / "curve.svg")
     words, panels = words_and_panels(tmp_path / "curve.svg")
     assert panels == 2
     assert (
-        words["judge nats per token (lower is better)"]
+        words["judge nats per token, distance to real (lower is better)"]
         == words["next word accuracy (higher is better)"]
         == 1
     )
@@ -54,36 +54,34 @@ def test_curves(points: list[Point], fits: Fits, tmp_path: Path) -> None:
         "ar",
         "run of its own",
         "anneal off a constant-rate run",
-        "90% interval of the curve",
-        "real text",
+        "95% interval of the curve",
+        "best size of a budget",
     )
     assert [words[name] for name in legend] == [1] * len(legend)
     assert words["5"] >= 1 <= words["50"]  # compute in the unit of the label
     assert png_size(tmp_path / "curve.png") == (1200, 540)
 
 
-def test_sizes(points: list[Point], fits: Fits, tmp_path: Path) -> None:
-    draw_isoflop(points, fits, tmp_path / "isoflop.png", tmp_path / "isoflop.svg")
+def test_sizes(fits: Fits, tmp_path: Path) -> None:
+    draw_isoflop(fits, tmp_path / "isoflop.png", tmp_path / "isoflop.svg")
     words, panels = words_and_panels(tmp_path / "isoflop.svg")
     assert panels == 4
     for title in (
-        "cola: judge nats per token",
-        "ar: judge nats per token",
+        "cola: judge nats per token, distance to real",
+        "ar: judge nats per token, distance to real",
         "cola: next word accuracy",
         "ar: next word accuracy",
     ):
         assert words[title] == 1
     assert [words[f"{budget * 1e6:g} TFLOPs"] for budget in BUDGETS] == [1] * len(BUDGETS)
-    assert words["compute-optimal size"] == 1
+    assert words["compute-optimal size"] == words["its 95% interval"] == 1
     assert words["200k"] == words["500k"] == 4
     assert png_size(tmp_path / "isoflop.png") == (1200, 990)
 
 
-def test_the_same_points_give_the_same_bytes(
-    points: list[Point], fits: Fits, tmp_path: Path
-) -> None:
+def test_the_same_points_give_the_same_bytes(fits: Fits, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        draw_curve(points, fits, tmp_path / f"{name}.png", tmp_path / f"{name}.svg")
+        draw_curve(fits, tmp_path / f"{name}.png", tmp_path / f"{name}.svg")
     for kind in ("png", "svg"):
         assert (tmp_path / f"one.{kind}").read_bytes() == (tmp_path / f"two.{kind}").read_bytes()
 
@@ -96,12 +94,12 @@ def test_points_are_drawn_where_nothing_is_fitted(tmp_path: Path) -> None:
     ]
     points = [Point(**{**vars(point), "metrics": {"bigram_divergence": 0.5}}) for point in points]
     fits = fit_points(points, "model")
-    draw_curve(points, fits, tmp_path / "curve.png", tmp_path / "curve.svg")
+    draw_curve(fits, tmp_path / "curve.png", tmp_path / "curve.svg")
     words, panels = words_and_panels(tmp_path / "curve.svg")
     assert panels == 1
     assert words["training compute (ZFLOPs, convention model)"] == 1
     assert words["real text"] == words["anneal off a constant-rate run"] == 0
-    draw_isoflop(points, fits, tmp_path / "isoflop.png", tmp_path / "isoflop.svg")
+    draw_isoflop(fits, tmp_path / "isoflop.png", tmp_path / "isoflop.svg")
     words, panels = words_and_panels(tmp_path / "isoflop.svg")
     assert panels == 1
     assert words["1.95 ZFLOPs"] == 1
