@@ -16,8 +16,10 @@ from cola_train.config.data import (
     PrepareConfig,
     TokenizerTrainConfig,
 )
+from cola_train.config.load import load_config
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
+from cola_train.data.batch import validation_batches
 from cola_train.data.prepare import prepare
 from cola_train.data.prepared import PreparedData
 from cola_train.data.tokenizer import Tokenizer
@@ -25,10 +27,14 @@ from cola_train.data.tokenizer_training import train_tokenizer
 from cola_train.evaluation.writing import verify as module
 from cola_train.evaluation.writing.config import VerificationConfig
 from cola_train.evaluation.writing.verify import verify, wilson
+from cola_train.families.autoregressive.family import AutoregressiveRunConfig
+from cola_train.families.autoregressive.objective import AutoregressiveObjective
 from cola_train.families.checkpoint import Checkpoint
 from cola_train.training.run import train
+from tests.helpers.llama import tiny_transformer
 from tests.helpers.tiny import tiny_tokenizer
 
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 SEQ_LEN = 32
 DYCK = GeneratedConfig(kind="dyck", num_documents=400, most_bytes=SEQ_LEN - 1)
 CORPUS = CorpusConfig(generated=DYCK)
@@ -225,6 +231,14 @@ def test_the_same_call_goes_on_with_a_file_that_was_cut(
     assert out.read_text() == whole
     with pytest.raises(UserError, match=r"results of another command.*prompt_share \(0\.5 there"):
         verify(Path("told"), dyck, out, "cpu", dataclasses.replace(FEW, prompt_share=0.6))
+
+
+def test_the_laboratorys_autoregressive_model_learns_how_a_text_begins(dyck: Path) -> None:
+    config = load_config(AutoregressiveRunConfig, CONFIGS / "small" / "ar_dyck.yaml")
+    batch = next(validation_batches(PreparedData.open(dyck), num_rows=8))
+    objective = AutoregressiveObjective(tiny_transformer(causal=True), config.objective)
+    counts = objective.counts(batch)
+    assert counts["predicted_tokens"] == batch.loss_mask.sum()
 
 
 # What is refused.
