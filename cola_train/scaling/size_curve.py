@@ -169,8 +169,8 @@ def _fit(x: Float64[np.ndarray, " points"], y: Float64[np.ndarray, " points"]) -
     middles = np.log(_MIDDLE) + np.linspace(-2, 2, _GRID[1]) * _MIDDLE_SPREAD
     fits, counts = _fit_grid(x, y, differences, middles)
     for _ in range(_NUM_ZOOMS):
-        differences = _zoom(differences, counts.any(axis=1))
-        middles = _zoom(middles, counts.any(axis=0))
+        differences = _zoom(differences, counts.max(axis=1))
+        middles = _zoom(middles, counts.max(axis=0))
         fits, counts = _fit_grid(x, y, differences, middles)
     return fits
 
