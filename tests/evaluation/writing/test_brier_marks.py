@@ -19,7 +19,7 @@ from tests.helpers.runs import BOOK, figures
 CONFIG = Path(__file__).resolve().parents[3] / "configs" / "small" / "ar_marks_austen.yaml"
 
 
-@pytest.mark.nightly  # half an hour of a core
+@pytest.mark.nightly  # 3,200 steps, and 20,000 samples of each mark
 @pytest.mark.timeout(7200)
 def test_brier_lm_ranks_checkpoints_as_their_loss_does(tmp_path: Path) -> None:
     corpus, tokenizer = CorpusConfig(inputs=[str(BOOK)]), str(tmp_path / "tokenizer.json")
