@@ -186,6 +186,9 @@ class AutoregressiveCheckpoint(TransformerCheckpoint):
     ) -> Iterator[Text]:
         self.refuse_others_settings(config)
         transformer, eos = self.for_passes(self.transformer, config), self.tokenizer.eos_token_id
+        if self.training.get("mask_documents"):
+            # Training and likelihood read every document behind a separator.
+            prompts = [[eos, *prompt] for prompt in prompts]
         longest = max(map(len, prompts), default=0)
 
         def begin(some: Sequence[Sequence[int]], at: Sequence[int]) -> AutoregressiveGeneration:

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from cola_train.config.evaluation import LikelihoodConfig
+from cola_train.config.sampling import SamplerConfig
 from cola_train.data.batch import Batch
 from cola_train.evaluation.likelihood.likelihood import log_likelihoods
 from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 from cola_train.families.autoregressive.family import AutoregressiveConfig
 from cola_train.families.autoregressive.objective import AutoregressiveObjective
+from cola_train.families.generate import generate
 from cola_train.likelihood.rows import ScoredRow
 from tests.helpers.compare import assert_near, number
 from tests.helpers.llama import tiny_transformer
@@ -136,6 +138,25 @@ def test_what_documents_always_begin_with_is_learned() -> None:
     (alone,) = log_likelihoods(checkpoint, [ScoredRow([first], 0)], LikelihoodConfig())
     # Some rows begin within a document.
     assert -alone.log_p < 0.6 < math.log(29)
+
+
+def test_with_documents_apart_a_prompt_stands_behind_the_separator_that_likelihood_reads() -> None:
+    network = tiny_transformer(causal=True, seed=4)
+    checkpoint = AutoregressiveCheckpoint(network, tiny_tokenizer(), {"mask_documents": True})
+    greedy = SamplerConfig(
+        max_new_tokens=1, temperature=0, repetition_penalty=1.0, eos_token_ids=()
+    )
+    prompts: list[list[int]] = [[], *([first, 9] for first in range(4, 28))]
+    # Padding is never scored.
+    tokens = [token for token in range(checkpoint.vocab_size) if token != PAD]
+    compared = 0
+    for result in generate(checkpoint, prompts, greedy):
+        rows = [ScoredRow([*result.prompt_ids, token], 0) for token in tokens]
+        scores = [score.log_p for score in log_likelihoods(checkpoint, rows, LikelihoodConfig())]
+        if result.decoded_ids != [PAD]:
+            assert result.decoded_ids == [tokens[scores.index(max(scores))]]
+            compared += 1
+    assert compared > 12
 
 
 def test_the_head_runs_only_where_a_token_is_predicted(six_rows: Batch) -> None:
