@@ -23,7 +23,7 @@ cola-train study run "$spec" --parallel 2
 cola-train study table "$spec" --by-figure
 grep "^The prior knows" "$run/cola-66.log" | tail -n 2
 cola-train sample "$run/cola-66" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1 \
-    noise_scale=0.7 guidance_scale=2
+    noise_scale=0.8 guidance_scale=1.5
 cat <<TEXT
 A picture of the VAE and the prior: $run/cola-66/inspection/inspection.png
 What to try next:
