@@ -70,7 +70,7 @@ def test_a_ladder_is_climbed_once_and_only_what_is_missing_again(
         "ar-one-3e-10: training, 49 steps"
     ]
     assert (tmp_path / "curve" / "points.csv").read_bytes() == first
-    assert "a power law needs at least 4 budgets, and there are 2" in write_fit(
+    assert "a power law needs at least 4 budgets of different FLOPs, and there are 2" in write_fit(
         load_config(CurveConfig, path)
     )
     assert all(file.stat().st_size > 1000 for file in draw(load_config(CurveConfig, path)))
