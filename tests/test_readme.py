@@ -132,8 +132,8 @@ def test_the_quick_start_runs_in_its_smoke_form() -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     for figure in (
-        "posterior token accuracy",
-        "flow minus bigram",
+        "posterior_token_accuracy",
+        "flow_minus_bigram",
         "judge_nats_per_byte (knobs)",
         "ar: autoregressive, the same width and FLOPs",
         "It was|",
@@ -169,7 +169,8 @@ def test_the_verbs_of_the_readme_run_in_order_and_then_its_python(tmp_path: Path
     )
     shutil.copytree(texts, tmp_path / "other_texts")
     for file in (tmp_path / "other_texts").iterdir():
-        file.write_text(file.read_text(encoding="utf-8").upper(), encoding="utf-8")
+        text = file.read_text(encoding="utf-8").replace("Bennet", "Bingley")
+        file.write_text(text, encoding="utf-8")
     (tmp_path / "my_prompts.jsonl").write_text(
         '{"id": 7, "prompt": "Mrs. Bennet"}\n{"prompt": ""}\n', encoding="utf-8"
     )

@@ -25,6 +25,7 @@ from cola_train.evaluation.likelihood.likelihood import log_likelihoods_stream
 from cola_train.evaluation.likelihood.perplexity import warn_if_long
 from cola_train.families.generate import generate, generate_stream
 from cola_train.families.registry import load_checkpoint
+from cola_train.json_text import parse_json
 from cola_train.likelihood.rows import ScoredRow
 
 try:
@@ -178,7 +179,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
             met[context] += 1
         with tqdm(total=len(requests), desc="generating", disable=disable_tqdm or None) as bar:
             for asked, places in groups.items():
-                sampler, stops = self._sampler(json.loads(asked))
+                sampler, stops = self._sampler(parse_json(asked))
                 prompts = [context for _, context, _ in places]
                 addresses = [address for _, _, address in places]
                 stream = generate_stream(

@@ -24,7 +24,13 @@ from cola_train.models.layers import (
     rotary_frequencies,
     sinusoidal_time,
 )
-from cola_train.models.modulation import BlockModulation, Modulations, Times
+from cola_train.models.modulation import (
+    BlockModulation,
+    DiTModulation,
+    Modulations,
+    Times,
+    ada_layer,
+)
 
 DIT_TIME_SCALE = 1000.0  # T: the network reads 1000 t, the rest of the project t in [0, 1]
 _TIME_FREQUENCIES = 128
@@ -93,24 +99,6 @@ class DiTMLP(nn.Module):
         return self.proj_out(F.gelu(self.proj_in(x), approximate="tanh"))
 
 
-def _ada(dim: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.SiLU(), nn.Linear(dim, width))
-
-
-class DiTModulation(TimeModule):
-    """adaLN: (shift, scale) before attention and MLP and a gate after each, without activations."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.msa_in, self.mlp_in = _ada(dim, 2 * dim), _ada(dim, 2 * dim)
-        self.msa_out, self.mlp_out = _ada(dim, dim), _ada(dim, dim)
-
-    def forward(self, embedding: Float[Tensor, "times dim"]) -> BlockModulation:
-        """What modulates a block at each distinct time, from the time's embedding."""
-        layers = (self.msa_in, self.msa_out, self.mlp_in, self.mlp_out)
-        return BlockModulation(*(layer(embedding) for layer in layers))
-
-
 class DiTBlock(Block):
     """x = x + gate attention(LN(x)(1 + scale) + shift), then so with the MLP; LN without affine."""
 
@@ -175,7 +163,7 @@ class _TimeEmbedding(TimeModule):
 class _OutModulation(TimeModule):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        self.out_in = _ada(config.emb_dim, 2 * config.txt_dim)
+        self.out_in = ada_layer(config.emb_dim, 2 * config.txt_dim)
 
 
 class BlockCausalDiT(nn.Module):

@@ -5,7 +5,9 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
+
+from cola_train.models.blocks import TimeModule
 
 
 class BlockModulation(NamedTuple):
@@ -49,3 +51,22 @@ def _rounded(shift_and_scale: Tensor) -> Tensor:
     shift, scale = shift_and_scale.chunk(2, dim=-1)
     # Exact: fp32 holds the difference of 1 and a number near it that has fewer digits.
     return torch.cat([shift.float(), (1 + scale).float() - 1], dim=-1)
+
+
+def ada_layer(dim: int, width: int) -> nn.Sequential:
+    """What makes `width` shifts, scales or gates of a time's embedding."""
+    return nn.Sequential(nn.SiLU(), nn.Linear(dim, width))
+
+
+class DiTModulation(TimeModule):
+    """adaLN: (shift, scale) before attention and MLP and a gate after each, without activations."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.msa_in, self.mlp_in = ada_layer(dim, 2 * dim), ada_layer(dim, 2 * dim)
+        self.msa_out, self.mlp_out = ada_layer(dim, dim), ada_layer(dim, dim)
+
+    def forward(self, embedding: Float[Tensor, "times dim"]) -> BlockModulation:
+        """What modulates a block at each distinct time, from the time's embedding."""
+        layers = (self.msa_in, self.msa_out, self.mlp_in, self.mlp_out)
+        return BlockModulation(*(layer(embedding) for layer in layers))

@@ -1,6 +1,5 @@
 """A bar over the work of many runs, read off what they write."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from tqdm import tqdm
 from cola_train.config.run import RunConfig
 from cola_train.console import only_warned
 from cola_train.families.costs import flops_after
+from cola_train.json_text import parse_json
 from cola_train.run_layout import METRICS
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def _newest(path: Path) -> tuple[int, int]:
         return 0, 0
     for line in reversed(lines):
         try:
-            row = json.loads(line)
+            row = parse_json(line.decode(errors="replace"))
             return int(row["step"]), round(float(row["eflops_model"]) * 1e18)
         except (ValueError, KeyError, TypeError):
             continue

@@ -12,6 +12,7 @@ from cola_train.config.load import leaves, value_at
 from cola_train.config.run import RunConfig
 from cola_train.config.settings import UserError, nearest, require
 from cola_train.families.registry import load_run_config
+from cola_train.json_text import parse_json
 from cola_train.scaling.children import Child
 from cola_train.scaling.study.config import SEED_PLACEHOLDER, StudyConfig, TrialConfig
 
@@ -133,7 +134,7 @@ class _Trials:
             "settings": settings_of(config),
             "starts": starts,
         }
-        return dict(json.loads(json.dumps(found)))
+        return dict(parse_json(json.dumps(found)))
 
     def _runs_before(self, name: str, seed: int) -> list[tuple[str, int]]:
         # The same seed where that trial has it, so that seeds differ in all that came before.

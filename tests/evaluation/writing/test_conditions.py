@@ -90,7 +90,7 @@ def test_points_of_a_curve_that_were_compared_otherwise_are_refused(
     spec, planned_runs = read(write_spec(tmp_path, "data", families=families))
     assert isinstance(spec, CurveConfig)
     points = [planned for planned in planned_runs if planned.is_point]
-    monkeypatch.setattr(curve, "_is_finished", lambda run: True)
+    monkeypatch.setattr(curve, "is_finished", lambda run: True)
     monkeypatch.setattr(curve, "read_run_config", lambda run: points[0].config)
 
     def compare(name: str, judge: str) -> None:
