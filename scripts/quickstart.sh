@@ -27,8 +27,8 @@ cola-train sample "$run/cola-66" --prompt "It was" --prompt "She could not" --pr
 cat <<TEXT
 A picture of the VAE and the prior: $run/cola-66/inspection/inspection.png
 What to try next:
-  cola-train sample $run/cola-66 --prompt "Your words" noise_scale=1 guidance_scale=1    as the model has learned it, and other knobs
-  cola-train compare $run/cola-66 --against $run/ar-66          any two models by the same judge
-  configs/small/study_recipe.yaml, docs/recipe.md               what each setting of the prior is worth
-  cola-train prepare out=data/mine tokenizer=data/austen-4096.json 'corpus.inputs=[my_texts]' seq_len=64    text of your own
+  cola-train sample $run/cola-66 --prompt "Your words" noise_scale=1 guidance_scale=1   # as the model has learned it
+  cola-train compare $run/cola-66 --against $run/ar-66   # any two models by the same judge
+  cola-train prepare out=data/mine tokenizer=data/austen-4096.json 'corpus.inputs=[my_texts]' seq_len=64   # text of your own
+What each setting of the prior is worth: docs/recipe.md, configs/small/study_recipe.yaml
 TEXT
