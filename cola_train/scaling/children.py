@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -85,6 +85,14 @@ def finish(
             progress.show(list(running.values()), ended)
             if done:
                 yield outcomes
+
+
+def exit_status(folder: Path, unfinished: Collection[str]) -> int:
+    """1 if runs are not finished, which is said, with where to look; else 0."""
+    if unfinished:
+        logs = f"Their logs are {folder}/NAME.log; --retry runs failed ones again."
+        say(f"Not finished: {', '.join(unfinished)}. {logs}")
+    return 1 if unfinished else 0
 
 
 def levels(children: Sequence[ChildT]) -> list[list[ChildT]]:

@@ -16,6 +16,7 @@ from cola_train.json_lines import read_log
 from cola_train.run_folder import read_run_config
 from cola_train.run_layout import METRICS
 from cola_train.scaling.children import (
+    exit_status,
     finish,
     is_finished,
     levels,
@@ -50,10 +51,7 @@ def run_curve(spec: CurveConfig, spec_folder: Path, *, retry: bool, parallel: in
         failed = [name for name, outcome in outcomes.items() if outcome != "finished"]
     num_points = sum(planned.is_point for planned in planned_runs)
     say(f"{len(points)} of {num_points} points are measured: {path}")
-    if failed:
-        logs = f"Their logs are {spec.folder}/NAME.log; --retry runs failed ones again."
-        say(f"Not finished: {', '.join(failed)}. {logs}")
-    return 1 if failed else 0
+    return exit_status(folder, failed)
 
 
 def write_launch_lines(

@@ -9,7 +9,7 @@ from cola_train.console import say
 from cola_train.data.prepared import PreparedData
 from cola_train.files import write_errors_explained
 from cola_train.run_folder import locked, read_run_config, read_status
-from cola_train.scaling.children import finish, is_finished
+from cola_train.scaling.children import exit_status, finish, is_finished
 from cola_train.scaling.study.config import StudyConfig
 from cola_train.scaling.study.measuring import is_measured, measure, missing_parts
 from cola_train.scaling.study.results import RESULTS, Result, Results
@@ -49,10 +49,7 @@ def run_study(spec: StudyConfig, spec_folder: Path, *, retry: bool, parallel: in
         write_table(spec, runs, results)
     measured = sum(is_measured(spec, run, results.of(run)) for run in runs)
     say(f"{measured} of {len(runs)} runs are measured: {folder / TABLE}")
-    if unfinished:
-        logs = f"Their logs are {folder}/NAME.log; --retry runs failed ones again."
-        say(f"Not finished: {', '.join(unfinished)}. {logs}")
-    return 1 if unfinished else 0
+    return exit_status(folder, unfinished)
 
 
 def _todo(
