@@ -14,7 +14,7 @@ from cola_train.data.batch import Batch
 from cola_train.families.autoregressive.family import AutoregressiveConfig
 from cola_train.families.autoregressive.objective import AutoregressiveObjective
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import FlowConfig, Stage1Config, Stage2Config
+from cola_train.families.cola.losses import FlowConfig, Stage1Config, Stage2Config
 from cola_train.families.cola.stage1 import Stage1Objective, mask_positions
 from cola_train.families.cola.stage2 import Stage2Objective, flow_draws
 from cola_train.families.generate import generate

@@ -17,7 +17,7 @@ from cola_train.data.tokenizer import TRAINED_SPECIAL_TOKENS
 from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 from cola_train.families.autoregressive.family import AutoregressiveConfig
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import (
+from cola_train.families.cola.losses import (
     FlowConfig,
     Stage1Config,
     Stage2Config,

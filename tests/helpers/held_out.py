@@ -9,7 +9,7 @@ import torch
 from cola_train.data.batch import Batch, validation_batches
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrategyConfig
+from cola_train.families.cola.losses import FlowConfig, Stage2Config, VAEStrategyConfig
 from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
 from cola_train.families.cola.stage2 import Stage2Objective, flow_draws
 from cola_train.flow import gaussian_baseline

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import FlowConfig, Stage2Config
+from cola_train.families.cola.losses import FlowConfig, Stage2Config
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.objectives.objective import total_loss
 from tests.helpers.tiny import make_batch, tiny_checkpoint, tiny_dit, tiny_vae

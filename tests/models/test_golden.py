@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cola_train.data.batch import Batch
 from cola_train.families.cola import stage1, stage2
-from cola_train.families.cola.config import FlowConfig, Stage2Config, VAEStrategyConfig
+from cola_train.families.cola.losses import FlowConfig, Stage2Config, VAEStrategyConfig
 from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective
 from cola_train.flow import interpolate, velocity_target
 from cola_train.models.modulation import Times

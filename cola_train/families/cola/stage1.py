@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.cola.config import Stage1Config, Stage2Config
+from cola_train.families.cola.losses import Stage1Config, Stage2Config
 from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.objectives.objective import Objective, Term, documents_of
 from cola_train.randomness import Purpose, normal, round_up_to_draws, uniform

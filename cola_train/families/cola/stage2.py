@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.cola.config import FlowConfig, Stage2Config
+from cola_train.families.cola.losses import FlowConfig, Stage2Config
 from cola_train.families.cola.stage1 import (
     draw_copies,
     hold_log_snr,

@@ -166,6 +166,18 @@ class JointFamily(_Stage2Family[JointRunConfig]):
     workloads = STAGE2
     generation_workloads = GENERATION
 
+    def initial_values(
+        self, config: JointRunConfig, shapes: "Mapping[str, torch.Size]"
+    ) -> "Iterator[tuple[str, Tensor]]":
+        from cola_train.families.cola.bits.start import written_values
+
+        written = config.init_as == "bits"
+        return (written_values if written else super().initial_values)(config, shapes)
+
+    def shrink(self, config: JointRunConfig, num_steps: int) -> dict[str, Any]:
+        """Also networks that are drawn, for which any size will do."""
+        return super().shrink(config, num_steps) | {"init_as": "drawn"}
+
 
 class DistillFamily(_Stage2Family[DistillRunConfig]):
     """Stage 2 with a teacher: a DiT in the released layout from one with a codebook."""

@@ -12,13 +12,8 @@ from cola_train.config.settings import UserError
 from cola_train.data.packing import TRAIN
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import (
-    DistillRunConfig,
-    JointRunConfig,
-    Stage2Config,
-    VAERunConfig,
-    VAEStrategyConfig,
-)
+from cola_train.families.cola.config import DistillRunConfig, JointRunConfig, VAERunConfig
+from cola_train.families.cola.losses import Stage2Config, VAEStrategyConfig
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.generate import generate
 from cola_train.families.registry import load_checkpoint

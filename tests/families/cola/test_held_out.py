@@ -9,7 +9,8 @@ import pytest
 from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import FlowConfig, JointRunConfig, VAERunConfig
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.cola.losses import FlowConfig
 from cola_train.run_layout import folder_of
 from cola_train.training.run import train
 from tests.helpers.held_out import held_out_flow, reconstruction_accuracy

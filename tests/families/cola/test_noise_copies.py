@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cola_train.config.settings import UserError
 from cola_train.data.batch import Batch
-from cola_train.families.cola.config import FlowConfig, Stage2Config
+from cola_train.families.cola.losses import FlowConfig, Stage2Config
 from cola_train.families.cola.stage1 import standard_normal_latents
 from cola_train.families.cola.stage2 import FlowDraws, Stage2Objective, flow_draws, position_times
 from cola_train.flow import interpolate

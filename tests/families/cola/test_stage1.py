@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cola_train.data.batch import Batch
-from cola_train.families.cola.config import Stage1Config
+from cola_train.families.cola.losses import Stage1Config
 from cola_train.families.cola.stage1 import Stage1Objective
 from tests.helpers.compare import assert_near, number
 from tests.helpers.losses import losses_of

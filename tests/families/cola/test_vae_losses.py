@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cola_train.data.batch import Batch
-from cola_train.families.cola.config import Stage1Config
+from cola_train.families.cola.losses import Stage1Config
 from cola_train.families.cola.stage1 import (
     VAEPass,
     latent_mask,

@@ -17,12 +17,8 @@ from cola_train.config.amounts import FLOPS_PER_EFLOP
 from cola_train.config.load import to_yaml
 from cola_train.config.optim import OptimConfig
 from cola_train.config.settings import UserError
-from cola_train.families.cola.config import (
-    JointRunConfig,
-    Stage2Config,
-    VAERunConfig,
-    VAEStrategyConfig,
-)
+from cola_train.families.cola.config import JointRunConfig, VAERunConfig
+from cola_train.families.cola.losses import Stage2Config, VAEStrategyConfig
 from cola_train.families.cola.stage2 import Stage2Objective
 from cola_train.families.costs import flops_after
 from cola_train.run_layout import folder_of

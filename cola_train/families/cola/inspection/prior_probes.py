@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cola_train.families.cola.config import FlowConfig
 from cola_train.families.cola.inspection.latent_rows import (
     LatentRows,
     decode_after_history,
@@ -19,6 +18,7 @@ from cola_train.families.cola.inspection.latent_rows import (
 )
 from cola_train.families.cola.inspection.tallies import Tally, paired_gain
 from cola_train.families.cola.inspection.yardstick_probe import Yardsticks, YardstickTally
+from cola_train.families.cola.losses import FlowConfig
 from cola_train.families.cola.stage1 import standard_normal_latents
 from cola_train.families.cola.stage2 import flow_draws, position_times
 from cola_train.families.cola.yardsticks.reading import Statistics

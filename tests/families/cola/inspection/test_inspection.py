@@ -18,7 +18,6 @@ from cola_train.data.packing import VALIDATION
 from cola_train.data.prepared import PreparedData
 from cola_train.families.autoregressive.checkpoint import AutoregressiveCheckpoint
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import FlowConfig
 from cola_train.families.cola.inspection.figure import draw_inspection
 from cola_train.families.cola.inspection.inspection import (
     LatentInspection,
@@ -26,6 +25,7 @@ from cola_train.families.cola.inspection.inspection import (
     inspect_latents,
 )
 from cola_train.families.cola.inspection.prior_probes import ReconstructionCurve
+from cola_train.families.cola.losses import FlowConfig
 from cola_train.flow import gaussian_baseline
 from cola_train.models.config import TransformerConfig
 from cola_train.models.dit import BlockCausalDiT

@@ -17,7 +17,6 @@ from cola_train.config.evaluation import InspectionConfig
 from cola_train.config.sampling import SamplerConfig
 from cola_train.data.prepared import PreparedData
 from cola_train.families.cola.blocks import BlockGeneration
-from cola_train.families.cola.config import FlowConfig
 from cola_train.families.cola.inspection.latent_rows import (
     LatentRows,
     decode_after_history,
@@ -36,6 +35,7 @@ from cola_train.families.cola.inspection.prior_probes import (
     prior_tokens,
 )
 from cola_train.families.cola.inspection.tallies import Tally, paired_gain
+from cola_train.families.cola.losses import FlowConfig
 from cola_train.families.cola.stage1 import latent_mask, standard_normal_latents
 from cola_train.families.cola.stage2 import flow_draws, position_times
 from cola_train.flow import interpolate, velocity_target
