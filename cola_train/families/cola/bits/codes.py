@@ -18,8 +18,7 @@ from cola_train.randomness import named_generator
 
 _WIDTH = 64  # directions in which neighbors are told apart
 _POWER_STEPS = 4
-# Of contexts' frequencies, which makes rare ones count less (Levy, Goldberg and Dagan, 2015).
-_CONTEXT_EXPONENT = 0.75
+_UNSEEN = 2.0
 # What first bits are louder than later ones: they are told at more noise, so that sampling settles
 # one after another and not all at once, each without the others.
 _DECAY, _FLOOR = 0.8, 0.35
@@ -33,11 +32,13 @@ class BitCodes:
         bits: +1 or -1; no two tokens have the same.
         amplitude: of each bit in its two channels; their mean square is 1.
         log_odds: of +1 against -1 where nothing but token frequencies is known, in nats.
+        log_p: of each token there, in nats.
     """
 
     bits: Float[Tensor, "tokens bits"]
     amplitude: Float[Tensor, " bits"]
     log_odds: Float[Tensor, " bits"]
+    log_p: Float[Tensor, " tokens"]
 
     @property
     def codes(self) -> Float[Tensor, "tokens channels"]:
@@ -62,40 +63,59 @@ class BitCodes:
         amplitude = _DECAY ** torch.arange(found) + _FLOOR
         p = (weight[:, None] * (bits > 0)).sum(0).clamp(1e-6, 1 - 1e-6)
         log_odds = (p / (1 - p)).log().float()
-        return cls(bits, amplitude / amplitude.square().mean().sqrt(), log_odds)
+        amplitude /= amplitude.square().mean().sqrt()
+        return cls(bits, amplitude, log_odds, weight.log().float())
 
 
 def _directions(pairs: PairTally) -> Float64[Tensor, "tokens directions"]:
-    """Unit vectors, near for tokens with the same neighbors.
+    """Points, near for tokens with the same neighbors: p-weighted principal directions.
 
-    They are the largest singular vectors of the positive pointwise mutual information with the
-    token before and the one after, by a randomized range finder (Halko et al., 2011).
+    A token is sqrt(p(neighbor | token)) - sqrt(p(neighbor)) for the token before and the one after,
+    as if _UNSEEN more pairs had been seen of each token, any neighbor in them: distances are
+    Hellinger's. Found by a randomized range finder (Halko, Martinsson and Tropp, 2011).
     """
     count = pairs.num_tokens
-    first, second = pairs.pairs // count, pairs.pairs % count
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for token, context in ((first, second), (second, first)):
-        times = pairs.pair_count.double()
-        of_token = torch.zeros(count, dtype=torch.float64).index_add_(0, token, times)
-        of_context = torch.zeros(count, dtype=torch.float64).index_add_(0, context, times)
-        share = of_context**_CONTEXT_EXPONENT
-        share /= share.sum().clamp(min=1)
-        information = (times / (of_token[token] * share[context])).log().clamp(min=0)
-        parts.append((token, context + len(parts) * count, information))
-    places = torch.stack([torch.cat([part[axis] for part in parts]) for axis in (0, 1)])
-    matrix = torch.sparse_coo_tensor(
-        places, torch.cat([part[2] for part in parts]), (count, 2 * count), check_invariants=True
-    ).coalesce()
-    width = min(_WIDTH, count)
+    root = pairs.unigram().sqrt()
+    first, second, times = pairs.pairs // count, pairs.pairs % count, pairs.pair_count.double()
+    sparse, of_unseen, of_all = [], [], []
+    for token, neighbor in ((first, second), (second, first)):
+        seen = torch.zeros(count, dtype=torch.float64).index_add_(0, token, times)
+        p = torch.zeros(count, dtype=torch.float64).index_add_(0, neighbor, times) + 0.5
+        p /= p.sum()
+        # Where a pair was not seen, the square root is of rank 1.
+        without = (_UNSEEN / (seen + _UNSEEN)).sqrt()
+        smoothed = (times + _UNSEEN * p[neighbor]) / (seen[token] + _UNSEEN)
+        more = smoothed.sqrt() - without[token] * p[neighbor].sqrt()
+        places = torch.stack([token, neighbor])
+        sparse.append(
+            torch.sparse_coo_tensor(
+                places, root[token] * more, (count, count), check_invariants=True
+            ).coalesce()
+        )
+        of_unseen.append(root * (without - 1))
+        of_all.append(p.sqrt())
+
+    def product(right: Tensor) -> Tensor:
+        parts = zip(sparse, of_unseen, of_all, right.chunk(2), strict=True)
+        return sum(
+            (torch.sparse.mm(m, x) + u[:, None] * (v @ x) for m, u, v, x in parts),
+            start=torch.zeros(count, right.shape[1], dtype=torch.float64),
+        )
+
+    def transposed(left: Tensor) -> Tensor:
+        parts = zip(sparse, of_unseen, of_all, strict=True)
+        return torch.cat(
+            [torch.sparse.mm(m.t(), left) + v[:, None] * (u @ left) for m, u, v in parts]
+        )
+
     generator = named_generator(0, "bit codes")
-    basis = torch.randn(2 * count, width, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.sparse.mm(matrix, basis)).Q
+    shape = (2 * count, min(_WIDTH, count))
+    basis = product(torch.randn(shape, generator=generator, dtype=torch.float64))
     for _ in range(_POWER_STEPS):
-        basis = torch.linalg.qr(torch.sparse.mm(matrix.t(), basis)).Q
-        basis = torch.linalg.qr(torch.sparse.mm(matrix, basis)).Q
-    left, size, _ = torch.linalg.svd(torch.sparse.mm(matrix.t(), basis).T, full_matrices=False)
-    found = basis @ left * size.sqrt()
-    return found / found.norm(dim=1, keepdim=True).clamp(min=1e-9)
+        basis = product(torch.linalg.qr(transposed(torch.linalg.qr(basis).Q)).Q)
+    basis = torch.linalg.qr(basis).Q
+    left, size, _ = torch.linalg.svd(transposed(basis).T, full_matrices=False)
+    return basis @ left * size / root[:, None]
 
 
 def _split(

@@ -6,7 +6,7 @@ With a latent's bits independent, each +-a_j in channels j and j + n (codes.py),
     v = slope z_t - ((1 - t) slope + 1) mean code          V, slope: models/codebook.py
 
 which a DiT has layers for. The residual stream carries z_t, a constant that makes LayerNorm's
-factor one of t alone, and the mean code. adaLN of the last block's MLP gives (1 - t) / V, four GELU
+factor one of t alone, and the mean code. adaLN of the last block's MLP gives (1 - t) / V, two GELU
 units a bit give tanh, and the last adaLN gives slope. No block adds anything else yet: what the
 history tells, and bits tell of each other, is there to be learned.
 """
@@ -26,9 +26,9 @@ from cola_train.models.config import DiTConfig
 from cola_train.models.dit import DIT_TIME_SCALE
 from cola_train.models.layers import sinusoidal_time
 
-# tanh(x) within 0.02: sum of w ((gelu(b x + g) - gelu(b x - g)) / g - 1).
-_TANH = ((0.6216, 1.3005, 1.2151), (0.3784, 2.4613, 6.9034))
-assert 2 * len(_TANH) == UNITS_PER_BIT
+# tanh(x) is near (gelu(b x + g) - gelu(b x - g)) / g - 1. Closer sums of more units learn worse:
+# whatever tells of a bit has to move all of its units at once.
+_SLOPE, _OFFSET = 1.7288, 2.5
 # The released time embedding has waves of up to 1000 radians, among which a small network finds no
 # smooth function of t. Those above this many do not reach it at first.
 _MOST_RADIANS = 40.0
@@ -111,7 +111,7 @@ class BitDenoiser:
 
     @property
     def _height(self) -> float:
-        return math.sqrt(self._channels)
+        return math.sqrt(self._channels / 2)
 
     def _fit(self, t: Curve, curves: Float64[Tensor, "times curves"]) -> None:
         """Linear layers from the time embedding to `curves`, by ridge regression."""
@@ -139,31 +139,26 @@ class BitDenoiser:
     def _open_gate(self, bias: Tensor) -> None:
         bias[self._mean] = 1
 
-    def _units(self) -> list[tuple[slice, float, float, float, float]]:
-        """Hidden units of all bits: which, weight in the sum, slope, offset and sign."""
+    def _units(self) -> list[tuple[slice, float]]:
+        """Hidden units of all bits, and the sign of their offset: two a bit."""
         bits = len(self._codes.amplitude)
-        found = []
-        for pair, (weight, slope, offset) in enumerate(_TANH):
-            for side, sign in enumerate((1.0, -1.0)):
-                first = (2 * pair + side) * bits
-                found.append((slice(first, first + bits), weight, slope, offset, sign))
-        return found
+        return [(slice(0, bits), 1.0), (slice(bits, UNITS_PER_BIT * bits), -1.0)]
 
     def _write_logits(self, weight: Tensor) -> None:
         loud = self._codes.amplitude.diag()
-        for units, _, slope, _, _ in self._units():
+        for units, _ in self._units():
             weight[units] = 0
-            weight[units, self._read] = slope * torch.cat([loud, -loud], dim=1)
+            weight[units, self._read] = _SLOPE * torch.cat([loud, -loud], dim=1)
 
     def _write_log_odds(self, bias: Tensor) -> None:
-        for units, _, slope, offset, sign in self._units():
-            bias[units] = slope * self._codes.log_odds / 2 + sign * offset
+        for units, sign in self._units():
+            bias[units] = _SLOPE * self._codes.log_odds / 2 + sign * _OFFSET
 
     def _write_tanh(self, weight: Tensor) -> None:
         weight[self._mean] = 0
         both = torch.eye(self._channels // 2)
-        for units, share, _, offset, sign in self._units():
-            weight[self._mean, units] = sign * share / offset * torch.cat([both, -both])
+        for units, sign in self._units():
+            weight[self._mean, units] = sign / _OFFSET * torch.cat([both, -both])
 
     def _write_tanh_end(self, bias: Tensor) -> None:
         both = torch.ones(self._channels // 2)

@@ -3,7 +3,7 @@
 import math
 
 # GELU units that make a tanh (dit.py).
-UNITS_PER_BIT = 4
+UNITS_PER_BIT = 2
 
 
 def bits_for(tokens: int) -> int:

@@ -10,6 +10,7 @@ from cola_train.models.config import TextVAEConfig
 
 # What blocks add to the residual stream.
 _ADDED = ("attn_out_proj.weight", "ffn_out.weight")
+_CAUTION = 6.0
 
 
 def written_vae_value(
@@ -17,9 +18,10 @@ def written_vae_value(
 ) -> Tensor:
     """A tensor of the VAE, `drawn` where it is not written; its blocks pass on what they read.
 
-    The encoder's mean is the token's code, its variance exp(-log_snr). The decoder's logits are the
-    log-likelihood of each token's code, up to a constant, given a latent of the usual length. The
-    [mask] id has a code of 0.
+    The encoder's mean is the token's code, its variance exp(-log_snr). The decoder's logits are
+    log p of each token given a latent of the usual length, up to a constant, with _CAUTION times
+    that variance: what a DiT writes is farther from codes than what the encoder does. The [mask] id
+    has a code of 0.
     """
     written, channels = codes.codes, config.latent_dim
     value = torch.zeros_like(drawn)
@@ -40,7 +42,10 @@ def written_vae_value(
     elif name == "decoder.final_layer.weight":
         variance = math.exp(-log_snr)
         # The last norm divides by the root mean square over the whole width.
-        value[:, :channels] = written * math.sqrt(channels * (1 + variance) / config.dim) / variance
+        length = math.sqrt(channels * (1 + variance) / config.dim)
+        value[:, :channels] = written * length / (_CAUTION * variance)
+    elif name == "decoder.final_layer.bias":
+        value[:] = codes.log_p
     else:
         return drawn
     return value
