@@ -29,6 +29,19 @@ def velocity_target(z_0: Values, z_1: Values) -> Values:
     return z_1 - z_0
 
 
+def mean_velocity(
+    z_t: Values, t: Broadcast, mean: Broadcast, variance: Broadcast
+) -> tuple[Values, Broadcast]:
+    """E[z_1 - z_0 | z_t] and the variance around it, where z_0 is N(mean, variance).
+
+    With V = (1 - t)^2 variance + t^2 the mean is slope (z_t - (1 - t) mean) - mean, slope =
+    (t - (1 - t) variance) / V, and the variance is variance / V; nothing is divided by t.
+    """
+    noised = (1 - t).square() * variance + t.square()
+    slope = (t - (1 - t) * variance) / noised
+    return slope * (z_t - (1 - t) * mean) - mean, variance / noised
+
+
 def logit_normal_time(normal: Values, loc: float, scale: float) -> Values:
     """t = sigmoid(loc + scale * normal), normal ~ N(0, 1); in the headline run loc = scale = 1."""
     return torch.sigmoid(loc + scale * normal)

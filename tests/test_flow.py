@@ -17,6 +17,7 @@ from cola_train.flow import (
     integrate,
     interpolate,
     logit_normal_time,
+    mean_velocity,
     rescale_guided,
     velocity_target,
 )
@@ -221,3 +222,19 @@ def test_the_bound_at_the_ends_of_the_path(t: float, variance: float) -> None:
     # z_t is z_0 at t = 0, and z_1 at t = 1: the other's variance is left.
     assert gaussian_baseline(torch.tensor([variance]), torch.zeros(1)) == pytest.approx(1.0)
     assert gaussian_baseline(torch.tensor([variance]), torch.ones(1)) == pytest.approx(variance)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.05, 0.3, 0.8, 1.0])
+def test_the_mean_velocity_is_the_regression_of_draws_on_the_path(t: float) -> None:
+    generator = torch.Generator().manual_seed(9)
+    mean, variance = torch.tensor(0.7), torch.tensor(0.09)
+    noise, z_1 = torch.randn(2, 400_000, generator=generator)
+    z_0 = mean + variance.sqrt() * noise
+    time = torch.full((1,), t)
+    z_t, u = interpolate(z_0, z_1, time), z_1 - z_0
+    found, spread = mean_velocity(z_t, time, mean, variance)
+    # All is Gaussian, so that the conditional mean is a line.
+    slope = ((z_t - z_t.mean()) * (u - u.mean())).mean() / z_t.var()
+    line = u.mean() + slope * (z_t - z_t.mean())
+    assert_near(found, line, 0.02)
+    assert_near((u - found).square().mean(), spread.mean(), 0.01)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cola_train.flow import mean_velocity
+
 NoisedLatents = Float[Tensor, "latents channels"]
 NoiseTimes = Float[Tensor, " latents"]
 
@@ -50,9 +52,7 @@ class Codebook:
         E[z_0 | z_t, k] = c_k + (1 - t) S / V (z_t - (1 - t) c_k) is linear in c_k, so the mean code
         is all that is needed; in this form nothing is divided by t.
         """
-        t = t[:, None]
-        slope = (t - (1 - t) * self.variance) / self._noised_variance(t[:, 0])
-        return slope * (z_t - (1 - t) * code) - code
+        return mean_velocity(z_t, t[:, None], code, self.variance)[0]
 
     def denoise(
         self, z_t: NoisedLatents, t: NoiseTimes, log_prior: Float[Tensor, "#latents codes"]

@@ -27,10 +27,10 @@ from cola_train.families.cola.stage1 import (
     vae_log_snr,
     vae_pass,
 )
-from cola_train.flow import interpolate, logit_normal_time, velocity_target
+from cola_train.flow import interpolate, logit_normal_time, mean_velocity, velocity_target
 from cola_train.models.dit import BlockCausalDiT
 from cola_train.models.modulation import Times
-from cola_train.models.text_vae import TextVAE
+from cola_train.models.text_vae import Posterior, TextVAE
 from cola_train.objectives.objective import Objective, Term, documents_of
 from cola_train.randomness import Purpose, normal, uniform
 
@@ -138,7 +138,7 @@ class Stage2Objective(Objective):
         """
         config = self.config
         if step is not None and not config.vae_strategy.trains_vae(step):
-            return self._flow(batch, self._frozen(batch))
+            return self._flow(batch, *self._frozen(batch))
         out = vae_pass(self.vae, batch, config, self.seed, config.vae_weight)
         negative_entropy = out.divergence(
             "negative_entropy",
@@ -153,7 +153,7 @@ class Stage2Objective(Objective):
             kl = out.posterior.kl_to(reference)
             reference_kl = [out.divergence("reference_kl", kl, config.reference_weight)]
         return [
-            *self._flow(batch, out.z_0),
+            *self._flow(batch, out.posterior, out.z_0),
             out.reconstruction,
             negative_entropy,
             *out.mask,
@@ -184,15 +184,16 @@ class Stage2Objective(Objective):
         return documents_of(batch, self.vae.config.patch_size, self.config.mask_documents)
 
     @torch.no_grad()
-    def _frozen(self, batch: Batch) -> Float[Tensor, "batch latents channels"]:
-        """A posterior sample of a VAE that does not train."""
+    def _frozen(self, batch: Batch) -> tuple[Posterior, Float[Tensor, "batch latents channels"]]:
+        """The posterior of a VAE that does not train, and a sample of it."""
         posterior = hold_log_snr(self.vae.encode(batch.tokens, self._documents(batch)), self.config)
         latents, channels = posterior.mean.shape[1:]
-        return posterior.sample(
-            standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
-        )
+        eps = standard_normal_latents(self.seed, Purpose.POSTERIOR_EPS, batch, latents, channels)
+        return posterior, posterior.sample(eps)
 
-    def _flow(self, batch: Batch, z_0: Float[Tensor, "batch latents channels"]) -> list[Term]:
+    def _flow(
+        self, batch: Batch, posterior: Posterior, z_0: Float[Tensor, "batch latents channels"]
+    ) -> list[Term]:
         config, copies = self.config, self.config.flow.noise_copies
         draws = self._draws(batch)
         times = position_times(draws, self.dit.config.block_size, config.flow)
@@ -204,7 +205,8 @@ class Stage2Objective(Objective):
         # may carry gradient to q_phi.
         detached = z_0.detach().repeat(1, copies, 1)
         path_start = z_0.repeat(1, copies, 1) if config.flow.grad_to_encoder else detached
-        on_path = interpolate(path_start, z_1, times.distinct[times.index][..., None])
+        t = times.distinct[times.index][..., None]
+        on_path = interpolate(path_start, z_1, t)
         z_t = torch.where(draws.pinned[..., None], detached, on_path)
         given, context = (z_t, z_0.detach(), times), (self._documents(batch), draws.sees_history)
         counted, nats = self._counted(batch, draws), None
@@ -214,11 +216,17 @@ class Stage2Objective(Objective):
             tokens = batch.tokens.repeat(1, copies)
             velocity, nats = self.dit.velocity_and_nats(*given, tokens, *context)
 
-        def distance(target: Tensor) -> Tensor:
-            return ((velocity - target).square().mean(-1) * counted).sum()
+        def distance(target: Tensor, around: Tensor | float = 0.0) -> Tensor:
+            return (((velocity - target).square() + around).mean(-1) * counted).sum()
 
+        target, around = velocity_target(detached, z_1), z_1.new_zeros(())
+        if config.flow.target == "posterior":
+            # The variance that the mean leaves out is added, so that the loss is what it would be.
+            mean, spread = posterior.mean.detach(), posterior.logvar.detach().exp()
+            known = (moment.repeat(1, copies, 1) for moment in (mean, spread))
+            target, around = mean_velocity(z_t.detach(), t, *known)
         # With a teacher the loss that others have is a metric, to be compared.
-        total, weight = distance(velocity_target(detached, z_1)), config.flow_weight
+        total, weight = distance(target, around), config.flow_weight
         learned = self.teacher is None
         terms = [Term("flow", "mse", total, "flow_latents", weight if learned else None)]
         if self.teacher is not None:
