@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a book to generated text on a small machine: tokenizer, prepared rows, a Text VAE, a prior over its latents, an autoregressive model
-# of the same compute beside both, and a page of results. What was interrupted goes on with the same command.
+# From a book to generated text on a small machine: tokenizer, prepared rows, a Text VAE, a prior over its latents, a prior in the released
+# layout, an autoregressive model of the same compute beside them, and a page of results. What was interrupted goes on with the same command.
 #   bash scripts/quickstart.sh           about 15 minutes of training on 2 cores
 #   bash scripts/quickstart.sh --smoke   the same path in under 2 minutes; its text means nothing
 set -euo pipefail
@@ -22,8 +22,12 @@ cola-train study run "$spec" --parallel 2
 # judge; three continuations.
 cola-train study table "$spec" --by-figure
 grep "^The prior knows" "$run/cola-66.log" | tail -n 2
+echo "In the released layout ($run/released-66/hf):"
+grep "^The prior knows" "$run/released-66.log" | tail -n 2
 cola-train sample "$run/cola-66" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1 \
     noise_scale=0.8 guidance_scale=1.5
+cola-train sample "$run/released-66" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1 \
+    noise_scale=0.5 guidance_scale=2 history=reencoded
 cat <<TEXT
 A picture of the VAE and the prior: $run/cola-66/inspection/inspection.png
 What to try next:
