@@ -72,6 +72,12 @@ class Stage2RunConfig(ColaRunConfig):
         None, help="Checkpoint whose DiT to start from, of any block_size; null draws it."
     )
 
+    init_as: Literal["drawn", "bits"] = setting(
+        "drawn",
+        help="What no checkpoint gives: drawn, or a written VAE whose latents are bits of tokens, "
+        "and a DiT that denoises each bit by itself; not of the paper.",
+    )
+
     @property
     def vae_from(self) -> str | None:
         """The checkpoint whose VAE the run starts from."""
@@ -80,7 +86,7 @@ class Stage2RunConfig(ColaRunConfig):
     @property
     def has_vae(self) -> bool:
         """Whether the run starts with a VAE that encodes and decodes."""
-        return self.vae_from is not None
+        return self.vae_from is not None or self.init_as == "bits"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,25 +109,6 @@ class Stage2RunConfig(ColaRunConfig):
             "dit.head=codebook needs objective.vae_strategy.mode=fix: its codes are measured once, "
             "at the start, and a VAE that trains would move away from them.",
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class JointRunConfig(Stage2RunConfig):
-    """`cola-train joint`: stage 2."""
-
-    stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
-    init_as: Literal["drawn", "bits"] = setting(
-        "drawn",
-        help="What no checkpoint gives: drawn, or a written VAE whose latents are bits of tokens, "
-        "and a DiT that denoises each bit by itself; not of the paper.",
-    )
-
-    @property
-    def has_vae(self) -> bool:
-        return self.init_as == "bits" or super().has_vae
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
         if self.init_as == "bits":
             self._check_bits()
 
@@ -164,6 +151,13 @@ class JointRunConfig(Stage2RunConfig):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class JointRunConfig(Stage2RunConfig):
+    """`cola-train joint`: stage 2."""
+
+    stage: Literal["joint"] = setting("joint", help="Which stage a saved config is of.")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillRunConfig(Stage2RunConfig):
     """`cola-train distill`: stage 2 by a trained DiT's velocities instead of the data's."""
@@ -181,9 +175,12 @@ class DistillRunConfig(Stage2RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.init_vae_from is None and self.objective.vae_strategy.mode == "fix",
+            self.init_vae_from is None
+            and self.init_as == "drawn"
+            and self.objective.vae_strategy.mode == "fix",
             "distill takes the VAE of teacher_from as it is, for velocities are of one VAE's "
-            "latents: leave init_vae_from out, and set objective.vae_strategy.mode=fix.",
+            "latents: leave init_vae_from and init_as out, and set "
+            "objective.vae_strategy.mode=fix.",
         )
         require(
             self.dit.head == "velocity",
