@@ -103,7 +103,7 @@ def test_all_are_all(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_section_is_listed_with_meanings_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     out = shown(capsys, "joint", "--help", "objective.flow")
-    assert out.startswith("9 settings of section objective.flow of `cola-train joint`:\n")
+    assert out.startswith("10 settings of section objective.flow of `cola-train joint`:\n")
     assert listed(out) == [key for key in keys_of("joint") if key.startswith("objective.flow.")]
     assert "  objective.flow.time_loc\n      Mean of the normal under the sigmoid. [1.0; a f" in out
     assert len(listed(shown(capsys, "joint", "--help", "optim"))) == 16
