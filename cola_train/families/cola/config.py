@@ -5,7 +5,7 @@ from typing import Literal
 
 from cola_train.config.load import value_at
 from cola_train.config.run import RunConfig
-from cola_train.config.settings import require, section, setting
+from cola_train.config.settings import UserError, require, section, setting
 from cola_train.families.cola.bits.sizes import bits_for, least_units, least_width
 from cola_train.families.cola.losses import Stage1Config, Stage2Config
 from cola_train.models.config import DiTConfig, TextVAEConfig, check_pair, check_seq_len
@@ -175,14 +175,17 @@ class DistillRunConfig(Stage2RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            self.init_vae_from is None
-            and self.init_as == "drawn"
-            and self.objective.vae_strategy.mode == "fix",
+            self.init_vae_from is None and self.objective.vae_strategy.mode == "fix",
             "distill takes the VAE of teacher_from as it is, for velocities are of one VAE's "
-            "latents: leave init_vae_from and init_as out, and set "
-            "objective.vae_strategy.mode=fix.",
+            "latents: leave init_vae_from out, and set objective.vae_strategy.mode=fix.",
         )
         require(
             self.dit.head == "velocity",
             "distill trains a DiT in the released layout: leave dit.head=codebook to its teacher.",
+        )
+
+    def _check_bits(self) -> None:
+        raise UserError(
+            "distill takes the VAE of teacher_from as it is: leave init_as=bits out, which writes "
+            "a VAE of its own."
         )

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cola_train.config.load import load_config
 from cola_train.config.sampling import SamplerConfig
 from cola_train.config.settings import UserError
 from cola_train.families.cola.checkpoint import ColaCheckpoint
-from cola_train.families.cola.config import JointRunConfig
+from cola_train.families.cola.config import DistillRunConfig, JointRunConfig
 from cola_train.families.generate import generate
 from cola_train.run_layout import EXPORT, folder_of
 from cola_train.training.run import train
@@ -89,6 +90,12 @@ def test_a_codebook_is_refused(joint_config: Callable[..., JointRunConfig]) -> N
     codebook = ["dit.head=codebook", "dit.vocab_size=320"]
     with pytest.raises(UserError, match=r"leave dit\.head=codebook out"):
         joint_config("refused", *BITS, *codebook)
+
+
+def test_a_teachers_vae_is_not_written_over() -> None:
+    settings = ["init_as=bits", "teacher_from=checkpoints/x", "data.path=rows", "name=taught"]
+    with pytest.raises(UserError, match="leave init_as=bits out"):
+        load_config(DistillRunConfig, None, settings)
 
 
 def test_bits_are_of_the_runs_own_rows(
