@@ -71,7 +71,6 @@ class Stage2RunConfig(ColaRunConfig):
     init_dit_from: str | None = setting(
         None, help="Checkpoint whose DiT to start from, of any block_size; null draws it."
     )
-
     init_as: Literal["drawn", "bits"] = setting(
         "drawn",
         help="What no checkpoint gives: drawn, or a written VAE whose latents are bits of tokens, "
@@ -93,14 +92,13 @@ class Stage2RunConfig(ColaRunConfig):
         self._check_log_snr()
         check_pair(self.vae, self.dit)
         check_seq_len(self.data.seq_len, self.vae.patch_size, self.dit.block_size)
-        has_vae = self.has_vae
         require(
-            has_vae or self.objective.reference_weight == 0,
+            self.has_vae or self.objective.reference_weight == 0,
             "objective.reference_weight needs a stage-1 encoder to stay near: give init_vae_from, "
             "or set objective.reference_weight=0 (All Scratch).",
         )
         require(
-            has_vae or self.objective.vae_strategy.mode != "fix",
+            self.has_vae or self.objective.vae_strategy.mode != "fix",
             "objective.vae_strategy.mode 'fix' needs a trained VAE: give init_vae_from, or use "
             "mode 'joint'.",
         )

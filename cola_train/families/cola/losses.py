@@ -123,8 +123,8 @@ class FlowConfig(Settings):
     )
     target: Literal["sample", "posterior"] = setting(
         "sample",
-        help="What a velocity learns from: z_1 - z_0, or its mean given z_t and q(z_0 | x), the "
-        "same on average and with less noise; not of the paper.",
+        help="What a velocity learns from: z_1 - z_0, or its mean given z_t and q(z_0 | x), for "
+        "the DiT the same on average and less noisy; not of the paper.",
     )
     grad_to_encoder: bool = setting(
         True, help="fm_grad_to_encoder: z_t keeps its gradient to the encoder; not the target."

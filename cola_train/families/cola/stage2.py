@@ -129,7 +129,8 @@ class Stage2Objective(Objective):
     def forward(self, batch: Batch, step: int | None = None) -> list[Term]:
         """flow_mse and, where the VAE trains, its terms and metrics.
 
-        flow_mse is the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2, and
+        flow_mse is the mean over counted latents and channels of (v_psi - (z_1 - z_0))^2, with
+        flow.target=posterior of its mean given z_t and the posterior, and
         teacher_mse of (v_psi - v_teacher)^2; code_nats, over latents, of -log p(token | z_t,
         history) by a codebook. The VAE's are reconstruction, mask loss, negative entropy
         E_q[log q] and KL(q || q_ref), the last two in nats per token (summed over channels, divided
@@ -216,17 +217,19 @@ class Stage2Objective(Objective):
             tokens = batch.tokens.repeat(1, copies)
             velocity, nats = self.dit.velocity_and_nats(*given, tokens, *context)
 
-        def distance(target: Tensor, around: Tensor | float = 0.0) -> Tensor:
-            return (((velocity - target).square() + around).mean(-1) * counted).sum()
+        def distance(target: Tensor) -> Tensor:
+            return ((velocity - target).square().mean(-1) * counted).sum()
 
-        target, around = velocity_target(detached, z_1), z_1.new_zeros(())
-        if config.flow.target == "posterior":
-            # The variance that the mean leaves out is added, so that the loss is what it would be.
-            mean, spread = posterior.mean.detach(), posterior.logvar.detach().exp()
-            known = (moment.repeat(1, copies, 1) for moment in (mean, spread))
-            target, around = mean_velocity(z_t.detach(), t, *known)
+        if config.flow.target == "sample":
+            total = distance(velocity_target(detached, z_1))
+        else:
+            moments = posterior.mean.detach(), posterior.logvar.detach().exp()
+            known = (moment.repeat(1, copies, 1) for moment in moments)
+            target, variance = mean_velocity(z_t.detach(), t, *known)
+            # What the mean leaves out is added, so that the loss is what it would be.
+            total = distance(target) + (variance.mean(-1) * counted).sum()
         # With a teacher the loss that others have is a metric, to be compared.
-        total, weight = distance(target, around), config.flow_weight
+        weight = config.flow_weight
         learned = self.teacher is None
         terms = [Term("flow", "mse", total, "flow_latents", weight if learned else None)]
         if self.teacher is not None:

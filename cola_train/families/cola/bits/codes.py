@@ -18,6 +18,7 @@ from cola_train.randomness import named_generator
 
 _WIDTH = 64  # directions in which neighbors are told apart
 _POWER_STEPS = 4
+# Pairs of each token that were not seen: without them a rare token is near to none.
 _UNSEEN = 2.0
 # What first bits are louder than later ones: they are told at more noise, so that sampling settles
 # one after another and not all at once, each without the others.

@@ -10,6 +10,7 @@ from cola_train.models.config import TextVAEConfig
 
 # What blocks add to the residual stream.
 _ADDED = ("attn_out_proj.weight", "ffn_out.weight")
+# More, and rare tokens are read as frequent ones with nearly the same code.
 _CAUTION = 6.0
 
 
