@@ -24,8 +24,10 @@ cola-train study table "$spec" --by-figure
 grep "^The prior knows" "$run/cola-66.log" | tail -n 2
 echo "In the released layout ($run/released-66/hf):"
 grep "^The prior knows" "$run/released-66.log" | tail -n 2
+echo "Written by $run/cola-66:"
 cola-train sample "$run/cola-66" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1 \
     noise_scale=0.8 guidance_scale=1.5
+echo "Written in the released layout by $run/released-66:"
 cola-train sample "$run/released-66" --prompt "It was" --prompt "She could not" --prompt "My dear" max_new_tokens=48 seed=1 \
     noise_scale=0.5 guidance_scale=2 history=reencoded
 cat <<TEXT
